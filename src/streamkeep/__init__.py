@@ -1,0 +1,62 @@
+"""Durable streaming: streams that survive reloads, lost connections and dead processes.
+
+    async with StreamManager.connect("sqlite:///streams.db") as streams:
+        async with streams.open("answer-42") as stream:
+            await stream.write({"text": "Hello"})
+            await stream.done({"text": "Hello"})
+
+        async with streams.subscribe("answer-42") as events:
+            async for event in events:
+                print(event)
+"""
+
+from ._input import Limits, StreamInput
+from ._manager import InMemoryStreamManager, StreamInfo, StreamManager
+from ._subscription import Subscription
+from .errors import (
+    InvalidArgumentError,
+    LimitExceededError,
+    OffsetOutOfRangeError,
+    PublicError,
+    StorageCorruptError,
+    StorageError,
+    StorageFullError,
+    StreamAlreadyExistsError,
+    StreamBusyError,
+    StreamCompletedError,
+    StreamInputClosedError,
+    StreamkeepError,
+    StreamManagerClosedError,
+    StreamNotFoundError,
+    StreamTakenOverError,
+    StreamTimeoutError,
+)
+from .events import ErrorInfo, StreamEvent, StreamEventType
+
+__all__ = [
+    "ErrorInfo",
+    "InMemoryStreamManager",
+    "InvalidArgumentError",
+    "LimitExceededError",
+    "Limits",
+    "OffsetOutOfRangeError",
+    "PublicError",
+    "StorageCorruptError",
+    "StorageError",
+    "StorageFullError",
+    "StreamAlreadyExistsError",
+    "StreamBusyError",
+    "StreamCompletedError",
+    "StreamEvent",
+    "StreamEventType",
+    "StreamInfo",
+    "StreamInput",
+    "StreamInputClosedError",
+    "StreamManager",
+    "StreamManagerClosedError",
+    "StreamNotFoundError",
+    "StreamTakenOverError",
+    "StreamTimeoutError",
+    "StreamkeepError",
+    "Subscription",
+]

@@ -1,0 +1,181 @@
+"""Every exception that streamkeep raises, and the canonical statuses they carry.
+
+    StreamkeepError                   a status, its HTTP code, and whether the message may be shown
+    ├── InvalidArgumentError          INVALID_ARGUMENT     a bad id, offset, chunk or request
+    │   └── OffsetOutOfRangeError     OUT_OF_RANGE         an offset that the stream never reached
+    ├── StreamNotFoundError           NOT_FOUND            no such stream, or it has expired
+    ├── StreamAlreadyExistsError      ALREADY_EXISTS       the id is taken
+    ├── StreamBusyError               FAILED_PRECONDITION  its writer is alive; try again when its lease has lapsed
+    ├── StreamInputClosedError        FAILED_PRECONDITION  this handle was completed or closed by its owner
+    ├── StreamCompletedError          FAILED_PRECONDITION  somebody else completed or cancelled the stream
+    ├── StreamTakenOverError          ABORTED              another writer has taken the stream over
+    ├── StreamTimeoutError            DEADLINE_EXCEEDED    nothing came for as long as the reader would wait
+    ├── StreamManagerClosedError      UNAVAILABLE          the manager is not running
+    ├── LimitExceededError            RESOURCE_EXHAUSTED   a documented limit was reached
+    ├── StorageError                  UNAVAILABLE          the storage failed; what was asked for may or may not be done
+    │   ├── StorageFullError          RESOURCE_EXHAUSTED   no space left; nothing was stored
+    │   └── StorageCorruptError       DATA_LOSS            the storage is damaged, foreign, or from a newer version
+    └── PublicError                   any                  raised by a producer: its message is for readers
+
+The statuses and their HTTP codes are Genkit's (and gRPC's).
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar, Final, Literal, get_args
+
+Status = Literal[
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+]
+
+STATUSES: Final[Mapping[str, Status]] = {status: status for status in get_args(Status)}
+
+HTTP_CODES: Final[Mapping[Status, int]] = {
+    "CANCELLED": 499,
+    "UNKNOWN": 500,
+    "INVALID_ARGUMENT": 400,
+    "DEADLINE_EXCEEDED": 504,
+    "NOT_FOUND": 404,
+    "ALREADY_EXISTS": 409,
+    "PERMISSION_DENIED": 403,
+    "UNAUTHENTICATED": 401,
+    "RESOURCE_EXHAUSTED": 429,
+    "FAILED_PRECONDITION": 400,
+    "ABORTED": 409,
+    "OUT_OF_RANGE": 400,
+    "UNIMPLEMENTED": 501,
+    "INTERNAL": 500,
+    "UNAVAILABLE": 503,
+    "DATA_LOSS": 500,
+}
+
+
+class StreamkeepError(Exception):
+    """The base of all errors here.
+
+    `status` is the canonical status; `public` says whether the message may be shown to a client, who else reads only
+    the status.
+    """
+
+    status: Status = "INTERNAL"
+    public: ClassVar[bool] = True
+
+    @property
+    def http_code(self) -> int:
+        """The HTTP code that Genkit gives this status."""
+        return HTTP_CODES[self.status]
+
+
+class InvalidArgumentError(StreamkeepError):
+    """What was passed in can never be right: an id, an offset, a value that is not JSON."""
+
+    status: Status = "INVALID_ARGUMENT"
+
+
+class OffsetOutOfRangeError(InvalidArgumentError):
+    """A reader names an offset that the stream has not reached: it has mixed up streams, or the storage lost some."""
+
+    status: Status = "OUT_OF_RANGE"
+
+
+class StreamNotFoundError(StreamkeepError):
+    """No stream lives under this id: it never did, has expired, or was deleted."""
+
+    status: Status = "NOT_FOUND"
+
+
+class StreamAlreadyExistsError(StreamkeepError):
+    """A stream, open or completed, lives under this id."""
+
+    status: Status = "ALREADY_EXISTS"
+
+
+class StreamBusyError(StreamkeepError):
+    """The stream's writer is alive, so it cannot be taken over; `lease_until` is when that may change (epoch seconds)."""
+
+    status: Status = "FAILED_PRECONDITION"
+
+    def __init__(self, message: str, *, lease_until: float) -> None:
+        super().__init__(message)
+        self.lease_until = lease_until
+
+
+class StreamInputClosedError(StreamkeepError):
+    """This handle was completed or closed by its owner. (Genkit: "stream writer is closed".)"""
+
+    status: Status = "FAILED_PRECONDITION"
+
+
+class StreamCompletedError(StreamkeepError):
+    """The stream was completed or cancelled by somebody else. (Genkit: "stream has already completed".)"""
+
+    status: Status = "FAILED_PRECONDITION"
+
+
+class StreamTakenOverError(StreamkeepError):
+    """Another writer has taken the stream over; this one can write no more."""
+
+    status: Status = "ABORTED"
+
+
+class StreamTimeoutError(StreamkeepError):
+    """Nothing came for as long as the reader had said that it would wait."""
+
+    status: Status = "DEADLINE_EXCEEDED"
+
+
+class StreamManagerClosedError(StreamkeepError):
+    """The manager is closed, or was never entered."""
+
+    status: Status = "UNAVAILABLE"
+
+
+class LimitExceededError(StreamkeepError):
+    """A limit was reached; the message names it. Nothing was stored."""
+
+    status: Status = "RESOURCE_EXHAUSTED"
+
+
+class StorageError(StreamkeepError):
+    """The storage failed, and whether it did what was asked for is unknown. The message is for the log, not for clients."""
+
+    status: Status = "UNAVAILABLE"
+    public = False
+
+
+class StorageFullError(StorageError):
+    """The storage has no space left. Nothing of the commit was stored."""
+
+    status: Status = "RESOURCE_EXHAUSTED"
+
+
+class StorageCorruptError(StorageError):
+    """The storage is damaged, is not one of ours, or was written by a newer version."""
+
+    status: Status = "DATA_LOSS"
+
+
+class PublicError(StreamkeepError):
+    """Raise it in a producer to show its message and details to readers; any other exception reads `internal` there.
+
+    Its counterpart is Genkit's `PublicError` (`UserFacingError` in JS), which is understood as well.
+    """
+
+    def __init__(self, status: Status, message: str, details: object = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.details = details

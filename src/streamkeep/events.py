@@ -1,0 +1,190 @@
+"""StreamEvent, and the format of a record: one letter for the type, then JSON.
+
+What is stored is what is sent: a record's JSON is decoded only when somebody asks for the object.
+"""
+
+import math
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final, Generic, TypeVar
+
+import msgspec
+
+from .errors import STATUSES, InvalidArgumentError, PublicError, Status, StorageCorruptError, StreamkeepError
+
+T = TypeVar("T")
+
+
+class StreamEventType(StrEnum):
+    """Chunks, then at most one DONE or ERROR."""
+
+    CHUNK = "chunk"
+    DONE = "done"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorInfo:
+    """Why a stream ended in ERROR. All but `internal` may be shown to clients."""
+
+    status: Status
+    message: str
+    details: Any = None
+    internal: str = field(default="", repr=False)
+    """The producer's exception in full, for those who run the service; never sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEvent(Generic[T]):
+    """One event of a stream: its type, its offset in the log (from 0), and its JSON as it is stored."""
+
+    type: StreamEventType
+    offset: int
+    data: bytes
+    _decode_chunk: Callable[[bytes], T] = field(default=msgspec.json.decode, repr=False, compare=False)
+    _decode_output: Callable[[bytes], Any] = field(default=msgspec.json.decode, repr=False, compare=False)
+
+    @property
+    def chunk(self) -> T:
+        """The chunk, decoded anew at each call; AttributeError unless the type is CHUNK."""
+        self._must_be(StreamEventType.CHUNK)
+        return self._decode_chunk(self.data)
+
+    @property
+    def output(self) -> Any:
+        """What the producer gave to `done`; AttributeError unless the type is DONE."""
+        self._must_be(StreamEventType.DONE)
+        return self._decode_output(self.data)
+
+    @property
+    def error(self) -> ErrorInfo:
+        """Why the stream failed; AttributeError unless the type is ERROR."""
+        self._must_be(StreamEventType.ERROR)
+        return msgspec.json.decode(self.data, type=ErrorInfo)
+
+    def _must_be(self, type_: StreamEventType) -> None:
+        if self.type is not type_:
+            raise AttributeError(f"the event at offset {self.offset} is a {self.type}, not a {type_}")
+
+
+_TYPE_OF: Final[Mapping[int, StreamEventType]] = {
+    ord("c"): StreamEventType.CHUNK,
+    ord("d"): StreamEventType.DONE,
+    ord("e"): StreamEventType.ERROR,
+}
+_LETTER_OF: Final[Mapping[StreamEventType, bytes]] = {type_: bytes([letter]) for letter, type_ in _TYPE_OF.items()}
+
+
+def chunk_record(chunk: object) -> bytes:
+    """Give the record of a chunk. InvalidArgumentError: the value is not JSON."""
+    return _LETTER_OF[StreamEventType.CHUNK] + encode_json(chunk)
+
+
+def done_record(output: object) -> bytes:
+    """Give the record that ends a stream well. InvalidArgumentError: the value is not JSON."""
+    return _LETTER_OF[StreamEventType.DONE] + encode_json(output)
+
+
+def error_record(error: ErrorInfo) -> bytes:
+    """Give the record that ends a stream in failure."""
+    return _LETTER_OF[StreamEventType.ERROR] + encode_json(error)
+
+
+def is_terminal(record: bytes) -> bool:
+    """Say whether a stream ends with this record."""
+    return _TYPE_OF.get(record[0] if record else 0) in (StreamEventType.DONE, StreamEventType.ERROR)
+
+
+def event_of(
+    record: bytes,
+    offset: int,
+    decode_chunk: Callable[[bytes], T] = msgspec.json.decode,
+    decode_output: Callable[[bytes], Any] = msgspec.json.decode,
+) -> StreamEvent[T]:
+    """Give the event that a record holds. StorageCorruptError: it is none of ours."""
+    type_ = _TYPE_OF.get(record[0] if record else 0)
+    if type_ is None:
+        raise StorageCorruptError(f"the record at offset {offset} is not one of streamkeep's")
+    return StreamEvent(type_, offset, record[1:], decode_chunk, decode_output)
+
+
+def decoder_of(type_: type[T]) -> Callable[[bytes], T]:
+    """Give what decodes JSON into a pydantic model, or into anything that msgspec knows: dataclasses, structs, TypedDicts."""
+    validate_json: Callable[[bytes], T] | None = getattr(type_, "model_validate_json", None)
+    return validate_json or msgspec.json.Decoder(type_).decode
+
+
+def encode_json(value: object) -> bytes:
+    """Give the value as one line of UTF-8 JSON.
+
+    Beside JSON's own types, dataclasses, msgspec structs, pydantic models (by alias) and what msgspec documents (datetimes, UUIDs,
+    enums) are taken. InvalidArgumentError: anything else, NaN and infinities, lone surrogates, circular or too deep nesting.
+    """
+    try:
+        data = _encoder.encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidArgumentError(f"the value is not JSON: {error}") from error
+    # The encoder writes null for NaN; only then is it worth walking the value, to refuse what would be read back as another.
+    if b"null" in data and _has_non_finite(value):
+        raise InvalidArgumentError("the value is not JSON: it holds NaN or an infinity")
+    return data
+
+
+def _encode_model(value: object) -> object:
+    model_dump: Callable[..., object] | None = getattr(value, "model_dump", None)
+    if model_dump is None:
+        raise TypeError(f"{type(value).__qualname__} has no JSON form")
+    return model_dump(mode="json", by_alias=True)
+
+
+_encoder: Final = msgspec.json.Encoder(enc_hook=_encode_model)
+
+
+def _has_non_finite(value: object) -> bool:
+    plain = msgspec.to_builtins(value, builtin_types=(float,), enc_hook=_encode_model)
+    stack = [plain]
+    while stack:
+        match stack.pop():
+            case float() as number if not math.isfinite(number):
+                return True
+            case dict() as mapping:
+                stack.extend(mapping.values())
+            case list() | tuple() as items:
+                stack.extend(items)
+            case _:
+                pass
+    return False
+
+
+def error_info(error: BaseException) -> ErrorInfo:
+    """Say of an exception what readers may know: status always, message and details only if it was marked public.
+
+    Public are `PublicError`, Genkit's `PublicError` and `UserFacingError` (known by name and attributes, because Genkit need not be
+    installed), and the public errors of this package. Of all others readers see the status (INTERNAL without one) in words.
+    """
+    status = STATUSES.get(getattr(error, "status", "") or "", "INTERNAL")
+    internal = "".join(traceback.format_exception(error))
+    if not _is_public(error):
+        return ErrorInfo(status, status.lower().replace("_", " "), None, internal)
+    message = getattr(error, "original_message", None) or str(error)
+    return ErrorInfo(status, message, _json_or_none(getattr(error, "details", None)), internal)
+
+
+def _is_public(error: BaseException) -> bool:
+    match error:
+        case PublicError():
+            return True
+        case StreamkeepError():
+            return error.public
+        case _:
+            names = {class_.__name__ for class_ in type(error).__mro__}
+            return hasattr(error, "status") and bool(names & {"PublicError", "UserFacingError"})
+
+
+def _json_or_none(value: object) -> object:
+    try:
+        return msgspec.json.decode(encode_json(value))
+    except InvalidArgumentError:
+        return None

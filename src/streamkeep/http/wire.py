@@ -1,0 +1,436 @@
+"""What goes over HTTP, as values: the frames of both framings, encoded and decoded, and Genkit's request.
+
+Everything here is sans-I/O. It knows neither ASGI nor managers, sets no headers, and never decides *when* something is sent.
+A POST is answered in Genkit's framing, whose clients survive very little, a GET in native SSE, as the HTML standard has it.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeVar, assert_never
+
+import msgspec
+
+from ..errors import STATUSES, InvalidArgumentError, LimitExceededError, Status, StreamkeepError
+from ..events import ErrorInfo, StreamEvent, StreamEventType, encode_json
+
+T = TypeVar("T")
+
+MAX_FRAME_BYTES: Final = 8 * 1024 * 1024
+"""How long a frame may be that a decoder takes, unless it is told otherwise."""
+
+MAX_OFFSET: Final = 2**53 - 1
+"""The greatest offset that a JavaScript client can name."""
+
+
+# Encoding
+
+
+class Framing(Protocol):
+    """How one response speaks. It keeps the state of the line, so each response has its own."""
+
+    @property
+    def content_type(self) -> str: ...
+
+    def preamble(self) -> bytes:
+        """Give what is sent before the first frame."""
+        ...
+
+    def event(self, event: StreamEvent[T]) -> bytes:
+        """Give the whole frame of an event."""
+        ...
+
+    def heartbeat(self) -> bytes:
+        """Give what keeps an idle connection alive and means nothing to its reader."""
+        ...
+
+    def error(self, error: ErrorInfo) -> bytes:
+        """Give the terminal frame of a transport that failed: it has no offset, for the stream itself goes on."""
+        ...
+
+
+class GenkitFraming:
+    """Genkit's frames: LF only, one `data: ` line each, never `id:`, `event:`, `retry:` or a comment.
+
+    Genkit's JS client cuts at blank lines, drops six characters and parses the rest, hence the heartbeat: it opens the next
+    frame early and goes on with spaces, which JSON allows. An error is sent twice, because Dart reads only
+    `error:` and Java only `data:`. Send it in a packet of its own: the JS client forgets chunks not yet read when it comes.
+    """
+
+    content_type: Final = "text/event-stream"
+
+    def __init__(self) -> None:
+        self._line_is_open = False
+
+    def preamble(self) -> bytes:
+        return b""
+
+    def event(self, event: StreamEvent[T]) -> bytes:
+        match event.type:
+            case StreamEventType.CHUNK:
+                return self._frame(b'{"message":%b,"offset":%d}' % (_one_line(event.data), event.offset))
+            case StreamEventType.DONE:
+                return self._frame(b'{"result":%b,"offset":%d}' % (_one_line(event.data), event.offset))
+            case StreamEventType.ERROR:
+                return self._failure(event.error, b',"offset":%d' % event.offset)
+            case _:
+                assert_never(event.type)
+
+    def heartbeat(self) -> bytes:
+        if self._line_is_open:
+            return b" "
+        self._line_is_open = True
+        return b"data: "
+
+    def error(self, error: ErrorInfo) -> bytes:
+        return self._failure(error, b"")
+
+    def _failure(self, error: ErrorInfo, offset: bytes) -> bytes:
+        data = _error_json(error)
+        return self._frame(b'{"error":%b%b}' % (data, offset)) + b'error: {"error":%b}\n\n' % data
+
+    def _frame(self, data: bytes) -> bytes:
+        opening = b"" if self._line_is_open else b"data: "
+        self._line_is_open = False
+        return opening + data + b"\n\n"
+
+
+class SSEFraming:
+    """Server-sent events as in the HTML standard: the offset is the id, and the events are `chunk`, `done` and `error`.
+
+    A transport's error has no id, so that a reconnecting `EventSource` names the last event that it has. `retry_seconds` is how
+    long that waits first.
+    """
+
+    content_type: Final = "text/event-stream"
+
+    def __init__(self, *, retry_seconds: float = 2.0) -> None:
+        self._retry_ms = round(retry_seconds * 1000)
+
+    def preamble(self) -> bytes:
+        return b"retry: %d\n\n" % self._retry_ms
+
+    def event(self, event: StreamEvent[T]) -> bytes:
+        data = _error_json(event.error) if event.type is StreamEventType.ERROR else _one_line(event.data)
+        return b"id: %d\nevent: %b\ndata: %b\n\n" % (event.offset, event.type.encode(), data)
+
+    def heartbeat(self) -> bytes:
+        return b": \n\n"
+
+    def error(self, error: ErrorInfo) -> bytes:
+        return b"event: error\ndata: %b\n\n" % _error_json(error)
+
+
+def ascii_json(data: bytes) -> bytes:
+    r"""Give UTF-8 JSON in ASCII, by \uXXXX escapes; the same object if it is ASCII already.
+
+    Genkit's JS client corrupts characters that packets split, and its Python client ends lines at U+2028. Nothing is
+    parsed: outside its strings JSON is ASCII anyway.
+    """
+    if data.isascii():
+        return data
+    return _NON_ASCII.sub(lambda run: json.dumps(run[0])[1:-1], data.decode()).encode()
+
+
+def result_body(output: bytes) -> bytes:
+    """Give the body of an answer that does not stream, around the output's JSON."""
+    return b'{"result":%b}' % ascii_json(output)
+
+
+def error_body(error: ErrorInfo) -> bytes:
+    """Give the body of an answer that is an error; its HTTP code is the status's."""
+    return b'{"error":%b}' % _error_json(error)
+
+
+_NON_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
+_NO_LINE_ENDS: Final = bytes.maketrans(b"\r\n", b"  ")
+
+
+def _one_line(data: bytes) -> bytes:
+    # A producer may store JSON of its own (`msgspec.Raw`). A line end is only whitespace in JSON, but injection in a frame.
+    return ascii_json(data).translate(_NO_LINE_ENDS)
+
+
+def _error_json(error: ErrorInfo) -> bytes:
+    # `details` is always there: Genkit's JS client would print "undefined". `internal` never is.
+    return ascii_json(encode_json({"status": error.status, "message": error.message, "details": error.details}))
+
+
+# Decoding Genkit's frames
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A chunk: its JSON as it came, and its offset if the server is one of ours."""
+
+    data: bytes
+    offset: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The output that ends a stream well."""
+
+    data: bytes
+    offset: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The error that ends a stream, or, without an offset, perhaps only this transport of it."""
+
+    error: ErrorInfo
+    offset: int | None
+
+
+GenkitFrame = Message | Result | Failure
+
+
+class GenkitDecoder:
+    """Reads what Genkit's servers send, ours included, from bytes that are cut anywhere.
+
+    Each `data:` or `error:` line is a frame; all other lines, and frames with none of the known keys, are skipped, as
+    Genkit's Dart and Java clients do. `finished` tells whether the terminal frame has come; what follows it, such as an
+    error's second form, is skipped too. A body that ends without one is an error, which only the caller can see.
+    """
+
+    def __init__(self, *, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
+        self.finished = False
+        self._lines = _Lines(max_frame_bytes)
+        self._broken: StreamkeepError | None = None
+
+    def feed(self, data: bytes) -> list[GenkitFrame]:
+        """Give the frames that these bytes complete.
+
+        InvalidArgumentError: a frame is malformed. LimitExceededError: one is longer than `max_frame_bytes`. Frames
+        before it are given first; the error then comes at the next call, and at every later one.
+        """
+        frames: list[GenkitFrame] = []
+        try:
+            self._decode_into(frames, data)
+        except StreamkeepError as error:
+            self._broken = error
+            if not frames:
+                raise
+        return frames
+
+    def _decode_into(self, frames: list[GenkitFrame], data: bytes) -> None:
+        if self._broken is not None:
+            raise self._broken
+        if self.finished:
+            return
+        for frame in map(_genkit_frame, self._lines.feed(data)):
+            if frame is not None:
+                frames.append(frame)
+            if isinstance(frame, Result | Failure):
+                self.finished = True
+                return
+
+
+class _WireError(msgspec.Struct):
+    status: object = None
+    message: object = None
+    details: object = None
+    error: "_WireError | str | None" = None
+
+
+class _WireFrame(msgspec.Struct):
+    message: msgspec.Raw = msgspec.Raw()
+    result: msgspec.Raw = msgspec.Raw()
+    error: _WireError | str | msgspec.UnsetType | None = msgspec.UNSET
+    offset: object = None
+
+
+_frame_decoder: Final = msgspec.json.Decoder(_WireFrame)
+
+
+def _genkit_frame(line: bytes) -> GenkitFrame | None:
+    name, _, payload = line.partition(b":")
+    if name not in (b"data", b"error") or not payload.strip():
+        return None
+    frame = _wire_frame(payload)
+    offset = frame.offset if type(frame.offset) is int and 0 <= frame.offset <= MAX_OFFSET else None
+    if data := bytes(frame.message):
+        return Message(data, offset)
+    if data := bytes(frame.result):
+        return Result(data, offset)
+    return None if frame.error is msgspec.UNSET else Failure(_error_of(frame.error), offset)
+
+
+def _wire_frame(payload: bytes) -> _WireFrame:
+    try:
+        # Raw checks that it is JSON, but not that it is UTF-8.
+        return _frame_decoder.decode(payload.decode())
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgumentError("the server sent a frame that is not Genkit's") from error
+
+
+def _error_of(error: _WireError | str | None) -> ErrorInfo:
+    if isinstance(error, _WireError) and error.error is not None:
+        error = error.error  # genkit_fastapi may wrap an error twice
+    if not isinstance(error, _WireError):
+        return ErrorInfo("UNKNOWN", error or "")
+    return ErrorInfo(_status_of(error.status), error.message if isinstance(error.message, str) else "", error.details)
+
+
+def _status_of(name: object) -> Status:
+    if name == "INTERNAL_SERVER_ERROR":
+        return "INTERNAL"  # older Genkit for Go
+    return STATUSES.get(name, "UNKNOWN") if isinstance(name, str) else "UNKNOWN"
+
+
+class _Lines:
+    """Cuts bytes into lines at LF, CR or CRLF, without their ends, and refuses a line that is too long."""
+
+    def __init__(self, max_line_bytes: int) -> None:
+        self._max_line_bytes = max_line_bytes
+        self._open = bytearray()
+        self._after_cr = False
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        for line in data.splitlines(keepends=True):
+            # A CR ends its line at once, for the LF that may follow it can be a long time coming.
+            text = line.rstrip(b"\r\n")
+            ends = len(text) < len(line)
+            if not (self._after_cr and line == b"\n"):
+                yield from self._append(text, ends=ends)
+            self._after_cr = line.endswith(b"\r")
+
+    def _append(self, text: bytes, *, ends: bool) -> Iterator[bytes]:
+        if len(self._open) + len(text) > self._max_line_bytes:
+            raise LimitExceededError(f"the server sent a frame of more than {self._max_line_bytes} bytes")
+        self._open += text
+        if ends:
+            line = bytes(self._open)
+            self._open.clear()
+            yield line
+
+
+# Decoding server-sent events
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSentEvent:
+    """An event as `EventSource` dispatches it."""
+
+    event: str
+    data: str
+    id: str
+    """The last event id: this event's, or an earlier one's if this has none."""
+    retry: int | None
+    """The reconnection time in force, in milliseconds; None while the server has named none."""
+
+
+class SSEDecoder:
+    """Reads an event stream by the HTML standard's algorithm (9.2.6), from bytes that are cut anywhere.
+
+    `last_event_id` and `retry` are what a reconnect goes by; a block without data moves them too, though it gives no event.
+    What the stream ends in the middle of is dropped, as the standard wants.
+    """
+
+    def __init__(self, *, max_event_bytes: int = MAX_FRAME_BYTES) -> None:
+        self.last_event_id = ""
+        self.retry: int | None = None
+        self._max_event_bytes = max_event_bytes
+        self._lines = _Lines(max_event_bytes)
+        self._at_start = True
+        self._event = ""
+        self._id = ""
+        self._data: list[str] = []
+        self._data_bytes = 0
+
+    def feed(self, data: bytes) -> list[ServerSentEvent]:
+        """Give the events that these bytes complete. LimitExceededError: one is longer than `max_event_bytes`."""
+        events = (self._take_line(line) for line in self._lines.feed(data))
+        return [event for event in events if event is not None]
+
+    def _take_line(self, line: bytes) -> ServerSentEvent | None:
+        if self._at_start:
+            self._at_start = False
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if not line:
+            return self._dispatch()
+        # An LF or CR is never part of a longer UTF-8 sequence, so that decoding each line is decoding the stream.
+        name, _, value = line.decode(errors="replace").partition(":")
+        self._take_field(name, value.removeprefix(" "), len(line))
+        return None
+
+    def _take_field(self, name: str, value: str, size: int) -> None:
+        match name:
+            case "event":
+                self._event = value
+            case "data":
+                self._data_bytes += size
+                if self._data_bytes > self._max_event_bytes:
+                    raise LimitExceededError(f"the server sent an event of more than {self._max_event_bytes} bytes")
+                self._data.append(value)
+            case "id" if "\0" not in value:
+                self._id = value
+            case "retry" if _is_number(value, max_digits=_MAX_RETRY_DIGITS):
+                self.retry = int(value)
+            case _:
+                pass  # a comment (its name is empty), a field of the future, a value that the standard wants ignored
+
+    def _dispatch(self) -> ServerSentEvent | None:
+        self.last_event_id = self._id
+        event, lines = self._event or "message", self._data
+        self._event, self._data, self._data_bytes = "", [], 0
+        return ServerSentEvent(event, "\n".join(lines), self.last_event_id, self.retry) if lines else None
+
+
+_MAX_RETRY_DIGITS: Final = 15
+"""The standard has no bound, but `int` has, and 30,000 years are enough."""
+
+
+# Requests
+
+
+@dataclass(frozen=True, slots=True)
+class GenkitRequest:
+    """The body of a POST. `has_init` tells an init of null from none."""
+
+    data: object
+    init: object
+    has_init: bool
+
+
+def wants_stream(accept: str, query: Mapping[str, str]) -> bool:
+    """Say whether a stream is asked for, as Genkit's servers do: somewhere in `Accept`, or by `?stream=true`."""
+    return "text/event-stream" in accept.lower() or query.get("stream") == "true"
+
+
+def parse_body(body: bytes) -> GenkitRequest:
+    """Give the input of a POST; an empty body or object means none.
+
+    Only Genkit's own envelope is read, `{"data": …, "init": …}`, not the other keys that genkit_fastapi takes for an input,
+    which no official client sends. InvalidArgumentError: anything else; its text repeats nothing of the body. Resuming
+    clients may send anything: do not parse theirs.
+    """
+    try:
+        fields = _body_decoder.decode(body or b"{}")
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgumentError("the request's body is not a JSON object") from error
+    if fields and not fields.keys() & {"data", "init"}:
+        raise InvalidArgumentError('the request\'s body has no "data": wrap the input as {"data": ...}')
+    return GenkitRequest(fields.get("data"), fields.get("init"), "init" in fields)
+
+
+def parse_offset(text: str | None) -> int | None:
+    """Give the offset after which a reader goes on; None, which is from the start, if it names none or says -1.
+
+    For `Last-Event-ID`, `X-Genkit-Stream-Offset` and `?after=`. InvalidArgumentError: it is no whole number that JavaScript
+    can name.
+    """
+    if not text or text == "-1":
+        return None
+    if not _is_number(text, max_digits=len(str(MAX_OFFSET))) or int(text) > MAX_OFFSET:
+        raise InvalidArgumentError(f"an offset is a whole number from 0 to {MAX_OFFSET}, in ASCII digits")
+    return int(text)
+
+
+_body_decoder: Final = msgspec.json.Decoder(dict[str, object])
+
+
+def _is_number(text: str, *, max_digits: int) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= max_digits

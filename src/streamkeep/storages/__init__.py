@@ -1,0 +1,60 @@
+"""The storages that come with streamkeep, and the one place that knows their URLs."""
+
+from typing import Literal
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from streamkeep.errors import InvalidArgumentError
+from streamkeep.storage import Storage
+
+__all__ = ["storage_for"]
+
+_KNOWN = "memory://, sqlite:///relative.db, sqlite:////absolute.db or sqlite:///streams.db?synchronous=NORMAL"
+
+
+def storage_for(url: str) -> Storage:
+    """Give the storage that a URL names, not yet entered.
+
+    `memory://`; `sqlite:///relative.db` and `sqlite:////absolute.db`, both with `?synchronous=NORMAL` if a power failure
+    may take the last moments. Percent-encoding is undone. Anything else raises `InvalidArgumentError`.
+    """
+    parts = urlsplit(url)
+    match parts.scheme:
+        case "memory":
+            return _memory(parts, url)
+        case "sqlite":
+            return _sqlite(parts, url)
+        case _:
+            raise _unknown(url)
+
+
+def _memory(parts: SplitResult, url: str) -> Storage:
+    from streamkeep.storages.memory import MemoryStorage
+
+    if parts.netloc or parts.path or parts.query or parts.fragment:
+        raise _unknown(url)
+    return MemoryStorage()
+
+
+def _sqlite(parts: SplitResult, url: str) -> Storage:
+    from streamkeep.storages.sqlite import SQLiteStorage
+
+    path = unquote(parts.path.removeprefix("/"))
+    if parts.netloc or parts.fragment or path in {"", ":memory:"}:
+        raise _unknown(url)
+    return SQLiteStorage(path, synchronous=_synchronous(parts.query, url))
+
+
+def _synchronous(query: str, url: str) -> Literal["FULL", "NORMAL"]:
+    match parse_qsl(query, keep_blank_values=True):
+        case []:
+            return "FULL"
+        case [("synchronous", "FULL")]:
+            return "FULL"
+        case [("synchronous", "NORMAL")]:
+            return "NORMAL"
+        case _:
+            raise _unknown(url)
+
+
+def _unknown(url: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"{url!r} names no storage; known are {_KNOWN}")

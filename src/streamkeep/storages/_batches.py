@@ -1,0 +1,158 @@
+"""A thread that does in one batch all that was asked of it while the last batch was under way.
+
+Each batch costs one wake-up of the thread and one of the event loop, however many jobs are in it.
+"""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+import anyio
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+_CLOSE_SECONDS = 60
+
+
+class Job(Generic[S]):
+    """A function of a session, and the future of whoever waits for its result."""
+
+    __slots__ = ("_future", "_outcome", "_work")
+
+    def __init__(self, work: Callable[[S], T], future: asyncio.Future[T]) -> None:
+        self._work: Callable[[S], object] = work
+        self._future: asyncio.Future[Any] = future
+        self._outcome: Callable[[], None] = future.cancel
+
+    def run(self, session: S) -> None:
+        """Do the work, in the thread, and note its result; what it raises is the caller's to deal with."""
+        self._outcome = partial(self._future.set_result, self._work(session))
+
+    def fail(self, error: Exception) -> None:
+        """Note an error as the outcome, in place of whatever was noted."""
+        self._outcome = partial(self._future.set_exception, error)
+
+    def deliver(self) -> None:
+        """Give the outcome to whoever still waits, on the loop."""
+        if not self._future.done():
+            self._outcome()
+
+
+class Session(Protocol):
+    """What a thread works with: opened, used and closed by that thread alone."""
+
+    def run(self, jobs: Sequence[Job[Self]]) -> Callable[[], None]:
+        """Give each job an outcome; what is returned is called on the loop, just before the outcomes are delivered."""
+        ...
+
+
+class BatchThread(Generic[S]):
+    """Runs jobs in order, in a thread of its own. Entering opens the session; leaving finishes the queue and closes it.
+
+    The thread is a daemon: a program whose loop was killed does not hang on it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        session: Callable[[], AbstractContextManager[S]],
+        run: Callable[[S, Sequence[Job[S]]], Callable[[], None]],
+    ) -> None:
+        self._open_session = session
+        self._run = run
+        self._queue: queue.SimpleQueue[Job[S] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._opened: asyncio.Future[None] = self._loop.create_future()
+        self._thread.start()
+        try:
+            await self._opened
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._queue.put(None)
+        with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
+            await self._ended
+
+    async def do(self, work: Callable[[S], T]) -> T:
+        """Give what `work` returns or raises. If cancelled, it may still be done."""
+        return await self.start(work)
+
+    def start(self, work: Callable[[S], T]) -> asyncio.Future[T]:
+        """Queue `work`; give the future of its result."""
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._queue.put(Job(work, future))
+        return future
+
+    def _main(self) -> None:
+        try:
+            with self._open_session() as session:
+                self._post(partial(_settle, self._opened, None))
+                self._serve(session)
+        except Exception as error:  # noqa: BLE001 (delivered to who opens it)
+            self._post(partial(_settle, self._opened, error))
+        finally:
+            self._post(partial(_settle, self._ended, None))
+
+    def _serve(self, session: S) -> None:
+        stopping = False
+        while not stopping:
+            jobs, stopping = self._take()
+            if jobs:
+                self._post(partial(_deliver, jobs, self._outcomes(session, jobs)))
+
+    def _take(self) -> tuple[list[Job[S]], bool]:
+        jobs: list[Job[S]] = []
+        job = self._queue.get()
+        while job is not None:
+            jobs.append(job)
+            try:
+                job = self._queue.get_nowait()
+            except queue.Empty:
+                return jobs, False
+        return jobs, True
+
+    def _outcomes(self, session: S, jobs: Sequence[Job[S]]) -> Callable[[], None]:
+        try:
+            return self._run(session, jobs)
+        except Exception as error:  # noqa: BLE001 (delivered to every caller)
+            for job in jobs:
+                job.fail(error)
+            return _nothing
+
+    def _post(self, callback: Callable[[], None]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback)
+        except RuntimeError:
+            # The loop was closed under us: nobody is left to tell, and nothing more will be asked.
+            self._queue.put(None)
+
+
+def _deliver(jobs: Sequence[Job[S]], first: Callable[[], None]) -> None:
+    first()
+    for job in jobs:
+        job.deliver()
+
+
+def _settle(future: asyncio.Future[None], error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,81 @@
+"""A lock between processes, and between several storages of one process.
+
+It belongs to an open file, so the kernel frees it when its holder dies, however it dies.
+"""
+
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+if sys.platform == "win32":
+    import msvcrt
+
+    # Windows locks bytes against reading too, so the byte that is locked is one that nobody reads.
+    _FAR = 1 << 30
+
+    def _try_lock(descriptor: int) -> bool:
+        os.lseek(descriptor, _FAR, os.SEEK_SET)
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+    def _unlock(descriptor: int) -> None:
+        os.lseek(descriptor, _FAR, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
+
+else:
+    import fcntl
+
+    def _try_lock(descriptor: int) -> bool:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _unlock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+class Interlock:
+    """One holder at a time among all that use these two files; who has just held it lets a waiting one go first.
+
+    The kernel's locks know no order: a busy holder that comes back at once would win for ever. So there is a turnstile
+    before the lock. Whoever waits for the lock stands in the turnstile, and the last holder cannot pass it.
+    """
+
+    def __init__(self, turnstile: int, lock: int) -> None:
+        self._turnstile = turnstile
+        self._lock = lock
+
+    @contextmanager
+    def held(self, deadline: float) -> Generator[None]:
+        """Hold the lock in this block; raises TimeoutError when `deadline` (of `time.monotonic`) has passed."""
+        patiently(lambda: _try_lock(self._turnstile), deadline)
+        try:
+            patiently(lambda: _try_lock(self._lock), deadline)
+        finally:
+            _unlock(self._turnstile)
+        try:
+            yield
+        finally:
+            _unlock(self._lock)
+
+
+def patiently(attempt: Callable[[], bool], deadline: float) -> None:
+    """Try until it succeeds, at times that differ from anybody else's; raises TimeoutError after the deadline."""
+    while not attempt():
+        if time.monotonic() >= deadline:
+            raise TimeoutError
+        time.sleep(random.uniform(0.000_2, 0.001))  # noqa: S311 (jitter, not cryptography)
+
+
+def open_or_create(path: Path, mode: int) -> int:
+    """Give a descriptor for reading and writing; a file that does not exist is created with this mode."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), mode)

@@ -1,0 +1,88 @@
+"""MemoryStorage: streams that live as long as the object; the smallest complete storage, and the fastest."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Self
+
+from streamkeep.storage import PAGE_BYTES, Doorbell, Head, Page
+from streamkeep.storages._doorbells import Doorbells
+
+
+@dataclass(slots=True)
+class _Stream:
+    head: Head
+    records: list[bytes] = field(default_factory=list)
+
+
+class MemoryStorage:
+    """Keeps streams in this process's memory: nothing survives the process, and no other process sees them.
+
+    Runs under asyncio and trio. The content belongs to the object: leaving the context loses nothing, and several managers
+    may share one storage. No method but a doorbell's `wait` ever suspends, so each is atomic.
+    """
+
+    def __init__(self) -> None:
+        self._streams: dict[str, _Stream] = {}
+        self._sorted_ids: list[str] | None = []
+        self._doorbells = Doorbells()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        pass
+
+    async def read(self, stream: str, start: int = 0, limit: int = 0) -> Page | None:
+        """See `Storage.read`."""
+        found = self._streams.get(stream)
+        return found and Page(found.head, _page(found.records, start, limit))
+
+    async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
+        """See `Storage.commit`."""
+        if self._version(stream) != seen:
+            return False
+        if seen is None:
+            self._streams[stream] = _Stream(head)
+            self._sorted_ids = None
+        found = self._streams[stream]
+        found.head = head
+        found.records.extend(records)
+        self._doorbells.ring((stream,))
+        return True
+
+    async def delete(self, stream: str, seen: int) -> bool:
+        """See `Storage.delete`."""
+        if self._version(stream) != seen:
+            return False
+        del self._streams[stream]
+        self._sorted_ids = None
+        self._doorbells.ring((stream,))
+        return True
+
+    async def scan(self, after: str = "", limit: int = 100) -> Sequence[str]:
+        """See `Storage.scan`."""
+        # Sorted when somebody asks: whoever scans asks for many pages, and creating a stream must not pay for it.
+        if self._sorted_ids is None:
+            self._sorted_ids = sorted(self._streams)
+        first = bisect_right(self._sorted_ids, after)
+        return self._sorted_ids[first : first + limit]
+
+    def watch(self, stream: str) -> AbstractAsyncContextManager[Doorbell]:
+        """See `Storage.watch`."""
+        return self._doorbells.watch(stream)
+
+    def _version(self, stream: str) -> int | None:
+        found = self._streams.get(stream)
+        return found and found.head.version
+
+
+def _page(records: list[bytes], start: int, limit: int) -> Sequence[bytes]:
+    size = 0
+    for end, record in enumerate(islice(records, start, start + limit), start + 1):
+        size += len(record)
+        if size >= PAGE_BYTES:
+            return records[start:end]
+    return records[start : start + limit]
