@@ -125,6 +125,11 @@ class StreamInput:
         """How many events are stored: the offset of the next one. After `open(resume=True)`, how far the log had come."""
         return self._life.head.tail
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing more can be written: it was completed, closed, or is somebody else's."""
+        return self._sealed is not None
+
     async def write(self, chunk: object) -> int:
         """Store a chunk and give its offset, once it is as durable as the storage promises.
 

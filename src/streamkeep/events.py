@@ -69,6 +69,9 @@ class StreamEvent(Generic[T]):
             raise AttributeError(f"the event at offset {self.offset} is a {self.type}, not a {type_}")
 
 
+MAX_ERROR_TEXT: Final = 64 * 1024
+"""How much of an exception's text is kept, so that a stream can always be told of its end."""
+
 _TYPE_OF: Final[Mapping[int, StreamEventType]] = {
     ord("c"): StreamEventType.CHUNK,
     ord("d"): StreamEventType.DONE,
@@ -133,6 +136,8 @@ def encode_json(value: object) -> bytes:
 
 
 def _encode_model(value: object) -> object:
+    if isinstance(value, msgspec.Raw):  # JSON already, which only the search for NaN takes apart
+        return msgspec.json.decode(value)
     model_dump: Callable[..., object] | None = getattr(value, "model_dump", None)
     if model_dump is None:
         raise TypeError(f"{type(value).__qualname__} has no JSON form")
@@ -165,11 +170,11 @@ def error_info(error: BaseException) -> ErrorInfo:
     installed), and the public errors of this package. Of all others readers see the status (INTERNAL without one) in words.
     """
     status = STATUSES.get(getattr(error, "status", "") or "", "INTERNAL")
-    internal = "".join(traceback.format_exception(error))
+    internal = "".join(traceback.format_exception(error))[-MAX_ERROR_TEXT:]
     if not _is_public(error):
         return ErrorInfo(status, status.lower().replace("_", " "), None, internal)
     message = getattr(error, "original_message", None) or str(error)
-    return ErrorInfo(status, message, _json_or_none(getattr(error, "details", None)), internal)
+    return ErrorInfo(status, message[:MAX_ERROR_TEXT], _json_or_none(getattr(error, "details", None)), internal)
 
 
 def _is_public(error: BaseException) -> bool:
@@ -183,8 +188,14 @@ def _is_public(error: BaseException) -> bool:
             return hasattr(error, "status") and bool(names & {"PublicError", "UserFacingError"})
 
 
+def _storable(text: str) -> str:
+    # An exception may quote what was no UTF-8, as lone surrogates; it must not be lost for that.
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _json_or_none(value: object) -> object:
     try:
-        return msgspec.json.decode(encode_json(value))
+        data = encode_json(value)
     except InvalidArgumentError:
         return None
+    return msgspec.json.decode(data) if len(data) <= MAX_ERROR_TEXT else None

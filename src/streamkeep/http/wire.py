@@ -12,8 +12,8 @@ from typing import Final, Protocol, TypeVar, assert_never
 
 import msgspec
 
-from ..errors import STATUSES, InvalidArgumentError, LimitExceededError, Status, StreamkeepError
-from ..events import ErrorInfo, StreamEvent, StreamEventType, encode_json
+from streamkeep.errors import STATUSES, InvalidArgumentError, LimitExceededError, Status, StreamkeepError
+from streamkeep.events import ErrorInfo, StreamEvent, StreamEventType, encode_json
 
 T = TypeVar("T")
 
@@ -31,7 +31,9 @@ class Framing(Protocol):
     """How one response speaks. It keeps the state of the line, so each response has its own."""
 
     @property
-    def content_type(self) -> str: ...
+    def content_type(self) -> str:
+        """The header's value."""
+        ...
 
     def preamble(self) -> bytes:
         """Give what is sent before the first frame."""
@@ -64,9 +66,11 @@ class GenkitFraming:
         self._line_is_open = False
 
     def preamble(self) -> bytes:
+        """Give nothing: there is no frame that means nothing."""
         return b""
 
     def event(self, event: StreamEvent[T]) -> bytes:
+        """Give a chunk's frame, the result's, or both forms of the error's."""
         match event.type:
             case StreamEventType.CHUNK:
                 return self._frame(b'{"message":%b,"offset":%d}' % (_one_line(event.data), event.offset))
@@ -78,12 +82,14 @@ class GenkitFraming:
                 assert_never(event.type)
 
     def heartbeat(self) -> bytes:
+        """Give the beginning of the next frame's line, or one more space in it."""
         if self._line_is_open:
             return b" "
         self._line_is_open = True
         return b"data: "
 
     def error(self, error: ErrorInfo) -> bytes:
+        """Give both forms of an error without offset."""
         return self._failure(error, b"")
 
     def _failure(self, error: ErrorInfo, offset: bytes) -> bytes:
@@ -109,16 +115,20 @@ class SSEFraming:
         self._retry_ms = round(retry_seconds * 1000)
 
     def preamble(self) -> bytes:
+        """Give the reconnection time."""
         return b"retry: %d\n\n" % self._retry_ms
 
     def event(self, event: StreamEvent[T]) -> bytes:
+        """Give an event of the same name, with its offset as the id."""
         data = _error_json(event.error) if event.type is StreamEventType.ERROR else _one_line(event.data)
         return b"id: %d\nevent: %b\ndata: %b\n\n" % (event.offset, event.type.encode(), data)
 
     def heartbeat(self) -> bytes:
+        """Give a comment."""
         return b": \n\n"
 
     def error(self, error: ErrorInfo) -> bytes:
+        """Give an `error` event without id."""
         return b"event: error\ndata: %b\n\n" % _error_json(error)
 
 

@@ -3,16 +3,15 @@
 It belongs to an open file, so the kernel frees it when its holder dies, however it dies.
 """
 
-import os
 import random
 import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from pathlib import Path
 
 if sys.platform == "win32":
     import msvcrt
+    import os
 
     # Windows locks bytes against reading too, so the byte that is locked is one that nobody reads.
     _FAR = 1 << 30
@@ -75,7 +74,3 @@ def patiently(attempt: Callable[[], bool], deadline: float) -> None:
             raise TimeoutError
         time.sleep(random.uniform(0.000_2, 0.001))  # noqa: S311 (jitter, not cryptography)
 
-
-def open_or_create(path: Path, mode: int) -> int:
-    """Give a descriptor for reading and writing; a file that does not exist is created with this mode."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), mode)

@@ -1,0 +1,54 @@
+"""Who may start, read, resume and stop which stream. An id is not a permission.
+
+A stream belongs to the route that it was started through and to the owner that `authorize` named then; both are kept in its metadata.
+For everybody else it does not exist: the answer is the same as for an unknown id, so that ids cannot be probed.
+"""
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .._manager import StreamInfo
+from ..errors import StreamNotFoundError
+
+Action = Literal["start", "read", "resume", "stop"]
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What `authorize` is asked about.
+
+    Attributes:
+        action: `start` (a new stream), `resume` (a POST with an id), `read` (events or metadata by GET), `stop`.
+        scope: the ASGI connection scope.
+        headers: the request's headers, names in lower case.
+        stream: the stream in question with its metadata; None for `start`.
+        context: what the framework's own dependency gave, such as Genkit's action context; empty without one.
+    """
+
+    action: Action
+    scope: Mapping[str, Any]
+    headers: Mapping[str, str]
+    stream: StreamInfo | None = None
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+
+Authorize = Callable[[Access], "str | None | Awaitable[str | None]"]
+"""Gives the name of who is asking (None: nobody in particular), or raises `PublicError` to reject the request, say with
+PERMISSION_DENIED. Whoever started a stream owns it: nobody under another name can read, resume or stop it."""
+
+
+async def owner_of(authorize: Authorize | None, access: Access) -> str:
+    """Ask who is asking. Raises whatever `authorize` raises, and StreamNotFoundError if the stream is somebody else's."""
+    answer = authorize(access) if authorize else None
+    owner = (await answer if inspect.isawaitable(answer) else answer) or ""
+    if access.stream is not None and access.stream.metadata.get("owner", "") != owner:
+        raise StreamNotFoundError("stream not found")
+    return owner
+
+
+def check_route(stream: StreamInfo, route: str | None) -> None:
+    """Raise StreamNotFoundError if the stream was started through another route; a `route` of None takes all."""
+    if route is not None and stream.metadata.get("route", "") != route:
+        raise StreamNotFoundError("stream not found")

@@ -1,0 +1,318 @@
+"""StreamsHTTP: a manager's streams on the web, as plain ASGI that any framework can mount or call.
+
+By GET it is an app of its own, for `EventSource`, curl and the like. By POST it is Genkit's exchange around a piece of
+`Work`, for the integrations: start or resume, then follow.
+"""
+
+import re
+import uuid
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
+from urllib.parse import parse_qsl
+
+import anyio
+import msgspec
+
+from .._input import StreamInput
+from .._manager import StreamInfo, StreamManager
+from ..errors import InvalidArgumentError, StreamNotFoundError
+from ..events import encode_json
+from .access import Access, Action, Authorize, check_route, owner_of
+from .response import (
+    STREAM_ID_HEADER,
+    ASGIApp,
+    Pace,
+    Receive,
+    Scope,
+    Send,
+    headers_of,
+    read_body,
+    send_error,
+    send_events,
+    send_response,
+    shown_error,
+)
+from .runner import Producer, Runner
+from .wire import GenkitFraming, GenkitRequest, SSEFraming, parse_body, parse_offset, result_body, wants_stream
+
+OFFSET_HEADER: Final = "x-genkit-stream-offset"
+MAX_BODY_BYTES: Final = 4 << 20
+_READ_PATH: Final = re.compile(r"/(?P<stream>[^/]+)(?P<sub>/info|/cancel)?")
+
+
+class Work(Protocol):
+    """What a POST sets off."""
+
+    def check(self, request: GenkitRequest) -> None:
+        """Raise InvalidArgumentError if the request is not one for this work; nothing has been started yet."""
+
+    async def run(
+        self, request: GenkitRequest, context: Mapping[str, Any], send_chunk: Callable[[object], object], stop: anyio.Event
+    ) -> object:
+        """Do it, and give the output. `stop` is set when nobody wants it any more; a little later it is cancelled."""
+
+
+class StreamsHTTP:
+    """Serves a manager's streams; an async context manager, and an ASGI app for reading.
+
+    As an app, mounted anywhere (ids are those of `StreamManager.open`):
+
+        GET    /{id}         the events as native SSE; `Last-Event-ID` or `?after=` to go on, 204 when there is nothing left
+        GET    /{id}/info    what is known of the stream, as JSON
+        DELETE /{id}         stop it; POST /{id}/cancel is the same
+
+    Entering it enters the manager too, unless that is running already, and leaving it drains the producers it has started. As a
+    lifespan: `FastAPI(lifespan=streams_http.lifespan)`.
+
+    Args:
+        streams: the manager.
+        authorize: asked before every start, read, resume and stop; see `Authorize`.
+        route: read only streams that were started through this route (a request path); None: those of all routes.
+        pace: heartbeat and time bounds of responses.
+        drain: how long producers may go on when this is left.
+        max_body_bytes: the longest request body.
+    """
+
+    def __init__(
+        self,
+        streams: StreamManager,
+        *,
+        authorize: Authorize | None = None,
+        route: str | None = None,
+        pace: Pace | None = None,
+        drain: timedelta = timedelta(seconds=10),
+        max_body_bytes: int = MAX_BODY_BYTES,
+    ) -> None:
+        self.streams = streams
+        self._authorize = authorize
+        self._route = route
+        self._pace = pace or Pace()
+        self._drain = drain
+        self._max_body_bytes = max_body_bytes
+        self._runner: Runner | None = None
+        self._resources = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            if not self.streams.is_running:
+                await stack.enter_async_context(self.streams)
+            self._runner = await stack.enter_async_context(Runner(self.streams, drain=self._drain))
+            self._resources = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._resources.__aexit__(exc_type, exc, traceback)
+
+    @asynccontextmanager
+    async def lifespan(self, _app: object) -> AsyncGenerator[None, None]:
+        """Run while an app runs; in the form in which Starlette and FastAPI want a lifespan."""
+        async with self:
+            yield
+
+    @property
+    def runner(self) -> Runner:
+        """What runs the producers. RuntimeError: this has not been entered."""
+        if self._runner is None:
+            raise RuntimeError("StreamsHTTP is not running: enter it, or give its `lifespan` to the app")
+        return self._runner
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one connection of the reading app (ASGI)."""
+        if scope["type"] != "http":
+            raise RuntimeError("StreamsHTTP takes HTTP only; give its `lifespan` to the outermost app")
+        try:
+            await self._read(scope, receive, send)
+        except Exception as error:
+            await send_error(send, shown_error(error))
+
+    async def post(self, scope: Scope, receive: Receive, send: Send, work: Work, context: Mapping[str, Any]) -> None:
+        """Answer a POST by Genkit's exchange: resume the stream that a header names, or do the work, streaming if that is asked for."""
+        try:
+            await self._post(scope, receive, send, work, context)
+        except Exception as error:
+            await send_error(send, shown_error(error))
+
+    async def stop(self, scope: Scope, send: Send, context: Mapping[str, Any]) -> None:
+        """Answer a DELETE on a POST's URL: stop the stream that the header names."""
+        try:
+            stream = headers_of(scope).get(STREAM_ID_HEADER, "")
+            await self._cancel(send, await self._admit("stop", scope, stream, scope["path"], context))
+        except Exception as error:
+            await send_error(send, shown_error(error))
+
+    def respond(self, request: Any, chunks: AsyncGenerator[object, None], *, context: Mapping[str, Any] | None = None) -> Any:
+        """Give the Starlette or FastAPI response that makes an async generator a durable stream, in Genkit's framing.
+
+        The generator runs apart from the request. A request that names a stream by `X-Genkit-Stream-Id` resumes that one
+        instead, and the generator is never started.
+        """
+        from .starlette import ASGIResponse  # noqa: PLC0415 - only who has Starlette comes here
+
+        return ASGIResponse(self._generator_app(chunks, context or {}))
+
+    def _generator_app(self, chunks: AsyncGenerator[object, None], context: Mapping[str, Any]) -> ASGIApp:
+        async def produce(stream: StreamInput, _stop: anyio.Event) -> None:
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    await stream.write(chunk)
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                if (stream := headers_of(scope).get(STREAM_ID_HEADER)) is not None:
+                    await self.resume(scope, receive, send, stream, context)
+                else:
+                    await self.start(scope, receive, send, produce, context)
+            except Exception as error:
+                await send_error(send, shown_error(error))
+
+        return app
+
+    async def start(self, scope: Scope, receive: Receive, send: Send, produce: Producer, context: Mapping[str, Any]) -> None:
+        """Run a producer under a new id, and answer with what it writes. Raises before the answer has begun only."""
+        stream = str(uuid.uuid4())
+        await self.launch(scope, stream, produce, context)
+        await self.follow(receive, send, stream)
+
+    async def launch(self, scope: Scope, stream: str, produce: Producer, context: Mapping[str, Any]) -> None:
+        """Run a producer under an id, for the route and the owner that the request comes from."""
+        owner = await self._owner("start", scope, None, context)
+        await self.runner.start(stream, produce, metadata={"route": scope["path"], "owner": owner})
+
+    async def resume(self, scope: Scope, receive: Receive, send: Send, stream: str, context: Mapping[str, Any]) -> None:
+        """Answer with a stream that was started before; 204 if there is none. Raises before the answer has begun only."""
+        try:
+            info = await self._admit("resume", scope, stream, scope["path"], context)
+            headers = headers_of(scope)
+            after = parse_offset(headers.get("last-event-id") or headers.get(OFFSET_HEADER))
+            if info.status != "open" and after == info.tail - 1:
+                # The terminal event is sent again: Genkit's clients need one in every response.
+                after = after - 1 if after else None
+            await self.follow(receive, send, info.id, after)
+        except StreamNotFoundError:
+            await send_response(send, 204)
+
+    async def follow(self, receive: Receive, send: Send, stream: str, after: int | None = None) -> None:
+        """Answer with a stream's events in Genkit's framing. Raises before the answer has begun only."""
+        headers = [(STREAM_ID_HEADER, stream), ("access-control-expose-headers", "X-Genkit-Stream-Id")]
+        async with self.streams.subscribe(stream, after, idle_timeout=self._pace.idle) as events:
+            await send_events(receive, send, events, GenkitFraming(), self._pace, headers)
+
+    async def _post(self, scope: Scope, receive: Receive, send: Send, work: Work, context: Mapping[str, Any]) -> None:
+        headers = headers_of(scope)
+        body = await read_body(receive, self._max_body_bytes)
+        if body is None:
+            return
+        if (stream := headers.get(STREAM_ID_HEADER)) is not None:
+            await self.resume(scope, receive, send, stream, context)
+            return
+        request = parse_body(body)
+        work.check(request)
+        if wants_stream(headers.get("accept", ""), query_of(scope)):
+            await self.start(scope, receive, send, lambda s, stop: work.run(request, context, s.write_soon, stop), context)
+        else:
+            await self._owner("start", scope, None, context)
+            await _run_once(receive, send, work, request, context)
+
+    async def _read(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = _READ_PATH.fullmatch(_path_below(scope))
+        if path is None:
+            raise StreamNotFoundError("not found")
+        stream = path["stream"]
+        match scope["method"], path["sub"]:
+            case ("GET", None):
+                await self._read_events(scope, receive, send, stream)
+            case ("GET", "/info"):
+                info = await self._admit("read", scope, stream, self._route, {})
+                await send_response(send, 200, msgspec.json.encode(shown_info(info)), [("cache-control", "no-store")])
+            case ("DELETE", None) | ("POST", "/cancel"):
+                await self._cancel(send, await self._admit("stop", scope, stream, self._route, {}))
+            case _:
+                await send_response(send, 405, headers=[("allow", "POST" if path["sub"] == "/cancel" else "GET, DELETE")])
+
+    async def _read_events(self, scope: Scope, receive: Receive, send: Send, stream: str) -> None:
+        info = await self._admit("read", scope, stream, self._route, {})
+        after = parse_offset(headers_of(scope).get("last-event-id") or query_of(scope).get("after"))
+        if info.status != "open" and after == info.tail - 1:
+            # What an EventSource that has seen the end is told, so that it does not come back for ever.
+            await send_response(send, 204)
+            return
+        async with self.streams.subscribe(stream, after, idle_timeout=self._pace.idle) as events:
+            await send_events(receive, send, events, SSEFraming(), self._pace)
+
+    async def _cancel(self, send: Send, info: StreamInfo) -> None:
+        stopped = await self.streams.cancel(info.id)
+        await send_response(send, 200, encode_json({"stopped": stopped}))
+
+    async def _admit(
+        self, action: Action, scope: Scope, stream: str, route: str | None, context: Mapping[str, Any]
+    ) -> StreamInfo:
+        """Give what is known of a stream that the caller may use. StreamNotFoundError: there is none, for this caller."""
+        info = await self.streams.info(stream)
+        check_route(info, route)
+        await self._owner(action, scope, info, context)
+        return info
+
+    async def _owner(self, action: Action, scope: Scope, info: StreamInfo | None, context: Mapping[str, Any]) -> str:
+        return await owner_of(self._authorize, Access(action, scope, headers_of(scope), info, context))
+
+
+def shown_info(info: StreamInfo) -> dict[str, object]:
+    """Give what a reader may know of a stream: not its writer's name, nor its metadata."""
+    return {
+        "id": info.id,
+        "status": info.status,
+        "error": info.error,
+        "tail": info.tail,
+        "createdAt": info.created_at,
+        "updatedAt": info.updated_at,
+        "leaseUntil": info.lease_until,
+        "expiresAt": info.expires_at,
+    }
+
+
+async def _run_once(receive: Receive, send: Send, work: Work, request: GenkitRequest, context: Mapping[str, Any]) -> None:
+    """Do the work for one answer without a stream; a client that goes away stops it."""
+    stop = anyio.Event()
+    failure: Exception | None = None
+    output: object = None
+    async with anyio.create_task_group() as exchange:
+        exchange.start_soon(_stop_on_disconnect, receive, stop, exchange.cancel_scope)
+        try:
+            output = await work.run(request, context, _ignore, stop)
+        except Exception as error:
+            failure = error
+        exchange.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    if not stop.is_set():
+        await send_response(send, 200, result_body(encode_json(output)))
+
+
+async def _stop_on_disconnect(receive: Receive, stop: anyio.Event, exchange: anyio.CancelScope) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    stop.set()
+    exchange.cancel()
+
+
+def _ignore(_chunk: object) -> None:
+    """Take a chunk that nobody asked for."""
+
+
+def _path_below(scope: Scope) -> str:
+    """Give the path below where the app is mounted (ASGI: `path` contains `root_path`)."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+def query_of(scope: Scope) -> Mapping[str, str]:
+    """Give a request's query; of repeated names the last. InvalidArgumentError: it is malformed."""
+    try:
+        return dict(parse_qsl(scope.get("query_string", b"").decode("ascii"), keep_blank_values=True, max_num_fields=100))
+    except ValueError as error:
+        raise InvalidArgumentError("the query string is malformed") from error

@@ -1,0 +1,190 @@
+"""DurableStreaming: makes an unmodified ASGI app that streams in Genkit's framing durable, such as one of `genkit_fastapi`.
+
+The inner app runs apart from the request and is not told of a disconnect. Its frames become events; a request that names a
+stream is answered from the log, and never reaches it. All else passes through untouched.
+"""
+
+import uuid
+from contextlib import AsyncExitStack
+from typing import Final
+
+import anyio
+import msgspec
+
+from .._input import StreamInput
+from .._manager import StreamManager
+from ..events import ErrorInfo
+from .app import MAX_BODY_BYTES, StreamsHTTP, query_of
+from .response import STREAM_ID_HEADER, ASGIApp, Message, Receive, Scope, Send, headers_of, read_body, send_error, shown_error
+from .wire import Failure, GenkitDecoder, GenkitFrame, Result, wants_stream
+from .wire import Message as Chunk
+
+NO_TERMINAL_FRAME: Final = ErrorInfo("ABORTED", "the response ended before the stream was completed")
+
+
+class DurableStreaming:
+    """An ASGI app around another: `app = DurableStreaming(app, streams)`.
+
+    A POST that asks for a stream (`Accept: text/event-stream` or `?stream=true`) gets an `X-Genkit-Stream-Id` and is stored; with
+    that header it resumes the stream, and DELETE with it stops the stream. Stopping is told to the inner app as a disconnect,
+    and is enforced a second later. Errors in the inner app's frames are stored in full; readers get their status only.
+
+    Its lifespan starts what it needs after the inner app's start-up and stops it before the inner app's shutdown.
+
+    Args:
+        app: the inner app.
+        streams: a manager (entered here, unless it is running), or a `StreamsHTTP` over it, to say who is authorized.
+    """
+
+    def __init__(self, app: ASGIApp, streams: StreamManager | StreamsHTTP) -> None:
+        self._app = app
+        self._http = streams if isinstance(streams, StreamsHTTP) else StreamsHTTP(streams)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one connection, or the server's lifespan (ASGI)."""
+        match scope["type"], scope.get("method"):
+            case "lifespan", _:
+                await _Lifespan(self._app, self._http).run(scope, receive, send)
+            case "http", "POST" if _is_streaming(scope):
+                await self._post(scope, receive, send)
+            case "http", "DELETE" if STREAM_ID_HEADER in headers_of(scope):
+                await self._http.stop(scope, send, {})
+            case _:
+                await self._app(scope, receive, send)
+
+    async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await read_body(receive, MAX_BODY_BYTES)
+            stream = headers_of(scope).get(STREAM_ID_HEADER)
+            if body is None:
+                return
+            if stream is not None:
+                await self._http.resume(scope, receive, send, stream, {})
+            else:
+                await self._start(scope, receive, send, body)
+        except Exception as error:
+            await send_error(send, shown_error(error))
+
+    async def _start(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
+        stream = str(uuid.uuid4())
+        exchange = _Exchange(self._app, scope, body)
+        await self._http.launch(scope, stream, exchange.produce, {})
+        await exchange.answered.wait()
+        if exchange.is_stream:
+            await self._http.follow(receive, send, stream)
+        else:
+            await exchange.pass_on(send)
+            await self._http.streams.delete(stream)
+
+
+class _Exchange:
+    """One run of the inner app: its response as events, or, if it does not stream, as it is."""
+
+    def __init__(self, app: ASGIApp, scope: Scope, body: bytes) -> None:
+        self.answered = anyio.Event()
+        self.is_stream = False
+        self._app = app
+        self._scope = scope
+        self._body: bytes | None = body
+        self._decoder = GenkitDecoder()
+        self._plain: list[Message] = []
+        self._over = anyio.Event()
+
+    async def produce(self, stream: StreamInput, stop: anyio.Event) -> None:
+        async def receive() -> Message:
+            if self._body is not None:
+                body, self._body = self._body, None
+                return {"type": "http.request", "body": body, "more_body": False}
+            await stop.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            await self._take(stream, message)
+
+        try:
+            await self._app(dict(self._scope), receive, send)
+            if self.is_stream and not stream.is_closed:
+                await stream.error(NO_TERMINAL_FRAME)
+        finally:
+            self.answered.set()
+            self._over.set()
+
+    async def pass_on(self, send: Send) -> None:
+        """Send the response that was not a stream."""
+        await self._over.wait()
+        if not self._plain:
+            await send_error(send, ErrorInfo("INTERNAL", "internal"))
+        for message in self._plain:
+            await send(message)
+
+    async def _take(self, stream: StreamInput, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            content_type = dict(message.get("headers", ())).get(b"content-type", b"")
+            self.is_stream = message["status"] == 200 and content_type.startswith(b"text/event-stream")
+        if not self.is_stream:
+            self._plain.append(message)
+            return
+        self.answered.set()
+        for frame in self._decoder.feed(message.get("body", b"")):
+            await _store(stream, frame)
+
+
+async def _store(stream: StreamInput, frame: GenkitFrame) -> None:
+    match frame:
+        case Chunk(data, _):
+            await stream.write(msgspec.Raw(data))
+        case Result(data, _):
+            await stream.done(msgspec.Raw(data))
+        case Failure(error, _):
+            # The inner app puts exceptions' texts into its frames; only the status is for everybody.
+            words = error.status.lower().replace("_", " ")
+            await stream.error(ErrorInfo(error.status, words, None, internal=error.message))
+
+
+class _Lifespan:
+    """The inner app's lifespan, with ours inside it: entered when the inner app has started, left before it shuts down.
+
+    In between, because an inner app that enters the manager itself must come first. An app that knows no lifespan gets ours alone.
+    """
+
+    def __init__(self, app: ASGIApp, http: StreamsHTTP) -> None:
+        self._app = app
+        self._http = http
+        self._ours = AsyncExitStack()
+        self._started = False
+
+    async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def receive_for_app() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":
+                await self._ours.aclose()
+            return message
+
+        async def send_for_app(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                await self._start()
+            await send(message)
+
+        try:
+            await self._app(scope, receive_for_app, send_for_app)
+        except Exception:
+            if self._started:
+                raise
+            await self._run_alone(receive, send)
+
+    async def _start(self) -> None:
+        await self._ours.enter_async_context(self._http)
+        self._started = True
+
+    async def _run_alone(self, receive: Receive, send: Send) -> None:
+        await self._start()
+        await send({"type": "lifespan.startup.complete"})
+        while (await receive())["type"] != "lifespan.shutdown":
+            pass
+        await self._ours.aclose()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+def _is_streaming(scope: Scope) -> bool:
+    headers = headers_of(scope)
+    return STREAM_ID_HEADER in headers or wants_stream(headers.get("accept", ""), query_of(scope))

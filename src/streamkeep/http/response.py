@@ -1,0 +1,172 @@
+"""Answers over ASGI: a subscription as a response that streams, JSON, errors; and requests read within bounds.
+
+The one rule of a stream's response: it ends with a terminal frame, whatever happens. Official clients spin or hang when it does not.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from .._subscription import Subscription
+from ..errors import HTTP_CODES, LimitExceededError
+from ..events import ErrorInfo, StreamEvent, StreamEventType, error_info
+from .wire import Framing, GenkitFraming, error_body
+
+logger: Final = logging.getLogger("streamkeep")
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+STREAM_ID_HEADER: Final = "x-genkit-stream-id"
+LAST_WORDS_SECONDS: Final = 1.0
+SHUTTING_DOWN: Final = ErrorInfo("UNAVAILABLE", "the server is shutting down; the stream can be resumed by its id")
+TOO_LONG: Final = ErrorInfo("DEADLINE_EXCEEDED", "the response took as long as it may; the stream can be resumed by its id")
+ERROR_PAUSE_SECONDS: Final = 0.1
+"""Genkit's JS client throws away chunks that its user has not read yet when an error arrives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a response that streams keeps time.
+
+    Attributes:
+        heartbeat: how long a response may be silent before something meaningless is sent to keep it open.
+        longest: how long one response may last; the reader comes back with its offset.
+        idle: how long a reader waits for an event before it is told DEADLINE_EXCEEDED; None: as long as the writer lives.
+    """
+
+    heartbeat: timedelta = timedelta(seconds=15)
+    longest: timedelta = timedelta(hours=1)
+    idle: timedelta | None = None
+
+
+def headers_of(scope: Scope) -> Mapping[str, str]:
+    """Give a request's headers, names in lower case; of repeated ones the last."""
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+async def read_body(receive: Receive, max_bytes: int) -> bytes | None:
+    """Give a request's body, or None if the client went away. LimitExceededError: it is longer than `max_bytes`."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        body += message.get("body", b"")
+        if len(body) > max_bytes:
+            raise LimitExceededError(f"the request's body has more than {max_bytes} bytes")
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+async def send_response(send: Send, code: int, body: bytes = b"", headers: Iterable[tuple[str, str]] = ()) -> None:
+    """Send a whole answer; JSON if it has a body."""
+    if body:
+        headers = [("content-type", "application/json"), *headers]
+    await send({"type": "http.response.start", "status": code, "headers": _raw([*headers, ("content-length", str(len(body)))])})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_error(send: Send, error: ErrorInfo, headers: Iterable[tuple[str, str]] = ()) -> None:
+    """Send an error as JSON, under its status's HTTP code."""
+    await send_response(send, HTTP_CODES[error.status], error_body(error), headers)
+
+
+def shown_error(error: Exception) -> ErrorInfo:
+    """Say of an error what a client may know, and write the rest to the log."""
+    info = error_info(error)
+    if info.status in ("INTERNAL", "UNKNOWN", "DATA_LOSS", "UNAVAILABLE"):
+        logger.error("a request failed", exc_info=error)
+    return info
+
+
+async def send_events(
+    receive: Receive, send: Send, events: Subscription[Any], framing: Framing, pace: Pace, headers: Iterable[tuple[str, str]] = ()
+) -> None:
+    """Answer with an entered subscription's events until the terminal one, or until the client goes away."""
+    async with anyio.create_task_group() as response:
+        # A server's `send` may say nothing when the client has gone: without this task a response to nobody goes on for ever.
+        response.start_soon(_until_disconnect, receive, response.cancel_scope)
+        await _Response(send, framing, pace).run(events, headers)
+        response.cancel_scope.cancel()
+
+
+async def _until_disconnect(receive: Receive, response: anyio.CancelScope) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    response.cancel()
+
+
+class _Response:
+    """One response that streams."""
+
+    def __init__(self, send: Send, framing: Framing, pace: Pace) -> None:
+        self._send = send
+        self._framing = framing
+        self._pace = pace
+
+    async def run(self, events: Subscription[Any], headers: Iterable[tuple[str, str]]) -> None:
+        head = [("content-type", self._framing.content_type), ("cache-control", "no-cache"), ("x-accel-buffering", "no"), *headers]
+        await self._send({"type": "http.response.start", "status": 200, "headers": _raw(head)})
+        last_words: ErrorInfo | None = SHUTTING_DOWN
+        try:
+            last_words = await self._events(events)
+        finally:
+            # Also when this is cancelled, by a server that shuts down: then it is the last chance to say so.
+            with anyio.move_on_after(LAST_WORDS_SECONDS, shield=True):
+                await self._end(last_words)
+
+    async def _events(self, events: Subscription[Any]) -> ErrorInfo | None:
+        """Send all events; if something else than the terminal event ends them, say what."""
+        try:
+            await self._write(self._framing.preamble())
+            with anyio.move_on_after(self._pace.longest.total_seconds()) as longest:
+                while batch := await self._next(events):
+                    await self._write_batch(batch)
+        except OSError:
+            return None  # the client is gone (ASGI 2.4)
+        except Exception as error:  # a storage that failed, a manager that was closed, a bug: the client needs its terminal frame
+            return shown_error(error)
+        return TOO_LONG if longest.cancelled_caught else None
+
+    async def _next(self, events: Subscription[Any]) -> list[StreamEvent[Any]]:
+        while True:
+            with anyio.move_on_after(self._pace.heartbeat.total_seconds()):
+                return await events.batch()
+            await self._write(self._framing.heartbeat())
+
+    async def _write_batch(self, batch: list[StreamEvent[Any]]) -> None:
+        *chunks, last = batch
+        if chunks and last.type is StreamEventType.ERROR and isinstance(self._framing, GenkitFraming):
+            await self._write(b"".join(map(self._framing.event, chunks)))
+            await anyio.sleep(ERROR_PAUSE_SECONDS)
+            batch = [last]
+        await self._write(b"".join(map(self._framing.event, batch)))
+
+    async def _write(self, body: bytes) -> None:
+        if body:
+            await self._send({"type": "http.response.body", "body": body, "more_body": True})
+            # A server's `send` need not suspend, and a long replay must not freeze everybody else.
+            await checkpoint()
+
+    async def _end(self, last_words: ErrorInfo | None) -> None:
+        body = b"" if last_words is None or self._comes_back(last_words) else self._framing.error(last_words)
+        with suppress(OSError):
+            await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    def _comes_back(self, last_words: ErrorInfo) -> bool:
+        # An EventSource whose response just ends comes back by itself; Genkit's clients spin.
+        return last_words in (SHUTTING_DOWN, TOO_LONG) and not isinstance(self._framing, GenkitFraming)
+
+
+def _raw(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]

@@ -1,0 +1,174 @@
+"""Runner: producers that outlive the requests that started them.
+
+Each runs in the runner's task group until it is done, fails, is stopped or the runner is left. Whatever happens, its stream
+gets a terminal event. It decides nothing about requests or frames.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
+from types import TracebackType
+from typing import Final, Self
+
+import anyio
+from anyio import CancelScope
+from anyio.abc import TaskGroup
+
+from .._input import StreamInput
+from .._manager import StreamManager
+from ..errors import StorageError, StreamkeepError, StreamManagerClosedError
+from ..events import ErrorInfo
+
+logger: Final = logging.getLogger("streamkeep")
+
+Producer = Callable[[StreamInput, anyio.Event], Awaitable[object]]
+"""Writes chunks to the stream and returns the output, or raises. The event is set when it should stop; a little later it is cancelled."""
+
+SHUT_DOWN: Final = ErrorInfo("ABORTED", "the server was shut down before the stream was completed")
+DIED: Final = ErrorInfo("ABORTED", "the producer was cancelled before the stream was completed")
+
+END_SECONDS: Final = 5.0
+END_RETRY_SECONDS: Final = 0.2
+
+
+class _Run:
+    """One producer at work."""
+
+    def __init__(self, stream: StreamInput) -> None:
+        self.stream = stream
+        self.stop = anyio.Event()
+        self.scope = CancelScope()
+        self.listening = CancelScope()
+        self.over = anyio.Event()
+        self.end_as = DIED
+
+
+class Runner:
+    """Runs producers apart from requests; an async context manager.
+
+    Leaving it waits for the producers, at most `drain`; those that are left are told to stop, then cancelled, and their streams end
+    with ABORTED.
+
+    Args:
+        streams: a running manager.
+        drain: how long to wait for producers when the runner is left.
+        stop_grace: how long a producer that was told to stop may take before it is cancelled.
+    """
+
+    def __init__(
+        self,
+        streams: StreamManager,
+        *,
+        drain: timedelta = timedelta(seconds=10),
+        stop_grace: timedelta = timedelta(seconds=1),
+    ) -> None:
+        self._streams = streams
+        self._drain_seconds = drain.total_seconds()
+        self._stop_seconds = stop_grace.total_seconds()
+        self._tasks: TaskGroup | None = None
+        self._runs: set[_Run] = set()
+        self._closing = False
+
+    async def __aenter__(self) -> Self:
+        self._tasks = anyio.create_task_group()
+        await self._tasks.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            await self.drain()
+        finally:
+            assert self._tasks is not None
+            await self._tasks.__aexit__(None, None, None)
+
+    async def start(self, stream: str, produce: Producer, *, metadata: Mapping[str, str] | None = None) -> None:
+        """Open a stream and run its producer in the background.
+
+        Raises as `StreamManager.open` does, and StreamManagerClosedError when the runner is not running or is being left.
+        """
+        if self._tasks is None or self._closing:
+            raise StreamManagerClosedError("the server is shutting down" if self._closing else "the runner is not running")
+        stream_input = await self._streams.open(stream, metadata=metadata)
+        self.adopt(stream_input, produce)
+
+    def adopt(self, stream: StreamInput, produce: Producer) -> None:
+        """Run the producer of a stream that is open already, and see to its end."""
+        assert self._tasks is not None
+        run = _Run(stream)
+        self._runs.add(run)
+        self._tasks.start_soon(self._run, run, produce)
+        self._tasks.start_soon(self._stop_when_unwanted, run)
+
+    async def drain(self) -> None:
+        """Take no more producers, wait for those that run, and end those that take too long. It can be called again."""
+        self._closing = True
+        with anyio.move_on_after(self._drain_seconds):
+            await self._all_over()
+        for run in tuple(self._runs):
+            run.end_as = SHUT_DOWN
+            run.stop.set()
+        with anyio.move_on_after(self._stop_seconds):
+            await self._all_over()
+        for run in tuple(self._runs):
+            run.scope.cancel()
+        with CancelScope(shield=True):
+            await self._all_over()
+
+    async def _all_over(self) -> None:
+        for run in tuple(self._runs):
+            await run.over.wait()
+
+    async def _run(self, run: _Run, produce: Producer) -> None:
+        try:
+            with run.scope:
+                await self._produce(run, produce)
+        finally:
+            # Whatever has happened, be it a cancellation from outside: readers are told.
+            with anyio.move_on_after(END_SECONDS, shield=True):
+                await self._end(run.stream, lambda: run.stream.error(run.end_as))
+            self._runs.discard(run)
+            run.listening.cancel()
+            run.over.set()
+
+    async def _produce(self, run: _Run, produce: Producer) -> None:
+        stream = run.stream
+        try:
+            output = await produce(stream, run.stop)
+            await self._end(stream, lambda: stream.done(output))
+        except Exception as error:
+            failure = error
+            logger.log(logging.DEBUG if stream.cancelled.is_set() else logging.ERROR, "stream %s failed", stream.id, exc_info=error)
+            await self._end(stream, lambda: stream.error(failure))
+
+    async def _end(self, stream: StreamInput, end: Callable[[], Awaitable[None]]) -> None:
+        """Complete the stream if it is not, in spite of a storage that fails for a while."""
+        if stream.is_closed:
+            return
+        try:
+            await end()
+        except StorageError:
+            await self._end_later(stream)
+        except StreamkeepError as error:
+            if not stream.is_closed:
+                raise  # the output is not JSON, or too large
+            logger.info("stream %s was ended by somebody else: %s", stream.id, error)
+
+    async def _end_later(self, stream: StreamInput) -> None:
+        with anyio.move_on_after(END_SECONDS):
+            while True:
+                await anyio.sleep(END_RETRY_SECONDS)
+                try:
+                    return await stream.flush()
+                except StorageError as error:
+                    logger.warning("stream %s cannot be completed yet: %s", stream.id, error)
+                except StreamkeepError:
+                    return None  # it was ended by somebody else meanwhile
+
+    async def _stop_when_unwanted(self, run: _Run) -> None:
+        with run.listening:
+            await run.stream.cancelled.wait()
+            run.stop.set()
+            await anyio.sleep(self._stop_seconds)
+            run.scope.cancel()

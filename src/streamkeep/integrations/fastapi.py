@@ -1,0 +1,64 @@
+"""`durable_flow`: a Genkit flow as a FastAPI router, with stream ids, resume and stop."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from genkit import Action
+
+from .._manager import StreamManager
+from ..http.app import StreamsHTTP
+from ..http.response import Receive, Scope, Send
+from ..http.starlette import ASGIResponse
+from .genkit import FlowWork
+
+
+def durable_flow(
+    flow: Action[Any, Any, Any, Any],
+    streams: StreamManager | StreamsHTTP,
+    *,
+    path: str | None = None,
+    context: Callable[..., Any] | None = None,
+) -> APIRouter:
+    """Give a router that serves a Genkit flow durably: `app.include_router(durable_flow(my_flow, streams))`.
+
+        POST   {path}   Genkit's exchange; with `X-Genkit-Stream-Id` it resumes that stream, from the start or after the
+                        offset in `X-Genkit-Stream-Offset`, and never runs the flow
+        DELETE {path}   with `X-Genkit-Stream-Id`: stop that stream's flow
+
+    The router's lifespan starts and stops what it needs, the manager included unless that is running. A run outlives its request;
+    stopping it sets the flow's abort signal, and cancels it a second later.
+
+    Args:
+        flow: the flow, or any other Genkit action.
+        streams: a manager; or a `StreamsHTTP` over it, to say who is authorized, or how long things may take.
+        path: `/<flow's name>` unless given.
+        context: a FastAPI dependency whose value becomes the action's context, for a resume and a stop as well; it rejects by
+            raising (HTTPException, say).
+    """
+    streams_http = streams if isinstance(streams, StreamsHTTP) else StreamsHTTP(streams)
+    owned = streams_http is not streams
+    router = APIRouter(tags=[flow.name], lifespan=streams_http.lifespan if owned else None)
+    work = FlowWork(flow)
+    route = f"/{flow.name}" if path is None else path
+    dependency = context or _no_context
+
+    @router.post(route, response_class=ASGIResponse, name=flow.name)
+    async def run(action_context: Annotated[Any, Depends(dependency)]) -> Response:
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            await streams_http.post(scope, receive, send, work, action_context or {})
+
+        return ASGIResponse(answer)
+
+    @router.delete(route, response_class=ASGIResponse, name=f"stop {flow.name}")
+    async def stop(action_context: Annotated[Any, Depends(dependency)]) -> Response:
+        async def answer(scope: Scope, _receive: Receive, send: Send) -> None:
+            await streams_http.stop(scope, send, action_context or {})
+
+        return ASGIResponse(answer)
+
+    return router
+
+
+def _no_context(_request: Request) -> dict[str, Any]:
+    return {}

@@ -1,0 +1,453 @@
+"""What SQLiteStorage does in its two threads: the tables, the writing and the reading session, and SQLite's errors.
+
+Knows nothing of event loops. What keeps the file whole:
+
+- *One connection at a time, among all processes, writes or checkpoints.* SQLite 3.7.0 to 3.51.2 has the "WAL-reset bug"
+  (https://sqlite.org/wal.html#walresetbug; also fixed in 3.50.7 and 3.44.6): if a checkpoint starts right after another
+  one has completed, and just then a different connection commits and resets the WAL, the second checkpoint misses the
+  reset, a later one skips pages, and the database is corrupt. So every transaction (with the checkpoint that its COMMIT
+  may run) and every close of the writing connection is made under a lock of ours. The reading connection is opened
+  read-only: it can neither write nor checkpoint, not even when it is closed.
+- *The database file is opened by SQLite only.* Closing any other descriptor of it would drop the POSIX locks that SQLite
+  holds in this process.
+- *A transaction that changed something gets the next change number, and writes it to the `-notify` file after its COMMIT,
+  still under the lock.* So that number only grows, and whoever sees it sees what it stands for.
+"""
+
+import os
+import sqlite3
+import time
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from errno import EDQUOT, ENOSPC
+from pathlib import Path
+from typing import Final, Literal
+from urllib.parse import quote
+
+from streamkeep.errors import StorageCorruptError, StorageError, StorageFullError
+from streamkeep.storage import PAGE_BYTES, Head, Page
+from streamkeep.storages._batches import Job
+from streamkeep.storages._interlock import Interlock, patiently
+
+Synchronous = Literal["FULL", "NORMAL"]
+
+_PATIENCE_SECONDS: Final = 30
+_APPLICATION_ID: Final = int.from_bytes(b"stkp", "big")
+_FORMAT: Final = 1
+_MANY_CHANGES: Final = 1000
+_KEYS_KEPT: Final = 10_000
+
+# AUTOINCREMENT: a key that was deleted never comes back, so a remembered key is right or finds nothing.
+_SCHEMA: Final = f"""
+    BEGIN IMMEDIATE;
+    CREATE TABLE streams (
+        key        INTEGER PRIMARY KEY AUTOINCREMENT,
+        id         TEXT    NOT NULL UNIQUE,
+        version    INTEGER NOT NULL,
+        tail       INTEGER NOT NULL,
+        state      BLOB    NOT NULL,
+        expires_at REAL    NOT NULL,
+        changed    INTEGER NOT NULL -- the number of the last change
+    );
+    CREATE INDEX streams_changed ON streams (changed);
+    CREATE TABLE records (
+        stream     INTEGER NOT NULL, -- streams.key
+        offset     INTEGER NOT NULL,
+        data       BLOB    NOT NULL,
+        UNIQUE (stream, offset)
+    );
+    CREATE TABLE meta (
+        changed    INTEGER NOT NULL, -- the number of the last change of all
+        deleted    INTEGER NOT NULL  -- the number of the last change that deleted a stream
+    );
+    INSERT INTO meta VALUES (0, 0);
+    PRAGMA application_id = {_APPLICATION_ID};
+    PRAGMA user_version = {_FORMAT};
+    COMMIT;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Where a database lives: the file itself, and two beside it that are streamkeep's own (as `-wal` is SQLite's)."""
+
+    database: Path
+
+    @property
+    def lock(self) -> Path:
+        """The lock between processes."""
+        return self.database.with_name(self.database.name + "-lock")
+
+    @property
+    def notify(self) -> Path:
+        """Holds the number of the last change, for other processes to watch."""
+        return self.database.with_name(self.database.name + "-notify")
+
+    def open(self, path: Path) -> int:
+        """Give a descriptor of one of the two; a new file has the database's permissions, or is private with a new one."""
+        try:
+            mode = self.database.stat().st_mode & 0o666
+        except FileNotFoundError:
+            mode = 0o600
+        return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), mode)
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Which streams the changes after number `since`, up to `number`, have touched; None: too many, or nobody can say."""
+
+    since: int
+    number: int
+    streams: Sequence[str] | None
+
+
+def write_number(notify: int, number: int) -> None:
+    """Tell the other processes the number of the last change."""
+    os.lseek(notify, 0, os.SEEK_SET)
+    os.write(notify, number.to_bytes(8, "little"))
+
+
+def read_number(notify: int) -> int:
+    """Give the number of the last change, as `write_number` told it last."""
+    os.lseek(notify, 0, os.SEEK_SET)
+    return int.from_bytes(os.read(notify, 8), "little")
+
+
+class Writer:
+    """The one connection that writes. `run` is for the thread, `commit` and `delete` are for its jobs."""
+
+    def __init__(self, path: Path, db: sqlite3.Connection, interlock: Interlock, notify: int) -> None:
+        self._path = path
+        self._db = db
+        self._interlock = interlock
+        self._notify = notify
+        self._number = 0
+        self._keys: dict[str, int] = {}
+        self._rows: list[tuple[int, int, bytes]] = []
+        self._touched: list[str] = []
+        self._deleted = False
+
+    def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes]) -> bool:
+        """Do `Storage.commit`."""
+        key = self._insert(stream, head) if seen is None else self._update(stream, seen, head)
+        if key is None:
+            return False
+        first = head.tail - len(records)
+        self._rows.extend((key, offset, record) for offset, record in enumerate(records, first))
+        self._touched.append(stream)
+        return True
+
+    def delete(self, stream: str, seen: int) -> bool:
+        """Do `Storage.delete`."""
+        key = self._find(stream, seen)
+        if key is None:
+            return False
+        self._flush()
+        self._db.execute("DELETE FROM records WHERE stream = ?", (key,))
+        self._db.execute("DELETE FROM streams WHERE key = ?", (key,))
+        self._touched.append(stream)
+        self._deleted = True
+        return True
+
+    def run(self, jobs: Sequence[Job["Writer"]]) -> Changes:
+        """Do the jobs in one transaction and say what they changed. If one of them fails, each gets its own."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        with translating(self._path), self._interlock.held(deadline):
+            try:
+                touched = [self._transact(jobs, deadline)]
+            except Exception:  # whatever it is: the one that is to blame gets it again
+                touched = [self._alone(job, deadline) for job in jobs]
+            return self._tell([streams for streams in touched if streams])
+
+    def _alone(self, job: Job["Writer"], deadline: float) -> list[str]:
+        try:
+            return self._transact([job], deadline)
+        except Exception as error:  # noqa: BLE001 (delivered to the caller)
+            job.fail(translated(self._path, error))
+            return []
+
+    def _transact(self, jobs: Sequence[Job["Writer"]], deadline: float) -> list[str]:
+        self._rows, self._touched, self._deleted = [], [], False
+        patiently(self._begin, deadline)
+        try:
+            (self._number,) = self._db.execute("SELECT changed FROM meta").fetchone()
+            for job in jobs:
+                job.run(self)
+            self._flush()
+            self._count()
+        except BaseException:
+            self._roll_back()
+            raise
+        return self._end(jobs)
+
+    def _end(self, jobs: Sequence[Job["Writer"]]) -> list[str]:
+        try:
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            # Not tried again one by one: what a failed COMMIT has left on the disk is unknown, and that is the answer.
+            self._roll_back()
+            for job in jobs:
+                job.fail(translated(self._path, error))
+            return []
+        self._number += bool(self._touched)
+        return self._touched
+
+    def _tell(self, touched: Sequence[Sequence[str]]) -> Changes:
+        if touched:
+            # The commit has happened, whatever becomes of this.
+            with suppress(OSError):
+                write_number(self._notify, self._number)
+        return Changes(self._number - len(touched), self._number, [stream for streams in touched for stream in streams])
+
+    def _begin(self) -> bool:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            # Only a foreign program can be in our way here, for ours hold the lock.
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
+            return False
+        return True
+
+    def _roll_back(self) -> None:
+        # A key from a rolled back INSERT will be another stream's.
+        self._keys.clear()
+        # SQLite has rolled back already after some errors, such as a full disk.
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+
+    def _count(self) -> None:
+        number = self._number + 1
+        if self._deleted:
+            self._db.execute("UPDATE meta SET changed = ?, deleted = ?", (number, number))
+        elif self._touched:
+            self._db.execute("UPDATE meta SET changed = ?", (number,))
+
+    def _flush(self) -> None:
+        self._db.executemany("INSERT INTO records VALUES (?, ?, ?)", self._rows)
+        self._rows.clear()
+
+    def _insert(self, stream: str, head: Head) -> int | None:
+        cursor = self._db.execute(
+            "INSERT INTO streams (id, version, tail, state, expires_at, changed) VALUES (?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT DO NOTHING",
+            (stream, head.version, head.tail, head.state, head.expires_at, self._number + 1),
+        )
+        return self._remember(stream, cursor.lastrowid) if cursor.rowcount else None
+
+    def _update(self, stream: str, seen: int, head: Head) -> int | None:
+        key = self._keys.get(stream)
+        if key is not None and self._replace(key, seen, head):
+            return key
+        # Not remembered, or deleted and created anew by another process, or not the version.
+        key = self._find(stream, seen)
+        if key is not None:
+            self._replace(key, seen, head)
+        return key
+
+    def _replace(self, key: int, seen: int, head: Head) -> bool:
+        cursor = self._db.execute(
+            "UPDATE streams SET version = ?, tail = ?, state = ?, expires_at = ?, changed = ? WHERE key = ? AND version = ?",
+            (head.version, head.tail, head.state, head.expires_at, self._number + 1, key, seen),
+        )
+        return cursor.rowcount == 1
+
+    def _find(self, stream: str, seen: int) -> int | None:
+        row = self._db.execute("SELECT key FROM streams WHERE id = ? AND version = ?", (stream, seen)).fetchone()
+        return self._remember(stream, row[0]) if row else None
+
+    def _remember(self, stream: str, key: int | None) -> int | None:
+        if len(self._keys) >= _KEYS_KEPT:
+            self._keys.clear()
+        if key is not None:
+            self._keys[stream] = key
+        return key
+
+
+class Reader:
+    """The one connection that reads. `run` is for the thread, the others are for its jobs."""
+
+    def __init__(self, path: Path, db: sqlite3.Connection) -> None:
+        self._path = path
+        self._db = db
+
+    def run(self, jobs: Sequence[Job["Reader"]]) -> None:
+        """Do the jobs at one moment; what fails one of them is no business of the others."""
+        self._db.execute("BEGIN")
+        try:
+            for job in jobs:
+                self._run_one(job)
+        finally:
+            self._db.execute("ROLLBACK")
+
+    def _run_one(self, job: Job["Reader"]) -> None:
+        try:
+            job.run(self)
+        except Exception as error:  # noqa: BLE001 (delivered to the caller)
+            job.fail(translated(self._path, error))
+
+    def read(self, stream: str, start: int, limit: int) -> Page | None:
+        """Do `Storage.read`."""
+        row = self._db.execute("SELECT key, version, tail, state, expires_at FROM streams WHERE id = ?", (stream,)).fetchone()
+        if row is None:
+            return None
+        key, version, tail, state, expires_at = row
+        records = self._records(key, start, limit) if limit and start < tail else ()
+        return Page(Head(version, tail, state, expires_at), records)
+
+    def _records(self, key: int, start: int, limit: int) -> Sequence[bytes]:
+        rows = self._db.execute(
+            "SELECT data FROM records WHERE stream = ? AND offset >= ? ORDER BY offset LIMIT ?", (key, start, limit)
+        )
+        records: list[bytes] = []
+        size = 0
+        for (record,) in rows:
+            records.append(record)
+            size += len(record)
+            if size >= PAGE_BYTES:
+                break
+        return records
+
+    def scan(self, after: str, limit: int) -> Sequence[str]:
+        """Do `Storage.scan`. (SQLite compares UTF-8 bytes, whose order is that of the code points.)"""
+        return [row[0] for row in self._db.execute("SELECT id FROM streams WHERE id > ? ORDER BY id LIMIT ?", (after, limit))]
+
+    def changes(self, since: int) -> Changes:
+        """Say what has changed after change number `since`."""
+        number, deleted = self._db.execute("SELECT changed, deleted FROM meta").fetchone()
+        if deleted > since:
+            return Changes(since, number, None)
+        rows = self._db.execute("SELECT id FROM streams WHERE changed > ? LIMIT ?", (since, _MANY_CHANGES + 1)).fetchall()
+        return Changes(since, number, None if len(rows) > _MANY_CHANGES else [row[0] for row in rows])
+
+
+@contextmanager
+def open_writer(files: Files, synchronous: Synchronous) -> Generator[Writer]:
+    """Open the database to write to it, creating what is missing; on leaving, close it and let go of its files."""
+    with ExitStack() as stack:
+        with translating(files.database):
+            lock = _opened(stack, files, files.lock)
+            notify = _opened(stack, files, files.notify)
+            interlock = Interlock(turnstile=notify, lock=lock)
+            with interlock.held(time.monotonic() + _PATIENCE_SECONDS):
+                db = _connect(files.database, synchronous)
+                stack.callback(_close, db, interlock)
+                (number,) = db.execute("SELECT changed FROM meta").fetchone()
+                # Written anew: the database may have been restored from a copy, or the last process killed before telling.
+                write_number(notify, number)
+        yield Writer(files.database, db, interlock, notify)
+
+
+@contextmanager
+def open_reader(files: Files) -> Generator[Reader]:
+    """Open a database that a writer of this process has open, to read it."""
+    # A hot journal of a killed process may make a reader wait, for microseconds; SQLite's own waiting is good enough here.
+    url = f"file:{quote(os.fspath(files.database.absolute()))}?mode=ro"
+    with translating(files.database):
+        db = sqlite3.connect(url, uri=True, isolation_level=None, timeout=_PATIENCE_SECONDS)
+    try:
+        yield Reader(files.database, db)
+    finally:
+        db.close()
+
+
+def _opened(stack: ExitStack, files: Files, path: Path) -> int:
+    descriptor = files.open(path)
+    stack.callback(os.close, descriptor)
+    return descriptor
+
+
+def _connect(path: Path, synchronous: Synchronous) -> sqlite3.Connection:
+    # A new file is private: streams are people's conversations. Under the lock and only if it is new, so no connection of
+    # this process has it open, whose locks closing the descriptor would drop.
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
+    db = sqlite3.connect(path, isolation_level=None, timeout=_PATIENCE_SECONDS)
+    try:
+        _prepare(db, path, synchronous)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _prepare(db: sqlite3.Connection, path: Path, synchronous: Synchronous) -> None:
+    is_new = _is_new(db, path)
+    (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise StorageError(f"{path}: SQLite cannot use its write-ahead log here; use a file on a local disk")
+    if is_new:
+        db.executescript(_SCHEMA)
+    db.execute(f"PRAGMA synchronous = {synchronous}")
+    # Without it, macOS's fsync leaves data in the drive's cache; elsewhere it does nothing.
+    db.execute(f"PRAGMA fullfsync = {synchronous == 'FULL'}")
+    db.execute("PRAGMA busy_timeout = 0")
+
+
+def _is_new(db: sqlite3.Connection, path: Path) -> bool:
+    (application_id,) = db.execute("PRAGMA application_id").fetchone()
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if application_id == 0 and version == 0 and tables == 0:
+        return True
+    if application_id != _APPLICATION_ID:
+        raise StorageCorruptError(f"{path} is not a streamkeep database")
+    if version > _FORMAT:
+        raise StorageCorruptError(f"{path} was written by a newer streamkeep (format {version}, this one knows {_FORMAT})")
+    return False
+
+
+def _close(db: sqlite3.Connection, interlock: Interlock) -> None:
+    # If it is the last connection of all, SQLite checkpoints here. Should another process hold the lock for so long, then it
+    # is not the last one, and nothing is written.
+    try:
+        with suppress(TimeoutError), interlock.held(time.monotonic() + _PATIENCE_SECONDS):
+            db.close()
+    finally:
+        db.close()
+
+
+@contextmanager
+def translating(path: Path) -> Generator[None]:
+    """Let no error of SQLite or the operating system out of this block that is not one of ours."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise translated(path, error) from error
+
+
+def translated(path: Path, error: Exception) -> Exception:
+    """Give the StorageError for an error of SQLite or the operating system; others are bugs, and given back."""
+    kind, reason = _explained(error)
+    if kind is None:
+        return error
+    failure = kind(f"{path}: {reason} ({error})")
+    failure.__cause__ = error
+    return failure
+
+
+def _explained(error: Exception) -> tuple[type[StorageError] | None, str]:
+    match error:
+        case TimeoutError():
+            return StorageError, f"another program has held the database for {_PATIENCE_SECONDS} seconds"
+        case OSError(errno=errno) if errno in {ENOSPC, EDQUOT}:
+            return StorageFullError, "no space left"
+        case OSError():
+            return StorageError, _UNUSABLE
+        case sqlite3.Error(sqlite_errorcode=int(code)):
+            return _EXPLAINED.get(code & 0xFF, (StorageError, "SQLite failed"))
+        case _:
+            return None, ""
+
+
+_UNUSABLE: Final = "cannot be opened and written; its directory must exist, and this process must be allowed to write there"
+_EXPLAINED: Final[dict[int, tuple[type[StorageError], str]]] = {
+    sqlite3.SQLITE_BUSY: (StorageError, f"another program has held the database for {_PATIENCE_SECONDS} seconds"),
+    sqlite3.SQLITE_CANTOPEN: (StorageError, _UNUSABLE),
+    sqlite3.SQLITE_PERM: (StorageError, _UNUSABLE),
+    sqlite3.SQLITE_READONLY: (StorageError, _UNUSABLE),
+    sqlite3.SQLITE_FULL: (StorageFullError, "no space left"),
+    sqlite3.SQLITE_CORRUPT: (StorageCorruptError, "is damaged"),
+    sqlite3.SQLITE_NOTADB: (StorageCorruptError, "is not a streamkeep database, or its first page is damaged"),
+}
