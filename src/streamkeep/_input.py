@@ -44,7 +44,7 @@ class Limits:
     """What one stream may hold. Reaching a limit raises `LimitExceededError`, and stores nothing.
 
     Attributes:
-        max_event_bytes: the JSON of one chunk, output or error.
+        max_event_bytes: the JSON of one chunk, output or ErrorInfo. (What is kept of an exception is 64 KiB of text.)
         max_events: events in a stream, the terminal one not counted.
         max_stream_bytes: all events of a stream together, the terminal one not counted.
         max_queued_events: what `write_soon` may be ahead of the storage.
@@ -113,11 +113,14 @@ class StreamInput:
         self._writer = life.state.writer
         self._queue: list[bytes] = []
         self._bytes = stored_bytes
+        self._next = life.head.tail  # the offset of the next record to be queued
         self._sealed: StreamkeepError | None = None  # why nothing more may be queued
         self._over = False  # whether nothing more is to be committed
         self._ending: tuple[Change, list[bytes]] | None = None  # what comes once the queue is empty
         self._renewal_due = False
         self._doubt: tuple[Life, list[bytes]] | None = None  # a commit whose answer is not known
+        self._in_background = False  # whether a background task commits what is queued
+        self._unheard = False  # whether events were lost and no call has said so yet
         self._round: _Round | None = None
 
     @property
@@ -156,7 +159,8 @@ class StreamInput:
         if len(self._queue) >= self._keeper.limits.max_queued_events:
             raise LimitExceededError(f"{len(self._queue)} events wait to be stored (max_queued_events)")
         offset = self._put(chunk_record(chunk))
-        if self._round is None:
+        if not self._in_background:
+            self._in_background = True
             self._keeper.start_commit(self)
         return offset
 
@@ -167,8 +171,8 @@ class StreamInput:
         """
         while self._has_work():
             await self._advance()
-        if self._sealed is not None and not isinstance(self._sealed, StreamInputClosedError):
-            raise self._sealed
+        if not isinstance(self._sealed, StreamInputClosedError):
+            self._check_open()
 
     async def done(self, output: object = None) -> None:
         """Complete the stream with its result. Raises as `write` does; StreamInputClosedError if it was completed before."""
@@ -180,13 +184,18 @@ class StreamInput:
         An exception is stored in full; readers get its status, and its message only if it was marked public
         (`PublicError`). Raises as `done` does.
         """
-        info = error if isinstance(error, ErrorInfo) else error_info(error)
-        await self._finish(error_record(info), info.status)
+        if isinstance(error, ErrorInfo):
+            await self._finish(error_record(error), error.status)
+        else:
+            # It has been cut to MAX_ERROR_TEXT; a stricter limit must not keep a stream from being told of its end.
+            info = error_info(error)
+            await self._finish(error_record(info), info.status, is_limited=False)
 
     async def close(self) -> None:
         """Store what is queued and let go of the stream without completing it, so that another writer may go on at once.
 
         If none does, readers are told ABORTED after lease and grace. Does nothing on a handle that is completed or closed.
+        Raises as `write` does if what was queued is lost, and no other call has said so.
         """
         await self.let_go(StreamInputClosedError("the stream input is closed"))
 
@@ -209,17 +218,22 @@ class StreamInput:
             except StreamkeepError as error:
                 logger.warning("stream %s could not be told of its writer's end: %s", self.id, error)
 
-    def _put(self, record: bytes) -> int:
+    def _check_open(self) -> None:
         if self._sealed is not None:
+            self._unheard = False
             raise self._sealed
+
+    def _put(self, record: bytes) -> int:
+        self._check_open()
         limits = self._keeper.limits
         self._check_size(record)
-        offset = self._next_offset()
+        offset = self._next
         if offset >= limits.max_events:
             raise LimitExceededError(f"the stream holds {offset} events (max_events)")
         if self._bytes + len(record) > limits.max_stream_bytes:
             raise LimitExceededError(f"the stream would hold more than {limits.max_stream_bytes} bytes (max_stream_bytes)")
         self._bytes += len(record)
+        self._next += 1
         self._queue.append(record)
         return offset
 
@@ -228,14 +242,10 @@ class StreamInput:
         if len(record) - 1 > limit:
             raise LimitExceededError(f"the event has {len(record) - 1} bytes, {limit} are allowed (max_event_bytes)")
 
-    def _next_offset(self) -> int:
-        in_doubt = len(self._doubt[1]) if self._doubt else 0
-        return self._life.head.tail + in_doubt + len(self._queue)
-
-    async def _finish(self, record: bytes, status: Status | None) -> None:
-        if self._sealed is not None:
-            raise self._sealed
-        self._check_size(record)
+    async def _finish(self, record: bytes, status: Status | None, *, is_limited: bool = True) -> None:
+        self._check_open()
+        if is_limited:
+            self._check_size(record)
         self._sealed = StreamInputClosedError("the stream input has completed the stream")
         self._ending = (lambda life, now: _lifecycle.finish(life, now, self._keeper.terms, status), [record])
         await self.flush()
@@ -249,15 +259,11 @@ class StreamInput:
     async def _advance(self) -> None:
         """Make one commit, or wait for the one that is under way. Raises what it raised, or why there can be none."""
         if self._over:
-            assert self._sealed is not None
-            raise self._sealed
-        if self._round is None:
-            await self._lead()
+            self._check_open()
+        if self._round is not None:
+            await self._round.wait()
             return
-        await self._round.wait()
-
-    async def _lead(self) -> None:
-        self._round = under_way = _Round()
+        under_way = self._round = _Round()
         try:
             await self._commit()
         except StorageError as error:
@@ -296,6 +302,9 @@ class StreamInput:
         return life, records
 
     def _take(self) -> list[bytes]:
+        if len(self._queue) <= 1:
+            taken, self._queue = self._queue, []
+            return taken
         size = count = 0
         for record in self._queue[:BATCH_RECORDS]:
             size += len(record)
@@ -308,6 +317,14 @@ class StreamInput:
     async def _read_life(self) -> Life | None:
         page = await self._keeper.storage.read(self.id)
         return None if page is None else _lifecycle.life_of(page.head)
+
+    async def commit_queued(self) -> None:
+        """Commit until nothing is queued; for the manager, once for each `start_commit`. Raises StorageError."""
+        try:
+            while self._has_work():
+                await self._advance()
+        finally:
+            self._in_background = False
 
     async def renew(self) -> None:
         """Renew the lease; for the manager. Raises as `flush` does."""
@@ -337,11 +354,14 @@ class StreamInput:
             self._ending = (self._release, [])
         while self._has_work():
             await self._advance()
+        if self._unheard:
+            self._check_open()
 
     def lose(self, why: StreamkeepError) -> None:
         """Give the stream up, because it is somebody else's now or the manager is closed."""
         if not self._over:
             self._sealed = why
+            self._unheard = bool(self._queue or (self._doubt and self._doubt[1]))
             self._queue.clear()
             self._doubt = self._ending = None
             self._stop()

@@ -11,10 +11,11 @@ not changed meanwhile. That condition, not the clock, is what keeps two writers 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from .errors import (
     Status,
@@ -44,8 +45,7 @@ class Terms:
     grace: float
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(msgspec.Struct, frozen=True):
     """What a head's opaque bytes say. It stays the same bytes from write to write, so that a write does not pay for it."""
 
     created_at: float
@@ -54,11 +54,10 @@ class State:
     lease_until: float = 0.0
     status: Literal["open", "done", "error"] = "open"
     error: Status | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = {}  # noqa: RUF012 - a struct makes each its own
 
 
-@dataclass(frozen=True, slots=True)
-class Life:
+class Life(msgspec.Struct, frozen=True):
     """A head, with its state read."""
 
     head: Head

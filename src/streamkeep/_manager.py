@@ -10,7 +10,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -29,6 +29,7 @@ from ._subscription import PAGE_RECORDS, Feed, Subscription
 from .errors import (
     InvalidArgumentError,
     Status,
+    StorageCorruptError,
     StorageError,
     StreamAlreadyExistsError,
     StreamkeepError,
@@ -46,6 +47,7 @@ Handle = ReferenceType[StreamInput]
 logger: Final = logging.getLogger("streamkeep")
 
 STREAM_ID: Final = re.compile(r"[A-Za-z0-9_~][A-Za-z0-9_~.:@=+-]{0,254}")
+SURROGATE: Final = re.compile("[\ud800-\udfff]")
 QUIET_SECONDS: Final = 0.1
 SWEEP_SECONDS: Final = 60.0
 RETRY_SECONDS: Final = 1.0
@@ -140,6 +142,7 @@ class StreamManager:
         self._tasks: TaskGroup | None = None
         self._closing = False
         self._scopes: set[CancelScope] = set()
+        self._goodbyes = anyio.Lock()
         self._idle = anyio.Event()
         self._inputs: dict[Handle, CancelScope] = {}
         self._feeds: dict[str, Feed] = {}
@@ -240,8 +243,7 @@ class StreamManager:
         reached), StorageError. A stream whose writer has died is ended with ABORTED, by its readers.
         """
         check_id(stream)
-        if after is not None and not 0 <= after <= MAX_OFFSET:
-            raise InvalidArgumentError(f"an offset is between 0 and {MAX_OFFSET}")
+        check_offset(after)
         return Subscription(
             self,
             stream,
@@ -302,7 +304,10 @@ class StreamManager:
         while ids := await self.storage.scan(after, SCAN_IDS):
             after = ids[-1]
             for stream in ids:
-                await self._sweep_one(stream)
+                try:
+                    await self._sweep_one(stream)
+                except StorageCorruptError as error:
+                    logger.warning("stream %s cannot be swept: %s", stream, error)
 
     async def aclose(self) -> None:
         """Let go of the writers' streams, end all waits with StreamManagerClosedError, and return when no background work is left.
@@ -312,11 +317,9 @@ class StreamManager:
         if self._tasks is None:
             self._closing = True
             return
-        if not self._closing:
-            self._closing = True
+        self._closing = True
+        async with self._goodbyes:  # who comes second waits as well, and goes on where a cancelled first one stopped
             await self._let_go()
-        for feed in tuple(self._feeds.values()):
-            feed.fail(StreamManagerClosedError("the stream manager is closed"))
         for scope in tuple(self._scopes):
             scope.cancel()
         if not self._scopes:
@@ -338,7 +341,7 @@ class StreamManager:
         while True:
             life = _lifecycle.begin(self.clock(), writer, self.terms, metadata, after_version=version)
             if await self.storage.commit(stream, None, life.head):
-                return self._keep(StreamInput(self, stream, life))
+                return await self._keep(StreamInput(self, stream, life))
             page = await self.storage.read(stream)
             if page is None:
                 continue
@@ -354,7 +357,7 @@ class StreamManager:
         life = _lifecycle.take_over(_lifecycle.life_of(head), self.clock(), writer, self.terms)
         if not await self.storage.commit(stream, head.version, life.head):
             return None
-        return self._keep(StreamInput(self, stream, life, await self._stored_bytes(stream)))
+        return await self._keep(StreamInput(self, stream, life, await self._stored_bytes(stream)))
 
     async def _stored_bytes(self, stream: str) -> int:
         size = start = 0
@@ -378,7 +381,7 @@ class StreamManager:
 
         async def commit() -> None:
             try:
-                await stream_input.flush()
+                await stream_input.commit_queued()
             except StreamkeepError as error:
                 logger.warning("stream %s: queued events are not stored yet: %s", stream_input.id, error)
 
@@ -424,7 +427,10 @@ class StreamManager:
             if self._closing and not self._scopes:
                 self._idle.set()
 
-    def _keep(self, stream_input: StreamInput) -> StreamInput:
+    async def _keep(self, stream_input: StreamInput) -> StreamInput:
+        if self._closing:
+            await self._let_go_of(stream_input)
+            self.check_running()
         # Only weakly: a handle that everybody has dropped is a writer that has died, and its lease must lapse.
         handle = ref(stream_input)
         stream = stream_input.id
@@ -465,7 +471,9 @@ class StreamManager:
     async def _tell_inputs(self, stream: str) -> None:
         for stream_input in self._live_inputs():
             if stream_input.id == stream:
-                await stream_input.look()
+                # What was stored is a success, whether or not its writer can be told now; else it finds out by listening.
+                with suppress(StorageError):
+                    await stream_input.look()
 
     async def _renew_leases(self) -> None:
         while True:
@@ -537,10 +545,16 @@ def check_id(stream: str) -> None:
         raise InvalidArgumentError("a stream id is 1 to 255 letters, digits and _~.:@=+-, and begins with a letter, a digit, _ or ~")
 
 
+def check_offset(after: int | None) -> None:
+    """Raise InvalidArgumentError unless `after` may be an offset, or is None."""
+    if after is not None and (type(after) is not int or not 0 <= after <= MAX_OFFSET):
+        raise InvalidArgumentError(f"an offset is a whole number between 0 and {MAX_OFFSET}")
+
+
 def check_metadata(metadata: Mapping[str, str]) -> None:
     """Raise InvalidArgumentError unless these are a few short strings under names."""
-    if not all(isinstance(text, str) for item in metadata.items() for text in item):
-        raise InvalidArgumentError("metadata are strings under names that are strings")
+    if not all(isinstance(text, str) and not SURROGATE.search(text) for item in metadata.items() for text in item):
+        raise InvalidArgumentError("metadata are strings of Unicode under names that are such strings")
     if sum(len(key) + len(value) for key, value in metadata.items()) > MAX_METADATA:
         raise InvalidArgumentError(f"metadata has more than {MAX_METADATA} characters")
 

@@ -61,7 +61,7 @@ class Feed:
         self._keeper = keeper
         self._records: list[bytes] = []
         self._bytes = 0
-        self._waiting: set[anyio.Event] = set()
+        self._change = anyio.Event()
 
     @property
     def tail(self) -> int:
@@ -79,12 +79,7 @@ class Feed:
 
     async def changed(self) -> None:
         """Wait until there are more records, or the feed is over."""
-        bell = anyio.Event()
-        self._waiting.add(bell)
-        try:
-            await bell.wait()
-        finally:
-            self._waiting.discard(bell)
+        await self._change.wait()
 
     def fail(self, why: StorageError | StreamNotFoundError | StreamManagerClosedError) -> None:
         """Tell all followers that no more will come, and why."""
@@ -92,28 +87,39 @@ class Feed:
         self._wake()
 
     async def follow(self) -> None:
-        """Read what is new after each ring of the doorbell, until the stream ends."""
+        """Read what is new after each ring of the doorbell, until the stream ends; end it when its writer is out of time."""
         with self.scope:
             try:
                 async with self._keeper.storage.watch(self.stream) as doorbell:
                     while not self.is_over:
-                        await self._read_on(doorbell)
+                        with CancelScope() as patience:
+                            await self._read_on(doorbell, patience)
+                        if patience.cancelled_caught:
+                            await self._abandon()
             except (StorageError, StreamNotFoundError) as error:
                 self.fail(error)
+            finally:
+                if not self.is_over:  # stopped by the last follower's leaving, or by the manager
+                    self.fail(StreamManagerClosedError("the stream manager is closed"))
 
-    async def _read_on(self, doorbell: Doorbell) -> None:
+    async def _read_on(self, doorbell: Doorbell, patience: CancelScope) -> None:
         keeper = self._keeper
-        page = await keeper.storage.read(self.stream, self.tail, PAGE_RECORDS)
-        self._take(same_life(page, self.life))
-        if self.tail < self.life.head.tail or self.is_over:
-            return
-        now = keeper.clock()
-        if ended := _lifecycle.abandon(self.life, now, keeper.terms):
+        believed = None
+        while True:
+            self._take(same_life(await keeper.storage.read(self.stream, self.tail, PAGE_RECORDS), self.life))
+            if self.is_over:
+                return
+            if self.life.state is not believed:  # the deadline moves when a lease is renewed, not with every record
+                believed = self.life.state
+                patience.deadline = anyio.current_time() + _lifecycle.abandoned_at(believed, keeper.terms) - keeper.clock()
+            if self.tail >= self.life.head.tail:
+                await doorbell.wait()
+
+    async def _abandon(self) -> None:
+        keeper = self._keeper
+        if ended := _lifecycle.abandon(self.life, keeper.clock(), keeper.terms):
             record = error_record(_lifecycle.ABORTED)
             await keeper.storage.commit(self.stream, self.life.head.version, ended.head, [record])
-            return
-        with anyio.move_on_after(_lifecycle.abandoned_at(self.life.state, keeper.terms) - now):
-            await doorbell.wait()
 
     def _take(self, page: Page) -> None:
         if page.head != self.life.head:
@@ -135,9 +141,8 @@ class Feed:
         self.base += drop
 
     def _wake(self) -> None:
-        waiting, self._waiting = self._waiting, set()
-        for bell in waiting:
-            bell.set()
+        change, self._change = self._change, anyio.Event()
+        change.set()
 
 
 def same_life(page: Page | None, life: Life) -> Page:
@@ -264,7 +269,10 @@ class Subscription(Generic[T]):
         if feed.is_over:
             self._is_over = True
             return
-        with anyio.move_on_after(self._idle_seconds) as scope:
+        if self._idle_seconds is None:
             await feed.changed()
-        if scope.cancelled_caught:
+            return
+        with anyio.move_on_after(self._idle_seconds) as patience:
+            await feed.changed()
+        if patience.cancelled_caught:
             raise StreamTimeoutError(f"nothing came for {self._idle_seconds} seconds")

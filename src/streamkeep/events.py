@@ -36,15 +36,17 @@ class ErrorInfo:
     """The producer's exception in full, for those who run the service; never sent."""
 
 
-@dataclass(frozen=True, slots=True)
-class StreamEvent(Generic[T]):
+class StreamEvent(msgspec.Struct, Generic[T], frozen=True):
     """One event of a stream: its type, its offset in the log (from 0), and its JSON as it is stored."""
 
     type: StreamEventType
     offset: int
     data: bytes
-    _decode_chunk: Callable[[bytes], T] = field(default=msgspec.json.decode, repr=False, compare=False)
-    _decode_output: Callable[[bytes], Any] = field(default=msgspec.json.decode, repr=False, compare=False)
+    _decode_chunk: Callable[[bytes], T] = msgspec.json.decode
+    _decode_output: Callable[[bytes], Any] = msgspec.json.decode
+
+    def __repr__(self) -> str:
+        return f"StreamEvent({self.type.name}, offset={self.offset}, data={self.data!r})"
 
     @property
     def chunk(self) -> T:
@@ -72,32 +74,34 @@ class StreamEvent(Generic[T]):
 MAX_ERROR_TEXT: Final = 64 * 1024
 """How much of an exception's text is kept, so that a stream can always be told of its end."""
 
-_TYPE_OF: Final[Mapping[int, StreamEventType]] = {
-    ord("c"): StreamEventType.CHUNK,
-    ord("d"): StreamEventType.DONE,
-    ord("e"): StreamEventType.ERROR,
+_CHUNK: Final = b"c"
+_DONE: Final = b"d"
+_ERROR: Final = b"e"
+_TYPE_OF: Final[Mapping[bytes, StreamEventType]] = {
+    _CHUNK: StreamEventType.CHUNK,
+    _DONE: StreamEventType.DONE,
+    _ERROR: StreamEventType.ERROR,
 }
-_LETTER_OF: Final[Mapping[StreamEventType, bytes]] = {type_: bytes([letter]) for letter, type_ in _TYPE_OF.items()}
 
 
 def chunk_record(chunk: object) -> bytes:
     """Give the record of a chunk. InvalidArgumentError: the value is not JSON."""
-    return _LETTER_OF[StreamEventType.CHUNK] + encode_json(chunk)
+    return _CHUNK + encode_json(chunk)
 
 
 def done_record(output: object) -> bytes:
     """Give the record that ends a stream well. InvalidArgumentError: the value is not JSON."""
-    return _LETTER_OF[StreamEventType.DONE] + encode_json(output)
+    return _DONE + encode_json(output)
 
 
 def error_record(error: ErrorInfo) -> bytes:
     """Give the record that ends a stream in failure."""
-    return _LETTER_OF[StreamEventType.ERROR] + encode_json(error)
+    return _ERROR + encode_json(error)
 
 
 def is_terminal(record: bytes) -> bool:
     """Say whether a stream ends with this record."""
-    return _TYPE_OF.get(record[0] if record else 0) in (StreamEventType.DONE, StreamEventType.ERROR)
+    return record[:1] in (_DONE, _ERROR)
 
 
 def event_of(
@@ -107,7 +111,7 @@ def event_of(
     decode_output: Callable[[bytes], Any] = msgspec.json.decode,
 ) -> StreamEvent[T]:
     """Give the event that a record holds. StorageCorruptError: it is none of ours."""
-    type_ = _TYPE_OF.get(record[0] if record else 0)
+    type_ = _TYPE_OF.get(record[:1])
     if type_ is None:
         raise StorageCorruptError(f"the record at offset {offset} is not one of streamkeep's")
     return StreamEvent(type_, offset, record[1:], decode_chunk, decode_output)
@@ -169,11 +173,11 @@ def error_info(error: BaseException) -> ErrorInfo:
     Public are `PublicError`, Genkit's `PublicError` and `UserFacingError` (known by name and attributes, because Genkit need not be
     installed), and the public errors of this package. Of all others readers see the status (INTERNAL without one) in words.
     """
-    status = STATUSES.get(getattr(error, "status", "") or "", "INTERNAL")
-    internal = "".join(traceback.format_exception(error))[-MAX_ERROR_TEXT:]
+    status = STATUSES.get(str(getattr(error, "status", None)), "INTERNAL")
+    internal = _storable("".join(traceback.format_exception(error)))[-MAX_ERROR_TEXT:]
     if not _is_public(error):
         return ErrorInfo(status, status.lower().replace("_", " "), None, internal)
-    message = getattr(error, "original_message", None) or str(error)
+    message = _storable(str(getattr(error, "original_message", None) or error))
     return ErrorInfo(status, message[:MAX_ERROR_TEXT], _json_or_none(getattr(error, "details", None)), internal)
 
 

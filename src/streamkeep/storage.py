@@ -6,15 +6,15 @@ write lives above it, once, in `_lifecycle`. `streamkeep.testing.StorageSuite` i
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import Final, Protocol, Self
+
+import msgspec
 
 PAGE_BYTES: Final = 1 << 20
 """About how many bytes of records a page may hold; the record that reaches it is the last."""
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(msgspec.Struct, frozen=True):
     """The small value that is swapped at each commit."""
 
     version: int
@@ -27,8 +27,7 @@ class Head:
     """Seconds since the epoch: from then on the storage may forget the stream."""
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(msgspec.Struct, frozen=True):
     """A head and some records, read at one moment."""
 
     head: Head

@@ -23,7 +23,7 @@ class Access:
         action: `start` (a new stream), `resume` (a POST with an id), `read` (events or metadata by GET), `stop`.
         scope: the ASGI connection scope.
         headers: the request's headers, names in lower case.
-        stream: the stream in question with its metadata; None for `start`.
+        stream: the stream in question with its metadata; None for `start`, and where there is none under the id that is asked for.
         context: what the framework's own dependency gave, such as Genkit's action context; empty without one.
     """
 

@@ -96,6 +96,8 @@ class StreamsHTTP:
         self._resources = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
+        if self._runner is not None:
+            raise RuntimeError("a StreamsHTTP is entered once")
         async with AsyncExitStack() as stack:
             if not self.streams.is_running:
                 await stack.enter_async_context(self.streams)
@@ -113,6 +115,11 @@ class StreamsHTTP:
         """Run while an app runs; in the form in which Starlette and FastAPI want a lifespan."""
         async with self:
             yield
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has been entered, and takes producers."""
+        return self._runner is not None and self._runner.is_running
 
     @property
     def runner(self) -> Runner:
@@ -164,6 +171,7 @@ class StreamsHTTP:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             try:
                 if (stream := headers_of(scope).get(STREAM_ID_HEADER)) is not None:
+                    await chunks.aclose()
                     await self.resume(scope, receive, send, stream, context)
                 else:
                     await self.start(scope, receive, send, produce, context)
@@ -252,8 +260,13 @@ class StreamsHTTP:
         self, action: Action, scope: Scope, stream: str, route: str | None, context: Mapping[str, Any]
     ) -> StreamInfo:
         """Give what is known of a stream that the caller may use. StreamNotFoundError: there is none, for this caller."""
-        info = await self.streams.info(stream)
-        check_route(info, route)
+        try:
+            info = await self.streams.info(stream)
+            check_route(info, route)
+        except StreamNotFoundError:
+            # Who would be rejected is rejected here too, or the difference would tell which ids exist.
+            await self._owner(action, scope, None, context)
+            raise
         await self._owner(action, scope, info, context)
         return info
 

@@ -13,6 +13,7 @@ import msgspec
 
 from .._input import StreamInput
 from .._manager import StreamManager
+from ..errors import InvalidArgumentError
 from ..events import ErrorInfo
 from .app import MAX_BODY_BYTES, StreamsHTTP, query_of
 from .response import STREAM_ID_HEADER, ASGIApp, Message, Receive, Scope, Send, headers_of, read_body, send_error, shown_error
@@ -102,7 +103,7 @@ class _Exchange:
             await self._take(stream, message)
 
         try:
-            await self._app(dict(self._scope), receive, send)
+            await self._app(_plainly_asking(self._scope), receive, send)
             if self.is_stream and not stream.is_closed:
                 await stream.error(NO_TERMINAL_FRAME)
         finally:
@@ -151,7 +152,7 @@ class _Lifespan:
         self._app = app
         self._http = http
         self._ours = AsyncExitStack()
-        self._started = False
+        self._answered = False
 
     async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def receive_for_app() -> Message:
@@ -163,21 +164,29 @@ class _Lifespan:
         async def send_for_app(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
                 await self._start()
+            self._answered = True
             await send(message)
 
-        try:
-            await self._app(scope, receive_for_app, send_for_app)
-        except Exception:
-            if self._started:
-                raise
-            await self._run_alone(receive, send)
+        async with self._ours:
+            try:
+                await self._app(scope, receive_for_app, send_for_app)
+            except Exception:
+                if self._answered:
+                    raise  # it knows lifespans, and its start-up or shutdown failed
+            if not self._answered:
+                await self._run_alone(receive, send)
 
     async def _start(self) -> None:
-        await self._ours.enter_async_context(self._http)
-        self._started = True
+        if not self._http.is_running:
+            await self._ours.enter_async_context(self._http)
 
     async def _run_alone(self, receive: Receive, send: Send) -> None:
-        await self._start()
+        try:
+            await self._start()
+        except Exception as error:
+            # Only raising would be taken for an app without a lifespan, and served.
+            await send({"type": "lifespan.startup.failed", "message": f"{type(error).__name__}: {error}"})
+            raise
         await send({"type": "lifespan.startup.complete"})
         while (await receive())["type"] != "lifespan.shutdown":
             pass
@@ -185,6 +194,15 @@ class _Lifespan:
         await send({"type": "lifespan.shutdown.complete"})
 
 
+def _plainly_asking(scope: Scope) -> Scope:
+    """Give the inner app `Accept` in one line and lower case: `genkit_fastapi` finds it in no other form."""
+    headers = [header for header in scope["headers"] if header[0].lower() != b"accept"]
+    return {**scope, "headers": [*headers, (b"accept", headers_of(scope).get("accept", "*/*").lower().encode("latin-1"))]}
+
+
 def _is_streaming(scope: Scope) -> bool:
     headers = headers_of(scope)
-    return STREAM_ID_HEADER in headers or wants_stream(headers.get("accept", ""), query_of(scope))
+    try:
+        return STREAM_ID_HEADER in headers or wants_stream(headers.get("accept", ""), query_of(scope))
+    except InvalidArgumentError:
+        return False  # what its query means is the inner app's affair

@@ -14,7 +14,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from .._subscription import Subscription
-from ..errors import HTTP_CODES, LimitExceededError
+from ..errors import HTTP_CODES, LimitExceededError, StreamManagerClosedError
 from ..events import ErrorInfo, StreamEvent, StreamEventType, error_info
 from .wire import Framing, GenkitFraming, error_body
 
@@ -50,8 +50,12 @@ class Pace:
 
 
 def headers_of(scope: Scope) -> Mapping[str, str]:
-    """Give a request's headers, names in lower case; of repeated ones the last."""
-    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+    """Give a request's headers, names in lower case, repeated ones as one list (RFC 9110, 5.3)."""
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}{'; ' if name == 'cookie' else ', '}{value}" if name in headers else value
+    return headers
 
 
 async def read_body(receive: Receive, max_bytes: int) -> bytes | None:
@@ -72,7 +76,9 @@ async def send_response(send: Send, code: int, body: bytes = b"", headers: Itera
     """Send a whole answer; JSON if it has a body."""
     if body:
         headers = [("content-type", "application/json"), *headers]
-    await send({"type": "http.response.start", "status": code, "headers": _raw([*headers, ("content-length", str(len(body)))])})
+    if code != 204:  # which must not have one
+        headers = [*headers, ("content-length", str(len(body)))]
+    await send({"type": "http.response.start", "status": code, "headers": _raw(headers)})
     await send({"type": "http.response.body", "body": body})
 
 
@@ -134,6 +140,8 @@ class _Response:
                     await self._write_batch(batch)
         except OSError:
             return None  # the client is gone (ASGI 2.4)
+        except StreamManagerClosedError:
+            return SHUTTING_DOWN
         except Exception as error:  # a storage that failed, a manager that was closed, a bug: the client needs its terminal frame
             return shown_error(error)
         return TOO_LONG if longest.cancelled_caught else None
@@ -146,11 +154,16 @@ class _Response:
 
     async def _write_batch(self, batch: list[StreamEvent[Any]]) -> None:
         *chunks, last = batch
-        if chunks and last.type is StreamEventType.ERROR and isinstance(self._framing, GenkitFraming):
-            await self._write(b"".join(map(self._framing.event, chunks)))
+        if last.type is not StreamEventType.ERROR:
+            await self._write(b"".join(map(self._framing.event, batch)))
+            return
+        await self._write(b"".join(map(self._framing.event, chunks)))
+        await self._pause()
+        await self._write(self._framing.event(last))
+
+    async def _pause(self) -> None:
+        if isinstance(self._framing, GenkitFraming):
             await anyio.sleep(ERROR_PAUSE_SECONDS)
-            batch = [last]
-        await self._write(b"".join(map(self._framing.event, batch)))
 
     async def _write(self, body: bytes) -> None:
         if body:
@@ -161,7 +174,12 @@ class _Response:
     async def _end(self, last_words: ErrorInfo | None) -> None:
         body = b"" if last_words is None or self._comes_back(last_words) else self._framing.error(last_words)
         with suppress(OSError):
-            await self._send({"type": "http.response.body", "body": body, "more_body": False})
+            try:
+                if body:
+                    await self._pause()
+            finally:
+                # An event loop that is closing cancels the pause too.
+                await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     def _comes_back(self, last_words: ErrorInfo) -> bool:
         # An EventSource whose response just ends comes back by itself; Genkit's clients spin.

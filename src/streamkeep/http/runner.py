@@ -80,17 +80,26 @@ class Runner:
         try:
             await self.drain()
         finally:
-            assert self._tasks is not None
-            await self._tasks.__aexit__(None, None, None)
+            tasks, self._tasks = self._tasks, None
+            if tasks is not None:
+                tasks.cancel_scope.cancel()  # nobody is left, unless this has been cancelled
+                await tasks.__aexit__(None, None, None)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has been entered, and takes producers."""
+        return self._tasks is not None and not self._closing
 
     async def start(self, stream: str, produce: Producer, *, metadata: Mapping[str, str] | None = None) -> None:
         """Open a stream and run its producer in the background.
 
         Raises as `StreamManager.open` does, and StreamManagerClosedError when the runner is not running or is being left.
         """
-        if self._tasks is None or self._closing:
-            raise StreamManagerClosedError("the server is shutting down" if self._closing else "the runner is not running")
+        self._check_running()
         stream_input = await self._streams.open(stream, metadata=metadata)
+        if not self.is_running:
+            await stream_input.error(SHUT_DOWN)
+        self._check_running()
         self.adopt(stream_input, produce)
 
     def adopt(self, stream: StreamInput, produce: Producer) -> None:
@@ -116,6 +125,10 @@ class Runner:
         with CancelScope(shield=True):
             await self._all_over()
 
+    def _check_running(self) -> None:
+        if not self.is_running:
+            raise StreamManagerClosedError("the server is shutting down" if self._closing else "the runner is not running")
+
     async def _all_over(self) -> None:
         for run in tuple(self._runs):
             await run.over.wait()
@@ -124,13 +137,24 @@ class Runner:
         try:
             with run.scope:
                 await self._produce(run, produce)
+        except anyio.get_cancelled_exc_class():
+            # From outside, or raised by the producer itself. The task ends here either way; let out, it would end all the others.
+            logger.info("stream %s: its producer was cancelled", run.stream.id)
+        except Exception:
+            logger.exception("stream %s could not be completed", run.stream.id)
         finally:
-            # Whatever has happened, be it a cancellation from outside: readers are told.
             with anyio.move_on_after(END_SECONDS, shield=True):
-                await self._end(run.stream, lambda: run.stream.error(run.end_as))
+                await self._bury(run)
             self._runs.discard(run)
             run.listening.cancel()
             run.over.set()
+
+    async def _bury(self, run: _Run) -> None:
+        """Tell readers of the end, whatever has happened. If even that fails, the lease lapses, and they are told ABORTED."""
+        try:
+            await self._end(run.stream, lambda: run.stream.error(run.end_as))
+        except Exception:
+            logger.exception("stream %s could not be ended", run.stream.id)
 
     async def _produce(self, run: _Run, produce: Producer) -> None:
         stream = run.stream
@@ -138,8 +162,10 @@ class Runner:
             output = await produce(stream, run.stop)
             await self._end(stream, lambda: stream.done(output))
         except Exception as error:
-            failure = error
-            logger.log(logging.DEBUG if stream.cancelled.is_set() else logging.ERROR, "stream %s failed", stream.id, exc_info=error)
+            # What a producer raises because it was told to stop says less than why it was told.
+            failure = run.end_as if run.stop.is_set() else error
+            expected = run.stop.is_set() or stream.cancelled.is_set()
+            logger.log(logging.DEBUG if expected else logging.ERROR, "stream %s failed", stream.id, exc_info=error)
             await self._end(stream, lambda: stream.error(failure))
 
     async def _end(self, stream: StreamInput, end: Callable[[], Awaitable[None]]) -> None:

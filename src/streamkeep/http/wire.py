@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar, assert_never
+from typing import ClassVar, Final, Protocol, TypeVar, assert_never
 
 import msgspec
 
@@ -30,10 +30,7 @@ MAX_OFFSET: Final = 2**53 - 1
 class Framing(Protocol):
     """How one response speaks. It keeps the state of the line, so each response has its own."""
 
-    @property
-    def content_type(self) -> str:
-        """The header's value."""
-        ...
+    content_type: ClassVar[str]
 
     def preamble(self) -> bytes:
         """Give what is sent before the first frame."""
@@ -60,7 +57,7 @@ class GenkitFraming:
     `error:` and Java only `data:`. Send it in a packet of its own: the JS client forgets chunks not yet read when it comes.
     """
 
-    content_type: Final = "text/event-stream"
+    content_type: ClassVar[str] = "text/event-stream"
 
     def __init__(self) -> None:
         self._line_is_open = False
@@ -109,7 +106,7 @@ class SSEFraming:
     long that waits first.
     """
 
-    content_type: Final = "text/event-stream"
+    content_type: ClassVar[str] = "text/event-stream"
 
     def __init__(self, *, retry_seconds: float = 2.0) -> None:
         self._retry_ms = round(retry_seconds * 1000)

@@ -10,7 +10,7 @@ from genkit import Action
 from genkit.plugin_api import is_dev_environment
 from pydantic import BaseModel
 
-from ..errors import InvalidArgumentError, PublicError
+from ..errors import InvalidArgumentError, PublicError, StreamkeepError
 from ..events import error_info
 from ..http.wire import GenkitRequest
 
@@ -45,9 +45,8 @@ class FlowWork:
                 init=request.init,
             )
         except Exception as error:
-            if is_dev_environment():
-                raise _in_full(error) from error
-            raise
+            raised = _raised(error)
+            raise _in_full(raised) if is_dev_environment() else raised from error
         finally:
             forwarding.cancel()
         return plain(response.response)
@@ -61,6 +60,12 @@ def plain(value: object) -> object:
 async def _forward(stop: anyio.Event, abort_signal: asyncio.Event) -> None:
     await stop.wait()
     abort_signal.set()
+
+
+def _raised(error: Exception) -> Exception:
+    """Give what the flow raised. Genkit wraps it in an INTERNAL of its own, unless it is Genkit's; ours may be public."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, StreamkeepError) else error
 
 
 def _in_full(error: Exception) -> PublicError:

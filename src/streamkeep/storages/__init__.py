@@ -20,14 +20,14 @@ def storage_for(url: str) -> Storage:
     parts = urlsplit(url)
     match parts.scheme:
         case "memory":
-            return _memory(parts, url)
+            return _memory_storage(parts, url)
         case "sqlite":
-            return _sqlite(parts, url)
+            return _sqlite_storage(parts, url)
         case _:
             raise _unknown(url)
 
 
-def _memory(parts: SplitResult, url: str) -> Storage:
+def _memory_storage(parts: SplitResult, url: str) -> Storage:
     from streamkeep.storages.memory import MemoryStorage
 
     if parts.netloc or parts.path or parts.query or parts.fragment:
@@ -35,7 +35,7 @@ def _memory(parts: SplitResult, url: str) -> Storage:
     return MemoryStorage()
 
 
-def _sqlite(parts: SplitResult, url: str) -> Storage:
+def _sqlite_storage(parts: SplitResult, url: str) -> Storage:
     from streamkeep.storages.sqlite import SQLiteStorage
 
     path = unquote(parts.path.removeprefix("/"))

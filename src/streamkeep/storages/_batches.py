@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import anyio
 
@@ -27,7 +27,7 @@ class Job(Generic[S]):
     def __init__(self, work: Callable[[S], T], future: asyncio.Future[T]) -> None:
         self._work: Callable[[S], object] = work
         self._future: asyncio.Future[Any] = future
-        self._outcome: Callable[[], None] = future.cancel
+        self._outcome: Callable[[], object] = future.cancel
 
     def run(self, session: S) -> None:
         """Do the work, in the thread, and note its result; what it raises is the caller's to deal with."""
@@ -43,17 +43,10 @@ class Job(Generic[S]):
             self._outcome()
 
 
-class Session(Protocol):
-    """What a thread works with: opened, used and closed by that thread alone."""
-
-    def run(self, jobs: Sequence[Job[Self]]) -> Callable[[], None]:
-        """Give each job an outcome; what is returned is called on the loop, just before the outcomes are delivered."""
-        ...
-
-
 class BatchThread(Generic[S]):
     """Runs jobs in order, in a thread of its own. Entering opens the session; leaving finishes the queue and closes it.
 
+    `run` gives each job of a batch an outcome; what it returns is called on the loop, just before those are delivered.
     The thread is a daemon: a program whose loop was killed does not hang on it.
     """
 
@@ -61,7 +54,7 @@ class BatchThread(Generic[S]):
         self,
         name: str,
         session: Callable[[], AbstractContextManager[S]],
-        run: Callable[[S, Sequence[Job[S]]], Callable[[], None]],
+        run: Callable[[S, Sequence[Job[S]]], Callable[[], None] | None],
     ) -> None:
         self._open_session = session
         self._run = run
@@ -84,13 +77,10 @@ class BatchThread(Generic[S]):
         self._queue.put(None)
         with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
             await self._ended
-
-    async def do(self, work: Callable[[S], T]) -> T:
-        """Give what `work` returns or raises. If cancelled, it may still be done."""
-        return await self.start(work)
+            self._thread.join()  # it has nothing left to do
 
     def start(self, work: Callable[[S], T]) -> asyncio.Future[T]:
-        """Queue `work`; give the future of its result."""
+        """Queue `work`; give the future of what it returns or raises. If that is cancelled, the work may still be done."""
         future: asyncio.Future[T] = self._loop.create_future()
         self._queue.put(Job(work, future))
         return future
@@ -123,13 +113,13 @@ class BatchThread(Generic[S]):
                 return jobs, False
         return jobs, True
 
-    def _outcomes(self, session: S, jobs: Sequence[Job[S]]) -> Callable[[], None]:
+    def _outcomes(self, session: S, jobs: Sequence[Job[S]]) -> Callable[[], None] | None:
         try:
             return self._run(session, jobs)
         except Exception as error:  # noqa: BLE001 (delivered to every caller)
             for job in jobs:
                 job.fail(error)
-            return _nothing
+            return None
 
     def _post(self, callback: Callable[[], None]) -> None:
         try:
@@ -139,8 +129,9 @@ class BatchThread(Generic[S]):
             self._queue.put(None)
 
 
-def _deliver(jobs: Sequence[Job[S]], first: Callable[[], None]) -> None:
-    first()
+def _deliver(jobs: Sequence[Job[S]], first: Callable[[], None] | None) -> None:
+    if first is not None:
+        first()
     for job in jobs:
         job.deliver()
 
@@ -152,7 +143,3 @@ def _settle(future: asyncio.Future[None], error: Exception | None) -> None:
         future.set_result(None)
     else:
         future.set_exception(error)
-
-
-def _nothing() -> None:
-    pass

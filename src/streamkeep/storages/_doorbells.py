@@ -5,23 +5,26 @@ Used on one event loop only; a storage that learns of a commit in another thread
 
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
+from typing import Generic, TypeVar
 
 import anyio
 
 from streamkeep.storage import Doorbell
 
+K = TypeVar("K")
 
-class Doorbells:
-    """Gives out doorbells and rings them. False while nobody watches."""
+
+class Doorbells(Generic[K]):
+    """Gives out doorbells and rings them, by the ids of streams or whatever stands for those. False while nobody watches."""
 
     def __init__(self) -> None:
-        self._by_stream: dict[str, set[_Doorbell]] = {}
+        self._by_stream: dict[K, set[_Doorbell]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._by_stream)
 
     @asynccontextmanager
-    async def watch(self, stream: str) -> AsyncGenerator[Doorbell]:
+    async def watch(self, stream: K) -> AsyncGenerator[Doorbell]:
         """Give a doorbell that is rung by every `ring` for this stream from now on."""
         doorbell = _Doorbell()
         watchers = self._by_stream.setdefault(stream, set())
@@ -33,7 +36,7 @@ class Doorbells:
             if not watchers:
                 del self._by_stream[stream]
 
-    def ring(self, streams: Iterable[str]) -> None:
+    def ring(self, streams: Iterable[K]) -> None:
         """Ring the doorbells of these streams."""
         for stream in streams:
             for doorbell in self._by_stream.get(stream, ()):

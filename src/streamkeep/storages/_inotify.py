@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from contextlib import suppress
 from pathlib import Path
 
 _IN_MODIFY = 0x2
@@ -28,7 +29,5 @@ def open_inotify(path: Path) -> int | None:
 
 def drain(descriptor: int) -> None:
     """Forget the writes so far. (Equal events merge in the kernel, so one read takes them all.)"""
-    try:
+    with suppress(BlockingIOError):
         os.read(descriptor, 4096)
-    except BlockingIOError:
-        pass

@@ -73,4 +73,3 @@ def patiently(attempt: Callable[[], bool], deadline: float) -> None:
         if time.monotonic() >= deadline:
             raise TimeoutError
         time.sleep(random.uniform(0.000_2, 0.001))  # noqa: S311 (jitter, not cryptography)
-

@@ -10,8 +10,8 @@ Knows nothing of event loops. What keeps the file whole:
   read-only: it can neither write nor checkpoint, not even when it is closed.
 - *The database file is opened by SQLite only.* Closing any other descriptor of it would drop the POSIX locks that SQLite
   holds in this process.
-- *A transaction that changed something gets the next change number, and writes it to the `-notify` file after its COMMIT,
-  still under the lock.* So that number only grows, and whoever sees it sees what it stands for.
+- *Changes are told to other processes after the COMMIT, still under the lock.* Whoever hears of one finds it in the database,
+  and they are told in the order in which they were made.
 """
 
 import os
@@ -29,17 +29,17 @@ from streamkeep.errors import StorageCorruptError, StorageError, StorageFullErro
 from streamkeep.storage import PAGE_BYTES, Head, Page
 from streamkeep.storages._batches import Job
 from streamkeep.storages._interlock import Interlock, patiently
+from streamkeep.storages._notify import Changes, Notify, checksum
 
 Synchronous = Literal["FULL", "NORMAL"]
 
 _PATIENCE_SECONDS: Final = 30
 _APPLICATION_ID: Final = int.from_bytes(b"stkp", "big")
 _FORMAT: Final = 1
-_MANY_CHANGES: Final = 1000
 _KEYS_KEPT: Final = 10_000
 
 # AUTOINCREMENT: a key that was deleted never comes back, so a remembered key is right or finds nothing.
-_SCHEMA: Final = f"""
+_SCHEMA: Final = """
     BEGIN IMMEDIATE;
     CREATE TABLE streams (
         key        INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -47,25 +47,19 @@ _SCHEMA: Final = f"""
         version    INTEGER NOT NULL,
         tail       INTEGER NOT NULL,
         state      BLOB    NOT NULL,
-        expires_at REAL    NOT NULL,
-        changed    INTEGER NOT NULL -- the number of the last change
+        expires_at REAL    NOT NULL
     );
-    CREATE INDEX streams_changed ON streams (changed);
     CREATE TABLE records (
         stream     INTEGER NOT NULL, -- streams.key
         offset     INTEGER NOT NULL,
         data       BLOB    NOT NULL,
         UNIQUE (stream, offset)
     );
-    CREATE TABLE meta (
-        changed    INTEGER NOT NULL, -- the number of the last change of all
-        deleted    INTEGER NOT NULL  -- the number of the last change that deleted a stream
-    );
-    INSERT INTO meta VALUES (0, 0);
-    PRAGMA application_id = {_APPLICATION_ID};
-    PRAGMA user_version = {_FORMAT};
-    COMMIT;
 """
+
+
+_HeadRow = tuple[int, int, bytes, float, int, int]
+_REPLACE: Final = "UPDATE streams SET version = ?, tail = ?, state = ?, expires_at = ? WHERE key = ? AND version = ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +75,7 @@ class Files:
 
     @property
     def notify(self) -> Path:
-        """Holds the number of the last change, for other processes to watch."""
+        """Tells other processes what has changed."""
         return self.database.with_name(self.database.name + "-notify")
 
     def open(self, path: Path) -> int:
@@ -93,49 +87,32 @@ class Files:
         return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), mode)
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """Which streams the changes after number `since`, up to `number`, have touched; None: too many, or nobody can say."""
-
-    since: int
-    number: int
-    streams: Sequence[str] | None
-
-
-def write_number(notify: int, number: int) -> None:
-    """Tell the other processes the number of the last change."""
-    os.lseek(notify, 0, os.SEEK_SET)
-    os.write(notify, number.to_bytes(8, "little"))
-
-
-def read_number(notify: int) -> int:
-    """Give the number of the last change, as `write_number` told it last."""
-    os.lseek(notify, 0, os.SEEK_SET)
-    return int.from_bytes(os.read(notify, 8), "little")
+class _HopeDisappointedError(Exception):
+    """One of the commits of a batch has not seen the version."""
 
 
 class Writer:
     """The one connection that writes. `run` is for the thread, `commit` and `delete` are for its jobs."""
 
-    def __init__(self, path: Path, db: sqlite3.Connection, interlock: Interlock, notify: int) -> None:
+    def __init__(self, path: Path, db: sqlite3.Connection, interlock: Interlock, notify: Notify) -> None:
         self._path = path
         self._db = db
         self._interlock = interlock
         self._notify = notify
-        self._number = 0
         self._keys: dict[str, int] = {}
+        self._hopeful = True
+        self._heads: list[_HeadRow] = []
         self._rows: list[tuple[int, int, bytes]] = []
-        self._touched: list[str] = []
-        self._deleted = False
+        self._changed: list[int] = []
 
     def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes]) -> bool:
         """Do `Storage.commit`."""
         key = self._insert(stream, head) if seen is None else self._update(stream, seen, head)
         if key is None:
             return False
-        first = head.tail - len(records)
-        self._rows.extend((key, offset, record) for offset, record in enumerate(records, first))
-        self._touched.append(stream)
+        for offset, record in enumerate(records, head.tail - len(records)):
+            self._rows.append((key, offset, record))
+        self._changed.append(checksum(stream))
         return True
 
     def delete(self, stream: str, seen: int) -> bool:
@@ -143,45 +120,55 @@ class Writer:
         key = self._find(stream, seen)
         if key is None:
             return False
-        self._flush()
         self._db.execute("DELETE FROM records WHERE stream = ?", (key,))
         self._db.execute("DELETE FROM streams WHERE key = ?", (key,))
-        self._touched.append(stream)
-        self._deleted = True
+        del self._keys[stream]
+        self._changed.append(checksum(stream))
         return True
 
-    def run(self, jobs: Sequence[Job["Writer"]]) -> Changes:
-        """Do the jobs in one transaction and say what they changed. If one of them fails, each gets its own."""
+    def run(self, jobs: Sequence[Job["Writer"]]) -> Changes | None:
+        """Do the jobs in one transaction and say what they changed. If one of them fails, each gets its own.
+
+        First in the hope that every commit has seen the version, for then all heads are replaced by one statement.
+        """
         deadline = time.monotonic() + _PATIENCE_SECONDS
         with translating(self._path), self._interlock.held(deadline):
             try:
-                touched = [self._transact(jobs, deadline)]
-            except Exception:  # whatever it is: the one that is to blame gets it again
-                touched = [self._alone(job, deadline) for job in jobs]
-            return self._tell([streams for streams in touched if streams])
+                changed = self._transact(jobs, deadline, hopeful=True)
+            except _HopeDisappointedError:
+                changed = self._carefully(jobs, deadline)
+            except Exception:  # noqa: BLE001 (whatever it is: who is to blame gets it again)
+                changed = self._one_by_one(jobs, deadline)
+            return self._tell(changed) if changed else None
 
-    def _alone(self, job: Job["Writer"], deadline: float) -> list[str]:
+    def _carefully(self, jobs: Sequence[Job["Writer"]], deadline: float) -> Sequence[int]:
         try:
-            return self._transact([job], deadline)
-        except Exception as error:  # noqa: BLE001 (delivered to the caller)
-            job.fail(translated(self._path, error))
-            return []
+            return self._transact(jobs, deadline, hopeful=False)
+        except Exception:  # noqa: BLE001 (as above)
+            return self._one_by_one(jobs, deadline)
 
-    def _transact(self, jobs: Sequence[Job["Writer"]], deadline: float) -> list[str]:
-        self._rows, self._touched, self._deleted = [], [], False
+    def _one_by_one(self, jobs: Sequence[Job["Writer"]], deadline: float) -> Sequence[int]:
+        changed: list[int] = []
+        for job in jobs:
+            try:
+                changed += self._transact([job], deadline, hopeful=False)
+            except Exception as error:  # noqa: BLE001 (delivered to the caller)
+                job.fail(translated(self._path, error))
+        return changed
+
+    def _transact(self, jobs: Sequence[Job["Writer"]], deadline: float, *, hopeful: bool) -> Sequence[int]:
+        self._hopeful, self._heads, self._rows, self._changed = hopeful, [], [], []
         patiently(self._begin, deadline)
         try:
-            (self._number,) = self._db.execute("SELECT changed FROM meta").fetchone()
             for job in jobs:
                 job.run(self)
             self._flush()
-            self._count()
         except BaseException:
             self._roll_back()
             raise
         return self._end(jobs)
 
-    def _end(self, jobs: Sequence[Job["Writer"]]) -> list[str]:
+    def _end(self, jobs: Sequence[Job["Writer"]]) -> Sequence[int]:
         try:
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
@@ -189,16 +176,15 @@ class Writer:
             self._roll_back()
             for job in jobs:
                 job.fail(translated(self._path, error))
-            return []
-        self._number += bool(self._touched)
-        return self._touched
+            return ()
+        return self._changed
 
-    def _tell(self, touched: Sequence[Sequence[str]]) -> Changes:
-        if touched:
-            # The commit has happened, whatever becomes of this.
-            with suppress(OSError):
-                write_number(self._notify, self._number)
-        return Changes(self._number - len(touched), self._number, [stream for streams in touched for stream in streams])
+    def _tell(self, changed: Sequence[int]) -> Changes:
+        try:
+            return self._notify.tell(changed)
+        except OSError:
+            # The commit has happened all the same. Nobody else hears of it before the next one; who watches here does.
+            return Changes(0, 0, changed)
 
     def _begin(self) -> bool:
         try:
@@ -217,22 +203,17 @@ class Writer:
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
 
-    def _count(self) -> None:
-        number = self._number + 1
-        if self._deleted:
-            self._db.execute("UPDATE meta SET changed = ?, deleted = ?", (number, number))
-        elif self._touched:
-            self._db.execute("UPDATE meta SET changed = ?", (number,))
-
     def _flush(self) -> None:
+        if self._heads and self._db.executemany(_REPLACE, self._heads).rowcount != len(self._heads):
+            raise _HopeDisappointedError
+        self._heads.clear()
         self._db.executemany("INSERT INTO records VALUES (?, ?, ?)", self._rows)
         self._rows.clear()
 
     def _insert(self, stream: str, head: Head) -> int | None:
         cursor = self._db.execute(
-            "INSERT INTO streams (id, version, tail, state, expires_at, changed) VALUES (?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT DO NOTHING",
-            (stream, head.version, head.tail, head.state, head.expires_at, self._number + 1),
+            "INSERT INTO streams (id, version, tail, state, expires_at) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            (stream, head.version, head.tail, head.state, head.expires_at),
         )
         return self._remember(stream, cursor.lastrowid) if cursor.rowcount else None
 
@@ -247,13 +228,14 @@ class Writer:
         return key
 
     def _replace(self, key: int, seen: int, head: Head) -> bool:
-        cursor = self._db.execute(
-            "UPDATE streams SET version = ?, tail = ?, state = ?, expires_at = ?, changed = ? WHERE key = ? AND version = ?",
-            (head.version, head.tail, head.state, head.expires_at, self._number + 1, key, seen),
-        )
-        return cursor.rowcount == 1
+        row = (head.version, head.tail, head.state, head.expires_at, key, seen)
+        if self._hopeful:
+            self._heads.append(row)
+            return True
+        return self._db.execute(_REPLACE, row).rowcount == 1
 
     def _find(self, stream: str, seen: int) -> int | None:
+        self._flush()
         row = self._db.execute("SELECT key FROM streams WHERE id = ? AND version = ?", (stream, seen)).fetchone()
         return self._remember(stream, row[0]) if row else None
 
@@ -313,14 +295,6 @@ class Reader:
         """Do `Storage.scan`. (SQLite compares UTF-8 bytes, whose order is that of the code points.)"""
         return [row[0] for row in self._db.execute("SELECT id FROM streams WHERE id > ? ORDER BY id LIMIT ?", (after, limit))]
 
-    def changes(self, since: int) -> Changes:
-        """Say what has changed after change number `since`."""
-        number, deleted = self._db.execute("SELECT changed, deleted FROM meta").fetchone()
-        if deleted > since:
-            return Changes(since, number, None)
-        rows = self._db.execute("SELECT id FROM streams WHERE changed > ? LIMIT ?", (since, _MANY_CHANGES + 1)).fetchall()
-        return Changes(since, number, None if len(rows) > _MANY_CHANGES else [row[0] for row in rows])
-
 
 @contextmanager
 def open_writer(files: Files, synchronous: Synchronous) -> Generator[Writer]:
@@ -333,10 +307,7 @@ def open_writer(files: Files, synchronous: Synchronous) -> Generator[Writer]:
             with interlock.held(time.monotonic() + _PATIENCE_SECONDS):
                 db = _connect(files.database, synchronous)
                 stack.callback(_close, db, interlock)
-                (number,) = db.execute("SELECT changed FROM meta").fetchone()
-                # Written anew: the database may have been restored from a copy, or the last process killed before telling.
-                write_number(notify, number)
-        yield Writer(files.database, db, interlock, notify)
+        yield Writer(files.database, db, interlock, Notify(notify))
 
 
 @contextmanager
@@ -378,7 +349,7 @@ def _prepare(db: sqlite3.Connection, path: Path, synchronous: Synchronous) -> No
     if mode != "wal":
         raise StorageError(f"{path}: SQLite cannot use its write-ahead log here; use a file on a local disk")
     if is_new:
-        db.executescript(_SCHEMA)
+        db.executescript(f"{_SCHEMA} PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {_FORMAT}; COMMIT;")
     db.execute(f"PRAGMA synchronous = {synchronous}")
     # Without it, macOS's fsync leaves data in the drive's cache; elsewhere it does nothing.
     db.execute(f"PRAGMA fullfsync = {synchronous == 'FULL'}")

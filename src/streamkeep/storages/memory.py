@@ -4,9 +4,9 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Self
 
+from streamkeep.errors import StorageFullError
 from streamkeep.storage import PAGE_BYTES, Doorbell, Head, Page
 from streamkeep.storages._doorbells import Doorbells
 
@@ -22,12 +22,16 @@ class MemoryStorage:
 
     Runs under asyncio and trio. The content belongs to the object: leaving the context loses nothing, and several managers
     may share one storage. No method but a doorbell's `wait` ever suspends, so each is atomic.
+
+    Args:
+        max_streams: how many streams it holds at most; a commit that would create one more raises StorageFullError.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_streams: int | None = None) -> None:
+        self._max_streams = max_streams
         self._streams: dict[str, _Stream] = {}
         self._sorted_ids: list[str] | None = []
-        self._doorbells = Doorbells()
+        self._doorbells: Doorbells[str] = Doorbells()
 
     async def __aenter__(self) -> Self:
         return self
@@ -38,15 +42,14 @@ class MemoryStorage:
     async def read(self, stream: str, start: int = 0, limit: int = 0) -> Page | None:
         """See `Storage.read`."""
         found = self._streams.get(stream)
-        return found and Page(found.head, _page(found.records, start, limit))
+        return None if found is None else Page(found.head, _page(found.records, start, limit))
 
     async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
         """See `Storage.commit`."""
         if self._version(stream) != seen:
             return False
         if seen is None:
-            self._streams[stream] = _Stream(head)
-            self._sorted_ids = None
+            self._create(stream, head)
         found = self._streams[stream]
         found.head = head
         found.records.extend(records)
@@ -76,13 +79,20 @@ class MemoryStorage:
 
     def _version(self, stream: str) -> int | None:
         found = self._streams.get(stream)
-        return found and found.head.version
+        return None if found is None else found.head.version
+
+    def _create(self, stream: str, head: Head) -> None:
+        if self._max_streams is not None and len(self._streams) >= self._max_streams:
+            raise StorageFullError(f"this storage keeps {self._max_streams} streams in memory, and no more")
+        self._streams[stream] = _Stream(head)
+        self._sorted_ids = None
 
 
 def _page(records: list[bytes], start: int, limit: int) -> Sequence[bytes]:
+    page = records[start : start + limit]
     size = 0
-    for end, record in enumerate(islice(records, start, start + limit), start + 1):
+    for end, record in enumerate(page, 1):
         size += len(record)
         if size >= PAGE_BYTES:
-            return records[start:end]
-    return records[start : start + limit]
+            return page[:end]
+    return page

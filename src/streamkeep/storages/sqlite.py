@@ -4,24 +4,24 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final, Self, get_args
 
 from streamkeep.errors import InvalidArgumentError, StorageError
 from streamkeep.storage import Doorbell, Head, Page
-from streamkeep.storages import _inotify
 from streamkeep.storages._batches import BatchThread, Job
 from streamkeep.storages._doorbells import Doorbells
+from streamkeep.storages._inotify import drain, open_inotify
+from streamkeep.storages._notify import Changes, Notify, checksum
 from streamkeep.storages._sqlite import (
-    Changes,
     Files,
     Reader,
     Synchronous,
     Writer,
     open_reader,
     open_writer,
-    read_number,
     translating,
 )
 
@@ -49,7 +49,7 @@ class SQLiteStorage:
             raise InvalidArgumentError(f"synchronous is FULL or NORMAL, not {synchronous!r}")
         self._files = Files(Path(path))
         self._synchronous = synchronous
-        self._doorbells = Doorbells()
+        self._doorbells: Doorbells[int] = Doorbells()
         self._entered: _Entered | None = None
 
     async def __aenter__(self) -> Self:
@@ -84,7 +84,7 @@ class SQLiteStorage:
     async def watch(self, stream: str) -> AsyncGenerator[Doorbell]:
         """See `Storage.watch`."""
         self._open.news.listen()
-        async with self._doorbells.watch(stream) as doorbell:
+        async with self._doorbells.watch(checksum(stream)) as doorbell:
             yield doorbell
 
     @property
@@ -94,24 +94,99 @@ class SQLiteStorage:
         return self._entered
 
 
+@dataclass(frozen=True, slots=True)
 class _Entered:
-    """What an open storage works with."""
+    """What a storage has while it is open."""
 
-    def __init__(self, writer: BatchThread[Writer], reader: BatchThread[Reader], news: "_News") -> None:
-        self.writer = writer
-        self.reader = reader
-        self.news = news
+    writer: BatchThread[Writer]
+    reader: BatchThread[Reader]
+    news: "_News"
 
 
-async def _enter(stack: AsyncExitStack, files: Files, synchronous: Synchronous, doorbells: Doorbells) -> _Entered:
+async def _enter(stack: AsyncExitStack, files: Files, synchronous: Synchronous, doorbells: Doorbells[int]) -> _Entered:
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
-        raise StorageError("SQLiteStorage needs asyncio, and this is another event loop; use MemoryStorage here") from None
-    news = _News(loop, doorbells)
-    # The writer creates the files, and is the last to leave, so that a reader never is the one who has to tidy up.
-    opening_writer = partial(open_writer, files, synchronous)
-    writer = await stack.enter_async_context(BatchThread("streamkeep-sqlite-writer", opening_writer, news.after(Writer.run)))
-    reader = await stack.enter_async_context(BatchThread("streamkeep-sqlite-reader", partial(open_reader, files), _read))
+        raise StorageError("SQLiteStorage needs asyncio, and this is another event loop; MemoryStorage runs on any") from None
+    reader = BatchThread("streamkeep-sqlite-reader", partial(open_reader, files), _read)
+    news = _News(loop, files, doorbells)
+    writer = BatchThread("streamkeep-sqlite-writer", partial(open_writer, files, synchronous), partial(_write, news))
+    # The writer comes first and goes last: it creates the files, and what there is to tidy up is tidied up by it.
+    await stack.enter_async_context(writer)
+    await stack.enter_async_context(reader)
     stack.callback(news.stop)
     return _Entered(writer, reader, news)
+
+
+def _write(news: "_News", writer: Writer, jobs: Sequence[Job[Writer]]) -> Callable[[], None] | None:
+    changes = writer.run(jobs)
+    return partial(news.heard, changes) if changes else None
+
+
+def _read(reader: Reader, jobs: Sequence[Job[Reader]]) -> None:
+    reader.run(jobs)
+
+
+class _News:
+    """Rings the doorbells: for this storage's own commits as they happen, for others' when the `-notify` file says so.
+
+    Changes are counted, and all up to `_seen` have been rung. It is set before somebody watches, and what is committed later
+    has a greater count; so a watcher misses nothing, whoever is the first to see it.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, files: Files, doorbells: Doorbells[int]) -> None:
+        self._loop = loop
+        self._files = files
+        self._doorbells = doorbells
+        self._seen = 0
+        self._file: int | None = None
+        self._inotify: int | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def heard(self, changes: Changes) -> None:
+        """Ring for these changes."""
+        if changes.checksums is None:
+            self._doorbells.ring_all()
+        else:
+            self._doorbells.ring(changes.checksums)
+        if changes.since <= self._seen:
+            self._seen = max(self._seen, changes.count)
+
+    def listen(self) -> None:
+        """Ring from now on for the commits of others too; to be called before somebody watches."""
+        notify = Notify(self._start() if self._file is None else self._file)
+        if not self._doorbells:
+            self._seen = max(self._seen, notify.count())
+        if self._inotify is None and self._timer is None:
+            self._timer = self._loop.call_later(_POLL_SECONDS, self._tick, notify)
+
+    def stop(self) -> None:
+        """Let go of everything."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._inotify is not None:
+            self._loop.remove_reader(self._inotify)
+            os.close(self._inotify)
+        if self._file is not None:
+            os.close(self._file)
+
+    def _start(self) -> int:
+        with translating(self._files.database):
+            self._file = self._files.open(self._files.notify)
+        self._inotify = open_inotify(self._files.notify)
+        if self._inotify is not None:
+            self._loop.add_reader(self._inotify, self._written, self._inotify, Notify(self._file))
+        return self._file
+
+    def _written(self, inotify: int, notify: Notify) -> None:
+        drain(inotify)
+        self._look(notify)
+
+    def _tick(self, notify: Notify) -> None:
+        # Only where there is no inotify. If nothing has changed it costs one read of eight bytes.
+        self._look(notify)
+        self._timer = self._loop.call_later(_POLL_SECONDS, self._tick, notify) if self._doorbells else None
+
+    def _look(self, notify: Notify) -> None:
+        if self._doorbells and notify.count() > self._seen:
+            self.heard(notify.since(self._seen))

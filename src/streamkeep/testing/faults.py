@@ -20,21 +20,24 @@ class Hold:
 
     Attributes:
         reached: an event that is set when the operation has come here.
-        released: set it to let the operation go on.
     """
 
     def __init__(self) -> None:
         self.reached = anyio.Event()
-        self.released = anyio.Event()
+        self._released = anyio.Event()
+        self._error: StorageError | None = None
 
     async def pause(self) -> None:
         """Stop here until released."""
         self.reached.set()
-        await self.released.wait()
+        await self._released.wait()
+        if self._error is not None:
+            raise self._error
 
-    def release(self) -> None:
-        """Let the operation go on."""
-        self.released.set()
+    def release(self, error: StorageError | None = None) -> None:
+        """Let the operation go on, or fail."""
+        self._error = error
+        self._released.set()
 
 
 class FaultyStorage:

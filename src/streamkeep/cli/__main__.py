@@ -1,0 +1,5 @@
+"""`python -m streamkeep.cli`."""
+
+from . import main
+
+main()

@@ -1,0 +1,224 @@
+"""The commands: what each takes, and what it asks of a manager."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Final
+from urllib.parse import unquote, urlsplit
+
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
+
+from .._manager import StreamManager
+from ..errors import StreamkeepError
+from ..events import StreamEventType
+from ..http import StreamsHTTP
+from ._output import Output, complain
+from ._serving import CommandError, bind, reading_app, serve_app, shown_url
+
+PAGE_STREAMS: Final = 100
+INTERRUPTED: Final = 130
+PIPE_CLOSED: Final = 141
+
+app = App(
+    name="streamkeep",
+    help="Durable streams: look at the streams of a storage, serve them, run the demo.",
+    help_epilogue="Exit codes: 0 done, 1 failed (of tail: or the stream ended in an error), 2 wrongly called, 130 interrupted.",
+    help_format="plaintext",
+    result_action="return_value",
+)
+
+Id = Annotated[str, Parameter(help="The stream's id.")]
+Storage = Annotated[
+    str,
+    Parameter(env_var="STREAMKEEP_STORAGE", help="The storage's URL: sqlite:///relative.db, sqlite:////absolute.db, ..."),
+]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="One JSON object a line, for machines.")]
+Host = Annotated[str, Parameter(help="The address to listen on.")]
+Port = Annotated[int, Parameter(validator=Number(gte=0, lte=65535), help="The port to listen on; 0: any that is free.")]
+Drain = Annotated[
+    float, Parameter(validator=Number(gte=0), help="At shutdown: how many seconds streams in flight may take to end.")
+]
+AllowRemote = Annotated[
+    bool,
+    Parameter(negative="", help="Let other machines in. Nobody is asked who they are: whoever has an id reads and stops."),
+]
+
+
+@app.command
+def demo(
+    *,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    storage: Storage = "sqlite:///streamkeep-demo.db",
+    tokens_per_second: Annotated[float, Parameter(validator=Number(gt=0), help="The pace of the answer.")] = 30.0,
+    open_: Annotated[bool, Parameter(name="--open", help="Open the page in a browser.")] = False,
+    drain: Drain = 10.0,
+    allow_remote: AllowRemote = False,
+) -> int:
+    """Run a Genkit app with a page, to reload, cut, stop and kill in mid-answer."""
+    try:
+        from ..demo import create_app
+    except ModuleNotFoundError as error:
+        raise CommandError(f"the demo needs {error.name}, which is not installed: pip install 'streamkeep[demo]'") from error
+
+    def announce(url: str) -> None:
+        Output().welcome_to_demo(url, shown_url(storage), os.getpid())
+        if open_:
+            import webbrowser
+
+            webbrowser.open(url)
+
+    async def serve() -> None:
+        async with StreamManager.connect(storage, ttl=timedelta(hours=1)) as streams, _http(streams, drain) as streams_http:
+            web_app = create_app(streams_http, tokens_per_second=tokens_per_second, storage=storage)
+            await serve_app(web_app, listener, streams_http.runner.drain, announce)
+
+    with bind(host, port, allow_remote=allow_remote) as listener:
+        asyncio.run(serve())
+    return 0
+
+
+@app.command(name="serve")
+def serve(
+    *,
+    storage: Storage,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    allow_remote: AllowRemote = False,
+) -> int:
+    """Serve the streams of a storage over HTTP: GET /streams/ID as SSE, /streams/ID/info, DELETE /streams/ID to stop it.
+
+    Nobody is asked who they are: whoever has an id may read and stop that stream. So it listens to this machine only, unless
+    --allow-remote says otherwise; with users of your own, mount StreamsHTTP(streams, authorize=...) in your app instead.
+    GET /healthz answers 200 while the storage can be read.
+    """
+
+    def announce(url: str) -> None:
+        Output().welcome_to_serve(url, shown_url(storage))
+
+    async def serve_streams() -> None:
+        async with _existing(storage) as streams, _http(streams, 0) as streams_http:
+            await serve_app(reading_app(streams_http), listener, streams_http.runner.drain, announce)
+
+    with bind(host, port, allow_remote=allow_remote) as listener:
+        asyncio.run(serve_streams())
+    return 0
+
+
+@app.command(name="list")
+def list_(*, storage: Storage, json: Json = False) -> int:
+    """List the streams of a storage, by id."""
+    output = Output(json=json)
+
+    async def run() -> None:
+        async with _existing(storage) as streams:
+            page = await streams.list(limit=PAGE_STREAMS)
+            while page:
+                output.streams(page)
+                page = await streams.list(page[-1].id, PAGE_STREAMS)
+
+    asyncio.run(run())
+    output.end_of_streams()
+    return 0
+
+
+@app.command
+def info(id: Id, /, *, storage: Storage, json: Json = False) -> int:
+    """Say what is known of a stream."""
+
+    async def run() -> None:
+        async with _existing(storage) as streams:
+            Output(json=json).info(await streams.info(id))
+
+    asyncio.run(run())
+    return 0
+
+
+@app.command
+def tail(
+    id: Id,
+    /,
+    *,
+    storage: Storage,
+    after: Annotated[int | None, Parameter(help="Only events with a greater offset than this.")] = None,
+    json: Json = False,
+) -> int:
+    """Print the events of a stream, first those that are stored, then live until its end; exit with 1 if that is an error."""
+    output = Output(json=json)
+
+    async def run() -> bool:
+        async with _existing(storage) as streams, streams.subscribe(id, after) as events:
+            async for event in events:
+                output.event(event)
+                if event.type is StreamEventType.ERROR:
+                    return True
+            return (await streams.info(id)).status == "error"
+
+    return int(asyncio.run(run()))
+
+
+@app.command
+def cancel(id: Id, /, *, storage: Storage, json: Json = False) -> int:
+    """Stop a stream: end it with an error of status CANCELLED, and tell its producer. One that has ended is left as it is."""
+
+    async def run() -> bool:
+        async with _existing(storage) as streams:
+            return await streams.cancel(id)
+
+    stopped = asyncio.run(run())
+    Output(json=json).outcome(id, "stopped", stopped, "stopped" if stopped else "had ended already")
+    return 0
+
+
+@app.command
+def delete(id: Id, /, *, storage: Storage, json: Json = False) -> int:
+    """Forget a stream and its events at once, open or not."""
+
+    async def run() -> None:
+        async with _existing(storage) as streams:
+            await streams.delete(id)
+
+    asyncio.run(run())
+    Output(json=json).outcome(id, "deleted", True, "deleted")
+    return 0
+
+
+def run() -> int:
+    """Run the command that the arguments name, and give its exit code; what goes wrong is one sentence on stderr."""
+    try:
+        code: int = app() or 0
+        sys.stdout.flush()
+    except CommandError as error:
+        complain(str(error))
+        return error.code
+    except StreamkeepError as error:
+        complain(str(error))
+        return 2 if error.status == "INVALID_ARGUMENT" else 1
+    except BrokenPipeError:
+        # `streamkeep tail ID | head`: nobody reads on, not even what Python would flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return code
+
+
+@asynccontextmanager
+async def _existing(storage: str) -> AsyncGenerator[StreamManager]:
+    """Give a manager over a storage that is there already: looking at one must not create it."""
+    parts = urlsplit(storage)
+    if parts.scheme == "memory":
+        raise CommandError("memory:// lives and dies inside one process; there is nothing to see of it from another")
+    if parts.scheme == "sqlite" and not (path := Path(unquote(parts.path.removeprefix("/")))).is_file():
+        raise CommandError(f"there is no database at {path}")
+    async with StreamManager.connect(storage) as streams:
+        yield streams
+
+
+def _http(streams: StreamManager, drain_seconds: float) -> StreamsHTTP:
+    return StreamsHTTP(streams, drain=timedelta(seconds=drain_seconds))

@@ -1,0 +1,206 @@
+"""What the commands print: tables and sentences for people, or one JSON object a line for machines."""
+
+import re
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .._manager import StreamInfo
+from ..events import ErrorInfo, StreamEvent, StreamEventType, encode_json
+
+STATUS_STYLES: Final = {"open": "cyan", "done": "green", "error": "red"}
+WIDE: Final = 10_000
+"""Where nobody looks, no line is folded: what reads it splits at line ends."""
+
+_SECRETLY_ACTIVE: Final = re.compile(r"[^\n -~]")
+
+
+class Output:
+    """Prints to stdout.
+
+    Args:
+        json: for machines.
+    """
+
+    def __init__(self, *, json: bool = False) -> None:
+        self._json = json
+        self._console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False, markup=False, emoji=False)
+        self._table: Table | None = None
+
+    def streams(self, page: Iterable[StreamInfo]) -> None:
+        """Print streams, or keep them for the table."""
+        if self._json:
+            for stream in page:
+                self._print_json(asdict(stream))
+            return
+        self._table = self._table or _table("stream", "status", ">events", ">age", ">last written", ">expires")
+        for stream in page:
+            self._table.add_row(*_row(stream, time.time()))
+
+    def end_of_streams(self) -> None:
+        """Print the table."""
+        if not self._json:
+            self._console.print(self._table or "no streams")
+
+    def info(self, stream: StreamInfo) -> None:
+        """Print what is known of a stream."""
+        if self._json:
+            self._print_json(asdict(stream))
+            return
+        table = _table("", "")
+        table.show_header = False
+        for name, value in _facts(stream, time.time()).items():
+            table.add_row(Text(name, "dim"), value)
+        self._console.print(table)
+
+    def event(self, event: StreamEvent[Any]) -> None:
+        """Print an event, at once."""
+        if self._json:
+            self._print_json({"offset": event.offset, "type": event.type.value, **_content(event)})
+            return
+        line = Text(f"{event.offset:>6}  ", "dim")
+        line.append(f"{event.type.value:<5}  ", STATUS_STYLES.get(event.type.value, "dim"))
+        line.append(_sentence(event))
+        self._console.print(line, soft_wrap=True)
+        sys.stdout.flush()
+
+    def outcome(self, stream: str, key: str, value: bool, words: str) -> None:
+        """Print what was done with a stream."""
+        if self._json:
+            self._print_json({"id": stream, key: value})
+        else:
+            self._console.print(f"{stream}: {words}", soft_wrap=True)
+
+    def welcome_to_demo(self, url: str, storage: str, pid: int) -> None:
+        """Say where the demo is, and what to try."""
+        self._welcome("streamkeep demo", url, storage)
+        self._lines(
+            "Ask there, and while the answer comes: reload the page, open it in a second window, cut the connection,",
+            f"press stop - or kill this server (kill -9 {pid}) and start it again: the page says what became of the answer.",
+            "",
+            "In another terminal, with the stream's id from the page:",
+            f"  streamkeep tail ID --storage {storage}",
+            f"  curl -N {url}/streams/ID",
+            "",
+            "Ctrl-C stops.",
+        )
+
+    def welcome_to_serve(self, url: str, storage: str) -> None:
+        """Say where the streams are."""
+        self._welcome("streamkeep", url, storage)
+        self._lines(
+            f"  curl -N {url}/streams/ID              a stream's events as SSE; ?after=N to go on",
+            f"  curl {url}/streams/ID/info            what is known of it",
+            f"  curl -X DELETE {url}/streams/ID       stop it",
+            "",
+            "Whoever has an id may do that. Ctrl-C stops.",
+        )
+
+    def _welcome(self, name: str, url: str, storage: str) -> None:
+        self._console.print(Text.assemble((name, "bold"), " is at ", (url, "bold cyan underline")), soft_wrap=True)
+        self._console.print(f"Streams are kept in {storage}\n", soft_wrap=True)
+
+    def _lines(self, *lines: str) -> None:
+        for line in lines:
+            self._console.print(line, soft_wrap=True)
+        sys.stdout.flush()
+
+    def _print_json(self, value: object) -> None:
+        sys.stdout.write(encode_json(value).decode() + "\n")
+        sys.stdout.flush()
+
+
+def complain(sentence: str) -> None:
+    """Print to stderr why it did not work."""
+    sys.stderr.write(f"streamkeep: {printable(sentence)}\n")
+
+
+def printable(text: str) -> str:
+    """Give text that a terminal shows and does not obey: whatever is not printable becomes an escape sequence."""
+    return _SECRETLY_ACTIVE.sub(lambda found: found[0] if found[0].isprintable() else ascii(found[0])[1:-1], text)
+
+
+def ago(seconds: float) -> str:
+    """Give a span of time in words, to one unit."""
+    for name, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if abs(seconds) >= 2 * size:
+            return f"{seconds / size:.0f} {name}"
+    return f"{seconds:.0f} s"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns:
+        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+    return table
+
+
+def _row(stream: StreamInfo, now: float) -> list[str | Text]:
+    return [
+        stream.id,
+        _status(stream),
+        str(stream.tail),
+        ago(now - stream.created_at),
+        f"{ago(now - stream.updated_at)} ago",
+        "" if stream.status == "open" else f"in {ago(stream.expires_at - now)}",
+    ]
+
+
+def _facts(stream: StreamInfo, now: float) -> Mapping[str, str | Text]:
+    facts: dict[str, str | Text] = {
+        "stream": stream.id,
+        "status": _status(stream),
+        "events": str(stream.tail),
+        "opened": f"{_moment(stream.created_at)}, {ago(now - stream.created_at)} ago",
+        "last written": f"{_moment(stream.updated_at)}, {ago(now - stream.updated_at)} ago",
+    }
+    if stream.status == "open":
+        facts["writer"] = _writer(stream, now)
+    else:
+        facts["expires"] = f"{_moment(stream.expires_at)}, in {ago(stream.expires_at - now)}"
+    for key, value in stream.metadata.items():
+        if value:
+            facts[printable(key)] = printable(value)
+    return facts
+
+
+def _status(stream: StreamInfo) -> Text:
+    return Text(" ".join(filter(None, (stream.status, stream.error))), STATUS_STYLES[stream.status])
+
+
+def _writer(stream: StreamInfo, now: float) -> str:
+    if not stream.writer:
+        return "none: it has let go, and another may go on"
+    left = stream.lease_until - now
+    return f"alive; its lease has {ago(left)} left" if left > 0 else f"silent; its lease ran out {ago(-left)} ago"
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def _content(event: StreamEvent[Any]) -> Mapping[str, object]:
+    match event.type:
+        case StreamEventType.CHUNK:
+            return {"chunk": event.chunk}
+        case StreamEventType.DONE:
+            return {"output": event.output}
+        case StreamEventType.ERROR:
+            return {"error": asdict(event.error)}
+
+
+def _sentence(event: StreamEvent[Any]) -> str:
+    if event.type is not StreamEventType.ERROR:
+        return printable(event.data.decode())
+    return _in_words(event.error)
+
+
+def _in_words(error: ErrorInfo) -> str:
+    words = f"{error.status}: {error.message}"
+    return printable(f"{words}\n{error.internal.rstrip()}" if error.internal else words)

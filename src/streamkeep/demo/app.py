@@ -1,0 +1,73 @@
+"""The demo's web app: what a service of your own would look like, and a page to watch it with."""
+
+import os
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..http import StreamsHTTP
+from ..integrations.fastapi import durable_flow
+from .flow import TOKENS, answer_flow
+
+PAGE: Final = Path(__file__).with_name("page")
+
+# Nothing but our own files and our own server. The referrer would tell a stream's id to others.
+SECURITY_HEADERS: Final = {
+    b"content-security-policy": (
+        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        b"base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    ),
+    b"cross-origin-opener-policy": b"same-origin",
+    b"cross-origin-resource-policy": b"same-origin",
+    b"referrer-policy": b"no-referrer",
+    b"x-content-type-options": b"nosniff",
+}
+
+
+def create_app(streams_http: StreamsHTTP, *, tokens_per_second: float = 30.0, storage: str = "memory://") -> ASGIApp:
+    """Give the demo as an ASGI app over a `StreamsHTTP` that is entered by the caller.
+
+    Args:
+        streams_http: serves the streams.
+        tokens_per_second: the pace of the answer.
+        storage: the storage's URL, of which the page shows the kind.
+    """
+    app = FastAPI(openapi_url=None)
+    app.include_router(durable_flow(answer_flow(tokens_per_second), streams_http, path="/answer"))
+    app.mount("/streams", streams_http)
+    terms = streams_http.streams.terms
+
+    @app.get("/server")
+    async def server() -> dict[str, object]:
+        return {
+            "pid": os.getpid(),
+            "storage": urlsplit(storage).scheme,
+            "tokensPerSecond": tokens_per_second,
+            "seconds": round(len(TOKENS) / tokens_per_second),
+            "lease": terms.lease,
+            "grace": terms.grace,
+        }
+
+    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    return with_security_headers(app)
+
+
+def with_security_headers(app: ASGIApp) -> ASGIApp:
+    """Give the app with a strict content security policy on every response, and none of them taken from a cache unasked."""
+
+    async def secured(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_secured(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = list(message["headers"])
+                if not any(name == b"cache-control" for name, _ in headers):
+                    headers.append((b"cache-control", b"no-cache"))
+                message["headers"] = [*headers, *SECURITY_HEADERS.items()]
+            await send(message)
+
+        await app(scope, receive, send_secured)
+
+    return secured

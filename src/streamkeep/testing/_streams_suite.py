@@ -1,0 +1,789 @@
+"""The promises of a StreamManager as tests, over any storage. Speaks nothing but the public API."""
+
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import timedelta
+from typing import Any, Final, TypeVar
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from streamkeep import (
+    InvalidArgumentError,
+    LimitExceededError,
+    Limits,
+    OffsetOutOfRangeError,
+    PublicError,
+    StreamAlreadyExistsError,
+    StreamBusyError,
+    StreamCompletedError,
+    StreamEvent,
+    StreamEventType,
+    StreamInput,
+    StreamInputClosedError,
+    StreamkeepError,
+    StreamManager,
+    StreamManagerClosedError,
+    StreamNotFoundError,
+    StreamTakenOverError,
+    StreamTimeoutError,
+    Subscription,
+)
+from streamkeep.storage import Storage
+
+OpenManager = Callable[..., AbstractAsyncContextManager[StreamManager]]
+F = TypeVar("F", bound=Callable[..., object])
+
+BOUND_SECONDS: Final = 20
+HOUR: Final = 3_600.0
+PATIENT: Final = timedelta(hours=2)
+
+
+def promise(*_: str) -> Callable[[F], F]:
+    """Say which promises a test owns. (Not a pytest mark, which whoever subclasses the suite would have to register.)"""
+    return lambda test: test
+
+
+class StreamsSuite:
+    """Subclass it, say how your storage is opened, and pytest runs every promise of a StreamManager over it.
+
+        class TestStreamsOverMyStorage(StreamsSuite):
+            @pytest.fixture
+            def open_storage(self, tmp_path):
+                return lambda: MyStorage(tmp_path / "streams")
+
+    `open_storage` is the one of `StorageSuite`. Every manager here has a storage handle of its own, and so plays a process of
+    its own. A dead writer is played by a manager whose clock is an hour behind: its lease has long lapsed for everybody else.
+    To run the suite against managers that are not made from a storage override `open_manager`.
+    """
+
+    pytestmark = pytest.mark.anyio
+
+    @pytest.fixture
+    def anyio_backend(self) -> str:
+        """Say which event loop the tests run on."""
+        return "asyncio"
+
+    @pytest.fixture
+    def open_storage(self) -> Callable[[], Storage]:
+        """Give a function whose every call gives a storage, not entered, over this test's data."""
+        raise NotImplementedError("override the fixture open_storage")
+
+    @pytest.fixture
+    def open_manager(self, open_storage: Callable[[], Storage]) -> OpenManager:
+        """Give a function that opens a manager, with StreamManager's options, over this test's data."""
+
+        @asynccontextmanager
+        async def open_manager(**options: Any) -> AsyncGenerator[StreamManager]:  # noqa: ANN401 - StreamManager's own
+            async with open_storage() as storage, StreamManager(storage, **options) as manager:
+                yield manager
+
+        return open_manager
+
+    @pytest.fixture
+    async def streams(self, open_manager: OpenManager) -> AsyncGenerator[StreamManager]:
+        """Give a manager that is patient with dead writers, so that they can be taken over from."""
+        async with open_manager(grace=PATIENT) as manager:
+            yield manager
+
+    @pytest.fixture
+    async def elsewhere(self, streams: StreamManager, open_manager: OpenManager) -> AsyncGenerator[StreamManager]:
+        """Give a manager over the same streams in another process."""
+        async with open_manager(grace=PATIENT) as manager:
+            yield manager
+
+    @pytest.fixture
+    async def dead(self, streams: StreamManager, open_manager: OpenManager) -> AsyncGenerator[StreamManager]:
+        """Give a manager whose writers are dead to all others."""
+        async with open_manager(grace=PATIENT, clock=lambda: time.time() - HOUR) as manager:
+            yield manager
+
+    # -- opening
+
+    @promise("P1")
+    async def test_a_stream_that_was_opened_is_seen_everywhere(self, streams: StreamManager, elsewhere: StreamManager) -> None:
+        await streams.open("s", metadata={"owner": "ann"})
+        info = await elsewhere.info("s")
+        assert (info.id, info.status, info.tail, info.metadata) == ("s", "open", 0, {"owner": "ann"})
+        assert [info.id for info in await elsewhere.list()] == ["s"]
+
+    @promise("P1")
+    async def test_an_id_that_is_taken_cannot_be_opened_again(self, streams: StreamManager, elsewhere: StreamManager) -> None:
+        stream = await streams.open("s")
+        for manager in (streams, elsewhere):
+            with pytest.raises(StreamAlreadyExistsError):
+                await manager.open("s")
+        await stream.done()
+        for manager in (streams, elsewhere):
+            with pytest.raises(StreamAlreadyExistsError):
+                await manager.open("s")
+
+    @promise("P1", "P8")
+    async def test_an_expired_stream_is_absent_at_once_and_its_id_is_free(
+        self, streams: StreamManager, open_manager: OpenManager
+    ) -> None:
+        await complete(streams, "s", ["old"])
+        async with open_manager(clock=lambda: time.time() + 301) as later:
+            with pytest.raises(StreamNotFoundError):
+                await later.info("s")
+            with pytest.raises(StreamNotFoundError):
+                await values(later, "s")
+            assert await later.list() == []
+            await complete(later, "s", ["new"])
+            assert await values(later, "s") == ["new", "end"]
+
+    @promise("P1")
+    async def test_of_many_who_open_an_id_exactly_one_wins(self, streams: StreamManager, elsewhere: StreamManager) -> None:
+        outcomes = await race(10, lambda number: (streams, elsewhere)[number % 2].open("s").__aenter__())
+        assert sum(isinstance(outcome, StreamInput) for outcome in outcomes) == 1
+        assert sum(isinstance(outcome, StreamAlreadyExistsError) for outcome in outcomes) == 9
+
+    # -- writing
+
+    @promise("P2")
+    async def test_chunks_come_back_in_order_with_their_offsets(self, streams: StreamManager, elsewhere: StreamManager) -> None:
+        async with streams.open("s") as stream:
+            assert [await stream.write(text) for text in ("a", "b", "c")] == [0, 1, 2]
+            await stream.done({"text": "abc"})
+        events = await replay(elsewhere, "s")
+        assert [(event.offset, event.type) for event in events] == [(0, "chunk"), (1, "chunk"), (2, "chunk"), (3, "done")]
+        assert [event.chunk for event in events[:3]] == ["a", "b", "c"]
+        assert events[3].data == b'{"text":"abc"}'
+
+    @promise("P2")
+    async def test_any_json_value_may_be_a_chunk_and_a_result(self, streams: StreamManager, elsewhere: StreamManager) -> None:
+        odd: list[Any] = [None, 0, False, "", [], {}, 1.5, {"a": [None]}, "\u2028\0é\N{GRINNING FACE}"]
+        await complete(streams, "s", odd, output=None)
+        assert await values(elsewhere, "s") == [*odd, None]
+
+    @promise("P2")
+    async def test_equal_chunks_are_all_kept(self, streams: StreamManager) -> None:
+        await complete(streams, "s", ["same"] * 5)
+        assert await values(streams, "s") == ["same"] * 5 + ["end"]
+
+    @promise("P2")
+    async def test_a_chunk_is_stored_when_its_write_returns(self, streams: StreamManager, elsewhere: StreamManager) -> None:
+        stream = await streams.open("s")
+        for number in range(10):
+            await stream.write(number)
+            assert (await elsewhere.info("s")).tail == number + 1 == stream.tail
+
+    @promise("P2")
+    async def test_a_chunk_that_is_changed_after_the_call_is_stored_as_it_was(self, streams: StreamManager) -> None:
+        chunk = {"text": "before"}
+        async with streams.open("s") as stream:
+            stream.write_soon(chunk)
+            chunk["text"] = "after"
+            await stream.done(chunk)
+        assert await values(streams, "s") == [{"text": "before"}, {"text": "after"}]
+
+    @promise("P2")
+    async def test_what_is_not_json_is_refused_and_the_stream_goes_on(self, streams: StreamManager) -> None:
+        async with streams.open("s") as stream:
+            for value in (object(), float("nan"), "\ud800", {1, object()}):
+                with pytest.raises(InvalidArgumentError):
+                    await stream.write(value)
+            await stream.done("end")
+        assert await values(streams, "s") == ["end"]
+
+    @promise("P2")
+    async def test_writes_of_many_tasks_are_all_kept_once(self, streams: StreamManager, elsewhere: StreamManager) -> None:
+        async with streams.open("s") as stream:
+            offsets = await race(50, stream.write)
+            await stream.done("end")
+        found = await values(elsewhere, "s")
+        assert {offset: value for value, offset in enumerate(offsets)} == dict(enumerate(found[:-1]))
+
+    @promise("P3")
+    async def test_write_soon_keeps_order_and_needs_no_further_call(
+        self, streams: StreamManager, elsewhere: StreamManager
+    ) -> None:
+        stream = await streams.open("s")
+        offsets = [stream.write_soon(number) for number in range(100)]
+        with anyio.fail_after(BOUND_SECONDS):
+            async with elsewhere.subscribe("s") as events:
+                assert [(await anext(events)).chunk for _ in range(100)] == offsets == [*range(100)]
+
+    @promise("P3")
+    @pytest.mark.parametrize("end", ["flush", "done", "error", "close"])
+    async def test_all_that_ends_a_stream_waits_for_what_was_written_soon(self, streams: StreamManager, end: str) -> None:
+        stream = await streams.open("s")
+        for number in range(100):
+            stream.write_soon(number)
+        await (stream.error(ValueError("x")) if end == "error" else getattr(stream, end)())
+        async with streams.subscribe("s") as events:
+            assert [(await anext(events)).chunk for _ in range(100)] == [*range(100)]
+
+    @promise("P3", "P13")
+    async def test_what_write_soon_may_be_ahead_is_bounded(self, open_manager: OpenManager) -> None:
+        async with open_manager(limits=Limits(max_queued_events=3)) as streams, streams.open("s") as stream:
+            for number in range(3):
+                stream.write_soon(number)
+            with pytest.raises(LimitExceededError):
+                stream.write_soon("refused")
+            await stream.done("end")
+            assert await values(streams, "s") == [0, 1, 2, "end"]
+
+    @promise("P3")
+    async def test_a_failure_of_write_soon_is_not_swallowed(self, streams: StreamManager, elsewhere: StreamManager) -> None:
+        for end in ("flush", "done", "close"):
+            stream = await streams.open(end)
+            await elsewhere.cancel(end)
+            try:
+                stream.write_soon("lost")
+            except StreamCompletedError:
+                continue
+            with pytest.raises(StreamCompletedError):
+                await getattr(stream, end)()
+
+    # -- ends
+
+    @promise("P4")
+    @pytest.mark.parametrize("end", ["done", "error", "close"])
+    async def test_after_its_end_a_writer_is_closed(self, streams: StreamManager, end: str) -> None:
+        stream = await streams.open("s")
+        await (stream.error(ValueError("x")) if end == "error" else getattr(stream, end)())
+        for call in (lambda: stream.write("late"), stream.done, lambda: stream.error(ValueError("late"))):
+            with pytest.raises(StreamInputClosedError):
+                await call()
+        with pytest.raises(StreamInputClosedError):
+            stream.write_soon("late")
+        await stream.close()
+        assert (await streams.info("s")).tail == (0 if end == "close" else 1)
+
+    @promise("P4")
+    async def test_of_many_who_complete_a_stream_exactly_one_does(self, streams: StreamManager) -> None:
+        stream = await streams.open("s")
+        outcomes = await race(10, stream.done)
+        assert sum(outcome is None for outcome in outcomes) == 1
+        assert len(await replay(streams, "s")) == 1
+
+    @promise("P4", "P7")
+    async def test_a_writer_whose_stream_was_cancelled_is_told_so(
+        self, streams: StreamManager, elsewhere: StreamManager
+    ) -> None:
+        stream = await streams.open("s")
+        await elsewhere.cancel("s")
+        with pytest.raises(StreamCompletedError):
+            await stream.write("late")
+        with pytest.raises(StreamCompletedError):
+            await stream.done()
+
+    @promise("P4")
+    async def test_a_writer_that_was_taken_over_from_cannot_write(self, streams: StreamManager, dead: StreamManager) -> None:
+        stream = await dead.open("s")
+        await stream.write("first")
+        heir = await streams.open("s", resume=True)
+        with pytest.raises(StreamTakenOverError):
+            await stream.write("stale")
+        with pytest.raises(StreamTakenOverError):
+            await stream.done("stale")
+        await heir.done("end")
+        assert await values(streams, "s") == ["first", "end"]
+
+    @promise("P4")
+    async def test_a_writer_whose_stream_was_deleted_is_told_so(self, streams: StreamManager, elsewhere: StreamManager) -> None:
+        stream = await streams.open("s")
+        await elsewhere.delete("s")
+        with pytest.raises(StreamNotFoundError):
+            await stream.write("late")
+
+    @promise("P15")
+    async def test_an_exception_is_shown_as_internal_and_arrives_bare(
+        self, streams: StreamManager, elsewhere: StreamManager
+    ) -> None:
+        error = ValueError("postgres://user:secret@db")
+        with pytest.raises(ValueError, match="secret") as raised:
+            async with streams.open("s"):
+                raise error
+        shown = (await replay(elsewhere, "s"))[0].error
+        assert raised.value is error
+        assert (shown.status, shown.message, shown.details) == ("INTERNAL", "internal", None)
+
+    @promise("P15")
+    async def test_a_public_error_is_shown_with_its_status(self, streams: StreamManager, elsewhere: StreamManager) -> None:
+        async with streams.open("s") as stream:
+            await stream.write("first")
+            await stream.error(PublicError("RESOURCE_EXHAUSTED", "try later", {"after": 5}))
+        events = await replay(elsewhere, "s")
+        shown = events[1].error
+        assert (events[0].chunk, events[1].type) == ("first", StreamEventType.ERROR)
+        assert (shown.status, shown.message, shown.details) == ("RESOURCE_EXHAUSTED", "try later", {"after": 5})
+        assert (await elsewhere.info("s")).error == "RESOURCE_EXHAUSTED"
+
+    # -- letting go, dying, taking over
+
+    @promise("P5")
+    async def test_after_close_another_writer_goes_on_where_the_log_ends(
+        self, streams: StreamManager, elsewhere: StreamManager
+    ) -> None:
+        first = await streams.open("s")
+        await first.write("a")
+        await first.close()
+        second = await elsewhere.open("s", resume=True)
+        assert second.tail == 1
+        assert await second.write("b") == 1
+        await second.done("end")
+        assert await values(streams, "s") == ["a", "b", "end"]
+
+    @promise("P5")
+    async def test_leaving_the_block_without_done_or_by_cancellation_lets_go(
+        self, streams: StreamManager, elsewhere: StreamManager
+    ) -> None:
+        async with streams.open("s") as stream:
+            await stream.write("a")
+        with anyio.CancelScope() as scope:
+            async with elsewhere.open("s", resume=True) as stream:
+                await stream.write("b")
+                scope.cancel()
+                await checkpoint()
+        assert (await streams.open("s", resume=True)).tail == 2
+
+    @promise("P5")
+    async def test_a_living_writer_is_not_taken_over_from(self, streams: StreamManager, elsewhere: StreamManager) -> None:
+        stream = await streams.open("s")
+        with pytest.raises(StreamBusyError) as busy:
+            await elsewhere.open("s", resume=True)
+        assert busy.value.lease_until == (await streams.info("s")).lease_until
+        assert await stream.write("a") == 0
+
+    @promise("P5")
+    async def test_resuming_creates_what_is_not_there_and_refuses_what_has_ended(self, streams: StreamManager) -> None:
+        async with streams.open("s", resume=True) as stream:
+            await stream.done()
+        with pytest.raises(StreamCompletedError):
+            await streams.open("s", resume=True)
+
+    @promise("P5", "P8")
+    async def test_a_subscriber_follows_from_one_writer_to_the_next(
+        self, streams: StreamManager, elsewhere: StreamManager, dead: StreamManager
+    ) -> None:
+        stream = await dead.open("s")
+        async with elsewhere.subscribe("s") as events:
+            await stream.write("a")
+            assert await next_of(events) == "a"
+            heir = await streams.open("s", resume=True)
+            await heir.write("b")
+            assert await next_of(events) == "b"
+            await heir.done("end")
+            assert await next_of(events) == "end"
+
+    @promise("P6")
+    async def test_of_many_who_take_over_exactly_one_wins(
+        self, streams: StreamManager, elsewhere: StreamManager, dead: StreamManager
+    ) -> None:
+        await dead.open("s")
+        outcomes = await race(10, lambda number: (streams, elsewhere)[number % 2].open("s", resume=True).__aenter__())
+        assert sum(isinstance(outcome, StreamInput) for outcome in outcomes) == 1
+        assert sum(isinstance(outcome, StreamBusyError) for outcome in outcomes) == 9
+
+    @promise("P6")
+    async def test_a_dead_writers_stream_is_ended_by_its_subscribers(
+        self, dead: StreamManager, open_manager: OpenManager
+    ) -> None:
+        stream = await dead.open("s")
+        await stream.write("a")
+        async with open_manager() as impatient:
+            events = await replay(impatient, "s")
+        assert [event.offset for event in events] == [0, 1]
+        assert events[1].error.status == "ABORTED"
+        with pytest.raises(StreamCompletedError):
+            await stream.write("late")
+
+    @promise("P6")
+    async def test_a_dead_writers_stream_is_ended_by_a_sweep(self, dead: StreamManager, open_manager: OpenManager) -> None:
+        await dead.open("s")
+        async with open_manager() as impatient:
+            await impatient.sweep()
+            assert (await impatient.info("s")).error == "ABORTED"
+
+    # -- cancelling and deleting
+
+    @promise("P7")
+    async def test_cancelling_ends_the_stream_for_writer_and_readers(
+        self, streams: StreamManager, elsewhere: StreamManager
+    ) -> None:
+        stream = await streams.open("s")
+        await stream.write("a")
+        async with streams.subscribe("s") as events:
+            assert await next_of(events) == "a"
+            assert await elsewhere.cancel("s") is True
+            assert await next_of(events) == "CANCELLED"
+        with anyio.fail_after(BOUND_SECONDS):
+            await stream.cancelled.wait()
+        assert await elsewhere.cancel("s") is False
+        assert await values(elsewhere, "s") == ["a", "CANCELLED"]
+
+    @promise("P7")
+    async def test_cancelling_a_writer_that_never_stops_writing_comes_to_an_end(
+        self, streams: StreamManager, elsewhere: StreamManager
+    ) -> None:
+        stream = await streams.open("s")
+        started = anyio.Event()
+
+        async def write() -> None:
+            while not stream.cancelled.is_set():
+                await attempt(stream.write, "a")
+                started.set()
+
+        with anyio.fail_after(BOUND_SECONDS):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(write)
+                await started.wait()
+                await elsewhere.cancel("s")
+        assert (await elsewhere.info("s")).error == "CANCELLED"
+
+    @promise("P7")
+    async def test_a_completed_stream_is_not_cancelled_any_more(self, streams: StreamManager, elsewhere: StreamManager) -> None:
+        await complete(streams, "s", [])
+        assert await elsewhere.cancel("s") is False
+        assert await values(elsewhere, "s") == ["end"]
+
+    @promise("P8")
+    async def test_a_deleted_stream_is_gone_for_those_who_follow_it(
+        self, streams: StreamManager, elsewhere: StreamManager
+    ) -> None:
+        stream = await streams.open("s")
+        await stream.write("old")
+        async with streams.subscribe("s") as events:
+            assert await next_of(events) == "old"
+            await elsewhere.delete("s")
+            await complete(elsewhere, "s", ["new"] * 3)
+            with pytest.raises(StreamNotFoundError):
+                await next_of(events)
+        assert await values(streams, "s") == ["new"] * 3 + ["end"]
+
+    # -- reading
+
+    @promise("P8")
+    async def test_what_is_not_there_is_not_found(self, streams: StreamManager) -> None:
+        for call in (streams.info, streams.cancel, streams.delete):
+            with pytest.raises(StreamNotFoundError):
+                await call("s")
+        with pytest.raises(StreamNotFoundError):
+            await values(streams, "s")
+
+    @promise("P8")
+    @pytest.mark.parametrize("count", [0, 1, 99, 100, 101, 300])
+    async def test_a_completed_stream_of_any_length_is_replayed_and_does_not_block_the_manager(
+        self, streams: StreamManager, elsewhere: StreamManager, count: int
+    ) -> None:
+        await complete(streams, "s", [*range(count)])
+        for manager in (streams, elsewhere):
+            assert await values(manager, "s") == [*range(count), "end"]
+        await streams.sweep()
+        await complete(streams, "other", [])
+
+    @promise("P3", "P8")
+    async def test_a_hundred_thousand_chunks_are_replayed(self, streams: StreamManager, elsewhere: StreamManager) -> None:
+        async with streams.open("s") as stream:
+            for number in range(100_000):
+                stream.write_soon(number)
+                if number % 10_000 == 9_999:
+                    await stream.flush()
+            await stream.done("end")
+        seen = 0
+        async with elsewhere.subscribe("s") as events:
+            while batch := await events.batch():
+                assert [event.offset for event in batch] == [*range(seen, seen + len(batch))]
+                assert batch[0].data == (b"%d" % seen if seen < 100_000 else b'"end"')
+                seen += len(batch)
+        assert seen == 100_001
+
+    @promise("P8")
+    async def test_a_failed_stream_is_replayed_with_its_error(self, streams: StreamManager, elsewhere: StreamManager) -> None:
+        async with streams.open("s") as stream:
+            await stream.write("a")
+            await stream.error(PublicError("NOT_FOUND", "no such model"))
+        assert await values(elsewhere, "s") == ["a", "NOT_FOUND"]
+
+    @promise("P8")
+    async def test_after_gives_exactly_what_was_missed(self, streams: StreamManager, elsewhere: StreamManager) -> None:
+        await complete(streams, "s", [*range(20)])
+        for after in range(21):
+            assert await values(elsewhere, "s", after) == [*range(after + 1, 20), "end"][: 20 - after]
+        with pytest.raises(OffsetOutOfRangeError):
+            await values(elsewhere, "s", 21)
+        for odd in (-1, 2**53):
+            with pytest.raises(InvalidArgumentError):
+                elsewhere.subscribe("s", odd)
+
+    @promise("P8")
+    async def test_a_late_subscriber_gets_what_was_stored_and_then_what_comes(
+        self, streams: StreamManager, elsewhere: StreamManager
+    ) -> None:
+        stream = await streams.open("s")
+        for number in range(3):
+            await stream.write(number)
+        for manager in (streams, elsewhere):
+            async with manager.subscribe("s") as events:
+                assert [await next_of(events) for _ in range(stream.tail)] == [*range(stream.tail)]
+                await stream.write(stream.tail)
+                assert await next_of(events) == stream.tail - 1
+
+    @promise("P8")
+    async def test_each_chunk_reaches_a_waiting_subscriber(self, streams: StreamManager, elsewhere: StreamManager) -> None:
+        stream = await streams.open("s")
+        for manager in (streams, elsewhere):
+            async with manager.subscribe("s", after=stream.tail - 1 if stream.tail else None) as events:
+                for number in range(10):
+                    with anyio.fail_after(BOUND_SECONDS):
+                        async with anyio.create_task_group() as tasks:
+                            tasks.start_soon(write_later, stream, number)
+                            assert (await anext(events)).chunk == number
+
+    @promise("P8")
+    async def test_unsubscribing_ends_the_subscription_and_hinders_nobody(self, streams: StreamManager) -> None:
+        stream = await streams.open("s")
+        async with streams.subscribe("s") as stays:
+            async with streams.subscribe("s") as leaves:
+                await stream.write("a")
+                assert await next_of(leaves) == "a"
+            await stream.done("end")
+            assert [event async for event in leaves] == []
+            assert [await next_of(stays), await next_of(stays)] == ["a", "end"]
+
+    @promise("P8")
+    async def test_a_cancelled_wait_loses_nothing(self, streams: StreamManager, elsewhere: StreamManager) -> None:
+        stream = await streams.open("s")
+        async with elsewhere.subscribe("s") as events:
+            for number in range(5):
+                with anyio.move_on_after(0):
+                    await anext(events)
+                await stream.write(number)
+                assert await next_of(events) == number
+
+    @promise("P9", "P10")
+    async def test_many_subscribers_all_get_all(self, streams: StreamManager, elsewhere: StreamManager) -> None:
+        stream = await streams.open("s")
+        entered: list[int] = []
+        all_entered = anyio.Event()
+        found: list[list[object]] = []
+
+        async def follow(number: int) -> None:
+            async with (streams, elsewhere)[number % 2].subscribe("s") as events:
+                entered.append(number)
+                if len(entered) == 10:
+                    all_entered.set()
+                found.append([value_of(event) async for event in events])
+
+        with anyio.fail_after(BOUND_SECONDS):
+            async with anyio.create_task_group() as tasks:
+                for number in range(10):
+                    tasks.start_soon(follow, number)
+                await all_entered.wait()
+                for number in range(10):
+                    await stream.write(number)
+                await stream.done("end")
+        assert found == [[*range(10), "end"]] * 10
+
+    @promise("P9")
+    async def test_a_subscriber_that_reads_nothing_delays_nobody_and_loses_nothing(
+        self, streams: StreamManager, elsewhere: StreamManager
+    ) -> None:
+        stream = await streams.open("s")
+        async with elsewhere.subscribe("s") as slow, elsewhere.subscribe("s") as fast:
+            for number in range(300):
+                await stream.write(number)
+                assert await next_of(fast) == number
+            await stream.done("end")
+            assert [await next_of(slow) for _ in range(301)] == [*range(300), "end"]
+
+    @promise("P9")
+    async def test_a_subscriber_that_fails_hinders_nobody(self, streams: StreamManager) -> None:
+        stream = await streams.open("s")
+        async with streams.subscribe("s") as stays:
+            with pytest.raises(ZeroDivisionError):  # noqa: PT012 - it comes out of the block
+                async with streams.subscribe("s") as events:
+                    await stream.write("a")
+                    await next_of(events)
+                    raise ZeroDivisionError
+            await stream.done("end")
+            assert [await next_of(stays), await next_of(stays)] == ["a", "end"]
+
+    @promise("P11")
+    async def test_a_reader_may_ask_to_be_told_when_nothing_comes(self, streams: StreamManager) -> None:
+        stream = await streams.open("s")
+        await stream.write("a")
+        async with streams.subscribe("s", idle_timeout=timedelta(0)) as events:
+            assert await next_of(events) == "a"
+            with pytest.raises(StreamTimeoutError) as told:
+                await next_of(events)
+        assert told.value.status == "DEADLINE_EXCEEDED"
+
+    # -- keeping
+
+    @promise("P12")
+    async def test_a_completed_stream_lives_for_its_ttl_after_completion(
+        self, open_manager: OpenManager, streams: StreamManager
+    ) -> None:
+        before = time.time()
+        async with open_manager(ttl=timedelta(hours=1), clock=lambda: time.time() + HOUR) as later:
+            await complete(later, "s", [])
+            expires_at = (await later.info("s")).expires_at
+        assert before + 2 * HOUR <= expires_at <= time.time() + 2 * HOUR
+        assert (await streams.info("s")).status == "done"
+
+    @promise("P12")
+    async def test_an_open_stream_does_not_expire(self, streams: StreamManager, open_manager: OpenManager) -> None:
+        stream = await streams.open("s")
+        async with open_manager(grace=PATIENT, clock=lambda: time.time() + HOUR) as later:
+            await later.sweep()
+            assert (await later.info("s")).status == "open"
+        await stream.done("end")
+        assert await values(streams, "s") == ["end"]
+
+    @promise("P12")
+    async def test_a_sweep_removes_what_has_expired_and_nothing_else(
+        self, streams: StreamManager, open_manager: OpenManager
+    ) -> None:
+        await complete(streams, "expires", [])
+        await streams.open("open")
+        async with open_manager(grace=PATIENT, clock=lambda: time.time() + 301) as later:
+            await later.sweep()
+        assert [info.id for info in await streams.list()] == ["open"]
+
+    @promise("P13")
+    @pytest.mark.parametrize("stream", ["", "a" * 256, "a/b", ".a", "a\n", "a\0", "a b", "é", "\ud800", None, 7])
+    async def test_ids_that_are_refused(self, streams: StreamManager, stream: str) -> None:
+        for call in (streams.open, streams.info, streams.cancel, streams.delete):
+            with pytest.raises(InvalidArgumentError):
+                await call(stream)
+        with pytest.raises(InvalidArgumentError):
+            streams.subscribe(stream)
+
+    @promise("P13")
+    @pytest.mark.parametrize("stream", ["a", "0" * 255, "_~.:@=+-", "flow:ann@example.org"])
+    async def test_ids_that_are_taken(self, streams: StreamManager, stream: str) -> None:
+        await complete(streams, stream, ["a"])
+        assert await values(streams, stream) == ["a", "end"]
+
+    @promise("P13")
+    @pytest.mark.parametrize(
+        "limits",
+        [Limits(max_event_bytes=9), Limits(max_events=1), Limits(max_stream_bytes=20)],
+        ids=["event", "events", "bytes"],
+    )
+    async def test_a_limit_is_told_and_nothing_is_stored_beyond_it(self, open_manager: OpenManager, limits: Limits) -> None:
+        async with open_manager(limits=limits) as streams, streams.open("s") as stream:
+            await stream.write("a")
+            with pytest.raises(LimitExceededError):
+                await stream.write("x" * 20)
+            await stream.done("end")
+            assert await values(streams, "s") == ["a", "end"]
+
+    @promise("P13")
+    async def test_list_gives_all_streams_page_by_page(self, streams: StreamManager, elsewhere: StreamManager) -> None:
+        ids = [f"s{number:02}" for number in range(25)]
+        for stream in ids:
+            await complete(streams, stream, [])
+        found = [info.id for info in await elsewhere.list(limit=10)]
+        while page := await elsewhere.list(found[-1], limit=10):
+            found += [info.id for info in page]
+        assert found == ids
+
+    # -- closing
+
+    @promise("P14")
+    async def test_closing_tells_waiting_subscribers_and_writers_and_may_be_repeated(
+        self, streams: StreamManager, open_manager: OpenManager
+    ) -> None:
+        async with open_manager() as manager:
+            stream = await manager.open("s")
+            outcomes: list[object] = []
+
+            async def wait() -> None:
+                outcomes.append(await attempt(events.__anext__))
+
+            with anyio.fail_after(BOUND_SECONDS):
+                async with manager.subscribe("s") as events, anyio.create_task_group() as tasks:
+                    tasks.start_soon(wait)
+                    await anyio.wait_all_tasks_blocked()
+                    await race(3, lambda _: manager.aclose())
+            assert isinstance(outcomes[0], StreamManagerClosedError)
+            assert stream.cancelled.is_set()
+            for call in (lambda: manager.open("t"), lambda: manager.info("s"), lambda: stream.write("late")):
+                with pytest.raises(StreamManagerClosedError):
+                    await call()
+        assert (await streams.open("s", resume=True)).tail == 0
+
+    @promise("P14")
+    async def test_what_leaves_the_managers_block_arrives_bare(self, open_manager: OpenManager) -> None:
+        with pytest.raises(ZeroDivisionError):  # noqa: PT012 - it comes out of the block
+            async with open_manager() as manager:
+                await manager.open("s")
+                raise ZeroDivisionError
+
+
+async def complete(streams: StreamManager, stream: str, chunks: Sequence[object], *, output: object = "end") -> None:
+    """Write a whole stream."""
+    async with streams.open(stream) as writer:
+        for chunk in chunks:
+            await writer.write(chunk)
+        await writer.done(output)
+
+
+async def write_later(stream: StreamInput, chunk: object) -> None:
+    """Write once everybody else waits."""
+    await anyio.wait_all_tasks_blocked()
+    await stream.write(chunk)
+
+
+async def replay(streams: StreamManager, stream: str, after: int | None = None) -> list[StreamEvent[Any]]:
+    """Give all events up to the terminal one."""
+    with anyio.fail_after(BOUND_SECONDS):
+        async with streams.subscribe(stream, after) as events:
+            return [event async for event in events]
+
+
+async def values(streams: StreamManager, stream: str, after: int | None = None) -> list[object]:
+    """Give what all events carry, up to the terminal one."""
+    return [value_of(event) for event in await replay(streams, stream, after)]
+
+
+async def next_of(events: Subscription[Any]) -> object:
+    """Wait for one event, and give what it carries."""
+    with anyio.fail_after(BOUND_SECONDS):
+        return value_of(await anext(events))
+
+
+def value_of(event: StreamEvent[Any]) -> object:
+    """Give what an event carries: the chunk, the output, or the error's status."""
+    match event.type:
+        case StreamEventType.CHUNK:
+            return event.chunk
+        case StreamEventType.DONE:
+            return event.output
+        case StreamEventType.ERROR:
+            return event.error.status
+
+
+async def attempt(call: Callable[..., Awaitable[object]], *arguments: object) -> object:
+    """Give what it gives, or the error that it raises."""
+    try:
+        return await call(*arguments)
+    except StreamkeepError as error:
+        return error
+
+
+async def race(count: int, call: Callable[[int], Awaitable[object]]) -> list[object]:
+    """Make so many calls at once, and give their outcomes. None begins before all are ready."""
+    outcomes: list[object] = [None] * count
+    ready: list[int] = []
+    start = anyio.Event()
+
+    async def run(number: int) -> None:
+        ready.append(number)
+        await start.wait()
+        outcomes[number] = await attempt(call, number)
+
+    with anyio.fail_after(BOUND_SECONDS):
+        async with anyio.create_task_group() as tasks:
+            for number in range(count):
+                tasks.start_soon(run, number)
+            await anyio.wait_all_tasks_blocked()
+            assert len(ready) == count
+            start.set()
+    return outcomes

@@ -1,0 +1,36 @@
+"""What every test may ask for."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Run async tests on asyncio; a test that needs trio's clock is parametrized with another `anyio_backend`."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def requires() -> Callable[[str], str]:
+    """Give `requires(program)`: its path. Where it is missing the test is skipped, and fails with CI=true."""
+
+    def path_of(program: str) -> str:
+        path = shutil.which(program)
+        if path is None:
+            sentence = f"{program} is not on PATH"
+            if os.environ.get("CI") == "true":
+                pytest.fail(sentence)
+            pytest.skip(sentence)
+        return path
+
+    return path_of
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """Give the URL of a SQLite file that does not exist yet."""
+    return f"sqlite:///{tmp_path / 'streams.db'}"

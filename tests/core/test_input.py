@@ -1,0 +1,693 @@
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+from anyio import wait_all_tasks_blocked
+from anyio.lowlevel import checkpoint
+
+from streamkeep import (
+    ErrorInfo,
+    InvalidArgumentError,
+    LimitExceededError,
+    Limits,
+    PublicError,
+    StorageError,
+    StorageFullError,
+    StreamCompletedError,
+    StreamEventType,
+    StreamInput,
+    StreamInputClosedError,
+    StreamkeepError,
+    StreamManager,
+    StreamManagerClosedError,
+    StreamNotFoundError,
+    StreamTakenOverError,
+)
+from streamkeep.testing.faults import FaultyStorage
+
+Clock = Callable[[], float]
+
+
+async def replay(streams: StreamManager, stream: str = "s") -> list[Any]:
+    """Give what is stored: chunks, and last the output or the error's status if the stream has ended."""
+    found: list[Any] = []
+    tail = (await streams.info(stream)).tail
+    async with streams.subscribe(stream) as events:
+        while len(found) < tail:
+            event = await anext(events)
+            match event.type:
+                case StreamEventType.CHUNK:
+                    found.append(event.chunk)
+                case StreamEventType.DONE:
+                    found.append(("done", event.output))
+                case StreamEventType.ERROR:
+                    found.append((event.error.status, event.error.message))
+    return found
+
+
+# Writing
+
+
+@pytest.mark.promise("P2")
+async def test_write_gives_offsets_in_the_order_of_calls(streams: StreamManager) -> None:
+    stream = await streams.open("s")
+
+    assert [await stream.write(text) for text in "abc"] == [0, 1, 2]
+    assert stream.write_soon("d") == 3
+    assert await stream.write("e") == 4
+    assert await replay(streams) == [*"abcde"]
+
+
+@pytest.mark.promise("P2")
+async def test_a_chunk_that_is_changed_after_the_call_is_stored_as_it_was(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    stream = await streams.open("s")
+    chunk = {"text": "before"}
+    hold = storage.hold("commit")
+
+    stream.write_soon(chunk)
+    chunk["text"] = "after"
+    hold.release()
+    await stream.flush()
+
+    assert await replay(streams) == [{"text": "before"}]
+
+
+@pytest.mark.promise("P3")
+async def test_what_queues_up_while_a_commit_is_under_way_goes_into_the_next_as_one(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    stream = await streams.open("s")
+    hold = storage.hold("commit")
+    storage.calls.clear()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stream.write, "a")
+        await hold.reached.wait()
+        for text in "bcdef":
+            tasks.start_soon(stream.write, text)
+        await wait_all_tasks_blocked()
+        hold.release()
+
+    assert storage.calls["commit"] == 2
+    assert sorted(await replay(streams)) == [*"abcdef"]
+
+
+@pytest.mark.promise("P3")
+async def test_write_soon_stores_in_the_background(streams: StreamManager, storage: FaultyStorage) -> None:
+    stream = await streams.open("s")
+    storage.calls.clear()
+
+    for number in range(1_000):
+        stream.write_soon(number)
+    await wait_all_tasks_blocked()
+
+    assert stream.tail == 1_000
+    assert storage.calls["commit"] == 1
+
+
+@pytest.mark.promise("P3")
+async def test_write_soon_needs_no_further_call_when_a_write_is_under_way(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    stream = await streams.open("s")
+    hold = storage.hold("commit")
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stream.write, "a")
+        await hold.reached.wait()
+        stream.write_soon("b")
+        hold.release()
+    await wait_all_tasks_blocked()
+
+    assert await replay(streams) == ["a", "b"]
+
+
+async def test_write_soon_goes_on_by_itself_when_the_write_it_waited_for_was_cancelled(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    stream = await streams.open("s")
+    hold = storage.hold("commit")
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stream.write, "a")
+        await hold.reached.wait()
+        stream.write_soon("b")
+        tasks.cancel_scope.cancel()
+    await wait_all_tasks_blocked()
+
+    assert await replay(streams) == ["a", "b"]
+
+
+@pytest.mark.promise("P3", "P13")
+async def test_the_queue_is_bounded(storage: FaultyStorage, clock: Clock) -> None:
+    async with StreamManager(storage, clock=clock, limits=Limits(max_queued_events=2)) as streams:
+        stream = await streams.open("s")
+        stream.write_soon("a")
+        stream.write_soon("b")
+
+        with pytest.raises(LimitExceededError, match="max_queued_events"):
+            stream.write_soon("refused")
+        await stream.flush()
+        stream.write_soon("c")
+        await stream.flush()
+
+        assert await replay(streams) == ["a", "b", "c"]
+
+
+@pytest.mark.promise("P3")
+async def test_done_waits_for_what_was_written_soon(streams: StreamManager) -> None:
+    stream = await streams.open("s")
+    stream.write_soon("a")
+    await stream.done("b")
+
+    assert await replay(streams) == ["a", ("done", "b")]
+
+
+@pytest.mark.promise("P3")
+async def test_error_waits_for_what_was_written_soon(streams: StreamManager) -> None:
+    stream = await streams.open("s")
+    stream.write_soon("a")
+    await stream.error(PublicError("ABORTED", "b"))
+
+    assert await replay(streams) == ["a", ("ABORTED", "b")]
+
+
+async def test_a_big_queue_goes_out_in_several_commits(streams: StreamManager, storage: FaultyStorage) -> None:
+    stream = await streams.open("s")
+    storage.calls.clear()
+
+    for number in range(2_500):
+        stream.write_soon(number)
+    await stream.flush()
+
+    assert storage.calls["commit"] == 3
+    assert await replay(streams) == [*range(2_500)]
+
+
+async def test_big_chunks_go_out_a_mebibyte_at_a_time(streams: StreamManager, storage: FaultyStorage) -> None:
+    stream = await streams.open("s")
+    storage.calls.clear()
+
+    for length in (600_000, 600_000, 2_000_000, 10):
+        stream.write_soon("x" * length)
+    await stream.flush()
+
+    assert storage.calls["commit"] == 4
+    assert [len(chunk) for chunk in await replay(streams)] == [600_000, 600_000, 2_000_000, 10]
+
+
+async def test_a_producer_that_never_waits_lets_others_run(streams: StreamManager) -> None:
+    stream = await streams.open("s")
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(checkpoint_then, scope.cancel)
+            while True:
+                await stream.write("a")
+
+    assert 0 < stream.tail <= 256
+
+
+async def checkpoint_then(call: Callable[[], None]) -> None:
+    await checkpoint()
+    call()
+
+
+# A storage that fails
+
+
+@pytest.mark.parametrize("fault", ["refuse", "lose"])
+@pytest.mark.promise("P3")
+async def test_flush_stores_what_waited_after_a_storage_error(
+    streams: StreamManager, storage: FaultyStorage, fault: str
+) -> None:
+    stream = await streams.open("s")
+    getattr(storage, fault)("commit")
+
+    with pytest.raises(StorageError):
+        await stream.write("a")
+    assert stream.write_soon("b") == 1
+    await stream.flush()
+
+    assert await replay(streams) == ["a", "b"]
+
+
+@pytest.mark.parametrize("fault", ["refuse", "lose"])
+@pytest.mark.promise("P3")
+async def test_a_failure_of_write_soon_shows_at_the_next_flush(
+    streams: StreamManager, storage: FaultyStorage, fault: str, quiet_logs: pytest.LogCaptureFixture
+) -> None:
+    stream = await streams.open("s")
+    getattr(storage, fault)("commit")
+    stream.write_soon("a")
+    await wait_all_tasks_blocked()
+    storage.refuse("commit")
+
+    with pytest.raises(StorageError):
+        await stream.flush()
+    await stream.flush()
+
+    assert "queued events are not stored yet" in quiet_logs.text
+    assert await replay(streams) == ["a"]
+
+
+@pytest.mark.parametrize("fault", ["refuse", "lose"])
+@pytest.mark.promise("P4")
+async def test_flush_completes_a_stream_whose_done_failed(streams: StreamManager, storage: FaultyStorage, fault: str) -> None:
+    stream = await streams.open("s")
+    getattr(storage, fault)("commit")
+
+    with pytest.raises(StorageError):
+        await stream.done("b")
+    await stream.flush()
+
+    assert await replay(streams) == [("done", "b")]
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.promise("P3")
+async def test_all_who_wait_for_a_commit_hear_that_it_failed_and_nothing_is_lost(
+    streams: StreamManager, storage: FaultyStorage, after: bool
+) -> None:
+    stream = await streams.open("s")
+    hold = storage.hold("commit", after=after)
+    failed: list[str] = []
+
+    async def write(text: str) -> None:
+        try:
+            await stream.write(text)
+        except StorageError:
+            failed.append(text)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(write, "a")
+        await hold.reached.wait()
+        for text in "bcd":
+            tasks.start_soon(write, text)
+        await wait_all_tasks_blocked()
+        hold.release(StorageError("too bad"))
+    await stream.flush()
+
+    assert sorted(failed) == [*"abcd"]
+    assert sorted(await replay(streams)) == [*"abcd"]
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.promise("P2")
+async def test_a_write_that_is_cancelled_in_its_commit_keeps_its_place(
+    streams: StreamManager, storage: FaultyStorage, after: bool
+) -> None:
+    stream = await streams.open("s")
+    hold = storage.hold("commit", after=after)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stream.write, "a")
+        await hold.reached.wait()
+        tasks.cancel_scope.cancel()
+    assert await stream.write("b") == 1
+
+    assert await replay(streams) == ["a", "b"]
+
+
+@pytest.mark.parametrize("after", [False, True])
+async def test_those_who_wait_for_a_cancelled_commit_go_on_with_it(
+    streams: StreamManager, storage: FaultyStorage, after: bool
+) -> None:
+    stream = await streams.open("s")
+    hold = storage.hold("commit", after=after)
+
+    async with anyio.create_task_group() as followers, anyio.create_task_group() as leader:
+        leader.start_soon(stream.write, "a")
+        await hold.reached.wait()
+        for text in "bcd":
+            followers.start_soon(stream.write, text)
+        await wait_all_tasks_blocked()
+        leader.cancel_scope.cancel()
+
+    chunks = await replay(streams)
+    assert (chunks[0], sorted(chunks)) == ("a", [*"abcd"])
+
+
+async def test_a_follower_that_is_cancelled_keeps_its_place(streams: StreamManager, storage: FaultyStorage) -> None:
+    stream = await streams.open("s")
+    hold = storage.hold("commit")
+
+    async with anyio.create_task_group() as leader:
+        leader.start_soon(stream.write, "a")
+        await hold.reached.wait()
+        async with anyio.create_task_group() as follower:
+            follower.start_soon(stream.write, "b")
+            await wait_all_tasks_blocked()
+            follower.cancel_scope.cancel()
+        hold.release()
+    await stream.flush()
+
+    assert await replay(streams) == ["a", "b"]
+
+
+async def test_a_cancellation_while_a_lost_answer_is_looked_for_leaves_no_doubt(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    stream = await streams.open("s")
+    storage.lose("commit")
+    hold = storage.hold("read")
+    with pytest.raises(StorageError):
+        await stream.write("a")
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stream.write, "b")
+        await hold.reached.wait()
+        tasks.cancel_scope.cancel()
+    assert await stream.write("c") == 2
+
+    assert await replay(streams) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("after", [False, True])
+async def test_done_that_is_cancelled_is_carried_out_by_flush(
+    streams: StreamManager, storage: FaultyStorage, after: bool
+) -> None:
+    stream = await streams.open("s")
+    hold = storage.hold("commit", after=after)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stream.done, "b")
+        await hold.reached.wait()
+        tasks.cancel_scope.cancel()
+    await stream.flush()
+
+    assert await replay(streams) == [("done", "b")]
+
+
+async def test_a_commit_is_sent_again_as_it_was_and_not_with_what_came_later(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    stream = await streams.open("s")
+    storage.lose("commit", times=2)
+
+    for text in "ab":
+        with pytest.raises(StorageError):
+            await stream.write(text)
+    await stream.done()
+
+    assert await replay(streams) == ["a", "b", ("done", None)]
+
+
+@pytest.mark.promise("P4")
+async def test_a_writer_whose_answer_was_lost_and_who_was_taken_over_then_is_told(
+    streams: StreamManager, dead: StreamManager, storage: FaultyStorage
+) -> None:
+    stream = await dead.open("s")
+    storage.lose("commit")
+    with pytest.raises(StorageError):
+        await stream.write("a")
+    heir = await streams.open("s", resume=True)
+
+    with pytest.raises(StreamTakenOverError):
+        await stream.write("b")
+    await heir.done()
+
+    assert heir.tail == 2
+    assert await replay(streams) == ["a", ("done", None)]
+
+
+async def test_a_full_storage_is_told_and_nothing_is_lost(streams: StreamManager, storage: FaultyStorage) -> None:
+    stream = await streams.open("s")
+    storage.refuse("commit", error=StorageFullError("no space left"))
+
+    with pytest.raises(StorageFullError):
+        await stream.write("a")
+    await stream.flush()
+
+    assert await replay(streams) == ["a"]
+
+
+# Limits
+
+
+@pytest.mark.promise("P13")
+async def test_an_event_may_have_so_many_bytes_and_not_one_more(storage: FaultyStorage, clock: Clock) -> None:
+    async with StreamManager(storage, clock=clock, limits=Limits(max_event_bytes=10)) as streams:
+        stream = await streams.open("s")
+        await stream.write("x" * 8)
+        with pytest.raises(LimitExceededError, match="max_event_bytes"):
+            await stream.write("x" * 9)
+        with pytest.raises(LimitExceededError, match="max_event_bytes"):
+            stream.write_soon("x" * 9)
+        with pytest.raises(LimitExceededError, match="max_event_bytes"):
+            await stream.done("x" * 9)
+        await stream.done("x" * 8)
+
+        assert stream.tail == 2
+
+
+@pytest.mark.promise("P13")
+async def test_a_stream_may_hold_so_many_events_and_not_one_more(storage: FaultyStorage, clock: Clock) -> None:
+    async with StreamManager(storage, clock=clock, limits=Limits(max_events=2)) as streams:
+        stream = await streams.open("s")
+        await stream.write("a")
+        await stream.close()
+        stream = await streams.open("s", resume=True)
+        await stream.write("b")
+        with pytest.raises(LimitExceededError, match="max_events"):
+            await stream.write("refused")
+        await stream.done()
+
+        assert await replay(streams) == ["a", "b", ("done", None)]
+
+
+@pytest.mark.promise("P13")
+async def test_a_stream_may_hold_so_many_bytes_and_not_one_more(storage: FaultyStorage, clock: Clock) -> None:
+    async with StreamManager(storage, clock=clock, limits=Limits(max_stream_bytes=8)) as streams:
+        stream = await streams.open("s")
+        await stream.write("a")
+        await stream.close()
+        stream = await streams.open("s", resume=True)
+        with pytest.raises(LimitExceededError, match="max_stream_bytes"):
+            await stream.write("bcd")
+        await stream.write("b")
+        await stream.done("as long as it likes")
+
+        assert await replay(streams) == ["a", "b", ("done", "as long as it likes")]
+
+
+@pytest.mark.promise("P13", "P15")
+async def test_an_exception_is_stored_however_small_events_must_be(storage: FaultyStorage, clock: Clock) -> None:
+    async with StreamManager(storage, clock=clock, limits=Limits(max_event_bytes=100)) as streams:
+        with pytest.raises(ValueError, match="too long"):
+            async with streams.open("s"):
+                raise ValueError("too long " * 1_000)
+
+        assert await replay(streams) == [("INTERNAL", "internal")]
+
+
+# Ends
+
+
+@pytest.mark.parametrize("end", ["done", "close", "error"])
+@pytest.mark.promise("P4")
+async def test_after_its_end_a_handle_says_that_it_is_closed(streams: StreamManager, end: str) -> None:
+    stream = await streams.open("s")
+    await (stream.error(ValueError("x")) if end == "error" else getattr(stream, end)())
+
+    assert stream.is_closed
+    for call in (lambda: stream.write("x"), stream.done, lambda: stream.error(ValueError("x"))):
+        with pytest.raises(StreamInputClosedError):
+            await call()
+    with pytest.raises(StreamInputClosedError):
+        stream.write_soon("x")
+    await stream.flush()
+    await stream.close()
+    assert not stream.cancelled.is_set()
+
+
+async def test_an_error_may_be_told_in_words(streams: StreamManager) -> None:
+    stream = await streams.open("s")
+    await stream.error(ErrorInfo("NOT_FOUND", "no such model"))
+
+    assert await replay(streams) == [("NOT_FOUND", "no such model")]
+
+
+async def test_a_result_that_is_not_json_leaves_the_stream_open(streams: StreamManager) -> None:
+    stream = await streams.open("s")
+    with pytest.raises(InvalidArgumentError):
+        await stream.done(object())
+    await stream.done("better")
+
+    assert await replay(streams) == [("done", "better")]
+
+
+@pytest.mark.promise("P4")
+async def test_a_handle_says_what_somebody_else_did(
+    streams: StreamManager, elsewhere: StreamManager, dead: StreamManager
+) -> None:
+    cancelled = await streams.open("cancelled")
+    deleted = await streams.open("deleted")
+    taken = await dead.open("taken")
+    await elsewhere.cancel("cancelled")
+    await elsewhere.delete("deleted")
+    await elsewhere.open("taken", resume=True)
+
+    for stream, why in ((cancelled, StreamCompletedError), (deleted, StreamNotFoundError), (taken, StreamTakenOverError)):
+        for call in (lambda: stream.write("x"), stream.done, stream.flush):  # noqa: B023
+            with pytest.raises(why):
+                await call()
+        assert stream.cancelled.is_set()
+        await stream.close()
+
+
+@pytest.mark.promise("P3")
+async def test_closing_does_not_swallow_that_what_was_written_soon_is_lost(
+    streams: StreamManager, elsewhere: StreamManager
+) -> None:
+    stream = await streams.open("s")
+    await elsewhere.cancel("s")
+    stream.write_soon("lost")
+    await wait_all_tasks_blocked()
+
+    with pytest.raises(StreamCompletedError):
+        await stream.close()
+
+
+# Leaving the block
+
+
+@pytest.mark.promise("P15")
+async def test_leaving_the_block_by_an_exception_ends_the_stream_with_it_and_it_arrives_bare(streams: StreamManager) -> None:
+    error = ValueError("secret")
+    with pytest.raises(ValueError, match="secret") as raised:
+        async with streams.open("s") as stream:
+            await stream.write("a")
+            raise error
+
+    assert raised.value is error
+    assert await replay(streams) == ["a", ("INTERNAL", "internal")]
+
+
+@pytest.mark.promise("P5")
+async def test_leaving_the_block_without_done_lets_go(streams: StreamManager, elsewhere: StreamManager) -> None:
+    async with streams.open("s") as stream:
+        stream.write_soon("a")
+
+    async with elsewhere.open("s", resume=True) as heir:
+        assert heir.tail == 1
+
+
+@pytest.mark.promise("P5")
+async def test_leaving_the_block_by_cancellation_lets_go(streams: StreamManager, elsewhere: StreamManager) -> None:
+    with anyio.CancelScope() as scope:
+        async with streams.open("s") as stream:
+            stream.write_soon("a")
+            scope.cancel()
+            await checkpoint()
+
+    async with elsewhere.open("s", resume=True) as heir:
+        assert heir.tail == 1
+
+
+async def test_leaving_the_block_by_cancellation_in_done_carries_it_out(streams: StreamManager, storage: FaultyStorage) -> None:
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as tasks, streams.open("s") as stream:
+            hold = storage.hold("commit")
+            tasks.start_soon(wait_then, hold.reached, scope.cancel)
+            await stream.done("b")
+
+    assert scope.cancelled_caught
+    assert await replay(streams) == [("done", "b")]
+
+
+async def wait_then(event: anyio.Event, call: Callable[[], None]) -> None:
+    await event.wait()
+    call()
+
+
+async def test_the_exception_arrives_even_if_the_storage_cannot_be_told(
+    streams: StreamManager, storage: FaultyStorage, quiet_logs: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ValueError, match="mine"):
+        async with streams.open("s"):
+            storage.is_down = True
+            raise ValueError("mine")
+
+    assert "could not be told of its writer's end" in quiet_logs.text
+
+
+async def test_the_exception_arrives_in_time_even_if_the_storage_hangs(
+    streams: StreamManager, storage: FaultyStorage, clock: Clock
+) -> None:
+    with pytest.raises(ValueError, match="mine"):
+        async with streams.open("s"):
+            began = clock()
+            storage.hold("commit")
+            raise ValueError("mine")
+
+    assert clock() - began == 5
+
+
+async def test_leaving_the_block_after_losing_the_stream_says_what_the_block_said(
+    streams: StreamManager, elsewhere: StreamManager
+) -> None:
+    with pytest.raises(StreamCompletedError):
+        async with streams.open("s") as stream:
+            await elsewhere.cancel("s")
+            await stream.write("a")
+
+    assert await replay(streams) == [("CANCELLED", "the stream was cancelled")]
+
+
+async def test_a_block_that_cannot_be_entered_raises_why(streams: StreamManager) -> None:
+    await streams.open("s")
+    with pytest.raises(StreamkeepError, match="already exists"):
+        async with streams.open("s"):
+            pytest.fail("entered")
+
+
+# Looking
+
+
+async def test_looking_while_a_commit_is_in_doubt_leaves_it_to_the_commit(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    stream = await streams.open("s")
+    storage.refuse("commit")
+    with pytest.raises(StorageError):
+        await stream.write("a")
+
+    storage.calls.clear()
+    await stream.look()
+
+    assert storage.calls["read"] == 0
+
+
+async def test_looking_does_not_mistake_its_own_end_for_a_loss(streams: StreamManager, storage: FaultyStorage) -> None:
+    stream = await streams.open("s")
+    await wait_all_tasks_blocked()
+    hold = storage.hold("read")
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stream.look)
+        await hold.reached.wait()
+        await stream.done()
+        hold.release()
+
+    assert not stream.cancelled.is_set()
+
+
+async def test_a_handle_of_a_closed_manager_says_so(streams: StreamManager) -> None:
+    stream = await streams.open("s")
+    await streams.aclose()
+
+    assert stream.cancelled.is_set()
+    with pytest.raises(StreamManagerClosedError):
+        await stream.write("a")
+
+
+async def test_a_handle_that_was_dropped_is_collected(streams: StreamManager) -> None:
+    await streams.open("s")
+    gc.collect()
+    await anyio.sleep(10)
+
+    assert not [found for found in gc.get_objects() if isinstance(found, StreamInput)]

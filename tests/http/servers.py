@@ -1,0 +1,310 @@
+"""Real servers for tests: uvicorn in the test's event loop, or in a process of its own that can be stopped and killed.
+
+As a program: `python -m tests.http.servers NAME STORAGE_URL` serves one of `APPS` and says its port on stdout when it is up.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final, cast
+
+import anyio
+import httpx
+import uvicorn
+from anyio.abc import Process
+from anyio.lowlevel import checkpoint
+from anyio.streams.buffered import BufferedByteReceiveStream
+from fastapi import FastAPI
+from genkit import Action, ActionRunContext, Genkit
+from genkit_fastapi import serve_flow
+
+from streamkeep import InMemoryStreamManager, StreamEvent, StreamEventType, StreamManager
+from streamkeep.http import DurableStreaming, StreamsHTTP
+from streamkeep.http.response import ASGIApp, Pace
+from streamkeep.integrations.fastapi import durable_flow
+
+ROOT: Final = Path(__file__).parents[2]
+
+Flow = Action[Any, Any, Any, Any]
+Work = Callable[..., Awaitable[object]]
+Serve = Callable[..., AbstractAsyncContextManager[str]]
+"""Serves a flow's function at the URL that it gives; `streams` is a manager or a StreamsHTTP."""
+
+
+# Apps
+
+genkit: Final = Genkit()
+
+
+def flow_of(work: Work) -> Flow:
+    """Give a function as a Genkit flow of the same name."""
+    return genkit.flow(work.__name__)(work)
+
+
+def durable_app(*flows: Work, streams: StreamManager | StreamsHTTP | None = None, **options: Any) -> ASGIApp:
+    """Give a FastAPI app with each function as a durable flow; the streams can be read under /streams."""
+    streams = streams or InMemoryStreamManager()
+    streams_http = streams if isinstance(streams, StreamsHTTP) else StreamsHTTP(streams)
+    app = FastAPI(lifespan=streams_http.lifespan)
+    for flow in flows:
+        app.include_router(durable_flow(flow_of(flow), streams_http, **options))
+    app.mount("/streams", streams_http)
+    return app
+
+
+def wrapped_app(*flows: Work, streams: StreamManager | StreamsHTTP | None = None, **options: Any) -> ASGIApp:
+    """Give an unmodified app of genkit_fastapi with each function as a flow, wrapped in DurableStreaming."""
+    streams = streams or InMemoryStreamManager()
+    app = FastAPI()
+    for flow in flows:
+        app.include_router(serve_flow(flow_of(flow), **options))
+    app.mount("/streams", streams if isinstance(streams, StreamsHTTP) else StreamsHTTP(streams))
+    return DurableStreaming(app, streams)
+
+
+async def count(to: int, ctx: ActionRunContext) -> dict[str, int]:
+    """Send the numbers below `to`, at once."""
+    for number in range(to):
+        ctx.send_chunk(number)
+        if number % 64 == 0:
+            await checkpoint()
+    return {"counted": to}
+
+
+async def endless(_: int, ctx: ActionRunContext) -> None:
+    """Send one chunk, and never end."""
+    ctx.send_chunk("begun")
+    await anyio.sleep_forever()
+
+
+def _short_lived(storage_url: str) -> StreamManager:
+    second = timedelta(seconds=1)
+    return StreamManager.connect(storage_url, lease=second, grace=second)
+
+
+def _http(storage_url: str) -> StreamsHTTP:
+    heartbeat = Pace(heartbeat=timedelta(milliseconds=100))
+    return StreamsHTTP(_short_lived(storage_url), pace=heartbeat, drain=timedelta(milliseconds=200))
+
+
+APPS: Final[dict[str, Callable[[str], ASGIApp]]] = {
+    "durable": lambda url: durable_app(count, endless, streams=_http(url)),
+    "wrapped": lambda url: wrapped_app(count, endless, streams=_http(url)),
+}
+
+
+# In the test's event loop
+
+
+class _Server(uvicorn.Server):
+    """A server that says when it has started, stops at an event instead of looking every tenth of a second, and minds no signals."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = anyio.Event()
+        self.stop = anyio.Event()
+
+    def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]  # a decorated generator there
+        return contextlib.nullcontext()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.up.set()
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        await self.stop.wait()
+
+
+def _listen() -> socket.socket:
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    return listener
+
+
+@asynccontextmanager
+async def serving(app: ASGIApp, *, timeout_graceful_shutdown: int | None = 1, **config: Any) -> AsyncGenerator[str]:
+    """Serve an app on a free port, and give the URL; leaving stops the server as SIGTERM would."""
+    listener = _listen()
+    options = uvicorn.Config(
+        cast("Any", app), log_config=None, timeout_graceful_shutdown=timeout_graceful_shutdown, access_log=False, **config
+    )
+    server = _Server(options)
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    with anyio.fail_after(10):
+        await server.up.wait()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.stop.set()
+        with anyio.fail_after(20):
+            await task
+
+
+# In a process of its own
+
+
+@dataclass(frozen=True, slots=True)
+class ServerProcess:
+    """A server that can be stopped, or killed."""
+
+    url: str
+    process: Process
+
+    def stop(self) -> None:
+        """Send SIGTERM."""
+        self.process.terminate()
+
+    async def kill(self) -> None:
+        """Send SIGKILL, and wait for its death."""
+        self.process.kill()
+        await self.wait()
+
+    async def wait(self) -> None:
+        """Return when it has ended; TimeoutError if it does not."""
+        with anyio.fail_after(20):
+            await self.process.wait()
+
+
+@asynccontextmanager
+async def server_process(name: str, storage_url: str) -> AsyncGenerator[ServerProcess]:
+    """Run one of `APPS` in a process of its own, and kill that at the end."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", "tests.http.servers", name, storage_url]
+    async with await anyio.open_process(command, stdin=subprocess.DEVNULL, stderr=None, cwd=ROOT, env=environment) as process:
+        try:
+            assert process.stdout is not None
+            with anyio.fail_after(30):
+                port = await BufferedByteReceiveStream(process.stdout).receive_until(b"\n", 100)
+            yield ServerProcess(f"http://127.0.0.1:{int(port)}", process)
+        finally:
+            if process.returncode is None:
+                process.kill()
+
+
+class _ProcessServer(uvicorn.Server):
+    port = 0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            print(self.port, flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    name, storage_url = sys.argv[1:]
+    listener = _listen()
+    config = uvicorn.Config(cast("Any", APPS[name](storage_url)), log_level="error", timeout_graceful_shutdown=1)
+    server = _ProcessServer(config)
+    server.port = listener.getsockname()[1]
+    server.run(sockets=[listener])
+
+
+# Requests
+
+STREAMING: Final = {"Accept": "text/event-stream"}
+STREAM_ID: Final = "X-Genkit-Stream-Id"
+OFFSET: Final = "X-Genkit-Stream-Offset"
+
+
+@asynccontextmanager
+async def http_to(app: ASGIApp, **config: Any) -> AsyncGenerator[httpx.AsyncClient]:
+    """Serve an app, and give a client of it."""
+    async with serving(app, **config) as url, httpx.AsyncClient(base_url=url, timeout=20, verify=False) as http:
+        yield http
+
+
+async def raw_exchange(http: httpx.AsyncClient, request: bytes) -> bytes:
+    """Send bytes to a server, and give all that it answers until it closes the connection."""
+    answer = b""
+    async with await anyio.connect_tcp(http.base_url.host, http.base_url.port or 80) as connection:
+        await connection.send(request)
+        with anyio.fail_after(10), contextlib.suppress(anyio.EndOfStream):
+            while True:
+                answer += await connection.receive()
+    return answer
+
+
+class Reading:
+    """An answer that is read packet by packet; `body` is what has come."""
+
+    def __init__(self, answer: httpx.Response) -> None:
+        self.body = b""
+        self._packets = answer.aiter_bytes()
+
+    async def until(self, text: bytes = b"\n\n") -> bytes:
+        """Read until this text has come, by default the end of a frame."""
+        with anyio.fail_after(10):
+            while text not in self.body:
+                self.body += await anext(self._packets)
+        return self.body
+
+    async def whole(self) -> bytes:
+        """Read to the end, and give all."""
+        with anyio.fail_after(20):
+            async for packet in self._packets:
+                self.body += packet
+        return self.body
+
+
+def frames_of(body: bytes) -> list[dict[str, object]]:
+    """Read a whole answer in Genkit's framing as strictly as its strictest client; the second form of an error is left out."""
+    assert body.isascii()
+    assert b"\r" not in body
+    assert body.endswith(b"\n\n")
+    frames: list[dict[str, object]] = []
+    for frame in body[:-2].split(b"\n\n"):
+        name, colon, data = frame.partition(b": ")
+        assert colon, frame
+        assert b"\n" not in data, frame
+        value: dict[str, object] = json.loads(data)
+        if name == b"error":
+            assert value["error"] == frames[-1]["error"], body
+            continue
+        assert name == b"data", frame
+        assert not frames or "message" in frames[-1], body
+        frames.append(value)
+    assert frames[-1].keys() & {"result", "error"}, body
+    return frames
+
+
+async def events_of(streams: StreamManager, stream: str) -> list[tuple[str, object]]:
+    """Wait for a stream's end; give its events' types with their chunks, their output, and their error's status."""
+    with anyio.fail_after(20):
+        async with streams.subscribe(stream) as events:
+            return [(event.type.value, _content(event)) async for event in events]
+
+
+def _content(event: StreamEvent[Any]) -> object:
+    match event.type:
+        case StreamEventType.CHUNK:
+            return event.chunk
+        case StreamEventType.DONE:
+            return event.output
+        case StreamEventType.ERROR:
+            return event.error.status
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what no event tells."""
+    with anyio.fail_after(10):
+        while not condition():
+            await anyio.sleep(0.01)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""MemoryStorage keeps the contract, under asyncio and trio, and what it promises beyond."""
+
+from collections.abc import Callable
+
+import pytest
+
+from streamkeep.errors import StorageFullError
+from streamkeep.storage import Head, Storage
+from streamkeep.storages.memory import MemoryStorage
+from streamkeep.testing import StorageSuite
+
+
+class TestMemoryStorage(StorageSuite):
+    @pytest.fixture(params=["asyncio", "trio"])
+    def anyio_backend(self, request: pytest.FixtureRequest) -> str:
+        return str(request.param)
+
+    @pytest.fixture
+    def open_storage(self) -> Callable[[], Storage]:
+        storage = MemoryStorage()
+        return lambda: storage
+
+    async def test_its_content_outlives_leaving_it(self) -> None:
+        storage = MemoryStorage()
+        async with storage:
+            await storage.commit("s", None, Head(1, 1, b"", 9e9), [b"one"])
+        async with storage:
+            assert list(await storage.scan()) == ["s"]
+
+    async def test_a_full_storage_creates_nothing_but_goes_on_writing(self) -> None:
+        storage = MemoryStorage(max_streams=1)
+        assert await storage.commit("s", None, Head(1, 0, b"", 9e9))
+        with pytest.raises(StorageFullError, match="1 streams"):
+            await storage.commit("t", None, Head(1, 0, b"", 9e9))
+        assert await storage.commit("s", 1, Head(2, 1, b"", 9e9), [b"one"])
+        assert await storage.delete("s", 2)
+        assert await storage.commit("t", None, Head(1, 0, b"", 9e9))

@@ -1,0 +1,672 @@
+"""SQLiteStorage keeps the contract, and what it promises beyond: files, processes, threads, errors that help."""
+
+# ruff: noqa: ASYNC110, ASYNC240 (these tests look at files and threads, and nobody else is on their loop)
+
+import asyncio
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+import pytest
+
+from streamkeep.errors import InvalidArgumentError, StorageCorruptError, StorageError, StorageFullError
+from streamkeep.storage import Head, Storage
+from streamkeep.storages import _interlock, _sqlite, sqlite
+from streamkeep.storages.sqlite import SQLiteStorage
+from streamkeep.testing import StorageSuite
+
+T = TypeVar("T")
+
+BOUND_SECONDS = 20
+NOBODY = 65534
+
+# Commits one record to the stream in argv[2] for each line it reads, from version 0 on, and prints the tail when it is stored.
+WRITER = """
+import asyncio, sys
+from streamkeep.storage import Head
+from streamkeep.storages.sqlite import SQLiteStorage
+
+async def main(path, stream):
+    async with SQLiteStorage(path) as storage:
+        page = await storage.read(stream)
+        version, tail = (page.head.version, page.head.tail) if page else (None, 0)
+        print("ready", flush=True)
+        while await asyncio.to_thread(sys.stdin.readline):
+            new = (version or 0) + 1
+            assert await storage.commit(stream, version, Head(new, tail + 1, b"", 9e9), [b"%d" % tail])
+            version, tail = new, tail + 1
+            print(tail, flush=True)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+# Commits for ever, 16 streams at once, and prints each stream's tail when it is stored.
+BUSY_WRITER = """
+import asyncio, sys
+from streamkeep.storage import Head
+from streamkeep.storages.sqlite import SQLiteStorage
+
+async def write(storage, stream):
+    version = None
+    for tail in range(1, 1_000_000):
+        assert await storage.commit(stream, version, Head(tail, tail, b"", 9e9), [b"%d" % tail])
+        version = tail
+        print(stream, tail, flush=True)
+
+async def main(path, prefix):
+    async with SQLiteStorage(path) as storage:
+        await asyncio.gather(*(write(storage, f"{prefix}{i}") for i in range(16)))
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+# Enters as a user with no rights, if this one has them all.
+ENTER = """
+import asyncio, os, sys
+from streamkeep.errors import StorageError
+from streamkeep.storages.sqlite import SQLiteStorage
+
+async def main(path):
+    async with SQLiteStorage(path):
+        pass
+
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(int(sys.argv[2]))
+    os.setuid(int(sys.argv[2]))
+try:
+    asyncio.run(main(sys.argv[1]))
+except StorageError as error:
+    print(type(error).__name__, error)
+"""
+
+
+class TestSQLiteStorage(StorageSuite):
+    @pytest.fixture
+    def open_storage(self, tmp_path: Path) -> Callable[[], Storage]:
+        return lambda: SQLiteStorage(tmp_path / "streams.db")
+
+
+class TestSQLiteStorageWithoutInotify(StorageSuite):
+    @pytest.fixture
+    def open_storage(self, tmp_path: Path, without_inotify: None) -> Callable[[], Storage]:
+        return lambda: SQLiteStorage(tmp_path / "streams.db", synchronous="NORMAL")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def without_inotify(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on every system but Linux."""
+    monkeypatch.setattr(sqlite, "open_inotify", lambda path: None)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "streams.db"
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_sqlite, "_PATIENCE_SECONDS", 0.2)
+
+
+# -- what the file is
+
+
+async def test_the_file_of_another_program_is_refused_and_left_alone(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE theirs (x)")
+    db.close()
+    before = path.read_bytes()
+    with pytest.raises(StorageCorruptError, match="not a streamkeep database"):
+        await enter(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"text, and no database at all" * 100, b"SQLite format 3\0" + b"\xff" * 4080])
+async def test_a_file_that_is_no_database_is_refused_and_left_alone(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(StorageCorruptError, match="is not a streamkeep database"):
+        await enter(path)
+    assert path.read_bytes() == content
+
+
+async def test_an_empty_file_becomes_a_database(path: Path) -> None:
+    path.touch()
+    await enter(path)
+    await enter(path)
+
+
+async def test_a_damaged_header_is_reported(path: Path) -> None:
+    await fill(path)
+    with path.open("r+b") as file:
+        file.write(b"\0" * 100)
+    with pytest.raises(StorageCorruptError, match="first page is damaged"):
+        await enter(path)
+
+
+async def test_damage_inside_is_reported_to_who_meets_it(path: Path) -> None:
+    await fill(path, records=10_000)
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (size - 4096))
+    with pytest.raises(StorageCorruptError, match="damaged"):
+        async with SQLiteStorage(path) as storage:
+            await storage.read("s", 0, 10)
+    with pytest.raises(StorageCorruptError, match="damaged"):
+        async with SQLiteStorage(path) as storage:
+            await storage.commit("s", 1, a_head(2, 10_001), [b"x"])
+
+
+async def test_a_database_of_a_newer_streamkeep_is_refused(path: Path) -> None:
+    await fill(path)
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 2")
+    db.close()
+    with pytest.raises(StorageCorruptError, match="newer streamkeep"):
+        await enter(path)
+
+
+async def test_a_directory_is_refused(path: Path) -> None:
+    path.mkdir()
+    with pytest.raises(StorageError, match="cannot be opened"):
+        await enter(path)
+
+
+async def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"missing/streams\.db: cannot be opened.*directory must exist"):
+        await enter(tmp_path / "missing" / "streams.db")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no modes")
+def test_a_directory_without_permission_is_named(tmp_path: Path) -> None:
+    with reachable_by_nobody(tmp_path):
+        tmp_path.chmod(0o555)
+        assert "cannot be opened and written" in enter_as_nobody(tmp_path / "streams.db")
+        tmp_path.chmod(0o755)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no modes")
+def test_a_file_without_permission_is_named(path: Path) -> None:
+    asyncio.run(fill(path))
+    with reachable_by_nobody(path.parent):
+        path.parent.chmod(0o777)
+        for file in path.parent.iterdir():
+            file.chmod(0o444)
+        assert "cannot be opened and written" in enter_as_nobody(path)
+
+
+async def test_a_path_where_there_can_be_no_write_ahead_log_is_refused() -> None:
+    with pytest.raises(StorageError):
+        await enter(Path("/proc/streams.db"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no modes")
+async def test_new_files_are_private_and_others_keep_their_mode(path: Path) -> None:
+    async with SQLiteStorage(path) as storage, storage.watch("s"):
+        assert await storage.commit("s", None, a_head(1, 0))
+        files = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+    assert set(files) == {"streams.db" + suffix for suffix in ("", "-wal", "-shm", "-lock", "-notify")}
+    assert set(files.values()) == {0o600}
+    path.chmod(0o640)
+    await enter(path)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+async def test_paths_with_odd_names_are_just_names(tmp_path: Path) -> None:
+    for name in ("a?mode=memory", "100% #1.db", "ünï;'\".db", "file:x"):
+        await fill(tmp_path / name)
+        assert (tmp_path / name).is_file()
+
+
+async def test_synchronous_is_one_of_two(path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="FULL or NORMAL"):
+        SQLiteStorage(path, synchronous="OFF")  # type: ignore[arg-type]  # that is the point
+
+
+# -- a full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Generator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("only root may mount a small disk; the test with a bounded database runs everywhere")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+async def test_a_full_disk_stores_nothing_and_goes_on_when_there_is_space(small_disk: Path) -> None:
+    ballast = small_disk / "ballast"
+    async with SQLiteStorage(small_disk / "streams.db") as storage:
+        assert await storage.commit("s", None, a_head(1, 1), [b"kept"])
+        space = os.statvfs(small_disk)
+        ballast.write_bytes(b"x" * (space.f_bavail * space.f_bsize - 16_384))
+        with pytest.raises(StorageFullError, match="no space left"):
+            await storage.commit("s", 1, a_head(2, 2), [b"x" * 500_000])
+        assert await tail_of(storage, "s") == (1, 1)
+        ballast.unlink()
+        assert await storage.commit("s", 1, a_head(2, 2), [b"x" * 100_000])
+    async with SQLiteStorage(small_disk / "streams.db") as storage:
+        assert await tail_of(storage, "s") == (2, 2)
+
+
+async def test_a_commit_that_does_not_fit_harms_no_other(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        assert await storage.commit("small", None, a_head(1, 0))
+        assert await storage.commit("big", None, a_head(1, 0))
+        await in_writer(storage, lambda writer: writer._db.execute("PRAGMA max_page_count = 50").fetchall())
+        async with paused(path, storage):
+            big = asyncio.create_task(storage.commit("big", 1, a_head(2, 1), [b"x" * 1_000_000]))
+            small = [asyncio.create_task(storage.commit("small", 1, a_head(2, 1), [b"x"])) for _ in range(2)]
+            await queued(storage, 3)
+        with pytest.raises(StorageFullError):
+            await big
+        assert [await task for task in small] == [True, False]
+        assert await tail_of(storage, "big") == (1, 0)
+        assert await tail_of(storage, "small") == (2, 1)
+
+
+# -- one batch, many callers
+
+
+async def test_a_value_that_cannot_be_stored_fails_its_caller_only(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        async with paused(path, storage):
+            bad = asyncio.create_task(storage.commit("bad", None, a_head(2**63, 0)))
+            good = [asyncio.create_task(storage.commit(f"s{i}", None, a_head(1, 1), [b"x"])) for i in range(5)]
+            surrogate = asyncio.create_task(storage.commit("\ud800", None, a_head(1, 0)))
+            await queued(storage, 7)
+        assert all([await task for task in good])
+        with pytest.raises(OverflowError):
+            await bad
+        with pytest.raises(UnicodeEncodeError):
+            await surrogate
+        assert list(await storage.scan()) == [f"s{i}" for i in range(5)]
+        # Keys that were given out in the batch that was rolled back must be forgotten.
+        assert all([await storage.commit(f"s{i}", 1, a_head(2, 2), [b"y%d" % i]) for i in range(5)])
+        for i in range(5):
+            page = await storage.read(f"s{i}", 0, 9)
+            assert page is not None
+            assert list(page.records) == [b"x", b"y%d" % i]
+
+
+async def test_what_one_batch_does_to_one_stream_happens_in_order(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        async with paused(path, storage):
+            asked = [
+                storage.commit("s", None, a_head(1, 1), [b"old"]),
+                storage.commit("s", 1, a_head(2, 2), [b"older"]),
+                storage.delete("s", 1),
+                storage.delete("s", 2),
+                storage.commit("s", None, a_head(3, 1), [b"new"]),
+                storage.commit("s", 2, a_head(4, 2), [b"lost"]),
+                storage.commit("s", 3, a_head(5, 2), [b"newer"]),
+            ]
+            tasks = [asyncio.create_task(coroutine) for coroutine in asked]
+            await queued(storage, len(tasks))
+        assert [await task for task in tasks] == [True, True, False, True, True, False, True]
+        page = await storage.read("s", 0, 9)
+        assert page is not None
+        assert list(page.records) == [b"new", b"newer"]
+        orphans = await in_writer(storage, lambda writer: writer._db.execute("SELECT count(*) FROM records").fetchone())
+        assert orphans == (2,)
+
+
+async def test_a_cancelled_caller_disturbs_nobody(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        async with paused(path, storage):
+            tasks = [asyncio.create_task(storage.commit(f"s{i}", None, a_head(1, 0))) for i in range(10)]
+            await queued(storage, 10)
+            for task in tasks[::2]:
+                task.cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert outcomes[1::2] == [True] * 5
+        assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes[::2])
+
+
+async def test_readers_do_not_wait_for_writers(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        assert await storage.commit("s", None, a_head(1, 1), [b"one"])
+        async with paused(path):
+            write = asyncio.create_task(storage.commit("s", 1, a_head(2, 2), [b"two"]))
+            with anyio.fail_after(BOUND_SECONDS):
+                assert await tail_of(storage, "s") == (1, 1)
+            assert not write.done()
+        assert await write
+
+
+# -- entering and leaving
+
+
+async def test_a_storage_that_is_not_open_says_so(path: Path) -> None:
+    storage = SQLiteStorage(path)
+    calls: list[Callable[[], object]] = [
+        lambda: storage.read("s"),
+        lambda: storage.commit("s", None, a_head(1, 0)),
+        lambda: storage.delete("s", 1),
+        storage.scan,
+    ]
+    for _ in range(2):
+        for call in calls:
+            with pytest.raises(StorageError, match="is not open"):
+                await call()  # type: ignore[misc]  # a coroutine
+        with pytest.raises(StorageError, match="is not open"):
+            async with storage.watch("s"):
+                pass
+        async with storage:
+            assert await storage.read("s") is None
+
+
+async def test_a_storage_is_entered_once_at_a_time(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        with pytest.raises(StorageError, match="open already"):
+            await storage.__aenter__()
+        assert await storage.read("s") is None
+
+
+def test_trio_is_refused_with_advice(path: Path) -> None:
+    async def main() -> None:
+        async with SQLiteStorage(path):
+            pass
+
+    with pytest.raises(StorageError, match="needs asyncio"):
+        anyio.run(main, backend="trio")
+
+
+async def test_leaving_waits_for_the_commits_that_were_asked_for(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        tasks = [asyncio.create_task(storage.commit(f"s{i:02}", None, a_head(1, 0))) for i in range(50)]
+        await asyncio.sleep(0)
+    assert all([await task for task in tasks])
+    async with SQLiteStorage(path) as storage:
+        assert len(await storage.scan()) == 50
+
+
+async def test_leaving_lets_go_of_every_thread_and_descriptor(path: Path) -> None:
+    await enter(path)
+    before = open_files(), threading.active_count()
+    for version in range(20):
+        async with SQLiteStorage(path) as storage, storage.watch("s") as doorbell:
+            assert await storage.commit("s", version or None, a_head(version + 1, 0))
+            await doorbell.wait()
+    assert (open_files(), threading.active_count()) == before
+
+
+async def test_a_failed_entering_lets_go_of_every_thread_and_descriptor(path: Path) -> None:
+    path.write_bytes(b"no database" * 1000)
+    with pytest.raises(StorageCorruptError):
+        await enter(path)
+    before = open_files(), threading.active_count()
+    for _ in range(20):
+        with pytest.raises(StorageCorruptError):
+            await enter(path)
+    assert (open_files(), threading.active_count()) == before
+
+
+async def test_leaving_last_tidies_up_the_write_ahead_log(path: Path) -> None:
+    await fill(path, records=1000)
+    assert {file.name for file in path.parent.iterdir()} == {"streams.db", "streams.db-lock", "streams.db-notify"}
+
+
+def test_a_loop_that_was_closed_over_an_open_storage_does_not_hang_the_process(path: Path) -> None:
+    script = """
+import asyncio, sys
+from streamkeep.storages.sqlite import SQLiteStorage
+loop = asyncio.new_event_loop()
+storage = SQLiteStorage(sys.argv[1])
+loop.run_until_complete(storage.__aenter__())
+loop.close()
+"""
+    subprocess.run([sys.executable, "-c", script, str(path)], check=True, timeout=BOUND_SECONDS)
+
+
+# -- doorbells
+
+
+async def test_very_many_changes_at_once_ring_too(path: Path) -> None:
+    async with SQLiteStorage(path) as here, SQLiteStorage(path) as there, here.watch("s") as doorbell:
+        async with paused(path, there):
+            streams = [f"other{i}" for i in range(5000)] + ["s"]
+            tasks = [asyncio.create_task(there.commit(stream, None, a_head(1, 0))) for stream in streams]
+            await queued(there, len(tasks))
+        assert all([await task for task in tasks])
+        with anyio.fail_after(BOUND_SECONDS):
+            await doorbell.wait()
+
+
+async def test_a_commit_elsewhere_rings_only_those_who_watch_its_stream(path: Path) -> None:
+    async with (
+        SQLiteStorage(path) as here,
+        SQLiteStorage(path) as there,
+        here.watch("s") as concerned,
+        here.watch("t") as other,
+    ):
+        assert await there.commit("s", None, a_head(1, 0))
+        with anyio.fail_after(BOUND_SECONDS):
+            await concerned.wait()
+        # A ring for nothing would be allowed, but is not wanted.
+        with pytest.raises(TimeoutError), anyio.fail_after(0):
+            await other.wait()
+
+
+async def test_a_database_restored_from_an_older_copy_rings_as_before(path: Path) -> None:
+    await fill(path, stream="first")
+    copy = path.read_bytes()
+    for i in range(10):
+        await fill(path, stream=f"later{i}")
+    path.write_bytes(copy)
+    async with SQLiteStorage(path) as here, SQLiteStorage(path) as there, here.watch("s") as doorbell:
+        assert await there.commit("s", None, a_head(1, 0))
+        with anyio.fail_after(BOUND_SECONDS):
+            await doorbell.wait()
+
+
+# -- other processes
+
+
+async def test_a_commit_by_another_process_rings_here(path: Path) -> None:
+    async with SQLiteStorage(path) as storage, storage.watch("s") as doorbell, process(WRITER, path, "s") as other:
+        for tail in range(1, 11):
+            tell(other)
+            with anyio.fail_after(BOUND_SECONDS):
+                while await tail_of(storage, "s") != (tail, tail):
+                    await doorbell.wait()
+            assert await hear(other) == str(tail)
+
+
+async def test_a_commit_by_another_process_rings_here_without_inotify(path: Path, without_inotify: None) -> None:
+    await test_a_commit_by_another_process_rings_here(path)
+
+
+async def test_two_busy_processes_lose_nothing_and_both_get_on(path: Path) -> None:
+    async with process(BUSY_WRITER, path, "a") as one, process(BUSY_WRITER, path, "b") as two:
+        acknowledged: dict[str, int] = {}
+        counts = [0, 0]
+
+        async def follow(which: int, other: asyncio.subprocess.Process) -> None:
+            while min(counts) < 500:
+                stream, tail = (await hear(other)).split()
+                acknowledged[stream] = int(tail)
+                counts[which] += 1
+
+        with anyio.fail_after(BOUND_SECONDS):
+            await asyncio.gather(follow(0, one), follow(1, two))
+        one.kill()
+        two.kill()
+        await one.wait()
+        await two.wait()
+    await check_whole(path, acknowledged)
+
+
+async def test_what_a_killed_process_had_acknowledged_is_there(path: Path) -> None:
+    acknowledged: dict[str, int] = {}
+    dice = random.Random(os.environ.get("SEED", "7"))
+    for attempt in range(5):
+        async with process(BUSY_WRITER, path, f"{attempt}-") as other:
+            for _ in range(dice.randrange(50, 400)):
+                stream, tail = (await hear(other)).split()
+                acknowledged[stream] = int(tail)
+            other.send_signal(signal.SIGKILL)
+            await other.wait()
+    await check_whole(path, acknowledged)
+
+
+async def test_a_process_that_holds_the_database_too_long_is_named(path: Path, impatient: None) -> None:
+    async with SQLiteStorage(path) as storage:
+        async with paused(path):
+            with pytest.raises(StorageError, match="another program has held the database"):
+                await storage.commit("s", None, a_head(1, 0))
+        assert await storage.commit("s", None, a_head(1, 0))
+
+
+async def test_a_foreign_program_that_writes_delays_us_only(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        foreign = sqlite3.connect(path, isolation_level=None)
+        foreign.execute("BEGIN IMMEDIATE")
+        write = asyncio.create_task(storage.commit("s", None, a_head(1, 0)))
+        await queued(storage, 0)
+        assert await storage.read("s") is None
+        assert not write.done()
+        foreign.execute("ROLLBACK")
+        foreign.close()
+        with anyio.fail_after(BOUND_SECONDS):
+            assert await write
+
+
+# -- the words of the tests
+
+
+def a_head(version: int, tail: int) -> Head:
+    return Head(version, tail, b"", 9e9)
+
+
+async def enter(path: Path) -> None:
+    async with SQLiteStorage(path):
+        pass
+
+
+async def fill(path: Path, stream: str = "s", records: int = 1) -> None:
+    async with SQLiteStorage(path) as storage:
+        assert await storage.commit(stream, None, a_head(1, records), [b"record"] * records)
+
+
+async def tail_of(storage: Storage, stream: str) -> tuple[int, int] | None:
+    """The version and the tail."""
+    page = await storage.read(stream)
+    return None if page is None else (page.head.version, page.head.tail)
+
+
+async def in_writer(storage: SQLiteStorage, work: Callable[[_sqlite.Writer], T]) -> T:
+    assert storage._entered is not None
+    return await storage._entered.writer.start(work)
+
+
+@asynccontextmanager
+async def paused(path: Path, storage: SQLiteStorage | None = None) -> AsyncGenerator[None]:
+    """Hold the lock as another process would; if the storage's writer already waits for it, all that comes now is one batch."""
+    waiting: list[asyncio.Future[None]] = []
+    lock = os.open(f"{path}-lock", os.O_RDWR)
+    try:
+        while not _interlock._try_lock(lock):
+            await asyncio.sleep(0)
+        if storage is not None and storage._entered is not None:
+            waiting.append(storage._entered.writer.start(lambda writer: None))
+            await queued(storage, 0)
+        yield
+    finally:
+        os.close(lock)
+    await asyncio.gather(*waiting)
+
+
+async def queued(storage: SQLiteStorage, jobs: int) -> None:
+    """Wait until so many jobs are queued, and no batch but the one under way has taken any."""
+    assert storage._entered is not None
+    with anyio.fail_after(BOUND_SECONDS):
+        await asyncio.sleep(0)
+        while storage._entered.writer._queue.qsize() != jobs:
+            await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def process(script: str, path: Path, argument: str) -> AsyncGenerator[asyncio.subprocess.Process]:
+    """Another process with the database open; killed at the end, if it has not gone by itself."""
+    other = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, str(path), argument, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        if script is WRITER:
+            assert await hear(other) == "ready"
+        yield other
+    finally:
+        if other.returncode is None:
+            other.kill()
+        await other.communicate()
+
+
+async def hear(other: asyncio.subprocess.Process) -> str:
+    assert other.stdout is not None
+    with anyio.fail_after(BOUND_SECONDS):
+        line = await other.stdout.readline()
+    assert line.endswith(b"\n"), "the other process has died"
+    return line.decode().strip()
+
+
+def tell(other: asyncio.subprocess.Process) -> None:
+    assert other.stdin is not None
+    other.stdin.write(b"\n")
+
+
+async def check_whole(path: Path, acknowledged: dict[str, int]) -> None:
+    """Every record that was acknowledged is there, every log is whole, and SQLite finds nothing to complain of."""
+    async with SQLiteStorage(path) as storage:
+        for stream, tail in acknowledged.items():
+            page = await storage.read(stream, 0, 1_000_000)
+            assert page is not None
+            assert page.head.tail >= tail
+            assert list(page.records) == [b"%d" % i for i in range(1, page.head.tail + 1)]
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    db.close()
+
+
+def open_files() -> int:
+    return len(list(Path("/dev/fd").iterdir()))
+
+
+def enter_as_nobody(path: Path) -> str:
+    """Give the error."""
+    command = [sys.executable, "-c", ENTER, str(path), str(NOBODY)]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=BOUND_SECONDS).stdout
+
+
+@contextmanager
+def reachable_by_nobody(directory: Path) -> Generator[None]:
+    """Let other users pass through pytest's private directories."""
+    parents = [parent for parent in directory.parents if parent.stat().st_uid == os.geteuid() and parent != parent.parent]
+    modes = {parent: parent.stat().st_mode for parent in parents}
+    for parent, mode in modes.items():
+        parent.chmod(mode | 0o011)
+    try:
+        yield
+    finally:
+        for parent, mode in modes.items():
+            parent.chmod(mode)
