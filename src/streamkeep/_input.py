@@ -358,14 +358,13 @@ class StreamInput:
             self._check_open()
 
     def lose(self, why: StreamkeepError) -> None:
-        """Give the stream up, because it is somebody else's now or the manager is closed."""
-        if not self._over:
-            self._sealed = why
-            self._unheard = bool(self._queue or (self._doubt and self._doubt[1]))
-            self._queue.clear()
-            self._doubt = self._ending = None
-            self._stop()
-            self.cancelled.set()
+        """Give the stream up, because it is somebody else's now."""
+        self._sealed = why
+        self._unheard = bool(self._queue or (self._doubt and self._doubt[1]))
+        self._queue.clear()
+        self._doubt = self._ending = None
+        self._stop()
+        self.cancelled.set()
 
     def _stop(self) -> None:
         self._over = True

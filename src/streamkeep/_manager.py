@@ -102,8 +102,8 @@ class Opening(Awaitable[StreamInput]):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._input is not None:
-            await self._input.__aexit__(exc_type, exc, traceback)
+        assert self._input is not None
+        await self._input.__aexit__(exc_type, exc, traceback)
 
 
 class StreamManager:
@@ -449,24 +449,22 @@ class StreamManager:
         while handle() is not None:
             try:
                 async with self.storage.watch(stream) as doorbell:
-                    while await self._is_quiet(handle):
-                        await self._look(handle)
+                    while await self._look_when_quiet(handle):
                         await doorbell.wait()
             except StorageError as error:
                 logger.warning("stream %s: cannot listen for its being cancelled: %s", stream, error)
                 await anyio.sleep(RETRY_SECONDS)
 
-    async def _is_quiet(self, handle: Handle) -> bool:
-        """Wait until the writer has not committed for a moment; False if it is gone."""
+    async def _look_when_quiet(self, handle: Handle) -> bool:
+        """Have the writer look when it has not committed for a moment; False if it is gone."""
         seen: int | None = -1
         while (commits := _commits(handle)) != seen:
             seen = commits
             await anyio.sleep(QUIET_SECONDS)
-        return seen is not None
-
-    async def _look(self, handle: Handle) -> None:
-        if (stream_input := handle()) is not None:
-            await stream_input.look()
+        if (stream_input := handle()) is None:
+            return False
+        await stream_input.look()
+        return True
 
     async def _tell_inputs(self, stream: str) -> None:
         for stream_input in self._live_inputs():

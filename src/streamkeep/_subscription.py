@@ -266,9 +266,6 @@ class Subscription(Generic[T]):
     async def _wait(self, feed: Feed) -> None:
         if feed.failure is not None:
             raise feed.failure
-        if feed.is_over:
-            self._is_over = True
-            return
         if self._idle_seconds is None:
             await feed.changed()
             return

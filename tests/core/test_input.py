@@ -588,6 +588,15 @@ async def test_leaving_the_block_by_cancellation_lets_go(streams: StreamManager,
         assert heir.tail == 1
 
 
+async def test_a_handle_that_was_awaited_may_be_entered_too(streams: StreamManager) -> None:
+    stream = await streams.open("s")
+    async with stream as entered:
+        await entered.done("a")
+
+    assert entered is stream
+    assert await replay(streams) == [("done", "a")]
+
+
 async def test_leaving_the_block_by_cancellation_in_done_carries_it_out(streams: StreamManager, storage: FaultyStorage) -> None:
     with anyio.CancelScope() as scope:
         async with anyio.create_task_group() as tasks, streams.open("s") as stream:

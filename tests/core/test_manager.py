@@ -34,6 +34,7 @@ from streamkeep.testing.clock import FakeClock
 from streamkeep.testing.faults import FaultyStorage
 
 Clock = Callable[[], float]
+EPOCH = 1_800_000_000.0
 
 
 async def ending(streams: StreamManager, stream: str = "s") -> str | None:
@@ -287,6 +288,21 @@ async def test_a_subscriber_ends_what_was_abandoned_after_the_grace(
     assert clock() - began == pytest.approx(1)
     with pytest.raises(StreamCompletedError):
         await stream.write("b")
+
+
+@pytest.mark.promise("P6")
+async def test_a_subscriber_whose_clock_runs_slow_waits_as_long_as_its_clock_says(
+    dead: StreamManager, storage: FaultyStorage, clock: Clock
+) -> None:
+    await dead.open("s")
+    async with (
+        StreamManager(storage, clock=lambda: EPOCH + (clock() - EPOCH) / 2 - 3600) as slow,
+        slow.subscribe("s") as events,
+    ):
+        assert (await anext(events)).error.status == "ABORTED"
+
+    assert clock() - EPOCH == pytest.approx(30)
+    assert storage.calls["read"] < 100
 
 
 @pytest.mark.promise("P6")
@@ -573,6 +589,18 @@ async def test_a_handle_that_is_dropped_while_its_storage_fails_is_no_longer_lis
     assert storage.calls["watch"] == 0
 
 
+async def test_a_handle_that_was_dropped_is_no_longer_listened_for_when_its_stream_changes(
+    streams: StreamManager, elsewhere: StreamManager
+) -> None:
+    await streams.open("s")
+    await anyio.sleep(1)
+    gc.collect()
+    await elsewhere.cancel("s")
+    await anyio.sleep(1)
+
+    assert len(streams._scopes) == 2  # one renews, one sweeps
+
+
 # Beginning and closing
 
 
@@ -679,6 +707,24 @@ async def test_what_is_opened_while_the_manager_closes_is_let_go_of(streams: Str
                 await streams.open("s")
 
         tasks.start_soon(open_it)
+        await hold.reached.wait()
+        await streams.aclose()
+        hold.release()
+
+
+@pytest.mark.promise("P14")
+async def test_who_subscribes_while_the_manager_closes_is_told(streams: StreamManager, storage: FaultyStorage) -> None:
+    await streams.open("s")
+    await anyio.sleep(1)
+    hold = storage.hold("read", after=True)
+    async with anyio.create_task_group() as tasks:
+
+        async def subscribe() -> None:
+            async with streams.subscribe("s") as events:
+                with pytest.raises(StreamManagerClosedError):
+                    await anext(events)
+
+        tasks.start_soon(subscribe)
         await hold.reached.wait()
         await streams.aclose()
         hold.release()

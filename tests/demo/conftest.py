@@ -1,15 +1,11 @@
 """A real browser, on a real `streamkeep demo`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("fastapi", reason="the demo needs streamkeep[demo]")
-pytest.importorskip("genkit", reason="the demo needs streamkeep[demo]")
-
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
-
 from tests.demo.server import Demo
 
 WAIT_MS = 15_000
@@ -23,8 +19,6 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 
-StartDemo = Callable[..., Demo]
-
 
 @pytest.fixture(scope="session")
 def browser(requires: Callable[[str], str]) -> Iterator[Browser]:
@@ -34,22 +28,28 @@ def browser(requires: Callable[[str], str]) -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture
-def start_demo(browser: Browser, sqlite_url: str, tmp_path: Path) -> Iterator[StartDemo]:
-    """Give what starts the demo over a database of this test."""
-    demos: list[Demo] = []
-    with (tmp_path / "demo.log").open("w+") as log:
-
-        def start(tokens_per_second: float = 300.0) -> Demo:
-            demos.append(Demo(sqlite_url, log, tokens_per_second=tokens_per_second))
-            demos[-1].start()
-            return demos[-1]
-
-        yield start
-        for demo in demos:
-            demo.kill()
+@contextmanager
+def running_demo(directory: Path, tokens_per_second: float) -> Generator[Demo]:
+    storage = f"sqlite:///{directory / 'streams.db'}"
+    with (directory / "demo.log").open("w+") as log:
+        with Demo(storage, log, tokens_per_second=tokens_per_second) as demo:
+            yield demo
         log.seek(0)
         assert "Traceback" not in log.read()
+
+
+@pytest.fixture(scope="session")
+def demo(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """Give a demo that all may use; its whole answer takes a few seconds."""
+    with running_demo(tmp_path_factory.mktemp("demo"), tokens_per_second=300) as demo:
+        yield demo
+
+
+@pytest.fixture
+def mortal_demo(browser: Browser, tmp_path: Path) -> Iterator[Demo]:
+    """Give a demo of this test's own, at a person's pace."""
+    with running_demo(tmp_path, tokens_per_second=30) as demo:
+        yield demo
 
 
 @pytest.fixture

@@ -41,14 +41,25 @@ class Demo:
         """End it as `kill -9` does, if it runs."""
         if self._process is not None:
             self._process.kill()
-            self._process.communicate(timeout=STOP_SECONDS)
-            self._process = None
+            self.wait()
 
     def stop(self) -> int:
         """Ask it to end, and give its exit code."""
+        self._signal(signal.SIGTERM)
+        return self.wait()
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C."""
+        self._signal(signal.SIGINT)
+
+    def wait(self) -> int:
+        """Give its exit code when it has ended."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
         self._process.communicate(timeout=STOP_SECONDS)
         code = self._process.returncode
         self._process = None
         return code
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)

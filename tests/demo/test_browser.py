@@ -1,16 +1,13 @@
-"""The demo's page, driven as a person would: nothing is lost, nothing comes twice, and it always says what became of the answer."""
+"""The demo's page, driven as a person would: nothing is lost or comes twice, and it says what became of the answer."""
 
 import re
-from collections.abc import Callable
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
+from tests.demo.server import Demo
 
 from streamkeep.demo import TEXT
 from streamkeep.demo.flow import TOKENS
-from tests.demo.server import Demo
-
-StartDemo = Callable[..., Demo]
 
 ALL = f"{len(TOKENS) + 1:,}"  # the tokens, and the end
 
@@ -59,8 +56,8 @@ def expect_the_whole_answer(page: Page) -> None:
     expect_nothing_lost(page)
 
 
-def test_a_reload_in_mid_answer_loses_and_repeats_nothing(page: Page, start_demo: StartDemo) -> None:
-    ask(page, start_demo(), until=100)
+def test_a_reload_in_mid_answer_loses_and_repeats_nothing(page: Page, demo: Demo) -> None:
+    ask(page, demo, until=100)
 
     page.get_by_role("button", name="Reload").click()
 
@@ -70,8 +67,8 @@ def test_a_reload_in_mid_answer_loses_and_repeats_nothing(page: Page, start_demo
     expect_the_whole_answer(page)
 
 
-def test_an_answer_that_is_complete_survives_a_reload_too(page: Page, start_demo: StartDemo) -> None:
-    ask(page, start_demo(tokens_per_second=5000), until=100)
+def test_an_answer_that_is_complete_survives_a_reload_too(page: Page, demo: Demo) -> None:
+    ask(page, demo, until=100)
     expect_the_whole_answer(page)
 
     page.reload()
@@ -80,8 +77,8 @@ def test_an_answer_that_is_complete_survives_a_reload_too(page: Page, start_demo
     expect_the_whole_answer(page)
 
 
-def test_a_second_window_gets_everything_from_the_first_word(page: Page, context: BrowserContext, start_demo: StartDemo) -> None:
-    ask(page, start_demo(), until=100)
+def test_a_second_window_gets_everything_from_the_first_word(page: Page, context: BrowserContext, demo: Demo) -> None:
+    ask(page, demo, until=100)
 
     second = second_window(context, page)
 
@@ -92,8 +89,8 @@ def test_a_second_window_gets_everything_from_the_first_word(page: Page, context
     expect(page.locator("#readers .other")).to_contain_text(f"offset {len(TOKENS):,} · complete")
 
 
-def test_after_a_cut_exactly_what_was_missed_comes_at_once(page: Page, start_demo: StartDemo) -> None:
-    ask(page, start_demo(), until=50)
+def test_after_a_cut_exactly_what_was_missed_comes_at_once(page: Page, demo: Demo) -> None:
+    ask(page, demo, until=50)
 
     page.get_by_role("button", name="Cut the connection").click()
     expect_headline(page, "You have cut the connection.")
@@ -109,8 +106,8 @@ def test_after_a_cut_exactly_what_was_missed_comes_at_once(page: Page, start_dem
     assert TEXT.startswith("".join(TOKENS[: cut_at + 1]) + missed)
 
 
-def test_stop_in_one_window_stops_all(page: Page, context: BrowserContext, start_demo: StartDemo) -> None:
-    ask(page, start_demo(tokens_per_second=50), until=20)
+def test_stop_in_one_window_stops_all(page: Page, context: BrowserContext, demo: Demo) -> None:
+    ask(page, demo, until=20)
     second = second_window(context, page)
     wait_for_offset(second, 20)
 
@@ -124,28 +121,27 @@ def test_stop_in_one_window_stops_all(page: Page, context: BrowserContext, start
     assert offset_of(page) < len(TOKENS)
 
 
-def test_a_slow_reader_holds_nobody_up(page: Page, start_demo: StartDemo) -> None:
-    ask(page, start_demo(), until=50)
+def test_a_slow_reader_holds_nobody_up(page: Page, demo: Demo) -> None:
+    ask(page, demo, until=50)
 
-    page.get_by_role("button", name="Let a slow reader join").click()
+    page.get_by_role("button", name="Add a slow reader").click()
 
     expect(page.locator("#slow-text")).to_contain_text("Alice was beginning")
     expect_the_whole_answer(page)
     expect(page.locator("#readers li.slow")).to_contain_text("live")
-    page.get_by_role("button", name="Send the slow reader away").click()
+    page.get_by_role("button", name="Remove the slow reader").click()
     expect(page.locator("#readers li.slow")).to_have_count(0)
 
 
 @pytest.mark.timeout(90)
 def test_a_killed_server_that_is_back_tells_what_became_of_the_answer(
-    page: Page, context: BrowserContext, start_demo: StartDemo
+    page: Page, context: BrowserContext, mortal_demo: Demo
 ) -> None:
-    demo = start_demo(tokens_per_second=30)
-    ask(page, demo, until=30)
+    ask(page, mortal_demo, until=30)
 
-    demo.kill()
+    mortal_demo.kill()
     expect_headline(page, "The server is away; trying again.")
-    demo.start()
+    mortal_demo.start()
 
     # Ten seconds of lease, five of grace, and what the browser takes to come back.
     expect_headline(page, "The server was killed in mid-answer.", seconds=25)
@@ -158,22 +154,21 @@ def test_a_killed_server_that_is_back_tells_what_became_of_the_answer(
     assert text_of(second) == text_of(page)
 
 
-def test_a_server_that_is_shut_down_says_so_first(page: Page, start_demo: StartDemo) -> None:
-    demo = start_demo(tokens_per_second=30)
-    ask(page, demo, until=30)
+def test_a_server_that_is_shut_down_says_so_first(page: Page, mortal_demo: Demo) -> None:
+    ask(page, mortal_demo, until=30)
 
-    assert demo.stop() == 0
+    assert mortal_demo.stop() == 0
 
     expect_headline(page, "The server was shut down in mid-answer.")
     expect_nothing_lost(page)
 
 
-def test_a_stream_that_is_not_there_is_said_not_to_be_there(page: Page, start_demo: StartDemo) -> None:
-    page.goto(f"{start_demo().url}/?stream=nobodys")
+def test_a_stream_that_is_not_there_is_said_not_to_be_there(page: Page, demo: Demo) -> None:
+    page.goto(f"{demo.url}/?stream=nobodys")
     expect_headline(page, "The server has no such stream.")
 
 
-def test_the_page_fits_a_phone(page: Page, start_demo: StartDemo) -> None:
+def test_the_page_fits_a_phone(page: Page, demo: Demo) -> None:
     page.set_viewport_size({"width": 360, "height": 740})
-    ask(page, start_demo(), until=100)
+    ask(page, demo, until=100)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360

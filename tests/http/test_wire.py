@@ -253,8 +253,8 @@ class TestSSEFraming:
 
     def test_heartbeats_are_comments_and_the_preamble_is_the_reconnection_time(self) -> None:
         framing = SSEFraming(retry_seconds=1.5)
-        assert [framing.heartbeat(), framing.heartbeat()] == [b": \n\n", b": \n\n"]
-        assert framing.preamble() == b"retry: 1500\n\n"
+        assert [framing.heartbeat(), framing.heartbeat()] == [b": \n", b": \n"]
+        assert framing.preamble() == b"retry: 1500\n"
 
     @thorough
     @given(streams(), heartbeat_counts, cuts)

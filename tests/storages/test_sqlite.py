@@ -309,6 +309,27 @@ async def test_a_value_that_cannot_be_stored_fails_its_caller_only(path: Path) -
             assert list(page.records) == [b"x", b"y%d" % i]
 
 
+async def test_a_stream_whose_creation_failed_is_not_mistaken_for_the_next_one(path: Path) -> None:
+    """The next one gets the key that SQLite had given to the first."""
+    async with SQLiteStorage(path) as storage:
+        with pytest.raises(sqlite3.Error):
+            await storage.commit("failed", None, a_head(1, 1), [object()])  # type: ignore[list-item]  # that is the point
+        assert await storage.commit("next", None, a_head(1, 1), [b"kept"])
+        assert not await storage.commit("failed", 1, a_head(2, 2), [b"lost"])
+        assert await tail_of(storage, "next") == (1, 1)
+        assert await tail_of(storage, "failed") is None
+
+
+async def test_a_stream_that_others_deleted_is_not_mistaken_for_the_next_one(path: Path) -> None:
+    """The next one must not get its key, which is remembered here."""
+    async with SQLiteStorage(path) as here, SQLiteStorage(path) as there:
+        assert await here.commit("deleted", None, a_head(1, 0))
+        assert await there.delete("deleted", 1)
+        assert await there.commit("next", None, a_head(1, 1), [b"kept"])
+        assert not await here.commit("deleted", 1, a_head(2, 1), [b"lost"])
+        assert await tail_of(here, "next") == (1, 1)
+
+
 async def test_what_one_batch_does_to_one_stream_happens_in_order(path: Path) -> None:
     async with SQLiteStorage(path) as storage:
         async with paused(path, storage):

@@ -5,15 +5,26 @@ from typing import Final
 
 __all__ = ["main"]
 
-NEEDED: Final = {"cyclopts", "rich", "uvicorn"}
+EXTRAS: Final = {
+    "cyclopts": "cli",
+    "rich": "cli",
+    "uvicorn": "cli",
+    "fastapi": "demo",
+    "genkit": "demo",
+    "pydantic": "demo",
+    "starlette": "demo",
+}
 
 
 def main() -> None:
     """Run the command line, and exit: 0 done, 1 failed, 2 wrongly called, 130 interrupted."""
     try:
         from ._commands import run
+
+        code = run()
     except ModuleNotFoundError as error:
-        if error.name not in NEEDED:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in EXTRAS:
             raise
-        sys.exit(f"streamkeep: the command needs {error.name}, which is not installed: pip install 'streamkeep[cli]'")
-    sys.exit(run())
+        sys.exit(f"streamkeep: this needs {missing}, which is not installed: pip install 'streamkeep[{EXTRAS[missing]}]'")
+    sys.exit(code)

@@ -16,9 +16,7 @@ from cyclopts.validators import Number
 from .._manager import StreamManager
 from ..errors import StreamkeepError
 from ..events import StreamEventType
-from ..http import StreamsHTTP
-from ._output import Output, complain
-from ._serving import CommandError, bind, reading_app, serve_app, shown_url
+from ._output import CommandError, Output, complain, shown_url
 
 PAGE_STREAMS: Final = 100
 INTERRUPTED: Final = 130
@@ -61,10 +59,9 @@ def demo(
     allow_remote: AllowRemote = False,
 ) -> int:
     """Run a Genkit app with a page, to reload, cut, stop and kill in mid-answer."""
-    try:
-        from ..demo import create_app
-    except ModuleNotFoundError as error:
-        raise CommandError(f"the demo needs {error.name}, which is not installed: pip install 'streamkeep[demo]'") from error
+    from ..demo import create_app
+    from ..http import StreamsHTTP
+    from ._serving import bind, serve_app
 
     def announce(url: str) -> None:
         Output().welcome_to_demo(url, shown_url(storage), os.getpid())
@@ -74,7 +71,10 @@ def demo(
             webbrowser.open(url)
 
     async def serve() -> None:
-        async with StreamManager.connect(storage, ttl=timedelta(hours=1)) as streams, _http(streams, drain) as streams_http:
+        async with (
+            StreamManager.connect(storage, ttl=timedelta(hours=1)) as streams,
+            StreamsHTTP(streams, drain=timedelta(seconds=drain)) as streams_http,
+        ):
             web_app = create_app(streams_http, tokens_per_second=tokens_per_second, storage=storage)
             await serve_app(web_app, listener, streams_http.runner.drain, announce)
 
@@ -94,15 +94,18 @@ def serve(
     """Serve the streams of a storage over HTTP: GET /streams/ID as SSE, /streams/ID/info, DELETE /streams/ID to stop it.
 
     Nobody is asked who they are: whoever has an id may read and stop that stream. So it listens to this machine only, unless
-    --allow-remote says otherwise; with users of your own, mount StreamsHTTP(streams, authorize=...) in your app instead.
+    --allow-remote says otherwise. Streams that were started for a known owner are not served: for those, mount
+    StreamsHTTP(streams, authorize=...) in your own app.
     GET /healthz answers 200 while the storage can be read.
     """
+    from ..http import StreamsHTTP
+    from ._serving import bind, reading_app, serve_app
 
     def announce(url: str) -> None:
         Output().welcome_to_serve(url, shown_url(storage))
 
     async def serve_streams() -> None:
-        async with _existing(storage) as streams, _http(streams, 0) as streams_http:
+        async with _existing(storage) as streams, StreamsHTTP(streams) as streams_http:
             await serve_app(reading_app(streams_http), listener, streams_http.runner.drain, announce)
 
     with bind(host, port, allow_remote=allow_remote) as listener:
@@ -171,7 +174,7 @@ def cancel(id: Id, /, *, storage: Storage, json: Json = False) -> int:
             return await streams.cancel(id)
 
     stopped = asyncio.run(run())
-    Output(json=json).outcome(id, "stopped", stopped, "stopped" if stopped else "had ended already")
+    Output(json=json).outcome(id, {"stopped": stopped}, "stopped" if stopped else "had ended already")
     return 0
 
 
@@ -184,7 +187,7 @@ def delete(id: Id, /, *, storage: Storage, json: Json = False) -> int:
             await streams.delete(id)
 
     asyncio.run(run())
-    Output(json=json).outcome(id, "deleted", True, "deleted")
+    Output(json=json).outcome(id, {"deleted": True}, "deleted")
     return 0
 
 
@@ -211,14 +214,11 @@ def run() -> int:
 @asynccontextmanager
 async def _existing(storage: str) -> AsyncGenerator[StreamManager]:
     """Give a manager over a storage that is there already: looking at one must not create it."""
+    manager = StreamManager.connect(storage)
     parts = urlsplit(storage)
     if parts.scheme == "memory":
         raise CommandError("memory:// lives and dies inside one process; there is nothing to see of it from another")
     if parts.scheme == "sqlite" and not (path := Path(unquote(parts.path.removeprefix("/")))).is_file():
         raise CommandError(f"there is no database at {path}")
-    async with StreamManager.connect(storage) as streams:
+    async with manager as streams:
         yield streams
-
-
-def _http(streams: StreamManager, drain_seconds: float) -> StreamsHTTP:
-    return StreamsHTTP(streams, drain=timedelta(seconds=drain_seconds))

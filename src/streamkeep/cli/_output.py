@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +22,14 @@ WIDE: Final = 10_000
 _SECRETLY_ACTIVE: Final = re.compile(r"[^\n -~]")
 
 
+class CommandError(Exception):
+    """Why a command cannot do what was asked, in a sentence; and what it exits with."""
+
+    def __init__(self, sentence: str, code: int = 1) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
 class Output:
     """Prints to stdout.
 
@@ -30,7 +39,7 @@ class Output:
 
     def __init__(self, *, json: bool = False) -> None:
         self._json = json
-        self._console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False, markup=False, emoji=False)
+        self._console = _Console(width=None if sys.stdout.isatty() else WIDE, highlight=False, markup=False, emoji=False)
         self._table: Table | None = None
 
     def streams(self, page: Iterable[StreamInfo]) -> None:
@@ -70,10 +79,10 @@ class Output:
         self._console.print(line, soft_wrap=True)
         sys.stdout.flush()
 
-    def outcome(self, stream: str, key: str, value: bool, words: str) -> None:
+    def outcome(self, stream: str, facts: Mapping[str, object], words: str) -> None:
         """Print what was done with a stream."""
         if self._json:
-            self._print_json({"id": stream, key: value})
+            self._print_json({"id": stream, **facts})
         else:
             self._console.print(f"{stream}: {words}", soft_wrap=True)
 
@@ -116,6 +125,11 @@ class Output:
         sys.stdout.flush()
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # rich would exit here; what that means is decided in one place
+
+
 def complain(sentence: str) -> None:
     """Print to stderr why it did not work."""
     sys.stderr.write(f"streamkeep: {printable(sentence)}\n")
@@ -124,6 +138,12 @@ def complain(sentence: str) -> None:
 def printable(text: str) -> str:
     """Give text that a terminal shows and does not obey: whatever is not printable becomes an escape sequence."""
     return _SECRETLY_ACTIVE.sub(lambda found: found[0] if found[0].isprintable() else ascii(found[0])[1:-1], text)
+
+
+def shown_url(storage: str) -> str:
+    """Give a storage's URL without its password."""
+    parts = urlsplit(storage)
+    return storage.replace(f":{parts.password}@", ":***@") if parts.password else storage
 
 
 def ago(seconds: float) -> str:

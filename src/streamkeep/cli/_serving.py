@@ -9,31 +9,25 @@ from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Final
-from urllib.parse import urlsplit
 
 import uvicorn
 
 from ..events import ErrorInfo
 from ..http import StreamsHTTP
 from ..http.response import ASGIApp, Receive, Scope, Send, send_error, send_response, shown_error
+from ._output import CommandError
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 LAST_RESPONSES_SECONDS: Final = 2
 """How long responses may take to end by themselves when the producers have; readers of other processes' streams do not."""
 
 
-class CommandError(Exception):
-    """Why a command cannot do what was asked, in a sentence; and what it exits with."""
-
-    def __init__(self, sentence: str, code: int = 1) -> None:
-        super().__init__(sentence)
-        self.code = code
-
-
 def bind(host: str, port: int, *, allow_remote: bool) -> socket.socket:
     """Give a listening socket. CommandError: the port is taken, the address is not ours, or others would reach it unasked."""
     if not allow_remote and not _is_loopback(host):
-        raise CommandError(f"{host or 'the empty host'} lets other machines in, and nobody is asked who they are; if that is meant, add --allow-remote", 2)
+        raise CommandError(
+            f"{host!r} lets other machines in, and nobody is asked who they are; --allow-remote if that is meant", 2
+        )
     try:
         family, _, _, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address, family=family, backlog=2048)
@@ -47,12 +41,6 @@ def url_of(listener: socket.socket) -> str:
     if ipaddress.ip_address(host).is_unspecified:
         host = "localhost"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def shown_url(storage: str) -> str:
-    """Give a storage's URL without its password."""
-    parts = urlsplit(storage)
-    return storage.replace(f":{parts.password}@", ":***@") if parts.password else storage
 
 
 def reading_app(streams_http: StreamsHTTP) -> ASGIApp:
@@ -74,7 +62,7 @@ async def _health(streams_http: StreamsHTTP, send: Send) -> None:
     try:
         await streams_http.streams.list(limit=1)
         await send_response(send, 200, b'{"status":"ok"}')
-    except Exception as error:  # whatever it is, it is what a health check is for
+    except Exception as error:  # noqa: BLE001 (whatever it is, it is what a health check is for)
         await send_error(send, shown_error(error))
 
 
@@ -121,12 +109,13 @@ class _Server(uvicorn.Server):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit and sig == signal.SIGINT:
-            os.write(2, b"\nstreamkeep: not waiting any longer\n")
-            os._exit(128 + sig)
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (of uvicorn)
+        # os.write, because a signal may come in the middle of a print.
         if not self.should_exit:
-            os.write(2, b"\nstreamkeep: stopping; streams in flight are ended first (Ctrl-C again: at once)\n")
+            os.write(2, b"streamkeep: stopping; streams in flight are ended first (Ctrl-C again: at once)\n")
+        elif sig == signal.SIGINT:
+            os.write(2, b"streamkeep: not waiting any longer\n")
+            os._exit(128 + sig)
         self.should_exit = True
 
 

@@ -1,7 +1,7 @@
 """The flow `answer`, and the small model behind it: it answers every question with the beginning of "Alice in Wonderland".
 
-The model streams token by token at the pace of a real one. It is here so that the demo needs neither a key nor a network; put any
-other Genkit plugin in its place.
+The model streams token by token at the pace of a real one. It is here so that the demo needs neither a key nor a network;
+any other Genkit plugin may take its place.
 """
 
 import asyncio

@@ -40,6 +40,7 @@ from .wire import GenkitFraming, GenkitRequest, SSEFraming, parse_body, parse_of
 
 OFFSET_HEADER: Final = "x-genkit-stream-offset"
 MAX_BODY_BYTES: Final = 4 << 20
+_ALLOWED: Final = {None: "GET, DELETE", "/info": "GET", "/cancel": "POST"}
 _READ_PATH: Final = re.compile(r"/(?P<stream>[^/]+)(?P<sub>/info|/cancel)?")
 
 
@@ -240,7 +241,7 @@ class StreamsHTTP:
             case ("DELETE", None) | ("POST", "/cancel"):
                 await self._cancel(send, await self._admit("stop", scope, stream, self._route, {}))
             case _:
-                await send_response(send, 405, headers=[("allow", "POST" if path["sub"] == "/cancel" else "GET, DELETE")])
+                await send_response(send, 405, headers=[("allow", _ALLOWED[path["sub"]])])
 
     async def _read_events(self, scope: Scope, receive: Receive, send: Send, stream: str) -> None:
         info = await self._admit("read", scope, stream, self._route, {})

@@ -17,6 +17,7 @@ from ..errors import InvalidArgumentError
 from ..events import ErrorInfo
 from .app import MAX_BODY_BYTES, StreamsHTTP, query_of
 from .response import STREAM_ID_HEADER, ASGIApp, Message, Receive, Scope, Send, headers_of, read_body, send_error, shown_error
+from .runner import SHUT_DOWN
 from .wire import Failure, GenkitDecoder, GenkitFrame, Result, wants_stream
 from .wire import Message as Chunk
 
@@ -105,7 +106,7 @@ class _Exchange:
         try:
             await self._app(_plainly_asking(self._scope), receive, send)
             if self.is_stream and not stream.is_closed:
-                await stream.error(NO_TERMINAL_FRAME)
+                await stream.error(SHUT_DOWN if stop.is_set() else NO_TERMINAL_FRAME)
         finally:
             self.answered.set()
             self._over.set()

@@ -103,7 +103,7 @@ class SSEFraming:
     """Server-sent events as in the HTML standard: the offset is the id, and the events are `chunk`, `done` and `error`.
 
     A transport's error has no id, so that a reconnecting `EventSource` names the last event that it has. `retry_seconds` is how
-    long that waits first.
+    long that waits first. Only events end in a blank line: httpx-sse takes each for an event, and would give empty ones.
     """
 
     content_type: ClassVar[str] = "text/event-stream"
@@ -113,7 +113,7 @@ class SSEFraming:
 
     def preamble(self) -> bytes:
         """Give the reconnection time."""
-        return b"retry: %d\n\n" % self._retry_ms
+        return b"retry: %d\n" % self._retry_ms
 
     def event(self, event: StreamEvent[T]) -> bytes:
         """Give an event of the same name, with its offset as the id."""
@@ -122,7 +122,7 @@ class SSEFraming:
 
     def heartbeat(self) -> bytes:
         """Give a comment."""
-        return b": \n\n"
+        return b": \n"
 
     def error(self, error: ErrorInfo) -> bytes:
         """Give an `error` event without id."""

@@ -8,12 +8,14 @@
 //
 // Ends by itself, after timeoutMs with {"hang": true} and exit code 3. Only where the client spins in microtasks, as it does when
 // a body ends without a terminal frame, no timer ever fires, and the caller must kill this process.
+import { writeSync } from "node:fs";
+
 import { runFlow, streamFlow } from "genkit/beta/client";
 
 const { op, abortAfter, timeoutMs = 10000, ...request } = JSON.parse(process.argv[2]);
 
-// Writing to a pipe is synchronous on POSIX, so that exiting loses no line.
-const print = (line) => process.stdout.write(JSON.stringify(line) + "\n");
+// Not process.stdout: that queues what a full pipe does not take, and exiting would lose it.
+const print = (line) => writeSync(1, JSON.stringify(line) + "\n");
 
 const operations = {
   run: () => runFlow(request),

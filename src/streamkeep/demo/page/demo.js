@@ -288,13 +288,13 @@ function renderControls() {
   $("reload").disabled = reader === null;
   $("stop").disabled = !reading;
   $("slow").disabled = reader === null || reader.state === "gone";
-  setText($("slow"), slow ? "Send the slow reader away" : "Let a slow reader join");
+  setText($("slow"), slow ? "Remove the slow reader" : "Add a slow reader");
   const second = $("second");
   second.setAttribute("aria-disabled", String(reader === null));
   if (reader) second.href = `?stream=${reader.stream}`;
   else second.removeAttribute("href");
   $("slow-text").hidden = !slow;
-  if (slow) setText($("slow-text"), slow.text.slice(-160) || "…");
+  if (slow) setText($("slow-text"), lastWordsOf(slow.text));
 }
 
 function renderLog() {
@@ -311,6 +311,11 @@ function renderLog() {
     item.append(time, ` ${sentence}`);
     return item;
   }));
+}
+
+// A few of its last words, the first one whole.
+function lastWordsOf(text) {
+  return text.length > 150 ? `… ${text.slice(text.indexOf(" ", text.length - 150) + 1)}` : text || "…";
 }
 
 function setText(element, text) {

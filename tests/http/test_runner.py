@@ -1,0 +1,422 @@
+"""Runner: whatever becomes of a producer, its stream gets a terminal event, and no producer harms another."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any, Final
+
+import anyio
+import pytest
+
+from streamkeep import InMemoryStreamManager, StreamInput, StreamManager
+from streamkeep._input import Limits
+from streamkeep.errors import PublicError, StreamAlreadyExistsError, StreamManagerClosedError
+from streamkeep.http import Producer, Runner, StreamsHTTP
+from streamkeep.storages.memory import MemoryStorage
+from streamkeep.testing.faults import FaultyStorage
+from tests.http.servers import events_of
+
+SOON: Final = timedelta(milliseconds=20)
+IN_TIME: Final = timedelta(seconds=10)
+
+
+@asynccontextmanager
+async def running(streams: StreamManager | None = None, **options: Any) -> AsyncGenerator[tuple[Runner, StreamManager]]:
+    with anyio.fail_after(30):
+        async with (
+            streams or InMemoryStreamManager() as manager,
+            Runner(manager, **{"drain": IN_TIME, "stop_grace": SOON, **options}) as runner,
+        ):
+            yield runner, manager
+
+
+class Waiting:
+    """A producer that writes one chunk and waits to be let go."""
+
+    def __init__(self) -> None:
+        self.begun = anyio.Event()
+        self.go = anyio.Event()
+        self.told_to_stop = False
+        self.cancelled = anyio.Event()
+
+    async def __call__(self, stream: StreamInput, stop: anyio.Event) -> str:
+        await stream.write("begun")
+        self.begun.set()
+        try:
+            await self.go.wait()
+        except BaseException:
+            self.told_to_stop = stop.is_set()
+            self.cancelled.set()
+            raise
+        return "output"
+
+
+WHOLE: Final[list[tuple[str, object]]] = [("chunk", "begun"), ("done", "output")]
+ABORTED: Final[list[tuple[str, object]]] = [("chunk", "begun"), ("error", "ABORTED")]
+
+
+async def started(runner: Runner, stream: str = "s") -> Waiting:
+    producer = Waiting()
+    await runner.start(stream, producer)
+    await producer.begun.wait()
+    return producer
+
+
+# Ends
+
+
+async def test_what_a_producer_writes_and_returns_is_the_stream() -> None:
+    async with running() as (runner, streams):
+        producer = await started(runner)
+        producer.go.set()
+        assert await events_of(streams, "s") == WHOLE
+
+
+async def test_what_a_producer_raises_ends_its_stream_and_is_stored_in_full(caplog: pytest.LogCaptureFixture) -> None:
+    async def fails(stream: StreamInput, _: anyio.Event) -> None:
+        stream.write_soon("before")
+        raise ValueError("secret")
+
+    async with running() as (runner, streams):
+        await runner.start("s", fails)
+        assert await events_of(streams, "s") == [("chunk", "before"), ("error", "INTERNAL")]
+        async with streams.subscribe("s", after=0) as events:
+            (event,) = [event async for event in events]
+    assert event.error.message == "internal"
+    assert "ValueError: secret" in event.error.internal
+    assert "ValueError: secret" in caplog.text
+
+
+async def test_a_producer_may_end_its_stream_itself() -> None:
+    async def ends(stream: StreamInput, _: anyio.Event) -> str:
+        await stream.done("mine")
+        return "returned"
+
+    async def raises(stream: StreamInput, _: anyio.Event) -> str:
+        await stream.done("mine")
+        raise ValueError
+
+    async with running() as (runner, streams):
+        for stream, producer in (("ends", ends), ("raises", raises)):
+            await runner.start(stream, producer)
+            assert await events_of(streams, stream) == [("done", "mine")]
+
+
+async def test_an_output_that_is_not_json_or_too_large_is_an_error() -> None:
+    async def odd(_stream: StreamInput, _: anyio.Event) -> object:
+        return object()
+
+    async def long(_stream: StreamInput, _: anyio.Event) -> object:
+        return "x" * 1001
+
+    streams = StreamManager(MemoryStorage(), limits=Limits(max_event_bytes=1000))
+    async with running(streams) as (runner, _):
+        await runner.start("odd", odd)
+        await runner.start("long", long)
+        assert [kind for kind, _ in await events_of(streams, "odd")] == ["error"]
+        assert await events_of(streams, "long") == [("error", "RESOURCE_EXHAUSTED")]
+
+
+async def test_a_failure_that_is_longer_than_the_limit_still_ends_the_stream() -> None:
+    async def fails(_stream: StreamInput, _: anyio.Event) -> None:
+        raise PublicError("NOT_FOUND", "x" * 1000)
+
+    streams = StreamManager(MemoryStorage(), limits=Limits(max_event_bytes=10))
+    async with running(streams) as (runner, _):
+        await runner.start("s", fails)
+        assert await events_of(streams, "s") == [("error", "NOT_FOUND")]
+
+
+@pytest.mark.parametrize(
+    "raised", [ValueError("bug"), asyncio.CancelledError(), BaseExceptionGroup("many", [ValueError(), ValueError()])], ids=repr
+)
+async def test_no_producer_harms_another(raised: BaseException) -> None:
+    async def fails(_stream: StreamInput, _: anyio.Event) -> None:
+        raise raised
+
+    async with running() as (runner, streams):
+        other = await started(runner, "other")
+        await runner.start("fails", fails)
+        ((_, status),) = await events_of(streams, "fails")
+        assert status == ("ABORTED" if isinstance(raised, asyncio.CancelledError) else "INTERNAL")
+        await started(runner, "third")
+        other.go.set()
+        assert await events_of(streams, "other") == WHOLE
+        await streams.cancel("third")
+
+
+async def test_an_end_that_cannot_be_stored_at_all_harms_no_other_and_the_lease_ends_the_stream() -> None:
+    class Broken(MemoryStorage):
+        async def commit(self, stream: str, *args: Any, **options: Any) -> bool:
+            if stream == "broken" and args[0] is not None:
+                raise RuntimeError("a bug in a driver")
+            return await super().commit(stream, *args, **options)
+
+    async def fails(_stream: StreamInput, _: anyio.Event) -> None:
+        raise ValueError
+
+    storage = Broken()
+    streams = StreamManager(storage)
+    async with running(streams) as (runner, _):
+        other = await started(runner, "other")
+        await runner.start("broken", fails)
+        other.go.set()
+        assert await events_of(streams, "other") == WHOLE
+    hour_later = StreamManager(storage, clock=lambda: streams.clock() + 3600)
+    storage.commit = MemoryStorage.commit.__get__(storage)  # type: ignore[method-assign]  # the driver is mended
+    async with hour_later:
+        assert await events_of(hour_later, "broken") == [("error", "ABORTED")]
+
+
+async def test_an_id_that_is_taken_is_refused() -> None:
+    async with running() as (runner, streams):
+        producer = await started(runner)
+        with pytest.raises(StreamAlreadyExistsError):
+            await runner.start("s", producer)
+        producer.go.set()
+        assert await events_of(streams, "s") == WHOLE
+
+
+# Storages that fail
+
+
+@pytest.mark.parametrize("how", ["refuse", "lose"])
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_storage_that_fails_at_the_end_for_a_moment_is_asked_again(how: str, times: int) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with running(StreamManager(storage)) as (runner, streams):
+        producer = await started(runner)
+        getattr(storage, how)("commit", times=times)
+        producer.go.set()
+        assert await events_of(streams, "s") == WHOLE
+
+
+async def test_a_storage_that_fails_while_chunks_are_written_soon_loses_none() -> None:
+    storage = FaultyStorage(MemoryStorage())
+
+    async def soon(stream: StreamInput, _: anyio.Event) -> str:
+        storage.refuse("commit", times=2)
+        stream.write_soon(0)
+        stream.write_soon(1)
+        return "output"
+
+    async with running(StreamManager(storage)) as (runner, streams):
+        await runner.start("s", soon)
+        assert await events_of(streams, "s") == [("chunk", 0), ("chunk", 1), ("done", "output")]
+
+
+async def test_a_producer_whose_write_fails_ends_its_stream_as_unavailable() -> None:
+    storage = FaultyStorage(MemoryStorage())
+
+    async def writes(stream: StreamInput, _: anyio.Event) -> None:
+        storage.refuse("commit")
+        await stream.write(0)
+
+    async with running(StreamManager(storage)) as (runner, streams):
+        await runner.start("s", writes)
+        assert await events_of(streams, "s") == [("chunk", 0), ("error", "UNAVAILABLE")]
+
+
+# Being stopped
+
+
+async def test_a_stream_that_is_cancelled_tells_its_producer_and_cancels_it() -> None:
+    async with running() as (runner, streams):
+        producer = await started(runner)
+        await streams.cancel("s")
+        await producer.cancelled.wait()
+        assert producer.told_to_stop
+        assert await events_of(streams, "s") == [("chunk", "begun"), ("error", "CANCELLED")]
+
+
+async def test_a_stream_that_is_cancelled_elsewhere_tells_its_producer() -> None:
+    storage = MemoryStorage()
+    async with running(StreamManager(storage)) as (runner, _), StreamManager(storage) as elsewhere:
+        producer = await started(runner)
+        await elsewhere.cancel("s")
+        await producer.cancelled.wait()
+
+
+async def test_a_stream_that_is_deleted_tells_its_producer() -> None:
+    async with running() as (runner, streams):
+        producer = await started(runner)
+        await streams.delete("s")
+        await producer.cancelled.wait()
+        assert not await streams.list()
+
+
+async def test_a_producer_that_is_told_to_stop_has_a_moment_for_it() -> None:
+    begun, ended = anyio.Event(), anyio.Event()
+
+    async def minds(_stream: StreamInput, stop: anyio.Event) -> None:
+        begun.set()
+        await stop.wait()
+        ended.set()
+
+    async with running(stop_grace=IN_TIME) as (runner, streams):
+        await runner.start("s", minds)
+        await begun.wait()
+        await streams.cancel("s")
+        await ended.wait()
+
+
+async def swallows(stream: StreamInput, _: anyio.Event) -> None:
+    await stream.write("begun")
+    for _again in range(3):
+        try:
+            await anyio.sleep_forever()
+        except anyio.get_cancelled_exc_class():
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(0.02)
+    await anyio.sleep_forever()
+
+
+async def test_a_producer_that_swallows_cancellation_for_a_while_is_ended_all_the_same() -> None:
+    async with running(drain=timedelta(0)) as (runner, streams):
+        for stream in ("cancelled", "left"):
+            await runner.start(stream, swallows)
+        await streams.cancel("cancelled")
+        await runner.drain()
+        assert (await events_of(streams, "cancelled"))[-1] == ("error", "CANCELLED")
+        assert (await events_of(streams, "left"))[-1] == ("error", "ABORTED")
+
+
+# Being left
+
+
+async def test_leaving_waits_for_the_producers() -> None:
+    async with InMemoryStreamManager() as streams:
+        async with Runner(streams, drain=IN_TIME) as runner:
+            producer = await started(runner)
+            asyncio.get_running_loop().call_later(0.05, producer.go.set)
+        assert producer.go.is_set()
+        assert await events_of(streams, "s") == WHOLE
+
+
+async def test_leaving_ends_as_aborted_what_takes_too_long() -> None:
+    async with InMemoryStreamManager() as streams:
+        async with Runner(streams, drain=SOON, stop_grace=SOON) as runner:
+            producer = await started(runner)
+        assert producer.told_to_stop
+        assert await events_of(streams, "s") == ABORTED
+        async with streams.subscribe("s", after=0) as events:
+            assert (await events.batch())[0].error.message == "the server was shut down before the stream was completed"
+
+
+async def test_leaving_tells_producers_to_stop_before_it_cancels_them() -> None:
+    async def minds(stream: StreamInput, stop: anyio.Event) -> str:
+        await stream.write("begun")
+        await stop.wait()
+        return "output"
+
+    async with InMemoryStreamManager() as streams:
+        async with Runner(streams, drain=SOON, stop_grace=IN_TIME) as runner:
+            await runner.start("s", minds)
+        assert await events_of(streams, "s") == WHOLE
+
+
+async def test_it_can_be_left_and_drained_twice_and_takes_no_more_producers() -> None:
+    async with InMemoryStreamManager() as streams:
+        runner = Runner(streams)
+        with pytest.raises(StreamManagerClosedError, match="not running"):
+            await runner.start("early", Waiting())
+        async with runner:
+            assert runner.is_running
+            await runner.drain()
+            await runner.drain()
+            assert not runner.is_running
+        await runner.__aexit__(None, None, None)
+        await runner.drain()
+        with pytest.raises(StreamManagerClosedError, match="shutting down"):
+            await runner.start("late", Waiting())
+        assert not await streams.list()
+
+
+async def test_a_producer_whose_stream_is_being_opened_as_it_is_left_never_runs_and_its_stream_ends() -> None:
+    storage = FaultyStorage(MemoryStorage())
+    producer: Producer = Waiting()
+    async with StreamManager(storage) as streams:
+
+        async def start_late() -> None:
+            with pytest.raises(StreamManagerClosedError, match="shutting down"):
+                await runner.start("s", producer)
+
+        async with anyio.create_task_group() as tasks:
+            async with Runner(streams, drain=SOON) as runner:
+                hold = storage.hold("commit")
+                tasks.start_soon(start_late)
+                await hold.reached.wait()
+            hold.release()
+        assert await events_of(streams, "s") == [("error", "ABORTED")]
+
+
+@pytest.mark.parametrize("backend", ["native", "scope"])
+async def test_leaving_that_is_cancelled_ends_all_producers_at_once(backend: str) -> None:
+    draining = anyio.Event()
+
+    class Watched(Runner):
+        async def drain(self) -> None:
+            draining.set()
+            await super().drain()
+
+    async with InMemoryStreamManager() as streams:
+        ready = anyio.Event()
+
+        async def serve() -> None:
+            async with Watched(streams, drain=timedelta(hours=1)) as runner:
+                await started(runner)
+                ready.set()
+
+        with anyio.fail_after(10):
+            if backend == "native":
+                task = asyncio.create_task(serve())
+                await draining.wait()
+                task.cancel()
+                await asyncio.wait([task])
+                assert task.cancelled()
+            else:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(serve)
+                    await draining.wait()
+                    tasks.cancel_scope.cancel()
+        assert await events_of(streams, "s") == ABORTED
+
+
+async def test_an_error_that_leaves_the_block_arrives_bare() -> None:
+    async with InMemoryStreamManager() as streams:
+        with pytest.raises(ZeroDivisionError):
+            async with Runner(streams, drain=SOON, stop_grace=SOON) as runner:
+                await started(runner)
+                raise ZeroDivisionError
+        assert await events_of(streams, "s") == ABORTED
+
+
+async def test_it_leaves_no_task_behind() -> None:
+    async with InMemoryStreamManager() as streams:
+        before = asyncio.all_tasks()
+        async with Runner(streams, drain=SOON, stop_grace=SOON) as runner:
+            await runner.start("s", swallows)
+        await events_of(streams, "s")
+        assert not runner._runs
+        await anyio.wait_all_tasks_blocked()
+        assert len(asyncio.all_tasks()) <= len(before)
+
+
+# StreamsHTTP around it
+
+
+async def test_streams_http_is_entered_once_and_can_be_left_twice() -> None:
+    streams = InMemoryStreamManager()
+    streams_http = StreamsHTTP(streams, drain=SOON)
+    with pytest.raises(RuntimeError, match="not running"):
+        _ = streams_http.runner
+    assert not streams_http.is_running
+    async with streams_http:
+        assert streams.is_running
+        assert streams_http.is_running
+        with pytest.raises(RuntimeError, match="entered once"):
+            await streams_http.__aenter__()
+    await streams_http.__aexit__(None, None, None)
+    assert not streams_http.is_running
+    assert not streams.is_running
