@@ -4,6 +4,7 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ PAGE = ROOT / "docs/explanation/promises.md"
 SUITE = ROOT / "src/streamkeep/testing/_streams_suite.py"
 
 
+@cache
 def listed() -> Mapping[str, set[str]]:
     """Give the tests that the page lists under each promise."""
     found: dict[str, set[str]] = {}
@@ -21,6 +23,7 @@ def listed() -> Mapping[str, set[str]]:
     return found
 
 
+@cache
 def marked() -> Mapping[str, set[str]]:
     """Give the tests that say, each with a mark, which promises they own."""
     found = defaultdict(set)

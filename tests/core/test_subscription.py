@@ -1,4 +1,3 @@
-import math
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -462,8 +461,7 @@ async def test_a_subscription_that_was_not_entered_says_so(streams: StreamManage
 async def test_a_reader_waits_as_long_as_the_writer_lives(streams: StreamManager, elsewhere: StreamManager) -> None:
     stream = await streams.open("s")
     async with elsewhere.subscribe("s") as events:
-        await anyio.sleep(7_200)
+        await anyio.sleep(600)
         await stream.done()
 
         assert (await anext(events)).type is StreamEventType.DONE
-    assert not math.isinf(stream.tail)

@@ -39,7 +39,7 @@ def second_window(context: BrowserContext, page: Page) -> Page:
     return opening.value
 
 
-def expect_headline(page: Page, words: str, *, seconds: float = 15) -> None:
+def expect_headline(page: Page, words: str, *, seconds: float = 20) -> None:
     expect(page.locator("#headline")).to_have_text(words, timeout=seconds * 1000)
 
 
@@ -106,8 +106,8 @@ def test_after_a_cut_exactly_what_was_missed_comes_at_once(page: Page, demo: Dem
     assert TEXT.startswith("".join(TOKENS[: cut_at + 1]) + missed)
 
 
-def test_stop_in_one_window_stops_all(page: Page, context: BrowserContext, demo: Demo) -> None:
-    ask(page, demo, until=20)
+def test_stop_in_one_window_stops_all(page: Page, context: BrowserContext, mortal_demo: Demo) -> None:
+    ask(page, mortal_demo, until=20)
     second = second_window(context, page)
     wait_for_offset(second, 20)
 

@@ -1,29 +1,23 @@
-"""Real servers for tests: uvicorn in the test's event loop, or in a process of its own that can be stopped and killed.
-
-As a program: `python -m tests.http.servers NAME STORAGE_URL` serves one of `APPS` and says its port on stdout when it is up.
-"""
+"""Real servers for tests: uvicorn in the test's event loop, or in a process of its own that can be stopped and killed."""
 
 import asyncio
 import contextlib
 import json
-import os
+import multiprocessing
 import socket
-import subprocess
-import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
-from types import FrameType
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
 from typing import Any, Final, cast
 
 import anyio
+import anyio.to_thread
 import httpx
 import uvicorn
-from anyio.abc import Process
 from anyio.lowlevel import checkpoint
-from anyio.streams.buffered import BufferedByteReceiveStream
 from fastapi import FastAPI
 from genkit import Action, ActionRunContext, Genkit, GenkitError
 from genkit_fastapi import serve_flow
@@ -33,12 +27,8 @@ from streamkeep.http import DurableStreaming, StreamsHTTP
 from streamkeep.http.response import ASGIApp, Pace
 from streamkeep.integrations.fastapi import durable_flow
 
-ROOT: Final = Path(__file__).parents[2]
-
 Flow = Action[Any, Any, Any, Any]
 Work = Callable[..., Awaitable[object]]
-Serve = Callable[..., AbstractAsyncContextManager[str]]
-"""Serves a flow's function at the URL that it gives; `streams` is a manager or a StreamsHTTP."""
 
 
 # Apps
@@ -107,7 +97,7 @@ APPS: Final[dict[str, Callable[[str], ASGIApp]]] = {
 
 
 class _Server(uvicorn.Server):
-    """A server that says when it has started, stops at an event instead of looking every tenth of a second, and minds no signals."""
+    """Says when it has started, stops at an event instead of looking every tenth of a second, and minds no signals."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -153,7 +143,7 @@ async def serving(app: ASGIApp, *, timeout_graceful_shutdown: int | None = 1, **
 
 
 def _forgive_genkit(loop: asyncio.AbstractEventLoop) -> None:
-    """Let pass that Genkit's `Action.stream` never looks at the exception of a future of its own, which fails whatever test runs then."""
+    """Let pass that Genkit's `Action.stream` never looks at the exception of a future of its own: it would fail some test."""
     report = loop.get_exception_handler()
     if report is None or isinstance(report, _Forgiving):
         return
@@ -171,13 +161,16 @@ class _Forgiving:
 
 # In a process of its own
 
+_processes: Final = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload([__name__])  # importing Genkit and FastAPI takes seconds, and is done once
+
 
 @dataclass(frozen=True, slots=True)
 class ServerProcess:
     """A server that can be stopped, or killed."""
 
     url: str
-    process: Process
+    process: ForkServerProcess
 
     def stop(self) -> None:
         """Send SIGTERM."""
@@ -191,45 +184,38 @@ class ServerProcess:
     async def wait(self) -> None:
         """Return when it has ended; TimeoutError if it does not."""
         with anyio.fail_after(20):
-            await self.process.wait()
+            await anyio.wait_readable(self.process.sentinel)
 
 
 @asynccontextmanager
 async def server_process(name: str, storage_url: str) -> AsyncGenerator[ServerProcess]:
     """Run one of `APPS` in a process of its own, and kill that at the end."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-m", "tests.http.servers", name, storage_url]
-    async with await anyio.open_process(command, stdin=subprocess.DEVNULL, stderr=None, cwd=ROOT, env=environment) as process:
-        try:
-            assert process.stdout is not None
-            with anyio.fail_after(30):
-                port = await BufferedByteReceiveStream(process.stdout).receive_until(b"\n", 100)
-            yield ServerProcess(f"http://127.0.0.1:{int(port)}", process)
-        finally:
-            if process.returncode is None:
-                process.kill()
+    ours, theirs = _processes.Pipe(duplex=False)
+    process = _processes.Process(target=_run_server, args=(name, storage_url, theirs))
+    await anyio.to_thread.run_sync(process.start)
+    theirs.close()
+    try:
+        with ours, anyio.fail_after(40):
+            await anyio.wait_readable(ours.fileno())
+            url = ours.recv()
+        yield ServerProcess(url, process)
+    finally:
+        process.kill()
+        process.join()
+        process.close()
 
 
-class _ProcessServer(uvicorn.Server):
-    port = 0
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            print(self.port, flush=True)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        super().handle_exit(sig, frame)
-
-
-def main() -> None:
-    """Serve until SIGTERM."""
-    name, storage_url = sys.argv[1:]
+def _run_server(name: str, storage_url: str, up: Connection) -> None:
     listener = _listen()
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            with up:
+                up.send(f"http://127.0.0.1:{listener.getsockname()[1]}")
+
     config = uvicorn.Config(cast("Any", APPS[name](storage_url)), log_level="error", timeout_graceful_shutdown=1)
-    server = _ProcessServer(config)
-    server.port = listener.getsockname()[1]
-    server.run(sockets=[listener])
+    Server(config).run(sockets=[listener])
 
 
 # Requests
@@ -320,9 +306,5 @@ def _content(event: StreamEvent[Any]) -> object:
 async def until(condition: Callable[[], object]) -> None:
     """Wait for what no event tells."""
     with anyio.fail_after(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - see above
             await anyio.sleep(0.01)
-
-
-if __name__ == "__main__":
-    main()

@@ -8,11 +8,11 @@ import anyio
 import httpx
 import pytest
 from genkit import ActionRunContext
+from tests.http.servers import STREAM_ID, STREAMING, durable_app, http_to, wrapped_app
 
 from streamkeep import InMemoryStreamManager
 from streamkeep.errors import PublicError
 from streamkeep.http import Access, StreamsHTTP
-from tests.http.servers import STREAM_ID, STREAMING, durable_app, http_to, wrapped_app
 
 both: Final = pytest.mark.parametrize("app_of", [durable_app, wrapped_app], ids=["durable_flow", "DurableStreaming"])
 

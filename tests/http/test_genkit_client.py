@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import pytest
-from fastapi import HTTPException
+from fastapi import HTTPException, Request
 from genkit import ActionRunContext
 from genkit import PublicError as GenkitPublicError
+from tests.http.servers import count, durable_app, events_of, server_process, serving, wrapped_app
 
 from streamkeep import InMemoryStreamManager
 from streamkeep.http import StreamsHTTP
 from streamkeep.http.response import ASGIApp, Pace
-from tests.http.servers import count, durable_app, events_of, server_process, serving, wrapped_app
 
 if TYPE_CHECKING:
     from tests.http.conftest import GenkitClient
@@ -184,7 +184,7 @@ async def test_two_consumers_of_one_stream_get_equal_chunks_and_output(app_of: A
     gated = Gated()
     async with serving(app_of(gated.work)) as url, genkit_client.live(url=f"{url}/talk", input="Ada") as fresh:
         begin = await fresh.next_line()
-        resume = {"url": f"{url}/talk", "streamId": begin["streamId"]}
+        resume: dict[str, Any] = {"url": f"{url}/talk", "streamId": begin["streamId"]}
         async with genkit_client.live(**resume) as one, genkit_client.live(**resume) as other:
             for client in (one, other):
                 assert await client.next_line() == begin
@@ -200,8 +200,6 @@ async def test_run_flow_gives_the_output(app_of: AppOf, genkit_client: "GenkitCl
 
 
 async def test_headers_reach_the_context_and_a_rejection_reaches_the_client(genkit_client: "GenkitClient") -> None:
-    from fastapi import Request
-
     def context(request: Request) -> dict[str, object]:
         if "authorization" not in request.headers:
             raise HTTPException(401, "sign in")
@@ -253,7 +251,7 @@ async def test_a_server_that_is_killed_leaves_no_client_hanging_and_the_next_one
         async with genkit_client.live(url=f"{server.url}/endless", input=1) as client:
             begin = await client.next_line()
             assert await client.next_line() == {"chunk": "begun"}
-            resume = {"url": f"{other.url}/endless", "streamId": begin["streamId"]}
+            resume: dict[str, Any] = {"url": f"{other.url}/endless", "streamId": begin["streamId"]}
             async with genkit_client.live(**resume) as elsewhere:
                 assert [await elsewhere.next_line(), await elsewhere.next_line()] == [begin, {"chunk": "begun"}]
                 await server.kill()

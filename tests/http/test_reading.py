@@ -1,7 +1,8 @@
-"""Reading by GET: native server-sent events, what is known of a stream, stopping it; and readers that go away or do not read."""
+"""Reading by GET: native server-sent events, what is known of a stream, stopping it; readers that go away, or do not read."""
 
 import asyncio
 import json
+import resource
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
@@ -10,11 +11,11 @@ from typing import Any, Final
 import anyio
 import httpx
 import httpx_sse
-import psutil
 import pytest
 from anyio.abc import ByteStream
 from starlette.applications import Starlette
 from starlette.routing import Mount
+from tests.http.servers import Reading, events_of, http_to, raw_exchange, until
 
 from streamkeep import InMemoryStreamManager, StreamInput, StreamManager
 from streamkeep.errors import PublicError
@@ -22,7 +23,6 @@ from streamkeep.http import StreamsHTTP
 from streamkeep.http.response import ASGIApp, Pace
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
-from tests.http.servers import Reading, events_of, http_to, raw_exchange, until
 
 Event = tuple[str, str, object]
 
@@ -235,7 +235,18 @@ async def test_a_stream_is_stopped_once(by: tuple[str, str]) -> None:
 
 async def test_what_does_not_exist_is_404_in_json() -> None:
     async with reading() as (http, _):
-        for path in ("unknown", "unknown/info", "", "counted/", "counted/x", "counted/info/", "a/b/c", "..%2fcounted", "..", "%2e%2e/x"):
+        for path in (
+            "unknown",
+            "unknown/info",
+            "",
+            "counted/",
+            "counted/x",
+            "counted/info/",
+            "a/b/c",
+            "..%2fcounted",
+            "..",
+            "%2e%2e/x",
+        ):
             answer = await http.get(f"/streams/{path}", follow_redirects=True)
             assert answer.status_code in {400, 404}, path
             if path.startswith("unknown"):
@@ -255,7 +266,16 @@ async def test_an_id_that_cannot_be_is_400_with_a_sentence() -> None:
                 assert "stream id" in json.loads(body)["error"]["message"]
 
 
-@pytest.mark.parametrize("path", ["/streams/..%2fcounted", "/streams/..%2f..%2fetc%2fpasswd", "/streams/%2e%2e/counted", "/streams/../x", "/streams/a%0d%0aSet-Cookie:%20x"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/streams/..%2fcounted",
+        "/streams/..%2f..%2fetc%2fpasswd",
+        "/streams/%2e%2e/counted",
+        "/streams/../x",
+        "/streams/a%0d%0aSet-Cookie:%20x",
+    ],
+)
 async def test_a_path_leads_nowhere_else(path: str) -> None:
     async with reading() as (http, _):
         raw = await raw_exchange(http, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
@@ -278,15 +298,22 @@ async def test_an_offset_that_cannot_be_is_400_with_a_sentence() -> None:
 
 async def test_a_query_that_is_malformed_is_400() -> None:
     async with reading() as (http, _):
-        raw = await raw_exchange(http, b"GET /streams/counted?" + b"a=1&" * 200 + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        raw = await raw_exchange(
+            http, b"GET /streams/counted?%b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % (b"a=1&" * 200)
+        )
     assert raw.startswith(b"HTTP/1.1 400 ")
     assert b"query string" in raw
 
 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
-    [("PUT", "counted", "GET, DELETE"), ("HEAD", "counted", "GET, DELETE"), ("POST", "counted", "GET, DELETE")]
-    + [("GET", "counted/cancel", "POST"), ("POST", "counted/info", "GET")],
+    [
+        ("PUT", "counted", "GET, DELETE"),
+        ("HEAD", "counted", "GET, DELETE"),
+        ("POST", "counted", "GET, DELETE"),
+        ("GET", "counted/cancel", "POST"),
+        ("POST", "counted/info", "GET"),
+    ],
 )
 async def test_another_method_is_405_and_says_which_are_allowed(method: str, path: str, allowed: str) -> None:
     async with reading() as (http, _):
@@ -362,12 +389,12 @@ async def test_readers_that_do_not_read_delay_nobody_and_cost_bounded_memory() -
             await connections.enter_async_context(not_reading(http, "/streams/live"))
         await until(lambda: "live" in streams._feeds and streams._feeds["live"].followers == 20)
         async with http.stream("GET", "/streams/live") as answer:
-            memory = psutil.Process().memory_info().rss
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             fast = Reading(answer)
             await write_megabytes(stream, 20)
             await stream.done()
             assert (await fast.whole()).count(b"event: chunk") == 200
-            grown = psutil.Process().memory_info().rss - memory
+            grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory)
         assert streams._feeds["live"].followers == 20  # who are where they were
     # The stream's own 20 MB and the fast reader's copies of it, and not 20 MB for each of those who do not read.
     assert grown < 200_000_000

@@ -326,7 +326,7 @@ async def test_a_stream_that_others_deleted_is_not_mistaken_for_the_next_one(pat
         assert await here.commit("deleted", None, a_head(1, 0))
         assert await there.delete("deleted", 1)
         assert await there.commit("next", None, a_head(1, 1), [b"kept"])
-        assert not await here.commit("deleted", 1, a_head(2, 1), [b"lost"])
+        assert not await here.commit("deleted", 1, a_head(2, 2), [b"lost"])
         assert await tail_of(here, "next") == (1, 1)
 
 

@@ -1,7 +1,7 @@
 """Who may start, read, resume and stop which stream. An id is not a permission.
 
-A stream belongs to the route that it was started through and to the owner that `authorize` named then; both are kept in its metadata.
-For everybody else it does not exist: the answer is the same as for an unknown id, so that ids cannot be probed.
+A stream belongs to the route that it was started through and to the owner that `authorize` named then; both are kept in its
+metadata. For everybody else it does not exist: the answer is the same as for an unknown id, so that ids cannot be probed.
 """
 
 import inspect
@@ -23,7 +23,7 @@ class Access:
         action: `start` (a new stream), `resume` (a POST with an id), `read` (events or metadata by GET), `stop`.
         scope: the ASGI connection scope.
         headers: the request's headers, names in lower case.
-        stream: the stream in question with its metadata; None for `start`, and where there is none under the id that is asked for.
+        stream: the stream in question with its metadata; None for `start`, and where there is none under the id asked for.
         context: what the framework's own dependency gave, such as Genkit's action context; empty without one.
     """
 
@@ -34,7 +34,7 @@ class Access:
     context: Mapping[str, Any] = field(default_factory=dict)
 
 
-Authorize = Callable[[Access], "str | None | Awaitable[str | None]"]
+Authorize = Callable[[Access], "str | Awaitable[str | None] | None"]
 """Gives the name of who is asking (None: nobody in particular), or raises `PublicError` to reject the request, say with
 PERMISSION_DENIED. Whoever started a stream owns it: nobody under another name can read, resume or stop it."""
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 from urllib.parse import parse_qsl
 
 import anyio
@@ -37,6 +37,10 @@ from .response import (
 )
 from .runner import Producer, Runner
 from .wire import GenkitFraming, GenkitRequest, SSEFraming, parse_body, parse_offset, result_body, wants_stream
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
 
 OFFSET_HEADER: Final = "x-genkit-stream-offset"
 MAX_BODY_BYTES: Final = 4 << 20
@@ -135,14 +139,14 @@ class StreamsHTTP:
             raise RuntimeError("StreamsHTTP takes HTTP only; give its `lifespan` to the outermost app")
         try:
             await self._read(scope, receive, send)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the client is told, and the log
             await send_error(send, shown_error(error))
 
     async def post(self, scope: Scope, receive: Receive, send: Send, work: Work, context: Mapping[str, Any]) -> None:
-        """Answer a POST by Genkit's exchange: resume the stream that a header names, or do the work, streaming if that is asked for."""
+        """Answer a POST by Genkit's exchange: resume the stream that a header names, or do the work, streaming if asked to."""
         try:
             await self._post(scope, receive, send, work, context)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the client is told, and the log
             await send_error(send, shown_error(error))
 
     async def stop(self, scope: Scope, send: Send, context: Mapping[str, Any]) -> None:
@@ -150,16 +154,22 @@ class StreamsHTTP:
         try:
             stream = headers_of(scope).get(STREAM_ID_HEADER, "")
             await self._cancel(send, await self._admit("stop", scope, stream, scope["path"], context))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the client is told, and the log
             await send_error(send, shown_error(error))
 
-    def respond(self, request: Any, chunks: AsyncGenerator[object, None], *, context: Mapping[str, Any] | None = None) -> Any:
+    def respond(
+        self,
+        request: "Request",  # noqa: ARG002 - the response is called with it
+        chunks: AsyncGenerator[object, None],
+        *,
+        context: Mapping[str, Any] | None = None,
+    ) -> "Response":
         """Give the Starlette or FastAPI response that makes an async generator a durable stream, in Genkit's framing.
 
         The generator runs apart from the request. A request that names a stream by `X-Genkit-Stream-Id` resumes that one
         instead, and the generator is never started.
         """
-        from .starlette import ASGIResponse  # noqa: PLC0415 - only who has Starlette comes here
+        from .starlette import ASGIResponse  # only who has Starlette comes here
 
         return ASGIResponse(self._generator_app(chunks, context or {}))
 
@@ -176,7 +186,7 @@ class StreamsHTTP:
                     await self.resume(scope, receive, send, stream, context)
                 else:
                     await self.start(scope, receive, send, produce, context)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - as in `post`
                 await send_error(send, shown_error(error))
 
         return app
@@ -298,7 +308,7 @@ async def _run_once(receive: Receive, send: Send, work: Work, request: GenkitReq
         exchange.start_soon(_stop_on_disconnect, receive, stop, exchange.cancel_scope)
         try:
             output = await work.run(request, context, _ignore, stop)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - raised again below, outside the task group
             failure = error
         exchange.cancel_scope.cancel()
     if failure is not None:

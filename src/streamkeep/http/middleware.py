@@ -27,9 +27,10 @@ NO_TERMINAL_FRAME: Final = ErrorInfo("ABORTED", "the response ended before the s
 class DurableStreaming:
     """An ASGI app around another: `app = DurableStreaming(app, streams)`.
 
-    A POST that asks for a stream (`Accept: text/event-stream` or `?stream=true`) gets an `X-Genkit-Stream-Id` and is stored; with
-    that header it resumes the stream, and DELETE with it stops the stream. Stopping is told to the inner app as a disconnect,
-    and is enforced a second later. Errors in the inner app's frames are stored in full; readers get their status only.
+    A POST that asks for a stream (`Accept: text/event-stream` or `?stream=true`) gets an `X-Genkit-Stream-Id` and is stored;
+    with that header it resumes the stream, and DELETE with it stops the stream. Stopping is told to the inner app as a
+    disconnect, and is enforced a second later. Errors in the inner app's frames are stored in full; readers get their status
+    only.
 
     Its lifespan starts what it needs after the inner app's start-up and stops it before the inner app's shutdown.
 
@@ -64,7 +65,7 @@ class DurableStreaming:
                 await self._http.resume(scope, receive, send, stream, {})
             else:
                 await self._start(scope, receive, send, body)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the client is told, and the log
             await send_error(send, shown_error(error))
 
     async def _start(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
@@ -146,7 +147,8 @@ async def _store(stream: StreamInput, frame: GenkitFrame) -> None:
 class _Lifespan:
     """The inner app's lifespan, with ours inside it: entered when the inner app has started, left before it shuts down.
 
-    In between, because an inner app that enters the manager itself must come first. An app that knows no lifespan gets ours alone.
+    In between, because an inner app that enters the manager itself must come first. An app that knows no lifespan gets ours
+    alone.
     """
 
     def __init__(self, app: ASGIApp, http: StreamsHTTP) -> None:

@@ -1,6 +1,7 @@
 """Answers over ASGI: a subscription as a response that streams, JSON, errors; and requests read within bounds.
 
-The one rule of a stream's response: it ends with a terminal frame, whatever happens. Official clients spin or hang when it does not.
+The one rule of a stream's response: it ends with a terminal frame, whatever happens. Official clients spin or hang when it
+does not.
 """
 
 import logging
@@ -96,7 +97,12 @@ def shown_error(error: Exception) -> ErrorInfo:
 
 
 async def send_events(
-    receive: Receive, send: Send, events: Subscription[Any], framing: Framing, pace: Pace, headers: Iterable[tuple[str, str]] = ()
+    receive: Receive,
+    send: Send,
+    events: Subscription[Any],
+    framing: Framing,
+    pace: Pace,
+    headers: Iterable[tuple[str, str]] = (),
 ) -> None:
     """Answer with an entered subscription's events until the terminal one, or until the client goes away."""
     async with anyio.create_task_group() as response:
@@ -121,8 +127,9 @@ class _Response:
         self._pace = pace
 
     async def run(self, events: Subscription[Any], headers: Iterable[tuple[str, str]]) -> None:
-        head = [("content-type", self._framing.content_type), ("cache-control", "no-cache"), ("x-accel-buffering", "no"), *headers]
-        await self._send({"type": "http.response.start", "status": 200, "headers": _raw(head)})
+        kind = ("content-type", self._framing.content_type)
+        head = _raw([kind, ("cache-control", "no-cache"), ("x-accel-buffering", "no"), *headers])
+        await self._send({"type": "http.response.start", "status": 200, "headers": head})
         last_words: ErrorInfo | None = SHUTTING_DOWN
         try:
             last_words = await self._events(events)
@@ -142,7 +149,7 @@ class _Response:
             return None  # the client is gone (ASGI 2.4)
         except StreamManagerClosedError:
             return SHUTTING_DOWN
-        except Exception as error:  # a storage that failed, a manager that was closed, a bug: the client needs its terminal frame
+        except Exception as error:  # noqa: BLE001 - a storage that failed, a bug: the client needs its terminal frame
             return shown_error(error)
         return TOO_LONG if longest.cancelled_caught else None
 

@@ -22,7 +22,8 @@ from ..events import ErrorInfo
 logger: Final = logging.getLogger("streamkeep")
 
 Producer = Callable[[StreamInput, anyio.Event], Awaitable[object]]
-"""Writes chunks to the stream and returns the output, or raises. The event is set when it should stop; a little later it is cancelled."""
+"""Writes chunks to the stream and returns the output, or raises. The event is set when it should stop; a little later it is
+cancelled."""
 
 SHUT_DOWN: Final = ErrorInfo("ABORTED", "the server was shut down before the stream was completed")
 DIED: Final = ErrorInfo("ABORTED", "the producer was cancelled before the stream was completed")
@@ -46,8 +47,8 @@ class _Run:
 class Runner:
     """Runs producers apart from requests; an async context manager.
 
-    Leaving it waits for the producers, at most `drain`; those that are left are told to stop, then cancelled, and their streams end
-    with ABORTED.
+    Leaving it waits for the producers, at most `drain`; those that are left are told to stop, then cancelled, and their streams
+    end with ABORTED.
 
     Args:
         streams: a running manager.
@@ -138,7 +139,7 @@ class Runner:
             with run.scope:
                 await self._produce(run, produce)
         except anyio.get_cancelled_exc_class():
-            # From outside, or raised by the producer itself. The task ends here either way; let out, it would end all the others.
+            # From outside, or raised by the producer itself. The task ends here either way; let out, it would end all others.
             logger.info("stream %s: its producer was cancelled", run.stream.id)
         except Exception:
             logger.exception("stream %s could not be completed", run.stream.id)

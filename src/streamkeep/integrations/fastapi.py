@@ -26,8 +26,8 @@ def durable_flow(
                         offset in `X-Genkit-Stream-Offset`, and never runs the flow
         DELETE {path}   with `X-Genkit-Stream-Id`: stop that stream's flow
 
-    The router's lifespan starts and stops what it needs, the manager included unless that is running. A run outlives its request;
-    stopping it sets the flow's abort signal, and cancels it a second later.
+    The router's lifespan starts and stops what it needs, the manager included unless that is running. A run outlives its
+    request; stopping it sets the flow's abort signal, and cancels it a second later.
 
     Args:
         flow: the flow, or any other Genkit action.

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, Self, get_args
+from typing import Final, Self
 
 from streamkeep.errors import InvalidArgumentError, StorageError
 from streamkeep.storage import Doorbell, Head, Page
@@ -45,10 +45,10 @@ class SQLiteStorage:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, synchronous: Synchronous = "FULL") -> None:
-        if synchronous not in get_args(Synchronous):
+        if synchronous not in {"FULL", "NORMAL"}:
             raise InvalidArgumentError(f"synchronous is FULL or NORMAL, not {synchronous!r}")
         self._files = Files(Path(path))
-        self._synchronous = synchronous
+        self._synchronous: Synchronous = synchronous
         self._doorbells: Doorbells[int] = Doorbells()
         self._entered: _Entered | None = None
 

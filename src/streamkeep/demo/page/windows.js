@@ -9,6 +9,8 @@ export class Windows {
   constructor(changed) {
     this.id = crypto.getRandomValues(new Uint32Array(1))[0];
     this.number = Number(sessionStorage.getItem("window")) || 0;
+    this.since = Number(sessionStorage.getItem("since")) || Date.now();
+    sessionStorage.setItem("since", this.since);
     this.others = new Map();
     this.place = {};
     this.changed = changed;
@@ -34,7 +36,7 @@ export class Windows {
   #tell() {
     clearTimeout(this.telling);
     this.telling = undefined;
-    if (this.number) this.channel.postMessage({ kind: "here", id: this.id, number: this.number, ...this.place });
+    if (this.number) this.channel.postMessage({ kind: "here", id: this.id, number: this.number, since: this.since, ...this.place });
     for (const [id, other] of this.others) {
       if (performance.now() - other.heardAt > FORGET_MS) this.others.delete(id);
     }
@@ -47,12 +49,16 @@ export class Windows {
       this.#tell();
     } else {
       this.others.set(message.id, { ...message, heardAt: performance.now() });
-      if (message.number === this.number && message.id < this.id) this.#settle();
+      if (message.number === this.number && this.#isYounger(message)) this.#settle();
     }
     this.changed();
   }
 
-  // The smallest number that no other window has. Of two that take the same one, the later to hear of it takes another.
+  #isYounger(other) {
+    return (this.since - other.since || this.id - other.id) > 0;
+  }
+
+  // The smallest number that no other window has. Of two that have taken the same one, the younger takes another.
   #settle() {
     const taken = new Set([...this.others.values()].map((other) => other.number));
     if (!this.number || taken.has(this.number)) {
