@@ -8,6 +8,8 @@
         async with streams.subscribe("answer-42") as events:
             async for event in events:
                 print(event)
+
+`StreamManager` is where to begin.
 """
 
 from ._input import Limits, StreamInput

@@ -109,6 +109,7 @@ class StreamInput:
         self.id = stream
         self.cancelled = anyio.Event()
         self._keeper = keeper
+        self._limits = keeper.limits
         self._life = life
         self._writer = life.state.writer
         self._queue: list[bytes] = []
@@ -156,7 +157,7 @@ class StreamInput:
 
         Raises as `write` does, but StorageError; LimitExceededError also when the storage is `max_queued_events` behind.
         """
-        if len(self._queue) >= self._keeper.limits.max_queued_events:
+        if len(self._queue) >= self._limits.max_queued_events:
             raise LimitExceededError(f"{len(self._queue)} events wait to be stored (max_queued_events)")
         offset = self._put(chunk_record(chunk))
         if not self._in_background:
@@ -225,20 +226,21 @@ class StreamInput:
 
     def _put(self, record: bytes) -> int:
         self._check_open()
-        limits = self._keeper.limits
         self._check_size(record)
+        limits = self._limits
         offset = self._next
+        size = self._bytes + len(record)
         if offset >= limits.max_events:
             raise LimitExceededError(f"the stream holds {offset} events (max_events)")
-        if self._bytes + len(record) > limits.max_stream_bytes:
+        if size > limits.max_stream_bytes:
             raise LimitExceededError(f"the stream would hold more than {limits.max_stream_bytes} bytes (max_stream_bytes)")
-        self._bytes += len(record)
-        self._next += 1
+        self._bytes = size
+        self._next = offset + 1
         self._queue.append(record)
         return offset
 
     def _check_size(self, record: bytes) -> None:
-        limit = self._keeper.limits.max_event_bytes
+        limit = self._limits.max_event_bytes
         if len(record) - 1 > limit:
             raise LimitExceededError(f"the event has {len(record) - 1} bytes, {limit} are allowed (max_event_bytes)")
 

@@ -54,7 +54,7 @@ class State(msgspec.Struct, frozen=True):
     lease_until: float = 0.0
     status: Literal["open", "done", "error"] = "open"
     error: Status | None = None
-    metadata: Mapping[str, str] = {}  # noqa: RUF012 - a struct makes each its own
+    metadata: Mapping[str, str] = {}
 
 
 class Life(msgspec.Struct, frozen=True):

@@ -203,7 +203,7 @@ class StreamManager:
         Raises (when awaited or entered) StreamAlreadyExistsError, InvalidArgumentError, StorageError; with `resume`,
         StreamCompletedError and StreamBusyError.
         """
-        return Opening(lambda: self._open(stream, resume, dict(metadata or {})))
+        return Opening(lambda: self._open(stream, dict(metadata or {}), resume=resume))
 
     @overload
     def subscribe(
@@ -332,7 +332,7 @@ class StreamManager:
             state = "closed" if self._closing else "not running: enter it with `async with` first"
             raise StreamManagerClosedError(f"the stream manager is {state}")
 
-    async def _open(self, stream: str, resume: bool, metadata: Mapping[str, str]) -> StreamInput:
+    async def _open(self, stream: str, metadata: Mapping[str, str], *, resume: bool) -> StreamInput:
         check_id(stream)
         check_metadata(metadata)
         self.check_running()
@@ -540,7 +540,9 @@ class InMemoryStreamManager(StreamManager):
 def check_id(stream: str) -> None:
     """Raise InvalidArgumentError unless `stream` may be a stream's id."""
     if not isinstance(stream, str) or not STREAM_ID.fullmatch(stream):
-        raise InvalidArgumentError("a stream id is 1 to 255 letters, digits and _~.:@=+-, and begins with a letter, a digit, _ or ~")
+        raise InvalidArgumentError(
+            "a stream id is 1 to 255 letters, digits and _~.:@=+-, and begins with a letter, a digit, _ or ~"
+        )
 
 
 def check_offset(after: int | None) -> None:

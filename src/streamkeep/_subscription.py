@@ -123,7 +123,9 @@ class Feed:
 
     def _take(self, page: Page) -> None:
         if page.head != self.life.head:
-            self.life = Life(page.head, self.life.state) if page.head.state == self.life.head.state else _lifecycle.life_of(page.head)
+            self.life = (
+                Life(page.head, self.life.state) if page.head.state == self.life.head.state else _lifecycle.life_of(page.head)
+            )
         if page.records:
             self._records.extend(page.records)
             self._bytes += sum(map(len, page.records))
@@ -228,7 +230,7 @@ class Subscription(Generic[T]):
         records = await self._records()
         first = self._next
         self._next += len(records)
-        self._is_over = self._is_over or bool(records) and is_terminal(records[-1])
+        self._is_over = self._is_over or (bool(records) and is_terminal(records[-1]))
         return [
             event_of(record, offset, self._decode_chunk, self._decode_output) for offset, record in enumerate(records, first)
         ]
