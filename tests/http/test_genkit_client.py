@@ -12,7 +12,17 @@ import pytest
 from fastapi import HTTPException, Request
 from genkit import ActionRunContext
 from genkit import PublicError as GenkitPublicError
-from tests.http.servers import count, durable_app, events_of, server_process, serving, wrapped_app
+from tests.http.servers import (
+    STREAM_ID,
+    STREAMING,
+    count,
+    durable_app,
+    events_of,
+    http_to,
+    server_process,
+    serving,
+    wrapped_app,
+)
 
 from streamkeep import InMemoryStreamManager
 from streamkeep.http import StreamsHTTP
@@ -92,7 +102,7 @@ async def test_an_unknown_stream_is_not_found_in_exactly_these_words(app_of: App
 
 
 @both
-@pytest.mark.parametrize("chunks", [1, 5, 512, 1200])
+@pytest.mark.parametrize("chunks", [1, 512, 1200])
 async def test_all_chunks_before_an_error_are_received_and_its_text_is_not(
     app_of: AppOf, chunks: int, genkit_client: "GenkitClient"
 ) -> None:
@@ -158,11 +168,12 @@ async def test_ten_thousand_chunks_arrive_fresh_and_replayed(app_of: AppOf, genk
 
 @both
 async def test_a_finished_stream_of_any_length_replays_at_once(app_of: AppOf, genkit_client: "GenkitClient") -> None:
-    async with serving(app_of(count)) as url:
+    async with http_to(app_of(count)) as http:
         for chunks in (99, 100, 101, 300):
-            begin, *fresh = await genkit_client(url=f"{url}/count", input=chunks)
-            assert fresh == [*({"chunk": number} for number in range(chunks)), {"output": {"counted": chunks}}]
-            assert await genkit_client(url=f"{url}/count", streamId=begin["streamId"]) == [begin, *fresh]
+            fresh = await http.post("/count", json={"data": chunks}, headers=STREAMING)
+            first, *lines = await genkit_client(url=f"{http.base_url}/count", streamId=fresh.headers[STREAM_ID])
+            assert first == {"streamId": fresh.headers[STREAM_ID]}
+            assert lines == [*({"chunk": number} for number in range(chunks)), {"output": {"counted": chunks}}]
 
 
 @both

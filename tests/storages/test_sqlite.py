@@ -623,7 +623,8 @@ async def queued(storage: SQLiteStorage, jobs: int) -> None:
     assert storage._entered is not None
     with anyio.fail_after(BOUND_SECONDS):
         await asyncio.sleep(0)
-        while storage._entered.writer._queue.qsize() != jobs:
+        batches = storage._entered.writer._queue.queue
+        while sum(len(batch or ()) for batch in tuple(batches)) != jobs:
             await asyncio.sleep(0)
 
 

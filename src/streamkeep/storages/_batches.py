@@ -1,6 +1,7 @@
 """A thread that does in one batch all that was asked of it while the last batch was under way.
 
-Each batch costs one wake-up of the thread and one of the event loop, however many jobs are in it.
+Each batch costs one wake-up of the thread and one of the event loop, however many jobs are in it. What is asked in one turn
+of the loop is handed over at its end, as one list: sixty-four writers that go on when their batch is stored are the next batch.
 """
 
 import asyncio
@@ -58,7 +59,8 @@ class BatchThread(Generic[S]):
     ) -> None:
         self._open_session = session
         self._run = run
-        self._queue: queue.SimpleQueue[Job[S] | None] = queue.SimpleQueue()
+        self._queue: queue.Queue[list[Job[S]] | None] = queue.Queue()
+        self._asked: list[Job[S]] = []
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
     async def __aenter__(self) -> Self:
@@ -74,6 +76,7 @@ class BatchThread(Generic[S]):
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        self._hand_over()
         self._queue.put(None)
         with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
             await self._ended
@@ -82,8 +85,15 @@ class BatchThread(Generic[S]):
     def start(self, work: Callable[[S], T]) -> asyncio.Future[T]:
         """Queue `work`; give the future of what it returns or raises. If that is cancelled, the work may still be done."""
         future: asyncio.Future[T] = self._loop.create_future()
-        self._queue.put(Job(work, future))
+        if not self._asked:
+            self._loop.call_soon(self._hand_over)
+        self._asked.append(Job(work, future))
         return future
+
+    def _hand_over(self) -> None:
+        if self._asked:
+            asked, self._asked = self._asked, []
+            self._queue.put(asked)
 
     def _main(self) -> None:
         try:
@@ -104,11 +114,11 @@ class BatchThread(Generic[S]):
 
     def _take(self) -> tuple[list[Job[S]], bool]:
         jobs: list[Job[S]] = []
-        job = self._queue.get()
-        while job is not None:
-            jobs.append(job)
+        asked = self._queue.get()
+        while asked is not None:
+            jobs += asked
             try:
-                job = self._queue.get_nowait()
+                asked = self._queue.get_nowait()
             except queue.Empty:
                 return jobs, False
         return jobs, True
