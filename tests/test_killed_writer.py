@@ -3,8 +3,6 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -32,28 +30,33 @@ asyncio.run(main())
 """
 
 
-@contextmanager
-def killed_producer(path: Path, *, after_offset: int) -> Iterator[int]:
+def kill_a_producer(path: Path, *, after_offset: int) -> int:
     """Run a producer, kill it when it has been told that so much is stored, and give the last offset that it was told of."""
     command = [sys.executable, "-c", PRODUCER, f"sqlite:///{path}"]
+    last = -1
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as producer:
         assert producer.stdout is not None
         for line in producer.stdout:
-            if int(line) >= after_offset:
+            last = int(line)
+            if last == after_offset:
                 producer.send_signal(signal.SIGKILL)
-                break
-        acknowledged = [int(line), *(int(rest) for rest in producer.stdout if rest.endswith("\n"))]
         assert producer.wait(10) == -signal.SIGKILL
-    yield acknowledged[-1]
+    assert last >= after_offset
+    return last
 
 
 @pytest.mark.promise("P6")
 async def test_readers_of_a_killed_writer_get_all_that_was_acknowledged_and_then_aborted(tmp_path: Path) -> None:
     path = tmp_path / "streams.db"
-    with anyio.fail_after(30), killed_producer(path, after_offset=200) as last:
-        async with SQLiteStorage(path) as storage, StreamManager(storage, lease=LEASE, grace=GRACE) as streams:
-            async with streams.subscribe("answer") as events:
-                *chunks, end = [event async for event in events]
+    last = kill_a_producer(path, after_offset=200)
+    with anyio.fail_after(30):
+        async with (
+            SQLiteStorage(path) as storage,
+            StreamManager(storage, lease=LEASE, grace=GRACE) as streams,
+            streams.subscribe("answer") as events,
+        ):
+            received = [event async for event in events]
+    *chunks, end = received
 
     assert [event.chunk for event in chunks] == list(range(len(chunks)))
     assert [event.offset for event in chunks] == list(range(len(chunks)))
@@ -65,7 +68,8 @@ async def test_readers_of_a_killed_writer_get_all_that_was_acknowledged_and_then
 @pytest.mark.promise("P6")
 async def test_a_new_writer_goes_on_where_a_killed_one_was(tmp_path: Path) -> None:
     path = tmp_path / "streams.db"
-    with anyio.fail_after(30), killed_producer(path, after_offset=50) as last:
+    last = kill_a_producer(path, after_offset=50)
+    with anyio.fail_after(30):
         async with SQLiteStorage(path) as storage, StreamManager(storage, lease=LEASE, grace=timedelta(minutes=1)) as streams:
             stream = await open_when_lapsed(streams)
             assert stream.tail > last
@@ -73,7 +77,6 @@ async def test_a_new_writer_goes_on_where_a_killed_one_was(tmp_path: Path) -> No
             await stream.done("together")
             async with streams.subscribe("answer", after=offset - 2) as events:
                 seen = [(event.offset, event.data) async for event in events]
-
     assert seen == [(offset - 1, b"%d" % (offset - 1)), (offset, b'"another writer"'), (offset + 1, b'"together"')]
 
 

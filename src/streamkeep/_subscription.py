@@ -13,7 +13,7 @@ import anyio
 from anyio import CancelScope
 
 from . import _lifecycle
-from ._lifecycle import Life, Terms
+from ._lifecycle import Life, State, Terms
 from .errors import (
     OffsetOutOfRangeError,
     StorageError,
@@ -43,6 +43,7 @@ class Keeper(Protocol):
 
     def join_feed(self, stream: str, life: Life) -> "Feed":
         """Give the feed of a stream to one more follower; the first one starts it, from the tail of `life`."""
+        ...
 
     def leave_feed(self, feed: "Feed") -> None:
         """Take one follower off; the last one stops it."""
@@ -104,7 +105,7 @@ class Feed:
 
     async def _read_on(self, doorbell: Doorbell, patience: CancelScope) -> None:
         keeper = self._keeper
-        believed = None
+        believed: State | None = None
         while True:
             self._take(same_life(await keeper.storage.read(self.stream, self.tail, PAGE_RECORDS), self.life))
             if self.is_over:

@@ -62,7 +62,7 @@ async def _health(streams_http: StreamsHTTP, send: Send) -> None:
     try:
         await streams_http.streams.list(limit=1)
         await send_response(send, 200, b'{"status":"ok"}')
-    except Exception as error:  # noqa: BLE001 (whatever it is, it is what a health check is for)
+    except Exception as error:
         await send_error(send, shown_error(error))
 
 

@@ -139,14 +139,14 @@ class StreamsHTTP:
             raise RuntimeError("StreamsHTTP takes HTTP only; give its `lifespan` to the outermost app")
         try:
             await self._read(scope, receive, send)
-        except Exception as error:  # noqa: BLE001 - the client is told, and the log
+        except Exception as error:
             await send_error(send, shown_error(error))
 
     async def post(self, scope: Scope, receive: Receive, send: Send, work: Work, context: Mapping[str, Any]) -> None:
         """Answer a POST by Genkit's exchange: resume the stream that a header names, or do the work, streaming if asked to."""
         try:
             await self._post(scope, receive, send, work, context)
-        except Exception as error:  # noqa: BLE001 - the client is told, and the log
+        except Exception as error:
             await send_error(send, shown_error(error))
 
     async def stop(self, scope: Scope, send: Send, context: Mapping[str, Any]) -> None:
@@ -154,7 +154,7 @@ class StreamsHTTP:
         try:
             stream = headers_of(scope).get(STREAM_ID_HEADER, "")
             await self._cancel(send, await self._admit("stop", scope, stream, scope["path"], context))
-        except Exception as error:  # noqa: BLE001 - the client is told, and the log
+        except Exception as error:
             await send_error(send, shown_error(error))
 
     def respond(
@@ -186,7 +186,7 @@ class StreamsHTTP:
                     await self.resume(scope, receive, send, stream, context)
                 else:
                     await self.start(scope, receive, send, produce, context)
-            except Exception as error:  # noqa: BLE001 - as in `post`
+            except Exception as error:
                 await send_error(send, shown_error(error))
 
         return app
@@ -308,7 +308,7 @@ async def _run_once(receive: Receive, send: Send, work: Work, request: GenkitReq
         exchange.start_soon(_stop_on_disconnect, receive, stop, exchange.cancel_scope)
         try:
             output = await work.run(request, context, _ignore, stop)
-        except Exception as error:  # noqa: BLE001 - raised again below, outside the task group
+        except Exception as error:
             failure = error
         exchange.cancel_scope.cancel()
     if failure is not None:

@@ -65,7 +65,7 @@ class DurableStreaming:
                 await self._http.resume(scope, receive, send, stream, {})
             else:
                 await self._start(scope, receive, send, body)
-        except Exception as error:  # noqa: BLE001 - the client is told, and the log
+        except Exception as error:
             await send_error(send, shown_error(error))
 
     async def _start(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:

@@ -149,7 +149,7 @@ class _Response:
             return None  # the client is gone (ASGI 2.4)
         except StreamManagerClosedError:
             return SHUTTING_DOWN
-        except Exception as error:  # noqa: BLE001 - a storage that failed, a bug: the client needs its terminal frame
+        except Exception as error:
             return shown_error(error)
         return TOO_LONG if longest.cancelled_caught else None
 

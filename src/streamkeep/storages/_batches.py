@@ -100,7 +100,7 @@ class BatchThread(Generic[S]):
             with self._open_session() as session:
                 self._post(partial(_settle, self._opened, None))
                 self._serve(session)
-        except Exception as error:  # noqa: BLE001 (delivered to who opens it)
+        except Exception as error:
             self._post(partial(_settle, self._opened, error))
         finally:
             self._post(partial(_settle, self._ended, None))
@@ -126,7 +126,7 @@ class BatchThread(Generic[S]):
     def _outcomes(self, session: S, jobs: Sequence[Job[S]]) -> Callable[[], None] | None:
         try:
             return self._run(session, jobs)
-        except Exception as error:  # noqa: BLE001 (delivered to every caller)
+        except Exception as error:
             for job in jobs:
                 job.fail(error)
             return None

@@ -137,14 +137,14 @@ class Writer:
                 changed = self._transact(jobs, deadline, hopeful=True)
             except _HopeDisappointedError:
                 changed = self._carefully(jobs, deadline)
-            except Exception:  # noqa: BLE001 (whatever it is: who is to blame gets it again)
+            except Exception:
                 changed = self._one_by_one(jobs, deadline)
             return self._tell(changed) if changed else None
 
     def _carefully(self, jobs: Sequence[Job["Writer"]], deadline: float) -> Sequence[int]:
         try:
             return self._transact(jobs, deadline, hopeful=False)
-        except Exception:  # noqa: BLE001 (as above)
+        except Exception:
             return self._one_by_one(jobs, deadline)
 
     def _one_by_one(self, jobs: Sequence[Job["Writer"]], deadline: float) -> Sequence[int]:
@@ -152,7 +152,7 @@ class Writer:
         for job in jobs:
             try:
                 changed += self._transact([job], deadline, hopeful=False)
-            except Exception as error:  # noqa: BLE001 (delivered to the caller)
+            except Exception as error:
                 job.fail(translated(self._path, error))
         return changed
 
@@ -266,7 +266,7 @@ class Reader:
     def _run_one(self, job: Job["Reader"]) -> None:
         try:
             job.run(self)
-        except Exception as error:  # noqa: BLE001 (delivered to the caller)
+        except Exception as error:
             job.fail(translated(self._path, error))
 
     def read(self, stream: str, start: int, limit: int) -> Page | None:
