@@ -13,7 +13,7 @@ import anyio
 from anyio import CancelScope
 
 from . import _lifecycle
-from ._lifecycle import Life, State, Terms
+from ._lifecycle import Life, Terms
 from .errors import (
     OffsetOutOfRangeError,
     StorageError,
@@ -105,14 +105,15 @@ class Feed:
 
     async def _read_on(self, doorbell: Doorbell, patience: CancelScope) -> None:
         keeper = self._keeper
-        believed: State | None = None
+        patient_until = 0.0
         while True:
             self._take(same_life(await keeper.storage.read(self.stream, self.tail, PAGE_RECORDS), self.life))
             if self.is_over:
                 return
-            if self.life.state is not believed:  # the deadline moves when a lease is renewed, not with every record
-                believed = self.life.state
-                patience.deadline = anyio.current_time() + _lifecycle.abandoned_at(believed, keeper.terms) - keeper.clock()
+            abandoned_at = _lifecycle.abandoned_at(self.life.state, keeper.terms)
+            if abandoned_at != patient_until:  # the deadline moves when a lease is renewed, not with every record
+                patient_until = abandoned_at
+                patience.deadline = anyio.current_time() + abandoned_at - keeper.clock()
             if self.tail >= self.life.head.tail:
                 await doorbell.wait()
 
