@@ -5,11 +5,14 @@ import asyncio
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import uvloop
 
 from benchmarks import bare
 from streamkeep import InMemoryStreamManager, StreamInput, StreamManager
@@ -21,6 +24,7 @@ WRITERS = 64
 Measure = Callable[[Path], Awaitable[float]]
 """Does the work once, in an empty folder, and gives how many units of it a second."""
 
+Run = Callable[[Coroutine[Any, Any, float]], float]
 Connect = Callable[[Path], AbstractAsyncContextManager[StreamManager]]
 
 
@@ -157,13 +161,14 @@ def _rate(count: int, started: float) -> float:
     return count / (time.perf_counter() - started)
 
 
-def measure(work: Work, rounds: int) -> tuple[float, float, float]:
+def measure(work: Work, rounds: int, run: Run) -> tuple[float, float, float]:
     """Give the medians of ours, of the bare loop, and of the rounds' ratios."""
-    ours, plain = [], []
+    ours: list[float] = []
+    plain: list[float] = []
     for _ in range(rounds):
         for way, rates in ((work.ours, ours), (work.bare, plain)):
             with tempfile.TemporaryDirectory() as folder:
-                rates.append(asyncio.run(_run(way, Path(folder))))
+                rates.append(run(_run(way, Path(folder))))
     ratios = [mine / theirs for mine, theirs in zip(ours, plain, strict=True)]
     return statistics.median(ours), statistics.median(plain), statistics.median(ratios)
 
@@ -175,11 +180,14 @@ async def _run(way: Measure, folder: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="how many times each is measured (7)")
+    parser.add_argument(
+        "--uvloop", action="store_true", help="on uvloop, which uvicorn uses where it can, instead of asyncio's own loop"
+    )
     parser.add_argument("--quick", action="store_true", help="a tenth of the work")
     options = parser.parse_args()
     print("| work | unit | streamkeep | bare | ratio |\n|---|---|---:|---:|---:|")
     for work in all_work(0.1 if options.quick else 1.0):
-        ours, plain, ratio = measure(work, options.rounds)
+        ours, plain, ratio = measure(work, options.rounds, uvloop.run if options.uvloop else asyncio.run)
         print(f"| {work.name} | {work.unit} | {ours:,.0f} | {plain:,.0f} | {ratio:.2f} |", flush=True)
 
 

@@ -110,6 +110,7 @@ class StreamInput:
         self.cancelled = anyio.Event()
         self._keeper = keeper
         self._limits = keeper.limits
+        self._storage = keeper.storage
         self._life = life
         self._writer = life.state.writer
         self._queue: list[bytes] = []
@@ -225,7 +226,8 @@ class StreamInput:
             raise self._sealed
 
     def _put(self, record: bytes) -> int:
-        self._check_open()
+        if self._sealed is not None:
+            self._check_open()
         self._check_size(record)
         limits = self._limits
         offset = self._next
@@ -279,7 +281,7 @@ class StreamInput:
         if self._doubt is None:
             self._doubt = self._plan()
         life, records = self._doubt
-        if not await self._keeper.storage.commit(self.id, self._life.head.version, life.head, records):
+        if not await self._storage.commit(self.id, self._life.head.version, life.head, records):
             there = await self._read_life()
             if there is None or there.head != life.head:
                 self.lose(_lifecycle.why_refused(there, self._writer))
@@ -317,7 +319,7 @@ class StreamInput:
         return taken
 
     async def _read_life(self) -> Life | None:
-        page = await self._keeper.storage.read(self.id)
+        page = await self._storage.read(self.id)
         return None if page is None else _lifecycle.life_of(page.head)
 
     async def commit_queued(self) -> None:

@@ -18,30 +18,37 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 _CLOSE_SECONDS = 60
+_NOT_RUN = RuntimeError("the job was not run")
 
 
 class Job(Generic[S]):
     """A function of a session, and the future of whoever waits for its result."""
 
-    __slots__ = ("_future", "_outcome", "_work")
+    __slots__ = ("_error", "_future", "_result", "_work")
 
     def __init__(self, work: Callable[[S], T], future: asyncio.Future[T]) -> None:
         self._work: Callable[[S], object] = work
         self._future: asyncio.Future[Any] = future
-        self._outcome: Callable[[], object] = future.cancel
+        self._result: object = None
+        self._error: Exception | None = _NOT_RUN
 
     def run(self, session: S) -> None:
         """Do the work, in the thread, and note its result; what it raises is the caller's to deal with."""
-        self._outcome = partial(self._future.set_result, self._work(session))
+        self._result = self._work(session)
+        self._error = None
 
     def fail(self, error: Exception) -> None:
         """Note an error as the outcome, in place of whatever was noted."""
-        self._outcome = partial(self._future.set_exception, error)
+        self._error = error
 
     def deliver(self) -> None:
         """Give the outcome to whoever still waits, on the loop."""
-        if not self._future.done():
-            self._outcome()
+        if self._future.done():
+            return
+        if self._error is None:
+            self._future.set_result(self._result)
+        else:
+            self._future.set_exception(self._error)
 
 
 class BatchThread(Generic[S]):
