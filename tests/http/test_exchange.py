@@ -572,8 +572,8 @@ async def test_a_response_that_lasts_too_long_is_cut_with_a_terminal_frame_and_t
         cut = await http.post("/talk", json={"data": "Ada"}, headers=STREAMING)
         gated.gate.set()
         assert len(await events_of(streams, cut.headers[STREAM_ID])) == 3
-    first, last = frames_of(cut.content)
-    assert first["message"] == {"before": "Ada"}
+    *chunks, last = frames_of(cut.content)  # no chunk, if the machine was so slow that the time was over before the first
+    assert chunks in ([], [{"message": {"before": "Ada"}, "offset": 0}])
     assert "offset" not in last
     assert cast("dict[str, object]", last["error"])["status"] == "DEADLINE_EXCEEDED"
 
