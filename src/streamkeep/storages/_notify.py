@@ -58,11 +58,18 @@ class Notify:
     def since(self, since: int) -> Changes:
         """Give the changes after count `since`."""
         count = self.count()
-        ring = array("I")
-        ring.frombytes(self._read(_RING_AT, _RING * _ENTRY).ljust(_RING * _ENTRY, b"\0"))
-        if self._count_at(_BEGUN_AT) - since > _RING:
+        if count - since > _RING:
             return Changes(since, count, None)
-        return Changes(since, count, [ring[place % _RING] for place in range(since, count)])
+        checksums = self._entries(since % _RING, count - since)
+        is_overwritten = self._count_at(_BEGUN_AT) - since > _RING
+        return Changes(since, count, None if is_overwritten else checksums)
+
+    def _entries(self, first: int, number: int) -> Sequence[int]:
+        until_wrap = min(number, _RING - first)
+        data = self._read(_RING_AT + first * _ENTRY, until_wrap * _ENTRY)
+        if number > until_wrap:
+            data = data.ljust(until_wrap * _ENTRY, b"\0") + self._read(_RING_AT, (number - until_wrap) * _ENTRY)
+        return array("I", data.ljust(number * _ENTRY, b"\0"))
 
     def _count_at(self, position: int) -> int:
         return int.from_bytes(self._read(position, 8), "little")
