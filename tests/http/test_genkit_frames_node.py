@@ -145,9 +145,11 @@ async def test_a_client_that_aborts_is_told_so_and_ends(genkit_client: "GenkitCl
         await anyio.sleep_forever()
 
     async with served(answer) as url:
-        lines = await genkit_client(url=url, abortAfter=2)
-        assert lines == [STARTED, {"chunk": 0}, {"chunk": 1}, {"error": "This operation was aborted"}]
-        assert await genkit_client(url=url, abortAfter=0) == [STARTED, {"error": "This operation was aborted"}]
+        *received, late = await genkit_client(url=url, abortAfter=2)
+        started, early = await genkit_client(url=url, abortAfter=0)
+    assert received == [STARTED, {"chunk": 0}, {"chunk": 1}]
+    assert started == STARTED
+    assert all("operation was aborted" in str(line["error"]) for line in (late, early))  # the rest is Node's, and has changed
 
 
 async def test_run_flow_takes_our_bodies(genkit_client: "GenkitClient") -> None:
