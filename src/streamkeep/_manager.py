@@ -355,9 +355,10 @@ class StreamManager:
 
     async def _take_over(self, stream: str, head: Head, writer: str) -> StreamInput | None:
         life = _lifecycle.take_over(_lifecycle.life_of(head), self.clock(), writer, self.terms)
+        stored_bytes = await self._stored_bytes(stream)  # first, so that nothing can go wrong once the stream is ours
         if not await self.storage.commit(stream, head.version, life.head):
             return None
-        return await self._keep(StreamInput(self, stream, life, await self._stored_bytes(stream)))
+        return await self._keep(StreamInput(self, stream, life, stored_bytes))
 
     async def _stored_bytes(self, stream: str) -> int:
         size = start = 0
