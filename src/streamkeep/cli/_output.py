@@ -1,6 +1,8 @@
 """What the commands print: tables and sentences for people, or one JSON object a line for machines."""
 
+import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -89,12 +91,13 @@ class Output:
     def welcome_to_demo(self, url: str, storage: str, pid: int) -> None:
         """Say where the demo is, and what to try."""
         self._welcome("streamkeep demo", url, storage)
+        tail = [] if urlsplit(storage).scheme == "memory" else [f"  {_command()} tail ID --storage {storage}"]
         self._lines(
             "Ask there, and while the answer comes: reload the page, open it in a second window, cut the connection,",
             f"press stop - or kill this server (kill -9 {pid}) and start it again: the page says what became of the answer.",
             "",
             "In another terminal, with the stream's id from the page:",
-            f"  streamkeep tail ID --storage {storage}",
+            *tail,
             f"  curl -N {url}/streams/ID",
             "",
             "Ctrl-C stops.",
@@ -152,6 +155,11 @@ def ago(seconds: float) -> str:
         if abs(seconds) >= 2 * size:
             return f"{seconds / size:.0f} {name}"
     return f"{seconds:.0f} s"
+
+
+def _command() -> str:
+    """Give what to type for this command where it was called: it need not be on PATH."""
+    return "streamkeep" if shutil.which("streamkeep") else os.path.relpath(sys.argv[0])
 
 
 def _table(*columns: str) -> Table:
