@@ -171,8 +171,7 @@ class StreamInput:
 
         After a StorageError it tries again, also for an outcome given to `done` or `error`.
         """
-        while self._has_work():
-            await self._advance()
+        await self._commit_all()
         if not isinstance(self._sealed, StreamInputClosedError):
             self._check_open()
 
@@ -257,8 +256,9 @@ class StreamInput:
     def _release(self, life: Life, now: float) -> Life:
         return _lifecycle.release(life, now, self._keeper.terms)
 
-    def _has_work(self) -> bool:
-        return not self._over and bool(self._queue or self._doubt or self._ending or self._renewal_due)
+    async def _commit_all(self) -> None:
+        while not self._over and (self._queue or self._doubt or self._ending or self._renewal_due):
+            await self._advance()
 
     async def _advance(self) -> None:
         """Make one commit, or wait for the one that is under way. Raises what it raised, or why there can be none."""
@@ -325,8 +325,7 @@ class StreamInput:
     async def commit_queued(self) -> None:
         """Commit until nothing is queued; for the manager, once for each `start_commit`. Raises StorageError."""
         try:
-            while self._has_work():
-                await self._advance()
+            await self._commit_all()
         finally:
             self._in_background = False
 
@@ -356,8 +355,7 @@ class StreamInput:
         if self._sealed is None:
             self._sealed = why
             self._ending = (self._release, [])
-        while self._has_work():
-            await self._advance()
+        await self._commit_all()
         if self._unheard:
             self._check_open()
 

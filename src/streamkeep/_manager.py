@@ -36,7 +36,7 @@ from .errors import (
     StreamManagerClosedError,
     StreamNotFoundError,
 )
-from .events import decoder_of, error_record
+from .events import MAX_OFFSET, decoder_of, error_record
 from .storage import Head, Storage
 from .storages import storage_for
 from .storages.memory import MemoryStorage
@@ -53,7 +53,6 @@ SWEEP_SECONDS: Final = 60.0
 RETRY_SECONDS: Final = 1.0
 SCAN_IDS: Final = 100
 MAX_METADATA: Final = 4_096
-MAX_OFFSET: Final = 2**53 - 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,9 @@ class StreamEvent(msgspec.Struct, Generic[T], frozen=True):
 MAX_ERROR_TEXT: Final = 64 * 1024
 """How much of an exception's text is kept, so that a stream can always be told of its end."""
 
+MAX_OFFSET: Final = 2**53 - 1
+"""The greatest offset that a JavaScript client can name."""
+
 _CHUNK: Final = b"c"
 _DONE: Final = b"d"
 _ERROR: Final = b"e"
@@ -176,9 +179,14 @@ def error_info(error: BaseException) -> ErrorInfo:
     status = STATUSES.get(str(getattr(error, "status", None)), "INTERNAL")
     internal = _storable("".join(traceback.format_exception(error)))[-MAX_ERROR_TEXT:]
     if not _is_public(error):
-        return ErrorInfo(status, status.lower().replace("_", " "), None, internal)
+        return hidden_error(status, internal)
     message = _storable(str(getattr(error, "original_message", None) or error))
     return ErrorInfo(status, message[:MAX_ERROR_TEXT], _json_or_none(getattr(error, "details", None)), internal)
+
+
+def hidden_error(status: Status, internal: str) -> ErrorInfo:
+    """Give an error of which readers see the status only, in words."""
+    return ErrorInfo(status, status.lower().replace("_", " "), None, internal)
 
 
 def _is_public(error: BaseException) -> bool:

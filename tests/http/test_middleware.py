@@ -210,6 +210,13 @@ async def test_an_inner_app_that_crashes_before_it_answers_is_500_in_json() -> N
     assert not await_list
 
 
+async def test_a_body_may_be_as_long_as_the_streams_http_around_it_says() -> None:
+    streams_http = StreamsHTTP(InMemoryStreamManager(), max_body_bytes=100)
+    async with http_to(DurableStreaming(answering(b'data: {"result": 1}\n\n'), streams_http)) as http:
+        assert (await http.post("/", content=b"x" * 100, headers=STREAMING)).status_code == 200
+        assert (await http.post("/", content=b"x" * 101, headers=STREAMING)).status_code == 429
+
+
 async def test_a_body_that_is_too_large_is_4xx_in_json_and_does_not_reach_the_inner_app() -> None:
     async with around(answering(b'data: {"result":1}\n\n')) as (http, streams):
         answer = await http.post("/", content=b"x" * (MAX_BODY_BYTES + 1), headers=STREAMING)

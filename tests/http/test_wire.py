@@ -14,9 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamkeep.errors import InvalidArgumentError, LimitExceededError, StreamkeepError
-from streamkeep.events import ErrorInfo, StreamEvent, StreamEventType, chunk_record, done_record, error_record, event_of
-from streamkeep.http.wire import (
+from streamkeep.events import (
     MAX_OFFSET,
+    ErrorInfo,
+    StreamEvent,
+    StreamEventType,
+    chunk_record,
+    done_record,
+    error_record,
+    event_of,
+)
+from streamkeep.http.wire import (
     Failure,
     Framing,
     GenkitDecoder,

@@ -28,12 +28,12 @@ from .response import (
     Receive,
     Scope,
     Send,
+    disconnected,
+    errors_answered,
     headers_of,
     read_body,
-    send_error,
     send_events,
     send_response,
-    shown_error,
 )
 from .runner import Producer, Runner
 from .wire import GenkitFraming, GenkitRequest, SSEFraming, parse_body, parse_offset, result_body, wants_stream
@@ -78,7 +78,7 @@ class StreamsHTTP:
         route: read only streams that were started through this route (a request path); None: those of all routes.
         pace: heartbeat and time bounds of responses.
         drain: how long producers may go on when this is left.
-        max_body_bytes: the longest request body.
+        max_body_bytes: the longest request body, here and in a `DurableStreaming` over it.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class StreamsHTTP:
         self._route = route
         self._pace = pace or Pace()
         self._drain = drain
-        self._max_body_bytes = max_body_bytes
+        self.max_body_bytes = max_body_bytes
         self._runner: Runner | None = None
         self._resources = AsyncExitStack()
 
@@ -137,25 +137,19 @@ class StreamsHTTP:
         """Answer one connection of the reading app (ASGI)."""
         if scope["type"] != "http":
             raise RuntimeError("StreamsHTTP takes HTTP only; give its `lifespan` to the outermost app")
-        try:
+        async with errors_answered(send):
             await self._read(scope, receive, send)
-        except Exception as error:
-            await send_error(send, shown_error(error))
 
     async def post(self, scope: Scope, receive: Receive, send: Send, work: Work, context: Mapping[str, Any]) -> None:
         """Answer a POST by Genkit's exchange: resume the stream that a header names, or do the work, streaming if asked to."""
-        try:
+        async with errors_answered(send):
             await self._post(scope, receive, send, work, context)
-        except Exception as error:
-            await send_error(send, shown_error(error))
 
     async def stop(self, scope: Scope, send: Send, context: Mapping[str, Any]) -> None:
         """Answer a DELETE on a POST's URL: stop the stream that the header names."""
-        try:
+        async with errors_answered(send):
             stream = headers_of(scope).get(STREAM_ID_HEADER, "")
             await self._cancel(send, await self._admit("stop", scope, stream, scope["path"], context))
-        except Exception as error:
-            await send_error(send, shown_error(error))
 
     def respond(
         self,
@@ -180,14 +174,12 @@ class StreamsHTTP:
                     await stream.write(chunk)
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            try:
+            async with errors_answered(send):
                 if (stream := headers_of(scope).get(STREAM_ID_HEADER)) is not None:
                     await chunks.aclose()
                     await self.resume(scope, receive, send, stream, context)
                 else:
                     await self.start(scope, receive, send, produce, context)
-            except Exception as error:
-                await send_error(send, shown_error(error))
 
         return app
 
@@ -223,7 +215,7 @@ class StreamsHTTP:
 
     async def _post(self, scope: Scope, receive: Receive, send: Send, work: Work, context: Mapping[str, Any]) -> None:
         headers = headers_of(scope)
-        body = await read_body(receive, self._max_body_bytes)
+        body = await read_body(receive, self.max_body_bytes)
         if body is None:
             return
         if (stream := headers.get(STREAM_ID_HEADER)) is not None:
@@ -318,8 +310,7 @@ async def _run_once(receive: Receive, send: Send, work: Work, request: GenkitReq
 
 
 async def _stop_on_disconnect(receive: Receive, stop: anyio.Event, exchange: anyio.CancelScope) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    await disconnected(receive)
     stop.set()
     exchange.cancel()
 

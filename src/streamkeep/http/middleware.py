@@ -14,9 +14,20 @@ import msgspec
 from .._input import StreamInput
 from .._manager import StreamManager
 from ..errors import InvalidArgumentError
-from ..events import ErrorInfo
-from .app import MAX_BODY_BYTES, StreamsHTTP, query_of
-from .response import STREAM_ID_HEADER, ASGIApp, Message, Receive, Scope, Send, headers_of, read_body, send_error, shown_error
+from ..events import ErrorInfo, hidden_error
+from .app import StreamsHTTP, query_of
+from .response import (
+    STREAM_ID_HEADER,
+    ASGIApp,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    errors_answered,
+    headers_of,
+    read_body,
+    send_error,
+)
 from .runner import SHUT_DOWN
 from .wire import Failure, GenkitDecoder, GenkitFrame, Result, wants_stream
 from .wire import Message as Chunk
@@ -56,8 +67,8 @@ class DurableStreaming:
                 await self._app(scope, receive, send)
 
     async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            body = await read_body(receive, MAX_BODY_BYTES)
+        async with errors_answered(send):
+            body = await read_body(receive, self._http.max_body_bytes)
             stream = headers_of(scope).get(STREAM_ID_HEADER)
             if body is None:
                 return
@@ -65,8 +76,6 @@ class DurableStreaming:
                 await self._http.resume(scope, receive, send, stream, {})
             else:
                 await self._start(scope, receive, send, body)
-        except Exception as error:
-            await send_error(send, shown_error(error))
 
     async def _start(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
         stream = str(uuid.uuid4())
@@ -140,8 +149,7 @@ async def _store(stream: StreamInput, frame: GenkitFrame) -> None:
             await stream.done(msgspec.Raw(data))
         case Failure(error, _):
             # The inner app puts exceptions' texts into its frames; only the status is for everybody.
-            words = error.status.lower().replace("_", " ")
-            await stream.error(ErrorInfo(error.status, words, None, internal=error.message))
+            await stream.error(hidden_error(error.status, error.message))
 
 
 class _Lifespan:

@@ -5,8 +5,8 @@ does not.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, MutableMapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -96,6 +96,21 @@ def shown_error(error: Exception) -> ErrorInfo:
     return info
 
 
+@asynccontextmanager
+async def errors_answered(send: Send) -> AsyncGenerator[None]:
+    """Answer what is raised within as a JSON error; for all that happens before an answer has begun."""
+    try:
+        yield
+    except Exception as error:
+        await send_error(send, shown_error(error))
+
+
+async def disconnected(receive: Receive) -> None:
+    """Return when the client has gone. Nothing else may read the request's body meanwhile."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 async def send_events(
     receive: Receive,
     send: Send,
@@ -113,8 +128,7 @@ async def send_events(
 
 
 async def _until_disconnect(receive: Receive, response: anyio.CancelScope) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    await disconnected(receive)
     response.cancel()
 
 

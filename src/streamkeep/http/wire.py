@@ -13,15 +13,12 @@ from typing import ClassVar, Final, Protocol, TypeVar, assert_never
 import msgspec
 
 from streamkeep.errors import STATUSES, InvalidArgumentError, LimitExceededError, Status, StreamkeepError
-from streamkeep.events import ErrorInfo, StreamEvent, StreamEventType, encode_json
+from streamkeep.events import MAX_OFFSET, ErrorInfo, StreamEvent, StreamEventType, encode_json
 
 T = TypeVar("T")
 
 MAX_FRAME_BYTES: Final = 8 * 1024 * 1024
 """How long a frame may be that a decoder takes, unless it is told otherwise."""
-
-MAX_OFFSET: Final = 2**53 - 1
-"""The greatest offset that a JavaScript client can name."""
 
 
 # Encoding
