@@ -1,0 +1,33 @@
+"""SimulationSuite: random histories over a storage, as a pytest class to subclass."""
+
+from collections.abc import Callable
+from typing import Final
+
+import pytest
+
+from streamkeep.storage import Storage
+
+HISTORIES_A_TEST: Final = 10
+
+
+class SimulationSuite:
+    """Subclass it like `StorageSuite`, and pytest lives through a hundred random histories over your storage; see `simulate`.
+
+    The storage runs on asyncio, whatever the histories run on. Needs trio.
+    """
+
+    @pytest.fixture
+    def open_storage(self) -> Callable[[], Storage]:
+        """Give a function whose every call gives a storage, not entered, over this test's data."""
+        raise NotImplementedError("override the fixture open_storage")
+
+    @pytest.mark.parametrize("first_seed", range(0, 100, HISTORIES_A_TEST))
+    def test_the_promises_hold_in_random_histories(self, open_storage: Callable[[], Storage], first_seed: int) -> None:
+        from streamkeep.testing.simulation import simulate
+
+        opened = 0
+        for seed in range(first_seed, first_seed + HISTORIES_A_TEST):
+            outcome = simulate(seed, open_storage)  # which leaves nothing behind, if the promises hold
+            assert not outcome.violations, outcome
+            opened += outcome.reached.get("opened", 0)
+        assert opened

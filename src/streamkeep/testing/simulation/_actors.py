@@ -1,0 +1,508 @@
+"""Those who use streams in a simulated history: processes, and in them writers, readers and people who interfere.
+
+They behave as users are told to, and as badly as users do: they pause, lose patience, drop handles, come back, and die. What they
+are told they write down; whether it is true is not theirs to judge, but for what only they can know at that moment.
+"""
+
+import gc
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from math import inf
+from random import Random
+from typing import Final, Protocol
+from weakref import ReferenceType, ref
+
+import trio
+
+from streamkeep import (
+    OffsetOutOfRangeError,
+    StorageError,
+    StreamAlreadyExistsError,
+    StreamBusyError,
+    StreamCompletedError,
+    StreamEvent,
+    StreamInput,
+    StreamkeepError,
+    StreamManager,
+    StreamManagerClosedError,
+    StreamNotFoundError,
+    StreamTakenOverError,
+    StreamTimeoutError,
+)
+from streamkeep.errors import StorageCorruptError
+from streamkeep.events import StreamEventType, event_of
+
+from ._accounts import Reading, Writing, failure_of
+from ._world import CALM, EPOCH, SimulatedStorage, Weather, World
+
+PROMPT_SECONDS: Final = 2.0
+"""Within this, in calm weather, a reader gets what was stored, and a writer learns that its stream is no longer its own."""
+PATIENCE: Final = 6
+"""How often somebody tries again what failed."""
+LETTERS: Final = {StreamEventType.CHUNK: b"c", StreamEventType.DONE: b"d", StreamEventType.ERROR: b"e"}
+
+
+class Actor(Protocol):
+    """Somebody who lives in a process, and does what calling it does."""
+
+    name: str
+
+    async def __call__(self, process: "Process", /) -> None: ...
+
+
+@dataclass(slots=True)
+class Story:
+    """What is being told: the world, who did what, and what was wrong with it.
+
+    Attributes:
+        acting: who is at it.
+        deleted: ids that somebody has deleted.
+        worst_skew: by how many seconds the worst of all clocks is wrong.
+        violations: promises that were seen to be broken.
+        reached: how often the history came to this or that, so that it can be seen that something was tried.
+    """
+
+    world: World
+    random: Random
+    ids: list[str]
+    ttl: timedelta
+    writings: list[Writing] = field(default_factory=list)
+    handles: list["Handle"] = field(default_factory=list)
+    acting: list[Actor] = field(default_factory=list)
+    deleted: set[str] = field(default_factory=set)
+    worst_skew: float = 0.0
+    violations: list[str] = field(default_factory=list)
+    reached: dict[str, int] = field(default_factory=dict)
+
+    def count(self, what: str) -> None:
+        """Count that the history came to this."""
+        self.reached[what] = self.reached.get(what, 0) + 1
+
+    def complain(self, what: str) -> None:
+        """Write down that a promise was broken."""
+        self.world.note(f"VIOLATION {what}")
+        self.violations.append(what)
+
+    async def pause(self, longest: float) -> None:
+        """Do nothing for a while, mostly short."""
+        await trio.sleep(longest * self.random.random() ** 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """A StreamInput that somebody has, or has had."""
+
+    process: "Process"
+    stream: ReferenceType[StreamInput]
+    name: str
+    opened_at: float
+
+    @property
+    def should_be_told(self) -> bool:
+        """Whether it is believed to be open by a process in calm weather."""
+        stream = self.stream()
+        return (
+            stream is not None
+            and self.process.is_alive
+            and self.process.weather is CALM
+            and not stream.is_closed
+            and not stream.cancelled.is_set()
+        )
+
+
+class Process:
+    """A process: a manager, a clock that may be wrong, a way to the storage, and those who use it.
+
+    Args:
+        skew: by how many seconds its clock is ahead.
+    """
+
+    def __init__(self, story: Story, name: str, weather: Weather, skew: float) -> None:
+        self.name = name
+        self.weather = weather
+        self.calm_since = 0.0 if weather is CALM else inf
+        self._skew = skew
+        self._story = story
+        story.worst_skew = max(story.worst_skew, abs(skew))
+        self._way = SimulatedStorage(story.world, name, weather)
+        self._life = trio.CancelScope()
+        self._streams = StreamManager(self._way, ttl=story.ttl, clock=self._clock)
+        self.up = trio.Event()
+        self.over = trio.Event()
+
+    @property
+    def streams(self) -> StreamManager:
+        """Its manager."""
+        return self._streams
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has been neither killed nor closed."""
+        return not self._way.is_cut and self._streams.is_running
+
+    async def run(self, actors: Sequence["Actor"]) -> None:
+        """Live until all actors are done and `leave` or `kill` is called."""
+        try:
+            with self._life:
+                async with self._streams:
+                    self.up.set()
+                    async with trio.open_nursery() as nursery:
+                        for act in actors:
+                            nursery.start_soon(self._act, act)
+                        nursery.start_soon(trio.sleep_forever)
+        finally:
+            self.over.set()
+
+    def kill(self) -> None:
+        """Die, without a word to anybody."""
+        self._story.world.note(f"{self.name} is killed")
+        self._story.count("killed")
+        self._way.is_cut = True
+        self._life.cancel()
+
+    async def leave(self) -> None:
+        """Close the manager while its users still use it, then end."""
+        self._story.world.note(f"{self.name} leaves")
+        await self._streams.aclose()
+        await trio.sleep(PROMPT_SECONDS)
+        self._life.cancel()
+        await self.over.wait()
+
+    @property
+    def keeps_its_leases(self) -> bool:
+        """Whether nothing keeps it from renewing in time, by anybody's clock."""
+        return self.calm_since == 0 and not self._story.worst_skew
+
+    def calm_down(self) -> None:
+        """Let what it asks of the storage succeed from now on."""
+        if self.weather is not CALM:
+            self._way.weather = self.weather = CALM
+            self.calm_since = trio.current_time()
+
+    async def _act(self, act: "Actor") -> None:
+        self._story.acting.append(act)
+        try:
+            await act(self)
+        except StreamManagerClosedError:
+            if self.is_alive:
+                self._story.complain(f"{self.name} runs, and says that it is closed")
+        except StorageCorruptError as error:
+            self._story.complain(f"{self.name} calls its storage damaged: {error}")
+        finally:
+            self._story.acting.remove(act)
+
+    def _clock(self) -> float:
+        return EPOCH + trio.current_time() + self._skew
+
+    def may_be_absent(self, stream: str, since: float) -> bool:
+        """Say whether the stream can have been absent, by this process's clock, at some time since then."""
+        pasts = [past for past in self._story.world.pasts if past.id == stream]
+        there = self._story.world.streams.get(stream)
+        return (
+            there is None
+            or there.created_at >= since
+            or any(past.deleted_at is not None and past.deleted_at >= since for past in pasts)
+            or self._clock() >= there.head.expires_at
+        )
+
+
+class Writer:
+    """Somebody who writes a stream, or goes on with one."""
+
+    def __init__(self, story: Story, name: str, stream: str) -> None:
+        self.name = name
+        self._story = story
+        self._stream = stream
+        self._random = story.random
+        self._handles = 0
+        self._scope = trio.CancelScope()
+
+    async def __call__(self, process: Process) -> None:
+        """Open the stream, write to it, and end in one way or another; perhaps again."""
+        for _ in range(self._random.randint(1, 3)):
+            await self._story.pause(20)
+            await self.open_and_write(process)
+            # Automatic collection is off, so that a dropped handle dies at the same moment in every run.
+            gc.collect()
+
+    async def open_and_write(self, process: Process) -> None:
+        """Open the stream, as often as it takes or patience lasts, write to it, and end."""
+        resume = self._random.random() < 0.7
+        for _ in range(PATIENCE):
+            try:
+                with trio.CancelScope() as self._scope:
+                    await self._open_once(process, resume=resume)
+            except StreamBusyError as busy:
+                await trio.sleep(max(0.0, min(busy.lease_until - process.streams.clock(), 60.0)))
+            except _OnPurpose:
+                return
+            except (StreamAlreadyExistsError, StreamCompletedError):
+                return
+            except StorageCorruptError:
+                raise
+            except StorageError:
+                resume = True
+                await self._story.pause(5)
+            else:
+                return
+
+    async def _open_once(self, process: Process, *, resume: bool) -> None:
+        opening = process.streams.open(self._stream, resume=resume)
+        if self._random.random() < 0.5:
+            async with opening as stream:
+                await self._write_and_end(process, stream)
+        else:
+            await self._write_and_end(process, await opening)
+
+    async def _write_and_end(self, process: Process, stream: StreamInput) -> None:
+        self._handles += 1
+        name = f"{self.name}.{self._handles}"
+        account = Writing(name, stream.id, stream.tail)
+        self._story.writings.append(account)
+        self._story.handles.append(Handle(process, ref(stream), name, trio.current_time()))
+        self._story.count("opened" if stream.tail == 0 else "resumed")
+        self._story.world.note(f"{process.name} {name} opened {stream.id} at {stream.tail}")
+        try:
+            for _ in range(self._random.randint(0, 12)):
+                await self._step(stream, account)
+            await self._end(stream, account)
+        except (StreamCompletedError, StreamTakenOverError, StreamNotFoundError) as error:
+            self._story.count(f"writer told {error.status}")
+            self._story.world.note(f"{process.name} {name} is told: {error}")
+            if not stream.cancelled.is_set():
+                self._story.complain(f"{name} was told {error.status}, and its stream is not `cancelled`")
+            if process.keeps_its_leases and stream.id not in self._story.deleted and _is_about_leases(error):
+                self._story.complain(f"{name} lives, and lost its stream: {error}")
+
+    async def _step(self, stream: StreamInput, account: Writing) -> None:
+        random = self._random
+        if random.random() < 0.01:
+            await self._flood(stream, account)
+        match random.choice(["write", "write", "soon", "soon", "flush", "together", "impatient", "pause"]):
+            case "write":
+                await self._write(stream, account)
+            case "soon":
+                for _ in range(random.randint(1, 4)):
+                    stream.write_soon(account.next_chunk())
+            case "flush":
+                await self._flush(stream, account)
+            case "together":
+                # Each task's call comes before its first wait, so numbers are in the order of calls.
+                async with trio.open_nursery() as writes:
+                    for _ in range(random.randint(2, 4)):
+                        writes.start_soon(self._write_quietly, stream, account)
+            case "impatient":
+                with trio.move_on_after(random.random() * 0.2):
+                    await self._write(stream, account)
+            case _:
+                await self._story.pause(60)
+
+    async def _flood(self, stream: StreamInput, account: Writing) -> None:
+        """Write more than goes into one commit, one page, or what readers share."""
+        for _ in range(self._random.randint(1_000, 3_000)):
+            stream.write_soon(account.next_chunk())
+        if self._random.random() < 0.5:
+            await self._flush(stream, account)
+
+    async def _write(self, stream: StreamInput, account: Writing) -> None:
+        number = account.calls
+        try:
+            offset = await stream.write(account.next_chunk())
+        except StorageCorruptError:
+            raise
+        except StorageError:
+            await self._story.pause(3)
+            if self._random.random() < 0.5:
+                await self._flush(stream, account)
+            return
+        account.places[number] = offset
+        account.stored = max(account.stored, number + 1)
+
+    async def _write_quietly(self, stream: StreamInput, account: Writing) -> None:
+        # In a nursery errors come as groups; so they are kept here.
+        try:
+            await self._write(stream, account)
+        except (StreamCompletedError, StreamTakenOverError, StreamNotFoundError, StreamManagerClosedError):
+            account.was_told = True
+        except StorageCorruptError as error:
+            self._story.complain(f"{account.name} calls its storage damaged: {error}")
+
+    async def _flush(self, stream: StreamInput, account: Writing) -> bool:
+        for _ in range(PATIENCE):
+            asked = account.calls
+            try:
+                await stream.flush()
+            except StorageCorruptError:
+                raise
+            except StorageError:
+                await self._story.pause(5)
+            else:
+                account.stored = max(account.stored, asked)
+                return True
+        return False
+
+    async def _end(self, stream: StreamInput, account: Writing) -> None:
+        ways = ["done", "done", "error", "close", "drop", "raise", "cancel"]
+        match self._random.choice(ways):
+            case "done":
+                await self._complete(stream, account, "done", lambda: stream.done(account.name))
+            case "error":
+                await self._complete(stream, account, "error", lambda: stream.error(failure_of(account.name)))
+            case "close":
+                await self._complete(stream, account, "close", stream.close)
+            case "raise":
+                raise _OnPurpose
+            case "cancel":
+                self._scope.cancel()
+                await trio.sleep_forever()
+            case _:
+                self._story.count("dropped")
+
+    async def _complete(self, stream: StreamInput, account: Writing, how: str, complete: Callable[[], Awaitable[None]]) -> None:
+        account.ending = how
+        try:
+            await complete()
+            account.has_ended = True
+        except StorageCorruptError:
+            raise
+        except StorageError:
+            account.has_ended = await self._flush(stream, account)
+        if account.has_ended:
+            self._story.count(how)
+            if not account.was_told:
+                account.stored = account.calls
+
+
+def _is_about_leases(error: StreamkeepError) -> bool:
+    return isinstance(error, StreamTakenOverError) or "ABORTED" in str(error)
+
+
+class _OnPurpose(Exception):  # noqa: N818 - it is not an error
+    """What a producer raises that fails."""
+
+
+class Reader:
+    """Somebody who reads a stream to its end, in one go or coming back."""
+
+    def __init__(self, story: Story, name: str, stream: str) -> None:
+        self.name = name
+        self._story = story
+        self._stream = stream
+        self._random = story.random
+        self._after: int | None = None
+
+    async def __call__(self, process: Process) -> None:
+        """Read until the stream ends, or until there is a reason not to."""
+        await self._story.pause(30)
+        while not await self._read(process):
+            await self._story.pause(5)
+
+    async def _read(self, process: Process) -> bool:
+        """Read until there is nothing more to come, or there is a reason to come back; say which."""
+        began = trio.current_time()
+        try:
+            return await self._read_once(process)
+        except StreamNotFoundError:
+            if not process.may_be_absent(self._stream, began):
+                self._story.complain(f"{self.name} was told that {self._stream} does not exist")
+            return self._after is not None or self._random.random() < 0.3 or trio.current_time() > LAST_HOPE
+        except OffsetOutOfRangeError:
+            if sum(past.id == self._stream for past in self._story.world.pasts) < 2:
+                self._story.complain(f"{self.name} was told that {self._stream} is shorter than what it has read")
+            return True
+        except StreamTimeoutError:
+            self._story.count("timed out")
+            return False
+        except StorageCorruptError:
+            raise
+        except StorageError:
+            return False
+
+    async def _read_once(self, process: Process) -> bool:
+        account = Reading(self.name, self._stream, 0 if self._after is None else self._after + 1)
+        slowness = self._random.choice([0.0, 0.0, 0.0, 0.5, 20.0])
+        idle = timedelta(seconds=20) if self._random.random() < 0.2 else None
+        async with process.streams.subscribe(self._stream, self._after, idle_timeout=idle) as events:
+            asked = trio.current_time()
+            while batch := await events.batch():
+                for event in batch:
+                    self._see(process, account, event, asked)
+                if self._random.random() < 0.05:
+                    return False
+                await self._story.pause(slowness)
+                asked = trio.current_time()
+            self._check_end(account)
+            self._story.count("read to the end")
+            return True
+
+    def _check_end(self, account: Reading) -> None:
+        last = account.next + len(account.seen) - 1
+        if not any(past.id == self._stream and past.ends_at == last for past in self._story.world.pasts):
+            self._story.complain(f"{self.name} was led to believe that {self._stream} ends at {last}")
+
+    def _see(self, process: Process, account: Reading, event: StreamEvent[object], asked: float) -> None:
+        self._after = event.offset
+        record = LETTERS[event.type] + event.data
+        assert event_of(record, event.offset) == event
+        if problem := account.see(event.offset, record, self._story.world.pasts):
+            self._story.complain(problem)
+        elif account.candidates:
+            stored_at = account.candidates[0].stored_at[event.offset]
+            waited = trio.current_time() - max(asked, stored_at)
+            if waited > PROMPT_SECONDS and stored_at >= process.calm_since:
+                self._story.complain(f"{self.name} got offset {event.offset} of {self._stream} {waited:.1f} s late")
+        self._story.count("events read")
+
+
+LAST_HOPE: Final = 150.0
+"""After so many virtual seconds nobody waits any longer for a stream that is not there."""
+
+
+class Meddler:
+    """Somebody who cancels, deletes, sweeps and looks, now and then."""
+
+    def __init__(self, story: Story, name: str) -> None:
+        self.name = name
+        self._story = story
+
+    async def __call__(self, process: Process) -> None:
+        """Interfere a few times."""
+        for _ in range(self._story.random.randint(1, 4)):
+            await self._story.pause(60)
+            try:
+                await self._interfere(process, self._story.random.choice(self._story.ids))
+            except StorageCorruptError:
+                raise
+            except (StreamNotFoundError, StorageError):
+                pass
+
+    async def _interfere(self, process: Process, stream: str) -> None:
+        story = self._story
+        match story.random.choice(["cancel", "cancel", "cancel", "delete", "replace", "sweep", "list"]):
+            case "cancel":
+                if await process.streams.cancel(stream):
+                    story.count("cancelled")
+                    await _expect_to_be_told(story, stream)
+            case "delete" | "replace" as how:
+                story.deleted.add(stream)
+                await process.streams.delete(stream)
+                story.count("deleted")
+                if how == "replace":
+                    await Writer(story, f"{self.name} {trio.current_time()}", stream).open_and_write(process)
+            case "sweep":
+                await process.streams.sweep()
+            case _:
+                ids = [info.id for info in await process.streams.list()]
+                if ids != sorted(set(ids)):
+                    story.complain(f"a list of all streams is {ids}")
+
+
+async def _expect_to_be_told(story: Story, stream: str) -> None:
+    """Check that who wrote a stream that was cancelled just now learns of it at once."""
+    cancelled_at = trio.current_time()
+    await trio.sleep(PROMPT_SECONDS)
+    for handle in story.handles:
+        written = handle.stream()
+        if written is not None and written.id == stream and handle.opened_at < cancelled_at and handle.should_be_told:
+            story.complain(f"{handle.name} was not told within {PROMPT_SECONDS} s that {stream} was cancelled")

@@ -1,0 +1,367 @@
+"""The world of a simulated history: one storage, many ways to it that fail, and what the storage was really told.
+
+Time is trio's, on a clock that jumps to the next moment at which anything is to happen. The world performs one operation at a
+time, whole, in the moment in which it arrives, and writes it down; that record is what the checks believe. It knows nothing of leases
+or of what may follow what.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from random import Random
+from threading import Thread
+from typing import Any, Final, Self, TypeVar
+
+import trio
+
+from streamkeep.errors import StorageError
+from streamkeep.events import is_terminal
+from streamkeep.storage import Doorbell, Head, Page, Storage
+
+T = TypeVar("T")
+
+ANSWER_SECONDS: Final = 60.0
+"""How long, in real time, the storage may take for an answer."""
+MAX_OPERATIONS: Final = 20_000
+"""After so many operations a history goes round in circles."""
+EPOCH: Final = 1_700_000_000.0
+"""What a clock that is right shows when a history begins."""
+
+
+@dataclass(slots=True)
+class Past:
+    """A stream from its creation to its deletion, as the storage was told it.
+
+    Attributes:
+        id: the stream's id.
+        head: the newest head.
+        records: the log.
+        stored_at: for each record, when it was committed, in virtual seconds.
+        created_at: when it was created.
+        deleted_at: when it was deleted, or None.
+    """
+
+    id: str
+    head: Head
+    created_at: float
+    records: list[bytes] = field(default_factory=list)
+    stored_at: list[float] = field(default_factory=list)
+    deleted_at: float | None = None
+
+    @property
+    def ends_at(self) -> int | None:
+        """The offset of its terminal event; None if it has not come to its end."""
+        return len(self.records) - 1 if self.records and is_terminal(self.records[-1]) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Weather:
+    """How a process's way to the storage behaves. Chances are per call or ring, times in virtual seconds.
+
+    Attributes:
+        latency: the longest that a request, an answer or a ring is under way.
+        lost_requests: the chance that a request never arrives, and its caller is told so.
+        lost_answers: the chance that an answer gets lost, and its caller is told so.
+        stalls: the chance that a request or its answer is under way for up to `stall_seconds`.
+        stall_seconds: how long that is.
+        lost_rings: the chance that a ring never comes.
+        late_rings: the chance that it comes up to `stall_seconds` late.
+        false_rings: the chance that it comes once more.
+        short_pages: the chance that a page has fewer records than were asked for.
+    """
+
+    latency: float = 0.05
+    lost_requests: float = 0.0
+    lost_answers: float = 0.0
+    stalls: float = 0.0
+    stall_seconds: float = 0.0
+    lost_rings: float = 0.0
+    late_rings: float = 0.0
+    false_rings: float = 0.0
+    short_pages: float = 0.0
+
+    @classmethod
+    def random(cls, random: Random) -> "Weather":
+        """Give some weather, calm in one case of three."""
+        if random.random() < 1 / 3:
+            return CALM
+
+        def chance(most: float) -> float:
+            return random.choice([0.0, random.random() * most])
+
+        return cls(
+            latency=random.choice([0.0, 0.001, 0.05, 1.0]),
+            lost_requests=chance(0.3),
+            lost_answers=chance(0.3),
+            stalls=chance(0.1),
+            stall_seconds=random.choice([2.0, 12.0, 40.0]),
+            lost_rings=chance(1.0),
+            late_rings=chance(1.0),
+            false_rings=chance(1.0),
+            short_pages=chance(0.5),
+        )
+
+
+CALM: Final = Weather()
+
+
+class World:
+    """One storage, what it was told, and the network between it and the processes.
+
+    Attributes:
+        streams: what lives, by id.
+        pasts: all that ever lived.
+        surprises: what the storage did that its contract forbids.
+        trace: what happened, a line each.
+    """
+
+    def __init__(self, ask: Callable[[Coroutine[Any, Any, Any]], Any], storage: Storage, random: Random) -> None:
+        self.streams: dict[str, Past] = {}
+        self.pasts: list[Past] = []
+        self.surprises: list[str] = []
+        self.trace: list[str] = []
+        self.random: Final = random
+        self._ask = ask
+        self._storage = storage
+        self._network: trio.Nursery | None = None
+        self._bells: defaultdict[str, list[_Bell]] = defaultdict(list)
+        self._operations = 0
+
+    @asynccontextmanager
+    async def network(self) -> AsyncGenerator[None]:
+        """Carry requests, answers and rings while the block runs."""
+        async with trio.open_nursery() as self._network:
+            yield
+            self._network.cancel_scope.cancel()
+
+    def send(self, carry: Callable[[], Awaitable[None]]) -> None:
+        """Have something carried, whatever becomes of whoever sent it."""
+        assert self._network is not None
+        self._network.start_soon(carry)
+
+    def note(self, line: str) -> None:
+        """Write down what happened, and when."""
+        self._operations += 1
+        if self._operations > MAX_OPERATIONS:
+            raise RuntimeError(f"the history goes round in circles: {MAX_OPERATIONS} operations")
+        self.trace.append(f"{trio.current_time():12.6f} {line}")
+
+    # What the storage is asked, each in one moment.
+
+    def read(self, stream: str, start: int, limit: int) -> Page | None:
+        """Read, and compare with what was committed."""
+        page: Page | None = self._ask(self._storage.read(stream, start, limit))
+        past = self.streams.get(stream)
+        if page is None or past is None:
+            self._expect(page is None and past is None, f"a read of {stream} does not know whether it exists")
+            return page
+        records = past.records[start : start + len(page.records)]
+        self._expect(page.head == past.head, f"a read of {stream} gives another head")
+        self._expect(list(page.records) == records, f"a read of {stream} from {start} on gives other records")
+        self._expect(bool(page.records) or not (limit and past.records[start:]), f"a read of {stream} gives no records")
+        return page
+
+    def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes]) -> bool:
+        """Commit, write it down, and ring."""
+        past = self.streams.get(stream)
+        done: bool = self._ask(self._storage.commit(stream, seen, head, records))
+        self._expect(done == ((past.head.version if past else None) == seen), f"a commit to {stream} ended in {done}")
+        if done:
+            past = past or self._begin(stream, head)
+            past.head = head
+            past.records.extend(records)
+            past.stored_at.extend([trio.current_time()] * len(records))
+            self._expect(head.tail == len(past.records), f"the log of {stream} has not as many records as its head says")
+            self._ring(stream)
+        return done
+
+    def delete(self, stream: str, seen: int) -> bool:
+        """Delete, write it down, and ring."""
+        past = self.streams.get(stream)
+        done: bool = self._ask(self._storage.delete(stream, seen))
+        self._expect(done == (past is not None and past.head.version == seen), f"a deletion of {stream} ended in {done}")
+        if done and past is not None:
+            past.deleted_at = trio.current_time()
+            del self.streams[stream]
+            self._ring(stream)
+        return done
+
+    def scan(self, after: str, limit: int) -> Sequence[str]:
+        """Scan, and compare."""
+        ids: Sequence[str] = self._ask(self._storage.scan(after, limit))
+        there = sorted(stream for stream in self.streams if stream > after)[:limit]
+        self._expect(list(ids) == there, f"a scan after {after!r} gives {ids}")
+        return ids
+
+    def watch(self, stream: str, bell: "_Bell") -> None:
+        """Ring this bell too."""
+        self._bells[stream].append(bell)
+
+    def forget(self, stream: str, bell: "_Bell") -> None:
+        """Ring it no more."""
+        self._bells[stream].remove(bell)
+
+    def _begin(self, stream: str, head: Head) -> Past:
+        past = self.streams[stream] = Past(stream, head, trio.current_time())
+        self.pasts.append(past)
+        return past
+
+    def _ring(self, stream: str) -> None:
+        for bell in tuple(self._bells[stream]):
+            bell.ring_later()
+
+    def _expect(self, holds: bool, otherwise: str) -> None:  # noqa: FBT001 - reads as a sentence
+        if not holds:
+            self.surprises.append(otherwise)
+
+
+class SimulatedStorage:
+    """One process's way to the world's storage; a Storage like any other to those who use it.
+
+    Requests travel apart from their callers: one whose caller was cancelled, or has died, may still arrive, and later.
+
+    Attributes:
+        weather: how it behaves; may be changed at any time.
+        is_cut: whether the process is dead, so that nothing is sent, and nothing answered.
+    """
+
+    def __init__(self, world: World, name: str, weather: Weather) -> None:
+        self.weather = weather
+        self.is_cut = False
+        self._world = world
+        self._name = name
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        pass
+
+    async def read(self, stream: str, start: int = 0, limit: int = 0) -> Page | None:
+        """See `Storage.read`."""
+        if limit and self._world.random.random() < self.weather.short_pages:
+            limit = self._world.random.randint(1, min(limit, 4))
+        return await self._call(f"read {stream} {start} {limit}", lambda: self._world.read(stream, start, limit))
+
+    async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
+        """See `Storage.commit`."""
+        kept = tuple(records)
+        what = f"commit {stream} {seen} -> {head.version} +{len(kept)}"
+        return await self._call(what, lambda: self._world.commit(stream, seen, head, kept))
+
+    async def delete(self, stream: str, seen: int) -> bool:
+        """See `Storage.delete`."""
+        return await self._call(f"delete {stream} {seen}", lambda: self._world.delete(stream, seen))
+
+    async def scan(self, after: str = "", limit: int = 100) -> Sequence[str]:
+        """See `Storage.scan`."""
+        return await self._call(f"scan {after!r}", lambda: self._world.scan(after, limit))
+
+    def watch(self, stream: str) -> AbstractAsyncContextManager[Doorbell]:
+        """See `Storage.watch`."""
+        return self._watch(stream)
+
+    @asynccontextmanager
+    async def _watch(self, stream: str) -> AsyncGenerator[Doorbell]:
+        bell = _Bell(self._world, self)
+        await self._call(f"watch {stream}", lambda: self._world.watch(stream, bell))
+        try:
+            yield bell
+        finally:
+            self._world.forget(stream, bell)
+
+    async def _call(self, what: str, do: Callable[[], T]) -> T:
+        if self.is_cut:
+            raise StorageError("this process is dead")
+        chance, weather = self._world.random.random, self.weather
+        arrives, is_answered = chance() >= weather.lost_requests, chance() >= weather.lost_answers
+        there, back = self.delay(), self.delay()
+        answers: list[T] = []
+        over = trio.Event()
+
+        async def carry() -> None:
+            await trio.sleep(there)
+            if arrives:
+                answers.append(do())
+                self._world.note(f"{self._name} {what}: {_shown(answers[0])}{'' if is_answered else ' (answer lost)'}")
+            else:
+                self._world.note(f"{self._name} {what}: lost")
+            await trio.sleep(back)
+            over.set()
+
+        self._world.send(carry)
+        await over.wait()
+        if not (arrives and is_answered) or self.is_cut:
+            raise StorageError(f"{what.split(maxsplit=1)[0]} got lost")
+        return answers[0]
+
+    def delay(self) -> float:
+        """Give how long something is under way this time."""
+        random, weather = self._world.random, self.weather
+        return random.random() * (weather.stall_seconds if random.random() < weather.stalls else weather.latency)
+
+
+class _Bell:
+    """A doorbell whose rings come when the weather lets them."""
+
+    def __init__(self, world: World, way: SimulatedStorage) -> None:
+        self._world = world
+        self._way = way
+        self._rung = trio.Event()
+
+    async def wait(self) -> None:
+        await self._rung.wait()
+        self._rung = trio.Event()
+
+    def ring_later(self) -> None:
+        chance, weather = self._world.random.random, self._way.weather
+        if chance() >= weather.lost_rings:
+            self._send(chance() * weather.stall_seconds if chance() < weather.late_rings else self._way.delay())
+        if chance() < weather.false_rings:
+            self._send(chance() * weather.stall_seconds)
+
+    def _send(self, delay: float) -> None:
+        async def carry() -> None:
+            await trio.sleep(delay)
+            self._rung.set()
+
+        self._world.send(carry)
+
+
+@contextmanager
+def asking(open_storage: Callable[[], Storage]) -> Generator[tuple[Callable[[Coroutine[Any, Any, Any]], Any], Storage]]:
+    """Give a storage, entered on an asyncio loop in a thread of its own, and what runs its coroutines while the world waits."""
+    loop = asyncio.new_event_loop()
+    thread = Thread(target=loop.run_forever, name="simulated-storage")
+    thread.start()
+
+    def ask(coroutine: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(ANSWER_SECONDS)
+
+    async def enter() -> Storage:
+        return await open_storage().__aenter__()
+
+    try:
+        storage = ask(enter())
+        try:
+            yield ask, storage
+        finally:
+            ask(_leave(storage))
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def _leave(storage: Storage) -> None:
+    await storage.__aexit__(None, None, None)
+
+
+def _shown(answer: object) -> str:
+    match answer:
+        case Page(head, records):
+            return f"{head.version} of {head.tail}, {len(records)} records"
+        case _:
+            return str(answer)

@@ -1,0 +1,95 @@
+"""The simulation over the storages that are built in; and that it would find what it looks for."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from streamkeep.storage import Storage
+from streamkeep.storages.memory import MemoryStorage
+from streamkeep.storages.sqlite import SQLiteStorage
+from streamkeep.testing import SimulationSuite
+from streamkeep.testing.simulation import Outcome, simulate
+
+from .planted import BUGS, Plant
+
+DIGESTS = """
+import hashlib
+from streamkeep.storages.memory import MemoryStorage
+from streamkeep.testing.simulation import simulate
+print([hashlib.sha256(simulate(seed, MemoryStorage).trace).hexdigest() for seed in range(5)])
+"""
+
+
+class TestMemory(SimulationSuite):
+    @pytest.fixture
+    def open_storage(self) -> Callable[[], Storage]:
+        return MemoryStorage
+
+
+class TestSQLite(SimulationSuite):
+    @pytest.fixture
+    def open_storage(self, tmp_path: Path) -> Callable[[], Storage]:
+        return lambda: SQLiteStorage(tmp_path / "streams.db", synchronous="NORMAL")
+
+
+@pytest.mark.parametrize("plant", BUGS, ids=lambda plant: plant.__name__)
+@pytest.mark.timeout(180)
+def test_a_planted_bug_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch)
+
+    assert any(simulate(seed, MemoryStorage).violations for seed in range(200))
+
+
+def test_the_same_seed_gives_the_same_bytes_in_another_process_too() -> None:
+    here = [hashlib.sha256(simulate(seed, MemoryStorage).trace).hexdigest() for seed in range(5)]
+    environment = {**os.environ, "PYTHONHASHSEED": "4711"}
+
+    there = subprocess.run(
+        [sys.executable, "-c", DIGESTS], env=environment, stdout=subprocess.PIPE, text=True, timeout=50, check=True
+    )
+
+    assert there.stdout.strip() == str(here)
+    assert len(set(here)) == len(here)
+
+
+def test_the_same_seed_gives_the_same_bytes_over_another_storage(tmp_path: Path) -> None:
+    for seed in range(5):
+        over_sqlite = simulate(seed, lambda: SQLiteStorage(tmp_path / "streams.db", synchronous="NORMAL"))
+
+        assert over_sqlite.trace == simulate(seed, MemoryStorage).trace
+
+
+def test_histories_come_to_all_that_can_happen() -> None:
+    reached = Counter[str]()
+    for seed in range(60):
+        reached.update(simulate(seed, MemoryStorage).reached)
+
+    assert set(reached) >= {
+        "cancelled",
+        "close",
+        "deleted",
+        "done",
+        "dropped",
+        "error",
+        "events read",
+        "killed",
+        "opened",
+        "read to the end",
+        "resumed",
+        "timed out",
+        "writer told ABORTED",
+        "writer told FAILED_PRECONDITION",
+        "writer told NOT_FOUND",
+    }
+
+
+def test_a_violation_is_shown_with_its_seed_and_what_led_to_it() -> None:
+    outcome = Outcome(42, ("the order was lost",), {}, b"    0.000000 what happened")
+
+    assert str(outcome) == "seed 42:\nthe order was lost\n\n    0.000000 what happened"
