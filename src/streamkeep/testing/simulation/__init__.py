@@ -20,23 +20,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from importlib import import_module
 from random import Random
-from typing import Final
+from typing import Any, Final
 from unittest.mock import patch
 
 import trio
 import trio.testing
 
-# The one way to have trio's order of tasks from a seed; it is made for Hypothesis, and documented nowhere else.
-from trio._core import _run as trio_run
-
 from streamkeep.storage import Storage
 
 from ._accounts import check_all
 from ._actors import PROMPT_SECONDS, Actor, Meddler, Process, Reader, Story, Writer
-from ._world import CALM, Weather, World, asking
+from ._world import CALM, LONGEST_STALL, Weather, World, asking
 
 __all__ = ["Outcome", "simulate"]
+
+# The one way to have trio's order of tasks from a seed: it is there for Hypothesis, and is not documented.
+_trio_run: Final[Any] = import_module("trio._core._run")
 
 STORM_SECONDS: Final = 120.0
 SETTLE_SECONDS: Final = 900.0
@@ -93,19 +94,19 @@ def simulate(seed: int, open_storage: Callable[[], Storage]) -> Outcome:
 def _deterministic(seed: int) -> Generator[None]:
     """Let what happens in the block follow from the seed: the order of tasks, and when dropped objects die."""
     logger = logging.getLogger("streamkeep")
-    before = trio_run._r.getstate(), logger.disabled
+    before = _trio_run._r.getstate(), logger.disabled
     gc.collect()
     gc.freeze()  # so that collecting after each dropped handle is quick
     gc.disable()
-    scheduling = patch.object(trio_run, "_ALLOW_DETERMINISTIC_SCHEDULING", new=True)
+    scheduling = patch.object(_trio_run, "_ALLOW_DETERMINISTIC_SCHEDULING", new=True)
     logger.disabled = True  # thousands of lines on what is meant to fail
-    trio_run._r.seed(seed)
+    _trio_run._r.seed(seed)
     try:
         with scheduling:
             yield
     finally:
         state, logger.disabled = before
-        trio_run._r.setstate(state)
+        _trio_run._r.setstate(state)
         gc.enable()
         gc.unfreeze()
 
@@ -171,7 +172,7 @@ async def _settle(story: Story) -> None:
         while _unsettled(story):
             gc.collect()
             await trio.sleep(10)
-        await trio.sleep(PROMPT_SECONDS)
+        await trio.sleep(2 * LONGEST_STALL + PROMPT_SECONDS)
         for handle in story.handles:
             if handle.should_be_told:
                 story.complain(f"{handle.name} was never told that its stream is no longer its own")

@@ -100,12 +100,12 @@ class Handle:
 
     @property
     def should_be_told(self) -> bool:
-        """Whether it is believed to be open by a process in calm weather."""
+        """Whether it is believed to be open by a process in whose way there has been nothing lately."""
         stream = self.stream()
         return (
             stream is not None
             and self.process.is_alive
-            and self.process.weather is CALM
+            and trio.current_time() >= self.process.calm_since
             and not stream.is_closed
             and not stream.cancelled.is_set()
         )
@@ -177,8 +177,9 @@ class Process:
     def calm_down(self) -> None:
         """Let what it asks of the storage succeed from now on."""
         if self.weather is not CALM:
+            # What was sent before may still be under way, there and back.
+            self.calm_since = trio.current_time() + 2 * self.weather.stall_seconds
             self._way.weather = self.weather = CALM
-            self.calm_since = trio.current_time()
 
     async def _act(self, act: "Actor") -> None:
         self._story.acting.append(act)

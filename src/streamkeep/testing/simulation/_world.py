@@ -22,6 +22,8 @@ from streamkeep.storage import Doorbell, Head, Page, Storage
 
 T = TypeVar("T")
 
+LONGEST_STALL: Final = 40.0
+
 ANSWER_SECONDS: Final = 60.0
 """How long, in real time, the storage may take for an answer."""
 MAX_OPERATIONS: Final = 20_000
@@ -96,7 +98,7 @@ class Weather:
             lost_requests=chance(0.3),
             lost_answers=chance(0.3),
             stalls=chance(0.1),
-            stall_seconds=random.choice([2.0, 12.0, 40.0]),
+            stall_seconds=random.choice([2.0, 12.0, LONGEST_STALL]),
             lost_rings=chance(1.0),
             late_rings=chance(1.0),
             false_rings=chance(1.0),
