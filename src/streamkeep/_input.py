@@ -85,7 +85,10 @@ class _Round:
         self._over = self._over or anyio.Event()
         await self._over.wait()
         if self.error is not None:
-            raise self.error
+            try:
+                raise self.error
+            finally:
+                del self  # as in StreamInput._advance
 
     def end(self) -> None:
         """Wake those who wait."""
@@ -276,6 +279,7 @@ class StreamInput:
         finally:
             self._round = None
             under_way.end()
+            del under_way  # its error holds this frame; without a cycle a handle that is dropped is gone at once, and its lease lapses
 
     async def _commit(self) -> None:
         if self._doubt is None:

@@ -181,9 +181,12 @@ class StreamManager:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         # The task group is told of no error, so that what leaves the block leaves it as it is, and not in an exception group.
-        with CancelScope(shield=True):
-            await self.aclose()
-        await self._resources.aclose()
+        try:
+            with CancelScope(shield=True):
+                await self.aclose()
+        finally:
+            self._stop_tasks()  # asyncio's own `Task.cancel` goes through shields, and must not leave them behind
+            await self._resources.aclose()
 
     @property
     def is_running(self) -> bool:
@@ -319,8 +322,7 @@ class StreamManager:
         self._closing = True
         async with self._goodbyes:  # who comes second waits as well, and goes on where a cancelled first one stopped
             await self._let_go()
-        for scope in tuple(self._scopes):
-            scope.cancel()
+        self._stop_tasks()
         if not self._scopes:
             self._idle.set()
         await self._idle.wait()
@@ -437,6 +439,11 @@ class StreamManager:
         self._inputs[handle] = self._spawn(lambda: self._listen(stream, handle))
         return stream_input
 
+    def _stop_tasks(self) -> None:
+        self._inputs.clear()
+        for scope in tuple(self._scopes):
+            scope.cancel()
+
     def _live_inputs(self) -> Sequence[StreamInput]:
         for handle, listening in tuple(self._inputs.items()):
             if handle() is None:
@@ -516,12 +523,12 @@ class StreamManager:
                 goodbyes.start_soon(self._let_go_of, stream_input)
 
     async def _let_go_of(self, stream_input: StreamInput) -> None:
+        stream_input.cancelled.set()
         with anyio.move_on_after(GOODBYE_SECONDS):
             try:
                 await stream_input.let_go(StreamManagerClosedError("the stream manager is closed"))
             except StreamkeepError as error:
                 logger.warning("stream %s could not be let go of: %s", stream_input.id, error)
-        stream_input.cancelled.set()
 
 
 class InMemoryStreamManager(StreamManager):

@@ -73,10 +73,10 @@ def demo(
     async def serve() -> None:
         async with (
             StreamManager.connect(storage, ttl=timedelta(hours=1)) as streams,
-            StreamsHTTP(streams, drain=timedelta(seconds=drain)) as streams_http,
+            StreamsHTTP(streams, drain=timedelta(seconds=drain), drain_on_signal=False) as streams_http,
         ):
             web_app = create_app(streams_http, tokens_per_second=tokens_per_second, storage=storage)
-            await serve_app(web_app, listener, streams_http.runner.drain, announce)
+            await serve_app(web_app, listener, streams_http.drain, announce)
 
     with bind(host, port, allow_remote=allow_remote) as listener:
         asyncio.run(serve())
@@ -105,8 +105,8 @@ def serve(
         Output().welcome_to_serve(url, shown_url(storage))
 
     async def serve_streams() -> None:
-        async with _existing(storage) as streams, StreamsHTTP(streams) as streams_http:
-            await serve_app(reading_app(streams_http), listener, streams_http.runner.drain, announce)
+        async with _existing(storage) as streams, StreamsHTTP(streams, drain_on_signal=False) as streams_http:
+            await serve_app(reading_app(streams_http), listener, streams_http.drain, announce)
 
     with bind(host, port, allow_remote=allow_remote) as listener:
         asyncio.run(serve_streams())

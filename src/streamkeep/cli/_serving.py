@@ -18,8 +18,8 @@ from ..http.response import ASGIApp, Receive, Scope, Send, send_error, send_resp
 from ._output import CommandError
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
-LAST_RESPONSES_SECONDS: Final = 2
-"""How long responses may take to end by themselves when the producers have; readers of other processes' streams do not."""
+LAST_RESPONSES_SECONDS: Final = 4
+"""How long to wait for responses when the producers have ended. All but those that nobody reads are over sooner."""
 
 
 def bind(host: str, port: int, *, allow_remote: bool) -> socket.socket:

@@ -6,8 +6,8 @@ By GET it is an app of its own, for `EventSource`, curl and the like. By POST it
 
 import re
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
@@ -18,6 +18,7 @@ import msgspec
 
 from .._input import StreamInput
 from .._manager import StreamInfo, StreamManager
+from .._subscription import Subscription
 from ..errors import InvalidArgumentError, StreamNotFoundError
 from ..events import encode_json
 from .access import Access, Action, Authorize, check_route, owner_of
@@ -35,8 +36,9 @@ from .response import (
     send_events,
     send_response,
 )
-from .runner import Producer, Runner
-from .wire import GenkitFraming, GenkitRequest, SSEFraming, parse_body, parse_offset, result_body, wants_stream
+from .runner import MAX_PRODUCERS, Producer, Runner
+from .shutdown import shutdown_of
+from .wire import Framing, GenkitFraming, GenkitRequest, SSEFraming, parse_body, parse_offset, result_body, wants_stream
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
 OFFSET_HEADER: Final = "x-genkit-stream-offset"
 MAX_BODY_BYTES: Final = 4 << 20
+MAX_QUERY_FIELDS: Final = 100
 _ALLOWED: Final = {None: "GET, DELETE", "/info": "GET", "/cancel": "POST"}
 _READ_PATH: Final = re.compile(r"/(?P<stream>[^/]+)(?P<sub>/info|/cancel)?")
 
@@ -76,9 +79,12 @@ class StreamsHTTP:
         streams: the manager.
         authorize: asked before every start, read, resume and stop; see `Authorize`.
         route: read only streams that were started through this route (a request path); None: those of all routes.
-        pace: heartbeat and time bounds of responses.
+        pace: heartbeat and time bounds of requests and responses.
         drain: how long producers may go on when this is left.
-        max_body_bytes: the longest request body, here and in a `DurableStreaming` over it.
+        drain_on_signal: begin to drain when the process gets SIGTERM or SIGINT. Servers leave this only when the last response has
+            ended, which may be never. The server's own handling of the signals goes on as it would.
+        max_body_bytes: the longest request body, here and in a `DurableStreaming` over it; a longer one is answered 413.
+        max_producers: how many streams may be produced here at a time; who wants to start one more is answered 429.
     """
 
     def __init__(
@@ -89,14 +95,19 @@ class StreamsHTTP:
         route: str | None = None,
         pace: Pace | None = None,
         drain: timedelta = timedelta(seconds=10),
+        drain_on_signal: bool = True,
         max_body_bytes: int = MAX_BODY_BYTES,
+        max_producers: int = MAX_PRODUCERS,
     ) -> None:
         self.streams = streams
         self._authorize = authorize
         self._route = route
         self._pace = pace or Pace()
         self._drain = drain
-        self.max_body_bytes = max_body_bytes
+        self._shutdown = shutdown_of(streams)
+        self._heard = self._shutdown.heard if drain_on_signal else nullcontext
+        self._max_body_bytes = max_body_bytes
+        self._max_producers = max_producers
         self._runner: Runner | None = None
         self._resources = AsyncExitStack()
 
@@ -106,7 +117,11 @@ class StreamsHTTP:
         async with AsyncExitStack() as stack:
             if not self.streams.is_running:
                 await stack.enter_async_context(self.streams)
-            self._runner = await stack.enter_async_context(Runner(self.streams, drain=self._drain))
+            runner = Runner(self.streams, drain=self._drain, max_producers=self._max_producers)
+            self._runner = await stack.enter_async_context(runner)
+            runner.drain_at(self._shutdown.begun)
+            stack.enter_context(self._shutdown.draining(runner.drained))
+            stack.enter_context(self._heard())
             self._resources = stack.pop_all()
         return self
 
@@ -114,6 +129,16 @@ class StreamsHTTP:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self._resources.__aexit__(exc_type, exc, traceback)
+        await self._shutdown.farewell()
+
+    async def drain(self) -> None:
+        """Do what a signal sets off: take no more producers, and return when those that run have ended, as at the end.
+
+        For servers that stop otherwise, before they wait for responses: those end soon after. The same goes for all others who
+        serve the same manager.
+        """
+        self._shutdown.begun.set()
+        await self.runner.drain()
 
     @asynccontextmanager
     async def lifespan(self, _app: object) -> AsyncGenerator[None, None]:
@@ -135,10 +160,15 @@ class StreamsHTTP:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection of the reading app (ASGI)."""
-        if scope["type"] != "http":
-            raise RuntimeError("StreamsHTTP takes HTTP only; give its `lifespan` to the outermost app")
-        async with errors_answered(send):
-            await self._read(scope, receive, send)
+        match scope["type"]:
+            case "http":
+                async with errors_answered(send):
+                    await self._read(scope, receive, send)
+            case "websocket":
+                await receive()
+                await send({"type": "websocket.close", "code": 1008})  # before it is accepted: servers answer 403
+            case _:
+                raise RuntimeError("StreamsHTTP takes HTTP only; give its `lifespan` to the outermost app")
 
     async def post(self, scope: Scope, receive: Receive, send: Send, work: Work, context: Mapping[str, Any]) -> None:
         """Answer a POST by Genkit's exchange: resume the stream that a header names, or do the work, streaming if asked to."""
@@ -189,6 +219,10 @@ class StreamsHTTP:
         await self.launch(scope, stream, produce, context)
         await self.follow(receive, send, stream)
 
+    async def read_body(self, scope: Scope, receive: Receive) -> bytes | None:
+        """Give a request's body, or None if the client went away. Raises BodyRefusedError."""
+        return await read_body(scope, receive, max_bytes=self._max_body_bytes, within=self._pace.body)
+
     async def launch(self, scope: Scope, stream: str, produce: Producer, context: Mapping[str, Any]) -> None:
         """Run a producer under an id, for the route and the owner that the request comes from."""
         owner = await self._owner("start", scope, None, context)
@@ -211,11 +245,11 @@ class StreamsHTTP:
         """Answer with a stream's events in Genkit's framing. Raises before the answer has begun only."""
         headers = [(STREAM_ID_HEADER, stream), ("access-control-expose-headers", "X-Genkit-Stream-Id")]
         async with self.streams.subscribe(stream, after, idle_timeout=self._pace.idle) as events:
-            await send_events(receive, send, events, GenkitFraming(), self._pace, headers)
+            await self._send_events(receive, send, events, GenkitFraming(), headers)
 
     async def _post(self, scope: Scope, receive: Receive, send: Send, work: Work, context: Mapping[str, Any]) -> None:
         headers = headers_of(scope)
-        body = await read_body(receive, self.max_body_bytes)
+        body = await self.read_body(scope, receive)
         if body is None:
             return
         if (stream := headers.get(STREAM_ID_HEADER)) is not None:
@@ -253,7 +287,13 @@ class StreamsHTTP:
             await send_response(send, 204)
             return
         async with self.streams.subscribe(stream, after, idle_timeout=self._pace.idle) as events:
-            await send_events(receive, send, events, SSEFraming(), self._pace)
+            await self._send_events(receive, send, events, SSEFraming())
+
+    async def _send_events(
+        self, receive: Receive, send: Send, events: Subscription[Any], framing: Framing, headers: Iterable[tuple[str, str]] = ()
+    ) -> None:
+        with self._heard(), self._shutdown.responding():
+            await send_events(receive, send, events, framing, self._pace, headers, until=self._shutdown.last_call)
 
     async def _cancel(self, send: Send, info: StreamInfo) -> None:
         stopped = await self.streams.cancel(info.id)
@@ -328,6 +368,8 @@ def _path_below(scope: Scope) -> str:
 def query_of(scope: Scope) -> Mapping[str, str]:
     """Give a request's query; of repeated names the last. InvalidArgumentError: it is malformed."""
     try:
-        return dict(parse_qsl(scope.get("query_string", b"").decode("ascii"), keep_blank_values=True, max_num_fields=100))
+        return dict(
+            parse_qsl(scope.get("query_string", b"").decode("ascii"), keep_blank_values=True, max_num_fields=MAX_QUERY_FIELDS)
+        )
     except ValueError as error:
         raise InvalidArgumentError("the query string is malformed") from error

@@ -4,6 +4,7 @@ The inner app runs apart from the request and is not told of a disconnect. Its f
 stream is answered from the log, and never reaches it. All else passes through untouched.
 """
 
+import logging
 import uuid
 from contextlib import AsyncExitStack
 from typing import Final
@@ -13,7 +14,7 @@ import msgspec
 
 from .._input import StreamInput
 from .._manager import StreamManager
-from ..errors import InvalidArgumentError
+from ..errors import InvalidArgumentError, StreamkeepError
 from ..events import ErrorInfo, hidden_error
 from .app import StreamsHTTP, query_of
 from .response import (
@@ -23,14 +24,16 @@ from .response import (
     Receive,
     Scope,
     Send,
+    disconnected,
     errors_answered,
     headers_of,
-    read_body,
     send_error,
 )
-from .runner import SHUT_DOWN
+from .runner import END_SECONDS, SHUT_DOWN
 from .wire import Failure, GenkitDecoder, GenkitFrame, Result, wants_stream
 from .wire import Message as Chunk
+
+logger: Final = logging.getLogger("streamkeep")
 
 NO_TERMINAL_FRAME: Final = ErrorInfo("ABORTED", "the response ended before the stream was completed")
 
@@ -68,7 +71,7 @@ class DurableStreaming:
 
     async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with errors_answered(send):
-            body = await read_body(receive, self._http.max_body_bytes)
+            body = await self._http.read_body(scope, receive)
             stream = headers_of(scope).get(STREAM_ID_HEADER)
             if body is None:
                 return
@@ -79,27 +82,33 @@ class DurableStreaming:
 
     async def _start(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
         stream = str(uuid.uuid4())
-        exchange = _Exchange(self._app, scope, body)
+        exchange = _Exchange(self._app, scope, body, send)
         await self._http.launch(scope, stream, exchange.produce, {})
         await exchange.answered.wait()
         if exchange.is_stream:
             await self._http.follow(receive, send, stream)
         else:
-            await exchange.pass_on(send)
-            await self._http.streams.delete(stream)
+            try:
+                await exchange.passed_on(receive)
+            finally:
+                # If the client has gone, this is also what stops the inner app.
+                await _forget(self._http.streams, stream)
 
 
 class _Exchange:
-    """One run of the inner app: its response as events, or, if it does not stream, as it is."""
+    """One run of the inner app: its response as events, or, if it does not stream, as it is, to the client that asked."""
 
-    def __init__(self, app: ASGIApp, scope: Scope, body: bytes) -> None:
+    def __init__(self, app: ASGIApp, scope: Scope, body: bytes, send: Send) -> None:
         self.answered = anyio.Event()
         self.is_stream = False
         self._app = app
         self._scope = scope
         self._body: bytes | None = body
+        self._send: Send = send
         self._decoder = GenkitDecoder()
-        self._plain: list[Message] = []
+        self._has_begun = False
+        self._is_complete = False
+        self._is_left = False
         self._over = anyio.Event()
 
     async def produce(self, stream: StreamInput, stop: anyio.Event) -> None:
@@ -121,24 +130,49 @@ class _Exchange:
             self.answered.set()
             self._over.set()
 
-    async def pass_on(self, send: Send) -> None:
-        """Send the response that was not a stream."""
-        await self._over.wait()
-        if not self._plain:
-            await send_error(send, ErrorInfo("INTERNAL", "internal"))
-        for message in self._plain:
-            await send(message)
+    async def passed_on(self, receive: Receive) -> None:
+        """Return when the response that is not a stream has passed, or its client has gone."""
+        try:
+            async with anyio.create_task_group() as waiting:
+                waiting.start_soon(self._leave_on_disconnect, receive, waiting.cancel_scope)
+                await self._over.wait()
+                waiting.cancel_scope.cancel()
+        finally:
+            self._is_left = True
+        if self._over.is_set() and not self._has_begun:
+            await send_error(self._send, ErrorInfo("INTERNAL", "internal"))
+
+    async def _leave_on_disconnect(self, receive: Receive, waiting: anyio.CancelScope) -> None:
+        await disconnected(receive)
+        if not self._is_complete:  # else it is what servers say after a response, and the inner app may have more to do
+            waiting.cancel()
 
     async def _take(self, stream: StreamInput, message: Message) -> None:
         if message["type"] == "http.response.start":
             content_type = dict(message.get("headers", ())).get(b"content-type", b"")
             self.is_stream = message["status"] == 200 and content_type.startswith(b"text/event-stream")
+            self.answered.set()
         if not self.is_stream:
-            self._plain.append(message)
+            await self._pass(message)
             return
-        self.answered.set()
         for frame in self._decoder.feed(message.get("body", b"")):
             await _store(stream, frame)
+
+    async def _pass(self, message: Message) -> None:
+        # At the client's pace and never kept: how much an app answers is for nobody to store here.
+        if self._is_left:
+            raise BrokenPipeError("the client has gone")
+        self._has_begun = True
+        self._is_complete = message["type"] == "http.response.body" and not message.get("more_body", False)
+        await self._send(message)
+
+
+async def _forget(streams: StreamManager, stream: str) -> None:
+    with anyio.move_on_after(END_SECONDS, shield=True):
+        try:
+            await streams.delete(stream)
+        except StreamkeepError as error:
+            logger.warning("stream %s, of an answer that was none, is left to expire: %s", stream, error)
 
 
 async def _store(stream: StreamInput, frame: GenkitFrame) -> None:

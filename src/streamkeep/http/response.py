@@ -15,7 +15,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from .._subscription import Subscription
-from ..errors import HTTP_CODES, LimitExceededError, StreamManagerClosedError
+from ..errors import HTTP_CODES, Status, StreamkeepError, StreamManagerClosedError
 from ..events import ErrorInfo, StreamEvent, StreamEventType, error_info
 from .wire import Framing, GenkitFraming, error_body
 
@@ -31,23 +31,42 @@ STREAM_ID_HEADER: Final = "x-genkit-stream-id"
 LAST_WORDS_SECONDS: Final = 1.0
 SHUTTING_DOWN: Final = ErrorInfo("UNAVAILABLE", "the server is shutting down; the stream can be resumed by its id")
 TOO_LONG: Final = ErrorInfo("DEADLINE_EXCEEDED", "the response took as long as it may; the stream can be resumed by its id")
+NO_SNIFFING: Final = ("x-content-type-options", "nosniff")
+"""A stream holds what users have typed: no browser is to take it for a page or a script."""
+BODY_BYTES: Final = 1 << 16
+"""About how much is sent at a time. A server takes all that it is given, and holds it for a client that does not read."""
 ERROR_PAUSE_SECONDS: Final = 0.1
 """Genkit's JS client throws away chunks that its user has not read yet when an error arrives."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How a response that streams keeps time.
+    """How long a request's body may take, and how a response that streams keeps time.
 
     Attributes:
         heartbeat: how long a response may be silent before something meaningless is sent to keep it open.
         longest: how long one response may last; the reader comes back with its offset.
         idle: how long a reader waits for an event before it is told DEADLINE_EXCEEDED; None: as long as the writer lives.
+        body: how long a request's body may take to arrive.
     """
 
     heartbeat: timedelta = timedelta(seconds=15)
     longest: timedelta = timedelta(hours=1)
     idle: timedelta | None = None
+    body: timedelta = timedelta(seconds=30)
+
+
+class BodyRefusedError(StreamkeepError):
+    """A request whose body is not read to its end. HTTP has codes of its own for why: 413 and 408.
+
+    Genkit's for RESOURCE_EXHAUSTED, 429, would have clients send the same again a little later.
+    """
+
+    def __init__(self, status: Status, code: int, message: str, headers: Iterable[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.headers = headers
 
 
 def headers_of(scope: Scope) -> Mapping[str, str]:
@@ -59,8 +78,17 @@ def headers_of(scope: Scope) -> Mapping[str, str]:
     return headers
 
 
-async def read_body(receive: Receive, max_bytes: int) -> bytes | None:
-    """Give a request's body, or None if the client went away. LimitExceededError: it is longer than `max_bytes`."""
+async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, within: timedelta) -> bytes | None:
+    """Give a request's body, or None if the client went away. BodyRefusedError: it is too long, or takes too long."""
+    with anyio.move_on_after(within.total_seconds()):
+        return await _whole_body(receive, max_bytes)
+    # The rest may come for ever. (HTTP/2 has no such header: there only this stream ends.)
+    close = [("connection", "close")] if scope["http_version"].startswith("1") else []
+    sentence = f"the request's body took more than {within.total_seconds():g} seconds to arrive"
+    raise BodyRefusedError("DEADLINE_EXCEEDED", 408, sentence, close)
+
+
+async def _whole_body(receive: Receive, max_bytes: int) -> bytes | None:
     body = bytearray()
     while True:
         message = await receive()
@@ -68,7 +96,7 @@ async def read_body(receive: Receive, max_bytes: int) -> bytes | None:
             return None
         body += message.get("body", b"")
         if len(body) > max_bytes:
-            raise LimitExceededError(f"the request's body has more than {max_bytes} bytes")
+            raise BodyRefusedError("RESOURCE_EXHAUSTED", 413, f"the request's body has more than {max_bytes} bytes")
         if not message.get("more_body", False):
             return bytes(body)
 
@@ -76,16 +104,16 @@ async def read_body(receive: Receive, max_bytes: int) -> bytes | None:
 async def send_response(send: Send, code: int, body: bytes = b"", headers: Iterable[tuple[str, str]] = ()) -> None:
     """Send a whole answer; JSON if it has a body."""
     if body:
-        headers = [("content-type", "application/json"), *headers]
+        headers = [("content-type", "application/json"), NO_SNIFFING, *headers]
     if code != 204:  # which must not have one
         headers = [*headers, ("content-length", str(len(body)))]
     await send({"type": "http.response.start", "status": code, "headers": _raw(headers)})
     await send({"type": "http.response.body", "body": body})
 
 
-async def send_error(send: Send, error: ErrorInfo, headers: Iterable[tuple[str, str]] = ()) -> None:
-    """Send an error as JSON, under its status's HTTP code."""
-    await send_response(send, HTTP_CODES[error.status], error_body(error), headers)
+async def send_error(send: Send, error: ErrorInfo, code: int | None = None, headers: Iterable[tuple[str, str]] = ()) -> None:
+    """Send an error as JSON, under its status's HTTP code unless another is given."""
+    await send_response(send, code or HTTP_CODES[error.status], error_body(error), headers)
 
 
 def shown_error(error: Exception) -> ErrorInfo:
@@ -101,6 +129,8 @@ async def errors_answered(send: Send) -> AsyncGenerator[None]:
     """Answer what is raised within as a JSON error; for all that happens before an answer has begun."""
     try:
         yield
+    except BodyRefusedError as error:
+        await send_error(send, shown_error(error), error.code, error.headers)
     except Exception as error:
         await send_error(send, shown_error(error))
 
@@ -118,17 +148,20 @@ async def send_events(
     framing: Framing,
     pace: Pace,
     headers: Iterable[tuple[str, str]] = (),
+    *,
+    until: Callable[[], Awaitable[None]] = anyio.sleep_forever,
 ) -> None:
-    """Answer with an entered subscription's events until the terminal one, or until the client goes away."""
+    """Answer with an entered subscription's events until the terminal one, or the client goes away, or `until` returns."""
     async with anyio.create_task_group() as response:
         # A server's `send` may say nothing when the client has gone: without this task a response to nobody goes on for ever.
-        response.start_soon(_until_disconnect, receive, response.cancel_scope)
+        response.start_soon(_end_after, lambda: disconnected(receive), response.cancel_scope)
+        response.start_soon(_end_after, until, response.cancel_scope)
         await _Response(send, framing, pace).run(events, headers)
         response.cancel_scope.cancel()
 
 
-async def _until_disconnect(receive: Receive, response: anyio.CancelScope) -> None:
-    await disconnected(receive)
+async def _end_after(wait: Callable[[], Awaitable[None]], response: anyio.CancelScope) -> None:
+    await wait()
     response.cancel()
 
 
@@ -142,7 +175,7 @@ class _Response:
 
     async def run(self, events: Subscription[Any], headers: Iterable[tuple[str, str]]) -> None:
         kind = ("content-type", self._framing.content_type)
-        head = _raw([kind, ("cache-control", "no-cache"), ("x-accel-buffering", "no"), *headers])
+        head = _raw([kind, NO_SNIFFING, ("cache-control", "no-cache"), ("x-accel-buffering", "no"), *headers])
         await self._send({"type": "http.response.start", "status": 200, "headers": head})
         last_words: ErrorInfo | None = SHUTTING_DOWN
         try:
@@ -157,8 +190,8 @@ class _Response:
         try:
             await self._write(self._framing.preamble())
             with anyio.move_on_after(self._pace.longest.total_seconds()) as longest:
-                while batch := await self._next(events):
-                    await self._write_batch(batch)
+                while await self._pass_on(events):
+                    pass
         except OSError:
             return None  # the client is gone (ASGI 2.4)
         except StreamManagerClosedError:
@@ -167,6 +200,13 @@ class _Response:
             return shown_error(error)
         return TOO_LONG if longest.cancelled_caught else None
 
+    async def _pass_on(self, events: Subscription[Any]) -> bool:
+        """Send the next events; False after the terminal one. Nothing of them is kept: who waits for more must cost little."""
+        batch = await self._next(events)
+        if batch:
+            await self._write_batch(batch)
+        return bool(batch)
+
     async def _next(self, events: Subscription[Any]) -> list[StreamEvent[Any]]:
         while True:
             with anyio.move_on_after(self._pace.heartbeat.total_seconds()):
@@ -174,13 +214,17 @@ class _Response:
             await self._write(self._framing.heartbeat())
 
     async def _write_batch(self, batch: list[StreamEvent[Any]]) -> None:
-        *chunks, last = batch
-        if last.type is not StreamEventType.ERROR:
-            await self._write(b"".join(map(self._framing.event, batch)))
-            return
-        await self._write(b"".join(map(self._framing.event, chunks)))
-        await self._pause()
-        await self._write(self._framing.event(last))
+        body = bytearray()
+        for event in batch:
+            if event.type is StreamEventType.ERROR:
+                await self._write(bytes(body))
+                body.clear()
+                await self._pause()
+            body += self._framing.event(event)
+            if len(body) >= BODY_BYTES:
+                await self._write(bytes(body))
+                body.clear()
+        await self._write(bytes(body))
 
     async def _pause(self) -> None:
         if isinstance(self._framing, GenkitFraming):

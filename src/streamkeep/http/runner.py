@@ -16,7 +16,7 @@ from anyio.abc import TaskGroup
 
 from .._input import StreamInput
 from .._manager import StreamManager
-from ..errors import StorageError, StreamkeepError, StreamManagerClosedError
+from ..errors import LimitExceededError, StorageError, StreamkeepError, StreamManagerClosedError
 from ..events import ErrorInfo
 
 logger: Final = logging.getLogger("streamkeep")
@@ -28,6 +28,7 @@ cancelled."""
 SHUT_DOWN: Final = ErrorInfo("ABORTED", "the server was shut down before the stream was completed")
 DIED: Final = ErrorInfo("ABORTED", "the producer was cancelled before the stream was completed")
 
+MAX_PRODUCERS: Final = 1_000
 END_SECONDS: Final = 5.0
 END_RETRY_SECONDS: Final = 0.2
 
@@ -54,6 +55,10 @@ class Runner:
         streams: a running manager.
         drain: how long to wait for producers when the runner is left.
         stop_grace: how long a producer that was told to stop may take before it is cancelled.
+        max_producers: how many may run at a time. A server bounds what lives as long as its connection; these do not.
+
+    Attributes:
+        drained: set when it has been drained.
     """
 
     def __init__(
@@ -62,13 +67,17 @@ class Runner:
         *,
         drain: timedelta = timedelta(seconds=10),
         stop_grace: timedelta = timedelta(seconds=1),
+        max_producers: int = MAX_PRODUCERS,
     ) -> None:
         self._streams = streams
         self._drain_seconds = drain.total_seconds()
         self._stop_seconds = stop_grace.total_seconds()
+        self._max_producers = max_producers
         self._tasks: TaskGroup | None = None
+        self._starting = 0
         self._runs: set[_Run] = set()
         self._closing = False
+        self.drained = anyio.Event()
 
     async def __aenter__(self) -> Self:
         self._tasks = anyio.create_task_group()
@@ -81,6 +90,7 @@ class Runner:
         try:
             await self.drain()
         finally:
+            self.drained.set()
             tasks, self._tasks = self._tasks, None
             if tasks is not None:
                 tasks.cancel_scope.cancel()  # nobody is left, unless this has been cancelled
@@ -94,22 +104,33 @@ class Runner:
     async def start(self, stream: str, produce: Producer, *, metadata: Mapping[str, str] | None = None) -> None:
         """Open a stream and run its producer in the background.
 
-        Raises as `StreamManager.open` does, and StreamManagerClosedError when the runner is not running or is being left.
+        Raises as `StreamManager.open` does, StreamManagerClosedError when the runner is not running or is being left, and
+        LimitExceededError when `max_producers` run.
         """
         self._check_running()
-        stream_input = await self._streams.open(stream, metadata=metadata)
+        self._check_room()
+        self._starting += 1
+        try:
+            stream_input = await self._streams.open(stream, metadata=metadata)
+        finally:
+            self._starting -= 1
         if not self.is_running:
             await stream_input.error(SHUT_DOWN)
         self._check_running()
         self.adopt(stream_input, produce)
 
     def adopt(self, stream: StreamInput, produce: Producer) -> None:
-        """Run the producer of a stream that is open already, and see to its end."""
+        """Run the producer of a stream that is open already, however many run, and see to its end."""
         assert self._tasks is not None
         run = _Run(stream)
         self._runs.add(run)
         self._tasks.start_soon(self._run, run, produce)
         self._tasks.start_soon(self._stop_when_unwanted, run)
+
+    def drain_at(self, shutdown: anyio.Event) -> None:
+        """Drain when an event is set, without waiting to be left."""
+        assert self._tasks is not None
+        self._tasks.start_soon(self._drain_at, shutdown)
 
     async def drain(self) -> None:
         """Take no more producers, wait for those that run, and end those that take too long. It can be called again."""
@@ -125,10 +146,22 @@ class Runner:
             run.scope.cancel()
         with CancelScope(shield=True):
             await self._all_over()
+        self.drained.set()
+
+    async def _drain_at(self, shutdown: anyio.Event) -> None:
+        await shutdown.wait()
+        if self._runs:
+            sentence = "the server is stopping; its streams in flight, %d, may take %g seconds to end"
+            logger.warning(sentence, len(self._runs), self._drain_seconds)
+        await self.drain()
 
     def _check_running(self) -> None:
         if not self.is_running:
             raise StreamManagerClosedError("the server is shutting down" if self._closing else "the runner is not running")
+
+    def _check_room(self) -> None:
+        if len(self._runs) + self._starting >= self._max_producers:
+            raise LimitExceededError(f"{self._max_producers} streams are being produced here; try again later")
 
     async def _all_over(self) -> None:
         for run in tuple(self._runs):

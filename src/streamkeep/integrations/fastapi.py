@@ -10,6 +10,7 @@ from .._manager import StreamManager
 from ..http.app import StreamsHTTP
 from ..http.response import Receive, Scope, Send
 from ..http.starlette import ASGIResponse
+from . import _openapi
 from .genkit import FlowWork
 
 
@@ -43,14 +44,16 @@ def durable_flow(
     route = f"/{flow.name}" if path is None else path
     dependency = context or _no_context
 
-    @router.post(route, response_class=ASGIResponse, name=flow.name)
+    @router.post(route, name=flow.name, status_code=200, response_class=ASGIResponse, openapi_extra=_openapi.running(flow))
     async def run(action_context: Annotated[Any, Depends(dependency)]) -> Response:
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             await streams_http.post(scope, receive, send, work, action_context or {})
 
         return ASGIResponse(answer)
 
-    @router.delete(route, response_class=ASGIResponse, name=f"stop {flow.name}")
+    @router.delete(
+        route, name=f"stop {flow.name}", status_code=200, response_class=ASGIResponse, openapi_extra=_openapi.stopping()
+    )
     async def stop(action_context: Annotated[Any, Depends(dependency)]) -> Response:
         async def answer(scope: Scope, _receive: Receive, send: Send) -> None:
             await streams_http.stop(scope, send, action_context or {})

@@ -17,6 +17,7 @@ _BEGUN_AT: Final = 0
 _TOLD_AT: Final = 8
 _RING_AT: Final = 16
 _ENTRY: Final = 4
+_MOST: Final = 1 << 62
 
 
 def checksum(stream: str) -> int:
@@ -42,6 +43,14 @@ class Notify:
     def count(self) -> int:
         """Say how many changes were ever told."""
         return self._count_at(_TOLD_AT)
+
+    def mend(self) -> None:
+        """Begin anew if the counts cannot be right. Nobody syncs the file, so after a power failure anything may be in it.
+
+        Only one may do so at a time, as with `tell`, and before anybody relies on the counts.
+        """
+        if not self._count_at(_TOLD_AT) <= self._count_at(_BEGUN_AT) < _MOST:
+            self._write(_BEGUN_AT, bytes(_RING_AT))
 
     def tell(self, checksums: Sequence[int]) -> Changes:
         """Add these changes, and give them back with their place. Only one may do so at a time, among all processes."""

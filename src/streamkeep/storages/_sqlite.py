@@ -96,6 +96,8 @@ class Writer:
 
     def __init__(self, path: Path, db: sqlite3.Connection, interlock: Interlock, notify: Notify) -> None:
         self._path = path
+        self._file = path.absolute()  # the working directory may change
+        self._place = _place_of(self._file)
         self._db = db
         self._interlock = interlock
         self._notify = notify
@@ -133,6 +135,7 @@ class Writer:
         """
         deadline = time.monotonic() + _PATIENCE_SECONDS
         with translating(self._path), self._interlock.held(deadline):
+            self._check_place()
             try:
                 changed = self._transact(jobs, deadline, hopeful=True)
             except _HopeDisappointedError:
@@ -140,6 +143,11 @@ class Writer:
             except Exception:
                 changed = self._one_by_one(jobs, deadline)
             return self._tell(changed) if changed else None
+
+    def _check_place(self) -> None:
+        # SQLite would not notice, and commit to a file that nobody will ever open again.
+        if _place_of(self._file) != self._place:
+            raise StorageError(f"{self._path} was removed or replaced while it was open; nothing can be stored in it any more")
 
     def _carefully(self, jobs: Sequence[Job["Writer"]], deadline: float) -> Sequence[int]:
         try:
@@ -302,12 +310,14 @@ def open_writer(files: Files, synchronous: Synchronous) -> Generator[Writer]:
     with ExitStack() as stack:
         with translating(files.database):
             lock = _opened(stack, files, files.lock)
-            notify = _opened(stack, files, files.notify)
-            interlock = Interlock(turnstile=notify, lock=lock)
+            notify_file = _opened(stack, files, files.notify)
+            notify = Notify(notify_file)
+            interlock = Interlock(turnstile=notify_file, lock=lock)
             with interlock.held(time.monotonic() + _PATIENCE_SECONDS):
+                notify.mend()
                 db = _connect(files.database, synchronous)
                 stack.callback(_close, db, interlock)
-        yield Writer(files.database, db, interlock, Notify(notify))
+        yield Writer(files.database, db, interlock, notify)
 
 
 @contextmanager
@@ -353,7 +363,18 @@ def _prepare(db: sqlite3.Connection, path: Path, synchronous: Synchronous) -> No
     db.execute(f"PRAGMA synchronous = {synchronous}")
     # Without it, macOS's fsync leaves data in the drive's cache; elsewhere it does nothing.
     db.execute(f"PRAGMA fullfsync = {synchronous == 'FULL'}")
+    _sync_log(db)
     db.execute("PRAGMA busy_timeout = 0")
+
+
+def _sync_log(db: sqlite3.Connection) -> None:
+    # A killed process may have left a commit in the log that it had not synced yet. Whoever reads now sees it, so it must not be
+    # lost any more. A checkpoint syncs the log first; if there is no space for the rest of it, it does that another time.
+    try:
+        db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL:
+            raise
 
 
 def _is_new(db: sqlite3.Connection, path: Path) -> bool:
@@ -367,6 +388,14 @@ def _is_new(db: sqlite3.Connection, path: Path) -> bool:
     if version > _FORMAT:
         raise StorageCorruptError(f"{path} was written by a newer streamkeep (format {version}, this one knows {_FORMAT})")
     return False
+
+
+def _place_of(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _close(db: sqlite3.Connection, interlock: Interlock) -> None:
@@ -403,22 +432,25 @@ def _explained(error: Exception) -> tuple[type[StorageError] | None, str]:
         case TimeoutError():
             return StorageError, f"another program has held the database for {_PATIENCE_SECONDS} seconds"
         case OSError(errno=errno) if errno in {ENOSPC, EDQUOT}:
-            return StorageFullError, "no space left"
+            return StorageFullError, _FULL
         case OSError():
             return StorageError, _UNUSABLE
         case sqlite3.Error(sqlite_errorcode=int(code)):
-            return _EXPLAINED.get(code & 0xFF, (StorageError, "SQLite failed"))
+            return _EXPLAINED.get(code) or _EXPLAINED.get(code & 0xFF, (StorageError, "SQLite failed"))
         case _:
             return None, ""
 
 
 _UNUSABLE: Final = "cannot be opened and written; its directory must exist, and this process must be allowed to write there"
+_FULL: Final = "no space left, so nothing was stored; make space and try again"
 _EXPLAINED: Final[dict[int, tuple[type[StorageError], str]]] = {
     sqlite3.SQLITE_BUSY: (StorageError, f"another program has held the database for {_PATIENCE_SECONDS} seconds"),
     sqlite3.SQLITE_CANTOPEN: (StorageError, _UNUSABLE),
     sqlite3.SQLITE_PERM: (StorageError, _UNUSABLE),
     sqlite3.SQLITE_READONLY: (StorageError, _UNUSABLE),
-    sqlite3.SQLITE_FULL: (StorageFullError, "no space left"),
+    sqlite3.SQLITE_FULL: (StorageFullError, _FULL),
+    # Not StorageFullError: when the file must grow in a COMMIT, the log holds all of it already.
+    sqlite3.SQLITE_IOERR_SHMSIZE: (StorageError, "no space left for the -shm file beside it; make space and try again"),
     sqlite3.SQLITE_CORRUPT: (StorageCorruptError, "is damaged"),
     sqlite3.SQLITE_NOTADB: (StorageCorruptError, "is not a streamkeep database, or its first page is damaged"),
 }

@@ -75,7 +75,7 @@ def simulate(seed: int, open_storage: Callable[[], Storage]) -> Outcome:
         seed: any whole number.
         open_storage: gives a storage that holds nothing, not entered. It runs on asyncio, in a thread of its own.
 
-    What the storage raises is raised.
+    An exception that nothing here expects, of the storage or of streamkeep, is a violation too.
     """
     random = Random(seed)  # noqa: S311 - chance that can be had again is what is wanted
     with asking(open_storage) as (ask, storage), _deterministic(seed):

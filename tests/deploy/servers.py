@@ -1,0 +1,222 @@
+"""Servers as people start them, each in a process group of its own that is gone at the end of the block, whatever happens."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+import anyio
+import anyio.to_thread
+import httpx
+
+ROOT: Final = Path(__file__).parents[2]
+WAIT_SECONDS: Final = 60
+MODULE: Final = "served"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A way to start a server.
+
+    Attributes:
+        name: the command, for people.
+        command: what comes after `python -m`.
+        exits: its exit codes after SIGTERM and after SIGINT.
+        answers: a path that answers as soon as it serves.
+    """
+
+    name: str
+    command: Sequence[str]
+    exits: tuple[int, int]
+    answers: str = "/process"
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether it gives up on responses that do not end."""
+        return any(option in self.command for option in ("--timeout-graceful-shutdown", "--workers-kill-timeout"))
+
+    @property
+    def is_several(self) -> bool:
+        """Whether it has several workers."""
+        return "--workers" in self.command
+
+
+def uvicorn(*options: str, app: str = f"{MODULE}:app", exits: tuple[int, int] = (0, 0)) -> Kind:
+    """Give `uvicorn module:app ...`."""
+    return Kind(" ".join(["uvicorn", *options]), ["uvicorn", app, *options], exits)
+
+
+def granian(*options: str, app: str = f"{MODULE}:app") -> Kind:
+    """Give `granian --interface asgi module:app ...`."""
+    return Kind(" ".join(["granian", *options]), ["granian", "--interface", "asgi", app, *options], (0, 0))
+
+
+UVICORN: Final = uvicorn(exits=(-signal.SIGTERM, 0))  # alone, uvicorn raises the signal again when all is done
+UVICORN_BOUNDED: Final = uvicorn("--timeout-graceful-shutdown", "5", exits=(-signal.SIGTERM, 0))
+UVICORN_WORKERS: Final = uvicorn("--workers", "2")
+UVICORN_WORKERS_BOUNDED: Final = uvicorn("--workers", "2", "--timeout-graceful-shutdown", "5")
+UVICORN_RELOAD: Final = uvicorn("--reload")
+GRANIAN: Final = granian()
+GRANIAN_WORKERS: Final = granian("--workers", "2")
+GRANIAN_BOUNDED: Final = granian("--workers-kill-timeout", "5")
+GRANIAN_WORKERS_BOUNDED: Final = granian("--workers", "2", "--workers-kill-timeout", "5")
+GRANIAN_RELOAD: Final = granian("--reload")
+SERVE: Final = Kind("streamkeep serve", ["streamkeep.cli", "serve"], (0, 0), answers="/healthz")
+DEMO: Final = Kind(
+    "streamkeep demo", ["streamkeep.cli", "demo", "--tokens-per-second", "50", "--drain", "0.4"], (0, 0), answers="/server"
+)
+
+
+class Server:
+    """A server that runs, or has run: `start` starts it again on the same port and the same file."""
+
+    def __init__(self, kind: Kind, directory: Path, database: Path) -> None:
+        self.kind = kind
+        self.app_directory = directory / "app"
+        self.database = database
+        self._log = directory / "log"
+        self._port = _free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"http://127.0.0.1:{self._port}"
+
+    @property
+    def storage(self) -> str:
+        """The storage's URL."""
+        return f"sqlite:///{self.database}"
+
+    @property
+    def log(self) -> str:
+        """What it has said so far, from its first start on."""
+        return self._log.read_text(errors="replace")
+
+    @property
+    def module(self) -> Path:
+        """The file that `--reload` watches."""
+        return self.app_directory / f"{MODULE}.py"
+
+    def write_app(self, source: str) -> None:
+        """Make the directory as a project has it: the code is apart from the data."""
+        self.app_directory.mkdir(parents=True, exist_ok=True)
+        self.module.write_text(source)
+        self.database.parent.mkdir(parents=True, exist_ok=True)
+        self.database.touch()  # `streamkeep serve` makes none
+
+    async def start(self) -> Self:
+        """Start it, and return when it answers."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", *self.kind.command, "--port", str(self._port)],
+                cwd=self.app_directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**environment(), "DEPLOY_STORAGE": self.storage, "STREAMKEEP_STORAGE": self.storage},
+            )
+        await self.answers()
+        return self
+
+    async def answers(self) -> int:
+        """Return when it answers a new connection: which process does."""
+        assert self._process is not None
+        with anyio.fail_after(WAIT_SECONDS):
+            while True:
+                with suppress(httpx.TransportError):
+                    async with httpx.AsyncClient(base_url=self.url, timeout=WAIT_SECONDS, verify=False) as http:
+                        response = await http.get(self.kind.answers)
+                        return int(response.text) if self.kind.answers == "/process" else 0
+                assert self._process.poll() is None, f"{self.kind.name} does not run:\n{self.log}"
+                await anyio.sleep(0.05)
+
+    async def workers(self) -> list[int]:
+        """Give the processes that answer."""
+        return sorted({await self.answers() for _ in range(20)})
+
+    @property
+    def pid(self) -> int:
+        """The process that was started: the server, or the parent of its workers."""
+        assert self._process is not None
+        return self._process.pid
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process that was started."""
+        os.kill(self.pid, number)
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C: the terminal sends SIGINT to all processes of the group."""
+        os.killpg(self.pid, signal.SIGINT)
+
+    async def exit_code(self) -> int:
+        """Wait for its end, and give its exit code; TimeoutExpired if there is none."""
+        assert self._process is not None
+        return await anyio.to_thread.run_sync(self._process.wait, WAIT_SECONDS)
+
+    async def says(self, text: str) -> None:
+        """Return when a text is in its log."""
+        with anyio.fail_after(WAIT_SECONDS):
+            while text not in self.log:
+                await anyio.sleep(0.02)
+
+    async def is_gone(self) -> None:
+        """Return when no process of its group is left; TimeoutError if one stays."""
+        await self.is_rid_of(processes_of(self.pid))
+        assert processes_of(self.pid) == []
+
+    async def is_rid_of(self, pids: Sequence[int]) -> None:
+        """Return when none of these processes of its group lives; TimeoutError if one stays."""
+        with anyio.fail_after(WAIT_SECONDS):
+            while not set(processes_of(self.pid)).isdisjoint(pids):
+                await anyio.sleep(0.02)
+
+    def kill(self) -> None:
+        """End whatever is left of it."""
+        if self._process is not None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self._process.wait(WAIT_SECONDS)
+
+
+@asynccontextmanager
+async def running(
+    kind: Kind, directory: Path, source: str = "from tests.deploy.app import app\n", *, database: Path | None = None
+) -> AsyncGenerator[Server]:
+    """Run a server below a directory, over a storage of its own unless another's is named."""
+    server = Server(kind, directory, database or directory / "data" / "streams.db")
+    server.write_app(source)
+    try:
+        yield await server.start()
+    finally:
+        server.kill()
+
+
+def processes_of(group: int) -> list[int]:
+    """Give the living processes of a process group."""
+    return [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if _lives_in(pid, group)]
+
+
+def _lives_in(pid: int, group: int) -> bool:
+    try:
+        # The name in parentheses may hold anything.
+        state, _parent, of_group = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:3]
+    except OSError:
+        return False
+    return int(of_group) == group and state not in "ZX"
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def environment() -> dict[str, str]:
+    """Give the environment of processes that import these tests."""
+    before = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": str(ROOT) if before is None else f"{before}{os.pathsep}{ROOT}"}

@@ -1,0 +1,205 @@
+"""Strikes a scenario at every point, one by one, in every way, and finds out each time whether the promises were kept.
+
+Points are found by counting: a scenario is run and struck at its first point, run anew and struck at its second, and so on, until a
+run ends before the point is reached.
+"""
+
+import asyncio
+import gc
+import logging
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+import anyio
+from anyio import CancelScope
+from anyio.abc import TaskGroup
+
+from streamkeep.errors import StorageError, StreamkeepError, StreamManagerClosedError
+
+from .kinds import Kind, OpenStorage
+from .probes import Counted, Countdown
+from .scenarios import Act, Scenario
+from .virtual_time import Backend, Workload, run_virtually
+from .world import PATIENCE, Recovery, World
+
+OUTAGE_SECONDS: Final = 5.0
+MANY_POINTS: Final = 1_000
+RECOVERIES: Final[tuple[Recovery, ...]] = get_args(Recovery)
+
+
+@dataclass(slots=True)
+class Attempt:
+    """A run of a scenario that is to be struck."""
+
+    world: World
+    tasks: TaskGroup
+    scope: CancelScope
+    task: "asyncio.Future[object] | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way to strike: what happens, where points are counted, and which errors it may lead to."""
+
+    name: str
+    points: Literal["suspensions of the caller", "points of the storage"]
+    strike: Callable[[Attempt], None]
+    errors: tuple[type[StreamkeepError], ...] = ()
+    backends: tuple[Backend, ...] = ("asyncio", "trio")
+    is_native: bool = False
+
+
+def _cancel(attempt: Attempt) -> None:
+    attempt.scope.cancel()
+
+
+def _cancel_natively(attempt: Attempt) -> None:
+    assert attempt.task is not None
+    attempt.task.cancel()
+
+
+def _fail(_: Attempt) -> None:
+    raise StorageError("the storage was made to fail here")
+
+
+def _go_down(attempt: Attempt) -> None:
+    async def come_back() -> None:
+        await anyio.sleep(OUTAGE_SECONDS)
+        attempt.world.storage.is_down = False
+
+    attempt.world.storage.is_down = True
+    attempt.tasks.start_soon(come_back)
+
+
+def _close_the_manager(attempt: Attempt) -> None:
+    attempt.tasks.start_soon(attempt.world.streams.aclose)
+
+
+WAYS: Final = (
+    Way("the caller is cancelled", "suspensions of the caller", _cancel),
+    Way("the caller's task is cancelled", "suspensions of the caller", _cancel_natively, backends=("asyncio",), is_native=True),
+    Way("the caller is cancelled while the storage works", "points of the storage", _cancel),
+    Way("the storage fails", "points of the storage", _fail, (StorageError,)),
+    Way("the storage goes down", "points of the storage", _go_down, (StorageError,)),
+    Way("the manager is closed", "points of the storage", _close_the_manager, (StreamManagerClosedError,)),
+)
+
+
+def ways_for(kind: Kind) -> Sequence[Way]:
+    """Give the ways in which a scenario can be struck there."""
+    return [way for way in WAYS if kind.backend in way.backends]
+
+
+@dataclass(frozen=True, slots=True)
+class Struck:
+    """At how many points a scenario was struck, and how often its action ended otherwise than it would have."""
+
+    points: int
+    deflected: int
+
+
+def strike_everywhere(kind: Kind, scenario: Scenario, way: Way, recoveries: Callable[[int], Iterator[Recovery]]) -> Struck:
+    """Strike at every point, with the recoveries that are given for its number. AssertionError: a promise was broken."""
+    deflected = 0
+    with _undisturbed(), tempfile.TemporaryDirectory(prefix="streamkeep model ") as directory:
+        for number in range(1, MANY_POINTS):
+            for recovery in recoveries(number):
+                open_storage = kind.at(Path(directory) / f"{number} {recovery}")
+                struck, ended = _strike_once(kind.backend, open_storage, scenario, way, recovery, number)
+                if not struck:
+                    return Struck(number - 1, deflected)
+                deflected += not ended
+    raise AssertionError("the scenario has no end")
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let nobody keep the errors, as who captures logs does, and the garbage collector have little to do, whom each strike calls."""
+    logger = logging.getLogger("streamkeep")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        logger.setLevel(level)
+
+
+def _strike_once(
+    backend: Backend, open_storage: OpenStorage, scenario: Scenario, way: Way, recovery: Recovery, number: int
+) -> tuple[bool, bool]:
+    workload = Workload()
+
+    async def main() -> tuple[bool, bool]:
+        return await _attempt(World(open_storage, workload), scenario, way, recovery, number)
+
+    try:
+        return run_virtually(backend, workload, main)
+    except BaseException as error:
+        error.add_note(f"{scenario.__name__}: {way.name} at point {number} of the {way.points}; then {recovery}")
+        raise
+
+
+async def _attempt(world: World, scenario: Scenario, way: Way, recovery: Recovery, number: int) -> tuple[bool, bool]:
+    async with world.running():
+        act = await scenario(world)
+        async with anyio.create_task_group() as tasks:
+            attempt = Attempt(world, tasks, CancelScope())
+            countdown = Countdown(number, lambda: way.strike(attempt))
+            with anyio.fail_after(PATIENCE):
+                ended = await _struck(attempt, act, way, countdown)
+            world.storage.pass_point = lambda: None
+        if way.strike is _close_the_manager:
+            world.told.news += (StreamManagerClosedError,)
+        await world.recover(recovery)
+        await world.examine()
+        await world.settle()
+    return countdown.has_struck, ended
+
+
+async def _struck(attempt: Attempt, act: Act, way: Way, countdown: Countdown) -> bool:
+    """Run the action under the countdown; give whether it has ended as if nothing had happened."""
+
+    async def run() -> None:
+        if way.points == "points of the storage":
+            attempt.world.storage.pass_point = countdown.pass_point
+            await act()
+        else:
+            await Counted(_coroutine(act), countdown)
+
+    try:
+        if way.is_native:
+            return await _run_in_a_task(attempt, run)
+        with attempt.scope:
+            await run()
+        return not attempt.scope.cancelled_caught
+    except (StreamkeepError, ExceptionGroup) as error:
+        _check(error, way)
+        return False
+
+
+async def _run_in_a_task(attempt: Attempt, run: Callable[[], Any]) -> bool:
+    attempt.task = task = asyncio.ensure_future(run())
+    await asyncio.wait([task])
+    attempt.task = None
+    if task.cancelled():
+        return False
+    task.result()
+    return True
+
+
+async def _coroutine(act: Callable[[], Awaitable[object]]) -> None:
+    await act()
+
+
+def _check(error: Exception, way: Way) -> None:
+    """Raise the error unless it is one, or some, that this way leads to."""
+    _, unexpected = error.split(way.errors) if isinstance(error, ExceptionGroup) else (None, error)
+    if unexpected is not None and not isinstance(unexpected, way.errors):
+        raise error

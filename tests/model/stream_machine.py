@@ -1,0 +1,412 @@
+"""Random histories of streams: two managers over one storage, their writers and readers, compared after each step with the model.
+
+Time stands still unless a step lets it pass, so whatever the managers do in the background is done at a step that is known.
+"""
+
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Final, TypeVar
+from weakref import ref
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from streamkeep import Limits, StreamEvent, StreamEventType, StreamInfo, StreamInput, StreamManager
+from streamkeep.errors import InvalidArgumentError, StreamkeepError, StreamManagerClosedError
+from streamkeep.testing.clock import FakeClock
+
+from . import stream_model as rules
+from .kinds import Kind
+from .portals import Portal
+from .probes import ProbedStorage
+from .stream_model import Event, Follower, Manager, Model, Writer
+from .virtual_time import EPOCH, Workload
+
+T = TypeVar("T")
+
+IDS: Final = ("a", "b")
+MANAGERS: Final = 2
+MOMENT: Final = 0.125
+"""A quiet writer looks after a tenth of a second."""
+
+LIMITS: Final = Limits(
+    max_event_bytes=rules.MAX_EVENT_BYTES, max_events=rules.MAX_EVENTS, max_stream_bytes=rules.MAX_STREAM_BYTES
+)
+
+managers = st.integers(0, MANAGERS - 1)
+ids = st.sampled_from(IDS)
+chunks = st.one_of(
+    st.integers(-9, 9),
+    st.text(max_size=3),
+    st.sampled_from([None, {"text": "word"}, "x" * 30, "too much " * 9, object()]),
+)
+offsets = st.one_of(st.none(), st.integers(0, rules.MAX_EVENTS))
+naps = st.sampled_from([1.0, rules.LEASE + 0.5, rules.LEASE + rules.GRACE + 0.5, rules.TTL + 0.5])
+
+
+@dataclass(eq=False)
+class Pair:
+    """A handle, and the model's."""
+
+    stream: StreamInput
+    model: Writer
+
+
+@dataclass(eq=False)
+class Reader:
+    """A task that follows, and the model's."""
+
+    model: Follower
+    task: Future[str | type[StreamkeepError]] = field(repr=False)
+    events: list[Event]
+
+
+@dataclass(eq=False)
+class Running:
+    """A manager, and the model's."""
+
+    streams: StreamManager
+    leaving: AbstractContextManager[object] = field(repr=False)
+    model: Manager
+
+
+class StreamMachine(RuleBasedStateMachine):
+    """Managers, handles and readers, each beside the model's."""
+
+    def __init__(self, kind: Kind) -> None:
+        super().__init__()
+        self._portal = Portal(kind.backend, stands_still=True)
+        self._clock = FakeClock(EPOCH)
+        self._model = Model(EPOCH)
+        self._workload = Workload()
+        open_storage = kind.at(self._portal.directory)
+        self._storages = [
+            self._portal.keep(ProbedStorage(open_storage(), self._workload))[0] for _ in range(MANAGERS)
+        ]
+        self._pairs: list[Pair] = []
+        self._readers: list[Reader] = []
+        self._closed: StreamManager | None = None
+        self._managers = [self._start(index) for index in range(MANAGERS)]
+
+    def teardown(self) -> None:
+        self._pairs.clear()
+        try:
+            for running in self._managers:
+                with running.leaving:
+                    pass
+                manager = running.streams
+                assert (manager._scopes, manager._feeds, manager._inputs) == (set(), {}, {})
+            for reader in self._readers:
+                reader.task.result(rules.LEASE)
+        finally:
+            self._portal.close()
+
+    # Managers.
+
+    @rule(manager=managers, stream=ids, resume=st.booleans(), metadata=st.dictionaries(st.text(max_size=2), st.text(max_size=2), max_size=1))
+    def open(self, manager: int, stream: str, resume: bool, metadata: dict[str, str]) -> None:
+        running = self._managers[manager]
+        found = self._outcome(lambda: _awaited(running.streams.open(stream, resume=resume, metadata=metadata)))
+        expected = _outcome_of(lambda: self._model.open(running.model, stream, metadata, resume=resume))
+        if isinstance(found, StreamInput):
+            assert isinstance(expected, Writer), f"opened, instead of {expected}"
+            self._pairs.append(Pair(found, expected))
+        else:
+            assert found == expected
+
+    @rule(manager=managers, stream=ids)
+    def cancel(self, manager: int, stream: str) -> None:
+        running = self._managers[manager]
+        self._agree(lambda: running.streams.cancel(stream), lambda: self._model.cancel(running.model, stream))
+
+    @rule(manager=managers, stream=ids)
+    def delete(self, manager: int, stream: str) -> None:
+        running = self._managers[manager]
+        self._agree(lambda: running.streams.delete(stream), lambda: self._model.delete(running.model, stream))
+
+    @rule(manager=managers, after=st.sampled_from(["", "a", "ab", "b"]), limit=st.integers(1, 3))
+    def list_streams(self, manager: int, after: str, limit: int) -> None:
+        async def listed() -> list[tuple[object, ...]]:
+            return [_info(info) for info in await self._managers[manager].streams.list(after, limit)]
+
+        self._agree(listed, lambda: self._model.list_streams(after, limit))
+
+    @rule(manager=managers)
+    def sweep(self, manager: int) -> None:
+        self._agree(self._managers[manager].streams.sweep, self._model.sweep)
+
+    @rule(manager=managers)
+    def close_a_manager_and_start_another(self, manager: int) -> None:
+        running = self._managers[manager]
+        with running.leaving:
+            pass
+        self._model.close_manager(running.model)
+        self._closed = running.streams
+        self._managers[manager] = self._start(manager)
+
+    @precondition(lambda self: self._closed)
+    @rule(stream=ids)
+    def use_a_manager_that_is_closed(self, stream: str) -> None:
+        closed = self._closed
+        assert closed is not None
+        for use in (
+            lambda: _awaited(closed.open(stream)),
+            lambda: closed.cancel(stream),
+            lambda: closed.info(stream),
+            lambda: _read(closed, stream, None, 1),
+        ):
+            assert self._outcome(use) is StreamManagerClosedError
+
+    @rule(manager=managers, stream=st.sampled_from(["", ".hidden", "a b", "a" * 256, "é"]), offset=st.sampled_from([-1, 2**53]))
+    def ask_for_what_cannot_be(self, manager: int, stream: str, offset: int) -> None:
+        streams = self._managers[manager].streams
+        assert self._outcome(lambda: _awaited(streams.open(stream))) is InvalidArgumentError
+        assert self._outcome(lambda: streams.info(stream)) is InvalidArgumentError
+        assert self._outcome(lambda: _read(streams, "a", offset, 1)) is InvalidArgumentError
+
+    # Readers.
+
+    @rule(manager=managers, stream=ids, after=offsets)
+    def read(self, manager: int, stream: str, after: int | None) -> None:
+        running = self._managers[manager]
+        expected = _outcome_of(lambda: self._model.read(running.model, stream, after))
+        count = len(expected) if isinstance(expected, list) else 1
+        assert self._outcome(lambda: _read(running.streams, stream, after, count)) == expected
+
+    @precondition(lambda self: len(self._readers) < 4)
+    @rule(manager=managers, stream=ids, after=offsets)
+    def follow(self, manager: int, stream: str, after: int | None) -> None:
+        running = self._managers[manager]
+        events: list[Event] = []
+        task = self._portal.start(lambda: _follow(running.streams, stream, after, events))
+        expected = _outcome_of(lambda: self._model.follow(running.model, stream, after))
+        if isinstance(expected, Follower):
+            self._readers.append(Reader(expected, task, events))
+        else:
+            assert task.result(rules.LEASE) == expected
+
+    @precondition(lambda self: self._readers)
+    @rule(data=st.data())
+    def stop_following(self, data: st.DataObject) -> None:
+        reader = data.draw(st.sampled_from(self._readers))
+        reader.task.cancel()
+        self._readers.remove(reader)
+        self._model.unfollow(reader.model)
+
+    # Writers.
+
+    @precondition(lambda self: self._pairs)
+    @rule(data=st.data(), chunk=chunks)
+    def write(self, data: st.DataObject, chunk: object) -> None:
+        pair = self._draw(data)
+        self._agree(lambda: pair.stream.write(chunk), lambda: self._model.write(pair.model, chunk))
+
+    @precondition(lambda self: self._pairs)
+    @rule(data=st.data(), chunk=chunks)
+    def write_soon(self, data: st.DataObject, chunk: object) -> None:
+        pair = self._draw(data)
+
+        async def write_soon() -> int:
+            return pair.stream.write_soon(chunk)
+
+        self._agree(write_soon, lambda: self._model.write_soon(pair.model, chunk))
+
+    @precondition(lambda self: self._pairs)
+    @rule(data=st.data(), chunk=chunks)
+    def write_soon_and_flush(self, data: st.DataObject, chunk: object) -> None:
+        pair = self._draw(data)
+
+        async def write_and_flush() -> int:
+            offset = pair.stream.write_soon(chunk)
+            await pair.stream.flush()
+            return offset
+
+        self._agree(write_and_flush, lambda: self._model.write_soon_and_flush(pair.model, chunk))
+
+    @precondition(lambda self: self._pairs)
+    @rule(data=st.data())
+    def flush(self, data: st.DataObject) -> None:
+        pair = self._draw(data)
+        self._agree(pair.stream.flush, lambda: self._model.flush(pair.model))
+
+    @precondition(lambda self: self._pairs)
+    @rule(data=st.data(), output=chunks)
+    def done(self, data: st.DataObject, output: object) -> None:
+        pair = self._draw(data)
+        self._agree(lambda: pair.stream.done(output), lambda: self._model.done(pair.model, output))
+
+    @precondition(lambda self: self._pairs)
+    @rule(data=st.data())
+    def error(self, data: st.DataObject) -> None:
+        pair = self._draw(data)
+        self._agree(lambda: pair.stream.error(ValueError("as it happens")), lambda: self._model.error(pair.model))
+
+    @precondition(lambda self: self._pairs)
+    @rule(data=st.data())
+    def close(self, data: st.DataObject) -> None:
+        pair = self._draw(data)
+        self._agree(pair.stream.close, lambda: self._model.close(pair.model))
+
+    @precondition(lambda self: self._pairs)
+    @rule(data=st.data())
+    def leave_by_exception(self, data: st.DataObject) -> None:
+        pair = self._draw(data)
+        error = ValueError("as it happens")
+        self._agree(lambda: pair.stream.__aexit__(ValueError, error, None), lambda: self._model.leave_by_exception(pair.model))
+
+    @precondition(lambda self: self._pairs)
+    @rule(data=st.data())
+    def renew(self, data: st.DataObject) -> None:
+        pair = self._draw(data)
+        self._agree(pair.stream.renew, lambda: self._model.renew(pair.model))
+
+    @precondition(lambda self: self._pairs)
+    @rule(data=st.data())
+    def drop(self, data: st.DataObject) -> None:
+        pair = self._draw(data)
+        was_kept = pair.model in self._model.kept
+        handle = ref(pair.stream)
+        self._pairs.remove(pair)
+        self._model.drop(pair.model)
+        del pair
+        assert handle() is None or not was_kept, "a handle that was dropped is gone"
+
+    # Time.
+
+    @rule(seconds=naps)
+    def sleep_as_a_suspended_machine_does(self, seconds: float) -> None:
+        self._clock.advance(seconds)
+        self._model.now += seconds
+
+    @precondition(lambda self: not self._readers)
+    @rule()
+    def sleep_for_more_than_a_day(self) -> None:
+        self.sleep_as_a_suspended_machine_does(rules.FORGET + 60)
+
+    @precondition(lambda self: all(due > self._model.elapsed + 1 for due in self._model.dues))
+    @rule()
+    def a_moment_passes_and_quiet_writers_look(self) -> None:
+        for _ in range(3):
+            self._pass_time(MOMENT)
+        for writer in self._model.kept:
+            self._model.look(writer)
+
+    @precondition(lambda self: not self._model.is_anybody_nearly_late())
+    @rule(seconds=st.integers(1, 20))
+    def seconds_pass(self, seconds: int) -> None:
+        for pair in self._pairs:  # so that who looks by himself in the first of these seconds sees nothing new
+            self._agree(pair.stream.look, lambda pair=pair: self._model.look(pair.model))  # type: ignore[misc]  # mypy: a lambda's default
+        for _ in range(seconds):
+            self._pass_time(1)
+
+    # What holds after each step.
+
+    @invariant()
+    def all_agree_with_the_model(self) -> None:
+        self._settle()
+        for reader in self._readers:
+            assert reader.events == reader.model.events
+            assert reader.task.done() is reader.model.is_over
+            if reader.model.is_over:
+                assert reader.task.result() == (reader.model.why or "the end")
+        for pair in self._pairs:
+            stream, model = pair.stream, pair.model
+            found = (stream.tail, stream.is_closed, stream.cancelled.is_set())
+            assert found == (model.tail, model.why is not None, model.is_cancelled)
+        for running in self._managers:
+            assert set(running.streams._feeds) == {log.id for log in running.model.feeds}
+            for stream in IDS:
+                self._agree(lambda: self._look_up(running, stream), lambda: self._model.info(stream))  # noqa: B023
+
+    async def _look_up(self, running: Running, stream: str) -> tuple[object, ...]:
+        return _info(await running.streams.info(stream))
+
+    # How it is done.
+
+    def _start(self, index: int) -> Running:
+        streams, leaving = self._portal.keep(
+            StreamManager(
+                self._storages[index],
+                ttl=timedelta(seconds=rules.TTL),
+                lease=timedelta(seconds=rules.LEASE),
+                grace=timedelta(seconds=rules.GRACE),
+                limits=LIMITS,
+                clock=self._clock,
+            )
+        )
+        self._settle()
+        return Running(streams, leaving, self._model.start())
+
+    def _draw(self, data: st.DataObject) -> Pair:
+        return data.draw(st.sampled_from(self._pairs))
+
+    def _agree(self, real: Callable[[], Awaitable[T]], model: Callable[[], T]) -> None:
+        found = self._outcome(real)
+        assert found == _outcome_of(model)
+
+    def _outcome(self, call: Callable[[], Awaitable[T]]) -> T | type[StreamkeepError]:
+        async def outcome() -> T | type[StreamkeepError]:
+            try:
+                return await call()
+            except StreamkeepError as error:
+                return type(error)
+
+        found = self._portal.run(outcome)
+        self._settle()
+        return found
+
+    def _pass_time(self, seconds: float) -> None:
+        self._clock.advance(seconds)
+        self._portal.pass_time(seconds)
+        self._settle()
+        self._model.pass_time(seconds)
+
+    def _settle(self) -> None:
+        self._portal.settle(self._workload)
+
+
+async def _awaited(opening: Awaitable[T]) -> T:
+    return await opening
+
+
+async def _read(streams: StreamManager, stream: str, after: int | None, count: int) -> list[Event]:
+    events: list[Event] = []
+    async with streams.subscribe(stream, after) as subscription:
+        while len(events) < count:
+            events.append(_event(await anext(subscription)))
+    return events
+
+
+async def _follow(streams: StreamManager, stream: str, after: int | None, events: list[Event]) -> str | type[StreamkeepError]:
+    try:
+        async with streams.subscribe(stream, after) as subscription:
+            async for event in subscription:
+                events.append(_event(event))
+    except StreamkeepError as error:
+        return type(error)
+    return "the end"
+
+
+def _event(event: StreamEvent[Any]) -> Event:
+    match event.type:
+        case StreamEventType.CHUNK:
+            return "chunk", event.chunk
+        case StreamEventType.DONE:
+            return "done", event.output
+        case StreamEventType.ERROR:
+            return "error", event.error.status
+
+
+def _outcome_of(model: Callable[[], T]) -> T | type[StreamkeepError]:
+    try:
+        return model()
+    except StreamkeepError as error:
+        return type(error)
+
+
+def _info(info: StreamInfo) -> tuple[object, ...]:
+    is_held = bool(info.writer)
+    return info.id, info.status, info.error, info.tail, info.created_at, is_held, info.lease_until, info.expires_at, dict(info.metadata)

@@ -1,0 +1,431 @@
+"""What becomes of streams, said once more and without a storage, a task or a wait: the model that managers are compared with.
+
+Its methods are those of StreamManager and StreamInput; they return what those return, and raise what those raise. It knows when
+background work is due, because time is told to it: `now` is the managers' clock, `elapsed` their event loop's time.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+import msgspec
+
+from streamkeep.errors import (
+    InvalidArgumentError,
+    LimitExceededError,
+    OffsetOutOfRangeError,
+    Status,
+    StreamAlreadyExistsError,
+    StreamBusyError,
+    StreamCompletedError,
+    StreamInputClosedError,
+    StreamkeepError,
+    StreamManagerClosedError,
+    StreamNotFoundError,
+    StreamTakenOverError,
+)
+
+TTL: Final = 30.0
+LEASE: Final = 12.0
+GRACE: Final = 5.0
+FORGET: Final = 86_400.0
+RENEWAL: Final = LEASE / 3
+SWEEP: Final = 60.0
+MAX_EVENT_BYTES: Final = 40
+MAX_EVENTS: Final = 6
+MAX_STREAM_BYTES: Final = 100
+
+Why = type[StreamkeepError]
+Event = tuple[Literal["chunk", "done", "error"], object]
+
+
+@dataclass(eq=False)
+class Log:
+    """A stream, from its opening to its deletion."""
+
+    id: str
+    created_at: float
+    metadata: Mapping[str, str]
+    writer: "Writer | None" = None
+    lease_until: float = 0.0
+    expires_at: float = 0.0
+    events: list[Event] = field(default_factory=list)
+    size: int = 0
+    status: Literal["open", "done", "error"] = "open"
+    error: Status | None = None
+
+    @property
+    def abandoned_at(self) -> float:
+        return self.lease_until + GRACE
+
+
+@dataclass(eq=False)
+class Writer:
+    """A handle. `why` is what it says when it is used, once it can write no more."""
+
+    manager: "Manager"
+    log: Log
+    tail: int
+    size: int
+    why: Why | None = None
+    has_lost_unheard: bool = False
+    is_cancelled: bool = False
+
+    def check(self) -> None:
+        if self.why is not None:
+            self.has_lost_unheard = False
+            raise self.why("")  # type: ignore[call-arg]  # of all errors only StreamBusyError wants more, and it is none of these
+
+
+@dataclass
+class Feed:
+    """How long a manager waits for the writer of a stream that it reads."""
+
+    patient_until: float
+    """Of the clock."""
+    deadline: float
+    """Of the event loop."""
+
+
+@dataclass(eq=False)
+class Follower:
+    """A reader that goes on. `why` is the error it ends with, if not with the stream."""
+
+    manager: "Manager"
+    log: Log
+    first: int
+    why: Why | None = None
+
+    @property
+    def events(self) -> list[Event]:
+        return self.log.events[self.first :]
+
+    @property
+    def is_over(self) -> bool:
+        return self.why is not None or self.log.status != "open"
+
+
+@dataclass(eq=False)
+class Manager:
+    """A manager's background work: which handles it tends, what it follows, and what is due when."""
+
+    renewal_due: float
+    sweep_due: float
+    kept: list[Writer] = field(default_factory=list)
+    feeds: dict[Log, Feed] = field(default_factory=dict)
+
+
+class Model:
+    """All streams, all managers, and the time."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+        self.elapsed = 0.0
+        self.logs: dict[str, Log] = {}
+        self.managers: list[Manager] = []
+        self.followers: list[Follower] = []
+
+    # Managers.
+
+    def start(self) -> Manager:
+        manager = Manager(self.elapsed + RENEWAL, self.elapsed + SWEEP)
+        self.managers.append(manager)
+        self.sweep()
+        return manager
+
+    def close_manager(self, manager: Manager) -> None:
+        for writer in tuple(manager.kept):
+            writer.is_cancelled = True
+            self._let_go(writer, StreamManagerClosedError)
+        for follower in self.followers:
+            if follower.manager is manager and not follower.is_over:
+                follower.why = StreamManagerClosedError
+        self.managers.remove(manager)
+
+    def open(self, manager: Manager, stream: str, metadata: Mapping[str, str], *, resume: bool) -> Writer:
+        log = self._living(stream)
+        if log is None:
+            log = self.logs[stream] = Log(stream, self.now, metadata)
+        elif not resume:
+            raise StreamAlreadyExistsError
+        elif log.status != "open":
+            raise StreamCompletedError
+        elif log.writer is not None and self.now < log.lease_until:
+            raise StreamBusyError("", lease_until=log.lease_until)
+        writer = log.writer = Writer(manager, log, len(log.events), log.size)
+        manager.kept.append(writer)
+        self._lease(log)
+        return writer
+
+    def cancel(self, manager: Manager, stream: str) -> bool:
+        log = self._found(stream)
+        if log.status != "open":
+            return False
+        self._end(log, ("error", "CANCELLED"))
+        self._tell(manager, stream)
+        return True
+
+    def delete(self, manager: Manager, stream: str) -> None:
+        self._forget(self._found(stream))
+        self._tell(manager, stream)
+
+    def info(self, stream: str) -> tuple[object, ...]:
+        return self._info(self._found(stream))
+
+    def list_streams(self, after: str, limit: int) -> list[tuple[object, ...]]:
+        living = [log for stream in sorted(self.logs) if (log := self._living(stream)) and stream > after]
+        return [self._info(log) for log in living[:limit]]
+
+    def sweep(self) -> None:
+        for log in tuple(self.logs.values()):
+            if self.now >= log.expires_at:
+                self._forget(log)
+            else:
+                self._abandon(log)
+
+    def read(self, manager: Manager, stream: str, after: int | None) -> list[Event]:
+        """Give the events that are there for a reader who then leaves."""
+        log = self._subscribed(stream, after)
+        if log not in manager.feeds:
+            self._abandon(log)  # nobody there has waited yet, so nobody waits any longer
+        return log.events[0 if after is None else after + 1 :]
+
+    def follow(self, manager: Manager, stream: str, after: int | None) -> Follower:
+        log = self._subscribed(stream, after)
+        follower = Follower(manager, log, 0 if after is None else after + 1)
+        self.followers.append(follower)
+        if log.status == "open" and log not in manager.feeds:
+            manager.feeds[log] = Feed(log.abandoned_at, self.elapsed + log.abandoned_at - self.now)
+            self._abandon(log)
+        return follower
+
+    def unfollow(self, follower: Follower) -> None:
+        self.followers.remove(follower)
+        others = [other for other in self.followers if other.manager is follower.manager and other.log is follower.log]
+        if not others:
+            follower.manager.feeds.pop(follower.log, None)
+
+    # Writers.
+
+    def write(self, writer: Writer, chunk: object) -> int:
+        offset = self._put(writer, chunk)
+        if not self._append(writer, chunk):
+            self._lose(writer)
+            writer.check()
+        return offset
+
+    def write_soon(self, writer: Writer, chunk: object) -> int:
+        offset = self._put(writer, chunk)
+        if not self._append(writer, chunk):
+            self._lose(writer)
+            writer.has_lost_unheard = True
+        return offset
+
+    def write_soon_and_flush(self, writer: Writer, chunk: object) -> int:
+        offset = self.write_soon(writer, chunk)
+        self.flush(writer)
+        return offset
+
+    def flush(self, writer: Writer) -> None:
+        if writer.why is not StreamInputClosedError:
+            writer.check()
+
+    def done(self, writer: Writer, output: object) -> None:
+        size = len(_json(output))
+        writer.check()
+        if size > MAX_EVENT_BYTES:
+            raise LimitExceededError
+        self._finish(writer, ("done", output))
+
+    def error(self, writer: Writer) -> None:
+        writer.check()
+        self._finish(writer, ("error", "INTERNAL"))
+
+    def close(self, writer: Writer) -> None:
+        self._let_go(writer, StreamInputClosedError)
+        if writer.has_lost_unheard:
+            writer.check()
+
+    def leave_by_exception(self, writer: Writer) -> None:
+        try:
+            if writer.why is None:
+                self.error(writer)
+            else:
+                self.close(writer)
+        except StreamkeepError:
+            return  # the exception that it is left by arrives instead
+
+    def renew(self, writer: Writer) -> None:
+        if writer in writer.manager.kept:
+            if self._is_its_own(writer):
+                self._lease(writer.log)
+            else:
+                self._lose(writer)
+
+    def look(self, writer: Writer) -> None:
+        if writer in writer.manager.kept and not self._is_its_own(writer):
+            self._lose(writer)
+
+    def drop(self, writer: Writer) -> None:
+        if writer in writer.manager.kept:
+            writer.manager.kept.remove(writer)
+
+    # Time.
+
+    @property
+    def dues(self) -> Iterator[float]:
+        """When, in the event loop's time, something is due."""
+        for manager in self.managers:
+            yield manager.renewal_due
+            yield manager.sweep_due
+            for feed in manager.feeds.values():
+                yield feed.deadline
+
+    @property
+    def kept(self) -> list[Writer]:
+        """All handles that their managers tend."""
+        return [writer for manager in self.managers for writer in manager.kept]
+
+    def is_anybody_nearly_late(self) -> bool:
+        """Say whether a living writer's stream may be ended before its lease is renewed; for then it is a race."""
+        return any(self._is_its_own(writer) and self.now + RENEWAL + 2 >= writer.log.abandoned_at for writer in self.kept)
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass, and what is due be done."""
+        self.now += seconds
+        self.elapsed += seconds
+        for manager in self.managers:
+            if manager.renewal_due <= self.elapsed:
+                manager.renewal_due = self.elapsed + RENEWAL
+                for writer in tuple(manager.kept):
+                    self.renew(writer)
+        for manager in self.managers:
+            for log, feed in tuple(manager.feeds.items()):
+                if feed.deadline <= self.elapsed:
+                    self._abandon(log)
+            if manager.sweep_due <= self.elapsed:
+                manager.sweep_due = self.elapsed + SWEEP
+                self.sweep()
+
+    # What these have in common.
+
+    def _living(self, stream: str) -> Log | None:
+        log = self.logs.get(stream)
+        return None if log is None or self.now >= log.expires_at else log
+
+    def _found(self, stream: str) -> Log:
+        log = self._living(stream)
+        if log is None:
+            raise StreamNotFoundError
+        return log
+
+    def _subscribed(self, stream: str, after: int | None) -> Log:
+        log = self._found(stream)
+        if after is not None and after >= len(log.events):
+            raise OffsetOutOfRangeError
+        return log
+
+    def _info(self, log: Log) -> tuple[object, ...]:
+        is_held = log.writer is not None
+        tail = len(log.events)
+        return log.id, log.status, log.error, tail, log.created_at, is_held, log.lease_until, log.expires_at, dict(log.metadata)
+
+    def _is_its_own(self, writer: Writer) -> bool:
+        return self.logs.get(writer.log.id) is writer.log and writer.log.writer is writer
+
+    def _put(self, writer: Writer, chunk: object) -> int:
+        size = len(_json(chunk)) + 1
+        writer.check()
+        if size - 1 > MAX_EVENT_BYTES or writer.tail >= MAX_EVENTS or writer.size + size > MAX_STREAM_BYTES:
+            raise LimitExceededError
+        writer.size += size
+        return writer.tail
+
+    def _append(self, writer: Writer, chunk: object) -> bool:
+        if not self._is_its_own(writer):
+            return False
+        writer.log.events.append(("chunk", chunk))
+        writer.log.size = writer.size
+        writer.tail += 1
+        return True
+
+    def _finish(self, writer: Writer, event: Event) -> None:
+        if self._is_its_own(writer):
+            writer.why = StreamInputClosedError
+            self._stop(writer)
+            self._end(writer.log, event)
+            writer.tail += 1
+        else:
+            self._lose(writer)
+            writer.check()
+
+    def _let_go(self, writer: Writer, why: Why) -> None:
+        if writer.why is not None:
+            return
+        if self._is_its_own(writer):
+            writer.why = why
+            self._stop(writer)
+            writer.log.writer = None
+            self._lease(writer.log)
+        else:
+            self._lose(writer)
+
+    def _lose(self, writer: Writer) -> None:
+        there = self.logs.get(writer.log.id)
+        if there is None:
+            writer.why = StreamNotFoundError
+        elif there.status != "open":
+            writer.why = StreamCompletedError
+        else:
+            writer.why = StreamTakenOverError
+        writer.is_cancelled = True
+        self._stop(writer)
+
+    def _stop(self, writer: Writer) -> None:
+        if writer in writer.manager.kept:
+            writer.manager.kept.remove(writer)
+
+    def _tell(self, manager: Manager, stream: str) -> None:
+        for writer in tuple(manager.kept):
+            if writer.log.id == stream:
+                self.look(writer)
+
+    def _lease(self, log: Log) -> None:
+        log.lease_until = self.now + LEASE
+        log.expires_at = log.abandoned_at + FORGET
+        for manager in self.managers:
+            feed = manager.feeds.get(log)
+            if feed is not None and feed.patient_until != log.abandoned_at:
+                manager.feeds[log] = Feed(log.abandoned_at, self.elapsed + log.abandoned_at - self.now)
+
+    def _abandon(self, log: Log) -> None:
+        if log.status == "open" and self.now >= log.abandoned_at:
+            self._end(log, ("error", "ABORTED"))
+
+    def _end(self, log: Log, event: Event) -> None:
+        log.events.append(event)
+        log.writer, log.lease_until, log.expires_at = None, 0.0, self.now + TTL
+        match event:
+            case ("error", "CANCELLED" | "ABORTED" | "INTERNAL" as status):
+                log.status, log.error = "error", status
+            case _:
+                log.status = "done"
+        self._no_feeds(log)
+
+    def _forget(self, log: Log) -> None:
+        del self.logs[log.id]
+        self._no_feeds(log)
+        for follower in self.followers:
+            if follower.log is log and not follower.is_over:
+                follower.why = StreamNotFoundError
+
+    def _no_feeds(self, log: Log) -> None:
+        for manager in self.managers:
+            manager.feeds.pop(log, None)
+
+
+def _json(value: object) -> bytes:
+    try:
+        return msgspec.json.encode(value)
+    except TypeError:
+        raise InvalidArgumentError from None

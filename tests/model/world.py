@@ -1,0 +1,331 @@
+"""Two managers over one storage on virtual time, what was asked of them and what they have acknowledged, and the promises.
+
+Scenarios act on a World, and note in it what they were told; whatever was done to them in between, `examine` finds out whether
+each promise was kept.
+"""
+
+import asyncio
+import gc
+import threading
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Final, Literal
+
+import anyio
+import sniffio
+
+from streamkeep import StreamEvent, StreamEventType, StreamInput, StreamManager
+from streamkeep.errors import (
+    StreamCompletedError,
+    StreamInputClosedError,
+    StreamkeepError,
+    StreamManagerClosedError,
+    StreamNotFoundError,
+    StreamTakenOverError,
+)
+
+from .kinds import OpenStorage
+from .probes import ProbedStorage
+from .virtual_time import Workload, clock
+
+STREAM: Final = "answer"
+OUTPUT: Final = "all said"
+PATIENCE: Final = 1_000.0
+"""Virtual seconds that nothing here may take: many times lease and grace."""
+BOUND_SECONDS: Final = 10
+OWN_TASKS: Final = 2
+"""What a manager does whatever happens: it renews leases, and sweeps."""
+
+RIVALS: Final = (StreamCompletedError, StreamTakenOverError, StreamNotFoundError)
+"""What a writer may be told whose stream others may end, take over or delete."""
+
+Recovery = Literal["the writer goes on", "another writer takes over", "nobody comes"]
+Outcome = Literal["done", "error", "cancelled", "aborted", "deleted"]
+Event = StreamEvent[Any]
+
+
+@dataclass(slots=True)
+class Told:
+    """What the caller knows of the stream and may rely on; and which news of somebody else's doing would be no surprise to its writer."""
+
+    is_open: bool = False
+    chunks: dict[int, str] = field(default_factory=dict)
+    outcome: Outcome | None = None
+    may_be_deleted: bool = False
+    news: tuple[type[StreamkeepError], ...] = ()
+
+
+class Scribe:
+    """A writer, who keeps account of what was given to the stream and of what was acknowledged.
+
+    Attributes:
+        given: all chunks that were given, in order.
+        input: the handle, until it is dropped.
+    """
+
+    def __init__(self, name: str, told: Told) -> None:
+        self.name = name
+        self.input: StreamInput | None = None
+        self._told = told
+        self.given: Final[list[str]] = []
+        self._first = 0
+
+    @property
+    def stream(self) -> StreamInput:
+        """The handle."""
+        assert self.input is not None
+        return self.input
+
+    async def open(self, streams: StreamManager, *, resume: bool = False) -> None:
+        self.hold(await streams.open(STREAM, resume=resume))
+
+    def hold(self, stream: StreamInput) -> None:
+        """Write to this handle, which has just been opened."""
+        self.input = stream
+        self._first = stream.tail
+        self._told.is_open = True
+
+    async def write(self) -> None:
+        chunk = self._next()
+        self._told.chunks[await self.stream.write(chunk)] = chunk
+
+    def write_soon(self) -> None:
+        self.stream.write_soon(self._next())
+
+    async def flush(self) -> None:
+        await self.stream.flush()
+        self._all_is_stored()
+
+    async def done(self) -> None:
+        await self.stream.done(OUTPUT)
+        self._all_is_stored()
+        self._told.outcome = "done"
+
+    async def error(self) -> None:
+        await self.stream.error(ValueError("as it happens"))
+        self._all_is_stored()
+        self._told.outcome = "error"
+
+    async def close(self) -> None:
+        await self.stream.close()
+        self._all_is_stored()
+
+    def _next(self) -> str:
+        self.given.append(f"{self.name}{len(self.given)}")
+        return self.given[-1]
+
+    def _all_is_stored(self) -> None:
+        self._told.chunks |= dict(enumerate(self.given, self._first))
+
+
+class World:
+    """A process with a manager, another process with another, and what a caller was told.
+
+    Attributes:
+        streams: the manager that the scenario uses, over `storage`.
+        elsewhere: another one, over another handle of the same storage, to which nothing happens.
+        told: what the caller knows.
+        heard: lists of events, one for each reader of the scenario, which must each be a part of the log.
+    """
+
+    def __init__(self, open_storage: OpenStorage, workload: Workload) -> None:
+        self.told = Told()
+        self.heard: list[list[Event]] = []
+        self.storage = ProbedStorage(open_storage(), workload)
+        self.streams = StreamManager(self.storage, clock=clock)
+        self._storage_elsewhere = ProbedStorage(open_storage(), workload)
+        self.elsewhere = StreamManager(self._storage_elsewhere, clock=clock)
+        self._open_storage = open_storage
+        self._workload = workload
+        self._scribes: list[Scribe] = []
+        self._resources = AsyncExitStack()
+        self._managers = [self.streams, self.elsewhere]
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        """Enter the storages and managers; on leaving them nothing of theirs may be left."""
+        async with self._resources as resources:
+            for resource in (self.storage, self._storage_elsewhere, self.streams, self.elsewhere):
+                await resources.enter_async_context(resource)
+            await anyio.sleep(1)  # until both have swept for the first time
+            yield
+        for manager in self._managers:
+            assert (manager._scopes, manager._feeds, manager._inputs) == (set(), {}, {}), "a manager that is left has nothing"
+        await assert_nobody_else_runs()
+
+    # For scenarios.
+
+    def scribe(self) -> Scribe:
+        """Give one more writer, who has not opened the stream yet."""
+        scribe = Scribe("abcdefgh"[len(self._scribes)], self.told)
+        self._scribes.append(scribe)
+        return scribe
+
+    async def replay(self, after: int | None = None, streams: StreamManager | None = None) -> None:
+        """Read the stream to its end."""
+        events: list[Event] = []
+        self.heard.append(events)
+        async with (streams or self.streams).subscribe(STREAM, after) as subscription:
+            async for event in subscription:
+                events.append(event)
+
+    def one_more_storage(self) -> ProbedStorage:
+        """Give a storage, not entered, whose points count as `storage`'s do."""
+        storage = ProbedStorage(self._open_storage(), self._workload)
+        storage.pass_point = lambda: self.storage.pass_point()
+        return storage
+
+    def one_more_manager(self, **options: timedelta) -> StreamManager:
+        """Give a manager over `storage`, not entered."""
+        manager = StreamManager(self.storage, clock=clock, **options)
+        self._managers.append(manager)
+        return manager
+
+    async def slow_manager(self) -> StreamManager:
+        """Give a manager, entered, whose writers count as dead, because its clock is slow by an hour."""
+        manager = self.one_more_manager()
+        manager.clock = lambda: clock() - 3_600
+        return await self._resources.enter_async_context(manager)
+
+    # After the scenario.
+
+    async def recover(self, recovery: Recovery) -> None:
+        """Go on as somebody would, until the stream has ended, will end by itself, or was found not to be there."""
+        await anyio.sleep(1)  # for threads that are still at something that was cancelled
+        if not self.streams.is_running:
+            await self.streams.aclose()  # goes on where it was stopped
+        await self._find_out_about_deletion()
+        if recovery == "the writer goes on":
+            await self._go_on()
+        self._drop_handles()
+        if recovery != "nobody comes":
+            await self._take_over()
+
+    async def examine(self) -> None:
+        """Assert that what was told is so, for all readers, and that the stream has ended exactly once."""
+        with anyio.fail_after(PATIENCE):
+            log, *same = [await self._log(manager) for manager in (self.elsewhere, self.streams) if manager.is_running]
+        assert all(_values(other) == _values(log) for other in same), "readers of two processes read the same"
+        if log:
+            self._compare(log)
+        else:
+            assert not self.told.is_open or self.told.outcome == "deleted", "what was opened is there"
+
+    async def settle(self) -> None:
+        """Assert that managers whose streams are over are left with their own tasks."""
+        await anyio.sleep(self.streams.terms.lease / 2)  # dropped handles are noticed when leases are renewed, each third of one
+        for manager in (self.streams, self.elsewhere):
+            if manager.is_running:
+                assert (manager._feeds, manager._inputs) == ({}, {}), "nobody is tended who is gone"
+                assert len(manager._scopes) == OWN_TASKS, "no task goes on"
+
+    async def _find_out_about_deletion(self) -> None:
+        if self.told.may_be_deleted:
+            with suppress(StreamNotFoundError):
+                await self.elsewhere.info(STREAM)
+                assert self.told.outcome != "deleted", "what was deleted is gone"
+                return
+            self.told.outcome = "deleted"
+            self.told.chunks.clear()
+            self.heard.clear()
+
+    async def _go_on(self) -> None:
+        for scribe in self._scribes:
+            if scribe.input is not None:
+                try:
+                    await self._go_on_with(scribe)
+                except self.told.news:
+                    assert scribe.stream.is_closed
+                    assert scribe.stream.cancelled.is_set()
+
+    async def _go_on_with(self, scribe: Scribe) -> None:
+        await scribe.flush()
+        if scribe.stream.is_closed:
+            await assert_raises(StreamInputClosedError, lambda: scribe.stream.write("too late"))
+            await assert_raises(StreamInputClosedError, scribe.stream.done)
+        else:
+            await scribe.write()
+            await scribe.done()
+
+    async def _take_over(self) -> None:
+        await anyio.sleep(self.elsewhere.terms.lease + 1)
+        heir = self.scribe()
+        try:
+            await heir.open(self.elsewhere, resume=True)
+        except StreamCompletedError:
+            return
+        if self.told.outcome == "deleted":
+            self.told.outcome = None
+        await heir.write()
+        await heir.done()
+        heir.input = None
+
+    def _drop_handles(self) -> None:
+        for scribe in self._scribes:
+            scribe.input = None
+        gc.collect()  # the errors that were raised hold what they came through, and each other
+
+    async def _log(self, manager: StreamManager) -> Sequence[Event]:
+        with suppress(StreamNotFoundError):
+            async with manager.subscribe(STREAM) as subscription:
+                return [event async for event in subscription]
+        return []
+
+    def _compare(self, log: Sequence[Event]) -> None:
+        *chunks, last = log
+        assert [event.offset for event in log] == list(range(len(log)))
+        assert last.type is not StreamEventType.CHUNK, "a stream ends"
+        assert all(event.type is StreamEventType.CHUNK for event in chunks), "a stream ends once"
+        assert self.told.outcome in {None, _outcome(last)}, "it ends as was acknowledged"
+        written = [event.chunk for event in chunks]
+        assert written == self._in_order(written), "each chunk is there at most once, in the order of calls"
+        for offset, chunk in self.told.chunks.items():
+            assert written[offset : offset + 1] == [chunk], "what was acknowledged is there"
+        for events in filter(None, self.heard):
+            first = events[0].offset
+            assert _values(events) == _values(log[first : first + len(events)]), "what was read is what is there"
+
+    def _in_order(self, written: Sequence[str]) -> Sequence[str]:
+        """Give what the log must hold, if as many chunks of each writer are in it as these."""
+        return [
+            chunk for scribe in self._scribes for chunk in scribe.given[: sum(name[0] == scribe.name for name in written)]
+        ]
+
+
+async def assert_raises(expected: type[StreamkeepError], call: Callable[[], Any]) -> None:
+    """Assert that this call says so, and nothing else."""
+    try:
+        await call()
+    except StreamkeepError as error:
+        assert type(error) is expected, f"{error!r} instead of {expected.__name__}"
+    else:
+        raise AssertionError(f"no {expected.__name__}")
+
+
+async def assert_nobody_else_runs() -> None:
+    """Neither a task nor a thread of ours is left. (Trio lets no task outlive its nursery.)"""
+    if sniffio.current_async_library() == "asyncio":
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+    for thread in threading.enumerate():
+        if thread.name.startswith("streamkeep"):
+            thread.join(BOUND_SECONDS)  # one whose leaving was cut short is on its way
+            assert not thread.is_alive()
+
+
+def _outcome(last: Event) -> Outcome:
+    if last.type is StreamEventType.DONE:
+        assert last.output == OUTPUT
+        return "done"
+    match last.error.status:
+        case "CANCELLED":
+            return "cancelled"
+        case "ABORTED":
+            return "aborted"
+        case _:
+            return "error"
+
+
+def _values(events: Sequence[Event]) -> Sequence[tuple[int, StreamEventType, bytes]]:
+    return [(event.offset, event.type, event.data) for event in events]

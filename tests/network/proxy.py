@@ -1,0 +1,206 @@
+"""A TCP proxy that is a bad network: it cuts, splits, stalls and refuses connections as told, and never on its own account.
+
+It knows bytes, not HTTP. What becomes of each connection is a `Fate`, given beforehand; where one strikes is counted in bytes of
+the answer (or of the request), never in time. What is sent and not cut arrives unchanged and in order.
+"""
+
+import asyncio
+import socket
+import struct
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+from urllib.parse import urlsplit
+
+import anyio
+from anyio.abc import TaskGroup
+
+RECEIVE_BYTES: Final = 65_536
+
+
+class End(StrEnum):
+    """How a connection is lost."""
+
+    FIN = "fin"
+    """Closed in good order, at a bad moment."""
+    RST = "rst"
+    """Reset: a peer may even lose what it has received but not read."""
+    STALL = "stall"
+    """Left open with nothing more coming, until the client gives up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What becomes of one connection; without arguments: nothing.
+
+    Attributes:
+        end: how it is lost; None: it is not.
+        after: so many bytes of the answer, or all up to and including these bytes, arrive before that.
+        of_request: `after` speaks of the request.
+        piece: forward the answer in packets of so many bytes; 0: as it comes.
+        pause_seconds: wait before each packet.
+        down_seconds: after the end, refuse connections for so long.
+    """
+
+    end: End | None = None
+    after: int | bytes = 0
+    of_request: bool = False
+    piece: int = 0
+    pause_seconds: float = 0.0
+    down_seconds: float = 0.0
+
+
+FINE: Final = Fate()
+
+
+class Network:
+    """Leads to the server at `url`, if there is one; counts its connections, and what struck them."""
+
+    def __init__(self, url: str | None, tasks: TaskGroup, sockets: ExitStack) -> None:
+        self.url = url
+        self.connections = 0
+        self.struck: Counter[End] = Counter()
+        self._tasks = tasks
+        self._sockets = sockets
+
+    def path(self, fates: Iterable[Fate] = ()) -> str:
+        """Give a URL that leads to the server. Its connections meet these fates one after the other, and then none."""
+        listener = self._sockets.enter_context(_listening())
+        self._tasks.start_soon(_Path(self, iter(fates), self._tasks, self._sockets).serve, listener)
+        return f"http://127.0.0.1:{_port_of(listener)}"
+
+    async def connect(self, server: socket.socket) -> None:
+        """Connect a socket with the server. OSError: there is none."""
+        if self.url is None:
+            raise ConnectionRefusedError
+        await asyncio.get_running_loop().sock_connect(server, ("127.0.0.1", urlsplit(self.url).port))
+
+
+@asynccontextmanager
+async def bad_network(url: str | None = None) -> AsyncGenerator[Network]:
+    """Give a network that leads to the server at `url`; leaving it ends all its connections."""
+    with ExitStack() as sockets:
+        async with anyio.create_task_group() as tasks:
+            yield Network(url, tasks, sockets)
+            tasks.cancel_scope.cancel()
+
+
+class _Path:
+    """A port of a network."""
+
+    def __init__(self, network: Network, fates: Iterator[Fate], tasks: TaskGroup, sockets: ExitStack) -> None:
+        self._network = network
+        self._fates = fates
+        self._tasks = tasks
+        self._sockets = sockets
+        self._listening = anyio.CancelScope()
+        self._down_seconds = 0.0
+
+    async def serve(self, listener: socket.socket) -> None:
+        port = _port_of(listener)
+        while True:
+            with anyio.CancelScope() as self._listening:
+                await self._accept(listener)
+            with _bound(port):  # keeps the port ours while connections are refused
+                listener.close()
+                await anyio.sleep(self._down_seconds)
+                listener = self._sockets.enter_context(_listening(port))
+
+    async def _accept(self, listener: socket.socket) -> None:
+        while True:
+            await anyio.wait_readable(listener)  # not asyncio's sock_accept, which may lose a connection when it is cancelled
+            client, _ = listener.accept()
+            self._sockets.enter_context(client)
+            self._network.connections += 1
+            self._tasks.start_soon(self._carry, client, next(self._fates, FINE))
+
+    async def _carry(self, client: socket.socket, fate: Fate) -> None:
+        with client, socket.socket() as server:
+            for end in (client, server):
+                end.setblocking(False)
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            try:
+                await self._network.connect(server)
+            except OSError:
+                _reset_when_closed(client)
+                return
+            request, answer = (fate, FINE) if fate.of_request else (FINE, fate)
+            async with anyio.create_task_group() as link:
+                link.start_soon(self._forward, client, server, request, link)
+                link.start_soon(self._forward, server, client, answer, link)
+
+    async def _forward(self, source: socket.socket, sink: socket.socket, fate: Fate, link: TaskGroup) -> None:
+        try:
+            if await _forward_until_struck(source, sink, fate):
+                await self._strike(source, sink, fate)
+        except OSError:  # reset by one, it is reset for the other
+            _reset_when_closed(source, sink)
+        link.cancel_scope.cancel()
+
+    async def _strike(self, source: socket.socket, sink: socket.socket, fate: Fate) -> None:
+        assert fate.end is not None
+        self._network.struck[fate.end] += 1
+        if fate.end is End.RST:
+            _reset_when_closed(source, sink)
+        elif fate.end is End.STALL:
+            await anyio.sleep_forever()
+        if fate.down_seconds:
+            self._down_seconds = fate.down_seconds
+            self._listening.cancel()
+
+
+async def _forward_until_struck(source: socket.socket, sink: socket.socket, fate: Fate) -> bool:
+    """Forward as far as the fate allows; False if the source ends before."""
+    loop = asyncio.get_running_loop()
+    seen = bytearray()
+    sent = 0
+    while data := await loop.sock_recv(source, RECEIVE_BYTES):
+        seen += data
+        strikes_at = _strikes_at(seen, fate)
+        until = len(seen) if strikes_at is None else strikes_at
+        while sent < until:
+            await anyio.sleep(fate.pause_seconds)
+            packet = seen[sent : min(until, sent + (fate.piece or until))]
+            await loop.sock_sendall(sink, packet)
+            sent += len(packet)
+        if strikes_at is not None:
+            return True
+    return False
+
+
+def _strikes_at(seen: bytearray, fate: Fate) -> int | None:
+    match fate.end, fate.after:
+        case None, _:
+            return None
+        case _, int(after):
+            return after if len(seen) >= after else None
+        case _, bytes(after):
+            found = seen.find(after)
+            return None if found < 0 else found + len(after)
+
+
+def _bound(port: int = 0) -> socket.socket:
+    bound = socket.socket()
+    bound.setblocking(False)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    bound.bind(("127.0.0.1", port))
+    return bound
+
+
+def _listening(port: int = 0) -> socket.socket:
+    listener = _bound(port)
+    listener.listen(64)
+    return listener
+
+
+def _port_of(listener: socket.socket) -> int:
+    port: int = listener.getsockname()[1]
+    return port
+
+
+def _reset_when_closed(*sockets: socket.socket) -> None:
+    for end in sockets:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

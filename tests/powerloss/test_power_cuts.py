@@ -1,0 +1,91 @@
+"""The power fails at every write, sync, truncation and deletion of a workload, and while streamkeep recovers from that."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import pytest
+from tests.powerloss.cuts import Examiner, Findings, Plan, PowerCuts, record, run_workload
+from tests.powerloss.disk import Create, Delete, Disk, FailedSync, Image, Sync, Truncate, Write
+from tests.powerloss.recorder import Tape
+from tests.powerloss.workload import Size
+
+from streamkeep.storages._sqlite import Synchronous
+
+SEED: Final = 1
+SHORT: Final = Size(sessions=2, steps=3)
+NOTHING_SURVIVES: Final = 0
+
+pytestmark = pytest.mark.timeout(300)  # many small steps, on a machine that may have other things to do
+
+
+@pytest.mark.parametrize("synchronous", ["FULL", "NORMAL"])
+async def test_a_power_cut_takes_nothing_acknowledged_and_with_normal_only_a_suffix(
+    synchronous: Synchronous, tmp_path: Path
+) -> None:
+    findings = Findings()
+    plan = Plan(SEED, synchronous, Size(sessions=2, steps=6), variants=1, reopenings=1)
+    await PowerCuts(plan, tmp_path, findings).run()
+    assert findings.complaints == []
+    assert findings.counts["cuts"] > 150
+    assert findings.counts["recoveries"] == 2
+
+
+async def test_what_is_shown_of_a_killed_process_survives_a_power_cut(tmp_path: Path) -> None:
+    """It had written a commit, and not synced it yet; the one that comes after it reads that."""
+    findings = Findings()
+    plan = Plan(SEED, "FULL", Size(sessions=1, steps=3), NOTHING_SURVIVES)
+    await PowerCuts(plan, tmp_path, findings).run_kills()
+    assert findings.complaints == []
+    assert findings.counts["recoveries"] > 5
+
+
+async def test_a_disk_that_ignores_syncs_loses_what_was_acknowledged_and_is_found_out(tmp_path: Path) -> None:
+    complaints = await complaints_without_syncs(Plan(SEED, "FULL", SHORT, NOTHING_SURVIVES), tmp_path)
+    assert any("changes are sure" in complaint for complaint in complaints)
+
+
+async def test_a_disk_that_ignores_syncs_damages_the_database_and_is_found_out(tmp_path: Path) -> None:
+    complaints = await complaints_without_syncs(Plan(SEED, "NORMAL", SHORT, variants=1), tmp_path)
+    assert any("damaged" in complaint or "not whole" in complaint for complaint in complaints)
+
+
+async def test_the_same_seed_writes_the_same(tmp_path: Path) -> None:
+    first = await writes_of(Plan(SEED, "FULL", SHORT), tmp_path / "first")
+    second = await writes_of(Plan(SEED, "FULL", SHORT), tmp_path / "second")
+    assert first == second
+    assert await writes_of(Plan(SEED + 1, "FULL", SHORT), tmp_path / "third") != first
+
+
+async def test_the_model_of_a_disk_with_power_holds_what_the_disk_holds(tmp_path: Path) -> None:
+    disk = Disk()
+    await run_workload(Plan(SEED, "FULL", SHORT), Tape(disk), tmp_path)
+    assert disk.with_power() == sqlite_files(tmp_path)
+
+
+def sqlite_files(directory: Path) -> Image:
+    return {path.name: path.read_bytes() for path in directory.iterdir() if not path.name.endswith(("-lock", "-notify"))}
+
+
+async def complaints_without_syncs(plan: Plan, directory: Path) -> Sequence[str]:
+    findings = Findings()
+    recording = await record(plan, directory / "workload")
+    without = [entry for entry in recording.entries if not isinstance(entry, Sync)]
+    await Examiner(plan, directory / "survived", findings).cut_everywhere(replace(recording, entries=without))
+    return findings.complaints
+
+
+async def writes_of(plan: Plan, directory: Path) -> Sequence[tuple[object, ...]]:
+    recording = await record(plan, directory)
+    return [shape for entry in recording.entries if (shape := shape_of(entry))]
+
+
+def shape_of(entry: object) -> tuple[object, ...] | None:
+    match entry:
+        case Write(file, offset, data):
+            return (Write, file, offset, len(data))
+        case Create() | Truncate() | Sync() | FailedSync() | Delete():
+            return (entry,)
+        case _:
+            return None

@@ -1,0 +1,189 @@
+"""All the ways in which a stream may live and be read, to be gone through by the thousand; chosen by a seed."""
+
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from itertools import count
+from typing import Final
+
+import anyio
+from tests.http.servers import until
+from tests.resources.census import Census, take_census
+
+from streamkeep import StreamInput, StreamManager, StreamNotFoundError, StreamTimeoutError
+from streamkeep.storage import Storage
+from streamkeep.testing.clock import FakeClock
+
+CHUNK: Final = {"text": "nothing is lost " * 8}
+AT_A_TIME: Final = 100
+
+Fate = Callable[[StreamManager, StreamInput], Awaitable[None]]
+Visit = Callable[[StreamManager, str], Awaitable[None]]
+
+
+# What becomes of a stream
+
+
+async def _completed(streams: StreamManager, writer: StreamInput) -> None:
+    async with writer:
+        await _write(writer)
+        await writer.done({"text": "nothing is lost"})
+
+
+async def _failed(streams: StreamManager, writer: StreamInput) -> None:
+    with suppress(LookupError):
+        async with writer:
+            await _write(writer)
+            raise LookupError("the producer's own")
+
+
+async def _let_go(streams: StreamManager, writer: StreamInput) -> None:
+    async with writer:
+        await _write(writer)
+
+
+async def _dropped(streams: StreamManager, writer: StreamInput) -> None:
+    await _write(writer)
+
+
+async def _stopped(streams: StreamManager, writer: StreamInput) -> None:
+    await _write(writer)
+    await streams.cancel(writer.id)
+    await writer.cancelled.wait()
+
+
+async def _deleted(streams: StreamManager, writer: StreamInput) -> None:
+    await _write(writer)
+    await streams.delete(writer.id)
+    await writer.cancelled.wait()
+
+
+async def _taken_over(streams: StreamManager, writer: StreamInput) -> None:
+    await _let_go(streams, writer)
+    async with streams.open(writer.id, resume=True) as heir:
+        await _completed(streams, heir)
+
+
+async def _cancelled_in_mid_write(streams: StreamManager, writer: StreamInput) -> None:
+    with anyio.CancelScope() as producing:
+        async with writer:
+            writer.write_soon(CHUNK)
+            producing.cancel()
+            await _write(writer)
+
+
+async def _write(writer: StreamInput) -> None:
+    await writer.write(CHUNK)
+    writer.write_soon(CHUNK)
+    await writer.flush()
+
+
+FATES: Final[tuple[Fate, ...]] = (
+    _completed, _failed, _let_go, _dropped, _stopped, _deleted, _taken_over, _cancelled_in_mid_write,
+)  # fmt: skip
+
+
+# Who comes to read it
+
+
+async def _times_out(streams: StreamManager, stream: str) -> None:
+    with suppress(StreamTimeoutError):
+        async with streams.subscribe(stream, idle_timeout=timedelta(milliseconds=1)) as events:
+            async for _ in events:
+                pass
+
+
+async def _is_cancelled(streams: StreamManager, stream: str) -> None:
+    with anyio.move_on_after(0.001):
+        async with streams.subscribe(stream) as events:
+            async for _ in events:
+                pass
+
+
+async def _leaves_early(streams: StreamManager, stream: str) -> None:
+    async with streams.subscribe(stream, idle_timeout=timedelta(seconds=1)) as events:
+        async for _ in events:
+            break
+
+
+async def _fails(streams: StreamManager, stream: str) -> None:
+    with suppress(LookupError):
+        async with streams.subscribe(stream, idle_timeout=timedelta(seconds=1)) as events:
+            async for _ in events:
+                raise LookupError("the reader's own")
+
+
+async def _only_looks_in(streams: StreamManager, stream: str) -> None:
+    events = streams.subscribe(stream)
+    await events.__aenter__()
+    await events.__aexit__(None, None, None)
+
+
+VISITS: Final[tuple[Visit, ...]] = (_times_out, _is_cancelled, _leaves_early, _fails, _only_looks_in)
+
+
+# All of it
+
+
+async def come_and_go(streams: StreamManager, names: Iterable[str], rng: random.Random) -> None:
+    """Open each of these streams, and let it have one fate while a visitor comes; return when everybody has left."""
+    places = anyio.CapacityLimiter(AT_A_TIME)
+
+    async def live(stream: str, fate: Fate, visit: Visit) -> None:
+        async with places, anyio.create_task_group() as life:
+            # No name is kept of the writer: one of the fates is that everybody drops it.
+            life.start_soon(fate, streams, await streams.open(stream))
+            life.start_soon(_come, visit, streams, stream)
+
+    async with anyio.create_task_group() as lives:
+        for name in names:
+            lives.start_soon(live, name, rng.choice(FATES), rng.choice(VISITS))
+
+
+async def _come(visit: Visit, streams: StreamManager, stream: str) -> None:
+    with suppress(StreamNotFoundError, StreamTimeoutError):  # it has been deleted already, or nothing was written in time
+        await visit(streams, stream)
+
+
+async def let_all_expire(streams: StreamManager, clock: FakeClock) -> None:
+    """Let the abandoned be ended, and all that has ended be swept away."""
+    clock.advance(streams.terms.lease + streams.terms.grace)
+    await streams.sweep()
+    clock.advance(streams.terms.ttl)
+    await streams.sweep()
+
+
+# Rounds of it
+
+
+@asynccontextmanager
+async def manager_over(storage: Storage) -> AsyncGenerator[StreamManager]:
+    """Give a manager whose clock stands still, and who looks soon after writers that were dropped."""
+    terms = {"lease": timedelta(seconds=0.3), "grace": timedelta(hours=1)}
+    async with storage, StreamManager(storage, **terms, clock=FakeClock()) as streams:
+        yield streams
+
+
+def rounds_of_streams(streams: StreamManager, number: int, seed: int) -> Callable[[], Awaitable[None]]:
+    """Give work that opens so many streams, and returns when they have expired and all background work on them has ended."""
+    rng = random.Random(seed)
+    rounds = count()
+
+    async def one_round() -> None:
+        name = next(rounds)
+        await come_and_go(streams, (f"stream-{name}-{n}" for n in range(number)), rng)
+        assert isinstance(streams.clock, FakeClock)
+        await let_all_expire(streams, streams.clock)
+        await until(lambda: not streams._inputs and len(streams._scopes) == 2)  # who renews leases, and who sweeps
+
+    return one_round
+
+
+async def census_of_rounds(streams: StreamManager, work: Callable[[], Awaitable[None]], rounds: int) -> list[Census]:
+    """Do the work so many times and once before; give the census after each."""
+    censuses: list[Census] = []
+    for _ in range(rounds + 1):
+        await work()
+        censuses.append(take_census(streams))
+    return censuses
