@@ -75,7 +75,7 @@ class Load:
 
 @asynccontextmanager
 async def loaded(server: Server, chance: random.Random) -> AsyncGenerator[Load]:
-    """Put a server under load. Leaving the block waits for the clients' answers to end: each is bounded."""
+    """Put a server under load. Leaving the block waits for the clients' answers to end; one that never does has no ending."""
     async with anyio.create_task_group() as tasks:
         load = Load(server, chance, tasks)
         load.begin()
@@ -83,6 +83,7 @@ async def loaded(server: Server, chance: random.Random) -> AsyncGenerator[Load]:
             yield load
         finally:
             load.close()
+            tasks.cancel_scope.deadline = anyio.current_time() + WAIT_SECONDS
 
 
 # What may be wrong afterwards
@@ -97,7 +98,8 @@ async def faults_after(server: Server, clients: Sequence[Client], *, is_clean: b
     faults = faults_of_file(server) + faults_of_answers(clients)
     if is_clean:
         faults += [f"{stream}: the server has left it open" for stream in await open_streams(server)]
-        faults += [f"the log: {line}" for line in server.log.splitlines() if "Traceback" in line]
+        _, traceback, rest = server.log.partition("Traceback")
+        faults += [traceback + rest] if traceback else []
     await server.start()
     return faults + await come_back(clients, server.url) + faults_of_stories(await stories(server), clients)
 

@@ -17,7 +17,7 @@ from hypothesis import seed as seeded
 from hypothesis import strategies as st
 from tests.http.servers import frames_of
 
-from streamkeep import InMemoryStreamManager, StreamEventType
+from streamkeep import InMemoryStreamManager, StreamEvent, StreamEventType
 from streamkeep._lifecycle import life_of
 from streamkeep.errors import InvalidArgumentError, LimitExceededError, StorageCorruptError
 from streamkeep.events import MAX_OFFSET, ErrorInfo, chunk_record, done_record, error_record, event_of
@@ -26,6 +26,7 @@ from streamkeep.http.app import query_of
 from streamkeep.http.response import Message, Receive, Scope, Send, headers_of
 from streamkeep.http.wire import (
     MAX_DEPTH,
+    Failure,
     GenkitDecoder,
     GenkitFraming,
     SSEDecoder,
@@ -209,13 +210,13 @@ def reads_a_head_or_calls_it_corrupt(data: bytes) -> None:
 def reads_a_record_or_calls_it_corrupt(data: bytes) -> None:
     """A storage may hold anything in its log."""
     with suppress(StorageCorruptError):
-        event = event_of(data, 0)
+        event: StreamEvent[object] = event_of(data, 0)
         assert event.data == data[1:]
 
 
 def writes_one_frame(chunk: bytes) -> None:
     """Whatever JSON a producer brings, with whatever spaces and line ends in it: one frame, and that chunk in it."""
-    event = event_of(chunk_record(msgspec.Raw(chunk)), 7)
+    event: StreamEvent[object] = event_of(chunk_record(msgspec.Raw(chunk)), 7)
     for framing, decoder in ((GenkitFraming(), GenkitDecoder()), (SSEFraming(), SSEDecoder())):
         sent = framing.event(event)
         assert sent.isascii()
@@ -223,6 +224,7 @@ def writes_one_frame(chunk: bytes) -> None:
         assert b"\0" not in sent
         assert sent.find(b"\n\n") == len(sent) - 2
         (frame,) = decoder.feed(sent)
+        assert not isinstance(frame, Failure)
         assert msgspec.json.decode(frame.data) == msgspec.json.decode(chunk)
 
 
@@ -307,7 +309,7 @@ def loose_json(draw: st.DrawFn) -> bytes:
 class Property:
     """What holds of all that a strategy gives."""
 
-    check: Callable[..., None]
+    check: Callable[..., object]
     given: Mapping[str, st.SearchStrategy[Any]]
     cost: int = 1
     """How many examples of others one of these is worth."""
@@ -322,7 +324,7 @@ class Property:
             deadline=None,
             database=None,
             phases=[Phase.generate, Phase.shrink],
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=[*HealthCheck.__members__.values()],
         )
         @given(**self.given)
         def attempt(**values: Any) -> None:

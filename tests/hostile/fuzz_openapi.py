@@ -57,10 +57,10 @@ def probe(
         deadline=None,
         database=None,
         phases=[Phase.generate, Phase.shrink],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[*HealthCheck.__members__.values()],
     )
     @given(case=operation.as_strategy(mode, **fixed))
-    def send(case: Case) -> None:
+    def send(case: Case[Any]) -> None:
         nonlocal count
         count += 1
         case.call_and_validate(base_url=_url(target) + below, excluded_checks=EXCLUDED, timeout=WAIT_SECONDS)

@@ -8,7 +8,7 @@ import asyncio
 import gc
 import logging
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from anyio.abc import TaskGroup
 from streamkeep.errors import StorageError, StreamkeepError, StreamManagerClosedError
 
 from .kinds import Kind, OpenStorage
-from .probes import Counted, Countdown
+from .probes import Countdown, Counted
 from .scenarios import Act, Scenario
 from .virtual_time import Backend, Workload, run_virtually
 from .world import PATIENCE, Recovery, World
@@ -58,7 +58,7 @@ def _cancel(attempt: Attempt) -> None:
 
 
 def _cancel_natively(attempt: Attempt) -> None:
-    assert attempt.task is not None
+    assert attempt.task is not None, "asyncio's tasks only"
     attempt.task.cancel()
 
 
@@ -79,45 +79,43 @@ def _close_the_manager(attempt: Attempt) -> None:
     attempt.tasks.start_soon(attempt.world.streams.aclose)
 
 
-WAYS: Final = (
-    Way("the caller is cancelled", "suspensions of the caller", _cancel),
-    Way("the caller's task is cancelled", "suspensions of the caller", _cancel_natively, backends=("asyncio",), is_native=True),
-    Way("the caller is cancelled while the storage works", "points of the storage", _cancel),
-    Way("the storage fails", "points of the storage", _fail, (StorageError,)),
-    Way("the storage goes down", "points of the storage", _go_down, (StorageError,)),
-    Way("the manager is closed", "points of the storage", _close_the_manager, (StreamManagerClosedError,)),
+CANCELLED: Final = Way("the caller is cancelled", "suspensions of the caller", _cancel)
+CANCELLED_NATIVELY: Final = Way(
+    "the caller's task is cancelled", "suspensions of the caller", _cancel_natively, backends=("asyncio",), is_native=True
 )
+CANCELLED_AT_THE_STORAGE: Final = Way("the caller is cancelled while the storage works", "points of the storage", _cancel)
+FAILED: Final = Way("the storage fails", "points of the storage", _fail, (StorageError,))
+DOWN: Final = Way("the storage goes down", "points of the storage", _go_down, (StorageError,))
+CLOSED: Final = Way("the manager is closed", "points of the storage", _close_the_manager, (StreamManagerClosedError,))
 
-
-def ways_for(kind: Kind) -> Sequence[Way]:
-    """Give the ways in which a scenario can be struck there."""
-    return [way for way in WAYS if kind.backend in way.backends]
+WAYS: Final = (CANCELLED, CANCELLED_NATIVELY, CANCELLED_AT_THE_STORAGE, FAILED, DOWN, CLOSED)
 
 
 @dataclass(frozen=True, slots=True)
 class Struck:
-    """At how many points a scenario was struck, and how often its action ended otherwise than it would have."""
+    """At how many points a scenario was struck, in how many runs, and in how many of these its action did not end as it would have."""
 
     points: int
+    runs: int
     deflected: int
 
 
-def strike_everywhere(kind: Kind, scenario: Scenario, way: Way, recoveries: Callable[[int], Iterator[Recovery]]) -> Struck:
-    """Strike at every point, with the recoveries that are given for its number. AssertionError: a promise was broken."""
-    deflected = 0
+def strike_everywhere(kind: Kind, scenario: Scenario, way: Way, recoveries: Callable[[int], Iterable[Recovery]]) -> Struck:
+    """Strike at every point, once for each recovery that is given for its number. AssertionError: a promise was broken."""
+    endings: list[bool] = []
     with _undisturbed(), tempfile.TemporaryDirectory(prefix="streamkeep model ") as directory:
         for number in range(1, MANY_POINTS):
             for recovery in recoveries(number):
                 open_storage = kind.at(Path(directory) / f"{number} {recovery}")
                 struck, ended = _strike_once(kind.backend, open_storage, scenario, way, recovery, number)
                 if not struck:
-                    return Struck(number - 1, deflected)
-                deflected += not ended
+                    return Struck(number - 1, len(endings), endings.count(False))
+                endings.append(ended)
     raise AssertionError("the scenario has no end")
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def _undisturbed() -> Generator[None]:
     """Let nobody keep the errors, as who captures logs does, and the garbage collector have little to do, whom each strike calls."""
     logger = logging.getLogger("streamkeep")
     level = logger.level
@@ -155,7 +153,7 @@ async def _attempt(world: World, scenario: Scenario, way: Way, recovery: Recover
             with anyio.fail_after(PATIENCE):
                 ended = await _struck(attempt, act, way, countdown)
             world.storage.pass_point = lambda: None
-        if way.strike is _close_the_manager:
+        if way is CLOSED:
             world.told.news += (StreamManagerClosedError,)
         await world.recover(recovery)
         await world.examine()

@@ -25,7 +25,9 @@ class Portal:
         self._backend: Backend = backend
         scratch = self._resources.enter_context(tempfile.TemporaryDirectory(prefix="streamkeep model "))
         self.directory: Final = Path(scratch) / "data"
-        self._portal = self._resources.enter_context(start_blocking_portal(backend, still_time(backend) if stands_still else None))
+        self._portal = self._resources.enter_context(
+            start_blocking_portal(backend, still_time(backend) if stands_still else None)
+        )
 
     def run(self, function: Callable[[], Awaitable[T]]) -> T:
         """Give what the coroutine of `function` returns, or raise what it raises; TimeoutError when it hangs."""

@@ -77,7 +77,7 @@ class ProbedStorage:
         self.pass_point: Callable[[], None] = lambda: None
         self._storage = storage
         self._workload = workload
-        self._catching_up: set[asyncio.Future[object]] = set()
+        self._catching_up: set[asyncio.Future[None]] = set()
 
     async def __aenter__(self) -> Self:
         with self._workload:

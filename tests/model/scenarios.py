@@ -32,9 +32,8 @@ async def opening(world: World) -> Act:
 
 
 async def opening_what_has_expired(world: World) -> Act:
-    async with world.one_more_manager(ttl=timedelta(seconds=1)) as forgetful:
-        async with forgetful.open(STREAM) as stream:
-            await stream.done("forgotten")
+    async with world.one_more_manager(ttl=timedelta(seconds=1)) as forgetful, forgetful.open(STREAM) as stream:
+        await stream.done("forgotten")
     await anyio.sleep(2)
     return lambda: world.scribe().open(world.streams)
 
@@ -167,7 +166,7 @@ async def leaving_the_block_by_cancellation(world: World) -> Act:
 async def renewing(world: World) -> Act:
     scribe = await _writer(world)
     scribe.write_soon()
-    return lambda: scribe.stream.renew()
+    return scribe.stream.renew
 
 
 async def outliving_the_lease(world: World) -> Act:

@@ -3,9 +3,10 @@
 It speaks the contract of `streamkeep.storage` and nothing else, so it runs over anything that keeps it (`kinds`).
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import anyio
@@ -71,7 +72,7 @@ class Watcher:
     handle: int
     stream: str
     doorbell: Doorbell
-    leaving: AbstractContextManager[object] = field(repr=False)
+    leaving: AbstractContextManager[object]
     is_due: bool = False
 
     async def ring(self) -> None:
@@ -80,10 +81,11 @@ class Watcher:
 
 
 class StorageMachine(RuleBasedStateMachine):
-    """Several handles over the same data, and the model."""
+    """Several handles over the same data, and the model. Steps are counted."""
 
-    def __init__(self, kind: Kind) -> None:
+    def __init__(self, kind: Kind, counted: Counter[str]) -> None:
         super().__init__()
+        self._counted = counted
         self._portal = Portal(kind.backend)
         self._kind = kind
         self._open_storage = kind.at(self._portal.directory)
@@ -181,14 +183,15 @@ class StorageMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(watcher.is_due for watcher in self._watchers))
     @rule(data=st.data())
     def hear_a_doorbell_that_must_ring(self, data: st.DataObject) -> None:
-        watcher = data.draw(st.sampled_from([watcher for watcher in self._watchers if watcher.is_due]))
+        due = [watcher for watcher in self._watchers if watcher.is_due]
+        watcher = due[data.draw(st.integers(0, len(due) - 1), "watcher")]
         self._portal.run(watcher.ring)
         watcher.is_due = False
 
     @precondition(lambda self: self._watchers)
     @rule(data=st.data())
     def cancel_a_wait(self, data: st.DataObject) -> None:
-        watcher = data.draw(st.sampled_from(self._watchers))
+        watcher = self._draw(data)
 
         async def wait_a_little() -> bool:
             with anyio.CancelScope() as scope:
@@ -203,7 +206,7 @@ class StorageMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._watchers)
     @rule(data=st.data())
     def stop_watching(self, data: st.DataObject) -> None:
-        watcher = data.draw(st.sampled_from(self._watchers))
+        watcher = self._draw(data)
         self._leave(watcher)
 
     @rule(handle=handles)
@@ -217,6 +220,7 @@ class StorageMachine(RuleBasedStateMachine):
     @invariant()
     def every_handle_sees_what_the_model_holds(self) -> None:
         self._steps += 1
+        self._counted["steps"] += 1
         self._portal.run(self._look_through_every_handle)
 
     async def _look_through_every_handle(self) -> None:
@@ -230,6 +234,9 @@ class StorageMachine(RuleBasedStateMachine):
             start = self._steps * 7 % (len(known.records) + 2) if known else 0
             limit = self._steps % 5
             self._compare(stream, await storage.read(stream, start, limit), start, limit)
+
+    def _draw(self, data: st.DataObject) -> Watcher:
+        return self._watchers[data.draw(st.integers(0, len(self._watchers) - 1), "watcher")]
 
     # The model.
 

@@ -3,16 +3,17 @@
 Time stands still unless a step lets it pass, so whatever the managers do in the background is done at a step that is known.
 """
 
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 from weakref import ref
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from streamkeep import Limits, StreamEvent, StreamEventType, StreamInfo, StreamInput, StreamManager
 from streamkeep.errors import InvalidArgumentError, StreamkeepError, StreamManagerClosedError
@@ -37,7 +38,7 @@ LIMITS: Final = Limits(
 )
 
 managers = st.integers(0, MANAGERS - 1)
-ids = st.sampled_from(IDS)
+picks = st.integers(0, 7)
 chunks = st.one_of(
     st.integers(-9, 9),
     st.text(max_size=3),
@@ -48,19 +49,11 @@ naps = st.sampled_from([1.0, rules.LEASE + 0.5, rules.LEASE + rules.GRACE + 0.5,
 
 
 @dataclass(eq=False)
-class Pair:
-    """A handle, and the model's."""
-
-    stream: StreamInput
-    model: Writer
-
-
-@dataclass(eq=False)
 class Reader:
     """A task that follows, and the model's."""
 
     model: Follower
-    task: Future[str | type[StreamkeepError]] = field(repr=False)
+    task: Future[str | type[StreamkeepError]]
     events: list[Event]
 
 
@@ -69,24 +62,23 @@ class Running:
     """A manager, and the model's."""
 
     streams: StreamManager
-    leaving: AbstractContextManager[object] = field(repr=False)
+    leaving: AbstractContextManager[object]
     model: Manager
 
 
 class StreamMachine(RuleBasedStateMachine):
-    """Managers, handles and readers, each beside the model's."""
+    """Managers, handles and readers, each beside the model's. Steps are counted, and what calls came to."""
 
-    def __init__(self, kind: Kind) -> None:
+    def __init__(self, kind: Kind, counted: Counter[str]) -> None:
         super().__init__()
+        self._counted = counted
         self._portal = Portal(kind.backend, stands_still=True)
         self._clock = FakeClock(EPOCH)
         self._model = Model(EPOCH)
         self._workload = Workload()
         open_storage = kind.at(self._portal.directory)
-        self._storages = [
-            self._portal.keep(ProbedStorage(open_storage(), self._workload))[0] for _ in range(MANAGERS)
-        ]
-        self._pairs: list[Pair] = []
+        self._storages = [self._portal.keep(ProbedStorage(open_storage(), self._workload))[0] for _ in range(MANAGERS)]
+        self._pairs: list[tuple[StreamInput, Writer]] = []
         self._readers: list[Reader] = []
         self._closed: StreamManager | None = None
         self._managers = [self._start(index) for index in range(MANAGERS)]
@@ -106,33 +98,48 @@ class StreamMachine(RuleBasedStateMachine):
 
     # Managers.
 
-    @rule(manager=managers, stream=ids, resume=st.booleans(), metadata=st.dictionaries(st.text(max_size=2), st.text(max_size=2), max_size=1))
-    def open(self, manager: int, stream: str, resume: bool, metadata: dict[str, str]) -> None:
-        running = self._managers[manager]
-        found = self._outcome(lambda: _awaited(running.streams.open(stream, resume=resume, metadata=metadata)))
-        expected = _outcome_of(lambda: self._model.open(running.model, stream, metadata, resume=resume))
-        if isinstance(found, StreamInput):
-            assert isinstance(expected, Writer), f"opened, instead of {expected}"
-            self._pairs.append(Pair(found, expected))
-        else:
-            assert found == expected
+    @rule(manager=managers, pick=picks, metadata=st.dictionaries(st.text(max_size=2), st.text(max_size=2), max_size=1))
+    def open(self, manager: int, pick: int, metadata: dict[str, str]) -> None:
+        self._open(manager, self._pick(pick), metadata, resume=False)
 
-    @rule(manager=managers, stream=ids)
-    def cancel(self, manager: int, stream: str) -> None:
-        running = self._managers[manager]
+    @initialize(manager=managers)
+    def open_the_first(self, manager: int) -> None:
+        self._open(manager, IDS[0], {}, resume=False)
+
+    @rule(manager=managers, pick=picks)
+    def resume(self, manager: int, pick: int) -> None:
+        self._open(manager, self._pick(pick), {}, resume=True)
+
+    @rule(manager=managers, pick=picks)
+    def resume_after_a_suspension(self, manager: int, pick: int) -> None:
+        self.sleep_as_a_suspended_machine_does(rules.LEASE + 0.5)
+        self._open(manager, self._pick(pick), {}, resume=True)
+
+    @precondition(lambda self: self._model.logs)
+    @rule(manager=managers, pick=picks)
+    def cancel(self, manager: int, pick: int) -> None:
+        running, stream = self._managers[manager], self._pick(pick)
         self._agree(lambda: running.streams.cancel(stream), lambda: self._model.cancel(running.model, stream))
 
-    @rule(manager=managers, stream=ids)
-    def delete(self, manager: int, stream: str) -> None:
-        running = self._managers[manager]
+    @precondition(lambda self: self._model.logs)
+    @rule(manager=managers, pick=picks)
+    def delete(self, manager: int, pick: int) -> None:
+        running, stream = self._managers[manager], self._pick(pick)
         self._agree(lambda: running.streams.delete(stream), lambda: self._model.delete(running.model, stream))
 
-    @rule(manager=managers, after=st.sampled_from(["", "a", "ab", "b"]), limit=st.integers(1, 3))
-    def list_streams(self, manager: int, after: str, limit: int) -> None:
-        async def listed() -> list[tuple[object, ...]]:
-            return [_info(info) for info in await self._managers[manager].streams.list(after, limit)]
+    @precondition(lambda self: self._model.logs)
+    @rule(manager=managers, pick=picks, after=st.sampled_from(["", "a", "ab", "b"]), limit=st.integers(1, 3))
+    def ask(self, manager: int, pick: int, after: str, limit: int) -> None:
+        streams, stream = self._managers[manager].streams, self._pick(pick)
 
-        self._agree(listed, lambda: self._model.list_streams(after, limit))
+        async def info() -> tuple[object, ...]:
+            return _info(await streams.info(stream))
+
+        async def list_streams() -> Sequence[tuple[object, ...]]:
+            return [_info(info) for info in await streams.list(after, limit)]
+
+        self._agree(info, lambda: self._model.info(stream))
+        self._agree(list_streams, lambda: self._model.list_streams(after, limit))
 
     @rule(manager=managers)
     def sweep(self, manager: int) -> None:
@@ -147,39 +154,31 @@ class StreamMachine(RuleBasedStateMachine):
         self._closed = running.streams
         self._managers[manager] = self._start(manager)
 
-    @precondition(lambda self: self._closed)
-    @rule(stream=ids)
-    def use_a_manager_that_is_closed(self, stream: str) -> None:
-        closed = self._closed
-        assert closed is not None
-        for use in (
-            lambda: _awaited(closed.open(stream)),
-            lambda: closed.cancel(stream),
-            lambda: closed.info(stream),
-            lambda: _read(closed, stream, None, 1),
-        ):
-            assert self._outcome(use) is StreamManagerClosedError
-
     @rule(manager=managers, stream=st.sampled_from(["", ".hidden", "a b", "a" * 256, "é"]), offset=st.sampled_from([-1, 2**53]))
     def ask_for_what_cannot_be(self, manager: int, stream: str, offset: int) -> None:
         streams = self._managers[manager].streams
         assert self._outcome(lambda: _awaited(streams.open(stream))) is InvalidArgumentError
         assert self._outcome(lambda: streams.info(stream)) is InvalidArgumentError
         assert self._outcome(lambda: _read(streams, "a", offset, 1)) is InvalidArgumentError
+        if (closed := self._closed) is not None:
+            assert self._outcome(lambda: _awaited(closed.open("a"))) is StreamManagerClosedError
+            assert self._outcome(lambda: closed.cancel("a")) is StreamManagerClosedError
+            assert self._outcome(lambda: _read(closed, "a", None, 1)) is StreamManagerClosedError
 
     # Readers.
 
-    @rule(manager=managers, stream=ids, after=offsets)
-    def read(self, manager: int, stream: str, after: int | None) -> None:
-        running = self._managers[manager]
+    @precondition(lambda self: self._model.logs)
+    @rule(manager=managers, pick=picks, after=offsets)
+    def read(self, manager: int, pick: int, after: int | None) -> None:
+        running, stream = self._managers[manager], self._pick(pick)
         expected = _outcome_of(lambda: self._model.read(running.model, stream, after))
-        count = len(expected) if isinstance(expected, list) else 1
-        assert self._outcome(lambda: _read(running.streams, stream, after, count)) == expected
+        number = len(expected) if isinstance(expected, list) else 1
+        assert self._outcome(lambda: _read(running.streams, stream, after, number)) == expected
 
-    @precondition(lambda self: len(self._readers) < 4)
-    @rule(manager=managers, stream=ids, after=offsets)
-    def follow(self, manager: int, stream: str, after: int | None) -> None:
-        running = self._managers[manager]
+    @precondition(lambda self: self._model.logs and len(self._readers) < 4)
+    @rule(manager=managers, pick=picks, after=offsets)
+    def follow(self, manager: int, pick: int, after: int | None) -> None:
+        running, stream = self._managers[manager], self._pick(pick)
         events: list[Event] = []
         task = self._portal.start(lambda: _follow(running.streams, stream, after, events))
         expected = _outcome_of(lambda: self._model.follow(running.model, stream, after))
@@ -191,9 +190,8 @@ class StreamMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._readers)
     @rule(data=st.data())
     def stop_following(self, data: st.DataObject) -> None:
-        reader = data.draw(st.sampled_from(self._readers))
+        reader = self._readers.pop(data.draw(st.integers(0, len(self._readers) - 1), "reader"))
         reader.task.cancel()
-        self._readers.remove(reader)
         self._model.unfollow(reader.model)
 
     # Writers.
@@ -201,77 +199,71 @@ class StreamMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._pairs)
     @rule(data=st.data(), chunk=chunks)
     def write(self, data: st.DataObject, chunk: object) -> None:
-        pair = self._draw(data)
-        self._agree(lambda: pair.stream.write(chunk), lambda: self._model.write(pair.model, chunk))
+        stream, model = self._draw(data)
+        self._agree(lambda: stream.write(chunk), lambda: self._model.write(model, chunk))
 
     @precondition(lambda self: self._pairs)
     @rule(data=st.data(), chunk=chunks)
     def write_soon(self, data: st.DataObject, chunk: object) -> None:
-        pair = self._draw(data)
+        stream, model = self._draw(data)
 
         async def write_soon() -> int:
-            return pair.stream.write_soon(chunk)
+            return stream.write_soon(chunk)
 
-        self._agree(write_soon, lambda: self._model.write_soon(pair.model, chunk))
+        self._agree(write_soon, lambda: self._model.write_soon(model, chunk))
 
     @precondition(lambda self: self._pairs)
     @rule(data=st.data(), chunk=chunks)
     def write_soon_and_flush(self, data: st.DataObject, chunk: object) -> None:
-        pair = self._draw(data)
+        stream, model = self._draw(data)
 
         async def write_and_flush() -> int:
-            offset = pair.stream.write_soon(chunk)
-            await pair.stream.flush()
+            offset = stream.write_soon(chunk)
+            await stream.flush()
             return offset
 
-        self._agree(write_and_flush, lambda: self._model.write_soon_and_flush(pair.model, chunk))
+        self._agree(write_and_flush, lambda: self._model.write_soon_and_flush(model, chunk))
 
     @precondition(lambda self: self._pairs)
     @rule(data=st.data())
     def flush(self, data: st.DataObject) -> None:
-        pair = self._draw(data)
-        self._agree(pair.stream.flush, lambda: self._model.flush(pair.model))
+        stream, model = self._draw(data)
+        self._agree(stream.flush, lambda: self._model.flush(model))
 
     @precondition(lambda self: self._pairs)
-    @rule(data=st.data(), output=chunks)
-    def done(self, data: st.DataObject, output: object) -> None:
-        pair = self._draw(data)
-        self._agree(lambda: pair.stream.done(output), lambda: self._model.done(pair.model, output))
-
-    @precondition(lambda self: self._pairs)
-    @rule(data=st.data())
-    def error(self, data: st.DataObject) -> None:
-        pair = self._draw(data)
-        self._agree(lambda: pair.stream.error(ValueError("as it happens")), lambda: self._model.error(pair.model))
+    @rule(data=st.data(), end=st.sampled_from(["done", "error", "an exception leaves the block"]), output=chunks)
+    def end(self, data: st.DataObject, end: str, output: object) -> None:
+        stream, model = self._draw(data)
+        error = ValueError("as it happens")
+        match end:
+            case "done":
+                self._agree(lambda: stream.done(output), lambda: self._model.done(model, output))
+            case "error":
+                self._agree(lambda: stream.error(error), lambda: self._model.error(model))
+            case _:
+                self._agree(lambda: stream.__aexit__(ValueError, error, None), lambda: self._model.leave_by_exception(model))
 
     @precondition(lambda self: self._pairs)
     @rule(data=st.data())
     def close(self, data: st.DataObject) -> None:
-        pair = self._draw(data)
-        self._agree(pair.stream.close, lambda: self._model.close(pair.model))
-
-    @precondition(lambda self: self._pairs)
-    @rule(data=st.data())
-    def leave_by_exception(self, data: st.DataObject) -> None:
-        pair = self._draw(data)
-        error = ValueError("as it happens")
-        self._agree(lambda: pair.stream.__aexit__(ValueError, error, None), lambda: self._model.leave_by_exception(pair.model))
+        stream, model = self._draw(data)
+        self._agree(stream.close, lambda: self._model.close(model))
 
     @precondition(lambda self: self._pairs)
     @rule(data=st.data())
     def renew(self, data: st.DataObject) -> None:
-        pair = self._draw(data)
-        self._agree(pair.stream.renew, lambda: self._model.renew(pair.model))
+        stream, model = self._draw(data)
+        self._agree(stream.renew, lambda: self._model.renew(model))
 
     @precondition(lambda self: self._pairs)
     @rule(data=st.data())
     def drop(self, data: st.DataObject) -> None:
-        pair = self._draw(data)
-        was_kept = pair.model in self._model.kept
-        handle = ref(pair.stream)
-        self._pairs.remove(pair)
-        self._model.drop(pair.model)
-        del pair
+        stream, model = self._draw(data)
+        was_kept = model in self._model.kept
+        handle = ref(stream)
+        self._pairs.remove((stream, model))
+        self._model.drop(model)
+        del stream
         assert handle() is None or not was_kept, "a handle that was dropped is gone"
 
     # Time.
@@ -297,32 +289,34 @@ class StreamMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self._model.is_anybody_nearly_late())
     @rule(seconds=st.integers(1, 20))
     def seconds_pass(self, seconds: int) -> None:
-        for pair in self._pairs:  # so that who looks by himself in the first of these seconds sees nothing new
-            self._agree(pair.stream.look, lambda pair=pair: self._model.look(pair.model))  # type: ignore[misc]  # mypy: a lambda's default
+        for stream, model in self._pairs:  # so that who looks by himself in the first of these seconds sees nothing new
+            self._look(stream, model)
         for _ in range(seconds):
             self._pass_time(1)
+
+    def _look(self, stream: StreamInput, model: Writer) -> None:
+        self._agree(stream.look, lambda: self._model.look(model))
 
     # What holds after each step.
 
     @invariant()
     def all_agree_with_the_model(self) -> None:
+        self._counted["steps"] += 1
         self._settle()
         for reader in self._readers:
             assert reader.events == reader.model.events
             assert reader.task.done() is reader.model.is_over
             if reader.model.is_over:
                 assert reader.task.result() == (reader.model.why or "the end")
-        for pair in self._pairs:
-            stream, model = pair.stream, pair.model
+        for stream, model in self._pairs:
             found = (stream.tail, stream.is_closed, stream.cancelled.is_set())
             assert found == (model.tail, model.why is not None, model.is_cancelled)
         for running in self._managers:
             assert set(running.streams._feeds) == {log.id for log in running.model.feeds}
-            for stream in IDS:
-                self._agree(lambda: self._look_up(running, stream), lambda: self._model.info(stream))  # noqa: B023
+        assert self._portal.run(self._infos) == [self._model.list_streams("", len(IDS))] * MANAGERS
 
-    async def _look_up(self, running: Running, stream: str) -> tuple[object, ...]:
-        return _info(await running.streams.info(stream))
+    async def _infos(self) -> Sequence[Sequence[object]]:
+        return [[_info(info) for info in await running.streams.list()] for running in self._managers]
 
     # How it is done.
 
@@ -340,8 +334,23 @@ class StreamMachine(RuleBasedStateMachine):
         self._settle()
         return Running(streams, leaving, self._model.start())
 
-    def _draw(self, data: st.DataObject) -> Pair:
-        return data.draw(st.sampled_from(self._pairs))
+    def _open(self, manager: int, stream: str, metadata: dict[str, str], *, resume: bool) -> None:
+        running = self._managers[manager]
+        found = self._outcome(lambda: _awaited(running.streams.open(stream, resume=resume, metadata=metadata)))
+        expected = _outcome_of(lambda: self._model.open(running.model, stream, metadata, resume=resume))
+        if isinstance(found, StreamInput):
+            assert isinstance(expected, Writer), f"opened, instead of {expected}"
+            self._pairs.append((found, expected))
+        else:
+            assert found == expected
+
+    def _draw(self, data: st.DataObject) -> tuple[StreamInput, Writer]:
+        return self._pairs[-1 - data.draw(st.integers(0, len(self._pairs) - 1), "handle")]  # the newest most of all
+
+    def _pick(self, pick: int) -> str:
+        """Give mostly a stream that is there."""
+        there = sorted(self._model.logs) if pick else IDS
+        return (there or IDS)[pick % len(there or IDS)]
 
     def _agree(self, real: Callable[[], Awaitable[T]], model: Callable[[], T]) -> None:
         found = self._outcome(real)
@@ -356,6 +365,7 @@ class StreamMachine(RuleBasedStateMachine):
 
         found = self._portal.run(outcome)
         self._settle()
+        self._counted[found.__name__ if isinstance(found, type) else "success"] += 1
         return found
 
     def _pass_time(self, seconds: float) -> None:
@@ -372,10 +382,10 @@ async def _awaited(opening: Awaitable[T]) -> T:
     return await opening
 
 
-async def _read(streams: StreamManager, stream: str, after: int | None, count: int) -> list[Event]:
+async def _read(streams: StreamManager, stream: str, after: int | None, number: int) -> list[Event]:
     events: list[Event] = []
     async with streams.subscribe(stream, after) as subscription:
-        while len(events) < count:
+        while len(events) < number:
             events.append(_event(await anext(subscription)))
     return events
 
@@ -384,7 +394,7 @@ async def _follow(streams: StreamManager, stream: str, after: int | None, events
     try:
         async with streams.subscribe(stream, after) as subscription:
             async for event in subscription:
-                events.append(_event(event))
+                events.append(_event(event))  # noqa: PERF401 (it is looked at while it grows)
     except StreamkeepError as error:
         return type(error)
     return "the end"
@@ -409,4 +419,14 @@ def _outcome_of(model: Callable[[], T]) -> T | type[StreamkeepError]:
 
 def _info(info: StreamInfo) -> tuple[object, ...]:
     is_held = bool(info.writer)
-    return info.id, info.status, info.error, info.tail, info.created_at, is_held, info.lease_until, info.expires_at, dict(info.metadata)
+    return (
+        info.id,
+        info.status,
+        info.error,
+        info.tail,
+        info.created_at,
+        is_held,
+        info.lease_until,
+        info.expires_at,
+        dict(info.metadata),
+    )

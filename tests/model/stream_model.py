@@ -74,7 +74,7 @@ class Writer:
     def check(self) -> None:
         if self.why is not None:
             self.has_lost_unheard = False
-            raise self.why("")  # type: ignore[call-arg]  # of all errors only StreamBusyError wants more, and it is none of these
+            raise self.why("")
 
 
 @dataclass
@@ -94,15 +94,20 @@ class Follower:
     manager: "Manager"
     log: Log
     first: int
+    last: int | None = None
     why: Why | None = None
 
     @property
     def events(self) -> list[Event]:
-        return self.log.events[self.first :]
+        return self.log.events[self.first : self.last]
 
     @property
     def is_over(self) -> bool:
         return self.why is not None or self.log.status != "open"
+
+    def stop(self, why: Why) -> None:
+        if not self.is_over:
+            self.why, self.last = why, len(self.log.events)
 
 
 @dataclass(eq=False)
@@ -138,8 +143,8 @@ class Model:
             writer.is_cancelled = True
             self._let_go(writer, StreamManagerClosedError)
         for follower in self.followers:
-            if follower.manager is manager and not follower.is_over:
-                follower.why = StreamManagerClosedError
+            if follower.manager is manager:
+                follower.stop(StreamManagerClosedError)
         self.managers.remove(manager)
 
     def open(self, manager: Manager, stream: str, metadata: Mapping[str, str], *, resume: bool) -> Writer:
@@ -161,7 +166,7 @@ class Model:
         log = self._found(stream)
         if log.status != "open":
             return False
-        self._end(log, ("error", "CANCELLED"))
+        self._end(log, "CANCELLED")
         self._tell(manager, stream)
         return True
 
@@ -235,11 +240,11 @@ class Model:
         writer.check()
         if size > MAX_EVENT_BYTES:
             raise LimitExceededError
-        self._finish(writer, ("done", output))
+        self._finish(writer, None, output)
 
     def error(self, writer: Writer) -> None:
         writer.check()
-        self._finish(writer, ("error", "INTERNAL"))
+        self._finish(writer, "INTERNAL")
 
     def close(self, writer: Writer) -> None:
         self._let_go(writer, StreamInputClosedError)
@@ -349,11 +354,11 @@ class Model:
         writer.tail += 1
         return True
 
-    def _finish(self, writer: Writer, event: Event) -> None:
+    def _finish(self, writer: Writer, error: Status | None, output: object = None) -> None:
         if self._is_its_own(writer):
             writer.why = StreamInputClosedError
             self._stop(writer)
-            self._end(writer.log, event)
+            self._end(writer.log, error, output)
             writer.tail += 1
         else:
             self._lose(writer)
@@ -400,24 +405,20 @@ class Model:
 
     def _abandon(self, log: Log) -> None:
         if log.status == "open" and self.now >= log.abandoned_at:
-            self._end(log, ("error", "ABORTED"))
+            self._end(log, "ABORTED")
 
-    def _end(self, log: Log, event: Event) -> None:
-        log.events.append(event)
+    def _end(self, log: Log, error: Status | None, output: object = None) -> None:
+        log.status, log.error = "error" if error else "done", error
+        log.events.append((log.status, error or output))
         log.writer, log.lease_until, log.expires_at = None, 0.0, self.now + TTL
-        match event:
-            case ("error", "CANCELLED" | "ABORTED" | "INTERNAL" as status):
-                log.status, log.error = "error", status
-            case _:
-                log.status = "done"
         self._no_feeds(log)
 
     def _forget(self, log: Log) -> None:
         del self.logs[log.id]
         self._no_feeds(log)
         for follower in self.followers:
-            if follower.log is log and not follower.is_over:
-                follower.why = StreamNotFoundError
+            if follower.log is log:
+                follower.stop(StreamNotFoundError)
 
     def _no_feeds(self, log: Log) -> None:
         for manager in self.managers:

@@ -57,7 +57,9 @@ async def test_a_handle_that_is_dropped_after_a_failure_is_gone_at_once(
 ) -> None:
     caplog.set_level("CRITICAL", "streamkeep")  # what is captured would be kept, with all that its errors hold
     faulty = FaultyStorage(MemoryStorage())
-    async with StreamManager(ProbedStorage(faulty, Workload())) as streams:  # whose calls suspend, so that several are under way
+    async with StreamManager(
+        ProbedStorage(faulty, Workload())
+    ) as streams:  # whose calls suspend, so that several are under way
         stream = await streams.open("answer")
         faulty.refuse("commit")
         await fail(stream)

@@ -138,8 +138,17 @@ async def read_by_event_source(
 
 # curl
 
-CURL: Final = ("curl", "--silent", "--no-buffer", "--fail", "--noproxy", "*", "--speed-limit", "1", "--speed-time")
-CURL_HTTP_ERROR: Final = 22
+CURL: Final = (
+    "curl",
+    "--silent",
+    "--no-buffer",
+    "--noproxy",
+    "*",
+    "--write-out",
+    "%{stderr}%{http_code}",
+    "--speed-limit",
+    "1",
+)
 GENKIT_EVENTS: Final = {"message": "chunk", "result": "done", "error": "error"}
 
 
@@ -149,13 +158,13 @@ async def read_by_curl(url: str, *, by_header: bool = True, silence_seconds: flo
     last = ""
     while True:
         place = ["--header", f"Last-Event-ID: {last}", url] if by_header else [f"{url}?after={last}"]
-        ran = await anyio.run_process([*CURL, str(round(silence_seconds)), *place], check=False)
-        for frame in whole_frames(ran.stdout):
+        code, body = await _curl(silence_seconds, *place)
+        for frame in whole_frames(body):
             last = frame["id"]
             if outcome.take(frame["event"], json.loads(frame["data"])):
                 return outcome
-        if ran.returncode == CURL_HTTP_ERROR:
-            outcome.error = "curl was refused"
+        if _says_no(code):
+            outcome.error = f"HTTP {code}"
             return outcome
         await anyio.sleep(PAUSE_SECONDS)
 
@@ -169,8 +178,8 @@ async def read_flow_by_curl(
     request = ["--include", "--json", json.dumps({"data": data}), "--header", f"Accept: {STREAMING['Accept']}", url]
     while True:
         resume = ["--header", f"{STREAM_ID}: {outcome.stream}", "--header", f"{OFFSET}: {offset}"] if outcome.stream else []
-        ran = await anyio.run_process([*CURL, str(round(silence_seconds)), *resume, *request], check=False)
-        head, end_of_head, body = ran.stdout.partition(b"\r\n\r\n")
+        code, answer = await _curl(silence_seconds, *resume, *request)
+        head, end_of_head, body = answer.partition(b"\r\n\r\n")
         if end_of_head and outcome.stream is None:
             outcome.stream = _headers_in(head)[STREAM_ID.lower()]
         for frame in whole_frames(body):
@@ -179,10 +188,20 @@ async def read_flow_by_curl(
             ((key, value),) = told.items()
             if outcome.take(GENKIT_EVENTS[key], value):
                 return outcome
-        if outcome.stream is None or ran.returncode == CURL_HTTP_ERROR:
-            outcome.error = f"curl failed with code {ran.returncode}"
+        if outcome.stream is None or _says_no(code):
+            outcome.error = f"HTTP {code}"
             return outcome
         await anyio.sleep(PAUSE_SECONDS)
+
+
+async def _curl(silence_seconds: float, *arguments: str) -> tuple[int, bytes]:
+    """Give the answer's HTTP code, 0 if it has none, and what curl has printed of it."""
+    ran = await anyio.run_process([*CURL, "--speed-time", str(round(silence_seconds)), *arguments], check=False)
+    return int(ran.stderr), ran.stdout
+
+
+def _says_no(code: int) -> bool:
+    return code == 204 or code >= 400  # 204: nothing is left, which who has not seen the end should never hear
 
 
 def whole_frames(body: bytes) -> Iterator[dict[str, str]]:
@@ -209,7 +228,9 @@ async def read_by_httpx(url: str, *, silence_seconds: float = SILENCE_SECONDS) -
         while True:
             with suppress(httpx.TransportError):
                 async with httpx_sse.aconnect_sse(http, "GET", url, headers=headers) as source:
-                    source.response.raise_for_status()
+                    if _says_no(source.response.status_code):
+                        outcome.error = f"HTTP {source.response.status_code}"
+                        return outcome
                     async for event in source.aiter_sse():
                         headers = {"Last-Event-ID": event.id}
                         if outcome.take(event.event, event.json()):

@@ -45,6 +45,7 @@ def main() -> int:
 async def _run(arguments: argparse.Namespace, directory: Path, findings: Findings) -> None:
     for plan in _plans(arguments):
         await PowerCuts(plan, directory, findings).run()
+        print(f"{plan}: {dict(findings.counts)}, {len(findings.complaints)} violations so far", file=sys.stderr)
         for kind in KINDS:
             await Refusals(plan, directory, findings).run(kind, arguments.refusals)
         print(f"{plan}: {dict(findings.counts)}, {len(findings.complaints)} violations so far", file=sys.stderr)
@@ -56,7 +57,7 @@ def _plans(arguments: argparse.Namespace) -> Iterator[Plan]:
         size = Size(sessions=chance.randrange(1, 5), steps=chance.randrange(4, 25))
         pages = chance.choice(CHECKPOINT_PAGES)
         for synchronous in ("FULL", "NORMAL") if arguments.synchronous == "both" else (arguments.synchronous,):
-            yield Plan(seed, synchronous, size, arguments.variants, arguments.reopenings, pages)
+            yield Plan(seed, synchronous, size, arguments.variants, arguments.recoveries, pages)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workloads", type=int, default=4)
     parser.add_argument("--variants", type=int, default=3, help="how often chance decides what survives a cut")
     parser.add_argument(
-        "--reopenings", type=int, default=4, help="how many cuts of a workload are recovered from under further cuts"
+        "--recoveries", type=int, default=4, help="how many cuts of a workload are recovered from under further cuts"
     )
     parser.add_argument(
         "--refusals", type=int, default=4, help="at how many operations of a workload the disk refuses, in each way"

@@ -6,11 +6,12 @@ again, and cut again while streamkeep recovers.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Final
 
 from tests.powerloss.disk import Disk, Image, Operation, Sync, Write
 from tests.powerloss.history import Bounds, History, WitnessedStorage, why_impossible
@@ -20,6 +21,9 @@ from tests.powerloss.recovery import DATABASE, DamageError, State, digest_of, go
 from tests.powerloss.workload import Relief, Size, Workload, no_relief
 
 from streamkeep.storages._sqlite import Synchronous
+
+CREATION: Final = 25
+"""So many operations, about, make a new database."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,8 @@ class Plan:
         size: how long the workload is.
         variants: how many times chance decides at each cut what survives; beside that all does, a write is torn, and nothing does.
             0: nothing survives, and that is all.
-        reopenings: how many of the cuts are followed by a recovery that is cut as well, everywhere.
+        recoveries: how many of the cuts are recovered from, once after a power cut and once after a kill, and the recovery is cut
+            everywhere; one of them while the database is being created.
         checkpoint_pages: how long SQLite lets its log become.
     """
 
@@ -40,7 +45,7 @@ class Plan:
     synchronous: Synchronous
     size: Size
     variants: int = 2
-    reopenings: int = 4
+    recoveries: int = 4
     checkpoint_pages: int = CHECKPOINT_PAGES
 
     def random(self, *about: object) -> Random:
@@ -168,11 +173,10 @@ class PowerCuts:
     async def run(self) -> None:
         """Record the workload and cut it everywhere; recover from some of the cuts, and cut that everywhere."""
         recording = await record(self._plan, self._directory / "workload")
-        number_of_moments = sum(1 for _ in recording.moments())
-        reopened = self._plan.random("reopenings").sample(range(number_of_moments), self._plan.reopenings)
+        recovered_from = self._chosen_moments(sum(1 for _ in recording.moments()))
         for number, moment in enumerate(recording.moments()):
             await self._examiner.cut(moment)
-            if number in reopened:
+            if number in recovered_from:
                 await self._cut_recovery(await self._record_after_cut(moment))
                 await self._cut_recovery(await self._record_after_kill(moment))
 
@@ -182,6 +186,11 @@ class PowerCuts:
         for moment in recording.moments():
             if isinstance(moment.operation, Sync):
                 await self._cut_recovery(await self._record_after_kill(moment))
+
+    def _chosen_moments(self, total: int) -> Collection[int]:
+        random = self._plan.random("recoveries")
+        while_it_is_created = random.randrange(CREATION)
+        return {while_it_is_created, *random.sample(range(CREATION, total), self._plan.recoveries - 1)}
 
     async def _cut_recovery(self, recovery: Recording | None) -> None:
         if recovery is not None:

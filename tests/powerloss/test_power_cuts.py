@@ -25,11 +25,11 @@ async def test_a_power_cut_takes_nothing_acknowledged_and_with_normal_only_a_suf
     synchronous: Synchronous, tmp_path: Path
 ) -> None:
     findings = Findings()
-    plan = Plan(SEED, synchronous, Size(sessions=2, steps=6), variants=1, reopenings=1)
+    plan = Plan(SEED, synchronous, Size(sessions=2, steps=6), variants=1, recoveries=2)
     await PowerCuts(plan, tmp_path, findings).run()
     assert findings.complaints == []
     assert findings.counts["cuts"] > 150
-    assert findings.counts["recoveries"] == 2
+    assert findings.counts["recoveries"] == 4
 
 
 async def test_what_is_shown_of_a_killed_process_survives_a_power_cut(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from streamkeep.storages._sqlite import Synchronous
 from streamkeep.storages.sqlite import SQLiteStorage
 
 SEED: Final = 1
-SHORT: Final = Size(sessions=2, steps=4)
+SHORT: Final = Size(sessions=2, steps=3)
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -28,7 +28,7 @@ async def test_who_tries_again_after_a_refusal_has_everything_stored_once(
     kind: Kind, synchronous: Synchronous, tmp_path: Path
 ) -> None:
     findings = Findings()
-    await Refusals(Plan(SEED, synchronous, SHORT, variants=0), tmp_path, findings).run(kind, times=2)
+    await Refusals(Plan(SEED, synchronous, SHORT), tmp_path, findings).run(kind, times=2)
     assert findings.complaints == []
     assert findings.counts["refusals"] == 2
 

@@ -15,10 +15,11 @@ NAMESPACE: Final = ["unshare", "--mount"] if IS_ROOT else ["unshare", "--user", 
 
 
 @pytest.fixture(scope="module", autouse=True)
-def namespaces() -> None:
+def namespaces(tmp_path_factory: pytest.TempPathFactory) -> None:
     """A disk is mounted in a namespace of its own, so that nobody else sees it, and it goes with the process."""
+    mount = ["mount", "-t", "tmpfs", "tmpfs", str(tmp_path_factory.mktemp("disk"))]
     try:
-        subprocess.run([*NAMESPACE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], check=True, capture_output=True)
+        subprocess.run([*NAMESPACE, *mount], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
         sentence = f"no disk can be mounted here: {error}"
         if IS_ROOT and os.environ.get("CI") == "true":

@@ -106,7 +106,7 @@ async def _tell_all(clients: Sequence[Client], writers: Sequence[StreamInput]) -
     async def read(client: Client) -> None:
         nonlocal wrong
         body = await client.read_to_the_end()
-        wrong += body.replace(HEARTBEAT, b"") != BODY
+        wrong += bytes(body).replace(HEARTBEAT, b"") != BODY
 
     async with anyio.create_task_group() as reading:
         for client in clients:

@@ -1,15 +1,17 @@
 """All the ways in which a stream may live and be read, to be gone through by the thousand; chosen by a seed."""
 
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
+from pathlib import Path
 from typing import Final
 
 import anyio
 from tests.http.servers import until
-from tests.resources.census import Census, take_census
+from tests.resources.census import Census, left_over, take_census
 
 from streamkeep import StreamInput, StreamManager, StreamNotFoundError, StreamTimeoutError
 from streamkeep.storage import Storage
@@ -18,8 +20,8 @@ from streamkeep.testing.clock import FakeClock
 CHUNK: Final = {"text": "nothing is lost " * 8}
 AT_A_TIME: Final = 100
 
-Fate = Callable[[StreamManager, StreamInput], Awaitable[None]]
-Visit = Callable[[StreamManager, str], Awaitable[None]]
+Fate = Callable[[StreamManager, StreamInput], Coroutine[object, object, None]]
+Visit = Callable[[StreamManager, str], Coroutine[object, object, None]]
 
 
 # What becomes of a stream
@@ -160,8 +162,8 @@ async def let_all_expire(streams: StreamManager, clock: FakeClock) -> None:
 @asynccontextmanager
 async def manager_over(storage: Storage) -> AsyncGenerator[StreamManager]:
     """Give a manager whose clock stands still, and who looks soon after writers that were dropped."""
-    terms = {"lease": timedelta(seconds=0.3), "grace": timedelta(hours=1)}
-    async with storage, StreamManager(storage, **terms, clock=FakeClock()) as streams:
+    lease, grace = timedelta(seconds=0.3), timedelta(hours=1)
+    async with storage, StreamManager(storage, lease=lease, grace=grace, clock=FakeClock()) as streams:
         yield streams
 
 
@@ -180,10 +182,33 @@ def rounds_of_streams(streams: StreamManager, number: int, seed: int) -> Callabl
     return one_round
 
 
-async def census_of_rounds(streams: StreamManager, work: Callable[[], Awaitable[None]], rounds: int) -> list[Census]:
-    """Do the work so many times and once before; give the census after each."""
+@dataclass(frozen=True, slots=True)
+class Aftermath:
+    """What thousands of streams have left.
+
+    Attributes:
+        left_over: what was held after the last round, and not after the first.
+        rows: what was in the storage after the last round.
+        file_bytes: the size of its files after each round; zeroes for a storage in memory.
+    """
+
+    left_over: dict[str, int]
+    rows: int
+    file_bytes: list[int]
+
+
+async def live_and_count(streams: StreamManager, files: Path, *, number: int, rounds: int, seed: int) -> Aftermath:
+    """Let so many streams a round come and go, and count after each what is held, and how large the storage's files are."""
+    work = rounds_of_streams(streams, number, seed)
     censuses: list[Census] = []
+    sizes: list[int] = []
     for _ in range(rounds + 1):
         await work()
         censuses.append(take_census(streams))
-    return censuses
+        sizes.append(_size(files))
+    kept = await streams.storage.scan()
+    return Aftermath(left_over(censuses[0], censuses[-1]), len(kept), sizes)
+
+
+def _size(files: Path) -> int:
+    return sum(file.stat().st_size for file in files.iterdir())

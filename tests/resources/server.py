@@ -67,7 +67,7 @@ class RunningServer:
 
     def descriptors(self) -> int:
         """Say how many descriptors it has open; for when it has none left to say so itself."""
-        return len(os.listdir(f"/proc/{self._pid}/fd"))
+        return len(list(Path(f"/proc/{self._pid}/fd").iterdir()))
 
 
 @asynccontextmanager
@@ -100,11 +100,12 @@ async def server(
 
 async def given_back(running: RunningServer, before: Report) -> Report:
     """Wait until the server holds no more than before, a while at most; give its last report."""
+    report = await running.report()
     for _ in range(100):
-        report = await running.report()
         if not left_over(before.holds, report.holds):
             break
         await anyio.sleep(0.1)
+        report = await running.report()
     return report
 
 
@@ -169,14 +170,17 @@ def _main() -> None:
     pace = Pace(heartbeat=timedelta(seconds=arguments.heartbeat))
     streams = StreamManager.connect(f"sqlite:///{arguments.database}", lease=LEASE, grace=timedelta(minutes=1))
     app = _App(StreamsHTTP(streams, pace=pace))
-    how = {
-        "loop": arguments.loop,
-        "backlog": arguments.backlog,
-        "port": 0,
-        "timeout_keep_alive": 600,
-        "timeout_graceful_shutdown": 1,
-    }
-    _Server(uvicorn.Config(cast("Any", app), **how, log_config=None, access_log=False)).run()
+    config = uvicorn.Config(
+        cast("Any", app),
+        port=0,
+        loop=arguments.loop,
+        backlog=arguments.backlog,
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=600,
+        timeout_graceful_shutdown=1,
+    )
+    _Server(config).run()
 
 
 if __name__ == "__main__":

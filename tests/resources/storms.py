@@ -70,7 +70,7 @@ async def storms(
             left.append(await _left_over(before, http))
         await writer.done()
         body = await faithful.read_to_the_end()
-    return Aftermath(left, body == _body(rounds))
+    return Aftermath(left, bytes(body) == _body(rounds))
 
 
 async def _storm_and_write(port: int, disconnects: Sequence[Disconnect], writer: StreamInput, chunk: int) -> None:

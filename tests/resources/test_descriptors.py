@@ -10,13 +10,13 @@ import pytest
 from anyio.lowlevel import checkpoint
 from tests.resources.census import left_over, take_census
 from tests.resources.clients import Client, get
+from tests.resources.crowd import SERVERS_LIMIT, meet_a_crowd
 from tests.resources.limits import descriptors_left
 from tests.resources.server import given_back, server
 
 from streamkeep import StorageError, StreamEventType, StreamManager
 from streamkeep.storages.sqlite import SQLiteStorage
 
-SERVERS_LIMIT: Final = 64
 MOST_NEEDED: Final = 10
 """With so many descriptors a manager over SQLite can do everything."""
 
@@ -24,20 +24,17 @@ MOST_NEEDED: Final = 10
 def whole(database: Path) -> bool:
     """Say whether SQLite finds nothing wrong with a database."""
     with closing(sqlite3.connect(database)) as db:
-        return db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        return bool(db.execute("PRAGMA integrity_check").fetchone() == ("ok",))
 
 
 async def use(streams: StreamManager, stream: str) -> list[int]:
     """Write a stream, and read it from another subscription meanwhile; give what was read."""
-    read: list[int] = []
     async with streams.open(stream) as writer:
         await writer.write(0)
         async with streams.subscribe(stream) as events:
             await writer.write(1)
             await writer.done(2)
-            async for event in events:
-                read.append(event.output if event.type is StreamEventType.DONE else event.chunk)
-    return read
+            return [event.output if event.type is StreamEventType.DONE else event.chunk async for event in events]
 
 
 @pytest.mark.parametrize("left", range(MOST_NEEDED + 1))

@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 from anyio.lowlevel import checkpoint
 from tests.resources.census import growth_by_round, left_over, rows, take_census
-from tests.resources.lives import come_and_go
+from tests.resources.lives import come_and_go, live_and_count, manager_over, rounds_of_streams
 
 from streamkeep import StorageError, StreamManager
 from streamkeep.storage import Storage
@@ -27,30 +27,22 @@ BYTES_PER_STREAM: Final = 100
 
 
 @pytest.mark.timeout(240)
-async def test_ten_thousand_streams_in_memory_leave_nothing_behind() -> None:
+async def test_ten_thousand_streams_in_memory_leave_nothing_behind(tmp_path: Path) -> None:
     async with manager_over(MemoryStorage()) as streams:
-        first, *_, last = await census_of_rounds(streams, rounds_of_streams(streams, STREAMS // ROUNDS, SEED), ROUNDS)
+        aftermath = await live_and_count(streams, tmp_path, number=STREAMS // ROUNDS, rounds=ROUNDS - 1, seed=SEED)
 
-    assert left_over(first, last) == {}, f"seed {SEED}"
-    assert first["row of streams"] == first["row of records"] == 0
+    assert (aftermath.left_over, aftermath.rows) == ({}, 0), f"seed {SEED}"
 
 
 @pytest.mark.timeout(240)
 async def test_ten_thousand_streams_in_sqlite_leave_nothing_behind_and_their_space_is_used_again(tmp_path: Path) -> None:
     database = tmp_path / "streams.db"
     async with manager_over(SQLiteStorage(database, synchronous="NORMAL")) as streams:
-        work = rounds_of_streams(streams, STREAMS // ROUNDS, SEED)
-        sizes: list[int] = []
+        aftermath = await live_and_count(streams, tmp_path, number=STREAMS // ROUNDS, rounds=ROUNDS - 1, seed=SEED)
 
-        async def one_round() -> None:
-            await work()
-            sizes.append(sum(file.stat().st_size for file in tmp_path.iterdir()))
-
-        first, *_, last = await census_of_rounds(streams, one_round, ROUNDS)
-
-    assert left_over(first, last) == {}, f"seed {SEED}"
+    assert aftermath.left_over == {}, f"seed {SEED}"
     assert rows(database) == {"row of streams": 0, "row of records": 0}
-    assert max(sizes) < 2 * sizes[0], sizes
+    assert max(aftermath.file_bytes) < 2 * aftermath.file_bytes[0]
 
 
 @pytest.mark.parametrize("make", [lambda _: MemoryStorage(), SQLiteStorage], ids=["memory", "sqlite"])

@@ -33,6 +33,8 @@ DEEDS: Final[dict[str, Callable[[StreamManager, StreamInput], Awaitable[object]]
 
 
 NEVER: Final = timedelta(hours=1)
+WAIT_SECONDS: Final = 45
+"""Generous, but less than the minute after which managers sweep: what is promised here must come without that."""
 
 
 # In the process that is struck
@@ -110,7 +112,7 @@ async def victim(directory: Path, deed: str, blow: signal.Signals) -> AsyncGener
 @asynccontextmanager
 async def following(streams: StreamManager) -> AsyncGenerator[Subscription[Any]]:
     """Follow the victim's stream, from when it has written its first chunk, which is read already."""
-    with anyio.fail_after(60):
+    with anyio.fail_after(WAIT_SECONDS):
         while not await streams.list():  # noqa: ASYNC110 - it is written in another process
             await anyio.sleep(0.05)
     async with streams.subscribe(STREAM) as events:
@@ -120,7 +122,7 @@ async def following(streams: StreamManager) -> AsyncGenerator[Subscription[Any]]
 
 async def the_rest(events: Subscription[Any]) -> list[object]:
     """Read to the end; give what was heard."""
-    with anyio.fail_after(60):
+    with anyio.fail_after(WAIT_SECONDS):
         try:
             return [event.error.status if event.type is StreamEventType.ERROR else event.data async for event in events]
         except StreamNotFoundError:
@@ -128,7 +130,7 @@ async def the_rest(events: Subscription[Any]) -> list[object]:
 
 
 async def take_over(streams: StreamManager) -> StreamInput:
-    with anyio.fail_after(60):
+    with anyio.fail_after(WAIT_SECONDS):
         while True:
             try:
                 return await streams.open(STREAM, resume=True)
@@ -170,10 +172,10 @@ async def test_what_a_process_died_over_telling_is_heard_with_the_next_change(tm
         following(streams) as events,
     ):
         writer.strike()
-        await anyio.to_thread.run_sync(writer.process.join, 60)
+        await anyio.to_thread.run_sync(writer.process.join, WAIT_SECONDS)
         heir = await take_over(elsewhere)
         assert heir.tail == 2
-        with anyio.fail_after(60):
+        with anyio.fail_after(WAIT_SECONDS):
             assert (await anext(events)).chunk == "unheard"
 
 
@@ -199,6 +201,6 @@ async def test_while_a_process_is_stopped_that_holds_the_lock_readers_read_and_w
                 assert (await anext(replay)).chunk == "unheard"
         assert not opened.is_set()
         writer.go_on()
-        with anyio.fail_after(60):
+        with anyio.fail_after(WAIT_SECONDS):
             await opened.wait()
             assert (await anext(events)).chunk == "unheard"

@@ -38,7 +38,8 @@ class SQLiteStorage:
     What a commit that has returned True survives:
 
     - `synchronous="FULL"`: the death of the process, of the system, and a power failure.
-    - `synchronous="NORMAL"`: the death of the process. The system's takes the last moments, but nothing is damaged.
+    - `synchronous="NORMAL"`: the death of the process. The system's takes the last moments, but nothing is damaged (unless
+      the disk has refused a sync before).
 
     Entering raises StorageError if the file cannot be used here, and StorageCorruptError if it is no database of streamkeep's.
     Leaving waits for the commits that were asked for, and removes nothing.

@@ -1,0 +1,39 @@
+"""Storages and streams behave as their models do, through random histories. More of them: `python -m tests.model`."""
+
+import pytest
+
+from .histories import run_histories
+from .kinds import KINDS, Kind
+from .storage_machine import StorageMachine
+from .stream_machine import StreamMachine
+
+SEED = 20_250_101
+EXAMPLES = 40
+
+# Every error that a call can come to without the storage's help, so that no history leaves one out unnoticed.
+OUTCOMES = {
+    "InvalidArgumentError",
+    "LimitExceededError",
+    "OffsetOutOfRangeError",
+    "StreamAlreadyExistsError",
+    "StreamBusyError",
+    "StreamCompletedError",
+    "StreamInputClosedError",
+    "StreamManagerClosedError",
+    "StreamNotFoundError",
+    "StreamTakenOverError",
+    "success",
+}
+
+
+@pytest.mark.timeout(400)  # telling a failure as a short story takes its time
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_storage_behaves_as_its_model(kind: Kind) -> None:
+    assert run_histories(StorageMachine, kind, examples=EXAMPLES, seed_number=SEED)["steps"] > EXAMPLES
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.promise("P1", "P4", "P5", "P6", "P7", "P8", "P12")
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_streams_behave_as_their_model(kind: Kind) -> None:
+    assert run_histories(StreamMachine, kind, examples=EXAMPLES, seed_number=SEED).keys() >= OUTCOMES
