@@ -15,7 +15,7 @@ import anyio.to_thread
 from anyio.abc import TaskGroup
 from tests.deploy.clients import UNDERSTOOD, Client, Stalled, Way
 from tests.deploy.flows import number_of
-from tests.deploy.servers import WAIT_SECONDS, Server
+from tests.deploy.servers import WAIT_SECONDS, Server, until
 
 from streamkeep import StreamEvent, StreamEventType, StreamManager
 
@@ -47,11 +47,8 @@ class Load:
 
     async def is_under_way(self) -> None:
         """Return when all have got something."""
-        with anyio.fail_after(WAIT_SECONDS):
-            while len(self.clients) < len(STARTED) * (1 + FOLLOWERS):
-                await anyio.sleep(0.02)
-            for client in self.clients:
-                await client.begun.wait()
+        await until(lambda: len(self.clients) == len(STARTED) * (1 + FOLLOWERS))
+        await until(lambda: all(client.begun.is_set() for client in self.clients))
 
     async def _start(self, flow: str) -> None:
         client = Client(flow, "start")
@@ -166,10 +163,12 @@ def _status(event: StreamEvent[Any]) -> str | None:
 
 
 async def come_back(clients: Iterable[Client], url: str) -> list[str]:
-    """Have those who were not told the end come back, until they are; say who never is."""
+    """Have those who were not told the end come back, until they are; say who never is, and who then gets what it must not get."""
     late = [client for client in clients if client.stream is not None and not client.knows_the_end]
     with anyio.fail_after(WAIT_SECONDS):
         async with anyio.create_task_group() as reading:
             for client in late:
+                client.faults.clear()
                 reading.start_soon(client.read, url)
-    return [f"{client}: came back, and still has no end" for client in late if not client.knows_the_end]
+    faults = [fault for client in late for fault in client.faults]
+    return faults + [f"{client}: came back, and still has no end" for client in late if not client.knows_the_end]

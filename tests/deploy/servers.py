@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +110,7 @@ class Server:
     async def start(self) -> Self:
         """Start it, and return when it answers."""
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: ASYNC220 - it takes no time
                 [sys.executable, "-m", *self.kind.command, "--port", str(self._port)],
                 cwd=self.app_directory,
                 stdin=subprocess.DEVNULL,
@@ -135,8 +135,9 @@ class Server:
                 await anyio.sleep(0.05)
 
     async def workers(self) -> list[int]:
-        """Give the processes that answer."""
-        return sorted({await self.answers() for _ in range(20)})
+        """Give the processes that answer, the one with most connections first."""
+        found = {await self.answers() for _ in range(20)}
+        return sorted(found, key=lambda pid: -len([*Path(f"/proc/{pid}/fd").iterdir()]))
 
     @property
     def pid(self) -> int:
@@ -159,9 +160,7 @@ class Server:
 
     async def says(self, text: str) -> None:
         """Return when a text is in its log."""
-        with anyio.fail_after(WAIT_SECONDS):
-            while text not in self.log:
-                await anyio.sleep(0.02)
+        await until(lambda: text in self.log)
 
     async def is_gone(self) -> None:
         """Return when no process of its group is left; TimeoutError if one stays."""
@@ -170,9 +169,7 @@ class Server:
 
     async def is_rid_of(self, pids: Sequence[int]) -> None:
         """Return when none of these processes of its group lives; TimeoutError if one stays."""
-        with anyio.fail_after(WAIT_SECONDS):
-            while not set(processes_of(self.pid)).isdisjoint(pids):
-                await anyio.sleep(0.02)
+        await until(lambda: set(processes_of(self.pid)).isdisjoint(pids))
 
     def kill(self) -> None:
         """End whatever is left of it."""
@@ -195,15 +192,22 @@ async def running(
         server.kill()
 
 
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what no event tells; TimeoutError if it never comes."""
+    with anyio.fail_after(WAIT_SECONDS):
+        while not condition():  # noqa: ASYNC110 - see above
+            await anyio.sleep(0.02)
+
+
 def processes_of(group: int) -> list[int]:
     """Give the living processes of a process group."""
-    return [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if _lives_in(pid, group)]
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal() and _lives_in(entry, group)]
 
 
-def _lives_in(pid: int, group: int) -> bool:
+def _lives_in(process: Path, group: int) -> bool:
     try:
         # The name in parentheses may hold anything.
-        state, _parent, of_group = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:3]
+        state, _parent, of_group = (process / "stat").read_text().rpartition(")")[2].split()[:3]
     except OSError:
         return False
     return int(of_group) == group and state not in "ZX"

@@ -27,6 +27,7 @@ from tests.deploy.servers import (
     Kind,
     environment,
     running,
+    until,
 )
 
 from streamkeep import StreamEvent, StreamManager
@@ -61,9 +62,7 @@ class Service:
 
     async def has_written_all(self) -> None:
         """Return when it has written to each of its streams."""
-        with anyio.fail_after(WAIT_SECONDS):
-            while not all(self.acknowledged.values()):
-                await anyio.sleep(0.01)
+        await until(lambda: all(self.acknowledged.values()))
 
     async def ends(self, number: signal.Signals | None = None) -> int:
         """Give its exit code when it has ended, by itself or by a signal."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from tests.deploy.clients import Client
+from tests.deploy.clients import Client, Ending
 from tests.deploy.rounds import come_back, faults_after, faults_of_answers, faults_of_stories, loaded, stories
 from tests.deploy.servers import (
     GRANIAN_RELOAD,
@@ -19,6 +19,7 @@ from tests.deploy.servers import (
     Server,
     granian,
     running,
+    until,
     uvicorn,
 )
 
@@ -71,7 +72,8 @@ async def test_readers_of_a_worker_that_was_killed_come_back_to_the_others(tmp_p
             killed = (await server.workers())[0]
             os.kill(killed, signal.SIGKILL)
             await server.is_rid_of([killed])
-            assert await faults_of_the_cut(server, load.clients) == []
+            await until(lambda: those_that_were_cut(load.clients))
+            assert await come_back(those_that_were_cut(load.clients), server.url) == []
             server.signal(signal.SIGTERM)
         assert await server.exit_code() == 0
         assert await faults_after(server, load.clients, is_clean=False) == []
@@ -86,6 +88,6 @@ async def test_granian_ends_well_when_one_of_its_workers_was_killed(tmp_path: Pa
         assert await faults_after(server, load.clients, is_clean=False) == []
 
 
-async def faults_of_the_cut(server: Server, clients: Sequence[Client]) -> list[str]:
-    """Have those whose connection broke come back while the others read on."""
-    return await come_back([client for client in clients if client.ending is not None], server.url)
+def those_that_were_cut(clients: Sequence[Client]) -> list[Client]:
+    """Give the clients whose connection broke."""
+    return [client for client in clients if client.ending is Ending.CUT]

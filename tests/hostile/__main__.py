@@ -58,7 +58,7 @@ def probe_flows(mode: GenerationMode, seed: int, examples: int) -> int:
     """Send what the description of some flows allows, or does not."""
     with house("durable_flow", pace=HASTY) as target:
         count = sum(
-            fuzz_openapi.probe(target, operation, mode=mode, examples=-(-examples // OPENAPI_COST), seed_=seed)
+            fuzz_openapi.probe(target, operation, mode=mode, examples=-(-examples // OPENAPI_COST), seed=seed)
             for operation in fuzz_openapi.operations_of_flows(target)
         )
         expect_no_harm(target)
@@ -73,7 +73,7 @@ def probe_reading(mode: GenerationMode, seed: int, examples: int) -> int:
         with command(url) as target:
             count = sum(
                 fuzz_openapi.probe(
-                    target, operation, mode=mode, examples=-(-examples // OPENAPI_COST), seed_=seed, below="/streams"
+                    target, operation, mode=mode, examples=-(-examples // OPENAPI_COST), seed=seed, below="/streams"
                 )
                 for operation in fuzz_openapi.operations_of_reading()
             )

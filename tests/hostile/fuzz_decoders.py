@@ -305,6 +305,15 @@ def loose_json(draw: st.DrawFn) -> bytes:
     return spaced(draw(_VALUES)).encode()
 
 
+# How slow, large or picky a strategy is says nothing of what is tested.
+_SUPPRESSED: Final = [
+    HealthCheck.too_slow,
+    HealthCheck.data_too_large,
+    HealthCheck.filter_too_much,
+    HealthCheck.large_base_example,
+]
+
+
 @dataclass(frozen=True, slots=True)
 class Property:
     """What holds of all that a strategy gives."""
@@ -324,7 +333,7 @@ class Property:
             deadline=None,
             database=None,
             phases=[Phase.generate, Phase.shrink],
-            suppress_health_check=[*HealthCheck.__members__.values()],
+            suppress_health_check=_SUPPRESSED,
         )
         @given(**self.given)
         def attempt(**values: Any) -> None:

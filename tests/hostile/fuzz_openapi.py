@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, seed, settings
 from schemathesis import APIOperation, Case, GenerationMode
 from schemathesis.checks import negative_data_rejection, positive_data_acceptance
+from tests.hostile.fuzz_decoders import Property
 from tests.hostile.servers import KNOWN, Target
 from tests.hostile.sockets import WAIT_SECONDS
 
@@ -40,7 +40,7 @@ def probe(
     *,
     mode: GenerationMode,
     examples: int,
-    seed_: int,
+    seed: int,
     known: bool = False,
     below: str = "",
 ) -> int:
@@ -48,25 +48,12 @@ def probe(
 
     With `known` the stream that is asked for is there; `below` is where the operation's app is mounted.
     """
-    count = 0
-    fixed: dict[str, Any] = {"path_parameters": {"stream": KNOWN}} if known else {}
 
-    @seed(seed_)
-    @settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate, Phase.shrink],
-        suppress_health_check=[*HealthCheck.__members__.values()],
-    )
-    @given(case=operation.as_strategy(mode, **fixed))
     def send(case: Case[Any]) -> None:
-        nonlocal count
-        count += 1
         case.call_and_validate(base_url=_url(target) + below, excluded_checks=EXCLUDED, timeout=WAIT_SECONDS)
 
-    send()
-    return count
+    fixed: dict[str, Any] = {"path_parameters": {"stream": KNOWN}} if known else {}
+    return Property(send, {"case": operation.as_strategy(mode, **fixed)}).holds(seed=seed, examples=examples)
 
 
 def _operations(schema: Any) -> Iterator[Operation]:

@@ -220,7 +220,8 @@ def test_what_an_app_does_after_its_answer_is_not_cut_short() -> None:
     with serve(DurableStreaming(with_streams, streams_http), streams, streams_http) as target:
         answer = ask(target.address, "POST", b"/text", STREAMING, b"Connection: close", body=b"")
         assert (answer.code, answer.body) == (200, b"all")
-        assert target.is_alive()
+        assert all(target.is_alive() for _ in range(20))
+        assert len(target.stream_ids()) == 1  # forgetting it is what would tell the app to stop
         target.portal.call(go_on.set)
         assert target.comes_to_rest()
         assert finished == ["yes"]

@@ -26,7 +26,7 @@ def flows() -> Generator[House]:
 @pytest.mark.parametrize("label", ["POST /echo", "POST /few", "DELETE /few"])
 def test_a_flow_answers_as_its_description_says(flows: House, label: str, mode: GenerationMode) -> None:
     (operation,) = (operation for operation in operations_of_flows(flows) if operation.label == label)
-    assert probe(flows, operation, mode=mode, examples=20, seed_=1) > 0
+    assert probe(flows, operation, mode=mode, examples=20, seed=1) > 0
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_the_reading_app_answers_as_its_description_says(
     reading: Target, label: str, mode: GenerationMode, known: bool
 ) -> None:
     (operation,) = (operation for operation in operations_of_reading() if operation.label == label)
-    assert probe(reading, operation, mode=mode, examples=15, seed_=1, known=known, below="/streams") > 0
+    assert probe(reading, operation, mode=mode, examples=15, seed=1, known=known, below="/streams") > 0
     assert reading.is_alive()
 
 

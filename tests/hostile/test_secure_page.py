@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from tests.hostile.servers import House, house
+from tests.hostile.servers import ID, House, house
 from tests.hostile.sockets import ask
 
 from streamkeep import InMemoryStreamManager, Limits, StreamManager
@@ -124,6 +124,10 @@ def test_no_browser_takes_a_stream_for_a_page() -> None:
             answer = ask(target.address, "POST", b"/echo", *fields, b"Connection: close", body=page)
             assert answer.headers["x-content-type-options"] == "nosniff"
             assert answer.headers["content-type"] in {"application/json", "text/event-stream"}
-        refused = ask(target.address, "GET", b"/streams/<script>alert(1)</script>", b"Connection: close")
-        assert refused.headers["content-type"] == "application/json"
-        assert b"script" not in refused.body
+        refused = (
+            ask(target.address, "GET", b"/streams/<script>alert(1)", b"Connection: close"),
+            ask(target.address, "POST", b"/few", ID + b"<script>alert(1)</script>", b"Connection: close", body=b""),
+        )
+        for answer in refused:
+            assert (answer.code, answer.headers["content-type"]) == (400, "application/json")
+            assert b"script" not in answer.body

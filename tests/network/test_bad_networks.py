@@ -16,7 +16,16 @@ from tests.http.servers import STREAM_ID, STREAMING, server_process, until
 from tests.http.servers import Reading as ReadAnswer
 from tests.network.campaign import CLIENTS, Reading, Tally, campaign, read_and_judge
 from tests.network.proxy import End, Fate, Network, bad_network
-from tests.network.readers import Outcome, all_read, chromium_page, read_by_curl, read_by_genkit, read_by_httpx, whole_frames
+from tests.network.readers import (
+    Outcome,
+    all_read,
+    chromium_page,
+    read_by_curl,
+    read_by_genkit,
+    read_by_httpx,
+    read_flow_by_curl,
+    whole_frames,
+)
 from tests.network.restarts import read_through_restarts
 from tests.network.served import (
     FLOW,
@@ -100,6 +109,16 @@ async def test_a_server_that_cannot_be_reached_is_tried_again(programs: str) -> 
     ways = [[Fate(End.RST, after, down_seconds=0.2)] for after in (0, b"data: ", b"\n\n")]
     tally, _ = await all_clients_read(programs, *ways)
     assert (tally.complaints, tally.clear_errors) == ([], 0)
+
+
+async def test_a_flow_goes_on_while_whoever_started_it_is_cut_off(genkit: None, curl: None) -> None:
+    cuts = [Fate(end, after) for end in (End.FIN, End.RST) for after in (b"\n\n", b'"n":7', b'"n":20')]
+    async with served() as (_, url), bad_network(url) as network:
+        by_curl = await all_read([partial(read_flow_by_curl, network.path([cut]) + FLOW, 24) for cut in cuts])
+        jobs = [{"url": network.path([cut]) + FLOW, "input": 24, "silenceMs": 10_000, "tries": 20} for cut in cuts]
+        by_genkit = await read_by_genkit(jobs)
+    assert network.struck == {End.FIN: 6, End.RST: 6}
+    assert [(outcome.error, complaint_about(outcome, 24)) for outcome in by_curl + by_genkit] == [(None, None)] * 12
 
 
 async def test_the_server_forgets_readers_that_were_cut_while_the_stream_goes_on() -> None:

@@ -49,6 +49,7 @@ async def test_whatever_a_power_failure_has_left_in_the_notify_file_commits_and_
 
 
 @pytest.mark.parametrize("is_replaced", [False, True], ids=["removed", "replaced"])
+@pytest.mark.promise("P16")
 async def test_a_database_that_is_removed_or_replaced_while_it_is_open_takes_nothing_more(
     path: Path, is_replaced: bool
 ) -> None:

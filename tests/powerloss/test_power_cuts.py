@@ -21,6 +21,7 @@ pytestmark = pytest.mark.timeout(300)  # many small steps, on a machine that may
 
 
 @pytest.mark.parametrize("synchronous", ["FULL", "NORMAL"])
+@pytest.mark.promise("P16")
 async def test_a_power_cut_takes_nothing_acknowledged_and_with_normal_only_a_suffix(
     synchronous: Synchronous, tmp_path: Path
 ) -> None:
@@ -32,6 +33,7 @@ async def test_a_power_cut_takes_nothing_acknowledged_and_with_normal_only_a_suf
     assert findings.counts["recoveries"] == 4
 
 
+@pytest.mark.promise("P16")
 async def test_what_is_shown_of_a_killed_process_survives_a_power_cut(tmp_path: Path) -> None:
     """It had written a commit, and not synced it yet; the one that comes after it reads that."""
     findings = Findings()

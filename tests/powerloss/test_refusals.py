@@ -24,6 +24,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("synchronous", ["FULL", "NORMAL"])
+@pytest.mark.promise("P16")
 async def test_who_tries_again_after_a_refusal_has_everything_stored_once(
     kind: Kind, synchronous: Synchronous, tmp_path: Path
 ) -> None:
@@ -33,6 +34,7 @@ async def test_who_tries_again_after_a_refusal_has_everything_stored_once(
     assert findings.counts["refusals"] == 2
 
 
+@pytest.mark.promise("P16")
 async def test_a_commit_that_could_not_be_synced_is_not_acknowledged_until_it_has_been_synced_again(tmp_path: Path) -> None:
     """Linux says once that a sync has failed, and takes what was not written for clean; so it must be written again."""
     trouble, disk = Trouble("a sync fails", first=NEVER), Disk()

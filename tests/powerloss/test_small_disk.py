@@ -28,6 +28,7 @@ def namespaces(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.promise("P16")
 def test_on_a_full_disk(scenario: str, tmp_path: Path) -> None:
     command = [*NAMESPACE, sys.executable, "-m", "tests.powerloss.small_disk", scenario, str(tmp_path)]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=BOUND_SECONDS + 5, check=False)

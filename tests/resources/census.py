@@ -19,6 +19,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
+import anyio
+
 from streamkeep import StreamManager
 from streamkeep.http import StreamsHTTP
 from streamkeep.storages.memory import MemoryStorage
@@ -27,7 +29,8 @@ from streamkeep.storages.sqlite import SQLiteStorage
 Census = Counter[str]
 
 WATCHED_PACKAGES: Final = ("streamkeep", "anyio", "asyncio", "_asyncio", "uvicorn", "uvloop", "starlette", "fastapi")
-SUSPENDED: Final = ("coroutine", "async_generator")
+CENSUSES: Final = 5
+CENSUS_SECONDS: Final = 0.1
 VALUES: Final = ("Head", "Life", "State", "StreamInfo")
 """Of a stream's values there may be one or two of the same, depending on when they were read; what holds them is counted."""
 
@@ -44,13 +47,22 @@ def take_census(held: StreamManager | StreamsHTTP | None = None) -> Census:
             return census
 
 
+async def census_in_motion(take: Callable[[], Awaitable[Census]]) -> Census:
+    """Take a few censuses, and give the most there was of each kind: background tasks sleep, wait and look by turns."""
+    census = Census()
+    for _ in range(CENSUSES):
+        census |= await take()
+        await anyio.sleep(CENSUS_SECONDS)
+    return census
+
+
 def left_over(before: Census, after: Census) -> dict[str, int]:
     """Say of what there is more than there was, and how much more."""
     return dict(after - before)
 
 
 def objects() -> Census:
-    """Count what the garbage collector knows of our classes, the event loop's and the server's, and what is suspended."""
+    """Count what the garbage collector knows of our classes, the event loop's and the server's, and of async generators."""
     gc.collect()
     types = Counter(type(thing) for thing in gc.get_objects() if not _is_cancelled_timer(thing))
     return Census(
@@ -58,7 +70,7 @@ def objects() -> Census:
             f"object {type_.__module__}.{type_.__qualname__}": count
             for type_, count in types.items()
             if (str(type_.__module__).split(".")[0] in WATCHED_PACKAGES and type_.__name__ not in VALUES)
-            or type_.__name__ in SUSPENDED
+            or type_.__name__ == "async_generator"
         }
     )
 
@@ -101,7 +113,8 @@ def registries(streams: StreamManager) -> Census:
         }
     )
     if isinstance(streams.storage, MemoryStorage | SQLiteStorage):
-        census["watcher"] = sum(map(len, streams.storage._doorbells._by_stream.values()))
+        watchers = streams.storage._doorbells._by_stream
+        census.update({"watched stream": len(watchers), "watcher": sum(map(len, watchers.values()))})
     if isinstance(streams.storage, MemoryStorage):
         kept = streams.storage._streams.values()
         census.update({"row of streams": len(kept), "row of records": sum(len(stream.records) for stream in kept)})

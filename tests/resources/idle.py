@@ -53,7 +53,7 @@ async def hold_idle(running: RunningServer, database: Path, connections: int, st
         for writer in writers:
             await writer.write("begun")
         await _read_once(running, writers)
-        before = await running.report()
+        before = await running.report_in_motion()
         spread = [writers[0 if n % 2 else n % streams].id for n in range(connections)]
         clients = await _connect(open_clients, running.port, spread)
         idle = await running.report()

@@ -187,7 +187,7 @@ class Aftermath:
     """What thousands of streams have left.
 
     Attributes:
-        left_over: what was held after the last round, and not after the first.
+        left_over: what was held after the last round, and not after the first two.
         rows: what was in the storage after the last round.
         file_bytes: the size of its files after each round; zeroes for a storage in memory.
     """
@@ -207,7 +207,7 @@ async def live_and_count(streams: StreamManager, files: Path, *, number: int, ro
         censuses.append(take_census(streams))
         sizes.append(_size(files))
     kept = await streams.storage.scan()
-    return Aftermath(left_over(censuses[0], censuses[-1]), len(kept), sizes)
+    return Aftermath(left_over(censuses[0] | censuses[1], censuses[-1]), len(kept), sizes)
 
 
 def _size(files: Path) -> int:

@@ -22,7 +22,7 @@ from typing import Any, Final, cast
 
 import anyio
 import uvicorn
-from tests.resources.census import Census, left_over, resident_bytes, take_census
+from tests.resources.census import Census, census_in_motion, left_over, resident_bytes, take_census
 from tests.resources.clients import Client, get
 
 from streamkeep import StreamInput, StreamManager
@@ -54,6 +54,15 @@ class RunningServer:
         self.port = port
         self._pid = pid
         self._kept = kept
+
+    async def report_in_motion(self) -> Report:
+        """Ask it a few times, and give the most there was of each kind of thing that it held."""
+        last = await self.report()
+
+        async def holds() -> Census:
+            return (await self.report()).holds
+
+        return Report(await census_in_motion(holds), last.resident_bytes)
 
     async def report(self) -> Report:
         """Ask it what it holds."""
@@ -132,8 +141,6 @@ class _App:
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
         async with self._streams:
-            # A task that renews leases knows what it did last; so that is done before anything is counted.
-            await anyio.sleep(LEASE.total_seconds())
             await send({"type": "lifespan.startup.complete"})
             await receive()
         await send({"type": "lifespan.shutdown.complete"})

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import anyio
 from tests.http.servers import count, durable_app, serving, until
-from tests.resources.census import Census, left_over, take_census
+from tests.resources.census import Census, census_in_motion, left_over, take_census
 from tests.resources.clients import Client, Disconnect, get, post, storm
 
 from streamkeep import StreamInput, StreamManager
@@ -63,7 +63,7 @@ async def storms(
         await faithful.begin(get(f"/streams/{LIVE}"))
         await storm(port, disconnects())
         await until(lambda: not http.runner._runs and len(http.streams._scopes) == 4)
-        before = await _census_of(http)
+        before = await census_in_motion(lambda: _census_of(http))
         left: list[dict[str, int]] = []
         for number in range(rounds):
             await _storm_and_write(port, disconnects(), writer, number)

@@ -20,6 +20,8 @@ from streamkeep.storages.sqlite import SQLiteStorage
 MOST_NEEDED: Final = 10
 """With so many descriptors a manager over SQLite can do everything."""
 
+pytestmark = pytest.mark.timeout(300)
+
 
 def whole(database: Path) -> bool:
     """Say whether SQLite finds nothing wrong with a database."""
@@ -93,7 +95,7 @@ async def test_a_server_without_a_descriptor_left_goes_on_with_what_it_has_and_r
     ):
         await faithful.begin(get("/live"))
         await meet_a_crowd(running, writer, faithful)
-        before = await running.report()
+        before = await running.report_in_motion()
         await meet_a_crowd(running, writer, faithful)
         assert left_over(before.holds, (await given_back(running, before)).holds) == {}
         await writer.done()

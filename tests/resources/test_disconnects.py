@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 from typing import Final
 
+import pytest
 from tests.http.servers import events_of
 from tests.resources.clients import Client
 from tests.resources.storms import COUNT_TO, LIVE, READS, Aftermath, served, start_a_flow, storms
@@ -12,6 +13,8 @@ SEED: Final = 19_991_231
 ROUNDS: Final = 4
 CLIENTS: Final = 200
 NOTHING: Final = Aftermath([{}] * ROUNDS, is_faithful_served=True)
+
+pytestmark = pytest.mark.timeout(300)
 
 
 async def test_storms_of_readers_that_cut_leave_nothing_behind(tmp_path: Path) -> None:

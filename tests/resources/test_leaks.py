@@ -25,8 +25,9 @@ SEED: Final = 20_240_229
 BYTES_PER_STREAM: Final = 100
 """What a stream may seem to leave behind; an entry in a registry would be more. (The last batch of a thread is still there.)"""
 
+pytestmark = pytest.mark.timeout(300)
 
-@pytest.mark.timeout(240)
+
 async def test_ten_thousand_streams_in_memory_leave_nothing_behind(tmp_path: Path) -> None:
     async with manager_over(MemoryStorage()) as streams:
         aftermath = await live_and_count(streams, tmp_path, number=STREAMS // ROUNDS, rounds=ROUNDS - 1, seed=SEED)
@@ -34,7 +35,6 @@ async def test_ten_thousand_streams_in_memory_leave_nothing_behind(tmp_path: Pat
     assert (aftermath.left_over, aftermath.rows) == ({}, 0), f"seed {SEED}"
 
 
-@pytest.mark.timeout(240)
 async def test_ten_thousand_streams_in_sqlite_leave_nothing_behind_and_their_space_is_used_again(tmp_path: Path) -> None:
     database = tmp_path / "streams.db"
     async with manager_over(SQLiteStorage(database, synchronous="NORMAL")) as streams:

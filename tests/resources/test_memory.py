@@ -26,6 +26,8 @@ CHUNKS: Final = 512
 """So that a stream has 32 MiB."""
 SLOW_READERS: Final = 20
 
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.mark.promise("P9")
 async def test_a_subscriber_that_never_reads_costs_a_few_pages_however_much_goes_by(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from streamkeep import StreamManager
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.promise("P6", "P16")
 async def test_whoever_is_killed_nothing_acknowledged_is_lost_and_every_reader_comes_to_an_end(tmp_path: Path) -> None:
     campaign = Campaign(Options(Stage(tmp_path, seed=20), kills=20))
     await campaign.run()

@@ -139,6 +139,7 @@ async def take_over(streams: StreamManager) -> StreamInput:
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.promise("P6")
 async def test_what_a_process_died_over_telling_is_heard_when_its_lease_and_grace_have_passed(tmp_path: Path) -> None:
     heard: dict[str, list[object]] = {}
 
