@@ -16,10 +16,10 @@ CAMPAIGNS: Final[dict[str, list[list[str]]]] = {
     "simulation": [["--histories", "10000"], ["--histories", "1000", "--storage", "sqlite"]],
     "model": [["--examples", "2000"]],
     "torture": [["--kills", "1000", "--synchronous", "FULL"], ["--kills", "500", "--synchronous", "NORMAL"]],
-    "powerloss": [[]],
-    "resources": [[]],
-    "deploy": [[]],
-    "hostile": [[]],
+    "powerloss": [["--workloads", "3", "--variants", "2", "--recoveries", "3", "--refusals", "3"]],
+    "resources": [["--connections", "5000", "--streams", "10000"]],
+    "deploy": [["--rounds", "30"]],
+    "hostile": [["--requests", "500"]],
     "network": [["--cuts", "500"]],
 }
 FRAME: Final = ("campaign", "seed", "seconds", "violations")
@@ -31,7 +31,11 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", choices=[*CAMPAIGNS, []], help="all, if none is named")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    rows = [run(part, [*options, "--seed", str(arguments.seed)]) for part in arguments.parts or CAMPAIGNS for options in CAMPAIGNS[part]]
+    rows = [
+        run(part, [*options, "--seed", str(arguments.seed)])
+        for part in arguments.parts or CAMPAIGNS
+        for options in CAMPAIGNS[part]
+    ]
     print("| command | counts | violations | minutes |\n|---|---|---|---|")
     print("\n".join(row for row, _ in rows))
     return int(not all(held for _, held in rows))

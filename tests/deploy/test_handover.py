@@ -4,13 +4,12 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import anyio
-import anyio.to_thread
 import pytest
 from anyio.abc import Process
 from anyio.streams.text import TextReceiveStream
@@ -73,7 +72,7 @@ class Service:
 
 
 @asynccontextmanager
-async def service(storage: str, more: int) -> AsyncIterator[Service]:
+async def service(storage: str, more: int) -> AsyncGenerator[Service]:
     command = [sys.executable, "-m", "tests.deploy.producer", storage, str(more), *NAMES]
     async with await anyio.open_process(command, stderr=None, stdin=subprocess.DEVNULL, env=environment()) as process:
         try:

@@ -72,8 +72,8 @@ async def test_readers_of_a_worker_that_was_killed_come_back_to_the_others(tmp_p
             killed = (await server.workers())[0]
             os.kill(killed, signal.SIGKILL)
             await server.is_rid_of([killed])
-            await until(lambda: those_that_were_cut(load.clients))
-            assert await come_back(those_that_were_cut(load.clients), server.url) == []
+            await until(lambda: orphans(load.clients))
+            assert await come_back(orphans(load.clients), server.url) == []
             server.signal(signal.SIGTERM)
         assert await server.exit_code() == 0
         assert await faults_after(server, load.clients, is_clean=False) == []
@@ -88,6 +88,8 @@ async def test_granian_ends_well_when_one_of_its_workers_was_killed(tmp_path: Pa
         assert await faults_after(server, load.clients, is_clean=False) == []
 
 
-def those_that_were_cut(clients: Sequence[Client]) -> list[Client]:
-    """Give the clients whose connection broke."""
-    return [client for client in clients if client.ending is Ending.CUT]
+def orphans(clients: Sequence[Client]) -> list[Client]:
+    """Give the clients whose connection broke, and whose streams have lost their producers with it."""
+    cut = [client for client in clients if client.ending is Ending.CUT]
+    lost = {client.stream for client in cut if client.way == "start"}
+    return [client for client in cut if client.stream in lost]

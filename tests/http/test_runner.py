@@ -24,10 +24,11 @@ IN_TIME: Final = timedelta(seconds=10)
 
 @asynccontextmanager
 async def running(streams: StreamManager | None = None, **options: Any) -> AsyncGenerator[tuple[Runner, StreamManager]]:
+    options = {"drain": IN_TIME, "stop_grace": SOON, **options}
     with anyio.fail_after(30):
         async with (
             streams or InMemoryStreamManager() as manager,
-            Runner(manager, **{"drain": IN_TIME, "stop_grace": SOON, **options}) as runner,
+            Runner(manager, **options) as runner,
         ):
             yield runner, manager
 

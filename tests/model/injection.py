@@ -24,7 +24,7 @@ from .kinds import Kind, OpenStorage
 from .probes import Countdown, Counted
 from .scenarios import Act, Scenario
 from .virtual_time import Backend, Workload, run_virtually
-from .world import PATIENCE, Recovery, World
+from .world import PATIENCE, RIVALS, Recovery, World
 
 OUTAGE_SECONDS: Final = 5.0
 MANY_POINTS: Final = 1_000
@@ -79,6 +79,14 @@ def _close_the_manager(attempt: Attempt) -> None:
     attempt.tasks.start_soon(attempt.world.streams.aclose)
 
 
+def _cancel_elsewhere(attempt: Attempt) -> None:
+    attempt.world.storage.meanwhile = attempt.world.cancel_elsewhere
+
+
+def _delete_elsewhere(attempt: Attempt) -> None:
+    attempt.world.storage.meanwhile = attempt.world.delete_elsewhere
+
+
 CANCELLED: Final = Way("the caller is cancelled", "suspensions of the caller", _cancel)
 CANCELLED_NATIVELY: Final = Way(
     "the caller's task is cancelled", "suspensions of the caller", _cancel_natively, backends=("asyncio",), is_native=True
@@ -87,8 +95,19 @@ CANCELLED_AT_THE_STORAGE: Final = Way("the caller is cancelled while the storage
 FAILED: Final = Way("the storage fails", "points of the storage", _fail, (StorageError,))
 DOWN: Final = Way("the storage goes down", "points of the storage", _go_down, (StorageError,))
 CLOSED: Final = Way("the manager is closed", "points of the storage", _close_the_manager, (StreamManagerClosedError,))
+CANCELLED_ELSEWHERE: Final = Way("the stream is cancelled elsewhere", "points of the storage", _cancel_elsewhere, RIVALS)
+DELETED_ELSEWHERE: Final = Way("the stream is deleted elsewhere", "points of the storage", _delete_elsewhere, RIVALS)
 
-WAYS: Final = (CANCELLED, CANCELLED_NATIVELY, CANCELLED_AT_THE_STORAGE, FAILED, DOWN, CLOSED)
+WAYS: Final = (
+    CANCELLED,
+    CANCELLED_NATIVELY,
+    CANCELLED_AT_THE_STORAGE,
+    FAILED,
+    DOWN,
+    CLOSED,
+    CANCELLED_ELSEWHERE,
+    DELETED_ELSEWHERE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +171,8 @@ async def _attempt(world: World, scenario: Scenario, way: Way, recovery: Recover
             countdown = Countdown(number, lambda: way.strike(attempt))
             with anyio.fail_after(PATIENCE):
                 ended = await _struck(attempt, act, way, countdown)
-            world.storage.pass_point = lambda: None
-        if way is CLOSED:
-            world.told.news += (StreamManagerClosedError,)
+            world.storage.pass_point, world.storage.meanwhile = lambda: None, None
+        world.told.news += tuple(error for error in way.errors if error is not StorageError)
         await world.recover(recovery)
         await world.examine()
         await world.settle()

@@ -6,7 +6,7 @@ A storage has two points in each call: before it has done anything, and after it
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 from anyio.lowlevel import checkpoint
 
@@ -16,6 +16,9 @@ from streamkeep.storage import Doorbell, Head, Page, Storage
 from .virtual_time import Workload
 
 T = TypeVar("T")
+
+MANY_POINTS: Final = 20_000
+"""More than any history here comes to; a livelock on virtual time, which never passes, must fail and not hang."""
 
 
 class Countdown:
@@ -70,11 +73,14 @@ class ProbedStorage:
     Attributes:
         is_down: while it is true every call raises StorageError and does nothing.
         pass_point: called at each point.
+        meanwhile: done at the next point, once, before the call goes on.
     """
 
     def __init__(self, storage: Storage, workload: Workload) -> None:
         self.is_down = False
         self.pass_point: Callable[[], None] = lambda: None
+        self.meanwhile: Callable[[], Awaitable[None]] | None = None
+        self._points = 0
         self._storage = storage
         self._workload = workload
         self._catching_up: set[asyncio.Future[None]] = set()
@@ -117,9 +123,14 @@ class ProbedStorage:
         return answer
 
     async def _come_to_a_point(self) -> None:
+        self._points += 1
+        assert self._points < MANY_POINTS, "the storage is called without end"
         self.pass_point()
         if self.is_down:
             raise StorageError("the storage was made to be down")
+        if self.meanwhile is not None:
+            meanwhile, self.meanwhile = self.meanwhile, None
+            await meanwhile()
         await checkpoint()
 
     async def _work(self, call: Callable[[], Awaitable[T]]) -> T:

@@ -45,7 +45,9 @@ chunks = st.one_of(
     st.sampled_from([None, {"text": "word"}, "x" * 30, "too much " * 9, object()]),
 )
 offsets = st.one_of(st.none(), st.integers(0, rules.MAX_EVENTS))
-naps = st.sampled_from([1.0, rules.LEASE + 0.5, rules.LEASE + rules.GRACE + 0.5, rules.TTL + 0.5])
+naps = st.sampled_from(
+    [before + nearly for before in (rules.LEASE, rules.LEASE + rules.GRACE, rules.TTL) for nearly in (-0.5, 0.5)]
+)
 
 
 @dataclass(eq=False)

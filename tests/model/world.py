@@ -53,6 +53,7 @@ class Told:
     chunks: dict[int, str] = field(default_factory=dict)
     outcome: Outcome | None = None
     may_be_deleted: bool = False
+    is_void: bool = False
     news: tuple[type[StreamkeepError], ...] = ()
 
 
@@ -169,6 +170,7 @@ class World:
         async with (streams or self.streams).subscribe(STREAM, after) as subscription:
             async for event in subscription:
                 events.append(event)  # noqa: PERF401 (what was read before a strike counts)
+        assert events[-1].type is not StreamEventType.CHUNK, "a reader is let go at the end"
 
     def one_more_storage(self) -> ProbedStorage:
         """Give a storage, not entered, whose points count as `storage`'s do."""
@@ -187,6 +189,18 @@ class World:
         manager = self.one_more_manager()
         manager.clock = lambda: clock() - 3_600
         return await self._resources.enter_async_context(manager)
+
+    async def cancel_elsewhere(self) -> None:
+        """Have the stream cancelled by the other process, if it is there."""
+        with suppress(StreamNotFoundError):
+            if await self.elsewhere.cancel(STREAM):
+                self.told.outcome = "cancelled"
+
+    async def delete_elsewhere(self) -> None:
+        """Have the stream deleted by the other process, if it is there; then nothing that was told of it need be true."""
+        with suppress(StreamNotFoundError):
+            await self.elsewhere.delete(STREAM)
+            self.told.is_void = True
 
     # After the scenario.
 
@@ -223,6 +237,10 @@ class World:
                 assert len(manager._scopes) == OWN_TASKS, "no task goes on"
 
     async def _find_out_about_deletion(self) -> None:
+        if self.told.is_void:
+            self.told.is_open, self.told.outcome = False, None
+            self.told.chunks.clear()
+            self.heard.clear()
         if self.told.may_be_deleted:
             with suppress(StreamNotFoundError):
                 await self.elsewhere.info(STREAM)

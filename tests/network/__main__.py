@@ -42,7 +42,8 @@ async def run(seed: int, cuts: int, restarts: int, chromium: str) -> int:
     with tempfile.TemporaryDirectory(prefix="network-") as directory:
         restarted = await read_through_restarts(seed, restarts, f"sqlite:///{directory}/streams.db", chromium)
     complaints = cutting.tally.complaints + restarted.complaints
-    print(*complaints, sep="\n", file=sys.stderr)
+    for complaint in complaints:
+        print(complaint, file=sys.stderr)
     outcome = {"campaign": "network", "seed": seed, **cutting.counts()}
     through = {"restarts": restarts, "streams_through_restarts": restarted.streams, "chunks_through_restarts": restarted.chunks}
     print(json.dumps({**outcome, **through, "violations": len(complaints), "seconds": round(time.monotonic() - began, 1)}))

@@ -102,15 +102,13 @@ class Tally:
 
 
 def random_fate(choices: random.Random, chunks: int) -> Fate:
-    """Give a fate that an answer of so many chunks will probably meet."""
+    """Give a fate that an exchange with an answer of so many chunks will probably meet."""
     of_request = choices.random() < 0.05
-    longest = REQUEST_BYTES if of_request else HEAD_BYTES + chunks * CHUNK_BYTES
-    anywhere = choices.randrange(longest)
+    anywhere = choices.randrange(HEAD_BYTES + chunks * CHUNK_BYTES)
+    places: list[int | bytes] = [0, choices.randrange(HEAD_BYTES), choices.choice(LANDMARKS), anywhere, anywhere]
     return Fate(
         end=choices.choices([End.FIN, End.RST, End.STALL], [10, 10, 1])[0],
-        after=anywhere
-        if of_request
-        else choices.choice([0, choices.randrange(HEAD_BYTES), choices.choice(LANDMARKS), anywhere, anywhere]),
+        after=choices.randrange(REQUEST_BYTES) if of_request else choices.choice(places),
         of_request=of_request,
         piece=choices.choice([0, 0, 1, choices.randint(2, 50)]),
         down_seconds=choices.choice([0, 0, 0, 0.05]),

@@ -68,9 +68,9 @@ class Network:
 
     def path(self, fates: Iterable[Fate] = ()) -> str:
         """Give a URL that leads to the server. Its connections meet these fates one after the other, and then none."""
-        listener = self._sockets.enter_context(_listening())
-        self._tasks.start_soon(_Path(self, iter(fates), self._tasks, self._sockets).serve, listener)
-        return f"http://127.0.0.1:{_port_of(listener)}"
+        path = _Path(self, iter(fates), self._tasks, self._sockets)
+        self._tasks.start_soon(path.serve)
+        return f"http://127.0.0.1:{path.port}"
 
     async def connect(self, server: socket.socket) -> None:
         """Connect a socket with the server. OSError: there is none."""
@@ -96,23 +96,25 @@ class _Path:
         self._fates = fates
         self._tasks = tasks
         self._sockets = sockets
-        self._listening = anyio.CancelScope()
+        self._listener = sockets.enter_context(_listening())
+        self._up = anyio.CancelScope()
         self._down_seconds = 0.0
+        self.port: int = self._listener.getsockname()[1]
 
-    async def serve(self, listener: socket.socket) -> None:
-        port = _port_of(listener)
+    async def serve(self) -> None:
         while True:
-            with anyio.CancelScope() as self._listening:
-                await self._accept(listener)
-            with _bound(port):  # keeps the port ours while connections are refused
-                listener.close()
+            with anyio.CancelScope() as self._up:
+                await self._accept()
+            with _bound(self.port):  # keeps the port ours while connections are refused
+                self._listener.close()
                 await anyio.sleep(self._down_seconds)
-                listener = self._sockets.enter_context(_listening(port))
+                self._listener = self._sockets.enter_context(_listening(self.port))
 
-    async def _accept(self, listener: socket.socket) -> None:
+    async def _accept(self) -> None:
         while True:
-            await anyio.wait_readable(listener)  # not asyncio's sock_accept, which may lose a connection when it is cancelled
-            client, _ = listener.accept()
+            # Not asyncio's sock_accept: what that has accepted when it is cancelled is lost, and never closed.
+            await anyio.wait_readable(self._listener)
+            client, _ = self._listener.accept()
             self._sockets.enter_context(client)
             self._network.connections += 1
             self._tasks.start_soon(self._carry, client, next(self._fates, FINE))
@@ -149,7 +151,7 @@ class _Path:
             await anyio.sleep_forever()
         if fate.down_seconds:
             self._down_seconds = fate.down_seconds
-            self._listening.cancel()
+            self._up.cancel()
 
 
 async def _forward_until_struck(source: socket.socket, sink: socket.socket, fate: Fate) -> bool:
@@ -194,11 +196,6 @@ def _listening(port: int = 0) -> socket.socket:
     listener = _bound(port)
     listener.listen(64)
     return listener
-
-
-def _port_of(listener: socket.socket) -> int:
-    port: int = listener.getsockname()[1]
-    return port
 
 
 def _reset_when_closed(*sockets: socket.socket) -> None:

@@ -15,7 +15,7 @@ from genkit import ActionRunContext
 from starlette.middleware.cors import CORSMiddleware
 from tests.http.servers import durable_app, serving, until
 from tests.network.proxy import Network, bad_network
-from tests.network.readers import HANG, Outcome
+from tests.network.readers import HANG, READ_SECONDS, Outcome
 
 from streamkeep import InMemoryStreamManager, StreamManager
 from streamkeep.http import StreamsHTTP
@@ -61,7 +61,8 @@ async def write_stream(
     async with streams.open(stream, metadata=metadata) as writer:
         task_status.started()
         if when is not None:
-            await when.wait()
+            with anyio.fail_after(READ_SECONDS):
+                await when.wait()
         for number in range(chunks):
             await writer.write(chunk_of(number))
             if number % PAUSE_EVERY == PAUSE_EVERY - 1:

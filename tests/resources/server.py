@@ -110,7 +110,7 @@ async def server(
 async def given_back(running: RunningServer, before: Report) -> Report:
     """Wait until the server holds no more than before, a while at most; give its last report."""
     report = await running.report()
-    for _ in range(100):
+    for _ in range(40):
         if not left_over(before.holds, report.holds):
             break
         await anyio.sleep(0.1)

@@ -82,10 +82,10 @@ async def _storm_and_write(port: int, disconnects: Sequence[Disconnect], writer:
 async def _left_over(before: Census, http: StreamsHTTP) -> dict[str, int]:
     """Wait until no more is held than before, a while at most; give what is left over then."""
     left: dict[str, int] = {}
-    for _ in range(200):
+    for _ in range(40):
         if not (left := left_over(before, await _census_of(http))):
             break
-        await anyio.sleep(0.05)
+        await anyio.sleep(0.1)
     return left
 
 
