@@ -22,6 +22,16 @@ def test_the_readmes_twenty_lines_print_what_the_readme_says(tmp_path: Path) -> 
     assert all(f"`{line}`" in (ROOT / "README.md").read_text() for line in ran.stdout.splitlines())
 
 
+def test_the_loop_around_genkits_client_is_the_one_that_is_tested() -> None:
+    shown = re.findall(
+        r"^```js\n.*?^(export async function\* reconnecting.*?)^```$",
+        (ROOT / "docs/how-to/serve.md").read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
+    tested = (ROOT / "tests/network/reconnecting.mjs").read_text()
+    assert shown == [tested[tested.index("export async function*") :]]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_page_links_to_is_there(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())

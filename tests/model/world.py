@@ -198,9 +198,9 @@ class World:
 
     async def delete_elsewhere(self) -> None:
         """Have the stream deleted by the other process, if it is there; then nothing that was told of it need be true."""
+        self.told.is_void = True  # first, because the call in which this is done may be cancelled
         with suppress(StreamNotFoundError):
             await self.elsewhere.delete(STREAM)
-            self.told.is_void = True
 
     # After the scenario.
 
@@ -209,10 +209,10 @@ class World:
         await anyio.sleep(1)  # for threads that are still at something that was cancelled
         if not self.streams.is_running:
             await self.streams.aclose()  # goes on where it was stopped
-        await self._find_out_about_deletion()
         if recovery == "the writer goes on":
             await self._go_on()
         self._drop_handles()
+        await self._find_out_about_deletion()
         if recovery != "nobody comes":
             await self._take_over()
 

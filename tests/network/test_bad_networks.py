@@ -150,6 +150,7 @@ async def test_curl_may_retry_by_itself_into_a_file(curl: None, tmp_path: Path) 
 # Cuts at random, and the server's death
 
 
+@pytest.mark.promise("P8")
 async def test_after_any_cuts_every_client_has_each_chunk_once(programs: str) -> None:
     seed = random.randrange(1 << 32)
     async with campaign(seed, programs) as cutting:
