@@ -68,7 +68,7 @@ def life_of(head: Head) -> Life:
     """Read a head. StorageCorruptError: its state is not one of ours."""
     try:
         return Life(head, _decoder.decode(head.state))
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise StorageCorruptError("a head's state is not one of streamkeep's") from error
 
 

@@ -148,7 +148,11 @@ def _encode_model(value: object) -> object:
     model_dump: Callable[..., object] | None = getattr(value, "model_dump", None)
     if model_dump is None:
         raise TypeError(f"{type(value).__qualname__} has no JSON form")
-    return model_dump(mode="json", by_alias=True)
+    try:
+        return model_dump(mode="json", by_alias=True)
+    except Exception as error:
+        # What a serializer of somebody else's says may quote the value, and our message is for everybody.
+        raise TypeError(f"{type(value).__qualname__} cannot be written as JSON") from error
 
 
 _encoder: Final = msgspec.json.Encoder(enc_hook=_encode_model)

@@ -96,7 +96,7 @@ async def play(kind: Kind, way: Way, chance: random.Random, directory: Path) -> 
             code = await server.exit_code()
         endings = Counter(str(client.ending) for client in load.clients)
         faults = await faults_after(server, load.clients, is_clean=way is not kill_a_worker)
-        if way is not kill_a_worker and code not in kind.exits:
+        if way is not kill_a_worker and code not in (kind.interrupted if way is interrupt else [kind.terminated]):
             faults.append(f"it exited with {code}")
         return faults, endings
 

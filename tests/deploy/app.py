@@ -7,11 +7,11 @@ from typing import Any, Final
 
 import anyio
 from fastapi import FastAPI, Response
-from tests.deploy.flows import FLOWS, Flow
+from tests.deploy.flows import FLOWS, PROCESS, Flow
 
 from streamkeep import StreamManager
 from streamkeep.http import StreamsHTTP
-from streamkeep.http.response import Pace, Receive, Scope, Send
+from streamkeep.http.response import ASGIApp, Message, Pace, Receive, Scope, Send
 from streamkeep.http.starlette import ASGIResponse
 from streamkeep.http.wire import GenkitRequest
 
@@ -28,6 +28,23 @@ def connected() -> StreamManager:
 def served(manager: StreamManager) -> StreamsHTTP:
     """Serve its streams at the pace of these tests."""
     return StreamsHTTP(manager, pace=Pace(heartbeat=timedelta(milliseconds=200)), drain=DRAIN)
+
+
+class WithProcess:
+    """The app around it, with the answering process named in every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one connection."""
+
+        async def send_named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (PROCESS.encode(), str(os.getpid()).encode())]
+            await send(message)
+
+        await self._app(scope, receive, send_named)
 
 
 class FlowWork:
@@ -50,6 +67,7 @@ streams: Final = connected()
 streams_http: Final = served(streams)
 app: Final = FastAPI(lifespan=streams_http.lifespan)
 app.mount("/streams", streams_http)
+app.add_middleware(WithProcess)
 
 
 @app.get("/process")

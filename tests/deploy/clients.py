@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 import anyio
 import httpx
-from tests.deploy.flows import number_of
+from tests.deploy.flows import PROCESS, number_of
 from tests.deploy.servers import WAIT_SECONDS
 from tests.http.servers import OFFSET, STREAM_ID, STREAMING
 
@@ -59,6 +59,7 @@ class Client:
         stream: the stream's id, when it is known.
         offset: the last offset that it has seen.
         ending: how its last answer ended; None while it reads.
+        process: which one answered.
         status: of the error that it was told.
         faults: what it has seen and must not see.
         begun: set when something has come, or nothing will.
@@ -73,6 +74,7 @@ class Client:
         self.offset = -1
         self.ending: Ending | None = None
         self.status: str | None = None
+        self.process = 0
         self.faults: list[str] = []
         self.begun = anyio.Event()
         self._pause_seconds = pause_seconds
@@ -123,6 +125,7 @@ class Client:
             self.ending = Ending.GONE if response.status_code == 204 else Ending.REFUSED
             return
         self.stream = response.headers.get(STREAM_ID, self.stream)
+        self.process = int(response.headers.get(PROCESS, 0))
         rest = ""
         async for text in response.aiter_text():
             *blocks, rest = (rest + text).split("\n\n")

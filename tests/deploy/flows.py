@@ -6,6 +6,8 @@ from typing import Final, Protocol
 import anyio
 import anyio.lowlevel
 
+PROCESS: Final = "x-process"
+"""The header in which an answer says which process gives it."""
 PAUSE_SECONDS: Final = 0.02
 SHORT: Final = 10
 PADDING: Final = "x" * 200_000

@@ -27,13 +27,15 @@ class Kind:
     Attributes:
         name: the command, for people.
         command: what comes after `python -m`.
-        exits: its exit codes after SIGTERM and after SIGINT.
+        terminated: its exit code after SIGTERM.
+        interrupted: its exit codes after Ctrl-C.
         answers: a path that answers as soon as it serves.
     """
 
     name: str
     command: Sequence[str]
-    exits: tuple[int, int]
+    terminated: int = 0
+    interrupted: Sequence[int] = (0,)
     answers: str = "/process"
 
     @property
@@ -47,18 +49,20 @@ class Kind:
         return "--workers" in self.command
 
 
-def uvicorn(*options: str, app: str = f"{MODULE}:app", exits: tuple[int, int] = (0, 0)) -> Kind:
+def uvicorn(*options: str, app: str = f"{MODULE}:app", terminated: int = 0) -> Kind:
     """Give `uvicorn module:app ...`."""
-    return Kind(" ".join(["uvicorn", *options]), ["uvicorn", app, *options], exits)
+    return Kind(" ".join(["uvicorn", *options]), ["uvicorn", app, *options], terminated)
 
 
 def granian(*options: str, app: str = f"{MODULE}:app") -> Kind:
     """Give `granian --interface asgi module:app ...`."""
-    return Kind(" ".join(["granian", *options]), ["granian", "--interface", "asgi", app, *options], (0, 0))
+    command = ["granian", "--interface", "asgi", app, *options]
+    # Ctrl-C reaches its workers too, and one that has ended before it is asked to is a failure.
+    return Kind(" ".join(["granian", *options]), command, interrupted=(0, 1))
 
 
-UVICORN: Final = uvicorn(exits=(-signal.SIGTERM, 0))  # alone, uvicorn raises the signal again when all is done
-UVICORN_BOUNDED: Final = uvicorn("--timeout-graceful-shutdown", "5", exits=(-signal.SIGTERM, 0))
+UVICORN: Final = uvicorn(terminated=-signal.SIGTERM)  # alone, it raises the signal again when all is done
+UVICORN_BOUNDED: Final = uvicorn("--timeout-graceful-shutdown", "5", terminated=-signal.SIGTERM)
 UVICORN_WORKERS: Final = uvicorn("--workers", "2")
 UVICORN_WORKERS_BOUNDED: Final = uvicorn("--workers", "2", "--timeout-graceful-shutdown", "5")
 UVICORN_RELOAD: Final = uvicorn("--reload")
@@ -67,9 +71,9 @@ GRANIAN_WORKERS: Final = granian("--workers", "2")
 GRANIAN_BOUNDED: Final = granian("--workers-kill-timeout", "5")
 GRANIAN_WORKERS_BOUNDED: Final = granian("--workers", "2", "--workers-kill-timeout", "5")
 GRANIAN_RELOAD: Final = granian("--reload")
-SERVE: Final = Kind("streamkeep serve", ["streamkeep.cli", "serve"], (0, 0), answers="/healthz")
+SERVE: Final = Kind("streamkeep serve", ["streamkeep.cli", "serve"], answers="/healthz")
 DEMO: Final = Kind(
-    "streamkeep demo", ["streamkeep.cli", "demo", "--tokens-per-second", "50", "--drain", "0.4"], (0, 0), answers="/server"
+    "streamkeep demo", ["streamkeep.cli", "demo", "--tokens-per-second", "50", "--drain", "0.4"], answers="/server"
 )
 
 

@@ -107,8 +107,10 @@ async def test_what_a_producer_lets_go_of_at_sigterm_another_goes_on_with_and_re
     assert [client.ending for client in over_http] == [Ending.DONE] * len(over_http)
     assert faults_of_stories(logs, over_http) == []
     for name, events in logs.items():
-        assert sorted(old.acknowledged[name] + new.acknowledged[name]) == list(range(len(events) - 1))
-        assert len(new.acknowledged[name]) == MORE
+        taken_at = len(events) - 1 - MORE
+        assert new.acknowledged[name] == list(range(taken_at, taken_at + MORE))
+        # A write that was under way at the signal is stored, and nobody was left to be told.
+        assert old.acknowledged[name] in (list(range(taken_at)), list(range(taken_at - 1)))
 
 
 async def log_of(streams: StreamManager, name: str) -> Sequence[StreamEvent[Any]]:
@@ -130,7 +132,7 @@ async def test_a_new_server_beside_the_old_one_has_the_ends_of_its_streams_and_a
                 reading.start_soon(client.read, new.url)
                 await client.begun.wait()
             old.signal(signal.SIGTERM)
-        assert await old.exit_code() == before.exits[0]
+        assert await old.exit_code() == before.terminated
         assert await open_streams(new) == []
         assert {client.ending for client in followers} == {Ending.DONE, Ending.ERROR}
         assert faults_of_answers([*load.clients, *followers]) == []

@@ -30,9 +30,12 @@ def bind(host: str, port: int, *, allow_remote: bool) -> socket.socket:
         )
     try:
         family, _, _, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address, family=family, backlog=2048)
+        listener = socket.create_server(address, family=family, backlog=2048)
     except OSError as error:
         raise CommandError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
+    # Connections inherit it. asyncio sees to it only where a socket names its protocol, and else each answer waits 40 ms.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def url_of(listener: socket.socket) -> str:
@@ -48,7 +51,7 @@ def reading_app(streams_http: StreamsHTTP) -> ASGIApp:
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
-        if path.startswith("/streams/"):
+        if path.startswith("/streams/") or scope["type"] == "websocket":
             await streams_http({**scope, "root_path": scope.get("root_path", "") + "/streams"}, receive, send)
         elif path == "/healthz":
             await _health(streams_http, send)
@@ -76,6 +79,7 @@ async def serve_app(
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     config = uvicorn.Config(
         app,
+        http="h11",  # httptools, uvicorn's choice, takes headers of any length
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -15,8 +15,9 @@ from .flow import TOKENS, answer_flow
 
 PAGE: Final = Path(__file__).with_name("page")
 
-# Nothing but our own files and our own server. The referrer would tell a stream's id to others.
-SECURITY_HEADERS: Final = {
+# Nothing but our own files and our own server, and nothing from a cache unasked. The referrer would tell a stream's id to others.
+DEFAULT_HEADERS: Final = {
+    b"cache-control": b"no-cache",
     b"content-security-policy": (
         b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
         b"base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -62,10 +63,9 @@ def with_security_headers(app: ASGIApp) -> ASGIApp:
     async def secured(scope: Scope, receive: Receive, send: Send) -> None:
         async def send_secured(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = list(message["headers"])
-                if not any(name == b"cache-control" for name, _ in headers):
-                    headers.append((b"cache-control", b"no-cache"))
-                message["headers"] = [*headers, *SECURITY_HEADERS.items()]
+                there = {name for name, _ in message["headers"]}
+                added = [header for header in DEFAULT_HEADERS.items() if header[0] not in there]
+                message["headers"] = [*message["headers"], *added]
             await send(message)
 
         await app(scope, receive, send_secured)

@@ -1,5 +1,6 @@
 """The storages that come with streamkeep, and the one place that knows their URLs."""
 
+import re
 from typing import Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
@@ -17,7 +18,10 @@ def storage_for(url: str) -> Storage:
     `memory://`; `sqlite:///relative.db` and `sqlite:////absolute.db`, both with `?synchronous=NORMAL` if a power failure
     may take the last moments. Percent-encoding is undone. Anything else raises `InvalidArgumentError`.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise _unknown(url) from None
     match parts.scheme:
         case "memory":
             return _memory_storage(parts, url)
@@ -57,4 +61,7 @@ def _synchronous(query: str, url: str) -> Literal["FULL", "NORMAL"]:
 
 
 def _unknown(url: str) -> InvalidArgumentError:
-    return InvalidArgumentError(f"{url!r} names no storage; known are {_KNOWN}")
+    # Whatever follows the scheme may be a password, and a message goes to terminals and logs.
+    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", url)
+    what = f"'{scheme[0]}...'" if scheme else "this"
+    return InvalidArgumentError(f"{what} names no storage; known are {_KNOWN}")
