@@ -279,7 +279,8 @@ class StreamInput:
         finally:
             self._round = None
             under_way.end()
-            del under_way  # its error holds this frame; without a cycle a handle that is dropped is gone at once, and its lease lapses
+            # Its error holds this frame; without a cycle a handle that is dropped is gone at once, and its lease lapses.
+            del under_way
 
     async def _commit(self) -> None:
         if self._doubt is None:
