@@ -22,7 +22,7 @@ from tests.deploy.rounds import faults_after, loaded
 from tests.deploy.servers import (
     GRANIAN,
     GRANIAN_BOUNDED,
-    GRANIAN_RELOAD,
+    GRANIAN_RELOAD_BOUNDED,
     GRANIAN_WORKERS,
     GRANIAN_WORKERS_BOUNDED,
     UVICORN,
@@ -45,7 +45,7 @@ KINDS: Final = (
     GRANIAN_BOUNDED,
     GRANIAN_WORKERS,
     GRANIAN_WORKERS_BOUNDED,
-    GRANIAN_RELOAD,
+    GRANIAN_RELOAD_BOUNDED,
 )
 LATEST_SECONDS: Final = 2.0
 ROUND_SECONDS: Final = 180
@@ -71,7 +71,7 @@ async def reload(server: Server) -> None:
 async def kill_a_worker(server: Server) -> None:
     """Kill the process that answers, and stop the rest, if there is any."""
     os.kill(await server.answers(), signal.SIGKILL)
-    if server.kind.is_several:
+    if server.kind.workers > 1:
         server.signal(signal.SIGTERM)
 
 

@@ -30,6 +30,7 @@ class Kind:
         terminated: its exit code after SIGTERM.
         interrupted: its exit codes after Ctrl-C.
         answers: a path that answers as soon as it serves.
+        says: what each of its workers says when it is up.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Kind:
     terminated: int = 0
     interrupted: Sequence[int] = (0,)
     answers: str = "/process"
+    says: str = ""
 
     @property
     def is_bounded(self) -> bool:
@@ -44,21 +46,21 @@ class Kind:
         return any(option in self.command for option in ("--timeout-graceful-shutdown", "--workers-kill-timeout"))
 
     @property
-    def is_several(self) -> bool:
-        """Whether it has several workers."""
-        return "--workers" in self.command
+    def workers(self) -> int:
+        """How many workers it has."""
+        return 2 if "--workers" in self.command else 1
 
 
 def uvicorn(*options: str, app: str = f"{MODULE}:app", terminated: int = 0) -> Kind:
     """Give `uvicorn module:app ...`."""
-    return Kind(" ".join(["uvicorn", *options]), ["uvicorn", app, *options], terminated)
+    return Kind(" ".join(["uvicorn", *options]), ["uvicorn", app, *options], terminated, says="startup complete")
 
 
 def granian(*options: str, app: str = f"{MODULE}:app") -> Kind:
     """Give `granian --interface asgi module:app ...`."""
     command = ["granian", "--interface", "asgi", app, *options]
     # Ctrl-C reaches its workers too, and one that has ended before it is asked to is a failure.
-    return Kind(" ".join(["granian", *options]), command, interrupted=(0, 1))
+    return Kind(" ".join(["granian", *options]), command, interrupted=(0, 1), says="Started worker")
 
 
 UVICORN: Final = uvicorn(terminated=-signal.SIGTERM)  # alone, it raises the signal again when all is done
@@ -71,6 +73,7 @@ GRANIAN_WORKERS: Final = granian("--workers", "2")
 GRANIAN_BOUNDED: Final = granian("--workers-kill-timeout", "5")
 GRANIAN_WORKERS_BOUNDED: Final = granian("--workers", "2", "--workers-kill-timeout", "5")
 GRANIAN_RELOAD: Final = granian("--reload")
+GRANIAN_RELOAD_BOUNDED: Final = granian("--reload", "--workers-kill-timeout", "5")
 SERVE: Final = Kind("streamkeep serve", ["streamkeep.cli", "serve"], answers="/healthz")
 DEMO: Final = Kind(
     "streamkeep demo", ["streamkeep.cli", "demo", "--tokens-per-second", "50", "--drain", "0.4"], answers="/server"
@@ -113,6 +116,8 @@ class Server:
 
     async def start(self) -> Self:
         """Start it, and return when it answers."""
+        self._log.touch()
+        said = len(self.log)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: ASYNC220 - it takes no time
                 [sys.executable, "-m", *self.kind.command, "--port", str(self._port)],
@@ -124,6 +129,8 @@ class Server:
                 env={**environment(), "DEPLOY_STORAGE": self.storage, "STREAMKEEP_STORAGE": self.storage},
             )
         await self.answers()
+        # Granian's workers lose a signal that comes before they are up.
+        await until(lambda: self.log.count(self.kind.says, said) >= self.kind.workers)
         return self
 
     async def answers(self) -> int:
