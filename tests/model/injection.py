@@ -27,17 +27,20 @@ from .virtual_time import Backend, Workload, run_virtually
 from .world import PATIENCE, RIVALS, Recovery, World
 
 OUTAGE_SECONDS: Final = 5.0
+SOON_SECONDS: Final = 2.0
+"""Of virtual time: less than a renewal takes to come, or a lease to lapse, so that it is the doorbell that was heard."""
 MANY_POINTS: Final = 1_000
 RECOVERIES: Final[tuple[Recovery, ...]] = get_args(Recovery)
 
 
 @dataclass(slots=True)
 class Attempt:
-    """A run of a scenario that is to be struck."""
+    """A run of a scenario that is to be struck; `struck_at` is when it was, by somebody whom it should soon hear of."""
 
     world: World
     tasks: TaskGroup
     scope: CancelScope
+    struck_at: float | None = None
     task: "asyncio.Future[object] | None" = None
 
 
@@ -80,10 +83,12 @@ def _close_the_manager(attempt: Attempt) -> None:
 
 
 def _cancel_elsewhere(attempt: Attempt) -> None:
+    attempt.struck_at = anyio.current_time()
     attempt.world.storage.meanwhile = attempt.world.cancel_elsewhere
 
 
 def _delete_elsewhere(attempt: Attempt) -> None:
+    attempt.struck_at = anyio.current_time()
     attempt.world.storage.meanwhile = attempt.world.delete_elsewhere
 
 
@@ -166,11 +171,14 @@ def _strike_once(
 async def _attempt(world: World, scenario: Scenario, way: Way, recovery: Recovery, number: int) -> tuple[bool, bool]:
     async with world.running():
         act = await scenario(world)
+        world.is_storage_well = way in {CANCELLED, CANCELLED_AT_THE_STORAGE}
         async with anyio.create_task_group() as tasks:
             attempt = Attempt(world, tasks, CancelScope())
             countdown = Countdown(number, lambda: way.strike(attempt))
             with anyio.fail_after(PATIENCE):
                 ended = await _struck(attempt, act, way, countdown)
+            if attempt.struck_at is not None:
+                assert anyio.current_time() - attempt.struck_at <= SOON_SECONDS, "what happens elsewhere is heard of"
             world.storage.pass_point, world.storage.meanwhile = lambda: None, None
         world.told.news += tuple(error for error in way.errors if error is not StorageError)
         await world.recover(recovery)

@@ -141,8 +141,11 @@ async def leaving_the_block_by_an_exception(world: World) -> Act:
         raise OopsError
 
     async def act() -> None:
-        with suppress(OopsError):  # it arrives bare
+        try:
             await _in_a_block(world, work)
+        except OopsError:  # it arrives bare
+            if world.is_storage_well:
+                world.told.outcome = "error"
 
     return act
 
@@ -173,7 +176,8 @@ async def outliving_the_lease(world: World) -> Act:
     scribe = await _writer(world)
 
     async def act() -> None:
-        await anyio.sleep(world.streams.terms.lease + 1)
+        with anyio.move_on_after(world.streams.terms.lease + 1):
+            await scribe.stream.cancelled.wait()
         await scribe.write()
 
     return act

@@ -200,8 +200,9 @@ class StorageMachine(RuleBasedStateMachine):
                 return True
             return False
 
-        if self._portal.run(wait_a_little):
-            watcher.is_due = False
+        if not self._portal.run(wait_a_little) and watcher.is_due:
+            self._portal.run(watcher.ring)  # a cancelled wait has lost no ring
+        watcher.is_due = False
 
     @precondition(lambda self: self._watchers)
     @rule(data=st.data())

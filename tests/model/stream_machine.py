@@ -207,12 +207,7 @@ class StreamMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._pairs)
     @rule(data=st.data(), chunk=chunks)
     def write_soon(self, data: st.DataObject, chunk: object) -> None:
-        stream, model = self._draw(data)
-
-        async def write_soon() -> int:
-            return stream.write_soon(chunk)
-
-        self._agree(write_soon, lambda: self._model.write_soon(model, chunk))
+        self._write_soon(*self._draw(data), chunk)
 
     @precondition(lambda self: self._pairs)
     @rule(data=st.data(), chunk=chunks)
@@ -246,9 +241,11 @@ class StreamMachine(RuleBasedStateMachine):
                 self._agree(lambda: stream.__aexit__(ValueError, error, None), lambda: self._model.leave_by_exception(model))
 
     @precondition(lambda self: self._pairs)
-    @rule(data=st.data())
-    def close(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), last=st.one_of(st.none(), st.integers(0, 9)))
+    def close(self, data: st.DataObject, last: int | None) -> None:
         stream, model = self._draw(data)
+        if last is not None:
+            self._write_soon(stream, model, last)
         self._agree(stream.close, lambda: self._model.close(model))
 
     @precondition(lambda self: self._pairs)
@@ -345,6 +342,12 @@ class StreamMachine(RuleBasedStateMachine):
             self._pairs.append((found, expected))
         else:
             assert found == expected
+
+    def _write_soon(self, stream: StreamInput, model: Writer, chunk: object) -> None:
+        async def write_soon() -> int:
+            return stream.write_soon(chunk)
+
+        self._agree(write_soon, lambda: self._model.write_soon(model, chunk))
 
     def _draw(self, data: st.DataObject) -> tuple[StreamInput, Writer]:
         return self._pairs[-1 - data.draw(st.integers(0, len(self._pairs) - 1), "handle")]  # the newest most of all

@@ -128,11 +128,13 @@ class World:
         elsewhere: another one, over another handle of the same storage, to which nothing happens.
         told: what the caller knows.
         heard: lists of events, one for each reader of the scenario, which must each be a part of the log.
+        is_storage_well: whether nothing worse will happen than that the caller is cancelled.
     """
 
     def __init__(self, open_storage: OpenStorage, workload: Workload) -> None:
         self.told = Told()
         self.heard: list[list[Event]] = []
+        self.is_storage_well = False
         self.storage = ProbedStorage(open_storage(), workload)
         self.streams = StreamManager(self.storage, clock=clock)
         self._storage_elsewhere = ProbedStorage(open_storage(), workload)

@@ -7,7 +7,7 @@ import pytest
 
 from streamkeep.storage import Storage
 
-HISTORIES_A_TEST: Final = 10
+HISTORIES_A_TEST: Final = 5
 
 
 class SimulationSuite:
