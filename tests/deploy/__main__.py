@@ -47,7 +47,7 @@ KINDS: Final = (
     GRANIAN_WORKERS_BOUNDED,
     GRANIAN_RELOAD_BOUNDED,
 )
-LATEST_SECONDS: Final = 2.0
+LATEST_SECONDS: Final = 1.5
 ROUND_SECONDS: Final = 180
 
 
@@ -88,12 +88,14 @@ def ways_of(kind: Kind) -> tuple[Way, ...]:
 async def play(kind: Kind, way: Way, chance: random.Random, directory: Path) -> tuple[list[str], Counter[str]]:
     """Play one round; give what was wrong, and how many answers ended how."""
     async with running(kind, directory) as server:
-        async with loaded(server, chance) as load:
+        async with loaded(server, chance) as load, anyio.create_task_group() as arriving:
+            arriving.start_soon(load.goes_on)
             if kind.is_bounded and chance.random() < 0.5:
                 await load.stall()
             await anyio.sleep(chance.uniform(0, LATEST_SECONDS))
             await way(server)
             code = await server.exit_code()
+            arriving.cancel_scope.cancel()
         endings = Counter(str(client.ending) for client in load.clients)
         faults = await faults_after(server, load.clients, is_clean=way is not kill_a_worker)
         if way is not kill_a_worker and code not in (kind.interrupted if way is interrupt else [kind.terminated]):

@@ -41,6 +41,12 @@ class Load:
         for flow in STARTED:
             self._tasks.start_soon(self._start, flow)
 
+    async def goes_on(self) -> None:
+        """Have more and more clients come, so that whatever happens to the server meets some in any state; for ever."""
+        while True:
+            self._add(Client(self._chance.choice(STARTED), "start"))
+            await anyio.sleep(self._chance.uniform(0, 0.1))
+
     async def stall(self) -> None:
         """Have one more who does not read."""
         self._stalled.append(await anyio.to_thread.run_sync(Stalled, self._server.url))

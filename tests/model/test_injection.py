@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from .injection import CANCELLED, CANCELLED_NATIVELY, CLOSED, FAILED, RECOVERIES, WAYS, Way, strike_everywhere
+from .injection import CANCELLED, CLOSED, FAILED, RECOVERIES, WAYS, Way, strike_everywhere
 from .kinds import KINDS, Kind
 from .scenarios import SCENARIOS, Scenario
 from .world import Recovery
@@ -12,7 +12,7 @@ from .world import Recovery
 WAYS_OVER: dict[str, Sequence[Way]] = {
     "memory": WAYS,
     "memory-trio": (CANCELLED, FAILED, CLOSED),
-    "sqlite": (CANCELLED, CANCELLED_NATIVELY, FAILED),
+    "sqlite": (CANCELLED, FAILED),
 }
 
 
