@@ -6,6 +6,7 @@ become is decided in `_lifecycle`; here it is only read, asked and committed.
 """
 
 import logging
+import math
 import re
 import time
 import uuid
@@ -31,6 +32,7 @@ from .errors import (
     Status,
     StorageCorruptError,
     StorageError,
+    StorageFullError,
     StreamAlreadyExistsError,
     StreamkeepError,
     StreamManagerClosedError,
@@ -140,6 +142,7 @@ class StreamManager:
         self._resources = AsyncExitStack()
         self._tasks: TaskGroup | None = None
         self._closing = False
+        self._room_sought_at = -math.inf
         self._scopes: set[CancelScope] = set()
         self._goodbyes = anyio.Lock()
         self._idle = anyio.Event()
@@ -341,7 +344,7 @@ class StreamManager:
         version = 0
         while True:
             life = _lifecycle.begin(self.clock(), writer, self.terms, metadata, after_version=version)
-            if await self.storage.commit(stream, None, life.head):
+            if await self._create(stream, life):
                 return await self._keep(StreamInput(self, stream, life))
             page = await self.storage.read(stream)
             if page is None:
@@ -353,6 +356,20 @@ class StreamManager:
                 raise StreamAlreadyExistsError("stream already exists")
             elif resumed := await self._take_over(stream, page.head, writer):
                 return resumed
+
+    async def _create(self, stream: str, life: Life) -> bool:
+        try:
+            return await self.storage.commit(stream, None, life.head)
+        except StorageFullError:
+            await self._make_room()
+        return await self.storage.commit(stream, None, life.head)
+
+    async def _make_room(self) -> None:
+        """Remove what has expired and only waits for the next sweep; once a second at most, however many are refused."""
+        now = anyio.current_time()
+        if now - self._room_sought_at >= RETRY_SECONDS:
+            self._room_sought_at = now
+            await self.sweep()
 
     async def _take_over(self, stream: str, head: Head, writer: str) -> StreamInput | None:
         life = _lifecycle.take_over(_lifecycle.life_of(head), self.clock(), writer, self.terms)
@@ -416,11 +433,14 @@ class StreamManager:
     def _spawn(self, run: Callable[[], Awaitable[None]]) -> CancelScope:
         scope = CancelScope()
         if self._tasks is not None and not self._closing:
-            self._scopes.add(scope)
             self._tasks.start_soon(self._run, run, scope)
         return scope
 
     async def _run(self, run: Callable[[], Awaitable[None]], scope: CancelScope) -> None:
+        # Counted from here on: a task that asyncio cancels before it begins has no end that could be waited for.
+        self._scopes.add(scope)
+        if self._closing:
+            scope.cancel()
         try:
             with scope:
                 await run()

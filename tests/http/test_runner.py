@@ -1,6 +1,8 @@
 """Runner: whatever becomes of a producer, its stream gets a terminal event, and no producer harms another."""
 
 import asyncio
+import gc
+import warnings
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -409,6 +411,41 @@ async def test_it_leaves_no_task_behind() -> None:
         assert not runner._runs
         await anyio.wait_all_tasks_blocked()
         assert len(asyncio.all_tasks()) <= len(before)
+
+
+@pytest.mark.parametrize("turns", range(20))
+@pytest.mark.promise("P14")
+def test_a_loop_that_cancels_all_its_tasks_at_any_moment_comes_to_its_end(turns: int) -> None:
+    """What asyncio does with tasks that are left: servers that are told twice to stop come to that, and some never began."""
+
+    async def serve(serving: asyncio.Event) -> None:
+        async with InMemoryStreamManager() as streams, Runner(streams, drain=SOON, stop_grace=SOON) as runner:
+            serving.set()
+            for _ in range(5):
+                await asyncio.sleep(0)
+            await runner.start("s", lambda stream, stop: _write_soon_and_wait(stream))
+            await anyio.sleep_forever()
+
+    async def main() -> asyncio.Task[None]:
+        serving = asyncio.Event()
+        task = asyncio.create_task(serve(serving))
+        await serving.wait()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        return task
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a task that never began: its coroutine was never awaited
+        with asyncio.Runner() as loop:
+            task = loop.run(main())
+        gc.collect()
+    assert task.done()
+
+
+async def _write_soon_and_wait(stream: StreamInput) -> None:
+    for number in range(1_000):
+        stream.write_soon(number)
+        await asyncio.sleep(0)
 
 
 # StreamsHTTP around it

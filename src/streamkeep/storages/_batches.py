@@ -113,11 +113,15 @@ class BatchThread(Generic[S]):
             self._post(partial(_settle, self._ended, None))
 
     def _serve(self, session: S) -> None:
-        stopping = False
-        while not stopping:
-            jobs, stopping = self._take()
-            if jobs:
-                self._post(partial(_deliver, jobs, self._outcomes(session, jobs)))
+        while self._do_batch(session):
+            pass
+
+    def _do_batch(self, session: S) -> bool:
+        """Wait for jobs and do them; False when no more will come. Nothing of them is kept while the next are awaited."""
+        jobs, stopping = self._take()
+        if jobs:
+            self._post(partial(_deliver, jobs, self._outcomes(session, jobs)))
+        return not stopping
 
     def _take(self) -> tuple[list[Job[S]], bool]:
         jobs: list[Job[S]] = []
