@@ -149,6 +149,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="the same seed makes the same choices")
     parser.add_argument("--rounds", type=int, default=20, help="how many deployments")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that its servers go with it
     found = anyio.run(campaign, arguments.seed, arguments.rounds)
     print(json.dumps(found))
     return int(found["violations"] != 0)

@@ -136,16 +136,25 @@ async def leaving_the_block_when_done(world: World) -> Act:
 
 
 async def leaving_the_block_by_an_exception(world: World) -> Act:
+    raised: list[OopsError] = []
+
     async def work(scribe: Scribe) -> None:
         await scribe.write()
-        raise OopsError
+        raised.append(OopsError())
+        raise raised[0]
 
     async def act() -> None:
         try:
             await _in_a_block(world, work)
-        except OopsError:  # it arrives bare
-            if world.is_storage_well:
+        except BaseException as arrived:
+            if raised and world.is_storage_well:
+                if arrived is not raised[0]:
+                    raise AssertionError("an exception leaves the block as it is") from arrived
                 world.told.outcome = "error"
+            elif not isinstance(arrived, OopsError):
+                raise
+        finally:
+            raised.clear()
 
     return act
 

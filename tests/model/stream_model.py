@@ -33,7 +33,7 @@ RENEWAL: Final = LEASE / 3
 SWEEP: Final = 60.0
 MAX_EVENT_BYTES: Final = 40
 MAX_EVENTS: Final = 6
-MAX_STREAM_BYTES: Final = 60
+MAX_STREAM_BYTES: Final = 45
 
 Why = type[StreamkeepError]
 Event = tuple[Literal["chunk", "done", "error"], object]

@@ -93,7 +93,8 @@ async def server(
     if descriptors is not None:
         options += ["--descriptors", str(descriptors)]
     command = [sys.executable, "-m", __name__, str(database), *options]
-    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdin=pipe, stdout=pipe)
     try:
         assert process.stdout is not None
         with anyio.fail_after(40):
@@ -161,6 +162,11 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[Any] | None = None) -> None:
         await super().startup(sockets)
         print(self.servers[0].sockets[0].getsockname()[1], flush=True)
+        # Nothing is ever written to it: it ends when whoever started this server has died, of whatever.
+        asyncio.get_running_loop().add_reader(sys.stdin, self._orphaned)
+
+    def _orphaned(self) -> None:
+        os._exit(1)
 
 
 def _main() -> None:
