@@ -13,6 +13,7 @@
     ├── StreamManagerClosedError      UNAVAILABLE          the manager is not running
     ├── LimitExceededError            RESOURCE_EXHAUSTED   a documented limit was reached
     ├── StorageError                  UNAVAILABLE          the storage failed; what was asked for may or may not be done
+    │   ├── StorageUnavailableError   UNAVAILABLE          it cannot be reached for now; asking again may help
     │   ├── StorageFullError          RESOURCE_EXHAUSTED   no space left; nothing was stored
     │   └── StorageCorruptError       DATA_LOSS            the storage is damaged, foreign, or from a newer version
     └── PublicError                   any                  raised by a producer: its message is for readers
@@ -155,6 +156,10 @@ class StorageError(StreamkeepError):
 
     status: Status = "UNAVAILABLE"
     public = False
+
+
+class StorageUnavailableError(StorageError):
+    """The storage cannot be reached, or lost the connection before it answered. Asking again may help; `RetryingStorage` does."""
 
 
 class StorageFullError(StorageError):

@@ -69,12 +69,12 @@ class FaultyStorage:
 
         self._steps[operation].extend([step] * times)
 
-    def lose(self, operation: Operation, *, times: int = 1) -> None:
-        """Let it happen, and raise StorageError instead of answering."""
+    def lose(self, operation: Operation, *, times: int = 1, error: StorageError | None = None) -> None:
+        """Let it happen, and raise `error` (a StorageError by default) instead of answering."""
 
         async def step(do: Callable[[], Awaitable[None]]) -> None:
             await do()
-            raise StorageError(f"the answer of {operation} was made to get lost")
+            raise error or StorageError(f"the answer of {operation} was made to get lost")
 
         self._steps[operation].extend([step] * times)
 

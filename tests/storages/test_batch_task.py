@@ -1,0 +1,78 @@
+"""BatchTask: everything that is asked is answered, in order, many at a time."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from streamkeep.errors import StorageError
+from streamkeep.storages._batch_task import BatchTask
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+BROKEN = 1_000_000
+
+
+class Engine:
+    """Doubles numbers, and notes the batches; a negative one is refused, BROKEN ends its batch."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.go = asyncio.Event()
+        self.go.set()
+
+    async def run(self, numbers: Sequence[int]) -> Sequence[int | StorageError]:
+        self.batches.append(list(numbers))
+        await self.go.wait()
+        if BROKEN in numbers:
+            raise StorageError("broken")
+        return [StorageError("refused") if number < 0 else 2 * number for number in numbers]
+
+
+async def test_what_is_asked_while_a_batch_is_under_way_is_the_next_one() -> None:
+    engine = Engine()
+    engine.go.clear()
+    async with BatchTask(engine.run) as batches:
+        first = batches.ask(0)
+        await asyncio.sleep(0)
+        rest = [batches.ask(number) for number in range(1, 65)]
+        engine.go.set()
+        assert await asyncio.gather(first, *rest) == [2 * number for number in range(65)]
+    assert engine.batches == [[0], list(range(1, 65))]
+
+
+async def test_a_batch_has_a_bound() -> None:
+    engine = Engine()
+    async with BatchTask(engine.run, max_batch=10) as batches:
+        await asyncio.gather(*(batches.ask(number) for number in range(25)))
+    assert [len(batch) for batch in engine.batches] == [10, 10, 5]
+
+
+async def test_an_error_is_that_of_one_request_or_of_all() -> None:
+    async with BatchTask(Engine().run) as batches:
+        one, other = batches.ask(-1), batches.ask(1)
+        with pytest.raises(StorageError, match="refused"):
+            await one
+        assert await other == 2
+        both = batches.ask(BROKEN), batches.ask(1)
+        for future in both:
+            with pytest.raises(StorageError, match="broken"):
+                await future
+        assert await batches.ask(2) == 4
+
+
+async def test_a_caller_that_is_cancelled_takes_nobody_along() -> None:
+    async with BatchTask(Engine().run) as batches:
+        cancelled, other = batches.ask(1), batches.ask(2)
+        cancelled.cancel()
+        assert await other == 4
+
+
+async def test_leaving_finishes_what_was_asked() -> None:
+    async with BatchTask(Engine().run, max_batch=1) as batches:
+        asked = [batches.ask(number) for number in range(3)]
+    assert [future.result() for future in asked] == [0, 2, 4]
