@@ -802,6 +802,23 @@ async def test_a_manager_in_memory_holds_so_many_streams_and_not_one_more() -> N
         await streams.open("b")
 
 
+async def test_a_full_storage_is_swept_when_it_refuses_and_once_a_second_at_most(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    storage.refuse("commit", error=StorageFullError("full"))
+    await streams.open("a")
+    swept = storage.calls["scan"]
+    for _ in range(3):
+        storage.refuse("commit", times=2, error=StorageFullError("full"))
+        with pytest.raises(StorageFullError):
+            await streams.open("b")
+    assert storage.calls["scan"] == swept
+    await anyio.sleep(1)
+    storage.refuse("commit", error=StorageFullError("full"))
+    await streams.open("c")
+    assert storage.calls["scan"] > swept
+
+
 async def test_a_damaged_stream_is_told(streams: StreamManager, storage: FaultyStorage) -> None:
     await storage.commit("s", None, Head(1, 0, b"?", math.inf))
     with pytest.raises(StorageCorruptError):
