@@ -97,7 +97,9 @@ async def play(kind: Kind, way: Way, chance: random.Random, directory: Path) -> 
             code = await server.exit_code()
             arriving.cancel_scope.cancel()
         endings = Counter(str(client.ending) for client in load.clients)
-        faults = await faults_after(server, load.clients, is_clean=way is not kill_a_worker)
+        # Granian's worker loses a signal that comes before it is up, and is killed in the end.
+        is_killed = way is kill_a_worker or (way is reload and kind is GRANIAN_RELOAD_BOUNDED)
+        faults = await faults_after(server, load.clients, is_clean=not is_killed)
         if way is not kill_a_worker and code not in (kind.interrupted if way is interrupt else [kind.terminated]):
             faults.append(f"it exited with {code}")
         return faults, endings
