@@ -1,0 +1,20 @@
+"""Streams in NATS, and what befalls them."""
+
+from collections.abc import Generator
+
+import pytest
+from tests.engines.engine import Engine
+from tests.engines.running import Empty, nats
+from tests.engines.suite import EngineSuite
+
+
+@pytest.fixture(scope="module")
+def empty() -> Generator[Empty]:
+    with nats() as empty:
+        yield empty
+
+
+class TestNATS(EngineSuite):
+    @pytest.fixture
+    def engine(self, empty: Empty) -> Engine:
+        return empty()

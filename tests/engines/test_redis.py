@@ -1,0 +1,20 @@
+"""Streams in Redis, and what befalls them."""
+
+from collections.abc import Generator
+
+import pytest
+from tests.engines.engine import Engine
+from tests.engines.running import Empty, redis
+from tests.engines.suite import EngineSuite
+
+
+@pytest.fixture(scope="module")
+def empty() -> Generator[Empty]:
+    with redis() as empty:
+        yield empty
+
+
+class TestRedis(EngineSuite):
+    @pytest.fixture
+    def engine(self, empty: Empty) -> Engine:
+        return empty()
