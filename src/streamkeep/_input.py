@@ -341,8 +341,14 @@ class StreamInput:
             await self._advance()
 
     async def look(self) -> None:
-        """Find out whether the stream is still this writer's; for the manager. A commit under way finds out by itself."""
+        """Find out whether the stream is still this writer's; for the manager. A commit under way finds out by itself.
+
+        So does one whose answer was lost, by being sent again.
+        """
+        if self._round is not None or self._over:
+            return
         if self._doubt is not None:
+            await self._advance()
             return
         there = await self._read_life()
         if self._over or self._doubt is not None:

@@ -466,6 +466,26 @@ async def test_a_quiet_writer_learns_at_once_that_it_was_cancelled_elsewhere(
     assert await elsewhere.cancel("s") is False
 
 
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.promise("P7")
+async def test_a_writer_that_gave_up_on_a_write_learns_at_once_that_it_was_cancelled(
+    streams: StreamManager, elsewhere: StreamManager, storage: FaultyStorage, clock: Clock, after: bool
+) -> None:
+    stream = await streams.open("s")
+    hold = storage.hold("commit", after=after)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stream.write, "a")
+        await hold.reached.wait()
+        tasks.cancel_scope.cancel()
+    began = clock()
+    assert await elsewhere.cancel("s") is True
+    await stream.cancelled.wait()
+
+    assert clock() - began < 0.5
+    with pytest.raises(StreamCompletedError):
+        await stream.flush()
+
+
 @pytest.mark.promise("P7")
 async def test_a_writer_of_the_same_process_is_cancelled_when_cancel_returns(streams: StreamManager) -> None:
     stream = await streams.open("s")
@@ -780,6 +800,23 @@ async def test_a_manager_in_memory_holds_so_many_streams_and_not_one_more() -> N
             await streams.open("b")
         await streams.delete("a")
         await streams.open("b")
+
+
+async def test_a_full_storage_is_swept_when_it_refuses_and_once_a_second_at_most(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    storage.refuse("commit", error=StorageFullError("full"))
+    await streams.open("a")
+    swept = storage.calls["scan"]
+    for _ in range(3):
+        storage.refuse("commit", times=2, error=StorageFullError("full"))
+        with pytest.raises(StorageFullError):
+            await streams.open("b")
+    assert storage.calls["scan"] == swept
+    await anyio.sleep(1)
+    storage.refuse("commit", error=StorageFullError("full"))
+    await streams.open("c")
+    assert storage.calls["scan"] > swept
 
 
 async def test_a_damaged_stream_is_told(streams: StreamManager, storage: FaultyStorage) -> None:

@@ -564,6 +564,18 @@ async def test_a_storage_that_is_down_is_503_in_json() -> None:
         storage.is_down = False
 
 
+async def test_who_comes_while_the_server_stops_is_told_so_and_the_log_takes_it_for_no_failure(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    streams_http = StreamsHTTP(InMemoryStreamManager(), drain=timedelta(0))
+    async with http_to(durable_app(count, streams=streams_http)) as http:
+        await streams_http.drain()
+        answer = await http.post("/count", json={"data": 1}, headers=STREAMING)
+    assert answer.status_code == 503
+    assert error_in(answer)["status"] == "UNAVAILABLE"
+    assert not [record for record in caplog.records if record.exc_info or record.levelname == "ERROR"]
+
+
 async def test_a_response_that_lasts_too_long_is_cut_with_a_terminal_frame_and_the_stream_goes_on() -> None:
     gated = Gated()
     streams = InMemoryStreamManager()

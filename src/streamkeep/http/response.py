@@ -119,7 +119,9 @@ async def send_error(send: Send, error: ErrorInfo, code: int | None = None, head
 def shown_error(error: Exception) -> ErrorInfo:
     """Say of an error what a client may know, and write the rest to the log."""
     info = error_info(error)
-    if info.status in ("INTERNAL", "UNKNOWN", "DATA_LOSS", "UNAVAILABLE"):
+    if isinstance(error, StreamManagerClosedError):
+        logger.info("a request came too late: %s", error)  # at every shutdown under load, and its client is told
+    elif info.status in ("INTERNAL", "UNKNOWN", "DATA_LOSS", "UNAVAILABLE"):
         logger.error("a request failed", exc_info=error)
     return info
 
