@@ -9,14 +9,18 @@ from streamkeep.storage import Storage
 
 __all__ = ["storage_for"]
 
-_KNOWN = "memory://, sqlite:///relative.db, sqlite:////absolute.db or sqlite:///streams.db?synchronous=NORMAL"
+_KNOWN = (
+    "memory://, sqlite:///relative.db, sqlite:////absolute.db, sqlite:///streams.db?synchronous=NORMAL"
+    " or postgresql://user:password@host/database"
+)
 
 
 def storage_for(url: str) -> Storage:
     """Give the storage that a URL names, not yet entered.
 
     `memory://`; `sqlite:///relative.db` and `sqlite:////absolute.db`, both with `?synchronous=NORMAL` if a power failure
-    may take the last moments. Percent-encoding is undone. Anything else raises `InvalidArgumentError`.
+    may take the last moments; `postgresql://user:password@host/database`, with the options of `PostgresStorage`. What is behind a network
+    is wrapped in `RetryingStorage`. Percent-encoding is undone. Anything else raises `InvalidArgumentError`.
     """
     try:
         parts = urlsplit(url)
@@ -27,6 +31,8 @@ def storage_for(url: str) -> Storage:
             return _memory_storage(parts, url)
         case "sqlite":
             return _sqlite_storage(parts, url)
+        case "postgresql" | "postgres":
+            return _postgres_storage(url)
         case _:
             raise _unknown(url)
 
@@ -46,6 +52,13 @@ def _sqlite_storage(parts: SplitResult, url: str) -> Storage:
     if parts.netloc or parts.fragment or path in {"", ":memory:"}:
         raise _unknown(url)
     return SQLiteStorage(path, synchronous=_synchronous(parts.query, url))
+
+
+def _postgres_storage(url: str) -> Storage:
+    from streamkeep.storages.postgres import PostgresStorage
+    from streamkeep.storages.retrying import RetryingStorage
+
+    return RetryingStorage(PostgresStorage(url))
 
 
 def _synchronous(query: str, url: str) -> Literal["FULL", "NORMAL"]:
