@@ -4,19 +4,24 @@ import re
 from typing import Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from streamkeep.errors import InvalidArgumentError
+from streamkeep.errors import InvalidArgumentError, StorageError
 from streamkeep.storage import Storage
+from streamkeep.storages.retrying import RetryingStorage
 
 __all__ = ["storage_for"]
 
-_KNOWN = "memory://, sqlite:///relative.db, sqlite:////absolute.db or sqlite:///streams.db?synchronous=NORMAL"
+_KNOWN = (
+    "memory://, sqlite:///relative.db, sqlite:////absolute.db, sqlite:///streams.db?synchronous=NORMAL or redis://HOST:6379/0"
+)
 
 
 def storage_for(url: str) -> Storage:
     """Give the storage that a URL names, not yet entered.
 
     `memory://`; `sqlite:///relative.db` and `sqlite:////absolute.db`, both with `?synchronous=NORMAL` if a power failure
-    may take the last moments. Percent-encoding is undone. Anything else raises `InvalidArgumentError`.
+    may take the last moments; `redis://`, `rediss://`, `redis+sentinel://` and `redis+cluster://` as in
+    `streamkeep.storages.redis.RedisStorage`, behind a `RetryingStorage`. Percent-encoding is undone. Anything else raises
+    `InvalidArgumentError`; StorageError: it needs a package that is not installed.
     """
     try:
         parts = urlsplit(url)
@@ -27,6 +32,8 @@ def storage_for(url: str) -> Storage:
             return _memory_storage(parts, url)
         case "sqlite":
             return _sqlite_storage(parts, url)
+        case scheme if scheme.split("+")[0] in {"redis", "rediss"}:
+            return _redis_storage(url)
         case _:
             raise _unknown(url)
 
@@ -46,6 +53,14 @@ def _sqlite_storage(parts: SplitResult, url: str) -> Storage:
     if parts.netloc or parts.fragment or path in {"", ":memory:"}:
         raise _unknown(url)
     return SQLiteStorage(path, synchronous=_synchronous(parts.query, url))
+
+
+def _redis_storage(url: str) -> Storage:
+    try:
+        from streamkeep.storages.redis import RedisStorage
+    except ImportError as error:
+        raise StorageError('redis:// needs a package more: pip install "streamkeep[redis]"') from error
+    return RetryingStorage(RedisStorage(url))
 
 
 def _synchronous(query: str, url: str) -> Literal["FULL", "NORMAL"]:
