@@ -1,6 +1,7 @@
 """The storages that come with streamkeep, and the one place that knows their URLs."""
 
 import re
+from pathlib import Path
 from typing import Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
@@ -9,14 +10,19 @@ from streamkeep.storage import Storage
 
 __all__ = ["storage_for"]
 
-_KNOWN = "memory://, sqlite:///relative.db, sqlite:////absolute.db or sqlite:///streams.db?synchronous=NORMAL"
+_KNOWN = (
+    "memory://, sqlite:///relative.db, sqlite:////absolute.db, sqlite:///streams.db?synchronous=NORMAL, nats://host:4222 or "
+    "nats://user:password@host1:4222,host2:4222?stream=streamkeep&replicas=3&creds=file"
+)
 
 
 def storage_for(url: str) -> Storage:
     """Give the storage that a URL names, not yet entered.
 
     `memory://`; `sqlite:///relative.db` and `sqlite:////absolute.db`, both with `?synchronous=NORMAL` if a power failure
-    may take the last moments. Percent-encoding is undone. Anything else raises `InvalidArgumentError`.
+    may take the last moments; `nats://host1:4222,host2:4222` (or `tls://`), with `user:password@` or `token@` before the hosts, and
+    `?stream=`, `&replicas=`, `&creds=` (see `NATSStorage`), which goes on by itself when NATS was away for a while. Percent-encoding is
+    undone. Anything else raises `InvalidArgumentError`.
     """
     try:
         parts = urlsplit(url)
@@ -27,6 +33,8 @@ def storage_for(url: str) -> Storage:
             return _memory_storage(parts, url)
         case "sqlite":
             return _sqlite_storage(parts, url)
+        case "nats" | "tls":
+            return _nats_storage(parts, url)
         case _:
             raise _unknown(url)
 
@@ -58,6 +66,36 @@ def _synchronous(query: str, url: str) -> Literal["FULL", "NORMAL"]:
             return "NORMAL"
         case _:
             raise _unknown(url)
+
+
+def _nats_storage(parts: SplitResult, url: str) -> Storage:
+    from streamkeep.storages.nats import NATSStorage
+    from streamkeep.storages.retrying import RetryingStorage
+
+    who, _, where = parts.netloc.rpartition("@")
+    user, colon, password = who.partition(":")
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    stream, creds, replicas = (options.pop(name, None) for name in ("stream", "creds", "replicas"))
+    hosts = where.split(",")
+    try:
+        ports = [urlsplit(f"//{host}").port for host in hosts]
+        names = [urlsplit(f"//{host}").hostname for host in hosts]
+        number = None if replicas is None else int(replicas)
+    except ValueError:
+        raise _unknown(url) from None
+    if options or not all(names) or parts.path.strip("/") or parts.fragment or stream == "" or creds == "" or 0 in ports:
+        raise _unknown(url)
+    return RetryingStorage(
+        NATSStorage(
+            [f"{parts.scheme}://{host}" for host in hosts],
+            user=unquote(user) if colon else None,
+            password=unquote(password) if colon else None,
+            token=unquote(user) if user and not colon else None,
+            creds=None if creds is None else Path(creds),
+            stream="streamkeep" if stream is None else stream,
+            replicas=number,
+        )
+    )
 
 
 def _unknown(url: str) -> InvalidArgumentError:
