@@ -4,7 +4,7 @@ Subclass it and give the engine. What a storage does while all is well is Storag
 """
 
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +17,8 @@ import anyio.to_thread
 import pytest
 from tests.engines.engine import Engine
 from tests.engines.load import LEASE, Load, connected, load, stored
+from tests.http.genkit_client_suite import AppOf, GenkitClientSuite, GenkitProcessesSuite
+from tests.http.servers import durable_app
 from tests.network.proxy import End, Fate, Network, bad_network
 from tests.test_killed_writer import kill_a_producer, open_when_lapsed
 
@@ -217,6 +219,20 @@ class EngineSuite:
         assert at_most - before <= 2
 
 
+class GenkitOverEngineSuite(GenkitClientSuite, GenkitProcessesSuite):
+    """Genkit's client, over one way to make an app: that both behave alike is shown over memory."""
+
+    @pytest.fixture
+    def app_of(self) -> AppOf:
+        """Give apps of `durable_flow`."""
+        return durable_app
+
+    @pytest.fixture
+    def app(self) -> str:
+        """Give its name in `APPS`."""
+        return "durable"
+
+
 def kill_and_start(engine: Engine) -> None:
     """Kill the server, and start it again over its data."""
     engine.kill()
@@ -294,7 +310,7 @@ async def opened(streams: StreamManager, stream: str, inputs: list[StreamInput])
     inputs.append(await streams.open(stream))
 
 
-async def all_at_once(*calls: Callable[[], Awaitable[Any]]) -> None:
+async def all_at_once(*calls: Callable[[], Coroutine[Any, Any, object]]) -> None:
     """Make many calls, and return when all have."""
     with anyio.fail_after(2 * CLOSE_SECONDS):
         async with anyio.create_task_group() as tasks:

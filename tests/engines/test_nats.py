@@ -5,7 +5,7 @@ from collections.abc import Generator
 import pytest
 from tests.engines.engine import Engine
 from tests.engines.running import Empty, nats
-from tests.engines.suite import EngineSuite
+from tests.engines.suite import EngineSuite, GenkitOverEngineSuite
 
 
 @pytest.fixture(scope="module")
@@ -18,3 +18,9 @@ class TestNATS(EngineSuite):
     @pytest.fixture
     def engine(self, empty: Empty) -> Engine:
         return empty()
+
+
+class TestGenkitClientOverNATS(GenkitOverEngineSuite):
+    @pytest.fixture
+    def storage_url(self, empty: Empty) -> str:
+        return empty().url

@@ -5,7 +5,7 @@ from collections.abc import Generator
 import pytest
 from tests.engines.engine import Engine
 from tests.engines.running import Empty, postgres
-from tests.engines.suite import EngineSuite
+from tests.engines.suite import EngineSuite, GenkitOverEngineSuite
 
 
 @pytest.fixture(scope="module")
@@ -18,3 +18,9 @@ class TestPostgres(EngineSuite):
     @pytest.fixture
     def engine(self, empty: Empty) -> Engine:
         return empty()
+
+
+class TestGenkitClientOverPostgres(GenkitOverEngineSuite):
+    @pytest.fixture
+    def storage_url(self, empty: Empty) -> str:
+        return empty().url
