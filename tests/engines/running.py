@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from tests.engines.engine import Engine
 
@@ -54,3 +55,20 @@ def nats() -> Generator[Empty]:
 
 
 ENGINES: Final[dict[str, Callable[[], AbstractContextManager[Empty]]]] = {"redis": redis, "postgres": postgres, "nats": nats}
+
+NAMESPACES: Final = {
+    "redis": "prefix",
+    "rediss": "prefix",
+    "postgresql": "schema",
+    "postgres": "schema",
+    "nats": "stream",
+    "tls": "stream",
+}
+"""What sets storages of one server apart, by the scheme of the URL."""
+
+
+def in_namespace(url: str, name: str) -> str:
+    """Give the URL of another storage on the same server; `name` is of small letters, digits and `_`."""
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query)) | {NAMESPACES[parts.scheme.split("+")[0]]: name}
+    return parts._replace(query=urlencode(query)).geturl()
