@@ -111,7 +111,7 @@ async def test_a_copy_that_is_killed_or_interrupted_goes_on_when_it_is_run_again
     for stream in range(60):
         await write(database, f"s{stream:02}", 2000)
 
-    code, errors = await anyio.to_thread.run_sync(lambda: _stop_when_it_has_begun(sqlite_url, target_url, number))
+    code, errors = await anyio.to_thread.run_sync(lambda: stop_when_it_has_begun(sqlite_url, target_url, number))
     lines = lines_of(await run_beside("copy", sqlite_url, target_url, "--json"))
 
     if number is signal.SIGKILL:
@@ -124,7 +124,7 @@ async def test_a_copy_that_is_killed_or_interrupted_goes_on_when_it_is_run_again
     assert len(await same(sqlite_url, target_url)) == 60
 
 
-def _stop_when_it_has_begun(source: str, target: str, number: signal.Signals) -> tuple[int, str]:
+def stop_when_it_has_begun(source: str, target: str, number: signal.Signals) -> tuple[int, str]:
     """Send a signal to a copy that has said that one stream is whole; give its exit code and what it says of it."""
     command = [*COMMAND, "copy", source, target, "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as copying:
