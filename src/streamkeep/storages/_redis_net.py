@@ -78,6 +78,8 @@ class Line:
                 await connection.connect()  # type: ignore[no-untyped-call]  # redis-py's types are partial
         except BaseException as error:
             await connection.disconnect(nowait=True)
+            if options.tls is not None and isinstance(error, (TimeoutError, RedisTimeoutError)):
+                raise StorageUnavailableError(f"Redis at {shown(address)}: no answer; {_NO_TLS}") from error
             if isinstance(error, (RedisError, OSError)):
                 raise translated(address, error) from error
             raise
@@ -267,7 +269,7 @@ def _explained(error: BaseException) -> tuple[type[StorageError], str]:
         case TimeoutError() | RedisTimeoutError():
             return StorageUnavailableError, f"no answer for {TIMEOUT_SECONDS:g} seconds"
         case _:
-            return _tls_failure(error) or (StorageUnavailableError, "it cannot be reached, or hung up")
+            return _tls_failure(error) or (StorageUnavailableError, _NOT_THERE if "connecting to" in str(error) else _HUNG_UP)
 
 
 def _explained_answer(text: str, code: str) -> tuple[type[StorageError], str]:
@@ -287,17 +289,17 @@ def _tls_failure(error: BaseException) -> tuple[type[StorageError], str] | None:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return StorageError, _UNTRUSTED
         if isinstance(cause, ssl.SSLError):
-            return StorageError, _NO_TLS
+            return StorageError, f"TLS failed; {_NO_TLS}"
         cause = cause.__cause__ or cause.__context__
     return None
 
 
+_NOT_THERE: Final = "it cannot be reached"
+_HUNG_UP: Final = "it hung up; if this goes on, does it expect rediss://, or have too many clients (maxclients)?"
 _UNTRUSTED: Final = (
     "its certificate is not trusted; name the authority's file with ?ssl_ca_certs=PATH, and the host as the certificate does"
 )
-_NO_TLS: Final = (
-    "TLS failed; does it expect redis:// instead of rediss://, or a certificate of ours (ssl_certfile, ssl_keyfile)?"
-)
+_NO_TLS: Final = "does it expect redis:// instead of rediss://, or a certificate of ours (ssl_certfile, ssl_keyfile)?"
 _LOGIN: Final = (
     "it refused the login; put the right user and password into the URL, redis://USER:PASSWORD@HOST, or none if it has none"
 )
@@ -332,6 +334,8 @@ _ANSWERS: Final[dict[str, tuple[type[StorageError], str]]] = {
 
 _TEXTS: Final[dict[str, tuple[type[StorageError], str]]] = {
     "No space left": (StorageFullError, _DISK),
+    "ACL failure in script": (StorageError, _NO_PERMISSION),
+    "The user executing the script can't": (StorageError, _NO_PERMISSION),
     "max number of clients": (StorageUnavailableError, "it has as many connections as it allows (maxclients)"),
     "DB index is out of range": (
         StorageError,

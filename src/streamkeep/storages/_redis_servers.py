@@ -7,7 +7,7 @@ from typing import Final, Generic, TypeVar
 from zlib import crc32
 
 from redis.crc import key_slot
-from redis.exceptions import AskError, MasterDownError, MovedError, NoScriptError, ReadOnlyError, ResponseError
+from redis.exceptions import AskError, ClusterDownError, MovedError, NoScriptError, ReadOnlyError, ResponseError
 
 from streamkeep.errors import StorageError, StorageUnavailableError
 from streamkeep.storages._redis_net import Command, Heard, Line, Reply, translated
@@ -111,7 +111,7 @@ class Servers:
 
     async def _ask_sentinels(self) -> Address:
         command = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.options.primary)
-        reply = await self._first_answer(self.options.addresses, command)
+        _, reply = await self._first_answer(self.options.addresses, command)
         if not isinstance(reply, list):
             raise StorageError(
                 f"{self.options.name}: the sentinels watch no primary of that name; `SENTINEL MASTERS` lists theirs"
@@ -121,7 +121,7 @@ class Servers:
 
     async def _ask_cluster(self) -> dict[int, Address]:
         # Nodes that were met are asked first: those in the URL may have left long ago.
-        asked, reply = await self._first_answer_from((*self._known, *self.options.addresses), ("CLUSTER", "SLOTS"))
+        asked, reply = await self._first_answer((*self._known, *self.options.addresses), ("CLUSTER", "SLOTS"))
         if isinstance(reply, ResponseError):
             raise StorageError(f"{self.options.name}: not a cluster; use redis://HOST:PORT") from translated(asked, reply)
         assert isinstance(reply, list)
@@ -135,10 +135,7 @@ class Servers:
             raise StorageUnavailableError(f"{self.options.name}: the cluster does not serve all slots; see `CLUSTER INFO`")
         return places
 
-    async def _first_answer(self, addresses: Iterable[Address], command: Command) -> Reply:
-        return (await self._first_answer_from(addresses, command))[1]
-
-    async def _first_answer_from(self, addresses: Iterable[Address], command: Command) -> tuple[Address, Reply]:
+    async def _first_answer(self, addresses: Iterable[Address], command: Command) -> tuple[Address, Reply]:
         failure: StorageError | None = None
         credentials = self.options.sentinel_credentials if self.options.topology == "sentinel" else None
         for address in dict.fromkeys(addresses):
@@ -182,12 +179,13 @@ class Request:
 class _Errand:
     """A request on its way, perhaps with detours."""
 
-    __slots__ = ("command", "guest_of", "reply", "request")
+    __slots__ = ("address", "command", "is_guest", "reply", "request")
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, address: Address) -> None:
         self.request = request
         self.command = request.command
-        self.guest_of: Address | None = None
+        self.address = address
+        self.is_guest = False
         self.reply: Reply | StorageError = None
 
 
@@ -200,15 +198,19 @@ class Pipes:
 
     def __init__(self, servers: Servers, *, wait: int = 0) -> None:
         self._servers = servers
+        self._is_cluster = servers.options.topology == "cluster"
         self._wait = wait
         self._lines: dict[Address, Line] = {}
 
     async def run(self, requests: Sequence[Request]) -> list[Reply | StorageError]:
         """Give each request its reply, or its StorageError."""
-        errands = [_Errand(request) for request in requests]
+        errands = [_Errand(request, await self._servers.of(request.bucket)) for request in requests]
         under_way = errands
         for _ in range(_REDIRECTIONS):
-            await self._round(under_way)
+            by_server: dict[Address, list[_Errand]] = {}
+            for errand in under_way:
+                by_server.setdefault(errand.address, []).append(errand)
+            await asyncio.gather(*(self._visit(address, some) for address, some in by_server.items()))
             under_way = self._redirected(under_way)
             if not under_way:
                 break
@@ -220,22 +222,10 @@ class Pipes:
             _, line = self._lines.popitem()
             await line.close()
 
-    async def _round(self, errands: Sequence[_Errand]) -> None:
-        by_server: dict[Address, list[_Errand]] = {}
-        try:
-            for errand in errands:
-                address = errand.guest_of or await self._servers.of(errand.request.bucket)
-                by_server.setdefault(address, []).append(errand)
-        except StorageError as error:
-            for errand in errands:
-                errand.reply = error
-            return
-        await asyncio.gather(*(self._visit(address, some) for address, some in by_server.items()))
-
     async def _visit(self, address: Address, errands: Sequence[_Errand]) -> None:
         commands: list[Command] = []
         for errand in errands:
-            if errand.guest_of:
+            if errand.is_guest:
                 commands.append(("ASKING",))
             commands.append(errand.command)
         if self._wait:
@@ -249,11 +239,12 @@ class Pipes:
             for errand in errands:
                 errand.reply = error
             return
-        following = replies.pop() if self._wait else None
-        for errand, reply in zip(
-            errands, [reply for reply, command in zip(replies, commands, strict=False) if command != ("ASKING",)], strict=True
-        ):
-            errand.reply = self._confirmed(address, reply, following)
+        following = replies[-1]
+        answers = iter(replies)
+        for errand in errands:
+            if errand.is_guest:
+                next(answers)
+            errand.reply = self._confirmed(address, next(answers), following)
 
     def _confirmed(self, address: Address, reply: Reply, following: Reply) -> Reply | StorageError:
         if not self._wait or reply != 1:
@@ -279,15 +270,14 @@ class Pipes:
         """
         again: list[_Errand] = []
         for errand in errands:
-            bucket, script = errand.request.bucket, errand.request.script
             match errand.reply:
                 case NoScriptError():
-                    errand.command = ("EVAL", script, *errand.request.command[2:])
-                case MovedError(host=host, port=port) if self._servers.options.topology == "cluster" and host:
-                    self._servers.moved(bucket, (host, port))
-                    errand.guest_of = None
-                case AskError(host=host, port=port) if self._servers.options.topology == "cluster" and host:
-                    errand.guest_of = (host, port)
+                    errand.command = ("EVAL", errand.request.script, *errand.request.command[2:])
+                case AskError(host=host, port=port) if self._is_cluster and host:
+                    errand.address = (host, port)
+                    errand.is_guest = not isinstance(errand.reply, MovedError)
+                    if not errand.is_guest:
+                        self._servers.moved(errand.request.bucket, errand.address)
                 case 0 if again:
                     pass
                 case _:
@@ -296,12 +286,14 @@ class Pipes:
         return again
 
     async def _outcome(self, errand: _Errand) -> Reply | StorageError:
-        reply = errand.reply
+        reply, address = errand.reply, errand.address
         if not isinstance(reply, ResponseError):
             return reply
-        address = errand.guest_of or await self._servers.of(errand.request.bucket)
-        if isinstance(reply, (ReadOnlyError, MasterDownError)) and address in self._lines:
-            # Perhaps the name, or the sentinels, lead to another server by now.
-            await self._lines.pop(address).close()
+        if isinstance(reply, (ReadOnlyError, ClusterDownError)):
+            # Perhaps the name, the sentinels or the cluster lead to another server by now.
             self._servers.forget()
+            if (line := self._lines.pop(address, None)) is not None:
+                await line.close()
+        if isinstance(reply, AskError) and self._is_cluster:
+            return StorageUnavailableError(f"{self._servers.options.name}: the nodes do not agree where a slot is")
         return translated(address, reply)

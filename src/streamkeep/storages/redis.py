@@ -287,6 +287,7 @@ class _Scripts:
             ("MULTI",),
             ("EVAL", commit, 3, *keys, "", 0, b"1 1 0.0 ", b"%d" % (_NEVER_SECONDS * 1000), _NOBODY, channel, "", b"record"),
             ("EVAL", self._read[0], 2, *keys[:2], 0, 1, 1),
+            ("EVALSHA", self._read[1], 2, *keys[:2], 0, 1, 1),
             ("EVAL", delete, 3, *keys, b"1 ", _NOBODY, channel),
             ("EXEC",),
             ("ZRANGEBYLEX", keys[2], "-", "+", "LIMIT", 0, 1),
@@ -366,9 +367,10 @@ def _refusal(topology: Topology, facts: Mapping[str, str]) -> str | None:
     policy = facts.get("maxmemory_policy", "noeviction")
     if numbers < _OLDEST:
         return f"version {version} is too old; use Redis 7.0 or newer, or Valkey"
-    if facts.get("redis_mode") == "sentinel":
+    mode = facts.get("server_mode") or facts.get("redis_mode")  # Valkey's name for it, and Redis's
+    if mode == "sentinel":
         return "it is a sentinel; use redis+sentinel://HOST:PORT/PRIMARY"
-    if facts.get("redis_mode") == "cluster" and topology != "cluster":
+    if mode == "cluster" and topology != "cluster":
         return "it is a node of a cluster; use redis+cluster://HOST:PORT"
     if facts.get("role") == "slave" and topology == "single":
         return "it is a replica, and takes no writes; use the primary's address, or redis+sentinel://HOST:PORT/PRIMARY"
