@@ -44,9 +44,9 @@ class Postgres:
         self, binaries: Path = WHEEL, *, standby_of: "Postgres | None" = None, settings: Mapping[str, str] | None = None
     ) -> None:
         self.port = free_port()
-        self._user = _somebody() if os.geteuid() == 0 else None
+        self._user = somebody() if os.geteuid() == 0 else None
         self.directory = Path(tempfile.mkdtemp(prefix="streamkeep-postgres-"))
-        self._give(self.directory)
+        give(self.directory, self._user)
         self.binaries = self._reachable(binaries)
         self._data = self.directory / "data"
         self._standby_of = standby_of
@@ -71,10 +71,21 @@ class Postgres:
         """The URL of the storage in the schema of now."""
         return self.through(self.port)
 
-    def through(self, port: int, **options: str) -> str:
-        """Give the URL by way of another port, or with other options."""
-        query = "&".join(f"{name}={value}" for name, value in {"schema": self.schema, **options}.items())
-        return f"postgresql://streamkeep@127.0.0.1:{port}/postgres?{query}"
+    def through(self, port: int) -> str:
+        """Give the URL by way of another port."""
+        return self.url_of(port=port)
+
+    def url_of(
+        self,
+        user: str = "streamkeep",
+        *,
+        port: int | None = None,
+        database: str = "postgres",
+        options: str = "",
+        host: str = "",
+    ) -> str:
+        """Give the URL for somebody else, or with whatever else is different."""
+        return f"postgresql://{user}@{host or f'127.0.0.1:{port or self.port}'}/{database}?schema={self.schema}{options}"
 
     def empty(self) -> Self:
         """Turn to a schema that nobody has used."""
@@ -184,10 +195,6 @@ class Postgres:
         except FileNotFoundError:
             return []
 
-    def _give(self, path: Path) -> None:
-        if self._user is not None:
-            os.chown(path, pwd.getpwnam(self._user).pw_uid, -1)
-
     def _reachable(self, binaries: Path) -> Path:
         # A checkout in root's own home is closed to other users.
         if self._user is None or all(parent.stat().st_mode & 0o1 for parent in binaries.resolve().parents):
@@ -199,7 +206,13 @@ class Postgres:
         return self.directory / binaries.relative_to(package.parent)
 
 
-def _somebody() -> str:
+def give(path: Path, user: str | None) -> None:
+    """Make a file another user's, if there is one."""
+    if user is not None:
+        os.chown(path, pwd.getpwnam(user).pw_uid, -1)
+
+
+def somebody() -> str:
     """Give a user as whom root may run PostgreSQL."""
     for user in ("nobody", "postgres"):
         with suppress(KeyError):

@@ -161,7 +161,7 @@ class Session:
         async def delete(link: Link) -> Sequence[bool]:
             async with link.transaction():
                 rows = await link.run(_DELETE, [each.id for each in asked], [each.seen for each in asked])
-                # Statements of their own, which see the records of whatever commit the first one waited for.
+                # In statements of their own, none of which takes long, however many records there are.
                 for keys, firsts in _spans([(key, tail) for _, key, tail in rows]):
                     await link.run(_DELETE_RECORDS, keys, firsts, _MOST_RECORDS)
                 if ring and rows:

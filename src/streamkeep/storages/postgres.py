@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Self
-from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 from streamkeep.errors import InvalidArgumentError, StorageError, StorageUnavailableError
 from streamkeep.storage import Doorbell, Head, Page
@@ -18,7 +18,17 @@ from streamkeep.storages._postgres_link import Place
 from streamkeep.storages._postgres_news import Listening, News, Polling
 
 _SCHEMES: Final = {"postgresql", "postgres"}
-_DRIVERS_OPTIONS: Final = {"host", "passfile", "sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "sslnegotiation"}
+_DRIVERS_OPTIONS: Final = {
+    "host",
+    "port",
+    "passfile",
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "sslcrl",
+    "sslnegotiation",
+}
 _HOSTS: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]:,]*)(:[0-9]{1,5})?(,(\[[0-9A-Fa-f:.%]+\]|[^\[\]:,]+)(:[0-9]{1,5})?)*")
 _SCHEMA_BYTES: Final = 63
 
@@ -36,7 +46,8 @@ class PostgresStorage:
     - `schema=streamkeep`: where the tables are. Schema and tables are created if they are missing, by whichever process comes first.
     - `notify=off`: tell other processes nothing. They look at the streams that they watch instead, every 50 to 250 ms. Needed behind a
       pooler in transaction mode; and NOTIFY makes all commits of a database that notify go one after the other.
-    - `host`, `passfile`, `sslmode`, `sslrootcert`, `sslcert`, `sslkey`, `sslcrl`, `sslnegotiation`: as in every URL of PostgreSQL's.
+    - `host`, `port`, `passfile`, `sslmode`, `sslrootcert`, `sslcert`, `sslkey`, `sslcrl`, `sslnegotiation`: as in every URL of
+      PostgreSQL's.
 
     Three connections a storage at most: one writes, one reads, and one listens. Each is made when it is needed, and again when it was lost.
 
@@ -215,7 +226,7 @@ def _urls(parts: SplitResult, query: str) -> Sequence[str]:
         raise _bad(
             "is not like postgresql://user:password@host:port/database; in user and password, :/?#@ must be percent-encoded"
         )
-    return [urlunsplit((parts.scheme, user + at + host, parts.path, query, "")) for host in hosts.split(",")]
+    return [f"{parts.scheme}://{user}{at}{host}{parts.path}?{query}".rstrip("?") for host in hosts.split(",")]
 
 
 def _bad(what: str) -> InvalidArgumentError:
