@@ -10,7 +10,7 @@ from pathlib import Path
 from signal import Signals
 from typing import Any, Final
 
-from tests.engines.process import Process, free_port
+from tests.engines.process import Process, answers, free_port
 
 BINARY: Final = Path(sys.executable).with_name("nats-server")
 
@@ -65,11 +65,7 @@ class NATSServer:
             return json.load(answer)
 
     def _is_ready(self) -> bool:
-        try:
-            self.ask("varz")
-        except OSError:
-            return False
-        return True
+        return answers(self.port)  # it listens to clients last, when JetStream is up
 
 
 class NATSCluster:

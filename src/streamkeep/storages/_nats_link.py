@@ -119,7 +119,9 @@ class Connection:
         """Have `heard` called with every message; StorageError if that is not allowed."""
         with _translating():
             await self._client.subscribe(subject, cb=heard, pending_msgs_limit=0, pending_bytes_limit=0)
-            await self._client.flush(timeout=_ANSWER_SECONDS)  # type: ignore[arg-type] # an int, it says, and takes any number
+        # nats-py's flush sends its PING before what waits to be sent, but then that is sent; so the second one comes after it.
+        await self.ping()
+        await self.ping()
         for sentence in self._denied:
             if sentence.startswith("subscription") and f'"{subject.lower()}"' in sentence:
                 raise _denial(sentence)
@@ -144,7 +146,7 @@ class Connection:
     async def ping(self) -> None:
         """Return if the server is there."""
         with _translating():
-            await self._client.flush(timeout=_ANSWER_SECONDS)  # type: ignore[arg-type] # see subscribe
+            await self._client.flush(timeout=_ANSWER_SECONDS)  # type: ignore[arg-type] # an int, it says, and takes any number
 
     def lose(self) -> None:
         """Let everything that waits for an answer fail."""
@@ -237,6 +239,8 @@ class Link:
             task.cancel()
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([task])
+                if self._connection is not None:
+                    await self._connection.close()
 
     async def connection(self) -> Connection:
         """Give the connection, or wait for the next one, for a while."""
@@ -251,7 +255,6 @@ class Link:
 
     async def _keep(self, connection: Connection, tended: Callable[[Connection], Awaitable[None]]) -> None:
         while True:
-            abort = True
             try:
                 while not connection.lost.is_set():
                     with suppress(TimeoutError):
@@ -262,13 +265,9 @@ class Link:
                     await tended(connection)
             except StorageError as error:
                 self._trouble = error
-            except asyncio.CancelledError:
-                abort = False
-                raise
-            finally:
-                self._connection = None
-                self._is_up.clear()
-                await connection.close(abort=abort)
+            self._connection = None
+            self._is_up.clear()
+            await connection.close(abort=True)
             connection = await self._connect_again()
 
     async def _connect_again(self) -> Connection:
@@ -351,6 +350,8 @@ async def _connect(url: str, servers: Servers) -> Connection:
 
     try:
         with _translating(url):
+            if servers.creds is not None:
+                servers.creds.read_bytes()  # nats-py looks for it only when a server asks for what is in it
             await client.connect(
                 servers=[url],
                 error_cb=failed,
@@ -393,6 +394,7 @@ async def _hang_up(client: "Client", *, abort: bool) -> None:
             await client.close()
     if writer is not None:
         writer.transport.abort()
+        await asyncio.sleep(0)  # the transport lets go of its socket in the next turn of the loop
 
 
 class _translating:  # noqa: N801 - reads as a function
@@ -418,12 +420,14 @@ class _translating:  # noqa: N801 - reads as a function
                 raise StorageError(
                     f"TLS with NATS at {self._url} fails: {error}; SSL_CERT_FILE names the CA to trust"
                 ) from error
+            case ImportError():
+                raise StorageError(f'a package for credentials is missing ({error}): pip install "streamkeep[nats]"') from error
+            case FileNotFoundError() | PermissionError():
+                raise StorageError(f"the credentials file cannot be read: {error}") from error
             case OSError() | errors.Error() if _is_authorization(str(error)):
                 raise StorageError(
                     f"NATS at {self._url} refuses who we are: check user, password, token or creds in the URL"
                 ) from error
-            case FileNotFoundError() | PermissionError():
-                raise StorageError(f"the credentials file cannot be read: {error}") from error
             case OSError() | errors.Error():
                 raise StorageUnavailableError(f"NATS at {self._url}: {str(error) or type(error).__name__}") from error
             case _:

@@ -37,6 +37,7 @@ _SCAN_SECONDS: Final = 10.0
 _FEW_IDS: Final = 10_000
 _BATCHES_AT_ONCE: Final = 8
 _DIRECT_ATTEMPTS: Final = 3
+_LEADER_ATTEMPTS: Final = 3
 
 
 class NATSStorage:
@@ -181,7 +182,7 @@ class _JetStream:
         connection = await self._link.connection()
         subject = self._subject(token)
         with translating_refusals():
-            for attempt in range(2 * _DIRECT_ATTEMPTS):
+            for attempt in range(_DIRECT_ATTEMPTS + _LEADER_ATTEMPTS):
                 try:
                     last = await self._last(connection, token)
                     if last.commit is None:
