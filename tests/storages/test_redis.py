@@ -400,6 +400,21 @@ async def test_the_server_forgets_what_has_expired(valkey: Server, url: str, pre
         assert list(page.records) == [b"new"]
 
 
+async def test_a_deletion_leaves_nothing_behind(valkey: Server, url: str, prefix: str) -> None:
+    async with RedisStorage(url) as storage:
+        assert await storage.commit("s", None, a_head(1, 1), [b"one"])
+        assert await storage.delete("s", 1)
+    assert valkey.ask("KEYS", f"{{{prefix}:*") == [f"{{{prefix}:0}}:format"]
+
+
+async def test_an_id_that_came_back_while_it_was_scanned_is_kept(url: str) -> None:
+    async with RedisStorage(url) as storage:
+        assert await storage.commit("s", None, a_head(1))
+        entered = storage._open
+        await entered.writer.ask(entered.scripts.tidy(b"s"))  # as a scan does that has found it gone just before
+        assert await storage.scan() == ["s"]
+
+
 @pytest.mark.parametrize("expires_at", [9e9, 1e10, 1e15, 1e300, math.inf, 0.0])
 async def test_an_expiry_that_is_far_away_is_kept_as_it_is(url: str, expires_at: float) -> None:
     async with RedisStorage(url) as storage:
@@ -508,8 +523,17 @@ async def test_scripts_that_a_server_has_forgotten_are_sent_again_and_order_is_k
             assert list(page.records) == [b"%d" % i for i in range(version)]
 
 
+async def test_a_script_that_must_be_sent_first_is_not_overtaken(own: Server) -> None:
+    async with RedisStorage(own.url) as storage:
+        own.ask("SCRIPT", "FLUSH")
+        assert await storage.commit("s", None, a_head(1))  # whose script the server knows again; that of deletions it does not
+        assert all(await asyncio.gather(storage.delete("s", 1), storage.commit("s", None, a_head(2))))
+
+
 async def test_a_server_that_is_stopped_is_unavailable_soon(own: Server) -> None:
     async with RedisStorage(own.url) as storage:
+        assert await storage.commit("other", None, a_head(1))
+        assert await storage.read("other") is not None  # so that both connections are there
         own.signal(SIGSTOP)
         try:
             with anyio.fail_after(BOUND_SECONDS):
