@@ -20,6 +20,7 @@ from streamkeep.errors import InvalidArgumentError, StorageCorruptError, Storage
 from streamkeep.storage import Head, Storage
 from streamkeep.storages import storage_for
 from streamkeep.storages._nats_commits import DELETION, encode, stream_of, token_of
+from streamkeep.storages._nats_link import Connection
 from streamkeep.storages._nats_log import Log
 from streamkeep.storages.nats import NATSStorage
 from streamkeep.storages.retrying import RetryingStorage
@@ -41,6 +42,7 @@ accounts {
       {user: unwriting, password: secret, permissions: {publish: "$JS.API.>", subscribe: ">"}},
       {user: unlistening, password: secret, permissions: {publish: ">", subscribe: "_INBOX.>"}},
       {user: unasking, password: secret, permissions: {publish: "streamkeep.>", subscribe: ">"}},
+      {user: unpurging, password: secret, permissions: {publish: {deny: "$JS.API.STREAM.PURGE.>"}}},
       {user: unanswered, password: secret, permissions: {publish: ">", subscribe: "streamkeep.>"}}
     ]
   }
@@ -237,6 +239,23 @@ class TestAccounts:
             with pytest.raises(StorageError, match=r"does not permit the subscription to \"streamkeep.bell"):
                 async with storage.watch("denied"):
                     pass
+
+    async def test_a_deletion_that_cannot_be_swept_away_has_removed_the_records(
+        self, guarded: NATSServer, alice: Storage
+    ) -> None:
+        head = a_head(2)
+        assert await alice.commit("deleted", None, head, [b"one", b"two"])
+        after = replace(head, version=head.version + 1, tail=3)
+        assert await alice.commit("deleted", head.version, after, [b"three"])
+        who = f"nats://unpurging:secret@127.0.0.1:{guarded.port}"
+        async with storage_for(who) as storage:
+            with pytest.raises(StorageError, match="does not permit"):
+                await storage.delete("deleted", after.version)
+        async with connected(guarded.port, who) as client:
+            kept = {"subjects_filter": "streamkeep.s.deleted"}
+            assert (await api(client, "STREAM.INFO.streamkeep", kept))["state"]["subjects"] == {"streamkeep.s.deleted": 1}
+            assert await alice.read("deleted", 0, 5) is None
+            assert "subjects" not in (await api(client, "STREAM.INFO.streamkeep", kept))["state"]
 
     async def test_a_credentials_file_that_is_missing_is_told_so(self, guarded: NATSServer) -> None:
         with pytest.raises(StorageError, match="credentials file"):
@@ -539,6 +558,45 @@ async def test_a_gap_in_the_bells_rings_everybody(storage: Storage, url: str, na
                 await doorbell.wait()
 
 
+async def test_a_watcher_is_rung_also_by_what_came_while_its_connection_was_lost(storage: Storage, url: str) -> None:
+    async with storage_for(url) as writer:
+        head = a_head(0)
+        assert await writer.commit("s", None, head)
+        async with storage.watch("s") as doorbell:
+            for _ in range(3):
+                connection = connection_of(storage)
+                connection.lose()
+                new = replace(head, version=head.version + 1)
+                assert await writer.commit("s", head.version, new)
+                head = new
+                with anyio.fail_after(BOUND_SECONDS):
+                    while True:
+                        await doorbell.wait()
+                        page = await storage.read("s")
+                        if page is not None and page.head == head:
+                            break
+            # And by what comes when it is there again.
+            assert await writer.commit("s", head.version, replace(head, version=head.version + 1))
+            with anyio.fail_after(BOUND_SECONDS):
+                await doorbell.wait()
+
+
+async def test_an_end_that_is_older_than_what_was_heard_of_is_not_believed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A leader that was deposed while it was stopped may answer for a moment when it goes on."""
+    monkeypatch.setattr("streamkeep.storages.nats._PATIENCE_SECONDS", 0.1)
+    found = storage_for(url)
+    assert isinstance(found, RetryingStorage)
+    async with found.storage as storage:
+        head = a_head(0)
+        assert await storage.commit("s", None, head)
+        assert isinstance(storage, NATSStorage)
+        storage._open._bells.expect("s", 2)
+        with pytest.raises(StorageUnavailableError, match="behind what it has acknowledged"):
+            await storage.read("s")
+        assert await storage.commit("s", head.version, replace(head, version=head.version + 1))
+        assert await storage.read("s") is not None
+
+
 # -- ids
 
 
@@ -579,16 +637,21 @@ def log_of(storage: Storage) -> Log:
 
 def requests_of(storage: Storage) -> int:
     """Say how many requests it has made."""
+    return connection_of(storage)._count
+
+
+def connection_of(storage: Storage) -> Connection:
+    """Give the connection that it has."""
     assert isinstance(storage, RetryingStorage)
     assert isinstance(storage.storage, NATSStorage)
     connection = storage.storage._open._link._connection
     assert connection is not None
-    return connection._count
+    return connection
 
 
 @asynccontextmanager
-async def connected(port: int) -> AsyncGenerator[Client]:
-    client = await nats.connect(f"nats://127.0.0.1:{port}")
+async def connected(port: int, url: str | None = None) -> AsyncGenerator[Client]:
+    client = await nats.connect(url or f"nats://127.0.0.1:{port}")
     try:
         yield client
     finally:
