@@ -6,7 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from streamkeep.errors import (
 )
 from streamkeep.storage import Head, Storage
 from streamkeep.storages import _postgres_schema, postgres, storage_for
+from streamkeep.storages._postgres_news import Polling
 from streamkeep.storages.postgres import PostgresStorage
 from streamkeep.storages.retrying import RetryingStorage
 from streamkeep.testing import SimulationSuite, StorageSuite, StreamsSuite
@@ -38,6 +39,7 @@ PROCESSES = int(os.environ.get("PROCESSES", "8"))
 NEWCOMER = """
 import asyncio, sys
 from streamkeep.storage import Head
+from streamkeep.storages._postgres_news import Polling
 from streamkeep.storages.postgres import PostgresStorage
 
 async def main(url, stream):
@@ -252,8 +254,8 @@ async def test_no_connection_left_is_unavailable(here: Postgres) -> None:
     here.run(f"GRANT ALL ON SCHEMA {here.schema} TO few; GRANT ALL ON ALL TABLES IN SCHEMA {here.schema} TO few")
     async with PostgresStorage(here.url_of("few")) as storage:
         with pytest.raises(StorageUnavailableError, match="raise its max_connections"):
-            await storage.read("s")
-        assert await storage.commit("s", None, a_head(1, 0))
+            await storage.commit("s", None, a_head(1, 0))
+        assert await storage.read("s") is None
     here.run("DROP OWNED BY few; DROP ROLE few")
 
 
@@ -330,6 +332,8 @@ async def test_a_storage_that_is_not_open_says_so(here: Postgres) -> None:
 async def test_leaving_waits_for_what_was_asked_and_leaves_no_connection(here: Postgres) -> None:
     async with PostgresStorage(here.url) as storage, storage.watch("s"):
         await storage.read("s")
+        assert len(connections(here)) == 2
+        assert await storage.commit("s", None, a_head(1, 0))
         assert len(connections(here)) == 3
         tasks = [asyncio.create_task(storage.commit(f"s{i}", None, a_head(1, 0))) for i in range(50)]
         await asyncio.sleep(0)
@@ -604,8 +608,26 @@ async def test_watching_without_notifications_costs_one_query_whatever_is_watche
         for i in range(1000):
             tasks.start_soon(watch, f"s{i}")
         await until_async(lambda: entered == 1000)
-        assert len(connections(here)) == 2
+        assert len(connections(here)) == 1
         tasks.cancel_scope.cancel()
+
+
+async def test_what_a_look_has_found_is_no_news_to_the_next(here: Postgres) -> None:
+    asked: list[int | None] = []
+
+    async def look(versions: Mapping[bytes, int | None]) -> Mapping[bytes, int | None]:
+        asked.append(versions[b"s"])
+        return {} if versions[b"s"] == 5 else {b"s": 5}
+
+    polling = Polling(look)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(polling.run)
+        async with polling.watch(b"s") as doorbell:
+            await heard(doorbell.wait())
+            await until_async(lambda: len(asked) >= 3)
+        tasks.cancel_scope.cancel()
+    assert asked[0] not in {None, 5}
+    assert set(asked[1:]) == {5}
 
 
 # -- poolers

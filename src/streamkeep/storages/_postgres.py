@@ -201,6 +201,10 @@ class Reader:
         """Let go of the connection."""
         await self._session.aclose()
 
+    async def prepare(self) -> None:
+        """See that the database can be used; create what is missing."""
+        await self._session.prepare()
+
     async def read(self, readings: Sequence[Reading]) -> Sequence[Page | None]:
         """Do each `Storage.read`, all at one moment."""
         ids = [reading.id for reading in readings]

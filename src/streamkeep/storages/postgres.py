@@ -124,7 +124,7 @@ async def _enter(stack: AsyncExitStack, place: Place) -> _Entered:
     writer, reader = Session(place), Reader(place)
     stack.push_async_callback(writer.aclose)
     stack.push_async_callback(reader.aclose)
-    await writer.prepare()
+    await reader.prepare()  # a process that only reads has no connection that writes
     news: News = Listening(place) if place.notify else Polling(reader.changed)
     await stack.enter_async_context(_running(news))
     reads = await stack.enter_async_context(BatchTask(reader.read, max_batch=_MOST_READINGS))
