@@ -13,7 +13,10 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parent.parent
 CAMPAIGNS: Final[dict[str, list[list[str]]]] = {
-    "simulation": [["--histories", "10000"], ["--histories", "1000", "--storage", "sqlite"]],
+    "simulation": [
+        ["--histories", "10000"],
+        *(["--histories", "1000", "--storage", name] for name in ("sqlite", "redis", "postgres", "nats")),
+    ],
     "model": [["--examples", "2000"]],
     "torture": [["--kills", "1000", "--synchronous", "FULL"], ["--kills", "500", "--synchronous", "NORMAL"]],
     "powerloss": [["--workloads", "3", "--variants", "2", "--recoveries", "3", "--refusals", "3"]],
@@ -21,6 +24,7 @@ CAMPAIGNS: Final[dict[str, list[list[str]]]] = {
     "deploy": [["--rounds", "30"]],
     "hostile": [["--requests", "500"]],
     "network": [["--cuts", "500"]],
+    "engines": [["--engine", engine, "--rounds", "500"] for engine in ("redis", "postgres", "nats")],
 }
 FRAME: Final = ("campaign", "seed", "seconds", "violations")
 

@@ -30,9 +30,9 @@ asyncio.run(main())
 """
 
 
-def kill_a_producer(path: Path, *, after_offset: int) -> int:
+def kill_a_producer(url: str, *, after_offset: int) -> int:
     """Run a producer, kill it when it has been told that so much is stored, and give the last offset that it was told of."""
-    command = [sys.executable, "-c", PRODUCER, f"sqlite:///{path}"]
+    command = [sys.executable, "-c", PRODUCER, url]
     last = -1
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as producer:
         assert producer.stdout is not None
@@ -48,7 +48,7 @@ def kill_a_producer(path: Path, *, after_offset: int) -> int:
 @pytest.mark.promise("P6")
 async def test_readers_of_a_killed_writer_get_all_that_was_acknowledged_and_then_aborted(tmp_path: Path) -> None:
     path = tmp_path / "streams.db"
-    last = kill_a_producer(path, after_offset=200)
+    last = kill_a_producer(f"sqlite:///{path}", after_offset=200)
     with anyio.fail_after(30):
         async with (
             SQLiteStorage(path) as storage,
@@ -68,7 +68,7 @@ async def test_readers_of_a_killed_writer_get_all_that_was_acknowledged_and_then
 @pytest.mark.promise("P6")
 async def test_a_new_writer_goes_on_where_a_killed_one_was(tmp_path: Path) -> None:
     path = tmp_path / "streams.db"
-    last = kill_a_producer(path, after_offset=50)
+    last = kill_a_producer(f"sqlite:///{path}", after_offset=50)
     with anyio.fail_after(30):
         async with SQLiteStorage(path) as storage, StreamManager(storage, lease=LEASE, grace=timedelta(minutes=1)) as streams:
             stream = await open_when_lapsed(streams)

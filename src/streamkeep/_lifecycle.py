@@ -32,6 +32,11 @@ from .storage import Head
 FORGET_OPEN_SECONDS: Final = 86_400.0
 """An open stream that nobody tends may be forgotten so long after its lease; until then readers are told that it was aborted."""
 
+COPY: Final = "copy"
+"""The writer of a stream that is being copied from another storage, and is not whole yet."""
+COPY_SECONDS: Final = 86_400.0
+"""How long a copy that was interrupted can be gone on with; then the stream counts as abandoned."""
+
 CANCELLED: Final = ErrorInfo("CANCELLED", "the stream was cancelled")
 ABORTED: Final = ErrorInfo("ABORTED", "the writer went away before the stream was completed")
 
@@ -72,6 +77,11 @@ def life_of(head: Head) -> Life:
         raise StorageCorruptError("a head's state is not one of streamkeep's") from error
 
 
+def is_written(state: State, now: float) -> bool:
+    """Say whether the stream's writer is believed to live."""
+    return state.status == "open" and bool(state.writer) and now < state.lease_until
+
+
 def is_expired(head: Head, now: float) -> bool:
     """Say whether the stream counts as absent, whether or not anybody has removed it yet."""
     return now >= head.expires_at
@@ -108,7 +118,7 @@ def take_over(life: Life, now: float, writer: str, terms: Terms) -> Life:
     state = life.state
     if state.status != "open":
         raise StreamCompletedError(f"the stream has already completed ({_ending(state)})")
-    if state.writer and now < state.lease_until:
+    if is_written(state, now):
         raise StreamBusyError("the stream's writer is alive", lease_until=state.lease_until)
     return _change(life, replace(state, writer=writer, lease_until=now + terms.lease), now, terms)
 
@@ -136,6 +146,14 @@ def cancel(life: Life, now: float, terms: Terms) -> Life | None:
     if life.state.status != "open":
         return None
     return finish(life, now, terms, CANCELLED.status)
+
+
+def copy_under_way(life: Life, tail: int, now: float, *, after_version: int) -> Head:
+    """Give the head of what is copied of a stream until all of it is; `after_version` is that of the copy so far."""
+    state = replace(life.state, writer=COPY, lease_until=now + COPY_SECONDS, status="open", error=None)
+    # The last head is the original's own: no version before it may be the same.
+    version = _version(max(after_version, life.head.version), now)
+    return Head(version, tail, _encode(state), state.lease_until + FORGET_OPEN_SECONDS)
 
 
 def why_refused(life: Life | None, writer: str) -> StreamkeepError:

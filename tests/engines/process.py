@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGTERM, Signals
 from typing import Final, Self
@@ -14,6 +15,8 @@ from typing import Final, Self
 WAIT_SECONDS: Final = 30
 _PR_SET_PDEATHSIG: Final = 1
 _libc: Final = ctypes.CDLL(None, use_errno=True)
+# To the kernel a process's parent is the thread that started it; a server must not die with a worker thread that has nothing to do.
+_starter: Final = ThreadPoolExecutor(1, "starts-servers")
 
 
 class Process:
@@ -58,7 +61,8 @@ class Process:
         """Start it, and return when it answers. RuntimeError, with its log, if it does not."""
         self._directory.mkdir(parents=True, exist_ok=True)
         with (self._directory / "log").open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = _starter.submit(
+                subprocess.Popen[bytes],
                 self._command,
                 cwd=self._directory,
                 stdin=subprocess.DEVNULL,
@@ -67,8 +71,8 @@ class Process:
                 env=self._environment,
                 user=self._user,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - it makes one system call
-            )
+                preexec_fn=_die_with_parent,
+            ).result()
         give_up_at = time.monotonic() + WAIT_SECONDS
         while not self._is_ready():
             if self._process.poll() is not None or time.monotonic() > give_up_at:

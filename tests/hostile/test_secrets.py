@@ -254,7 +254,7 @@ def test_a_health_check_does_not_say_what_is_wrong() -> None:
 
 URLS: Final = (
     SECRET_URL,
-    f"redis://:{SECRET}@cache.internal:6379/0",
+    f"redis://:{SECRET}@cache.internal:6379/0?password={SECRET}",
     f"sqlite://streams:{SECRET}@host/streams.db",
     f"sqlite:///streams.db?password={SECRET}",
     f"streams:{SECRET}@db.internal/streams",

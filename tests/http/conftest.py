@@ -13,6 +13,8 @@ import pytest
 from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 
+pytest.register_assert_rewrite("tests.http.genkit_client_suite")
+
 PROGRAM: Final = Path(__file__).parent / "genkit_client"
 MAX_LINE_BYTES: Final = 64 * 1024 * 1024
 

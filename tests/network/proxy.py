@@ -8,8 +8,8 @@ import asyncio
 import socket
 import struct
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -65,6 +65,23 @@ class Network:
         self.struck: Counter[End] = Counter()
         self._tasks = tasks
         self._sockets = sockets
+        self._ways: set[_Way] = set()
+
+    def meet(self, fate: Fate) -> None:
+        """Let all connections that are open meet a fate, counted from now on; those that come later do not."""
+        for way in self._ways:
+            if way.is_request == fate.of_request:
+                way.fate = fate
+
+    @contextmanager
+    def way(self, fate: Fate, *, is_request: bool) -> Generator["_Way"]:
+        """Note that there is one more way, while the block runs."""
+        way = _Way(fate if fate.of_request == is_request else FINE, is_request)
+        self._ways.add(way)
+        try:
+            yield way
+        finally:
+            self._ways.remove(way)
 
     def path(self, fates: Iterable[Fate] = ()) -> str:
         """Give a URL that leads to the server. Its connections meet these fates one after the other, and then none."""
@@ -86,6 +103,14 @@ async def bad_network(url: str | None = None) -> AsyncGenerator[Network]:
         async with anyio.create_task_group() as tasks:
             yield Network(url, tasks, sockets)
             tasks.cancel_scope.cancel()
+
+
+@dataclass(eq=False, slots=True)
+class _Way:
+    """One direction of a connection, and what is to become of it."""
+
+    fate: Fate
+    is_request: bool
 
 
 class _Path:
@@ -129,15 +154,15 @@ class _Path:
             except OSError:
                 _reset_when_closed(client)
                 return
-            request, answer = (fate, FINE) if fate.of_request else (FINE, fate)
-            async with anyio.create_task_group() as link:
-                link.start_soon(self._forward, client, server, request, link)
-                link.start_soon(self._forward, server, client, answer, link)
+            with self._network.way(fate, is_request=True) as request, self._network.way(fate, is_request=False) as answer:
+                async with anyio.create_task_group() as link:
+                    link.start_soon(self._forward, client, server, request, link)
+                    link.start_soon(self._forward, server, client, answer, link)
 
-    async def _forward(self, source: socket.socket, sink: socket.socket, fate: Fate, link: TaskGroup) -> None:
+    async def _forward(self, source: socket.socket, sink: socket.socket, way: _Way, link: TaskGroup) -> None:
         try:
-            if await _forward_until_struck(source, sink, fate):
-                await self._strike(source, sink, fate)
+            if await _forward_until_struck(source, sink, way):
+                await self._strike(source, sink, way.fate)
         except OSError:  # reset by one, it is reset for the other
             _reset_when_closed(source, sink)
         link.cancel_scope.cancel()
@@ -154,12 +179,15 @@ class _Path:
             self._up.cancel()
 
 
-async def _forward_until_struck(source: socket.socket, sink: socket.socket, fate: Fate) -> bool:
+async def _forward_until_struck(source: socket.socket, sink: socket.socket, way: _Way) -> bool:
     """Forward as far as the fate allows; False if the source ends before."""
     loop = asyncio.get_running_loop()
+    fate = way.fate
     seen = bytearray()
     sent = 0
     while data := await loop.sock_recv(source, RECEIVE_BYTES):
+        if fate is not way.fate or fate.end is None:
+            fate, seen, sent = way.fate, bytearray(), 0
         seen += data
         strikes_at = _strikes_at(seen, fate)
         until = len(seen) if strikes_at is None else strikes_at

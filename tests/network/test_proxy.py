@@ -79,6 +79,22 @@ async def test_an_answer_is_cut_behind_a_landmark() -> None:
     assert (b"".join(packets), end) == (ANSWER[:12], "closed")
 
 
+async def test_connections_that_are_open_meet_a_fate_from_now_on_and_later_ones_do_not() -> None:
+    async with repeating() as (_, network):
+        port = urlsplit(network.path()).port or 0
+        async with await anyio.connect_tcp("127.0.0.1", port) as connection:
+            await connection.send(REQUEST)
+            with anyio.fail_after(10):
+                assert len(await connection.receive()) == len(ANSWER)
+                network.meet(Fate(End.FIN, 7))
+                await connection.send(REQUEST)
+                assert await connection.receive() == ANSWER[:7]
+                with pytest.raises(anyio.EndOfStream):
+                    await connection.receive()
+        assert await exchange(f"http://127.0.0.1:{port}", until=len(ANSWER)) == ([ANSWER], "open")
+        assert network.struck == {End.FIN: 1}
+
+
 async def test_a_request_is_cut_before_its_end() -> None:
     async with repeating() as (server, network):
         assert await exchange(network.path([Fate(End.FIN, 4, of_request=True)])) == ([], "closed")

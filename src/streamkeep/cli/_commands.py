@@ -13,10 +13,12 @@ from urllib.parse import unquote, urlsplit
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
+from .._copy import copy_streams, ids_with
 from .._manager import StreamManager
 from ..errors import StreamkeepError
 from ..events import StreamEventType
-from ._output import CommandError, Output, complain, shown_url
+from ..storages import storage_for
+from ._output import CommandError, Copying, Output, complain, shown_url
 
 PAGE_STREAMS: Final = 100
 INTERRUPTED: Final = 130
@@ -25,7 +27,8 @@ PIPE_CLOSED: Final = 141
 app = App(
     name="streamkeep",
     help="Durable streams: look at the streams of a storage, serve them, run the demo.",
-    help_epilogue="Exit codes: 0 done, 1 failed (of tail: or the stream ended in an error), 2 wrongly called, 130 interrupted.",
+    help_epilogue="Exit codes: 0 done, 1 failed (of tail: or the stream ended in an error; of copy: or a stream is not whole at the "
+    "target), 2 wrongly called, 130 interrupted.",
     help_format="plaintext",
     result_action="return_value",
 )
@@ -191,6 +194,48 @@ def delete(id: Id, /, *, storage: Storage, json: Json = False) -> int:
     return 0
 
 
+@app.command
+def copy(
+    source: Annotated[str, Parameter(help="The URL of the storage to copy from; it is only read.")],
+    target: Annotated[str, Parameter(help="The URL of the storage to copy to; a SQLite file is created if it is missing.")],
+    /,
+    *ids: Annotated[str, Parameter(help="The streams' ids; all, if none is named.")],
+    prefix: Annotated[str, Parameter(help="All streams whose ids begin with this.")] = "",
+    json: Json = False,
+) -> int:
+    """Copy streams from one storage to another; interrupted, even killed, it goes on where it was when it is run again.
+
+    A stream is copied with its events, metadata, state and expiry. One that is being written is copied as far as it is: run this again when
+    its writer has ended. What is at the target already is not copied again, and a stream that differs there is left alone. Exit
+    code 0: all of it is at the target.
+    """
+    if ids and prefix:
+        raise CommandError("name streams, or give a prefix, not both", 2)
+    if source == target:
+        raise CommandError("the two storages are the same", 2)
+    from_storage, to_storage = storage_for(source), storage_for(target)
+    for url in (source, target):
+        _check_is_shared(url)
+    _check_exists(source)
+
+    async def named() -> AsyncGenerator[str]:
+        for stream in dict.fromkeys(ids):
+            yield stream
+
+    async def run() -> int:
+        async with from_storage, to_storage:
+            streams = named() if ids else ids_with(from_storage, prefix)
+            with Copying(Output(json=json)) as copying:
+                await copy_streams(from_storage, to_storage, streams, report=copying.report, progress=copying.progress)
+        return int(not copying.is_whole)
+
+    try:
+        return asyncio.run(run())
+    except KeyboardInterrupt:
+        complain("interrupted: run it again, and it goes on from here")
+        raise
+
+
 def run() -> int:
     """Run the command that the arguments name, and give its exit code; what goes wrong is one sentence on stderr."""
     try:
@@ -215,10 +260,18 @@ def run() -> int:
 async def _existing(storage: str) -> AsyncGenerator[StreamManager]:
     """Give a manager over a storage that is there already: looking at one must not create it."""
     manager = StreamManager.connect(storage)
-    parts = urlsplit(storage)
-    if parts.scheme == "memory":
-        raise CommandError("memory:// lives and dies inside one process; there is nothing to see of it from another")
-    if parts.scheme == "sqlite" and not (path := Path(unquote(parts.path.removeprefix("/")))).is_file():
-        raise CommandError(f"there is no database at {path}")
+    _check_is_shared(storage)
+    _check_exists(storage)
     async with manager as streams:
         yield streams
+
+
+def _check_is_shared(storage: str) -> None:
+    if urlsplit(storage).scheme == "memory":
+        raise CommandError("memory:// lives and dies inside one process; there is nothing to see of it from another")
+
+
+def _check_exists(storage: str) -> None:
+    parts = urlsplit(storage)
+    if parts.scheme == "sqlite" and not (path := Path(unquote(parts.path.removeprefix("/")))).is_file():
+        raise CommandError(f"there is no database at {path}")

@@ -5,15 +5,19 @@ import re
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from .._copy import Copied, Outcome
 from .._manager import StreamInfo
 from ..events import ErrorInfo, StreamEvent, StreamEventType, encode_json
 
@@ -88,6 +92,20 @@ class Output:
         else:
             self._console.print(f"{stream}: {words}", soft_wrap=True)
 
+    def copied(self, copied: Copied) -> None:
+        """Print what became of a stream that is copied; for people only if it is not whole."""
+        if self._json:
+            self._print_json(asdict(copied))
+        elif not copied.is_whole:
+            self._console.print(f"{copied.id}: {copied.outcome}: {printable(copied.why)}", soft_wrap=True)
+
+    def copied_all(self, counts: Mapping[Outcome, int], events: int) -> None:
+        """Print what a copy came to."""
+        if self._json:
+            self._print_json({"events": events, **{outcome.value: counts.get(outcome, 0) for outcome in Outcome}})
+        else:
+            self._console.print(_sum(counts, events), soft_wrap=True)
+
     def welcome_to_demo(self, url: str, storage: str, pid: int) -> None:
         """Say where the demo is, and what to try."""
         self._welcome("streamkeep demo", url, storage)
@@ -126,6 +144,51 @@ class Output:
     def _print_json(self, value: object) -> None:
         sys.stdout.write(encode_json(value).decode() + "\n")
         sys.stdout.flush()
+
+
+class Copying:
+    """Shows how a copy goes on, on stderr, if that is a terminal; leaving it prints what it came to, unless an error leaves it."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._counts: Counter[Outcome] = Counter()
+        self._events = 0
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        )
+        self._task = self._bar.add_task("")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all streams so far are whole at the target."""
+        return not self._counts.keys() - {Outcome.COPIED, Outcome.THERE}
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+        if exc is None:
+            self._output.copied_all(self._counts, self._events)
+
+    def progress(self, events: int) -> None:
+        """So many events more are copied."""
+        self._events += events
+        self._bar.update(self._task, description=f"{self._counts.total():,} streams, {self._events:,} events")
+
+    def report(self, copied: Copied) -> None:
+        """Print what became of a stream."""
+        self._counts[copied.outcome] += 1
+        self._output.copied(copied)
+        self.progress(0)
 
 
 class _Console(Console):
@@ -211,6 +274,19 @@ def _writer(stream: StreamInfo, now: float) -> str:
 
 def _moment(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def _sum(counts: Mapping[Outcome, int], events: int) -> str:
+    parts = [f"{counts.get(Outcome.COPIED, 0):,} streams copied ({events:,} events)"]
+    for outcome, words in (
+        (Outcome.THERE, "there already"),
+        (Outcome.WRITING, "still being written"),
+        (Outcome.REFUSED, "refused"),
+        (Outcome.MISSING, "missing"),
+    ):
+        if count := counts.get(outcome):
+            parts.append(f"{count:,} {words}")
+    return ", ".join(parts)
 
 
 def _content(event: StreamEvent[Any]) -> Mapping[str, object]:

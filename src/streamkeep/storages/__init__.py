@@ -1,22 +1,32 @@
 """The storages that come with streamkeep, and the one place that knows their URLs."""
 
 import re
+from pathlib import Path
 from typing import Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from streamkeep.errors import InvalidArgumentError
+from streamkeep.errors import InvalidArgumentError, StorageError
 from streamkeep.storage import Storage
+from streamkeep.storages.retrying import RetryingStorage
 
 __all__ = ["storage_for"]
 
-_KNOWN = "memory://, sqlite:///relative.db, sqlite:////absolute.db or sqlite:///streams.db?synchronous=NORMAL"
+_KNOWN = (
+    "memory://, sqlite:///relative.db, sqlite:////absolute.db, sqlite:///streams.db?synchronous=NORMAL, redis://HOST:6379/0, "
+    "postgresql://USER:PASSWORD@HOST/DATABASE, nats://HOST:4222 or "
+    "nats://USER:PASSWORD@HOST1:4222,HOST2:4222?stream=streamkeep&replicas=3&creds=FILE"
+)
 
 
 def storage_for(url: str) -> Storage:
     """Give the storage that a URL names, not yet entered.
 
     `memory://`; `sqlite:///relative.db` and `sqlite:////absolute.db`, both with `?synchronous=NORMAL` if a power failure
-    may take the last moments. Percent-encoding is undone. Anything else raises `InvalidArgumentError`.
+    may take the last moments; `redis://`, `rediss://`, `redis+sentinel://` and `redis+cluster://` as in
+    `streamkeep.storages.redis.RedisStorage`; `postgresql://user:password@host/database`, with the options of `PostgresStorage`;
+    `nats://host1:4222,host2:4222` (or `tls://`), with `?stream=`, `&replicas=`, `&creds=`, see `NATSStorage`. What is behind a network is
+    wrapped in `RetryingStorage`. Percent-encoding is undone. Anything else raises `InvalidArgumentError`; StorageError: it needs a package
+    that is not installed.
     """
     try:
         parts = urlsplit(url)
@@ -27,6 +37,12 @@ def storage_for(url: str) -> Storage:
             return _memory_storage(parts, url)
         case "sqlite":
             return _sqlite_storage(parts, url)
+        case scheme if scheme.split("+")[0] in {"redis", "rediss"}:
+            return _redis_storage(url)
+        case "postgresql" | "postgres":
+            return _postgres_storage(url)
+        case "nats" | "tls":
+            return _nats_storage(parts, url)
         case _:
             raise _unknown(url)
 
@@ -48,6 +64,20 @@ def _sqlite_storage(parts: SplitResult, url: str) -> Storage:
     return SQLiteStorage(path, synchronous=_synchronous(parts.query, url))
 
 
+def _redis_storage(url: str) -> Storage:
+    try:
+        from streamkeep.storages.redis import RedisStorage
+    except ImportError as error:
+        raise StorageError('redis:// needs a package more: pip install "streamkeep[redis]"') from error
+    return RetryingStorage(RedisStorage(url))
+
+
+def _postgres_storage(url: str) -> Storage:
+    from streamkeep.storages.postgres import PostgresStorage
+
+    return RetryingStorage(PostgresStorage(url))
+
+
 def _synchronous(query: str, url: str) -> Literal["FULL", "NORMAL"]:
     match parse_qsl(query, keep_blank_values=True):
         case []:
@@ -58,6 +88,35 @@ def _synchronous(query: str, url: str) -> Literal["FULL", "NORMAL"]:
             return "NORMAL"
         case _:
             raise _unknown(url)
+
+
+def _nats_storage(parts: SplitResult, url: str) -> Storage:
+    from streamkeep.storages.nats import NATSStorage
+
+    who, _, where = parts.netloc.rpartition("@")
+    user, colon, password = who.partition(":")
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    stream, creds, replicas = (options.pop(name, None) for name in ("stream", "creds", "replicas"))
+    hosts = where.split(",")
+    try:
+        ports = [urlsplit(f"//{host}").port for host in hosts]
+        names = [urlsplit(f"//{host}").hostname for host in hosts]
+        number = None if replicas is None else int(replicas)
+    except ValueError:
+        raise _unknown(url) from None
+    if options or not all(names) or parts.path.strip("/") or parts.fragment or stream == "" or creds == "" or 0 in ports:
+        raise _unknown(url)
+    return RetryingStorage(
+        NATSStorage(
+            [f"{parts.scheme}://{host}" for host in hosts],
+            user=unquote(user) if colon else None,
+            password=unquote(password) if colon else None,
+            token=unquote(user) if user and not colon else None,
+            creds=None if creds is None else Path(creds),
+            stream="streamkeep" if stream is None else stream,
+            replicas=number,
+        )
+    )
 
 
 def _unknown(url: str) -> InvalidArgumentError:

@@ -3,7 +3,7 @@
 Used on one event loop only; a storage that learns of a commit in another thread brings the news to its loop first.
 """
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
@@ -22,6 +22,10 @@ class Doorbells(Generic[K]):
 
     def __bool__(self) -> bool:
         return bool(self._by_stream)
+
+    def __iter__(self) -> Iterator[K]:
+        """Give what is watched."""
+        return iter(self._by_stream)
 
     @asynccontextmanager
     async def watch(self, stream: K) -> AsyncGenerator[Doorbell]:

@@ -129,6 +129,13 @@ class StorageSuite:
         assert not await storage.commit("s", version - 1, replace(head, version=version - 2))
         assert await storage.delete("s", version)
 
+    async def test_a_version_names_a_commit_and_need_not_be_greater_than_the_last(self, storage: Storage) -> None:
+        first = await create(storage, "s", b"one")
+        lower = replace(first, version=first.version - 1_000_000, tail=2)
+        assert await storage.commit("s", first.version, lower, [b"two"])
+        assert not await storage.commit("s", first.version, replace(lower, version=first.version + 1, tail=3), [b"lost"])
+        assert await all_of(storage, "s") == (lower, [b"one", b"two"])
+
     async def test_the_expiry_is_kept_to_the_microsecond(self, storage: Storage) -> None:
         head = a_head(expires_at=4_102_444_800.123_456)
         await storage.commit("s", None, head)

@@ -28,8 +28,8 @@ ANSWER_SECONDS: Final = 60.0
 """How long, in real time, the storage may take for an answer."""
 MAX_OPERATIONS: Final = 20_000
 """After so many operations a history goes round in circles."""
-EPOCH: Final = 1_700_000_000.0
-"""What a clock that is right shows when a history begins."""
+EPOCH: Final = 4_000_000_000.0
+"""What a clock that is right shows when a history begins; in the future, because a storage may forget what by its own clock is over."""
 
 
 @dataclass(slots=True)

@@ -1,0 +1,271 @@
+"""What PostgresStorage says to PostgreSQL: the statements that read, change and scan.
+
+Knows nothing of callers and doorbells. What keeps it right:
+
+- *One statement, one moment.* Under READ COMMITTED, which is asked for where a server's default is another, each statement sees what was
+  committed before it began, and an UPDATE that waited for another one's row looks again at the version. Head and records are read by
+  one statement, and a batch of commits is one statement and so one transaction.
+- *Rows are locked in the order of the ids*, as far as the planner keeps to it: it is told to look ids up one by one. Two processes that
+  commit the same streams wait for each other in one direction only. If they do deadlock, the one that PostgreSQL picks tries again.
+- *A key never comes back*, so records whose stream was deleted can belong to no other.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from streamkeep.errors import StorageError
+from streamkeep.storage import PAGE_BYTES, Head, Page
+from streamkeep.storages._postgres_errors import is_conflict
+from streamkeep.storages._postgres_link import SECONDS, Link, Place, connect
+from streamkeep.storages._postgres_schema import prepare
+
+T = TypeVar("T")
+
+_BYTES_A_SECOND: Final = 1 << 20  # at least, while a commit is sent and stored
+_TRIES: Final = 10
+_MOST_RECORDS: Final = 10_000
+_LEAST_PAGE_BYTES: Final = 64 << 10
+
+_READ: Final = """
+    SELECT s.version, s.tail, s.state, s.expires_at, CASE WHEN a."limit" > 0 THEN ARRAY(
+        SELECT p.data FROM (
+            SELECT r.data, r."offset", sum(octet_length(r.data)) OVER (ORDER BY r."offset") - octet_length(r.data) AS before
+            FROM {schema}.records r
+            WHERE r.stream = s.key AND r."offset" >= a.start
+            ORDER BY r."offset" LIMIT a."limit"
+        ) p WHERE p.before < $4::bigint ORDER BY p."offset"
+    ) END AS records
+    FROM unnest($1::bytea[], $2::bigint[], $3::bigint[]) WITH ORDINALITY AS a(id, start, "limit", n)
+    LEFT JOIN {schema}.streams s ON s.id = a.id
+    ORDER BY a.n
+"""
+
+# The keys of the commits that took effect, in the order of their ids, and 0 for each that did not. There are no joins but of an id with its
+# row: the planner takes every array to be of ten rows, and would compare each of five hundred with each.
+_COMMIT: Final = """
+    WITH asked AS MATERIALIZED (
+        SELECT * FROM unnest($1::bytea[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bytea[], $6::double precision[])
+            AS a(id, seen, version, tail, state, expires_at)
+    ), replaced AS (
+        UPDATE {schema}.streams s
+        SET version = a.version, tail = a.tail, state = a.state, expires_at = a.expires_at
+        FROM asked a WHERE s.id = a.id AND s.version = a.seen
+        RETURNING s.id, s.key
+    ), created AS (
+        INSERT INTO {schema}.streams (id, version, tail, state, expires_at)
+        SELECT id, version, tail, state, expires_at FROM asked WHERE seen IS NULL ORDER BY id
+        ON CONFLICT (id) DO NOTHING
+        RETURNING id, key
+    ), outcome AS MATERIALIZED (
+        SELECT ARRAY(
+            SELECT max(key) FROM (
+                SELECT id, 0 AS key FROM asked UNION ALL SELECT id, key FROM replaced UNION ALL SELECT id, key FROM created
+            ) AS each GROUP BY id ORDER BY id
+        ) AS keys
+    ), stored AS (
+        INSERT INTO {schema}.records (stream, "offset", data)
+        SELECT o.keys[r.n], r."offset", r.data
+        FROM outcome o, unnest($7::integer[], $8::bigint[], $9::bytea[]) AS r(n, "offset", data) WHERE o.keys[r.n] > 0
+    )
+    SELECT keys, CASE WHEN $10::text IS NOT NULL AND 0 < ANY(keys) THEN pg_notify($10, $11::text)::text END FROM outcome
+"""
+
+_DELETE: Final = """
+    DELETE FROM {schema}.streams s USING unnest($1::bytea[], $2::bigint[]) AS a(id, seen)
+    WHERE s.id = a.id AND s.version = a.seen RETURNING s.id, s.key, s.tail
+"""
+_DELETE_RECORDS: Final = """
+    DELETE FROM {schema}.records r USING unnest($1::bigint[], $2::bigint[]) AS a(stream, first)
+    WHERE r.stream = a.stream AND r."offset" >= a.first AND r."offset" < a.first + $3::bigint
+"""
+_NOTIFY: Final = "SELECT pg_notify($1::text, $2::text)"
+_SCAN: Final = "SELECT id FROM {schema}.streams WHERE id > $1::bytea ORDER BY id LIMIT $2::bigint"
+_CHANGED: Final = """
+    SELECT a.id, s.version FROM unnest($1::bytea[], $2::bigint[]) AS a(id, version)
+    LEFT JOIN {schema}.streams s ON s.id = a.id WHERE s.version IS DISTINCT FROM a.version
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What `Storage.commit` was asked."""
+
+    id: bytes
+    seen: int | None
+    head: Head
+    records: Sequence[bytes]
+
+    @property
+    def size(self) -> int:
+        """How many bytes it brings."""
+        return len(self.head.state) + sum(map(len, self.records))
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """What `Storage.delete` was asked."""
+
+    id: bytes
+    seen: int
+    size: Final = 0
+
+
+Change = Commit | Deletion
+Ring = tuple[str, str]
+"""A channel and what to say in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What `Storage.read` was asked."""
+
+    id: bytes
+    start: int
+    limit: int
+
+
+class Session:
+    """One connection, which is made when it is needed, and made anew when it was lost; for one task at a time.
+
+    Every error is a StorageError, and no statement takes much longer than five seconds.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._link: Link | None = None
+
+    async def aclose(self) -> None:
+        """Let go of the connection."""
+        if self._link is not None:
+            await self._link.aclose()
+
+    async def prepare(self) -> None:
+        """See that the server can be used; create what is missing."""
+        await self._retrying(lambda link: prepare(link, self._place))
+
+    async def commit(self, commits: Sequence[Commit], ring: Ring | None) -> Sequence[bool]:
+        """Do each `Storage.commit`, of different streams, in one transaction; ring if any took effect."""
+        order = sorted(range(len(commits)), key=lambda n: commits[n].id)
+        columns = _columns([commits[n] for n in order])
+        seconds = SECONDS + sum(commit.size for commit in commits) / _BYTES_A_SECOND
+        [(keys, _)] = await self.fetch(_COMMIT, *columns, *(ring or (None, None)), seconds=seconds)
+        done = dict(zip(order, keys, strict=True))
+        return [done[n] > 0 for n in range(len(commits))]
+
+    async def delete(self, deletions: Sequence[Deletion], ring: Ring | None) -> Sequence[bool]:
+        """Do each `Storage.delete`, of different streams, in one transaction; ring if any took effect."""
+        asked = sorted(deletions, key=lambda deletion: deletion.id)
+
+        async def delete(link: Link) -> Sequence[bool]:
+            async with link.transaction():
+                rows = await link.run(_DELETE, [each.id for each in asked], [each.seen for each in asked])
+                # In statements of their own, none of which takes long, however many records there are.
+                for keys, firsts in _spans([(key, tail) for _, key, tail in rows]):
+                    await link.run(_DELETE_RECORDS, keys, firsts, _MOST_RECORDS)
+                if ring and rows:
+                    await link.run(_NOTIFY, *ring)
+            gone = {id for id, _, _ in rows}
+            return [deletion.id in gone for deletion in deletions]
+
+        return await self._retrying(delete)
+
+    async def fetch(self, query: str, *arguments: object, seconds: float = SECONDS) -> Sequence[Any]:
+        """Run one statement in a transaction of its own, and give its rows."""
+        return await self._retrying(lambda link: link.run_alone(query, *arguments, seconds=seconds))
+
+    async def _retrying(self, work: Callable[[Link], Awaitable[T]]) -> T:
+        for _ in range(_TRIES):
+            try:
+                return await work(await self._connected())
+            except StorageError as error:
+                if not is_conflict(error):
+                    raise
+        return await work(await self._connected())
+
+    async def _connected(self) -> Link:
+        if self._link is None or self._link.is_closed:
+            self._link = await connect(self._place)
+        return self._link
+
+
+class Reader:
+    """A session that reads, for any number of tasks, one after the other."""
+
+    def __init__(self, place: Place) -> None:
+        self._session = Session(place)
+        self._turn = asyncio.Lock()
+
+    async def aclose(self) -> None:
+        """Let go of the connection."""
+        await self._session.aclose()
+
+    async def prepare(self) -> None:
+        """See that the database can be used; create what is missing."""
+        await self._session.prepare()
+
+    async def read(self, readings: Sequence[Reading]) -> Sequence[Page | None]:
+        """Do each `Storage.read`, all at one moment."""
+        ids = [reading.id for reading in readings]
+        starts = [reading.start for reading in readings]
+        limits = [min(reading.limit, _MOST_RECORDS) for reading in readings]
+        size = max(PAGE_BYTES // len(readings), _LEAST_PAGE_BYTES)
+        rows = await self._fetch(_READ, ids, starts, limits, size)
+        return [_page(*row) for row in rows]
+
+    async def scan(self, after: bytes, limit: int) -> Sequence[bytes]:
+        """Do `Storage.scan`."""
+        return [id for (id,) in await self._fetch(_SCAN, after, limit)]
+
+    async def changed(self, versions: Mapping[bytes, int | None]) -> Mapping[bytes, int | None]:
+        """Give the versions of those streams that have another one (None: the stream is not there)."""
+        return dict(await self._fetch(_CHANGED, list(versions), list(versions.values())))
+
+    async def _fetch(self, query: str, *arguments: object) -> Sequence[Any]:
+        async with self._turn:
+            return await self._session.fetch(query, *arguments)
+
+
+def _page(version: int | None, tail: int, state: bytes, expires_at: float, records: Sequence[bytes] | None) -> Page | None:
+    return None if version is None else Page(Head(version, tail, state, expires_at), records or ())
+
+
+def _columns(commits: Sequence[Commit]) -> Sequence[Sequence[object]]:
+    heads = [commit.head for commit in commits]
+    numbers: list[int] = []
+    offsets: list[int] = []
+    records: list[bytes] = []
+    for number, commit in enumerate(commits, 1):
+        count = len(commit.records)
+        numbers += [number] * count
+        offsets += range(commit.head.tail - count, commit.head.tail)
+        records += commit.records
+    return (
+        [commit.id for commit in commits],
+        [commit.seen for commit in commits],
+        [head.version for head in heads],
+        [head.tail for head in heads],
+        [head.state for head in heads],
+        [head.expires_at for head in heads],
+        numbers,
+        offsets,
+        records,
+    )
+
+
+def _spans(logs: Sequence[tuple[int, int]]) -> Iterator[tuple[list[int], list[int]]]:
+    """Cut logs, given as keys and tails, into keys and offsets to begin at; each pair of lists is at most some ten thousand records."""
+    keys: list[int] = []
+    firsts: list[int] = []
+    size = 0
+    for key, tail in logs:
+        for first in range(0, tail, _MOST_RECORDS):
+            keys.append(key)
+            firsts.append(first)
+            size += min(tail - first, _MOST_RECORDS)
+            if size >= _MOST_RECORDS:
+                yield keys, firsts
+                keys, firsts, size = [], [], 0
+    if keys:
+        yield keys, firsts

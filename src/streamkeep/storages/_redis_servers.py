@@ -1,0 +1,299 @@
+"""Which server keeps what, and how commands get there and back: one server, whoever the sentinels call the primary, or a cluster."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+from zlib import crc32
+
+from redis.crc import key_slot
+from redis.exceptions import AskError, ClusterDownError, MovedError, NoScriptError, ReadOnlyError, ResponseError
+
+from streamkeep.errors import StorageError, StorageUnavailableError
+from streamkeep.storages._redis_net import Command, Heard, Line, Reply, translated
+from streamkeep.storages._redis_url import Address, Options, shown
+
+T = TypeVar("T")
+
+BUCKETS: Final = 16
+"""Streams are dealt out to so many hash tags. In a cluster so many nodes can share the work; a scan looks into each."""
+
+_REDIRECTIONS: Final = 5
+_WAIT_MILLISECONDS: Final = 1000
+
+
+def bucket_of(stream: bytes) -> int:
+    """Say which bucket a stream is in; for ever the same."""
+    return crc32(stream) % BUCKETS
+
+
+class Shared(Generic[T]):
+    """Work that one does and many wait for: whoever asks while it is under way gets the same outcome."""
+
+    def __init__(self, work: Callable[[], Awaitable[T]]) -> None:
+        self._work = work
+        self._task: asyncio.Task[T] | None = None
+
+    async def get(self) -> T:
+        """Do it, or wait for who does."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._do())
+        # Whoever is cancelled leaves it to the others.
+        await asyncio.wait([self._task])
+        return self._task.result()
+
+    async def close(self) -> None:
+        """Do no more of it."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            _ = self._task.cancelled() or self._task.exception()
+
+    async def _do(self) -> T:
+        return await self._work()
+
+
+class Servers:
+    """Knows where each bucket is; once something went wrong (`forget`) it finds out anew."""
+
+    def __init__(self, options: Options) -> None:
+        self.options: Final = options
+        self._tags = [b"{%s:%d}" % (options.prefix.encode(), bucket) for bucket in range(BUCKETS)]
+        self._places: dict[int, Address] = {}
+        self._known: set[Address] = set()
+        self._found = Shared(self._find)
+
+    def key(self, bucket: int, name: bytes) -> bytes:
+        """Name a key, or a channel, of a bucket: all of a bucket are in one slot of a cluster."""
+        return self._tags[bucket] + name
+
+    async def of(self, bucket: int) -> Address:
+        """Say where a bucket is."""
+        if bucket not in self._places:
+            await self._found.get()
+        return self._places[bucket]
+
+    async def all(self) -> set[Address]:
+        """Give every server that has a bucket."""
+        return {await self.of(bucket) for bucket in range(BUCKETS)}
+
+    def forget(self) -> None:
+        """Do not believe what was found."""
+        self._places.clear()
+
+    def moved(self, bucket: int, address: Address) -> None:
+        """Believe a node that says where a bucket is."""
+        self._places[bucket] = address
+
+    async def open(self, address: Address, heard: Heard | None = None) -> Line:
+        """Connect to one of them. StorageUnavailableError also if it is not what the sentinels say."""
+        try:
+            line = await Line.open(address, self.options, heard)
+            if self.options.topology == "sentinel":
+                await _must_be_primary(line)
+        except StorageError:
+            self.forget()
+            raise
+        return line
+
+    async def close(self) -> None:
+        """Find nothing any more."""
+        await self._found.close()
+
+    async def _find(self) -> None:
+        match self.options.topology:
+            case "single":
+                self._places = dict.fromkeys(range(BUCKETS), self.options.addresses[0])
+            case "sentinel":
+                self._places = dict.fromkeys(range(BUCKETS), await self._ask_sentinels())
+            case "cluster":
+                self._places = await self._ask_cluster()
+
+    async def _ask_sentinels(self) -> Address:
+        command = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.options.primary)
+        _, reply = await self._first_answer(self.options.addresses, command)
+        if not isinstance(reply, list):
+            raise StorageError(
+                f"{self.options.name}: the sentinels watch no primary of that name; `SENTINEL MASTERS` lists theirs"
+            )
+        host, port = reply
+        return host.decode(), int(port)
+
+    async def _ask_cluster(self) -> dict[int, Address]:
+        # Nodes that were met are asked first: those in the URL may have left long ago.
+        asked, reply = await self._first_answer((*self._known, *self.options.addresses), ("CLUSTER", "SLOTS"))
+        if isinstance(reply, ResponseError):
+            raise StorageError(f"{self.options.name}: not a cluster; use redis://HOST:PORT") from translated(asked, reply)
+        assert isinstance(reply, list)
+        ranges = [(first, last, (node[0].decode() if node[0] else asked[0], node[1])) for first, last, node, *_ in reply]
+        self._known.update(address for _, _, address in ranges)
+        places: dict[int, Address] = {}
+        for bucket, tag in enumerate(self._tags):
+            slot = key_slot(tag)
+            places.update((bucket, address) for first, last, address in ranges if first <= slot <= last)
+        if len(places) < BUCKETS:
+            raise StorageUnavailableError(f"{self.options.name}: the cluster does not serve all slots; see `CLUSTER INFO`")
+        return places
+
+    async def _first_answer(self, addresses: Iterable[Address], command: Command) -> tuple[Address, Reply]:
+        failure: StorageError | None = None
+        credentials = self.options.sentinel_credentials if self.options.topology == "sentinel" else None
+        for address in dict.fromkeys(addresses):
+            try:
+                line = await Line.open(address, self.options, credentials=credentials)
+                try:
+                    (reply,) = await line.ask([command])
+                finally:
+                    await line.close()
+            except StorageError as error:
+                # What only one of them says is worth less than an answer; what is wrong with the login is said by all.
+                failure = error
+                continue
+            return address, reply
+        assert failure is not None
+        raise failure
+
+
+async def _must_be_primary(line: Line) -> None:
+    role: Reply = None
+    try:
+        (role,) = await line.ask([("ROLE",)])
+    finally:
+        # A server that does not tell is believed; if it takes no writes it will say so.
+        is_other = not isinstance(role, ResponseError) and (not isinstance(role, list) or role[0] != b"master")
+        if is_other:
+            await line.close()
+    if is_other:
+        raise StorageUnavailableError(f"Redis at {shown(line.address)}: it is not the primary now; a failover is under way")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A command for the keys of one bucket; with `script`, an EVALSHA of that."""
+
+    bucket: int
+    command: Command
+    script: bytes = b""
+
+
+class _Errand:
+    """A request on its way, perhaps with detours."""
+
+    __slots__ = ("address", "command", "is_guest", "reply", "request")
+
+    def __init__(self, request: Request, address: Address) -> None:
+        self.request = request
+        self.command = request.command
+        self.address = address
+        self.is_guest = False
+        self.reply: Reply | StorageError = None
+
+
+class Pipes:
+    """Sends requests together, over one connection to each server that has to do with them. One batch at a time.
+
+    With `wait`, an answer 1 means that so many replicas have what was written; if they have not said so within a second, it is
+    StorageUnavailableError instead: it is written, it is not taken back, and whether a failover keeps it is unknown.
+    """
+
+    def __init__(self, servers: Servers, *, wait: int = 0) -> None:
+        self._servers = servers
+        self._is_cluster = servers.options.topology == "cluster"
+        self._wait = wait
+        self._lines: dict[Address, Line] = {}
+
+    async def run(self, requests: Sequence[Request]) -> list[Reply | StorageError]:
+        """Give each request its reply, or its StorageError."""
+        errands = [_Errand(request, await self._servers.of(request.bucket)) for request in requests]
+        under_way = errands
+        for _ in range(_REDIRECTIONS):
+            by_server: dict[Address, list[_Errand]] = {}
+            for errand in under_way:
+                by_server.setdefault(errand.address, []).append(errand)
+            await asyncio.gather(*(self._visit(address, some) for address, some in by_server.items()))
+            under_way = self._redirected(under_way)
+            if not under_way:
+                break
+        return [await self._outcome(errand) for errand in errands]
+
+    async def close(self) -> None:
+        """Hang up everywhere."""
+        while self._lines:
+            _, line = self._lines.popitem()
+            await line.close()
+
+    async def _visit(self, address: Address, errands: Sequence[_Errand]) -> None:
+        commands: list[Command] = []
+        for errand in errands:
+            if errand.is_guest:
+                commands.append(("ASKING",))
+            commands.append(errand.command)
+        if self._wait:
+            commands.append(("WAIT", self._wait, _WAIT_MILLISECONDS))
+        try:
+            line = await self._line(address)
+            replies = await line.ask(commands)
+        except StorageError as error:
+            self._servers.forget()
+            self._lines.pop(address, None)
+            for errand in errands:
+                errand.reply = error
+            return
+        following = replies[-1]
+        answers = iter(replies)
+        for errand in errands:
+            if errand.is_guest:
+                next(answers)
+            errand.reply = self._confirmed(address, next(answers), following)
+
+    def _confirmed(self, address: Address, reply: Reply, following: Reply) -> Reply | StorageError:
+        if not self._wait or reply != 1:
+            return reply
+        if isinstance(following, int) and following >= self._wait:
+            return reply
+        if isinstance(following, ResponseError):
+            return translated(address, following)
+        return StorageUnavailableError(
+            f"Redis at {shown(address)}: stored, but in time only {following} of {self._wait} replicas (wait) have confirmed it"
+        )
+
+    async def _line(self, address: Address) -> Line:
+        line = self._lines.get(address)
+        if line is None:
+            line = self._lines[address] = await self._servers.open(address)
+        return line
+
+    def _redirected(self, errands: Sequence[_Errand]) -> list[_Errand]:
+        """Give what is to be sent again, to where it should have gone, in order.
+
+        With it goes what was refused after it (0, and so nothing changed): perhaps only because that came before it.
+        """
+        again: list[_Errand] = []
+        for errand in errands:
+            match errand.reply:
+                case NoScriptError():
+                    errand.command = ("EVAL", errand.request.script, *errand.request.command[2:])
+                case AskError(host=host, port=port) if self._is_cluster and host:
+                    errand.address = (host, port)
+                    errand.is_guest = not isinstance(errand.reply, MovedError)
+                    if not errand.is_guest:
+                        self._servers.moved(errand.request.bucket, errand.address)
+                case 0 if again:
+                    pass
+                case _:
+                    continue
+            again.append(errand)
+        return again
+
+    async def _outcome(self, errand: _Errand) -> Reply | StorageError:
+        reply, address = errand.reply, errand.address
+        if not isinstance(reply, ResponseError):
+            return reply
+        if isinstance(reply, (ReadOnlyError, ClusterDownError)):
+            # Perhaps the name, the sentinels or the cluster lead to another server by now.
+            self._servers.forget()
+            if (line := self._lines.pop(address, None)) is not None:
+                await line.close()
+        if isinstance(reply, AskError) and self._is_cluster:
+            return StorageUnavailableError(f"{self._servers.options.name}: the nodes do not agree where a slot is")
+        return translated(address, reply)

@@ -1,0 +1,234 @@
+"""PostgresStorage: streams in a PostgreSQL that any number of processes and machines may share; asyncio only."""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Self
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
+
+from streamkeep.errors import InvalidArgumentError, StorageError, StorageUnavailableError
+from streamkeep.storage import Doorbell, Head, Page
+from streamkeep.storages._batch_task import BatchTask
+from streamkeep.storages._postgres import Change, Commit, Deletion, Reader, Reading, Ring, Session
+from streamkeep.storages._postgres_errors import may_be_of_one
+from streamkeep.storages._postgres_link import Place
+from streamkeep.storages._postgres_news import Listening, News, Polling
+
+_SCHEMES: Final = {"postgresql", "postgres"}
+_DRIVERS_OPTIONS: Final = {
+    "host",
+    "port",
+    "passfile",
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "sslcrl",
+    "sslnegotiation",
+}
+_HOSTS: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]:,]*)(:[0-9]{1,5})?(,(\[[0-9A-Fa-f:.%]+\]|[^\[\]:,]+)(:[0-9]{1,5})?)*")
+_SCHEMA_BYTES: Final = 63
+
+_MOST_CHANGES: Final = 512  # a notification names that many, and has room for 900
+_MOST_READINGS: Final = 64
+_MOST_BYTES: Final = 4 << 20
+
+
+class PostgresStorage:
+    """Keeps streams in the PostgreSQL database (version 12 or newer) that `url` names, in tables of a schema of their own.
+
+    `postgresql://user:password@host:port/database`, with further hosts after commas if there are standbys: the one that can be written
+    to is used. What is left out comes from `PGHOST`, `PGPASSWORD` and so on, as in every program of PostgreSQL's. Options, after `?`:
+
+    - `schema=streamkeep`: where the tables are. Schema and tables are created if they are missing, by whichever process comes first.
+    - `notify=off`: tell other processes nothing. They look at the streams that they watch instead, every 50 to 250 ms. Needed behind a
+      pooler in transaction mode; and NOTIFY makes all commits of a database that notify go one after the other.
+    - `host`, `port`, `passfile`, `sslmode`, `sslrootcert`, `sslcert`, `sslkey`, `sslcrl`, `sslnegotiation`: as in every URL of
+      PostgreSQL's.
+
+    Three connections a storage at most: one writes, one reads, and one listens. Each is made when it is needed, and again when it was lost.
+
+    A commit that has returned True survives what the server's `synchronous_commit` promises; by default the death of the
+    process, of the server, and of its machine, but not the loss of its disk.
+
+    Entering raises StorageError, with the remedy, if the database cannot be used, and StorageCorruptError if the schema is not ours or from
+    a newer version. Leaving waits for the commits that were asked for, and removes nothing.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._place = _place(url)
+        self._entered: _Entered | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._entered is not None:
+            raise StorageError(f"{self._place} is open already: enter a storage once, or make another one")
+        async with AsyncExitStack() as stack:
+            self._entered = await _enter(stack, self._place)
+            self._exit_stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._entered = None
+        await self._exit_stack.aclose()
+
+    async def read(self, stream: str, start: int = 0, limit: int = 0) -> Page | None:
+        """See `Storage.read`."""
+        return await self._open.reads.ask(Reading(_id(stream), start, limit))
+
+    async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
+        """See `Storage.commit`."""
+        return await self._open.changes.ask(Commit(_id(stream), seen, head, records))
+
+    async def delete(self, stream: str, seen: int) -> bool:
+        """See `Storage.delete`."""
+        return await self._open.changes.ask(Deletion(_id(stream), seen))
+
+    async def scan(self, after: str = "", limit: int = 100) -> Sequence[str]:
+        """See `Storage.scan`."""
+        return [id.decode() for id in await self._open.scan(_id(after), limit)]
+
+    def watch(self, stream: str) -> AbstractAsyncContextManager[Doorbell]:
+        """See `Storage.watch`."""
+        return self._watch(stream)
+
+    @asynccontextmanager
+    async def _watch(self, stream: str) -> AsyncGenerator[Doorbell]:
+        async with self._open.news.watch(_id(stream)) as doorbell:
+            yield doorbell
+
+    @property
+    def _open(self) -> "_Entered":
+        if self._entered is None:
+            raise StorageError(f"{self._place} is not open: use the storage inside 'async with'")
+        return self._entered
+
+
+@dataclass(frozen=True, slots=True)
+class _Entered:
+    """What a storage has while it is open."""
+
+    changes: BatchTask[Change, bool]
+    reads: BatchTask[Reading, Page | None]
+    scan: Callable[[bytes, int], Awaitable[Sequence[bytes]]]
+    news: News
+
+
+async def _enter(stack: AsyncExitStack, place: Place) -> _Entered:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise StorageError("PostgresStorage needs asyncio, and this is another event loop; MemoryStorage runs on any") from None
+    writer, reader = Session(place), Reader(place)
+    stack.push_async_callback(writer.aclose)
+    stack.push_async_callback(reader.aclose)
+    await reader.prepare()  # a process that only reads has no connection that writes
+    news: News = Listening(place) if place.notify else Polling(reader.changed)
+    await stack.enter_async_context(_running(news))
+    reads = await stack.enter_async_context(BatchTask(reader.read, max_batch=_MOST_READINGS))
+    changes = await stack.enter_async_context(BatchTask(partial(_change, writer, news), max_batch=_MOST_CHANGES))
+    return _Entered(changes, reads, reader.scan, news)
+
+
+@asynccontextmanager
+async def _running(news: News) -> AsyncGenerator[None]:
+    task = asyncio.create_task(news.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def _change(writer: Session, news: News, changes: Sequence[Change]) -> Sequence[bool | StorageError]:
+    """Make the changes in as few transactions as keep their order; what is wrong with one is no business of the others."""
+    answers: list[bool | StorageError] = []
+    for run in _runs(changes):
+        try:
+            answers += await _transact(writer, news, run)
+        except StorageError as error:
+            # The server cannot be had, so the runs after this one are not tried.
+            return answers + [error] * (len(changes) - len(answers))
+    return answers
+
+
+async def _transact(writer: Session, news: News, run: Sequence[Change]) -> Sequence[bool | StorageError]:
+    ids = [change.id for change in run]
+    try:
+        done = await _send(writer, run, news.ring_for(ids))
+    except StorageUnavailableError:
+        news.in_doubt(ids)
+        raise
+    except StorageError as error:
+        if not may_be_of_one(error):
+            raise
+        if len(run) == 1:
+            return [error]
+        return [answer for change in run for answer in await _transact(writer, news, [change])]
+    news.changed(id for id, is_done in zip(ids, done, strict=True) if is_done)
+    return done
+
+
+async def _send(writer: Session, run: Sequence[Change], ring: Ring | None) -> Sequence[bool]:
+    commits = [change for change in run if isinstance(change, Commit)]
+    if commits:
+        return await writer.commit(commits, ring)
+    return await writer.delete([change for change in run if isinstance(change, Deletion)], ring)
+
+
+def _runs(changes: Sequence[Change]) -> Iterator[Sequence[Change]]:
+    """Cut changes, in order, where a stream comes again, where commits and deletions meet, and where they get too big for one message."""
+    run: list[Change] = []
+    ids: set[bytes] = set()
+    size = 0
+    for change in changes:
+        if run and (change.id in ids or type(change) is not type(run[0]) or size >= _MOST_BYTES):
+            yield run
+            run, ids, size = [], set(), 0
+        run.append(change)
+        ids.add(change.id)
+        size += change.size
+    if run:
+        yield run
+
+
+def _id(stream: str) -> bytes:
+    try:
+        return stream.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgumentError("an id must be Unicode text, without lone surrogates") from None
+
+
+def _place(url: str) -> Place:
+    try:
+        parts = urlsplit(url)
+        options = dict(pairs := parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+    except ValueError:
+        raise _bad("is no URL") from None
+    if len(options) < len(pairs):
+        raise _bad("has an option twice")
+    schema, notify = options.pop("schema", "streamkeep"), options.pop("notify", "on")
+    if not 0 < len(schema.encode()) <= _SCHEMA_BYTES or "\0" in schema:
+        raise _bad(f"has a schema whose name is not of 1 to {_SCHEMA_BYTES} bytes")
+    if notify not in {"on", "off"}:
+        raise _bad("has another notify than on and off")
+    if options.keys() - _DRIVERS_OPTIONS:
+        raise _bad(f"has an option that is none of schema, notify, {', '.join(sorted(_DRIVERS_OPTIONS))}")
+    return Place(_urls(parts, urlencode(options)), schema, notify=notify == "on")
+
+
+def _urls(parts: SplitResult, query: str) -> Sequence[str]:
+    """Give a URL for each host: the driver would wait for one that does not answer until no time is left for the next."""
+    user, at, hosts = parts.netloc.rpartition("@")
+    if parts.scheme not in _SCHEMES or parts.fragment or "@" in user or not _HOSTS.fullmatch(hosts):
+        raise _bad(
+            "is not like postgresql://user:password@host:port/database; in user and password, :/?#@ must be percent-encoded"
+        )
+    return [f"{parts.scheme}://{user}{at}{host}{parts.path}?{query}".rstrip("?") for host in hosts.split(",")]
+
+
+def _bad(what: str) -> InvalidArgumentError:
+    # Whatever is in the URL may be a password, and a message goes to terminals and logs.
+    return InvalidArgumentError(f"the URL of a PostgresStorage {what}")

@@ -1,0 +1,399 @@
+"""RedisStorage: streams in Redis or Valkey, which any number of processes on any number of machines may share; asyncio only."""
+
+import asyncio
+import hashlib
+import logging
+import re
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Self
+
+from redis.exceptions import OutOfMemoryError, ResponseError
+
+from streamkeep.errors import StorageCorruptError, StorageError
+from streamkeep.storage import PAGE_BYTES, Doorbell, Head, Page
+from streamkeep.storages._batch_task import BatchTask
+from streamkeep.storages._redis_bells import CHANNEL, Bells
+from streamkeep.storages._redis_net import Command, Line, Reply, translated
+from streamkeep.storages._redis_servers import BUCKETS, Pipes, Request, Servers, bucket_of
+from streamkeep.storages._redis_url import Address, Topology, options_of, shown
+
+logger: Final = logging.getLogger("streamkeep")
+
+_FORMAT: Final = b"1"
+_OLDEST: Final = (7, 0)
+_NEVER_SECONDS: Final = 1e11
+_SLACK_SECONDS: Final = 60
+"""Servers forget a stream so long after its expiry, because their clocks are not ours. Managers go by the head."""
+
+# Each key of a stream begins with the hash tag of its bucket:
+#   {prefix:7}:head:ID   "version tail expires_at state"; a string, so that one SET replaces it and its expiry
+#   {prefix:7}:log:ID    a list of the records
+#   {prefix:7}:ids       the ids of the bucket, all with score 0, and so in the order of their bytes, which is that of their code points
+#   {prefix:0}:format    what of all this a newer streamkeep may do otherwise
+_HEAD: Final = b":head:"
+_LOG: Final = b":log:"
+_IDS: Final = b":ids"
+_FORMAT_KEY: Final = b":format"
+_NOBODY: Final = b"\xff"  # not UTF-8, and so the id of no stream
+
+# The first write is one that a server without memory refuses: so it refuses all or nothing. Versions are compared as text, because a
+# number of Lua has 53 bits. A commit that has happened is written once more if replicas are to be waited for.
+_COMMIT: Final = b"""
+local head_key, log_key, ids_key = KEYS[1], KEYS[2], KEYS[3]
+local seen, tail, head, expires_at, id, channel, again = unpack(ARGV, 1, 7)
+local old = redis.call('GET', head_key)
+if not old then
+  if seen ~= '' then return 0 end
+elseif seen == '' or string.sub(old, 1, #seen) ~= seen then
+  if again == '' or old ~= head then return 0 end
+  redis.call('SET', head_key, head, 'KEEPTTL')
+  return 1
+elseif redis.call('LLEN', log_key) ~= tonumber(tail) then
+  return -1
+end
+if expires_at == '' then
+  redis.call('SET', head_key, head)
+else
+  redis.call('SET', head_key, head, 'PXAT', expires_at)
+end
+if not old then
+  redis.call('DEL', log_key)
+  redis.call('ZADD', ids_key, 0, id)
+end
+for first = 8, #ARGV, 1000 do
+  redis.call('RPUSH', log_key, unpack(ARGV, first, math.min(first + 999, #ARGV)))
+end
+if expires_at == '' then
+  redis.call('PERSIST', log_key)
+else
+  redis.call('PEXPIREAT', log_key, expires_at)
+end
+redis.call('PUBLISH', channel, '')
+return 1
+"""
+
+_DELETE: Final = b"""
+local seen, id, channel = unpack(ARGV)
+local old = redis.call('GET', KEYS[1])
+if not old or string.sub(old, 1, #seen) ~= seen then return 0 end
+redis.call('UNLINK', KEYS[1], KEYS[2])
+redis.call('ZREM', KEYS[3], id)
+redis.call('PUBLISH', channel, '')
+return 1
+"""
+
+# In steps, because what a step gives is in memory twice before it is counted.
+_READ: Final = b"""
+local page = {redis.call('GET', KEYS[1])}
+if not page[1] then return false end
+local at, stop, room = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+while at < stop do
+  local step = redis.call('LRANGE', KEYS[2], at, math.min(at + 16, stop) - 1)
+  if #step == 0 then break end
+  for _, record in ipairs(step) do
+    page[#page + 1] = record
+    room = room - #record
+    if room <= 0 then return page end
+  end
+  at = at + #step
+end
+return page
+"""
+
+_TIDY: Final = b"""
+if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('ZREM', KEYS[2], ARGV[1]) end
+return 1
+"""
+
+
+class RedisStorage:
+    """Keeps streams in the Redis (7.0 or newer) or Valkey that `url` names.
+
+    - `redis://USER:PASSWORD@HOST:6379/0`: one server; `rediss://` with TLS, and `?ssl_ca_certs=`, `ssl_certfile=`, `ssl_keyfile=`.
+    - `redis+sentinel://USER:PASSWORD@HOST:26379,HOST:26379/PRIMARY/0`: whatever the sentinels call the primary;
+      `?sentinel_username=`, `sentinel_password=` if they ask for other credentials.
+    - `redis+cluster://HOST:7000,HOST:7001`: a cluster, of which some nodes are named.
+    - `?prefix=`: what its keys begin with, `streamkeep` unless said otherwise. Storages of different prefixes know nothing of one another.
+    - `?wait=`: how many replicas must have a commit before it returns True.
+
+    What a commit that has returned True survives is up to the server: `docs/how-to/redis.md` has the table. The server itself forgets
+    expired streams, a minute late. A process has three connections, one each to write, to read and for doorbells, whatever its streams and
+    subscribers; in a cluster as many to each node.
+
+    Entering raises StorageError if the server is too old, evicts keys, or refuses what streamkeep does, and StorageUnavailableError if it
+    cannot be reached. Leaving waits for the commits that were asked for.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._options = options_of(url)
+        self._name = self._options.name
+        self._entered: _Entered | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._entered is not None:
+            raise StorageError(f"{self._name} is open already: enter a storage once, or make another one")
+        async with AsyncExitStack() as stack:
+            self._entered = await _enter(stack, Servers(self._options))
+            self._exit_stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._entered = None
+        await self._exit_stack.aclose()
+
+    async def read(self, stream: str, start: int = 0, limit: int = 0) -> Page | None:
+        """See `Storage.read`."""
+        entered = self._open
+        stop = start + limit
+        reply = await entered.reader.ask(entered.scripts.read(stream.encode(), start, stop))
+        return None if reply is None else self._page(reply, start, stop)
+
+    async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
+        """See `Storage.commit`."""
+        entered = self._open
+        return self._done(await entered.writer.ask(entered.scripts.commit(stream.encode(), seen, head, records)))
+
+    async def delete(self, stream: str, seen: int) -> bool:
+        """See `Storage.delete`."""
+        entered = self._open
+        return self._done(await entered.writer.ask(entered.scripts.delete(stream.encode(), seen)))
+
+    async def scan(self, after: str = "", limit: int = 100) -> Sequence[str]:
+        """See `Storage.scan`."""
+        last = after.encode()
+        while ids := await self._ids(last, limit):
+            if living := await self._living(ids):
+                return [stream.decode() for stream in living]
+            last = ids[-1]
+        return []
+
+    @asynccontextmanager
+    async def watch(self, stream: str) -> AsyncGenerator[Doorbell]:
+        """See `Storage.watch`."""
+        async with self._open.bells.watch(stream.encode()) as doorbell:
+            yield doorbell
+
+    async def _ids(self, after: bytes, limit: int) -> list[bytes]:
+        entered = self._open
+        first = b"(" + after if after else b"-"
+        asked = [entered.reader.ask(entered.scripts.ids(bucket, first, limit)) for bucket in range(BUCKETS)]
+        return sorted([stream for ids in await asyncio.gather(*asked) for stream in _list(ids)])[:limit]
+
+    async def _living(self, ids: Sequence[bytes]) -> list[bytes]:
+        """Give those whose heads the server has not forgotten yet, and have it forget the others' ids too."""
+        entered = self._open
+        exist = await asyncio.gather(*[entered.reader.ask(entered.scripts.exists(stream)) for stream in ids])
+        gone = [stream for stream, exists in zip(ids, exist, strict=True) if exists == 0]
+        await asyncio.gather(*[entered.writer.ask(entered.scripts.tidy(stream)) for stream in gone])
+        return [stream for stream, exists in zip(ids, exist, strict=True) if exists != 0]
+
+    def _done(self, reply: Reply) -> bool:
+        if reply == -1:
+            raise StorageCorruptError(
+                f"{self._name}: a log is not as long as its head says; has somebody, or an eviction, removed keys?"
+            )
+        return reply == 1
+
+    def _page(self, reply: Reply, start: int, stop: int) -> Page:
+        data, *records = _list(reply)
+        try:
+            version, tail, expires_at, state = data.split(b" ", 3)
+            head = Head(int(version), int(tail), state, float(expires_at))
+        except ValueError:
+            raise StorageCorruptError(f"{self._name}: a head is not streamkeep's; choose another prefix") from None
+        wanted = max(0, min(stop, head.tail) - start)
+        if len(records) > wanted or (len(records) < wanted and sum(map(len, records)) < PAGE_BYTES):
+            raise StorageCorruptError(
+                f"{self._name}: a log is not as long as its head says; has somebody, or an eviction, removed keys?"
+            )
+        return Page(head, records)
+
+    @property
+    def _open(self) -> "_Entered":
+        if self._entered is None:
+            raise StorageError(f"{self._name} is not open: use the storage inside 'async with'")
+        return self._entered
+
+
+def _list(reply: Reply) -> list[bytes]:
+    assert isinstance(reply, list)
+    return reply
+
+
+@dataclass(frozen=True, slots=True)
+class _Entered:
+    """What a storage has while it is open."""
+
+    writer: BatchTask[Request, Reply]
+    reader: BatchTask[Request, Reply]
+    bells: Bells
+    scripts: "_Scripts"
+
+
+class _Scripts:
+    """What is asked of servers, in their words."""
+
+    def __init__(self, servers: Servers) -> None:
+        self._servers = servers
+        self._is_cluster = servers.options.topology == "cluster"
+        publish = b"'SPUBLISH'" if self._is_cluster else b"'PUBLISH'"
+        self._commit = _script(_COMMIT.replace(b"'PUBLISH'", publish))
+        self._delete = _script(_DELETE.replace(b"'PUBLISH'", publish))
+        self._read = _script(_READ)
+        self._tidy = _script(_TIDY)
+        self._again = b"1" if servers.options.wait else b""
+
+    def commit(self, stream: bytes, seen: int | None, head: Head, records: Sequence[bytes]) -> Request:
+        expires_at = head.expires_at
+        text = b"%d %d %s %s" % (head.version, head.tail, repr(expires_at).encode(), head.state)
+        until = b"%d" % ((expires_at + _SLACK_SECONDS) * 1000) if 0 < expires_at < _NEVER_SECONDS else b""
+        key = partial(self._servers.key, bucket := bucket_of(stream))
+        keys = (key(_HEAD + stream), key(_LOG + stream), key(_IDS))
+        arguments: tuple[bytes | int, ...] = (
+            _version(seen),
+            head.tail - len(records),
+            text,
+            until,
+            stream,
+            key(CHANNEL + stream),
+            self._again,
+            *records,
+        )
+        return _request(bucket, self._commit, keys, arguments)
+
+    def delete(self, stream: bytes, seen: int) -> Request:
+        key = partial(self._servers.key, bucket := bucket_of(stream))
+        keys = (key(_HEAD + stream), key(_LOG + stream), key(_IDS))
+        return _request(bucket, self._delete, keys, (_version(seen), stream, key(CHANNEL + stream)))
+
+    def read(self, stream: bytes, start: int, stop: int) -> Request:
+        key = partial(self._servers.key, bucket := bucket_of(stream))
+        return _request(bucket, self._read, (key(_HEAD + stream), key(_LOG + stream)), (start, stop, PAGE_BYTES))
+
+    def tidy(self, stream: bytes) -> Request:
+        key = partial(self._servers.key, bucket := bucket_of(stream))
+        return _request(bucket, self._tidy, (key(_HEAD + stream), key(_IDS)), (stream,))
+
+    def rehearsal(self, bucket: int) -> list[Command]:
+        """All that will be done, for an id that is none, and undone in the same moment."""
+        commit, delete = self._commit[0], self._delete[0]
+        key = partial(self._servers.key, bucket)
+        keys, channel = (key(_HEAD + _NOBODY), key(_LOG + _NOBODY), key(_IDS)), key(CHANNEL + _NOBODY)
+        shard = "S" if self._is_cluster else ""
+        return [
+            ("MULTI",),
+            ("EVAL", commit, 3, *keys, "", 0, b"1 1 0.0 ", b"%d" % (_NEVER_SECONDS * 1000), _NOBODY, channel, "", b"record"),
+            ("EVAL", self._read[0], 2, *keys[:2], 0, 1, 1),
+            ("EVALSHA", self._read[1], 2, *keys[:2], 0, 1, 1),
+            ("EVAL", delete, 3, *keys, b"1 ", _NOBODY, channel),
+            ("EXEC",),
+            ("ZRANGEBYLEX", keys[2], "-", "+", "LIMIT", 0, 1),
+            (shard + "SUBSCRIBE", channel),
+            (shard + "UNSUBSCRIBE", channel),
+        ]
+
+    def ids(self, bucket: int, first: bytes, limit: int) -> Request:
+        return Request(bucket, ("ZRANGEBYLEX", self._servers.key(bucket, _IDS), first, "+", "LIMIT", 0, limit))
+
+    def exists(self, stream: bytes) -> Request:
+        bucket = bucket_of(stream)
+        return Request(bucket, ("EXISTS", self._servers.key(bucket, _HEAD + stream)))
+
+
+def _script(text: bytes) -> tuple[bytes, bytes]:
+    return text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode()
+
+
+def _request(bucket: int, script: tuple[bytes, bytes], keys: tuple[bytes, ...], arguments: tuple[bytes | int, ...]) -> Request:
+    text, digest = script
+    return Request(bucket, ("EVALSHA", digest, len(keys), *keys, *arguments), text)
+
+
+def _version(seen: int | None) -> bytes:
+    return b"" if seen is None else b"%d " % seen
+
+
+async def _enter(stack: AsyncExitStack, servers: Servers) -> _Entered:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise StorageError("RedisStorage needs asyncio, and this is another event loop; MemoryStorage runs on any") from None
+    stack.push_async_callback(servers.close)
+    scripts = _Scripts(servers)
+    await _examine(servers, scripts)
+    writer = await stack.enter_async_context(_batches(stack, Pipes(servers, wait=servers.options.wait)))
+    reader = await stack.enter_async_context(_batches(stack, Pipes(servers)))
+    bells = await stack.enter_async_context(Bells(servers))
+    return _Entered(writer, reader, bells, scripts)
+
+
+def _batches(stack: AsyncExitStack, pipes: Pipes) -> BatchTask[Request, Reply]:
+    stack.push_async_callback(pipes.close)
+    return BatchTask(pipes.run)
+
+
+async def _examine(servers: Servers, scripts: _Scripts) -> None:
+    """Say now what would only go wrong later."""
+    buckets = {await servers.of(bucket): bucket for bucket in reversed(range(BUCKETS))}
+    for address, bucket in buckets.items():
+        line = await servers.open(address)
+        try:
+            (info,) = await line.ask([("INFO",)])
+            _check_server(address, servers.options.topology, info)
+            _check_answers(address, await line.ask(scripts.rehearsal(bucket)))
+            if bucket == 0:
+                await _check_format(line, servers.key(0, _FORMAT_KEY))
+        finally:
+            await line.close()
+
+
+def _check_server(address: Address, topology: Topology, info: Reply) -> None:
+    if not isinstance(info, bytes):
+        logger.warning(
+            "Redis at %s does not tell its version and eviction policy (%s); see docs/how-to/redis.md", shown(address), info
+        )
+        return
+    facts = dict(line.split(":", 1) for line in info.decode(errors="replace").splitlines() if ":" in line)
+    if refusal := _refusal(topology, facts):
+        raise StorageError(f"Redis at {shown(address)}: {refusal}")
+
+
+def _refusal(topology: Topology, facts: Mapping[str, str]) -> str | None:
+    version = facts.get("redis_version", "")
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    policy = facts.get("maxmemory_policy", "noeviction")
+    if numbers < _OLDEST:
+        return f"version {version} is too old; use Redis 7.0 or newer, or Valkey"
+    mode = facts.get("server_mode") or facts.get("redis_mode")  # Valkey's name for it, and Redis's
+    if mode == "sentinel":
+        return "it is a sentinel; use redis+sentinel://HOST:PORT/PRIMARY"
+    if mode == "cluster" and topology != "cluster":
+        return "it is a node of a cluster; use redis+cluster://HOST:PORT"
+    if facts.get("role") == "slave" and topology == "single":
+        return "it is a replica, and takes no writes; use the primary's address, or redis+sentinel://HOST:PORT/PRIMARY"
+    if facts.get("maxmemory", "0") != "0" and policy != "noeviction":
+        return f"it evicts keys when its memory is full ({policy}), and so would lose streams; CONFIG SET maxmemory-policy noeviction"
+    return None
+
+
+def _check_answers(address: Address, replies: Sequence[Reply]) -> None:
+    flat = [reply for some in replies for reply in (some if isinstance(some, list) else [some])]
+    for reply in flat:
+        # A server without memory can still be read.
+        if isinstance(reply, ResponseError) and not isinstance(reply, OutOfMemoryError):
+            raise translated(address, reply)
+
+
+async def _check_format(line: Line, key: bytes) -> None:
+    (found,) = await line.ask([("SET", key, _FORMAT, "NX", "GET")])
+    if isinstance(found, OutOfMemoryError):
+        (found,) = await line.ask([("GET", key)])
+    if isinstance(found, ResponseError):
+        raise translated(line.address, found)
+    if found not in {None, _FORMAT}:
+        raise StorageCorruptError(
+            f"Redis at {shown(line.address)}: what is under this prefix was written by a newer streamkeep, or is not its own"
+        )

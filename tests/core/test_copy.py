@@ -1,0 +1,445 @@
+"""Copying: what is at the target afterwards, wherever it was interrupted, and whatever was there before."""
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from datetime import timedelta
+
+import anyio
+import pytest
+from msgspec.structs import replace
+
+from streamkeep import StorageCorruptError, StorageError, StreamBusyError, StreamEventType, StreamManager
+from streamkeep._copy import PAGE_RECORDS, SCAN_IDS, Copied, Outcome, copy_streams, ids_with
+from streamkeep.storage import PAGE_BYTES, Head, Page, Storage
+from streamkeep.storages.memory import MemoryStorage
+from streamkeep.testing.faults import FaultyStorage
+
+LONG = 2 * PAGE_RECORDS + 100
+
+
+@pytest.fixture
+async def source() -> AsyncIterator[FaultyStorage]:
+    async with FaultyStorage(MemoryStorage()) as storage:
+        yield storage
+
+
+@pytest.fixture
+async def target() -> AsyncIterator[FaultyStorage]:
+    async with FaultyStorage(MemoryStorage()) as storage:
+        yield storage
+
+
+@pytest.fixture
+async def writer(source: FaultyStorage) -> AsyncIterator[StreamManager]:
+    """Give a manager over the source."""
+    async with StreamManager(source, ttl=timedelta(hours=1)) as streams:
+        yield streams
+
+
+async def these(ids: Iterable[str]) -> AsyncGenerator[str]:
+    for stream in ids:
+        yield stream
+
+
+async def copy(
+    source: Storage, target: Storage, ids: Iterable[str] | None = None, *, clock: Callable[[], float] = time.time
+) -> dict[str, Copied]:
+    done: list[Copied] = []
+    moved: list[int] = []
+    selected = ids_with(source, "") if ids is None else these(ids)
+    with anyio.fail_after(20):
+        await copy_streams(source, target, selected, report=done.append, progress=moved.append, clock=clock)
+    assert sum(moved) == sum(copied.events for copied in done)
+    return {copied.id: copied for copied in done}
+
+
+async def content(storage: Storage, stream: str) -> tuple[Head, list[bytes]] | None:
+    records: list[bytes] = []
+    while page := await storage.read(stream, len(records), 1000):
+        records += page.records
+        if len(records) == page.head.tail:
+            return page.head, records
+    return None
+
+
+async def write(streams: StreamManager, stream: str, chunks: int) -> None:
+    async with streams.open(stream, metadata={"owner": "Ada"}) as handle:
+        for number in range(chunks):
+            handle.write_soon(number)
+        await handle.done("all")
+
+
+# What is copied
+
+
+@pytest.mark.parametrize("chunks", [0, 1, PAGE_RECORDS - 1, PAGE_RECORDS, LONG])
+async def test_a_copy_is_equal_to_the_byte(
+    source: FaultyStorage, target: FaultyStorage, writer: StreamManager, chunks: int
+) -> None:
+    await write(writer, "s", chunks)
+
+    done = await copy(source, target)
+
+    assert done == {"s": Copied("s", Outcome.COPIED, chunks + 1)}
+    assert await content(target, "s") == await content(source, "s")
+
+
+async def test_all_streams_are_copied_page_by_page_of_ids(
+    source: FaultyStorage, target: FaultyStorage, writer: StreamManager
+) -> None:
+    ids = [f"s{number:03}" for number in range(2 * SCAN_IDS + 10)]
+    for stream in ids:
+        await write(writer, stream, 2)
+
+    done = await copy(source, target)
+
+    assert sorted(done) == ids
+    assert all(copied.is_whole for copied in done.values())
+    for stream in ids:
+        assert await content(target, stream) == await content(source, stream)
+
+
+async def test_ids_with_a_prefix_are_those_that_begin_with_it(source: FaultyStorage, writer: StreamManager) -> None:
+    for stream in ("a", "ab", "ab:1", "ab:2", "ac", "b"):
+        await write(writer, stream, 0)
+
+    assert [stream async for stream in ids_with(source, "ab")] == ["ab", "ab:1", "ab:2"]
+    assert [stream async for stream in ids_with(source, "b")] == ["b"]
+    assert [stream async for stream in ids_with(source, "ab:")] == ["ab:1", "ab:2"]
+
+
+async def test_large_events_arrive_whole_and_no_commit_is_larger_than_a_writers(
+    source: FaultyStorage, writer: StreamManager
+) -> None:
+    async with writer.open("s") as stream:
+        for size in (1, 400_000, 400_000, 400_000, 3_000_000, 1, 3_000_000):
+            await stream.write("x" * size)
+        await stream.done()
+    sizes: list[list[int]] = []
+
+    class Target(MemoryStorage):
+        async def commit(self, stream: str, seen: int | None, head: Head, records: Iterable[bytes] = ()) -> bool:
+            sizes.append([len(record) for record in records])
+            return await super().commit(stream, seen, head, list(records))
+
+    target = Target()
+
+    await copy(source, target)
+
+    assert await content(target, "s") == await content(source, "s")
+    assert all(len(commit) == 1 or sum(commit) <= PAGE_BYTES for commit in sizes)
+
+
+async def test_what_has_expired_is_not_copied(source: FaultyStorage, target: FaultyStorage, writer: StreamManager) -> None:
+    await write(writer, "s", 3)
+
+    done = await copy(source, target, clock=lambda: time.time() + 3601)
+
+    assert done["s"].outcome is Outcome.MISSING
+    assert await target.read("s") is None
+
+
+async def test_a_stream_that_is_not_there_is_named(source: FaultyStorage, target: FaultyStorage) -> None:
+    assert (await copy(source, target, ["nobodys"]))["nobodys"] == Copied(
+        "nobodys", Outcome.MISSING, 0, "there is no such stream"
+    )
+
+
+async def test_a_stream_that_was_let_go_of_can_be_resumed_at_the_target(
+    source: FaultyStorage, target: FaultyStorage, writer: StreamManager
+) -> None:
+    async with writer.open("s") as stream:
+        await stream.write("here")
+
+    assert (await copy(source, target))["s"].is_whole
+
+    async with StreamManager(target) as streams:
+        async with streams.open("s", resume=True) as stream:
+            await stream.write("there")
+            await stream.done()
+        async with streams.subscribe("s") as events:
+            assert [event.data async for event in events] == [b'"here"', b'"there"', b"null"]
+
+
+# What is copied again
+
+
+async def test_what_is_whole_is_not_copied_again(source: FaultyStorage, target: FaultyStorage, writer: StreamManager) -> None:
+    for stream in ("a", "b"):
+        await write(writer, stream, 5)
+    await copy(source, target, ["a"])
+    target.calls.clear()
+
+    done = await copy(source, target)
+
+    assert {stream: copied.outcome for stream, copied in done.items()} == {"a": Outcome.THERE, "b": Outcome.COPIED}
+    assert target.calls["commit"] == 1
+
+
+@pytest.mark.parametrize("loses_answer", [False, True])
+@pytest.mark.parametrize("after", [0, 1, 2])
+async def test_a_copy_that_was_interrupted_at_any_commit_goes_on_there(
+    source: FaultyStorage, target: FaultyStorage, writer: StreamManager, after: int, loses_answer: bool
+) -> None:
+    await write(writer, "s", LONG)
+    target.skip("commit", times=after)
+    (target.lose if loses_answer else target.refuse)("commit")
+    with pytest.raises(StorageError, match="was made to"):
+        await copy(source, target)
+    before = await content(target, "s")
+
+    done = await copy(source, target)
+
+    assert done["s"].events == LONG + 1 - (before[0].tail if before else 0)
+    assert done["s"].is_whole
+    assert await content(target, "s") == await content(source, "s")
+
+
+async def test_a_copy_that_was_cancelled_goes_on_too(
+    source: FaultyStorage, target: FaultyStorage, writer: StreamManager
+) -> None:
+    await write(writer, "s", LONG)
+    target.skip("commit")
+    hold = target.hold("commit", after=True)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(copy, source, target)
+        await hold.reached.wait()
+        tasks.cancel_scope.cancel()
+
+    done = await copy(source, target)
+
+    assert done["s"] == Copied("s", Outcome.COPIED, LONG + 1 - 2 * PAGE_RECORDS)
+    assert await content(target, "s") == await content(source, "s")
+
+
+async def test_nobody_writes_to_half_a_copy_or_gives_it_up_and_its_readers_wait_for_the_rest(
+    source: FaultyStorage, target: FaultyStorage, writer: StreamManager
+) -> None:
+    await write(writer, "s", LONG)
+    target.skip("commit")
+    target.refuse("commit")
+    with pytest.raises(StorageError):
+        await copy(source, target)
+    assert (half := await target.read("s")) is not None
+    assert half.head.tail == PAGE_RECORDS
+
+    async with StreamManager(target, lease=timedelta(seconds=1), grace=timedelta(0)) as streams:
+        await streams.sweep()
+        with pytest.raises(StreamBusyError):
+            await streams.open("s", resume=True)
+        async with streams.subscribe("s") as events:
+            for _ in range(PAGE_RECORDS):
+                await anext(events)
+            await copy(source, target)
+            rest = [event async for event in events]
+
+    assert len(rest) == LONG + 1 - PAGE_RECORDS
+    assert rest[-1].type is StreamEventType.DONE
+
+
+async def test_two_copies_at_once_make_one(source: FaultyStorage, target: FaultyStorage, writer: StreamManager) -> None:
+    await write(writer, "s", LONG)
+    hold = target.hold("commit")
+    done: list[Copied] = []
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_copy_into, source, target, done)
+        await hold.reached.wait()
+        await copy(source, target)
+        hold.release()
+
+    assert done == [Copied("s", Outcome.THERE, 0)]
+    assert await content(target, "s") == await content(source, "s")
+
+
+async def _copy_into(source: Storage, target: Storage, done: list[Copied]) -> None:
+    done.extend((await copy(source, target)).values())
+
+
+# Streams that are being written
+
+
+async def test_a_stream_that_is_being_written_is_copied_as_far_as_it_is_and_named(
+    source: FaultyStorage, target: FaultyStorage, writer: StreamManager
+) -> None:
+    stream = await writer.open("s")
+    for number in range(LONG):
+        stream.write_soon(number)
+    await stream.flush()
+
+    first = await copy(source, target)
+    assert first["s"] == Copied("s", Outcome.WRITING, LONG, f"it is still being written, and copied up to its event {LONG - 1}")
+    assert (await copy(source, target))["s"].events == 0
+    await stream.write("more")
+    await stream.done()
+    last = await copy(source, target)
+
+    assert last["s"] == Copied("s", Outcome.COPIED, 2)
+    assert await content(target, "s") == await content(source, "s")
+
+
+async def test_a_writer_that_lets_go_after_the_copy_has_the_copy_let_go_too(
+    source: FaultyStorage, target: FaultyStorage, writer: StreamManager
+) -> None:
+    stream = await writer.open("s")
+    await stream.write(1)
+    await copy(source, target)
+    await stream.close()
+
+    assert (await copy(source, target))["s"] == Copied("s", Outcome.COPIED, 0)
+    assert await content(target, "s") == await content(source, "s")
+
+
+async def test_a_stream_that_goes_on_at_the_source_after_it_was_copied_is_copied_on(
+    source: FaultyStorage, target: FaultyStorage, writer: StreamManager
+) -> None:
+    await (await writer.open("s")).close()
+    await copy(source, target)
+    async with writer.open("s", resume=True) as stream:
+        await stream.write(1)
+        await stream.done()
+
+    assert (await copy(source, target))["s"] == Copied("s", Outcome.COPIED, 2)
+    assert await content(target, "s") == await content(source, "s")
+
+
+async def test_a_writer_cannot_keep_a_copy_from_ending(source: FaultyStorage, target: FaultyStorage) -> None:
+    class Busy(FaultyStorage):
+        """Its writer writes a page more before every read."""
+
+        async def read(self, stream: str, start: int = 0, limit: int = 0) -> Page | None:
+            for number in range(PAGE_RECORDS):
+                handle.write_soon(number)
+            await handle.flush()
+            return await super().read(stream, start, limit)
+
+    async with StreamManager(source) as streams:
+        handle = await streams.open("s")
+        done = await copy(Busy(source), target, ["s"])
+
+    assert done["s"].outcome is Outcome.WRITING
+
+
+async def test_a_copy_of_a_stream_that_is_deleted_meanwhile_is_taken_back(
+    source: FaultyStorage, target: FaultyStorage, writer: StreamManager
+) -> None:
+    await write(writer, "s", LONG)
+    target.skip("commit")
+    hold = target.hold("commit", after=True)
+    done: list[Copied] = []
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_copy_into, source, target, done)
+        await hold.reached.wait()
+        await writer.delete("s")
+        hold.release()
+
+    assert done == [Copied("s", Outcome.MISSING, 2 * PAGE_RECORDS, "it was deleted while it was copied")]
+    assert await target.read("s") is None
+
+
+async def test_a_stream_that_is_deleted_before_anything_is_copied_is_missing(
+    source: FaultyStorage, target: FaultyStorage, writer: StreamManager
+) -> None:
+    await write(writer, "s", 1)
+    hold = target.hold("read")
+    done: list[Copied] = []
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_copy_into, source, target, done)
+        await hold.reached.wait()
+        await writer.delete("s")
+        hold.release()
+
+    assert done == [Copied("s", Outcome.MISSING, 0, "it was deleted while it was copied")]
+
+
+# What is at the target already
+
+
+async def refusal(source: Storage, target: Storage) -> str:
+    before = await content(target, "s")
+    done = (await copy(source, target))["s"]
+    assert done.outcome is Outcome.REFUSED
+    assert not done.is_whole
+    assert await content(target, "s") == before
+    return done.why
+
+
+async def test_another_stream_under_the_same_id_is_left_alone(
+    source: FaultyStorage, target: FaultyStorage, writer: StreamManager
+) -> None:
+    await write(writer, "s", 3)
+    async with StreamManager(target) as streams:
+        await write(streams, "s", 3)
+
+    assert await refusal(source, target) == "there is another stream under this id at the target"
+
+
+async def test_a_stream_that_was_ended_at_the_target_is_left_alone(
+    source: FaultyStorage, target: FaultyStorage, writer: StreamManager
+) -> None:
+    await (await writer.open("s")).close()
+    await copy(source, target)
+    async with StreamManager(target) as streams:
+        await streams.cancel("s")
+
+    assert await refusal(source, target) == "it has ended at the target in another way than at the source"
+
+
+async def test_a_stream_that_is_being_written_at_the_target_is_left_alone(
+    source: FaultyStorage, target: FaultyStorage, writer: StreamManager
+) -> None:
+    await (await writer.open("s")).close()
+    await copy(source, target)
+    async with StreamManager(target) as streams:
+        await streams.open("s", resume=True)
+
+        assert await refusal(source, target) == "it is being written at the target"
+
+
+@pytest.mark.parametrize("more_at_the_source", [0, 1, 2])
+async def test_a_stream_that_has_gone_on_at_the_target_is_left_alone(
+    source: FaultyStorage, target: FaultyStorage, writer: StreamManager, more_at_the_source: int
+) -> None:
+    async with writer.open("s") as stream:
+        await stream.write("together")
+    await copy(source, target)
+    async with StreamManager(target) as streams, streams.open("s", resume=True) as stream:
+        await stream.write("apart")
+    async with writer.open("s", resume=True) as stream:
+        for number in range(more_at_the_source):
+            await stream.write(number)
+
+    assert await refusal(source, target) == "other events were written to it at the target"
+
+
+async def test_an_expired_stream_at_the_target_is_absent(
+    source: FaultyStorage, target: FaultyStorage, writer: StreamManager
+) -> None:
+    await target.commit("s", None, Head(version=1, tail=1, state=b"whatever", expires_at=1.0), [b"old"])
+    await write(writer, "s", 1)
+
+    assert (await copy(source, target))["s"].outcome is Outcome.COPIED
+    assert await content(target, "s") == await content(source, "s")
+
+
+async def test_a_stream_that_is_damaged_is_named_and_stops_no_other(
+    source: FaultyStorage, target: FaultyStorage, writer: StreamManager
+) -> None:
+    await write(writer, "s", 1)
+    await write(writer, "t", 1)
+    page = await source.read("s")
+    assert page is not None
+    await source.commit("s", page.head.version, replace(page.head, version=page.head.version + 1, state=b"?"))
+
+    done = await copy(source, target)
+
+    assert (done["s"].outcome, done["s"].why) == (Outcome.REFUSED, "a head's state is not one of streamkeep's")
+    assert done["t"].is_whole
+
+
+async def test_a_storage_that_fails_while_ids_are_listed_ends_the_copy_with_its_own_error(
+    source: FaultyStorage, target: FaultyStorage, writer: StreamManager
+) -> None:
+    await write(writer, "s", 1)
+    source.refuse("scan", error=StorageCorruptError("torn"))
+    with pytest.raises(StorageCorruptError, match="torn"):
+        await copy(source, target)

@@ -1,0 +1,26 @@
+"""Streams in NATS, and what befalls them."""
+
+from collections.abc import Generator
+
+import pytest
+from tests.engines.engine import Engine
+from tests.engines.running import Empty, nats
+from tests.engines.suite import EngineSuite, GenkitOverEngineSuite
+
+
+@pytest.fixture(scope="module")
+def empty() -> Generator[Empty]:
+    with nats() as empty:
+        yield empty
+
+
+class TestNATS(EngineSuite):
+    @pytest.fixture
+    def engine(self, empty: Empty) -> Engine:
+        return empty()
+
+
+class TestGenkitClientOverNATS(GenkitOverEngineSuite):
+    @pytest.fixture
+    def storage_url(self, empty: Empty) -> str:
+        return empty().url

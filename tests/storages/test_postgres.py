@@ -1,0 +1,815 @@
+"""PostgresStorage keeps the contract, and what it promises beyond: URLs, remedies, batches, doorbells, migrations, poolers, standbys."""
+
+# ruff: noqa: ASYNC110 (these tests wait for what the server shows, and nobody else is on their loop)
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import asyncpg  # type: ignore[import-untyped]  # it has no types
+import pytest
+from tests.engines.pgbouncer import PgBouncer
+from tests.engines.postgres import SYSTEM, Postgres
+
+from streamkeep.errors import (
+    InvalidArgumentError,
+    StorageCorruptError,
+    StorageError,
+    StorageFullError,
+    StorageUnavailableError,
+)
+from streamkeep.storage import Head, Storage
+from streamkeep.storages import _postgres_schema, postgres, storage_for
+from streamkeep.storages._postgres_news import Polling
+from streamkeep.storages.postgres import PostgresStorage
+from streamkeep.storages.retrying import RetryingStorage
+from streamkeep.testing import SimulationSuite, StorageSuite, StreamsSuite
+from streamkeep.testing._storage_suite import ODD_IDS
+
+BOUND_SECONDS = 20
+PROCESSES = int(os.environ.get("PROCESSES", "8"))
+
+# Enters as soon as it is told to, and commits one stream of its own.
+NEWCOMER = """
+import asyncio, sys
+from streamkeep.storage import Head
+from streamkeep.storages._postgres_news import Polling
+from streamkeep.storages.postgres import PostgresStorage
+
+async def main(url, stream):
+    print("ready", flush=True)
+    sys.stdin.readline()
+    async with PostgresStorage(url) as storage:
+        print(await storage.commit(stream, None, Head(1, 1, b"", 9e9), [b"x"]), flush=True)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+def server() -> Generator[Postgres]:
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def older_server() -> Generator[Postgres]:
+    if not SYSTEM.exists():
+        pytest.skip("PostgreSQL 15 is not installed here")
+    with Postgres(SYSTEM) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def pooler(server: Postgres, requires: Callable[[str], str]) -> Generator[PgBouncer]:
+    with PgBouncer(requires("pgbouncer"), server) as pooler:
+        yield pooler
+
+
+@pytest.fixture
+def here(server: Postgres) -> Postgres:
+    """The server, with nothing of this test's in it."""
+    return server.empty()
+
+
+class TestPostgresStorage(StorageSuite):
+    @pytest.fixture
+    def open_storage(self, here: Postgres) -> Callable[[], Storage]:
+        return lambda: PostgresStorage(here.url)
+
+
+class TestOlderPostgresStorage(StorageSuite):
+    @pytest.fixture
+    def open_storage(self, older_server: Postgres) -> Callable[[], Storage]:
+        url = older_server.empty().url
+        return lambda: PostgresStorage(url)
+
+
+class TestPostgresStorageBehindAPooler(StorageSuite):
+    @pytest.fixture
+    def open_storage(self, here: Postgres, pooler: PgBouncer) -> Callable[[], Storage]:
+        return lambda: PostgresStorage(here.url_of(port=pooler.port, options="&notify=off"))
+
+
+class TestStreamsOverPostgres(StreamsSuite):
+    @pytest.fixture
+    def open_storage(self, here: Postgres) -> Callable[[], Storage]:
+        return lambda: PostgresStorage(here.url)
+
+
+class TestSimulationOverPostgres(SimulationSuite):
+    @pytest.fixture
+    def open_storage(self, here: Postgres) -> Callable[[], Storage]:
+        return lambda: PostgresStorage(here.url)
+
+
+# -- URLs
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:secret@host/db",
+        "postgresql://user:secret@host/db#x",
+        "postgresql://user:sec/ret@host/db",
+        "postgresql://user:sec#ret@host/db",
+        "postgresql://user:sec@ret@host/db",
+        "postgresql://user:secret@host:port/db",
+        "postgresql://user:secret@one,,two/db",
+        "postgresql://user:secret@[::1/db",
+        "postgresql://user:secret@host/db?secret",
+        "postgresql://user:secret@host/db?secret=1",
+        "postgresql://user:secret@host/db?schema=a&schema=b",
+        "postgresql://user:secret@host/db?schema=",
+        "postgresql://user:secret@host/db?schema=" + "x" * 64,
+        "postgresql://user:secret@host/db?schema=a%00b",
+        "postgresql://user:secret@host/db?notify=maybe",
+        "postgresql://user:secret@host/db?target_session_attrs=any",
+    ],
+)
+def test_a_url_that_cannot_be_meant_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(InvalidArgumentError) as refused:
+        PostgresStorage(url)
+    assert "secret" not in str(refused.value)
+    assert "ret@" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "urls"),
+    [
+        ("postgresql://", ["postgresql://"]),
+        ("postgres:///db", ["postgres:///db"]),
+        ("postgresql://u:p%40%2F@h:1/db?schema=s&notify=off", ["postgresql://u:p%40%2F@h:1/db"]),
+        (
+            "postgresql://u@one:1,two,[::1]:3/db",
+            ["postgresql://u@one:1/db", "postgresql://u@two/db", "postgresql://u@[::1]:3/db"],
+        ),
+        ("postgresql:///db?host=%2Ftmp&sslmode=disable", ["postgresql:///db?host=%2Ftmp&sslmode=disable"]),
+    ],
+)
+def test_each_host_is_a_url_for_the_driver(url: str, urls: list[str]) -> None:
+    assert postgres._place(url).urls == urls
+
+
+async def test_storage_for_gives_one_that_tries_again(here: Postgres) -> None:
+    storage = storage_for(here.url)
+    assert isinstance(storage, RetryingStorage)
+    async with storage:
+        assert await storage.commit("s", None, a_head(1, 0))
+
+
+async def test_a_unix_socket_is_a_host(here: Postgres) -> None:
+    host = str(here.directory).replace("/", "%2F")
+    await enter(f"postgresql://streamkeep@/postgres?schema={here.schema}&host={host}&port={here.port}")
+
+
+@pytest.mark.parametrize("schema", ["Ünïcode", 'quote"d', "sp ace", "semi;colon", "{braces}", "x" * 63, "select"])
+async def test_any_schema_is_just_a_name(here: Postgres, schema: str) -> None:
+    url = f"postgresql://streamkeep@127.0.0.1:{here.port}/postgres?schema={schema.replace(' ', '+').replace(';', '%3B')}"
+    try:
+        async with PostgresStorage(url) as storage, storage.watch("s") as doorbell:
+            assert await storage.commit("s", None, a_head(1, 1), [b"x"])
+            await heard(doorbell.wait())
+        assert here.run(f"SELECT count(*) FROM pg_namespace WHERE nspname = '{schema}'") == "1"
+    finally:
+        quoted = schema.replace('"', '""')
+        here.run(f'DROP SCHEMA IF EXISTS "{quoted}" CASCADE')
+
+
+# -- errors and remedies
+
+
+async def test_a_wrong_password_is_said_and_not_repeated(here: Postgres) -> None:
+    here.run("DROP ROLE IF EXISTS careful; CREATE ROLE careful LOGIN PASSWORD 'right'")
+    here.run(f"CREATE SCHEMA {here.schema} AUTHORIZATION careful")
+    with pytest.raises(StorageError, match="check user and password") as refused:
+        await enter(here.url_of("careful:hunter2"))
+    assert not isinstance(refused.value, StorageUnavailableError)
+    assert "hunter2" not in str(refused.value)
+    await enter(here.url_of("careful:right"))
+    here.run(f"DROP SCHEMA {here.schema} CASCADE")
+
+
+async def test_who_is_not_let_in_is_told_where_that_is_written(here: Postgres) -> None:
+    with pytest.raises(StorageError, match=r"pg_hba\.conf"):
+        await enter(here.url_of("banned"))
+
+
+async def test_a_database_that_does_not_exist_is_named(here: Postgres) -> None:
+    with pytest.raises(StorageError, match=r'no such database; create it.*"nowhere"'):
+        await enter(here.url_of(database="nowhere"))
+
+
+async def test_a_missing_permission_is_named_until_all_are_there(here: Postgres) -> None:
+    here.run("DROP ROLE IF EXISTS poor; CREATE ROLE poor LOGIN")
+    url = here.url_of("poor")
+    with pytest.raises(StorageError, match="GRANT CREATE ON DATABASE to create the schema"):
+        await enter(url)
+    await enter(here.url)
+    with pytest.raises(StorageError, match="GRANT USAGE ON SCHEMA"):
+        await enter(url)
+    here.run(f"GRANT USAGE ON SCHEMA {here.schema} TO poor; GRANT SELECT ON ALL TABLES IN SCHEMA {here.schema} TO poor")
+    with pytest.raises(
+        StorageError,
+        match=r"lacks INSERT on streams,.* DELETE on records; .*GRANT SELECT, INSERT, UPDATE",
+    ):
+        await enter(url)
+    here.run(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {here.schema} TO poor")
+    async with PostgresStorage(url) as storage:
+        assert await storage.commit("s", None, a_head(1, 1), [b"x"])
+        assert await storage.delete("s", 1)
+    here.run("DROP OWNED BY poor; DROP ROLE poor")
+
+
+async def test_a_server_that_is_too_old_is_named(here: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_postgres_schema, "_OLDEST_SERVER", 99)
+    with pytest.raises(StorageError, match="the server is version 18; upgrade it to 99 or newer"):
+        await enter(here.url)
+
+
+async def test_a_server_that_is_not_there_is_unavailable(here: Postgres) -> None:
+    with pytest.raises(StorageUnavailableError, match="cannot be reached"):
+        await enter(here.through(1))
+
+
+async def test_a_host_that_does_not_exist_is_unavailable(here: Postgres) -> None:
+    with pytest.raises(StorageUnavailableError, match="cannot be reached"):
+        await enter(here.url_of(host="nowhere.invalid"))
+
+
+async def test_no_connection_left_is_unavailable(here: Postgres) -> None:
+    here.run("DROP ROLE IF EXISTS few; CREATE ROLE few LOGIN CONNECTION LIMIT 1")
+    await enter(here.url)
+    here.run(f"GRANT ALL ON SCHEMA {here.schema} TO few; GRANT ALL ON ALL TABLES IN SCHEMA {here.schema} TO few")
+    async with PostgresStorage(here.url_of("few")) as storage:
+        with pytest.raises(StorageUnavailableError, match="raise its max_connections"):
+            await storage.commit("s", None, a_head(1, 0))
+        assert await storage.read("s") is None
+    here.run("DROP OWNED BY few; DROP ROLE few")
+
+
+async def test_another_event_loop_is_named(here: Postgres) -> None:
+    async def enter_here() -> None:
+        with pytest.raises(StorageError, match="needs asyncio"):
+            await enter(here.url)
+
+    await anyio.to_thread.run_sync(lambda: anyio.run(enter_here, backend="trio"))
+
+
+def test_a_missing_package_is_named() -> None:
+    script = """
+import sys
+sys.modules["asyncpg"] = None
+from streamkeep.errors import StorageError
+from streamkeep.storages import storage_for
+try:
+    storage_for("postgresql://host/db")
+except StorageError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=BOUND_SECONDS)
+    assert 'pip install "streamkeep[postgres]"' in done.stdout
+
+
+async def test_a_full_disk_fails_whom_it_meets_and_nobody_else(here: Postgres) -> None:
+    """The server is made to say so of one record."""
+    async with PostgresStorage(here.url) as storage:
+        here.run(f"""
+            CREATE FUNCTION {here.schema}.full() RETURNS trigger LANGUAGE plpgsql AS
+                $$ BEGIN RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100'; END $$;
+            CREATE TRIGGER t BEFORE INSERT ON {here.schema}.records
+                FOR EACH ROW WHEN (NEW.data = 'big') EXECUTE FUNCTION {here.schema}.full();
+        """)
+        records = [b"one", b"big", b"three"]
+        asked = [storage.commit(f"s{i}", None, a_head(1, 1), [record]) for i, record in enumerate(records)]
+        one, big, three = await asyncio.gather(*asked, return_exceptions=True)
+        assert (one, three) == (True, True)
+        assert isinstance(big, StorageFullError)
+        assert "make space" in str(big)
+        assert await storage.read("s1") is None
+        here.run(f"DROP TRIGGER t ON {here.schema}.records")
+        assert await storage.commit("s1", None, a_head(1, 1), [b"big"])
+
+
+async def test_a_value_that_cannot_be_stored_fails_its_caller_only(here: Postgres) -> None:
+    async with PostgresStorage(here.url) as storage:
+        bad = storage.commit("bad", None, a_head(2**63, 1), [b"confidential"])
+        good = [storage.commit(f"s{i}", None, a_head(1, 1), [b"x"]) for i in range(5)]
+        failure, *done = await asyncio.gather(bad, *good, return_exceptions=True)
+        assert done == [True] * 5
+        assert isinstance(failure, StorageError)
+        assert "a value cannot be stored" in str(failure)
+        with pytest.raises(InvalidArgumentError, match="Unicode"):
+            await storage.commit("\ud800", None, a_head(1, 0))
+        assert list(await storage.scan()) == [f"s{i}" for i in range(5)]
+
+
+async def test_a_storage_that_is_not_open_says_so(here: Postgres) -> None:
+    storage = PostgresStorage(here.url)
+    for _ in range(2):
+        with pytest.raises(StorageError, match="is not open"):
+            await storage.read("s")
+        with pytest.raises(StorageError, match="is not open"):
+            async with storage.watch("s"):
+                pass
+        async with storage:
+            assert await storage.read("s") is None
+            with pytest.raises(StorageError, match="is open already"):
+                await storage.__aenter__()
+
+
+async def test_leaving_waits_for_what_was_asked_and_leaves_no_connection(here: Postgres) -> None:
+    async with PostgresStorage(here.url) as storage, storage.watch("s"):
+        await storage.read("s")
+        assert len(connections(here)) == 2
+        assert await storage.commit("s", None, a_head(1, 0))
+        assert len(connections(here)) == 3
+        tasks = [asyncio.create_task(storage.commit(f"s{i}", None, a_head(1, 0))) for i in range(50)]
+        await asyncio.sleep(0)
+    assert all([await task for task in tasks])
+    await until(lambda: not connections(here))
+
+
+async def test_a_failed_entering_leaves_no_connection(here: Postgres) -> None:
+    here.run(f"CREATE SCHEMA {here.schema}; CREATE TABLE {here.schema}.format (theirs int)")
+    with pytest.raises(StorageCorruptError):
+        await enter(here.url)
+    await until(lambda: not connections(here))
+
+
+# -- ids
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+async def test_the_databases_encoding_is_no_matter(here: Postgres, encoding: str) -> None:
+    here.run(f"CREATE DATABASE {encoding.lower()} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+    ids = [*ODD_IDS, "a\0b", "\uffff", "\U00010000"]
+    async with PostgresStorage(here.url_of(database=encoding.lower())) as storage, storage.watch("a\0b") as doorbell:
+        for stream in ids:
+            assert await storage.commit(stream, None, a_head(1, 1), [stream.encode()])
+        assert list(await storage.scan(limit=1000)) == sorted(ids)
+        await heard(doorbell.wait())
+    here.run(f"DROP DATABASE {encoding} WITH (FORCE)")
+
+
+# -- batches
+
+
+async def test_what_one_batch_does_to_one_stream_happens_in_order(here: Postgres) -> None:
+    async with PostgresStorage(here.url) as storage:
+        asked = [
+            storage.commit("s", None, a_head(1, 1), [b"old"]),
+            storage.commit("s", 1, a_head(2, 2), [b"older"]),
+            storage.delete("s", 1),
+            storage.delete("s", 2),
+            storage.commit("s", None, a_head(3, 1), [b"new"]),
+            storage.commit("s", 2, a_head(4, 2), [b"lost"]),
+            storage.commit("s", 3, a_head(5, 2), [b"newer"]),
+        ]
+        assert await asyncio.gather(*asked) == [True, True, False, True, True, False, True]
+        page = await storage.read("s", 0, 9)
+        assert page is not None
+        assert list(page.records) == [b"new", b"newer"]
+    assert here.run(f"SELECT count(*) FROM {here.schema}.records") == "2"
+
+
+async def test_very_many_commits_at_once_are_few_transactions(here: Postgres) -> None:
+    count = 2000
+    async with PostgresStorage(here.url) as storage:
+        asked = [storage.commit(f"s{i}", None, a_head(1, 2), [b"a", b"%d" % i]) for i in range(count)]
+        assert all(await asyncio.gather(*asked))
+        asked = [storage.commit(f"s{i}", 1 if i % 2 else 7, a_head(2, 3), [b"c"]) for i in range(count)]
+        assert await asyncio.gather(*asked) == [bool(i % 2) for i in range(count)]
+        asked_pages = [storage.read(f"s{i}", 1, 9) for i in range(count)]
+        for i, page in enumerate(await asyncio.gather(*asked_pages)):
+            assert page is not None
+            assert list(page.records) == ([b"%d" % i, b"c"] if i % 2 else [b"%d" % i])
+    transactions = f"SELECT xmin::text FROM {here.schema}.streams UNION SELECT xmin::text FROM {here.schema}.records"
+    assert len(here.run(transactions).split()) < 20
+
+
+async def test_big_commits_at_once_are_stored_whole(here: Postgres) -> None:
+    size = 3 << 20
+    async with PostgresStorage(here.url) as storage:
+        asked = [storage.commit(f"s{i}", None, a_head(1, 2), [bytes([i]) * size] * 2) for i in range(8)]
+        assert all(await asyncio.gather(*asked))
+        pages = await asyncio.gather(*(storage.read(f"s{i}", 1, 9) for i in range(8)))
+        assert [list(page.records) for page in pages if page] == [[bytes([i]) * size] for i in range(8)]
+
+
+async def test_readers_share_what_a_page_may_hold(here: Postgres) -> None:
+    """Sixty-four readers at once must not be sixty-four mebibytes."""
+    async with PostgresStorage(here.url) as storage:
+        assert await storage.commit("s", None, a_head(1, 100), [b"x" * 30_000] * 100)
+        pages = await asyncio.gather(*(storage.read("s", 0, 100) for _ in range(64)))
+        assert 64 <= sum(len(page.records) for page in pages if page) < 64 * 10
+        page = await storage.read("s", 0, 100)
+        assert page is not None
+        assert len(page.records) > 30
+
+
+@pytest.mark.parametrize("tail", [0, 1, 9_999, 10_000, 10_001, 25_000])
+async def test_a_deletion_leaves_nothing(here: Postgres, tail: int) -> None:
+    async with PostgresStorage(here.url) as storage:
+        assert await storage.commit("s", None, a_head(1, tail), [b"x"] * tail)
+        assert await storage.commit("kept", None, a_head(1, 1), [b"x"])
+        assert await storage.delete("s", 1)
+    assert here.run(f"SELECT count(*) FROM {here.schema}.records") == "1"
+
+
+async def test_a_deletion_that_waited_for_a_commit_is_refused(here: Postgres) -> None:
+    async with PostgresStorage(here.url) as storage, raw(here) as other:
+        assert await storage.commit("s", None, a_head(1, 1), [b"x"])
+        async with other.transaction():
+            await other.execute("UPDATE streams SET version = 2, tail = 2")
+            await other.execute("INSERT INTO records SELECT key, 1, 'y' FROM streams")
+            deletion = asyncio.create_task(storage.delete("s", 1))
+            await until(lambda: waiting(here) == 1)
+        assert not await deletion
+        page = await storage.read("s", 0, 9)
+        assert page is not None
+        assert (page.head.version, list(page.records)) == (2, [b"x", b"y"])
+
+
+async def test_two_who_commit_the_same_streams_in_different_order_do_not_deadlock(here: Postgres) -> None:
+    streams = [f"s{i}" for i in range(40)]
+    deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = 'postgres'"
+    before = here.run(deadlocks)
+    async with PostgresStorage(here.url) as one, PostgresStorage(here.url) as two:
+        for version in range(30):
+            seen = version or None
+            head = a_head(version + 1, 0)
+            ones = [one.commit(stream, seen, head) for stream in streams]
+            twos = [two.commit(stream, seen, head) for stream in reversed(streams)]
+            async with asyncio.timeout(BOUND_SECONDS):
+                done = await asyncio.gather(*ones, *twos)
+            assert [a + b for a, b in zip(done[:40], reversed(done[40:]), strict=True)] == [1] * 40
+    assert here.run(deadlocks) == before
+
+
+async def test_whoever_is_picked_in_a_deadlock_tries_again(here: Postgres) -> None:
+    async with PostgresStorage(here.url) as storage, raw(here) as other:
+        assert await asyncio.gather(*(storage.commit(stream, None, a_head(1, 0)) for stream in "ab")) == [True, True]
+        await other.execute("SET deadlock_timeout = '60s'")  # so the other one is picked
+        transaction = other.transaction()
+        await transaction.start()
+        await other.execute("UPDATE streams SET tail = tail WHERE id = 'b'")
+        both = [asyncio.create_task(storage.commit(stream, 1, a_head(2, 0))) for stream in "ab"]
+        await until(lambda: waiting(here) == 1)
+        await other.execute("UPDATE streams SET tail = tail WHERE id = 'a'")
+        await transaction.rollback()
+        assert [await heard(task) for task in both] == [True, True]
+
+
+async def test_another_isolation_level_by_default_is_no_matter(here: Postgres) -> None:
+    here.run("CREATE DATABASE strict")
+    here.run("ALTER DATABASE strict SET default_transaction_isolation = 'serializable'")
+    url = here.url_of(database="strict")
+    async with PostgresStorage(url) as one, PostgresStorage(url) as two:
+        for version in range(30):
+            head = a_head(version + 1, 0)
+            asked = [each.commit("s", version or None, head) for each in (one, two) for _ in range(3)]
+            assert sum(await asyncio.gather(*asked)) == 1
+    here.run("DROP DATABASE strict WITH (FORCE)")
+
+
+async def test_a_row_that_somebody_holds_makes_nobody_wait_for_ever(here: Postgres) -> None:
+    async with PostgresStorage(here.url) as storage, raw(here) as other:
+        assert await storage.commit("s", None, a_head(1, 0))
+        async with other.transaction():
+            await other.execute("UPDATE streams SET tail = tail")
+            with pytest.raises(StorageUnavailableError, match="kept the server busy"):
+                await heard(storage.commit("s", 1, a_head(2, 0)))
+        assert await storage.commit("s", 1, a_head(2, 0))
+
+
+async def test_tables_that_grow_from_nothing_are_read_by_their_indexes(here: Postgres) -> None:
+    """A table that was analysed when it was empty is worth no index to the planner, and prepared statements keep their plans."""
+    async with PostgresStorage(here.url) as storage, raw(here) as other:
+        assert await storage.commit("s", None, a_head(1, 1), [b"x"])
+        await other.execute("ANALYZE streams; ANALYZE records")
+        for version in range(1, 10):
+            assert await storage.commit("s", version, a_head(version + 1, version + 1), [b"x"])
+            assert await storage.read("s", 0, 100)
+    statistics = f"FROM pg_stat_user_tables WHERE schemaname = '{here.schema}' AND relname <> 'format'"
+    await until(lambda: int(here.run(f"SELECT sum(idx_scan) {statistics}")) >= 2 * 9)
+    assert here.run(f"SELECT sum(seq_scan) {statistics}") == "3"  # which made the indexes
+
+
+# -- doorbells
+
+
+async def test_a_commit_elsewhere_rings_only_those_who_watch_its_stream(here: Postgres) -> None:
+    async with (
+        PostgresStorage(here.url) as one,
+        PostgresStorage(here.url) as two,
+        one.watch("s") as concerned,
+        one.watch("t") as other,
+    ):
+        await taken(concerned, other)
+        assert await two.commit("s", None, a_head(1, 0))
+        await heard(concerned.wait())
+        with pytest.raises(TimeoutError), anyio.fail_after(0):
+            await other.wait()
+
+
+async def test_ones_own_commit_rings_once(here: Postgres) -> None:
+    async with (
+        PostgresStorage(here.url) as one,
+        PostgresStorage(here.url) as two,
+        one.watch("s") as mine,
+        one.watch("t") as theirs,
+    ):
+        await taken(mine, theirs)
+        assert await one.commit("s", None, a_head(1, 0))
+        await heard(mine.wait())
+        assert await two.commit("t", None, a_head(1, 0))
+        await heard(theirs.wait())  # notifications come in the order of commits, so that of the first is through
+        with pytest.raises(TimeoutError), anyio.fail_after(0):
+            await mine.wait()
+
+
+async def test_very_many_changes_at_once_ring_too(here: Postgres) -> None:
+    async with PostgresStorage(here.url) as one, PostgresStorage(here.url) as two, one.watch("s") as doorbell:
+        await taken(doorbell)
+        streams = [f"other{i}" for i in range(2000)] + ["s"]
+        assert all(await asyncio.gather(*(two.commit(stream, None, a_head(1, 0)) for stream in streams)))
+        await heard(doorbell.wait())
+
+
+async def test_what_was_committed_while_the_listening_connection_was_lost_rings(here: Postgres) -> None:
+    async with PostgresStorage(here.url) as one, PostgresStorage(here.url) as two, one.watch("s") as doorbell:
+        await taken(doorbell)
+        for version in range(3):
+            here.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
+            assert await two.commit("s", version or None, a_head(version + 1, 0))
+            await heard(doorbell.wait())
+        assert await two.commit("s", 3, a_head(4, 0))
+        await heard(doorbell.wait())
+
+
+async def test_a_watch_without_a_server_fails_instead_of_hearing_nothing(here: Postgres) -> None:
+    with Postgres() as server:
+        async with PostgresStorage(server.empty().url) as storage:
+            server.stop()
+            with pytest.raises(StorageUnavailableError):
+                async with storage.watch("s"):
+                    pass
+            server.start()
+            async with storage.watch("s") as doorbell:
+                await taken(doorbell)
+                async with PostgresStorage(server.url) as other:
+                    assert await other.commit("s", None, a_head(1, 0))
+                await heard(doorbell.wait())
+
+
+async def test_notifications_can_be_off(here: Postgres) -> None:
+    url = here.url_of(options="&notify=off")
+    async with PostgresStorage(url) as one, PostgresStorage(url) as two, raw(here) as listener:
+        notified: list[str] = []
+        for channel in ("streamkeep", one._place.schema):
+            await listener.add_listener(channel, lambda *said: notified.append(said[-1]))
+        async with one.watch("s") as doorbell, one.watch("t") as other:
+            for version in range(5):
+                assert await two.commit("s", version or None, a_head(version + 1, 0))
+                while (page := await one.read("s")) is None or page.head.version <= version:
+                    await heard(doorbell.wait())
+            assert await two.delete("s", 5)
+            while await one.read("s"):
+                await heard(doorbell.wait())
+            await heard(other.wait())  # the first look is news
+        # It was not behind a pooler, so nothing of the server's was in its way: two connections each at most.
+        assert len(connections(here)) <= 4
+        assert not notified
+
+
+async def test_watching_without_notifications_costs_one_query_whatever_is_watched(here: Postgres) -> None:
+    async with PostgresStorage(here.url_of(options="&notify=off")) as storage, anyio.create_task_group() as tasks:
+        entered = 0
+
+        async def watch(stream: str) -> None:
+            nonlocal entered
+            async with storage.watch(stream) as doorbell:
+                await doorbell.wait()
+                entered += 1
+                await anyio.sleep_forever()
+
+        for i in range(1000):
+            tasks.start_soon(watch, f"s{i}")
+        await until_async(lambda: entered == 1000)
+        assert len(connections(here)) == 1
+        tasks.cancel_scope.cancel()
+
+
+async def test_what_a_look_has_found_is_no_news_to_the_next(here: Postgres) -> None:
+    asked: list[int | None] = []
+
+    async def look(versions: Mapping[bytes, int | None]) -> Mapping[bytes, int | None]:
+        asked.append(versions[b"s"])
+        return {} if versions[b"s"] == 5 else {b"s": 5}
+
+    polling = Polling(look)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(polling.run)
+        async with polling.watch(b"s") as doorbell:
+            await heard(doorbell.wait())
+            await until_async(lambda: len(asked) >= 3)
+        tasks.cancel_scope.cancel()
+    assert asked[0] not in {None, 5}
+    assert set(asked[1:]) == {5}
+
+
+# -- poolers
+
+
+async def test_a_pooler_and_notifications_do_not_go_together(here: Postgres, pooler: PgBouncer) -> None:
+    with pytest.raises(StorageError, match="add notify=off to the URL"):
+        await enter(here.through(pooler.port))
+
+
+async def test_more_storages_than_sessions_share_a_pooler(here: Postgres, pooler: PgBouncer) -> None:
+    url = here.url_of(port=pooler.port, options="&notify=off")
+    count = 12
+    async with asyncio.timeout(BOUND_SECONDS * 2):
+
+        async def write(name: str) -> None:
+            async with PostgresStorage(url) as storage:
+                for version in range(10):
+                    assert await storage.commit(name, version or None, a_head(version + 1, version + 1), [b"%d" % version])
+                    page = await storage.read(name, 0, 99)
+                    assert page is not None
+                    assert list(page.records) == [b"%d" % i for i in range(version + 1)]
+
+        await asyncio.gather(*(write(f"s{i}") for i in range(count)))
+    # What others get of the pooler's sessions is as if we had never been there.
+    other: Any = await asyncpg.connect(f"postgresql://streamkeep@127.0.0.1:{pooler.port}/postgres", statement_cache_size=0)
+    async with other.transaction():
+        assert await other.fetchval("SHOW enable_seqscan") == "on"
+        assert await other.fetchval("SELECT count(*) FROM pg_prepared_statements WHERE name <> ''") == 0
+    await other.close()
+
+
+# -- migrations
+
+
+async def test_many_processes_may_migrate_at_once(here: Postgres) -> None:
+    others = [
+        await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", NEWCOMER, here.url, f"s{i}"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for i in range(PROCESSES)
+    ]
+    try:
+        async with asyncio.timeout(BOUND_SECONDS + 2 * PROCESSES):
+            for other in others:
+                assert other.stdout is not None
+                assert await other.stdout.readline() == b"ready\n"
+            said = await asyncio.gather(*(other.communicate(b"\n") for other in others))
+    finally:
+        for other in others:
+            if other.returncode is None:
+                other.kill()
+                await other.communicate()
+    assert said == [(b"True\n", b"")] * PROCESSES
+    assert here.run(f"SELECT count(*) FROM {here.schema}.format") == "1"
+    assert here.run(f"SELECT count(*) FROM {here.schema}.streams") == str(PROCESSES)
+
+
+async def test_processes_go_on_under_a_newer_one_that_has_added_something(here: Postgres) -> None:
+    async with PostgresStorage(here.url) as running:
+        assert await running.commit("s", None, a_head(1, 1), [b"x"])
+        here.run(f"ALTER TABLE {here.schema}.streams ADD COLUMN more integer NOT NULL DEFAULT 1")
+        here.run(f"ALTER TABLE {here.schema}.records ADD COLUMN more integer NOT NULL DEFAULT 1")
+        here.run(f"UPDATE {here.schema}.format SET version = 2")
+        assert await running.commit("s", 1, a_head(2, 2), [b"x"])
+        async with PostgresStorage(here.url) as newcomer:
+            page = await newcomer.read("s", 0, 9)
+            assert page is not None
+            assert list(page.records) == [b"x", b"x"]
+            assert await newcomer.delete("s", 2)
+
+
+async def test_what_a_newer_one_has_changed_is_refused(here: Postgres) -> None:
+    await enter(here.url)
+    here.run(f"UPDATE {here.schema}.format SET version = 3, oldest = 2")
+    with pytest.raises(StorageCorruptError, match=r"written by a newer streamkeep \(format 3.*upgrade streamkeep"):
+        await enter(here.url)
+
+
+async def test_a_schema_of_somebody_elses_is_refused_and_left_alone(here: Postgres) -> None:
+    here.run(f"CREATE SCHEMA {here.schema}; CREATE TABLE {here.schema}.format (theirs int)")
+    with pytest.raises(StorageCorruptError, match="not as they were made"):
+        await enter(here.url)
+    assert here.run(f"SELECT count(*) FROM pg_tables WHERE schemaname = '{here.schema}'") == "1"
+
+
+async def test_other_tables_in_the_schema_are_left_alone(here: Postgres) -> None:
+    here.run(f"CREATE SCHEMA {here.schema}; CREATE TABLE {here.schema}.theirs (x int)")
+    await enter(here.url)
+    assert here.run(f"SELECT count(*) FROM pg_tables WHERE schemaname = '{here.schema}'") == "4"
+
+
+async def test_tables_that_are_dropped_under_us_are_named(here: Postgres) -> None:
+    async with PostgresStorage(here.url) as storage:
+        assert await storage.commit("s", None, a_head(1, 0))
+        here.run(f"DROP SCHEMA {here.schema} CASCADE")
+        with pytest.raises(StorageCorruptError, match="tables are missing"):
+            await storage.commit("s", 1, a_head(2, 0))
+        with pytest.raises(StorageCorruptError, match="tables are missing"):
+            await storage.read("s")
+
+
+# -- standbys
+
+
+async def test_a_standby_takes_over(tmp_path: Path) -> None:
+    with Postgres() as primary, Postgres(standby_of=primary) as standby:
+        primary.run("ALTER SYSTEM SET synchronous_standby_names = '*'; ", "postgres")
+        primary.run("SELECT pg_reload_conf()")
+        with pytest.raises(StorageUnavailableError, match=r"it is a standby.*name the primary, or all hosts"):
+            await enter(standby.url)
+        hosts = f"127.0.0.1:{standby.port},127.0.0.1:{primary.port}"
+        async with storage_for(primary.url_of(host=hosts)) as storage, storage.watch("s") as doorbell:
+            for version in range(10):
+                assert await storage.commit("s", version or None, a_head(version + 1, version + 1), [b"%d" % version])
+            await taken(doorbell)
+            primary.kill()
+            going_on = asyncio.create_task(storage.commit("s", 10, a_head(11, 11), [b"10"]))
+            standby.run("SELECT pg_promote()")
+            assert await heard(going_on)
+            await heard(doorbell.wait())
+            page = await storage.read("s", 0, 99)
+            assert page is not None
+            assert list(page.records) == [b"%d" % i for i in range(11)]
+
+
+# -- the words of the tests
+
+
+def a_head(version: int, tail: int) -> Head:
+    return Head(version, tail, b"", 9e9)
+
+
+async def enter(url: str) -> None:
+    async with PostgresStorage(url):
+        pass
+
+
+async def heard(awaitable: Any) -> Any:
+    """Wait for it, but not for ever."""
+    async with asyncio.timeout(BOUND_SECONDS):
+        return await awaitable
+
+
+async def taken(*doorbells: Any) -> None:
+    """Take what has rung because somebody began to watch."""
+    for doorbell in doorbells:
+        with anyio.move_on_after(0):
+            await doorbell.wait()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(BOUND_SECONDS):
+        while not await asyncio.to_thread(condition):
+            pass
+
+
+async def until_async(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(BOUND_SECONDS):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+def connections(server: Postgres) -> list[str]:
+    """The server processes that storages of now are connected to."""
+    return server.run("SELECT pid FROM pg_stat_activity WHERE application_name = 'streamkeep'").split()
+
+
+def waiting(server: Postgres) -> int:
+    """How many statements wait for a row."""
+    return int(server.run("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+
+@asynccontextmanager
+async def raw(server: Postgres) -> AsyncGenerator[Any]:
+    """A connection of the bare driver's, in the storage's schema."""
+    db = await asyncpg.connect(f"postgresql://streamkeep@127.0.0.1:{server.port}/postgres")
+    try:
+        await db.execute(f"SET search_path = {server.schema}")
+        yield db
+    finally:
+        await db.close()
