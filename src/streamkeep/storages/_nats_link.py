@@ -99,6 +99,7 @@ class Connection:
         self._inbox = client.new_inbox()
         self._asked: dict[str, _Asked] = {}
         self._count = 0
+        self._pings: set[asyncio.Task[None]] = set()
         self.lost: Final = asyncio.Event()
 
     @property
@@ -145,8 +146,18 @@ class Connection:
 
     async def ping(self) -> None:
         """Return if the server is there."""
+        # In a task that nobody's cancellation reaches: to nats-py the answer to a ping that was given up is an error, and it stops reading.
+        flush = self._client.flush(timeout=_ANSWER_SECONDS)  # type: ignore[arg-type] # an int, it says, and takes any number
+        ping = asyncio.get_running_loop().create_task(flush)
+        self._pings.add(ping)
+        ping.add_done_callback(self._pinged)
         with _translating():
-            await self._client.flush(timeout=_ANSWER_SECONDS)  # type: ignore[arg-type] # an int, it says, and takes any number
+            await asyncio.shield(ping)
+
+    def _pinged(self, ping: "asyncio.Task[None]") -> None:
+        self._pings.discard(ping)
+        if not ping.cancelled():
+            ping.exception()  # who asked may have been cancelled
 
     def lose(self) -> None:
         """Let everything that waits for an answer fail."""
@@ -165,6 +176,10 @@ class Connection:
         self.lose()
         with anyio.CancelScope(shield=True):
             await _hang_up(self._client, abort=abort)
+            if pings := tuple(self._pings):
+                for ping in pings:
+                    ping.cancel()
+                await asyncio.wait(pings, timeout=_CLOSE_SECONDS)
 
     async def _ask(self, subject: str, payload: bytes, headers: Mapping[str, str] | None, *, is_batch: bool) -> Sequence["Msg"]:
         if self.lost.is_set():

@@ -138,6 +138,8 @@ class Log:
                 end_offset, end = place.start, place.begin
         halve = False
         while offset < start:
+            if begin >= end:
+                raise ChangedError
             ahead = (end - begin) // 2 if halve else (end - begin) * (start - offset) // (end_offset - offset)
             guess = min(begin + ahead, end - 1)
             halve = not halve

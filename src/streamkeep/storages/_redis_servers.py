@@ -69,9 +69,9 @@ class Servers:
 
     async def of(self, bucket: int) -> Address:
         """Say where a bucket is."""
-        if bucket not in self._places:
+        while (address := self._places.get(bucket)) is None:  # again, when another lost connection has made it be forgotten
             await self._found.get()
-        return self._places[bucket]
+        return address
 
     async def all(self) -> set[Address]:
         """Give every server that has a bucket."""
