@@ -159,7 +159,10 @@ class StreamManager:
         grace: timedelta = timedelta(seconds=5),
         limits: Limits | None = None,
     ) -> "StreamManager":
-        """Give a manager over the storage that a URL names: `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db`.
+        """Give a manager over the storage that a URL names.
+
+        `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db`; with an extra each, and a page of `docs/how-to/` that says more,
+        `redis://host`, `postgresql://host/database`, `nats://host`.
 
         Nothing is opened before the manager is entered. Raises InvalidArgumentError if the URL names no known storage.
         """
