@@ -151,8 +151,11 @@ class Connection:
         ping = asyncio.get_running_loop().create_task(flush)
         self._pings.add(ping)
         ping.add_done_callback(self._pinged)
+        await asyncio.wait([ping])
+        if ping.cancelled():
+            raise StorageUnavailableError("the connection to NATS was lost before it answered")
         with _translating():
-            await asyncio.shield(ping)
+            ping.result()
 
     def _pinged(self, ping: "asyncio.Task[None]") -> None:
         self._pings.discard(ping)

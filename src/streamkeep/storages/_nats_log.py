@@ -127,15 +127,7 @@ class Log:
 
     async def _find(self, connection: Connection, subject: str, last: Commit, start: int) -> int:
         """Give a place from which on the commit is found that holds the record at `start`, and no long way before it."""
-        offset, begin, end = 0, last.first, last.begin
-        end_offset = last.start
-        for place in self._known(subject, last):
-            if place.start <= start < place.tail:
-                return place.begin
-            if offset < place.tail <= start:
-                offset, begin = place.tail, place.end + 1
-            if start < place.start < end_offset:
-                end_offset, end = place.start, place.begin
+        offset, begin, end_offset, end = self._nearest(subject, last, start)
         halve = False
         while offset < start:
             if begin >= end:
@@ -148,7 +140,7 @@ class Log:
                 end = guess
                 continue
             commit, _ = await self._commit(connection, [await self._at(connection, piece.end)])
-            if commit.first != last.first or begin >= end:
+            if commit.first != last.first:
                 raise ChangedError
             if commit.start <= start < commit.tail:
                 return commit.begin
@@ -157,6 +149,18 @@ class Log:
             else:
                 end_offset, end = commit.start, guess
         return begin
+
+    def _nearest(self, subject: str, last: Commit, start: int) -> tuple[int, int, int, int]:
+        """Give an offset up to `start` and its place, and a greater offset and its place, as near as they are known."""
+        offset, begin, end_offset, end = 0, last.first, last.start, last.begin
+        for place in self._known(subject, last):
+            if place.start <= start < place.tail:
+                return start, place.begin, place.tail, place.end
+            if offset < place.tail <= start:
+                offset, begin = place.tail, place.end + 1
+            if start < place.start < end_offset:
+                end_offset, end = place.start, place.begin
+        return offset, begin, end_offset, end
 
     def _known(self, subject: str, last: Commit) -> Sequence[_Place]:
         first, places = self._places.get(subject, (0, []))
