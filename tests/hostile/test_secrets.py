@@ -253,7 +253,7 @@ def test_a_health_check_does_not_say_what_is_wrong() -> None:
 # URLs
 
 URLS: Final = (
-    SECRET_URL,
+    f"{SECRET_URL}?password={SECRET}",
     f"redis://:{SECRET}@cache.internal:6379/0?password={SECRET}",
     f"sqlite://streams:{SECRET}@host/streams.db",
     f"sqlite:///streams.db?password={SECRET}",

@@ -71,7 +71,7 @@ def older_server() -> Generator[Postgres]:
         yield server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")  # and gone after it, with its sessions, which are kept for those who come next
 def pooler(server: Postgres, requires: Callable[[str], str]) -> Generator[PgBouncer]:
     with PgBouncer(requires("pgbouncer"), server) as pooler:
         yield pooler
