@@ -407,9 +407,16 @@ async def _hang_up(client: "Client", *, abort: bool) -> None:
     writer = getattr(client._transport, "_io_writer", None)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
     if abort and writer is not None:
         writer.transport.abort()
+    # What nats-py leaves behind of a connection that was reset: tasks that wait for messages, and an error that nobody asks for.
+    subscriptions = tuple(client._subs.values())  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    reading = client._reading_task  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
     with suppress(Exception):
         async with asyncio.timeout(_CLOSE_SECONDS):
             await client.close()
+    for subscription in subscriptions:
+        subscription._stop_processing()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    if reading is not None and reading.done() and not reading.cancelled():
+        reading.exception()
     if writer is not None:
         writer.transport.abort()
         await asyncio.sleep(0)  # the transport lets go of its socket in the next turn of the loop
