@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Self
 from streamkeep.errors import InvalidArgumentError, StorageCorruptError, StorageError, StorageUnavailableError
 from streamkeep.storage import Doorbell, Head, Page
 from streamkeep.storages._doorbells import Doorbells
+from streamkeep.storages._loop import asyncio_loop
 from streamkeep.storages._nats_bells import Bells
 from streamkeep.storages._nats_commits import DELETION, MAX_PIECES, encode, stream_of, token_of
 from streamkeep.storages._nats_link import (
@@ -88,10 +89,7 @@ class NATSStorage:
     async def __aenter__(self) -> Self:
         if self._entered is not None:
             raise StorageError("the storage is open already: enter a storage once, or make another one")
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            raise StorageError("NATSStorage needs asyncio, and this is another event loop; MemoryStorage runs on any") from None
+        asyncio_loop("NATSStorage")
         async with AsyncExitStack() as stack:
             entered = _JetStream(self._servers, self._name, self._replicas, self._doorbells)
             await stack.enter_async_context(entered.open())

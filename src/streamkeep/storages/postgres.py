@@ -12,6 +12,7 @@ from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 from streamkeep.errors import InvalidArgumentError, StorageError, StorageUnavailableError
 from streamkeep.storage import Doorbell, Head, Page
 from streamkeep.storages._batch_task import BatchTask
+from streamkeep.storages._loop import asyncio_loop
 from streamkeep.storages._postgres import Change, Commit, Deletion, Reader, Reading, Ring, Session
 from streamkeep.storages._postgres_errors import may_be_of_one
 from streamkeep.storages._postgres_link import Place
@@ -117,10 +118,7 @@ class _Entered:
 
 
 async def _enter(stack: AsyncExitStack, place: Place) -> _Entered:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        raise StorageError("PostgresStorage needs asyncio, and this is another event loop; MemoryStorage runs on any") from None
+    asyncio_loop("PostgresStorage")
     writer, reader = Session(place), Reader(place)
     stack.push_async_callback(writer.aclose)
     stack.push_async_callback(reader.aclose)

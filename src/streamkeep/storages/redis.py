@@ -15,6 +15,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from streamkeep.errors import StorageCorruptError, StorageError
 from streamkeep.storage import PAGE_BYTES, Doorbell, Head, Page
 from streamkeep.storages._batch_task import BatchTask
+from streamkeep.storages._loop import asyncio_loop
 from streamkeep.storages._redis_bells import CHANNEL, Bells
 from streamkeep.storages._redis_net import Command, Line, Reply, translated
 from streamkeep.storages._redis_servers import BUCKETS, Pipes, Request, Servers, bucket_of
@@ -317,10 +318,7 @@ def _version(seen: int | None) -> bytes:
 
 
 async def _enter(stack: AsyncExitStack, servers: Servers) -> _Entered:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        raise StorageError("RedisStorage needs asyncio, and this is another event loop; MemoryStorage runs on any") from None
+    asyncio_loop("RedisStorage")
     stack.push_async_callback(servers.close)
     scripts = _Scripts(servers)
     await _examine(servers, scripts)

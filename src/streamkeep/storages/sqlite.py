@@ -14,6 +14,7 @@ from streamkeep.storage import Doorbell, Head, Page
 from streamkeep.storages._batches import BatchThread, Job
 from streamkeep.storages._doorbells import Doorbells
 from streamkeep.storages._inotify import drain, open_inotify
+from streamkeep.storages._loop import asyncio_loop
 from streamkeep.storages._notify import Changes, Notify, checksum
 from streamkeep.storages._sqlite import (
     Files,
@@ -105,10 +106,7 @@ class _Entered:
 
 
 async def _enter(stack: AsyncExitStack, files: Files, synchronous: Synchronous, doorbells: Doorbells[int]) -> _Entered:
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        raise StorageError("SQLiteStorage needs asyncio, and this is another event loop; MemoryStorage runs on any") from None
+    loop = asyncio_loop("SQLiteStorage")
     reader = BatchThread("streamkeep-sqlite-reader", partial(open_reader, files), _read)
     news = _News(loop, files, doorbells)
     writer = BatchThread("streamkeep-sqlite-writer", partial(open_writer, files, synchronous), partial(_write, news))
