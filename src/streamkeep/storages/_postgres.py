@@ -42,8 +42,8 @@ _READ: Final = """
     ORDER BY a.n
 """
 
-# The keys of the commits that took effect, in the order of their ids, and 0 for each that did not. There are no joins but of an id with its
-# row: the planner takes every array to be of ten rows, and would compare each of five hundred with each.
+# Both give the ids of the commits that took effect. There are no joins but of an id with its row: the planner takes every array to be of
+# ten rows, and would compare each of five hundred with each.
 _COMMIT: Final = """
     WITH asked AS MATERIALIZED (
         SELECT * FROM unnest($1::bytea[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bytea[], $6::double precision[])
@@ -58,18 +58,34 @@ _COMMIT: Final = """
         SELECT id, version, tail, state, expires_at FROM asked WHERE seen IS NULL ORDER BY id
         ON CONFLICT (id) DO NOTHING
         RETURNING id, key
+    ), done AS MATERIALIZED (
+        SELECT id, key FROM replaced UNION ALL SELECT id, key FROM created
     ), outcome AS MATERIALIZED (
         SELECT ARRAY(
-            SELECT max(key) FROM (
-                SELECT id, 0 AS key FROM asked UNION ALL SELECT id, key FROM replaced UNION ALL SELECT id, key FROM created
-            ) AS each GROUP BY id ORDER BY id
+            SELECT max(key) FROM (SELECT id, 0 AS key FROM asked UNION ALL SELECT id, key FROM done) AS each GROUP BY id ORDER BY id
         ) AS keys
     ), stored AS (
         INSERT INTO {schema}.records (stream, "offset", data)
         SELECT o.keys[r.n], r."offset", r.data
         FROM outcome o, unnest($7::integer[], $8::bigint[], $9::bytea[]) AS r(n, "offset", data) WHERE o.keys[r.n] > 0
     )
-    SELECT keys, CASE WHEN $10::text IS NOT NULL AND 0 < ANY(keys) THEN pg_notify($10, $11::text)::text END FROM outcome
+    SELECT array_agg(id), CASE WHEN $10::text IS NOT NULL AND count(*) > 0 THEN pg_notify($10, $11::text)::text END FROM done
+"""
+
+# For what writers do nearly always: each commit replaces a head, and brings one record or none. It takes a third less time.
+_APPEND: Final = """
+    WITH done AS (
+        UPDATE {schema}.streams s
+        SET version = a.version, tail = a.tail, state = a.state, expires_at = a.expires_at
+        FROM unnest($1::bytea[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bytea[], $6::double precision[], $7::bytea[])
+            AS a(id, seen, version, tail, state, expires_at, data)
+        WHERE s.id = a.id AND s.version = a.seen
+        RETURNING s.id, s.key, a.tail - 1 AS "offset", a.data
+    ), stored AS (
+        INSERT INTO {schema}.records (stream, "offset", data)
+        SELECT key, "offset", data FROM done WHERE data IS NOT NULL
+    )
+    SELECT array_agg(id), CASE WHEN $8::text IS NOT NULL AND count(*) > 0 THEN pg_notify($8, $9::text)::text END FROM done
 """
 
 _DELETE: Final = """
@@ -147,12 +163,15 @@ class Session:
 
     async def commit(self, commits: Sequence[Commit], ring: Ring | None) -> Sequence[bool]:
         """Do each `Storage.commit`, of different streams, in one transaction; ring if any took effect."""
-        order = sorted(range(len(commits)), key=lambda n: commits[n].id)
-        columns = _columns([commits[n] for n in order])
+        order = sorted(commits, key=lambda commit: commit.id)
         seconds = SECONDS + sum(commit.size for commit in commits) / _BYTES_A_SECOND
-        [(keys, _)] = await self.fetch(_COMMIT, *columns, *(ring or (None, None)), seconds=seconds)
-        done = dict(zip(order, keys, strict=True))
-        return [done[n] > 0 for n in range(len(commits))]
+        if all(commit.seen is not None and len(commit.records) <= 1 for commit in order):
+            query, records = _APPEND, [[next(iter(commit.records), None) for commit in order]]
+        else:
+            query, records = _COMMIT, _records(order)
+        [(ids, _)] = await self.fetch(query, *_heads(order), *records, *(ring or (None, None)), seconds=seconds)
+        done = set(ids or ())
+        return [commit.id in done for commit in commits]
 
     async def delete(self, deletions: Sequence[Deletion], ring: Ring | None) -> Sequence[bool]:
         """Do each `Storage.delete`, of different streams, in one transaction; ring if any took effect."""
@@ -231,8 +250,19 @@ def _page(version: int | None, tail: int, state: bytes, expires_at: float, recor
     return None if version is None else Page(Head(version, tail, state, expires_at), records or ())
 
 
-def _columns(commits: Sequence[Commit]) -> Sequence[Sequence[object]]:
+def _heads(commits: Sequence[Commit]) -> Sequence[Sequence[object]]:
     heads = [commit.head for commit in commits]
+    return (
+        [commit.id for commit in commits],
+        [commit.seen for commit in commits],
+        [head.version for head in heads],
+        [head.tail for head in heads],
+        [head.state for head in heads],
+        [head.expires_at for head in heads],
+    )
+
+
+def _records(commits: Sequence[Commit]) -> Sequence[Sequence[object]]:
     numbers: list[int] = []
     offsets: list[int] = []
     records: list[bytes] = []
@@ -241,17 +271,7 @@ def _columns(commits: Sequence[Commit]) -> Sequence[Sequence[object]]:
         numbers += [number] * count
         offsets += range(commit.head.tail - count, commit.head.tail)
         records += commit.records
-    return (
-        [commit.id for commit in commits],
-        [commit.seen for commit in commits],
-        [head.version for head in heads],
-        [head.tail for head in heads],
-        [head.state for head in heads],
-        [head.expires_at for head in heads],
-        numbers,
-        offsets,
-        records,
-    )
+    return numbers, offsets, records
 
 
 def _spans(logs: Sequence[tuple[int, int]]) -> Iterator[tuple[list[int], list[int]]]:

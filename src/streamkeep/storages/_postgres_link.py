@@ -11,10 +11,11 @@ from streamkeep.storages._postgres_errors import asyncpg, translated
 
 SECONDS: Final = 5
 
-# A table that was nearly empty when it was last analysed is worth no index to the planner, and a moment later it holds a million
-# rows. So it is told. A wait that the server ends itself leaves no statement behind that takes effect later.
+# A table that was nearly empty when it was last analysed is read as a whole by the planner, and a moment later it holds a million rows.
+# So it is told to look rows up one by one. A wait that the server ends itself leaves no statement behind that takes effect later.
 _SETTINGS: Final = """
-    {set} enable_seqscan = off; {set} jit = off; {set} lock_timeout = '4s'; {set} idle_in_transaction_session_timeout = '10s';
+    {set} enable_seqscan = off; {set} enable_hashjoin = off; {set} enable_mergejoin = off; {set} jit = off;
+    {set} lock_timeout = '4s'; {set} idle_in_transaction_session_timeout = '10s';
 """
 _SESSION: Final = (
     _SETTINGS.format(set="SET")
