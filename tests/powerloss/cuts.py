@@ -20,7 +20,7 @@ from tests.powerloss.recorder import CHECKPOINT_PAGES, Tape, recorded
 from tests.powerloss.recovery import DATABASE, DamageError, State, digest_of, go_on, put_down, read_all, recover
 from tests.powerloss.workload import Relief, Size, Workload, no_relief
 
-from streamkeep.storages._sqlite import Synchronous
+from streamkeep.storages.sqlite._database import Synchronous
 
 CREATION: Final = 25
 """So many operations, about, make a new database."""

@@ -15,8 +15,8 @@ from tests.powerloss.recovery import State
 
 from streamkeep.errors import StorageFullError
 from streamkeep.storage import Head
-from streamkeep.storages._sqlite import Synchronous
 from streamkeep.storages.sqlite import SQLiteStorage
+from streamkeep.storages.sqlite._database import Synchronous
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import apsw
 import pytest
 from tests.powerloss.disk import Create, Delete, Disk, FailedSync, Operation, Sync, Truncate, Write
 
-from streamkeep.storages import _sqlite
+from streamkeep.storages.sqlite import _database
 
 CHECKPOINT_PAGES: Final = 8
 """SQLite checkpoints when its log has a thousand pages; here sooner, so that a short workload sees many checkpoints and resets."""
@@ -72,7 +72,7 @@ def recorded(tape: Tape, checkpoint_pages: int = CHECKPOINT_PAGES) -> Generator[
     vfs = _VFS(f"streamkeep-recorder-{next(_serial)}", tape)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_sqlite, "sqlite3", _Driver(vfs.vfs_name, checkpoint_pages))
+            patch.setattr(_database, "sqlite3", _Driver(vfs.vfs_name, checkpoint_pages))
             yield
     finally:
         vfs.unregister()

@@ -11,7 +11,7 @@ from tests.powerloss.disk import Create, Delete, Disk, FailedSync, Image, Sync, 
 from tests.powerloss.recorder import Tape
 from tests.powerloss.workload import Size
 
-from streamkeep.storages._sqlite import Synchronous
+from streamkeep.storages.sqlite._database import Synchronous
 
 SEED: Final = 1
 SHORT: Final = Size(sessions=2, steps=3)

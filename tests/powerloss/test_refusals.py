@@ -13,8 +13,8 @@ from tests.powerloss.recovery import DATABASE, recover
 from tests.powerloss.workload import Size
 
 from streamkeep import StorageError, StorageFullError, StreamManager
-from streamkeep.storages._sqlite import Synchronous
 from streamkeep.storages.sqlite import SQLiteStorage
+from streamkeep.storages.sqlite._database import Synchronous
 
 SEED: Final = 1
 SHORT: Final = Size(sessions=2, steps=3)

@@ -23,7 +23,7 @@ from tests.powerloss.recovery import DATABASE
 from streamkeep import ErrorInfo, StorageError, StreamInput, StreamManager, StreamTakenOverError
 from streamkeep._lifecycle import CANCELLED
 from streamkeep.events import chunk_record, done_record, error_record
-from streamkeep.storages._sqlite import Synchronous
+from streamkeep.storages.sqlite._database import Synchronous
 from streamkeep.testing.clock import FakeClock
 
 T = TypeVar("T")

@@ -19,10 +19,10 @@ from tests.engines.process import free_port
 from streamkeep.errors import InvalidArgumentError, StorageCorruptError, StorageError, StorageFullError, StorageUnavailableError
 from streamkeep.storage import Head, Storage
 from streamkeep.storages import storage_for
-from streamkeep.storages._nats_commits import DELETION, encode, stream_of, token_of
-from streamkeep.storages._nats_link import Connection
-from streamkeep.storages._nats_log import Log
 from streamkeep.storages.nats import NATSStorage
+from streamkeep.storages.nats._commits import DELETION, encode, stream_of, token_of
+from streamkeep.storages.nats._link import Connection
+from streamkeep.storages.nats._log import Log
 from streamkeep.storages.retrying import RetryingStorage
 from streamkeep.testing import SimulationSuite, StorageSuite, StreamsSuite
 

@@ -25,9 +25,9 @@ from streamkeep.errors import (
     StorageUnavailableError,
 )
 from streamkeep.storage import Head, Storage
-from streamkeep.storages import _postgres_schema, postgres, storage_for
-from streamkeep.storages._postgres_news import Polling
-from streamkeep.storages.postgres import PostgresStorage
+from streamkeep.storages import postgres, storage_for
+from streamkeep.storages.postgres import PostgresStorage, _schema
+from streamkeep.storages.postgres._news import Polling
 from streamkeep.storages.retrying import RetryingStorage
 from streamkeep.testing import SimulationSuite, StorageSuite, StreamsSuite
 from streamkeep.testing._storage_suite import ODD_IDS
@@ -39,7 +39,7 @@ PROCESSES = int(os.environ.get("PROCESSES", "8"))
 NEWCOMER = """
 import asyncio, sys
 from streamkeep.storage import Head
-from streamkeep.storages._postgres_news import Polling
+from streamkeep.storages.postgres._news import Polling
 from streamkeep.storages.postgres import PostgresStorage
 
 async def main(url, stream):
@@ -233,7 +233,7 @@ async def test_a_missing_permission_is_named_until_all_are_there(here: Postgres)
 
 
 async def test_a_server_that_is_too_old_is_named(here: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_postgres_schema, "_OLDEST_SERVER", 99)
+    monkeypatch.setattr(_schema, "_OLDEST_SERVER", 99)
     with pytest.raises(StorageError, match="the server is version 18; upgrade it to 99 or newer"):
         await enter(here.url)
 

@@ -28,8 +28,8 @@ from streamkeep.errors import (
 )
 from streamkeep.storage import Doorbell, Head, Storage
 from streamkeep.storages import storage_for
-from streamkeep.storages._redis_servers import BUCKETS, bucket_of
 from streamkeep.storages.redis import RedisStorage
+from streamkeep.storages.redis._servers import BUCKETS, bucket_of
 from streamkeep.storages.retrying import RetryingStorage
 from streamkeep.testing import SimulationSuite, StorageSuite, StreamsSuite
 

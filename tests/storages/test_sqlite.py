@@ -20,8 +20,8 @@ import pytest
 
 from streamkeep.errors import InvalidArgumentError, StorageCorruptError, StorageError, StorageFullError
 from streamkeep.storage import Head, Storage
-from streamkeep.storages import _interlock, _sqlite, sqlite
-from streamkeep.storages.sqlite import SQLiteStorage
+from streamkeep.storages import sqlite
+from streamkeep.storages.sqlite import SQLiteStorage, _database, _interlock
 from streamkeep.testing import StorageSuite
 
 T = TypeVar("T")
@@ -120,7 +120,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_sqlite, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(_database, "_PATIENCE_SECONDS", 0.2)
 
 
 # -- what the file is
@@ -596,7 +596,7 @@ async def tail_of(storage: Storage, stream: str) -> tuple[int, int] | None:
     return None if page is None else (page.head.version, page.head.tail)
 
 
-async def in_writer(storage: SQLiteStorage, work: Callable[[_sqlite.Writer], T]) -> T:
+async def in_writer(storage: SQLiteStorage, work: Callable[[_database.Writer], T]) -> T:
     assert storage._entered is not None
     return await storage._entered.writer.start(work)
 

@@ -16,7 +16,7 @@ from typing import Final
 import anyio
 from anyio.abc import TaskStatus
 
-from streamkeep.storages._sqlite import Synchronous
+from streamkeep.storages.sqlite._database import Synchronous
 
 LEASE: Final = timedelta(seconds=1)
 GRACE: Final = timedelta(seconds=1)

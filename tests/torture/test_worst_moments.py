@@ -21,7 +21,7 @@ from tests.torture.stage import LEASE, Part, Stage, pipe, process_of
 
 from streamkeep import StreamBusyError, StreamEventType, StreamInput, StreamManager, StreamNotFoundError
 from streamkeep._subscription import Subscription
-from streamkeep.storages._notify import Changes, Notify
+from streamkeep.storages.sqlite._notify import Changes, Notify
 
 STREAM: Final = "answer"
 DEEDS: Final[dict[str, Callable[[StreamManager, StreamInput], Awaitable[object]]]] = {

@@ -14,8 +14,8 @@ from zlib import crc32
 from streamkeep.errors import StorageError, StorageUnavailableError
 from streamkeep.storage import Doorbell
 from streamkeep.storages._doorbells import Doorbells
-from streamkeep.storages._postgres import Ring
-from streamkeep.storages._postgres_link import SECONDS, Link, Place, connect
+from streamkeep.storages.postgres._link import SECONDS, Link, Place, connect
+from streamkeep.storages.postgres._statements import Ring
 
 _PING_SECONDS: Final = 10
 _PAUSE_SECONDS: Final = 0.1

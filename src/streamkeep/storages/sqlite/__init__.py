@@ -11,12 +11,10 @@ from typing import Final, Self
 
 from streamkeep.errors import InvalidArgumentError, StorageError
 from streamkeep.storage import Doorbell, Head, Page
-from streamkeep.storages._batches import BatchThread, Job
+from streamkeep.storages._batch_thread import BatchThread, Job
 from streamkeep.storages._doorbells import Doorbells
-from streamkeep.storages._inotify import drain, open_inotify
 from streamkeep.storages._loop import asyncio_loop
-from streamkeep.storages._notify import Changes, Notify, checksum
-from streamkeep.storages._sqlite import (
+from streamkeep.storages.sqlite._database import (
     Files,
     Reader,
     Synchronous,
@@ -25,6 +23,8 @@ from streamkeep.storages._sqlite import (
     open_writer,
     translating,
 )
+from streamkeep.storages.sqlite._inotify import drain, open_inotify
+from streamkeep.storages.sqlite._notify import Changes, Notify, checksum
 
 _POLL_SECONDS: Final = 0.025
 

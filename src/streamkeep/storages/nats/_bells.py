@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 from streamkeep.errors import StorageUnavailableError
 from streamkeep.storages._doorbells import Doorbells
-from streamkeep.storages._nats_link import ApiError, Connection, translating_refusals
+from streamkeep.storages.nats._link import ApiError, Connection, translating_refusals
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg

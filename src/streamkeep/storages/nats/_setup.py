@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from streamkeep.errors import StorageCorruptError, StorageError
-from streamkeep.storages._nats_link import NO_STREAM, ApiError, Connection
+from streamkeep.storages.nats._link import NO_STREAM, ApiError, Connection
 
 _FORMAT: Final = 1
 

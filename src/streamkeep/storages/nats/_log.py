@@ -17,8 +17,8 @@ import msgspec
 
 from streamkeep.errors import StorageCorruptError, StorageError
 from streamkeep.storage import PAGE_BYTES
-from streamkeep.storages._nats_commits import Commit, Piece, decode_commit, decode_piece, decode_records
-from streamkeep.storages._nats_link import NO_MESSAGE, ApiError, Connection
+from streamkeep.storages.nats._commits import Commit, Piece, decode_commit, decode_piece, decode_records
+from streamkeep.storages.nats._link import NO_MESSAGE, ApiError, Connection
 
 _STREAMS_KEPT: Final = 1_000
 _PLACES_KEPT: Final = 8

@@ -10,8 +10,8 @@ from redis.crc import key_slot
 from redis.exceptions import AskError, ClusterDownError, MovedError, NoScriptError, ReadOnlyError, ResponseError
 
 from streamkeep.errors import StorageError, StorageUnavailableError
-from streamkeep.storages._redis_net import Command, Heard, Line, Reply, translated
-from streamkeep.storages._redis_url import Address, Options, shown
+from streamkeep.storages.redis._net import Command, Heard, Line, Reply, translated
+from streamkeep.storages.redis._url import Address, Options, shown
 
 T = TypeVar("T")
 

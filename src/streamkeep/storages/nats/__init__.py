@@ -14,9 +14,9 @@ from streamkeep.errors import InvalidArgumentError, StorageCorruptError, Storage
 from streamkeep.storage import Doorbell, Head, Page
 from streamkeep.storages._doorbells import Doorbells
 from streamkeep.storages._loop import asyncio_loop
-from streamkeep.storages._nats_bells import Bells
-from streamkeep.storages._nats_commits import DELETION, MAX_PIECES, encode, stream_of, token_of
-from streamkeep.storages._nats_link import (
+from streamkeep.storages.nats._bells import Bells
+from streamkeep.storages.nats._commits import DELETION, MAX_PIECES, encode, stream_of, token_of
+from streamkeep.storages.nats._link import (
     WRONG_LAST_SEQUENCE,
     ApiError,
     Connection,
@@ -25,8 +25,8 @@ from streamkeep.storages._nats_link import (
     answer_of,
     translating_refusals,
 )
-from streamkeep.storages._nats_log import ChangedError, Last, Log
-from streamkeep.storages._nats_setup import prepare
+from streamkeep.storages.nats._log import ChangedError, Last, Log
+from streamkeep.storages.nats._setup import prepare
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg

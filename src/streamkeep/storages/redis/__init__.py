@@ -16,10 +16,10 @@ from streamkeep.errors import StorageCorruptError, StorageError
 from streamkeep.storage import PAGE_BYTES, Doorbell, Head, Page
 from streamkeep.storages._batch_task import BatchTask
 from streamkeep.storages._loop import asyncio_loop
-from streamkeep.storages._redis_bells import CHANNEL, Bells
-from streamkeep.storages._redis_net import Command, Line, Reply, translated
-from streamkeep.storages._redis_servers import BUCKETS, Pipes, Request, Servers, bucket_of
-from streamkeep.storages._redis_url import Address, Topology, options_of, shown
+from streamkeep.storages.redis._bells import CHANNEL, Bells
+from streamkeep.storages.redis._net import Command, Line, Reply, translated
+from streamkeep.storages.redis._servers import BUCKETS, Pipes, Request, Servers, bucket_of
+from streamkeep.storages.redis._url import Address, Topology, options_of, shown
 
 logger: Final = logging.getLogger("streamkeep")
 

@@ -3,7 +3,7 @@
 from typing import Final
 
 from streamkeep.errors import StorageCorruptError, StorageError
-from streamkeep.storages._postgres_link import Database, Link, Place
+from streamkeep.storages.postgres._link import Database, Link, Place
 
 _OLDEST_SERVER: Final = 12
 _PATIENCE_SECONDS: Final = 60

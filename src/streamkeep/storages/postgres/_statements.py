@@ -17,9 +17,9 @@ from typing import Any, Final, TypeVar
 
 from streamkeep.errors import StorageError
 from streamkeep.storage import PAGE_BYTES, Head, Page
-from streamkeep.storages._postgres_errors import is_conflict
-from streamkeep.storages._postgres_link import SECONDS, Link, Place, connect
-from streamkeep.storages._postgres_schema import prepare
+from streamkeep.storages.postgres._errors import is_conflict
+from streamkeep.storages.postgres._link import SECONDS, Link, Place, connect
+from streamkeep.storages.postgres._schema import prepare
 
 T = TypeVar("T")
 
@@ -165,12 +165,9 @@ class Session:
         """Do each `Storage.commit`, of different streams, in one transaction; ring if any took effect."""
         order = sorted(commits, key=lambda commit: commit.id)
         seconds = SECONDS + sum(commit.size for commit in commits) / _BYTES_A_SECOND
-        if all(commit.seen is not None and len(commit.records) <= 1 for commit in order):
-            query, records = _APPEND, [[next(iter(commit.records), None) for commit in order]]
-        else:
-            query, records = _COMMIT, _records(order)
-        [(ids, _)] = await self.fetch(query, *_heads(order), *records, *(ring or (None, None)), seconds=seconds)
-        done = set(ids or ())
+        query, columns = _statement(order)
+        [(ids, _)] = await self.fetch(query, *columns, *(ring or (None, None)), seconds=seconds)
+        done: set[bytes] = set(ids or ())
         return [commit.id in done for commit in commits]
 
     async def delete(self, deletions: Sequence[Deletion], ring: Ring | None) -> Sequence[bool]:
@@ -250,19 +247,18 @@ def _page(version: int | None, tail: int, state: bytes, expires_at: float, recor
     return None if version is None else Page(Head(version, tail, state, expires_at), records or ())
 
 
-def _heads(commits: Sequence[Commit]) -> Sequence[Sequence[object]]:
-    heads = [commit.head for commit in commits]
-    return (
+def _statement(commits: Sequence[Commit]) -> tuple[str, Sequence[Sequence[object]]]:
+    """Give the statement that does these commits, and what it wants to know."""
+    columns: list[Sequence[object]] = [
         [commit.id for commit in commits],
         [commit.seen for commit in commits],
-        [head.version for head in heads],
-        [head.tail for head in heads],
-        [head.state for head in heads],
-        [head.expires_at for head in heads],
-    )
-
-
-def _records(commits: Sequence[Commit]) -> Sequence[Sequence[object]]:
+        [commit.head.version for commit in commits],
+        [commit.head.tail for commit in commits],
+        [commit.head.state for commit in commits],
+        [commit.head.expires_at for commit in commits],
+    ]
+    if all(commit.seen is not None and len(commit.records) <= 1 for commit in commits):
+        return _APPEND, [*columns, [next(iter(commit.records), None) for commit in commits]]
     numbers: list[int] = []
     offsets: list[int] = []
     records: list[bytes] = []
@@ -271,7 +267,7 @@ def _records(commits: Sequence[Commit]) -> Sequence[Sequence[object]]:
         numbers += [number] * count
         offsets += range(commit.head.tail - count, commit.head.tail)
         records += commit.records
-    return numbers, offsets, records
+    return _COMMIT, [*columns, numbers, offsets, records]
 
 
 def _spans(logs: Sequence[tuple[int, int]]) -> Iterator[tuple[list[int], list[int]]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from streamkeep.errors import StorageError, StorageUnavailableError
-from streamkeep.storages._postgres_errors import asyncpg, translated
+from streamkeep.storages.postgres._errors import asyncpg, translated
 
 SECONDS: Final = 5
 

@@ -14,9 +14,9 @@ from redis.exceptions import MovedError, ResponseError
 from streamkeep.errors import StorageError, StorageUnavailableError
 from streamkeep.storage import Doorbell
 from streamkeep.storages._doorbells import Doorbells
-from streamkeep.storages._redis_net import BROKEN, Line, Reply, translated
-from streamkeep.storages._redis_servers import Servers, Shared, bucket_of
-from streamkeep.storages._redis_url import Address
+from streamkeep.storages.redis._net import BROKEN, Line, Reply, translated
+from streamkeep.storages.redis._servers import Servers, Shared, bucket_of
+from streamkeep.storages.redis._url import Address
 
 CHANNEL: Final = b":bell:"
 

@@ -26,7 +26,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from streamkeep.errors import StorageCorruptError, StorageError, StorageFullError, StorageUnavailableError
-from streamkeep.storages._redis_url import Address, Credentials, Options, shown
+from streamkeep.storages.redis._url import Address, Credentials, Options, shown
 
 Command = tuple[str | bytes | int, ...]
 Reply = object

@@ -27,9 +27,9 @@ from urllib.parse import quote
 
 from streamkeep.errors import StorageCorruptError, StorageError, StorageFullError
 from streamkeep.storage import PAGE_BYTES, Head, Page
-from streamkeep.storages._batches import Job
-from streamkeep.storages._interlock import Interlock, patiently
-from streamkeep.storages._notify import Changes, Notify, checksum
+from streamkeep.storages._batch_thread import Job
+from streamkeep.storages.sqlite._interlock import Interlock, patiently
+from streamkeep.storages.sqlite._notify import Changes, Notify, checksum
 
 Synchronous = Literal["FULL", "NORMAL"]
 

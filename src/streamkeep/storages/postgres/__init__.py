@@ -13,10 +13,10 @@ from streamkeep.errors import InvalidArgumentError, StorageError, StorageUnavail
 from streamkeep.storage import Doorbell, Head, Page
 from streamkeep.storages._batch_task import BatchTask
 from streamkeep.storages._loop import asyncio_loop
-from streamkeep.storages._postgres import Change, Commit, Deletion, Reader, Reading, Ring, Session
-from streamkeep.storages._postgres_errors import may_be_of_one
-from streamkeep.storages._postgres_link import Place
-from streamkeep.storages._postgres_news import Listening, News, Polling
+from streamkeep.storages.postgres._errors import may_be_of_one
+from streamkeep.storages.postgres._link import Place
+from streamkeep.storages.postgres._news import Listening, News, Polling
+from streamkeep.storages.postgres._statements import Change, Commit, Deletion, Reader, Reading, Ring, Session
 
 _SCHEMES: Final = {"postgresql", "postgres"}
 _DRIVERS_OPTIONS: Final = {
