@@ -29,8 +29,8 @@ class RetryingStorage:
 
     Args:
         storage: not yet entered.
-        patience: after that the last StorageUnavailableError is raised. Longer than a restart of the engine takes; a writer's lease
-            lapses meanwhile if it is longer than lease and grace.
+        patience: so long after the first StorageUnavailableError the last one is raised. Longer than a restart of the engine takes; a
+            writer's lease lapses meanwhile if it is longer than lease and grace.
     """
 
     def __init__(self, storage: Storage, *, patience: timedelta = timedelta(seconds=30)) -> None:
@@ -75,26 +75,34 @@ class RetryingStorage:
 
     async def _change(self, change: Callable[[], Awaitable[bool]], is_done: Callable[[Page | None], bool], stream: str) -> bool:
         """Make a change, which may have been made by an attempt whose answer was lost: then it is refused, and there."""
-        is_in_doubt = False
-
-        async def attempt() -> bool:
-            nonlocal is_in_doubt
+        trouble: _Trouble | None = None
+        while True:
             try:
-                return await change() or (is_in_doubt and is_done(await self.storage.read(stream)))
-            except StorageUnavailableError:
-                is_in_doubt = True
-                raise
-
-        return await self._try(attempt)
+                return await change() or (trouble is not None and is_done(await self.storage.read(stream)))
+            except StorageUnavailableError as error:
+                trouble = trouble or _Trouble(self._patience_seconds)
+                await trouble.pass_after(error)
 
     async def _try(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        give_up_at = anyio.current_time() + self._patience_seconds
-        pause = _FIRST_PAUSE_SECONDS
+        trouble: _Trouble | None = None
         while True:
             try:
                 return await attempt()
-            except StorageUnavailableError:
-                if anyio.current_time() + pause > give_up_at:
-                    raise
-            await anyio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - so that not all come back at once
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            except StorageUnavailableError as error:
+                trouble = trouble or _Trouble(self._patience_seconds)
+                await trouble.pass_after(error)
+
+
+class _Trouble:
+    """That an engine cannot be reached, from the first error on."""
+
+    def __init__(self, patience_seconds: float) -> None:
+        self._give_up_at = anyio.current_time() + patience_seconds
+        self._pause = _FIRST_PAUSE_SECONDS
+
+    async def pass_after(self, error: StorageUnavailableError) -> None:
+        """Wait until it is worth another attempt, each time longer; raise the error if patience ends before."""
+        if anyio.current_time() + self._pause > self._give_up_at:
+            raise error
+        await anyio.sleep(self._pause * random.uniform(0.5, 1))  # noqa: S311 - so that not all come back at once
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
