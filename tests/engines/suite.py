@@ -3,7 +3,9 @@
 Subclass it and give the engine. What a storage does while all is well is StorageSuite's affair.
 """
 
+import os
 import re
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
@@ -15,6 +17,7 @@ from urllib.parse import urlsplit
 import anyio
 import anyio.to_thread
 import pytest
+from anyio.abc import Process
 from tests.core.test_copy import write
 from tests.engines.engine import Engine
 from tests.engines.load import LEASE, Load, connected, load, stored
@@ -42,6 +45,22 @@ CLOSE_SECONDS: Final = 20
 CUTS: Final = (0, 1, 2, 3, 5, 8, 13, 21, 34)
 """After how many bytes of what comes next a connection is cut."""
 MANY: Final = 1_000
+PROCESSES: Final = int(os.environ.get("PROCESSES", "8"))
+
+# Enters as soon as it is told to, and commits a stream of its own.
+NEWCOMER: Final = """
+import asyncio, sys
+from streamkeep.storage import Head
+from streamkeep.storages import storage_for
+
+async def main(url, stream):
+    print("ready", flush=True)
+    sys.stdin.readline()
+    async with storage_for(url) as storage:
+        print(await storage.commit(stream, None, Head(1, 1, b"", 9e9), [b"x"]), flush=True)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
 
 
 class EngineSuite:
@@ -209,6 +228,25 @@ class EngineSuite:
 
     # Many
 
+    async def test_many_processes_may_be_the_first_at_once(self, engine: Engine) -> None:
+        ids = [f"s{number:02}" for number in range(PROCESSES)]
+        async with AsyncExitStack() as stack:
+            newcomers = [
+                await stack.enter_async_context(await anyio.open_process([sys.executable, "-c", NEWCOMER, engine.url, id]))
+                for id in ids
+            ]
+            with anyio.fail_after(CLOSE_SECONDS + 2 * PROCESSES):
+                for newcomer in newcomers:
+                    assert await said(newcomer) == b"ready\n"
+                for newcomer in newcomers:
+                    assert newcomer.stdin is not None
+                    await newcomer.stdin.send(b"\n")
+                for newcomer in newcomers:
+                    assert await said(newcomer) == b"True\n"
+                    assert await newcomer.wait() == 0
+        async with unretried(engine.url) as storage:
+            assert list(await storage.scan()) == ids
+
     async def test_a_thousand_subscribers_of_a_thousand_streams_use_two_connections(self, engine: Engine) -> None:
         ids = [f"s{number}" for number in range(MANY)]
         received = dict.fromkeys(ids, 0)
@@ -326,6 +364,15 @@ def a_head(number: int) -> Head:
 def acknowledged(under_way: Load) -> list[int]:
     """Say how many chunks of each stream the writers were told of."""
     return [account.acknowledged for account in under_way.accounts]
+
+
+async def said(process: Process) -> bytes:
+    """Give the next line that a process prints."""
+    assert process.stdout is not None
+    line = b""
+    while not line.endswith(b"\n"):
+        line += await process.stdout.receive(1)
+    return line
 
 
 async def opened(streams: StreamManager, stream: str, inputs: list[StreamInput]) -> None:

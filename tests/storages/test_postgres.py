@@ -3,7 +3,6 @@
 # ruff: noqa: ASYNC110 (these tests wait for what the server shows, and nobody else is on their loop)
 
 import asyncio
-import os
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
@@ -33,23 +32,6 @@ from streamkeep.testing import SimulationSuite, StorageSuite, StreamsSuite
 from streamkeep.testing._storage_suite import ODD_IDS
 
 BOUND_SECONDS = 20
-PROCESSES = int(os.environ.get("PROCESSES", "8"))
-
-# Enters as soon as it is told to, and commits one stream of its own.
-NEWCOMER = """
-import asyncio, sys
-from streamkeep.storage import Head
-from streamkeep.storages.postgres._news import Polling
-from streamkeep.storages.postgres import PostgresStorage
-
-async def main(url, stream):
-    print("ready", flush=True)
-    sys.stdin.readline()
-    async with PostgresStorage(url) as storage:
-        print(await storage.commit(stream, None, Head(1, 1, b"", 9e9), [b"x"]), flush=True)
-
-asyncio.run(main(*sys.argv[1:]))
-"""
 
 
 @pytest.fixture
@@ -669,32 +651,6 @@ async def test_more_storages_than_sessions_share_a_pooler(here: Postgres, pooler
 
 
 # -- migrations
-
-
-async def test_many_processes_may_migrate_at_once(here: Postgres) -> None:
-    others = [
-        await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", NEWCOMER, here.url, f"s{i}"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for i in range(PROCESSES)
-    ]
-    try:
-        async with asyncio.timeout(BOUND_SECONDS + 2 * PROCESSES):
-            for other in others:
-                assert other.stdout is not None
-                assert await other.stdout.readline() == b"ready\n"
-            said = await asyncio.gather(*(other.communicate(b"\n") for other in others))
-    finally:
-        for other in others:
-            if other.returncode is None:
-                other.kill()
-                await other.communicate()
-    assert said == [(b"True\n", b"")] * PROCESSES
-    assert here.run(f"SELECT count(*) FROM {here.schema}.format") == "1"
-    assert here.run(f"SELECT count(*) FROM {here.schema}.streams") == str(PROCESSES)
 
 
 async def test_processes_go_on_under_a_newer_one_that_has_added_something(here: Postgres) -> None:
