@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+import anyio
+
 from streamkeep.errors import InvalidArgumentError, StorageCorruptError, StorageError, StorageUnavailableError
 from streamkeep.storage import Doorbell, Head, Page
 from streamkeep.storages._doorbells import Doorbells
@@ -39,6 +41,7 @@ _FEW_IDS: Final = 10_000
 _BATCHES_AT_ONCE: Final = 8
 _DIRECT_ATTEMPTS: Final = 3
 _LEADER_ATTEMPTS: Final = 3
+_CLOSE_SECONDS: Final = 60
 
 
 class NATSStorage:
@@ -60,7 +63,8 @@ class NATSStorage:
         stream: the JetStream stream's name.
         replicas: how many servers keep it, 1 unless said otherwise when it is created. One that exists must have as many, if this is given.
 
-    Entering raises StorageError, with the remedy, if NATS cannot be used here. Leaving removes nothing.
+    Entering raises StorageError, with the remedy, if NATS cannot be used here. Leaving waits, a minute at most, for the commits and
+    deletions that were asked for, and removes nothing.
     """
 
     def __init__(
@@ -160,6 +164,8 @@ class _JetStream:
         self._link = Link(servers, self._connected)
         self._log = Log(name)
         self._turns: dict[str, _Turn] = {}
+        self._unchanging = asyncio.Event()
+        self._unchanging.set()
         self._known: dict[str, _Known] = {}
         self._scans: dict[str, tuple[Sequence[str], float]] = {}
         self._batches = asyncio.Semaphore(_BATCHES_AT_ONCE)
@@ -167,9 +173,13 @@ class _JetStream:
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[None]:
-        """Connect, and stay connected."""
+        """Connect, and stay connected until the changes that were asked for are done."""
         async with self._link.kept(self._bells.check):
-            yield
+            try:
+                yield
+            finally:
+                with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
+                    await self._unchanging.wait()
 
     async def listen(self) -> None:
         """Return when bells are heard."""
@@ -196,6 +206,7 @@ class _JetStream:
         """Do `Storage.commit`, or with None `Storage.delete`."""
         turn = self._turns.setdefault(token, _Turn())
         turn.users += 1
+        self._unchanging.clear()
         try:
             async with turn.lock:
                 return await self._change(token, seen, change)
@@ -203,6 +214,8 @@ class _JetStream:
             turn.users -= 1
             if not turn.users:
                 del self._turns[token]
+                if not self._turns:
+                    self._unchanging.set()
 
     async def scan(self, after: str, limit: int) -> Sequence[str]:
         """Do `Storage.scan`."""
