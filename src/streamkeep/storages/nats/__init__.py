@@ -84,6 +84,8 @@ class NATSStorage:
             raise InvalidArgumentError("replicas is 1, 3 or 5")
         if not servers:
             raise InvalidArgumentError("servers must name at least one NATS server")
+        if any("@" in server for server in servers):
+            raise InvalidArgumentError("user, password and token are arguments of their own, and not part of servers")
         self._servers = Servers(tuple(servers), user, password, token, creds)
         self._name = stream
         self._replicas = replicas
