@@ -58,8 +58,9 @@ class NATSStorage:
       was written in the last two minutes may be lost.
 
     Args:
-        servers: URLs of some servers of one cluster, `nats://host:4222` or `tls://host:4222`; the others are learned from them.
-        user: with `password`; or `token`; or `creds`, the path of a credentials file.
+        servers: URLs of some servers of one cluster, `nats://host:4222`, or `tls://host:4222` to speak over TLS only; the others are
+            learned from them.
+        user: with `password`; or `token`; or `creds`, the path of a credentials file, which is read whenever a connection is made.
         stream: the JetStream stream's name.
         replicas: how many servers keep it, 1 unless said otherwise when it is created. One that exists must have as many, if this is given.
 

@@ -348,7 +348,7 @@ class translating_refusals:  # noqa: N801 - reads as a function
 
 async def _connect(url: str, servers: Servers) -> Connection:
     try:
-        from streamkeep.storages.nats._client import InsistingClient
+        from streamkeep.storages.nats._client import InsistingClient, credentials_in
     except ImportError as error:
         raise StorageError('NATSStorage needs nats-py: pip install "streamkeep[nats]"') from error
     client = InsistingClient()
@@ -369,8 +369,6 @@ async def _connect(url: str, servers: Servers) -> Connection:
 
     try:
         with _translating(url):
-            if servers.creds is not None:
-                servers.creds.read_bytes()  # nats-py looks for it only when a server asks for what is in it
             await client.connect(
                 servers=[url],
                 error_cb=failed,
@@ -386,7 +384,7 @@ async def _connect(url: str, servers: Servers) -> Connection:
                 user=servers.user,
                 password=servers.password,
                 token=servers.token,
-                user_credentials=str(servers.creds) if servers.creds else None,
+                user_credentials=None if servers.creds is None else credentials_in(servers.creds),
                 tls=ssl.create_default_context() if url.startswith("tls:") else None,
             )
     except BaseException:
@@ -456,8 +454,6 @@ class _translating:  # noqa: N801 - reads as a function
                 ) from error
             case ImportError():
                 raise StorageError(f'a package for credentials is missing ({error}): pip install "streamkeep[nats]"') from error
-            case FileNotFoundError() | PermissionError():
-                raise StorageError(f"the credentials file cannot be read: {error}") from error
             case OSError() | errors.Error() if _is_authorization(str(error)):
                 raise StorageError(
                     f"NATS at {self._url} refuses who we are: check user, password, token or creds in the URL"
