@@ -7,6 +7,7 @@ import time
 import traceback
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Generator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
@@ -100,6 +101,19 @@ class TestTLS:
             assert "CONNECT" not in server.process.log
             await use(f"nats://alice:s3cret@localhost:{server.port}")
             assert "CONNECT" in server.process.log
+
+    async def test_a_learned_server_whose_certificate_is_of_another_host_is_no_verdict(
+        self, authority: Path, server: NATSServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Servers announce addresses, which their certificates seldom bear. It is as if the others were away, too."""
+        monkeypatch.setattr("streamkeep.storages.nats._link._ANSWER_SECONDS", 1.0)
+        with running_server(more=tls_of(authority)) as named:
+            nats = NATSStorage([f"tls://localhost:{named.port}"])
+            async with RetryingStorage(nats, patience=timedelta(seconds=3)) as storage:
+                nats._open._link._peers = [f"tls://127.0.0.1:{server.port}"]
+                named.kill()
+                with pytest.raises(StorageUnavailableError, match=f"localhost:{named.port}"):
+                    await storage.read("s")
 
 
 def test_a_password_in_a_list_of_servers_is_refused_and_not_repeated() -> None:

@@ -307,6 +307,10 @@ class Link:
                 return await self._connect_to(url)
             except StorageUnavailableError as error:
                 trouble = trouble or error
+            except StorageError:
+                if url in self._servers.urls:
+                    raise
+                # One that was learned of by an address that its certificate does not bear is no better than one that is away.
         assert trouble is not None
         raise trouble
 
