@@ -47,6 +47,8 @@ class Doorbell(Protocol):
 class Storage(Protocol):
     """Where heads and logs are kept; an async context manager, because it owns connections and threads.
 
+    Leaving waits for the commits and deletions that are under way, even when it is cancelled, though not for ever.
+
     Every method raises `StorageError` (or a subclass) when the engine fails, whatever the driver calls it. After a
     `StorageError` from `commit` or `delete` (but `StorageFullError`), or after its cancellation, whether it happened is
     unknown; comparing the head that is there with the one that was to be written answers it, because heads are unique.

@@ -11,6 +11,7 @@ from typing import Any, Final
 import anyio
 import nats
 import pytest
+import trio
 from msgspec.structs import replace
 from nats.aio.client import Client
 from tests.engines.nats import NATSServer, running_server
@@ -167,6 +168,15 @@ async def test_one_of_several_servers_is_enough(server: NATSServer, name: str) -
     url = f"nats://127.0.0.1:{free_port()},127.0.0.1:{server.port}?stream={name}"
     async with storage_for(url) as storage:
         assert await storage.read("s") is None
+
+
+def test_another_event_loop_is_told_so(url: str) -> None:
+    async def enter() -> None:
+        async with storage_for(url):
+            pass
+
+    with pytest.raises(StorageError, match="NATSStorage needs asyncio"):
+        trio.run(enter)
 
 
 async def test_a_server_that_is_too_old_is_refused() -> None:

@@ -413,15 +413,6 @@ def test_trio_is_refused_with_advice(path: Path) -> None:
         anyio.run(main, backend="trio")
 
 
-async def test_leaving_waits_for_the_commits_that_were_asked_for(path: Path) -> None:
-    async with SQLiteStorage(path) as storage:
-        tasks = [asyncio.create_task(storage.commit(f"s{i:02}", None, a_head(1, 0))) for i in range(50)]
-        await asyncio.sleep(0)
-    assert all([await task for task in tasks])
-    async with SQLiteStorage(path) as storage:
-        assert len(await storage.scan()) == 50
-
-
 async def test_leaving_lets_go_of_every_thread_and_descriptor(path: Path) -> None:
     await enter(path)
     before = open_files(), threading.active_count()

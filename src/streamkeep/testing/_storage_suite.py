@@ -563,6 +563,38 @@ class StorageSuite:
             assert await all_of(other, "s") == (head, [b"one"])
         assert await all_of(storage, "s") == (head, [b"one"])
 
+    # -- leaving
+
+    @pytest.mark.parametrize("cancelled", [False, True], ids=["left", "cancelled"])
+    async def test_leaving_waits_for_the_commits_and_deletions_that_are_under_way(
+        self, storage: Storage, open_storage: Callable[[], Storage], *, cancelled: bool
+    ) -> None:
+        head = await create(storage, "deleted", b"one")
+        streams = [f"s{number:02}" for number in range(50)]
+        done: list[str] = []
+
+        async def commit(other: Storage, stream: str) -> None:
+            await create(other, stream, b"one")
+            done.append(stream)
+
+        async def delete(other: Storage, stream: str) -> None:
+            assert await other.delete(stream, head.version)
+            done.append(stream)
+
+        with anyio.fail_after(BOUND_SECONDS):
+            async with anyio.create_task_group() as tasks:
+                with anyio.CancelScope() as leaver:
+                    async with open_storage() as other:
+                        tasks.start_soon(delete, other, "deleted")
+                        for stream in streams:
+                            tasks.start_soon(commit, other, stream)
+                        # Their own tasks have begun when this one goes on.
+                        await anyio.lowlevel.checkpoint()
+                        if cancelled:
+                            leaver.cancel()
+        assert sorted(done) == ["deleted", *streams]
+        assert list(await storage.scan()) == streams
+
 
 # -- the words of the tests
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+import anyio
+
 from streamkeep.errors import InvalidArgumentError, StorageCorruptError, StorageError, StorageUnavailableError
 from streamkeep.storage import Doorbell, Head, Page
 from streamkeep.storages._doorbells import Doorbells
@@ -39,6 +41,7 @@ _FEW_IDS: Final = 10_000
 _BATCHES_AT_ONCE: Final = 8
 _DIRECT_ATTEMPTS: Final = 3
 _LEADER_ATTEMPTS: Final = 3
+_CLOSE_SECONDS: Final = 60
 
 
 class NATSStorage:
@@ -55,12 +58,14 @@ class NATSStorage:
       was written in the last two minutes may be lost.
 
     Args:
-        servers: URLs of some servers of one cluster, `nats://host:4222` or `tls://host:4222`; the others are learned from them.
-        user: with `password`; or `token`; or `creds`, the path of a credentials file.
+        servers: URLs of some servers of one cluster, `nats://host:4222`, or `tls://host:4222` to speak over TLS only; the others are
+            learned from them.
+        user: with `password`; or `token`; or `creds`, the path of a credentials file, which is read whenever a connection is made.
         stream: the JetStream stream's name.
         replicas: how many servers keep it, 1 unless said otherwise when it is created. One that exists must have as many, if this is given.
 
-    Entering raises StorageError, with the remedy, if NATS cannot be used here. Leaving removes nothing.
+    Entering raises StorageError, with the remedy, if NATS cannot be used here. Leaving waits, a minute at most, for the commits and
+    deletions that were asked for, and removes nothing.
     """
 
     def __init__(
@@ -80,6 +85,8 @@ class NATSStorage:
             raise InvalidArgumentError("replicas is 1, 3 or 5")
         if not servers:
             raise InvalidArgumentError("servers must name at least one NATS server")
+        if any("@" in server for server in servers):
+            raise InvalidArgumentError("user, password and token are arguments of their own, and not part of servers")
         self._servers = Servers(tuple(servers), user, password, token, creds)
         self._name = stream
         self._replicas = replicas
@@ -160,6 +167,8 @@ class _JetStream:
         self._link = Link(servers, self._connected)
         self._log = Log(name)
         self._turns: dict[str, _Turn] = {}
+        self._unchanging = asyncio.Event()
+        self._unchanging.set()
         self._known: dict[str, _Known] = {}
         self._scans: dict[str, tuple[Sequence[str], float]] = {}
         self._batches = asyncio.Semaphore(_BATCHES_AT_ONCE)
@@ -167,9 +176,13 @@ class _JetStream:
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[None]:
-        """Connect, and stay connected."""
+        """Connect, and stay connected until the changes that were asked for are done."""
         async with self._link.kept(self._bells.check):
-            yield
+            try:
+                yield
+            finally:
+                with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
+                    await self._unchanging.wait()
 
     async def listen(self) -> None:
         """Return when bells are heard."""
@@ -196,6 +209,7 @@ class _JetStream:
         """Do `Storage.commit`, or with None `Storage.delete`."""
         turn = self._turns.setdefault(token, _Turn())
         turn.users += 1
+        self._unchanging.clear()
         try:
             async with turn.lock:
                 return await self._change(token, seen, change)
@@ -203,6 +217,8 @@ class _JetStream:
             turn.users -= 1
             if not turn.users:
                 del self._turns[token]
+                if not self._turns:
+                    self._unchanging.set()
 
     async def scan(self, after: str, limit: int) -> Sequence[str]:
         """Do `Storage.scan`."""

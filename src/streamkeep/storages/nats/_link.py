@@ -35,6 +35,7 @@ _LONGEST_PAUSE_SECONDS: Final = 1.0
 _NEVER: Final = 1 << 30
 _NO_LIMIT: Final = 1 << 30
 _HEADERS_BYTES: Final = 1024  # room for our headers in a message, whose size counts them too
+_OTHER_HOST: Final = frozenset({62, 64})  # OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH
 
 _FULL: Final = frozenset({10002, 10023, 10028, 10047, 10122})
 _STORE_FAILED: Final = 10077
@@ -306,6 +307,10 @@ class Link:
                 return await self._connect_to(url)
             except StorageUnavailableError as error:
                 trouble = trouble or error
+            except StorageError:
+                if url in self._servers.urls:
+                    raise
+                # One that was learned of by an address that its certificate does not bear is no better than one that is away.
         assert trouble is not None
         raise trouble
 
@@ -347,10 +352,10 @@ class translating_refusals:  # noqa: N801 - reads as a function
 
 async def _connect(url: str, servers: Servers) -> Connection:
     try:
-        from nats.aio.client import Client
+        from streamkeep.storages.nats._client import InsistingClient, credentials_in
     except ImportError as error:
         raise StorageError('NATSStorage needs nats-py: pip install "streamkeep[nats]"') from error
-    client = Client()
+    client = InsistingClient()
     denied: list[str] = []
     connections: list[Connection] = []
 
@@ -368,8 +373,6 @@ async def _connect(url: str, servers: Servers) -> Connection:
 
     try:
         with _translating(url):
-            if servers.creds is not None:
-                servers.creds.read_bytes()  # nats-py looks for it only when a server asks for what is in it
             await client.connect(
                 servers=[url],
                 error_cb=failed,
@@ -385,7 +388,7 @@ async def _connect(url: str, servers: Servers) -> Connection:
                 user=servers.user,
                 password=servers.password,
                 token=servers.token,
-                user_credentials=str(servers.creds) if servers.creds else None,
+                user_credentials=None if servers.creds is None else credentials_in(servers.creds),
                 tls=ssl.create_default_context() if url.startswith("tls:") else None,
             )
     except BaseException:
@@ -441,14 +444,20 @@ class _translating:  # noqa: N801 - reads as a function
                 raise StorageUnavailableError(f"NATS has not answered at {self._url} for too long") from error
             case errors.MaxPayloadError():
                 raise StorageError("the message is larger than the NATS server takes: raise its max_payload") from error
+            case errors.SecureConnRequiredError():
+                raise StorageError(
+                    f"NATS at {self._url} does not ask for TLS: give it a tls {{}} without allow_non_tls, or write nats:// for none"
+                ) from error
+            case ssl.SSLCertVerificationError() if error.verify_code in _OTHER_HOST:
+                raise StorageError(
+                    f"TLS with NATS at {self._url} fails: {error.verify_message}; name the host as its certificate does"
+                ) from error
             case ssl.SSLError():
                 raise StorageError(
                     f"TLS with NATS at {self._url} fails: {error}; SSL_CERT_FILE names the CA to trust"
                 ) from error
             case ImportError():
                 raise StorageError(f'a package for credentials is missing ({error}): pip install "streamkeep[nats]"') from error
-            case FileNotFoundError() | PermissionError():
-                raise StorageError(f"the credentials file cannot be read: {error}") from error
             case OSError() | errors.Error() if _is_authorization(str(error)):
                 raise StorageError(
                     f"NATS at {self._url} refuses who we are: check user, password, token or creds in the URL"
