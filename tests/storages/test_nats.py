@@ -541,6 +541,16 @@ async def test_an_offset_is_found_in_few_requests(storage: Storage) -> None:
     assert requests_of(storage) - before == 1, "who reads on where the log ended asks once"
 
 
+async def test_who_has_read_a_head_replaces_it_in_one_request(storage: Storage, url: str) -> None:
+    head = a_head(1)
+    assert await storage.commit("s", None, head, [b"x"])
+    async with storage_for(url) as other:  # a cancel, from another process
+        before = requests_of(other)
+        assert await other.read("s") is not None
+        assert await other.commit("s", head.version, replace(head, version=head.version + 1, tail=2), [b"y"])
+        assert requests_of(other) - before == 2
+
+
 # -- bells
 
 

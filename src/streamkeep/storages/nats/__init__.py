@@ -200,6 +200,7 @@ class _JetStream:
                         return None
                     leader = attempt >= _DIRECT_ATTEMPTS
                     records = await self._log.records(connection, subject, last, start, limit, leader=leader)
+                    self._remember(token, _known(last))  # who reads a head may be about to replace it
                     return Page(last.commit.head, records)
                 except ChangedError:
                     self._log.forget()
@@ -307,10 +308,7 @@ class _JetStream:
             return _sequence(await connection.request(subject, pieces[-1], end))
 
     async def _look(self, connection: Connection, token: str) -> _Known:
-        last = await self._last(connection, token)
-        if last.commit is None:
-            return _Known(None, last.sequence, 0)
-        return _Known(last.commit.foot.version, last.sequence, last.commit.first)
+        return _known(await self._last(connection, token))
 
     async def _last(self, connection: Connection, token: str) -> Last:
         """Give the end of a stream, as new as anything that was heard of it: a leader that was deposed may not know it yet."""
@@ -337,6 +335,8 @@ class _JetStream:
         return f"{self._name}.s.{token}"
 
     def _remember(self, token: str, known: _Known) -> None:
+        if known.sequence <= self._known.get(token, _NEVER_SEEN).sequence:
+            return
         self._known[token] = known
         if len(self._known) > _STREAMS_KEPT:
             del self._known[next(iter(self._known))]
@@ -357,6 +357,12 @@ class _Turn:
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.users = 0
+
+
+def _known(last: Last) -> _Known:
+    if last.commit is None:
+        return _Known(None, last.sequence, 0)
+    return _Known(last.commit.foot.version, last.sequence, last.commit.first)
 
 
 def _sequence(message: "Msg") -> int:
