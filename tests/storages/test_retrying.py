@@ -90,6 +90,16 @@ async def test_a_read_that_loses_its_connection_after_a_lost_commit_is_made_agai
     assert await storage.commit("s", None, FIRST, [b"one"])
 
 
+async def test_a_full_storage_does_not_deny_what_was_stored_before(faulty: FaultyStorage, storage: RetryingStorage) -> None:
+    faulty.lose("commit", error=GONE)
+    faulty.refuse("commit", error=StorageFullError("full"))
+    assert await storage.commit("s", None, FIRST, [b"one"])
+    faulty.refuse("commit", error=GONE)
+    faulty.refuse("commit", error=StorageFullError("full"))
+    with pytest.raises(StorageFullError):
+        await storage.commit("s", 1, SECOND, [b"two"])
+
+
 async def test_a_deletion_whose_answer_is_lost_is_acknowledged(faulty: FaultyStorage, storage: RetryingStorage) -> None:
     await faulty.commit("s", None, FIRST, [b"one"])
     faulty.lose("delete", error=GONE)

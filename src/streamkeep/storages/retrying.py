@@ -12,7 +12,7 @@ from typing import Final, Self, TypeVar
 
 import anyio
 
-from streamkeep.errors import StorageUnavailableError
+from streamkeep.errors import StorageFullError, StorageUnavailableError
 from streamkeep.storage import Doorbell, Head, Page, Storage
 
 T = TypeVar("T")
@@ -83,6 +83,11 @@ class RetryingStorage:
                 return await change() or (is_in_doubt and is_done(await self.storage.read(stream)))
             except StorageUnavailableError:
                 is_in_doubt = True
+                raise
+            except StorageFullError:
+                # Nothing of this attempt was stored; an earlier one may have been.
+                if is_in_doubt and is_done(await self.storage.read(stream)):
+                    return True
                 raise
 
         return await self._try(attempt)
