@@ -767,7 +767,9 @@ async def test_a_storage_can_be_entered_while_a_slot_moves(cluster: Cluster, pre
     try:
         async with RedisStorage(url) as storage:
             assert await storage.commit(old, 1, a_head(2, 2), [b"two"])
-            with pytest.raises(StorageUnavailableError, match="slot is being moved"):  # some of its keys are there, and some are not
+            with pytest.raises(
+                StorageUnavailableError, match="slot is being moved"
+            ):  # some of its keys are there, and some are not
                 await storage.commit(new, None, a_head(1))
     finally:
         for node in (source, target):
