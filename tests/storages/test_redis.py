@@ -29,7 +29,7 @@ from streamkeep.errors import (
 from streamkeep.storage import Doorbell, Head, Storage
 from streamkeep.storages import storage_for
 from streamkeep.storages.redis import RedisStorage
-from streamkeep.storages.redis._servers import BUCKETS, bucket_of
+from streamkeep.storages.redis._servers import BUCKETS, Shared, bucket_of
 from streamkeep.storages.retrying import RetryingStorage
 from streamkeep.testing import SimulationSuite, StorageSuite, StreamsSuite
 
@@ -517,6 +517,24 @@ async def test_a_watch_that_ends_while_its_connection_is_made_again_leaves_no_ch
             assert len(own.ask("PUBSUB", "CHANNELS", "*")) == 2
 
 
+async def test_a_watch_that_is_on_its_way_when_the_storage_is_left_is_told_so(own: Server) -> None:
+    async def watch(storage: Storage) -> None:
+        async with storage.watch("s"):
+            pass
+
+    storage = RedisStorage(own.url)
+    await storage.__aenter__()
+    own.signal(SIGSTOP)
+    try:
+        watching = asyncio.create_task(watch(storage))
+        await anyio.sleep(0.2)
+        await storage.__aexit__()
+        with anyio.fail_after(BOUND_SECONDS), pytest.raises(StorageError):
+            await watching
+    finally:
+        own.signal(SIGCONT)
+
+
 async def test_leaving_that_is_cancelled_leaves_no_connection_and_no_task(own: Server) -> None:
     before, tasks = len(clients(own)), asyncio.all_tasks()
     with anyio.CancelScope() as scope:
@@ -572,6 +590,24 @@ async def test_a_script_that_must_be_sent_first_is_not_overtaken(own: Server) ->
         own.ask("SCRIPT", "FLUSH")
         assert await storage.commit("s", None, a_head(1))  # whose script the server knows again; that of deletions it does not
         assert all(await asyncio.gather(storage.delete("s", 1), storage.commit("s", None, a_head(2))))
+
+
+async def test_shared_work_that_is_begun_anew_answers_those_who_waited_for_the_last() -> None:
+    async def work() -> None:
+        await asyncio.sleep(0)
+        raise StorageUnavailableError("gone")
+
+    async def ask(times: int) -> None:
+        for _ in range(times):
+            with pytest.raises(StorageUnavailableError):
+                await shared.get()
+
+    shared = Shared(work)
+    async with asyncio.timeout(BOUND_SECONDS), asyncio.TaskGroup() as tasks:
+        for number in range(10):
+            tasks.create_task(ask(100))
+            for _ in range(number):
+                await asyncio.sleep(0)
 
 
 async def test_a_server_that_is_stopped_is_unavailable_soon(own: Server) -> None:

@@ -38,9 +38,12 @@ class Shared(Generic[T]):
         """Do it, or wait for who does."""
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._do())
+        task = self._task  # when that is done, somebody may have begun anew before this one wakes
         # Whoever is cancelled leaves it to the others.
-        await asyncio.wait([self._task])
-        return self._task.result()
+        await asyncio.wait([task])
+        if task.cancelled():
+            raise StorageError("the storage was closed meanwhile")
+        return task.result()
 
     async def close(self) -> None:
         """Do no more of it."""
