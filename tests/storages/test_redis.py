@@ -685,6 +685,8 @@ async def test_a_sentinel_is_not_taken_for_a_server_and_must_know_the_name(tmp_p
             await enter(f"redis+sentinel://127.0.0.1:{free_port()},127.0.0.1:{servers.sentinel_port}/other")
         with pytest.raises(StorageUnavailableError):
             await enter(f"redis+sentinel://127.0.0.1:{free_port()}/main")
+        # One that does not know the name may have lost its memory.
+        await enter(f"redis+sentinel://127.0.0.1:{servers.primary.port},127.0.0.1:{servers.sentinel_port}/main")
 
 
 @pytest.mark.parametrize("fault", ["killed", "stopped"])

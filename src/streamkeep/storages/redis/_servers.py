@@ -141,6 +141,7 @@ class Servers:
     async def _first_answer(self, addresses: Iterable[Address], command: Command) -> tuple[Address, Reply]:
         failure: StorageError | None = None
         credentials = self.options.sentinel_credentials if self.options.topology == "sentinel" else None
+        answer: tuple[Address, Reply] | None = None
         for address in dict.fromkeys(addresses):
             try:
                 line = await Line.open(address, self.options, credentials=credentials)
@@ -152,7 +153,12 @@ class Servers:
                 # What only one of them says is worth less than an answer; what is wrong with the login is said by all.
                 failure = error
                 continue
-            return address, reply
+            answer = address, reply
+            if isinstance(reply, list):
+                return answer
+            # It does not know; perhaps it has lost its memory, and another one does.
+        if answer is not None:
+            return answer
         assert failure is not None
         raise failure
 
