@@ -99,7 +99,7 @@ async def test_the_command_names_what_is_not_whole_and_exits_with_1(
     assert result.returncode == 1
     assert sorted(lines) == [
         "other: refused: there is another stream under this id at the target",
-        "written: writing: it is still being written, and copied up to its event 0",
+        "written: writing: it is still being written, and its first 1 events are copied",
     ]
     assert last == "1 streams copied (3 events), 1 still being written, 1 refused"
 
@@ -144,6 +144,8 @@ def stop_when_it_has_begun(source: str, target: str, number: signal.Signals) -> 
         (["sqlite:///{0}/a.db", "sqlite:///{0}/a.db"], 2, "the two storages are the same"),
         (["sqlite:///{0}/a.db", "pigeon://home"], 2, "names no storage"),
         (["sqlite:///{0}/a.db", "sqlite:///{0}/b.db", "s", "--prefix", "t"], 2, "not both"),
+        (["sqlite:///{0}/a.db", "sqlite:///{0}/b.db", "s", "\udcff"], 2, "a stream id is"),
+        (["sqlite:///{0}/a.db", "sqlite:///{0}/b.db", "--prefix", "\udcff"], 2, "a stream id is"),
     ],
 )
 def test_a_copy_that_cannot_be_is_one_sentence(tmp_path: Path, arguments: list[str], code: int, sentence: str) -> None:

@@ -205,7 +205,7 @@ class _Copy:
             if is_whole:
                 return self._end(Outcome.COPIED)
             if is_written and tail >= goal:
-                return self._end(Outcome.WRITING, f"it is still being written, and copied up to its event {tail - 1}")
+                return self._end(Outcome.WRITING, f"it is still being written, and its first {tail} events are copied")
 
     async def _take_back(self) -> Copied:
         """Delete half a copy of a stream that is no more: nobody would ever complete it."""

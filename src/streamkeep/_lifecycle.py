@@ -164,7 +164,7 @@ def why_refused(life: Life | None, writer: str) -> StreamkeepError:
         return StreamCompletedError(f"the stream was completed by somebody else ({_ending(life.state)})")
     if life.state.writer != writer:
         return StreamTakenOverError("another writer has taken the stream over")
-    return StorageCorruptError("a commit was refused although nobody else has committed")
+    return StorageCorruptError("the storage has not what it had acknowledged: a failover or a crash has taken the last moments")
 
 
 def _change(life: Life, state: State, now: float, terms: Terms) -> Life:

@@ -13,6 +13,7 @@ from streamkeep import (
     LimitExceededError,
     Limits,
     PublicError,
+    StorageCorruptError,
     StorageError,
     StorageFullError,
     StreamCompletedError,
@@ -394,6 +395,24 @@ async def test_a_commit_is_sent_again_as_it_was_and_not_with_what_came_later(
     await stream.done()
 
     assert await replay(streams) == ["a", "b", ("done", None)]
+
+
+async def test_a_writer_whose_storage_has_gone_back_behind_what_it_acknowledged_is_told(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    stream = await streams.open("s")
+    await stream.write("kept")
+    before = await storage.read("s", 0, 1)
+    assert before is not None
+    await stream.write("lost")
+    after = await storage.read("s")
+    assert after is not None
+    assert await storage.delete("s", after.head.version)
+    assert await storage.commit("s", None, before.head, before.records)
+
+    with pytest.raises(StorageCorruptError, match="taken the last moments"):
+        await stream.write("more")
+    assert stream.cancelled.is_set()
 
 
 @pytest.mark.promise("P4")

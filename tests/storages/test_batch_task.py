@@ -22,11 +22,13 @@ class Engine:
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
+        self.begun = asyncio.Event()
         self.go = asyncio.Event()
         self.go.set()
 
     async def run(self, numbers: Sequence[int]) -> Sequence[int | StorageError]:
         self.batches.append(list(numbers))
+        self.begun.set()
         await self.go.wait()
         if BROKEN in numbers:
             raise StorageError("broken")
@@ -76,3 +78,28 @@ async def test_leaving_finishes_what_was_asked() -> None:
     async with BatchTask(Engine().run, max_batch=1) as batches:
         asked = [batches.ask(number) for number in range(3)]
     assert [future.result() for future in asked] == [0, 2, 4]
+
+
+async def test_leaving_that_is_cancelled_leaves_no_task_and_nobody_waiting() -> None:
+    engine = Engine()
+    engine.go.clear()
+    before = asyncio.all_tasks()
+    asked: list[asyncio.Future[int]] = []
+
+    async def leave() -> None:
+        async with BatchTask(engine.run, max_batch=1) as batches:
+            asked.extend(batches.ask(number) for number in range(2))
+            await engine.begun.wait()
+
+    leaving = asyncio.create_task(leave())
+    await engine.begun.wait()
+    await asyncio.sleep(0)  # it is being left now
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    for future in asked:
+        async with asyncio.timeout(1):
+            with pytest.raises(StorageError, match="was closed before it had answered"):
+                await future
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before

@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -320,6 +320,40 @@ async def test_leaving_leaves_no_connection(here: Postgres) -> None:
     await until(lambda: not connections(here))
 
 
+@pytest.mark.parametrize("how", ["task", "scope"])
+async def test_leaving_that_is_cancelled_leaves_no_connection_and_no_task(here: Postgres, how: str) -> None:
+    asked: list[asyncio.Task[bool]] = []
+    scope = anyio.CancelScope()
+
+    async def use() -> None:
+        with scope:
+            async with PostgresStorage(here.url) as storage, storage.watch("s"):
+                asked.append(asyncio.create_task(storage.commit("s", 1, a_head(2, 0))))
+                await until(lambda: waiting(here) == 1)
+                asked.append(asyncio.create_task(storage.commit("t", None, a_head(1, 0))))
+
+    async with PostgresStorage(here.url) as storage:
+        assert await storage.commit("s", None, a_head(1, 0))
+    await until(lambda: not connections(here))
+    async with raw(here) as other:
+        before = asyncio.all_tasks()
+        async with other.transaction():
+            await other.execute("UPDATE streams SET tail = tail")
+            leaving = asyncio.create_task(use())
+            await until_async(lambda: len(asked) == 2)
+            await asyncio.sleep(0)
+            if how == "task":
+                leaving.cancel()
+            else:
+                scope.cancel()
+            with suppress(asyncio.CancelledError):
+                await heard(leaving)
+        for outcome in await heard(asyncio.gather(*asked, return_exceptions=True)):
+            assert outcome is True or isinstance(outcome, StorageError)
+        await until(lambda: not connections(here))
+        await until_async(lambda: asyncio.all_tasks() == before)
+
+
 async def test_a_failed_entering_leaves_no_connection(here: Postgres) -> None:
     here.run(f"CREATE SCHEMA {here.schema}; CREATE TABLE {here.schema}.format (theirs int)")
     with pytest.raises(StorageCorruptError):
@@ -474,7 +508,7 @@ async def test_a_row_that_somebody_holds_makes_nobody_wait_for_ever(here: Postgr
 
 
 async def test_tables_that_grow_from_little_are_read_by_their_indexes(here: Postgres) -> None:
-    """A table that was analysed when it was small is read as a whole by the planner, and prepared statements keep their plans."""
+    """A table that was analysed when it was small is read as a whole by the planner, however much it has grown since."""
     few = 64
     async with PostgresStorage(here.url) as storage, raw(here) as other:
         asked = [storage.commit(f"s{i}", None, a_head(1, 1), [b"x"]) for i in range(few)]

@@ -29,7 +29,7 @@ from streamkeep.errors import (
 from streamkeep.storage import Doorbell, Head, Storage
 from streamkeep.storages import storage_for
 from streamkeep.storages.redis import RedisStorage
-from streamkeep.storages.redis._servers import BUCKETS, bucket_of
+from streamkeep.storages.redis._servers import BUCKETS, Shared, bucket_of
 from streamkeep.storages.retrying import RetryingStorage
 from streamkeep.testing import SimulationSuite, StorageSuite, StreamsSuite
 
@@ -319,6 +319,12 @@ async def test_tls_and_its_absence_are_told_apart(tmp_path: Path, valkey: Server
         await enter(f"rediss://127.0.0.1:{valkey.port}")
 
 
+async def test_an_id_that_is_no_unicode_is_refused(url: str) -> None:
+    async with RedisStorage(url) as storage:
+        with pytest.raises(InvalidArgumentError, match="Unicode"):
+            await storage.read("\ud800")
+
+
 # -- what is stored
 
 
@@ -485,6 +491,62 @@ async def test_a_channel_is_left_when_nobody_watches_it_any_more(own: Server) ->
             assert len(own.ask("PUBSUB", "CHANNELS", "*")) == 2
 
 
+async def test_a_watch_that_is_cancelled_on_its_way_leaves_no_channel(own: Server) -> None:
+    async with RedisStorage(own.url) as storage, storage.watch("other"):
+        own.signal(SIGSTOP)
+        try:
+            with anyio.move_on_after(0.2) as bound:
+                async with storage.watch("s"):
+                    pass
+            assert bound.cancelled_caught
+        finally:
+            own.signal(SIGCONT)
+        async with storage.watch("last"):
+            assert len(own.ask("PUBSUB", "CHANNELS", "*")) == 2
+
+
+async def test_a_watch_that_ends_while_its_connection_is_made_again_leaves_no_channel(own: Server) -> None:
+    async with RedisStorage(own.url) as storage, storage.watch("other") as other:
+        async with storage.watch("s"):
+            own.ask("CLIENT", "KILL", "TYPE", "pubsub")
+            own.signal(SIGSTOP)
+            await anyio.sleep(0.5)
+        own.signal(SIGCONT)
+        await rung(other)
+        async with storage.watch("last"):
+            assert len(own.ask("PUBSUB", "CHANNELS", "*")) == 2
+
+
+async def test_a_watch_that_is_on_its_way_when_the_storage_is_left_is_told_so(own: Server) -> None:
+    async def watch(storage: Storage) -> None:
+        async with storage.watch("s"):
+            pass
+
+    storage = RedisStorage(own.url)
+    await storage.__aenter__()
+    own.signal(SIGSTOP)
+    try:
+        watching = asyncio.create_task(watch(storage))
+        await anyio.sleep(0.2)
+        await storage.__aexit__()
+        with anyio.fail_after(BOUND_SECONDS), pytest.raises(StorageError):
+            await watching
+    finally:
+        own.signal(SIGCONT)
+
+
+async def test_leaving_that_is_cancelled_leaves_no_connection_and_no_task(own: Server) -> None:
+    before, tasks = len(clients(own)), asyncio.all_tasks()
+    with anyio.CancelScope() as scope:
+        async with RedisStorage(own.url) as storage, storage.watch("s"):
+            assert await storage.commit("s", None, a_head(1))
+            assert await storage.read("s")
+            scope.cancel()
+            await anyio.sleep_forever()
+    assert asyncio.all_tasks() == tasks
+    await asyncio.to_thread(until, lambda: len(clients(own)) == before)
+
+
 async def test_watchers_ring_when_their_connection_was_lost_and_hear_again(own: Server) -> None:
     async with RedisStorage(own.url) as storage, RedisStorage(own.url) as other, storage.watch("s") as doorbell:
         for version in range(1, 4):
@@ -530,6 +592,24 @@ async def test_a_script_that_must_be_sent_first_is_not_overtaken(own: Server) ->
         assert all(await asyncio.gather(storage.delete("s", 1), storage.commit("s", None, a_head(2))))
 
 
+async def test_shared_work_that_is_begun_anew_answers_those_who_waited_for_the_last() -> None:
+    async def work() -> None:
+        await asyncio.sleep(0)
+        raise StorageUnavailableError("gone")
+
+    async def ask(times: int) -> None:
+        for _ in range(times):
+            with pytest.raises(StorageUnavailableError):
+                await shared.get()
+
+    shared = Shared(work)
+    async with asyncio.timeout(BOUND_SECONDS), asyncio.TaskGroup() as tasks:
+        for number in range(10):
+            tasks.create_task(ask(100))
+            for _ in range(number):
+                await asyncio.sleep(0)
+
+
 async def test_a_server_that_is_stopped_is_unavailable_soon(own: Server) -> None:
     async with RedisStorage(own.url) as storage:
         assert await storage.commit("other", None, a_head(1))
@@ -567,6 +647,17 @@ async def test_without_enough_replicas_a_commit_with_wait_is_not_confirmed(own: 
         assert not await storage.commit("s", None, a_head(9, 1), [b"another"])
 
 
+async def test_a_commit_that_is_stored_and_unconfirmed_is_not_refused_for_want_of_memory(own: Server) -> None:
+    async with RedisStorage(f"{own.url}&wait=1") as storage:
+        with pytest.raises(StorageUnavailableError, match=r"stored, but in time only 0 of 1 replicas"):
+            await storage.commit("s", None, a_head(1, 1), [b"one"])
+        own.ask("CONFIG", "SET", "maxmemory", 1)
+        with pytest.raises(StorageUnavailableError, match="stored, but there is no memory"):
+            await storage.commit("s", None, a_head(1, 1), [b"one"])
+        with pytest.raises(StorageFullError):
+            await storage.commit("s", 1, a_head(2, 2), [b"two"])
+
+
 async def test_a_primary_that_wants_replicas_and_has_none_is_unavailable(own: Server) -> None:
     async with RedisStorage(own.url) as storage:
         own.ask("CONFIG", "SET", "min-replicas-to-write", "1")
@@ -594,6 +685,8 @@ async def test_a_sentinel_is_not_taken_for_a_server_and_must_know_the_name(tmp_p
             await enter(f"redis+sentinel://127.0.0.1:{free_port()},127.0.0.1:{servers.sentinel_port}/other")
         with pytest.raises(StorageUnavailableError):
             await enter(f"redis+sentinel://127.0.0.1:{free_port()}/main")
+        # One that does not know the name may have lost its memory.
+        await enter(f"redis+sentinel://127.0.0.1:{servers.primary.port},127.0.0.1:{servers.sentinel_port}/main")
 
 
 @pytest.mark.parametrize("fault", ["killed", "stopped"])
@@ -678,6 +771,47 @@ async def test_a_node_that_restarts_is_waited_for(tmp_path: Path) -> None:
                 for stream, doorbell in zip(streams, doorbells, strict=True):
                     await rung(doorbell)
                     assert await every_record(storage, stream, 2) == [b"one", b"two"]
+
+
+async def test_a_node_that_is_away_makes_nobody_deaf_to_the_others(tmp_path: Path) -> None:
+    with Cluster(tmp_path) as cluster:
+        for node in cluster.nodes:
+            node.ask("CONFIG", "SET", "cluster-require-full-coverage", "no")
+        there, away = cluster.nodes[0], cluster.nodes[2]
+        async with RedisStorage(cluster.url) as storage, RedisStorage(cluster.url) as elsewhere, AsyncExitStack() as stack:
+            streams = {key_slot(f"{{{cluster.prefix}:{bucket_of(b's%d' % i)}}}".encode()): f"s{i}" for i in range(64)}
+            gone = next(stream for slot, stream in streams.items() if owns(away, slot))
+            kept = next(stream for slot, stream in streams.items() if owns(there, slot))
+            await stack.enter_async_context(storage.watch(gone))
+            doorbell = await stack.enter_async_context(storage.watch(kept))
+            away.kill()
+            there.ask("CLIENT", "KILL", "TYPE", "pubsub")
+            await rung(doorbell)
+            assert await elsewhere.commit(kept, None, a_head(1))
+            await rung(doorbell)
+
+
+async def test_a_storage_can_be_entered_while_a_slot_moves(cluster: Cluster, prefix: str) -> None:
+    url = f"redis+cluster://127.0.0.1:{cluster.nodes[0].port}?prefix={prefix}"
+    old, new = [stream for i in range(100) if bucket_of((stream := f"s{i}").encode()) == 0][:2]
+    async with RedisStorage(url) as storage:
+        assert await storage.commit(old, None, a_head(1, 1), [b"one"])
+    slot = key_slot(f"{{{prefix}:0}}".encode())
+    ids = {node.port: node.ask("CLUSTER", "MYID") for node in cluster.nodes}
+    source = next(node for node in cluster.nodes if owns(node, slot))
+    target = next(node for node in cluster.nodes if node is not source)
+    target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[source.port])
+    source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[target.port])
+    try:
+        async with RedisStorage(url) as storage:
+            assert await storage.commit(old, 1, a_head(2, 2), [b"two"])
+            with pytest.raises(
+                StorageUnavailableError, match="slot is being moved"
+            ):  # some of its keys are there, and some are not
+                await storage.commit(new, None, a_head(1))
+    finally:
+        for node in (source, target):
+            node.ask("CLUSTER", "SETSLOT", slot, "STABLE")
 
 
 # -- the words of the tests

@@ -90,11 +90,41 @@ async def test_a_read_that_loses_its_connection_after_a_lost_commit_is_made_agai
     assert await storage.commit("s", None, FIRST, [b"one"])
 
 
+async def test_a_full_storage_does_not_deny_what_was_stored_before(faulty: FaultyStorage, storage: RetryingStorage) -> None:
+    faulty.lose("commit", error=GONE)
+    faulty.refuse("commit", error=StorageFullError("full"))
+    assert await storage.commit("s", None, FIRST, [b"one"])
+    faulty.refuse("commit", error=GONE)
+    faulty.refuse("commit", error=StorageFullError("full"))
+    with pytest.raises(StorageFullError):
+        await storage.commit("s", 1, SECOND, [b"two"])
+
+
 async def test_a_deletion_whose_answer_is_lost_is_acknowledged(faulty: FaultyStorage, storage: RetryingStorage) -> None:
     await faulty.commit("s", None, FIRST, [b"one"])
     faulty.lose("delete", error=GONE)
     assert await storage.delete("s", 1)
     assert not await storage.delete("s", 1)
+
+
+async def test_a_deletion_that_was_overtaken_while_its_answer_was_lost_is_refused(
+    faulty: FaultyStorage, storage: RetryingStorage
+) -> None:
+    await faulty.commit("s", None, FIRST, [b"one"])
+    faulty.refuse("delete", error=GONE)
+    hold = faulty.hold("delete")
+    answers: list[bool] = []
+
+    async def delete() -> None:
+        answers.append(await storage.delete("s", 1))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(delete)
+        await hold.reached.wait()
+        assert await faulty.commit("s", 1, SECOND, [b"two"])
+        hold.release()
+    assert answers == [False]
+    assert await faulty.read("s") is not None
 
 
 async def test_reading_scanning_and_watching_are_tried_again(faulty: FaultyStorage, storage: RetryingStorage) -> None:

@@ -14,7 +14,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from .._copy import copy_streams, ids_with
-from .._manager import StreamManager
+from .._manager import StreamManager, check_id
 from ..errors import StreamkeepError
 from ..events import StreamEventType
 from ..storages import storage_for
@@ -211,6 +211,8 @@ def copy(
     """
     if ids and prefix:
         raise CommandError("name streams, or give a prefix, not both", 2)
+    for name in (*ids, prefix) if prefix else ids:
+        check_id(name)
     if source == target:
         raise CommandError("the two storages are the same", 2)
     from_storage, to_storage = storage_for(source), storage_for(target)

@@ -40,9 +40,11 @@ class BatchTask(Generic[A, R]):
     async def __aexit__(self, *exc_info: object) -> None:
         self._closing = True
         self._wanted.set()
-        with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
-            await asyncio.wait([self._task])
-        self._task.cancel()
+        try:
+            with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
+                await asyncio.wait([self._task])
+        finally:
+            self._task.cancel()
 
     def ask(self, request: A) -> asyncio.Future[R]:
         """Queue a request, and give the future of its answer."""
@@ -52,21 +54,27 @@ class BatchTask(Generic[A, R]):
         return future
 
     async def _serve(self) -> None:
-        while self._asked or not self._closing:
-            if self._asked:
-                await self._do_batch()
-            else:
-                self._wanted.clear()
-                await self._wanted.wait()
+        try:
+            while self._asked or not self._closing:
+                if self._asked:
+                    await self._do_batch()
+                else:
+                    self._wanted.clear()
+                    await self._wanted.wait()
+        finally:
+            self._answer(self._asked, [StorageError("the storage was closed before it had answered")] * len(self._asked))
 
     async def _do_batch(self) -> None:
         asked = self._asked[: self._max_batch]
-        del self._asked[: self._max_batch]
         answers: Sequence[R | Exception]
         try:
             answers = await self._run([request for request, _ in asked])
         except Exception as error:
             answers = [error] * len(asked)
+        del self._asked[: len(asked)]
+        self._answer(asked, answers)
+
+    def _answer(self, asked: Sequence[tuple[A, asyncio.Future[R]]], answers: Sequence[R | Exception]) -> None:
         for (_, future), answer in zip(asked, answers, strict=True):
             if future.done():
                 continue

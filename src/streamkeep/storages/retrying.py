@@ -12,7 +12,7 @@ from typing import Final, Self, TypeVar
 
 import anyio
 
-from streamkeep.errors import StorageUnavailableError
+from streamkeep.errors import StorageFullError, StorageUnavailableError
 from streamkeep.storage import Doorbell, Head, Page, Storage
 
 T = TypeVar("T")
@@ -82,6 +82,11 @@ class RetryingStorage:
             except StorageUnavailableError as error:
                 trouble = trouble or _Trouble(self._patience_seconds)
                 await trouble.pass_after(error)
+            except StorageFullError:
+                # Nothing of this attempt was stored; an earlier one may have been.
+                if trouble is None or not is_done(await self.read(stream)):
+                    raise
+                return True
 
     async def _try(self, attempt: Callable[[], Awaitable[T]]) -> T:
         trouble: _Trouble | None = None

@@ -10,14 +10,21 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Self
 
-from redis.exceptions import OutOfMemoryError, ResponseError
+from anyio import CancelScope
+from redis.exceptions import AskError, OutOfMemoryError, ResponseError, TryAgainError
 
-from streamkeep.errors import StorageCorruptError, StorageError
+from streamkeep.errors import (
+    InvalidArgumentError,
+    StorageCorruptError,
+    StorageError,
+    StorageFullError,
+    StorageUnavailableError,
+)
 from streamkeep.storage import PAGE_BYTES, Doorbell, Head, Page
 from streamkeep.storages._batch_task import BatchTask
 from streamkeep.storages._loop import asyncio_loop
 from streamkeep.storages.redis._bells import CHANNEL, Bells
-from streamkeep.storages.redis._net import Command, Line, Reply, translated
+from streamkeep.storages.redis._net import Command, Reply, translated
 from streamkeep.storages.redis._servers import BUCKETS, Pipes, Request, Servers, bucket_of
 from streamkeep.storages.redis._url import Address, Topology, options_of, shown
 
@@ -50,7 +57,7 @@ if not old then
   if seen ~= '' then return 0 end
 elseif seen == '' or string.sub(old, 1, #seen) ~= seen then
   if again == '' or old ~= head then return 0 end
-  redis.call('SET', head_key, head, 'KEEPTTL')
+  if redis.pcall('SET', head_key, head, 'KEEPTTL').err then return -2 end
   return 1
 elseif redis.call('LLEN', log_key) ~= tonumber(tail) then
   return -1
@@ -143,28 +150,29 @@ class RedisStorage:
 
     async def __aexit__(self, *exc_info: object) -> None:
         self._entered = None
-        await self._exit_stack.aclose()
+        with CancelScope(shield=True):  # each step of it ends in time
+            await self._exit_stack.aclose()
 
     async def read(self, stream: str, start: int = 0, limit: int = 0) -> Page | None:
         """See `Storage.read`."""
         entered = self._open
         stop = start + limit
-        reply = await entered.reader.ask(entered.scripts.read(stream.encode(), start, stop))
+        reply = await entered.reader.ask(entered.scripts.read(_id(stream), start, stop))
         return None if reply is None else self._page(reply, start, stop)
 
     async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
         """See `Storage.commit`."""
         entered = self._open
-        return self._done(await entered.writer.ask(entered.scripts.commit(stream.encode(), seen, head, records)))
+        return self._done(await entered.writer.ask(entered.scripts.commit(_id(stream), seen, head, records)))
 
     async def delete(self, stream: str, seen: int) -> bool:
         """See `Storage.delete`."""
         entered = self._open
-        return self._done(await entered.writer.ask(entered.scripts.delete(stream.encode(), seen)))
+        return self._done(await entered.writer.ask(entered.scripts.delete(_id(stream), seen)))
 
     async def scan(self, after: str = "", limit: int = 100) -> Sequence[str]:
         """See `Storage.scan`."""
-        last = after.encode()
+        last = _id(after)
         while ids := await self._ids(last, limit):
             if living := await self._living(ids):
                 return [stream.decode() for stream in living]
@@ -174,7 +182,7 @@ class RedisStorage:
     @asynccontextmanager
     async def watch(self, stream: str) -> AsyncGenerator[Doorbell]:
         """See `Storage.watch`."""
-        async with self._open.bells.watch(stream.encode()) as doorbell:
+        async with self._open.bells.watch(_id(stream)) as doorbell:
             yield doorbell
 
     async def _ids(self, after: bytes, limit: int) -> list[bytes]:
@@ -192,6 +200,10 @@ class RedisStorage:
         return [stream for stream, exists in zip(ids, exist, strict=True) if exists != 0]
 
     def _done(self, reply: Reply) -> bool:
+        if reply == -2:
+            raise StorageUnavailableError(
+                f"{self._name}: stored, but there is no memory to ask once more whether replicas (wait) have it"
+            )
         if reply == -1:
             raise StorageCorruptError(
                 f"{self._name}: a log is not as long as its head says; has somebody, or an eviction, removed keys?"
@@ -217,6 +229,13 @@ class RedisStorage:
         if self._entered is None:
             raise StorageError(f"{self._name} is not open: use the storage inside 'async with'")
         return self._entered
+
+
+def _id(stream: str) -> bytes:
+    try:
+        return stream.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgumentError("an id must be Unicode text, without lone surrogates") from None
 
 
 def _list(reply: Reply) -> list[bytes]:
@@ -341,11 +360,10 @@ async def _examine(servers: Servers, scripts: _Scripts) -> None:
         try:
             (info,) = await line.ask([("INFO",)])
             _check_server(address, servers.options.topology, info)
-            _check_answers(address, await line.ask(scripts.rehearsal(bucket)))
-            if bucket == 0:
-                await _check_format(line, servers.key(0, _FORMAT_KEY))
+            _check_answers(address, servers.options.topology, await line.ask(scripts.rehearsal(bucket)))
         finally:
             await line.close()
+    await _check_format(servers)
 
 
 def _check_server(address: Address, topology: Topology, info: Reply) -> None:
@@ -377,21 +395,27 @@ def _refusal(topology: Topology, facts: Mapping[str, str]) -> str | None:
     return None
 
 
-def _check_answers(address: Address, replies: Sequence[Reply]) -> None:
+def _check_answers(address: Address, topology: Topology, replies: Sequence[Reply]) -> None:
     flat = [reply for some in replies for reply in (some if isinstance(some, list) else [some])]
+    if topology == "cluster" and any(isinstance(reply, (AskError, TryAgainError)) for reply in flat):
+        return  # the slot is being moved just now
     for reply in flat:
         # A server without memory can still be read.
         if isinstance(reply, ResponseError) and not isinstance(reply, OutOfMemoryError):
             raise translated(address, reply)
 
 
-async def _check_format(line: Line, key: bytes) -> None:
-    (found,) = await line.ask([("SET", key, _FORMAT, "NX", "GET")])
-    if isinstance(found, OutOfMemoryError):
-        (found,) = await line.ask([("GET", key)])
-    if isinstance(found, ResponseError):
-        raise translated(line.address, found)
+async def _check_format(servers: Servers) -> None:
+    key, pipes = servers.key(0, _FORMAT_KEY), Pipes(servers)
+    try:
+        (found,) = await pipes.run([Request(0, ("SET", key, _FORMAT, "NX", "GET"))])
+        if isinstance(found, StorageFullError):
+            (found,) = await pipes.run([Request(0, ("GET", key))])
+    finally:
+        await pipes.close()
+    if isinstance(found, StorageError):
+        raise found
     if found not in {None, _FORMAT}:
         raise StorageCorruptError(
-            f"Redis at {shown(line.address)}: what is under this prefix was written by a newer streamkeep, or is not its own"
+            f"{servers.options.name}: what is under this prefix was written by a newer streamkeep, or is not its own"
         )

@@ -1,11 +1,11 @@
 """Doorbells by pub/sub: a channel a stream, and one connection for all (in a cluster, one to each node that keeps a watched stream).
 
-A subscription dies with its connection, and what was published meanwhile was heard by nobody. So once all are subscribed again, all ring.
+A subscription dies with its connection, and what was published meanwhile was heard by nobody. So who is subscribed again is rung.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Final, Self
 
@@ -25,14 +25,15 @@ _REDIRECTIONS: Final = 5
 
 
 class _Watched:
-    """A channel that somebody watches: how many do, and over which line it is subscribed to, once it is."""
+    """A channel that somebody watches: how many do, over which line it is subscribed to, once it is, and which was asked to."""
 
-    __slots__ = ("bucket", "channel", "line", "watchers")
+    __slots__ = ("asked", "bucket", "channel", "line", "watchers")
 
     def __init__(self, bucket: int, channel: bytes) -> None:
         self.bucket = bucket
         self.channel = channel
         self.line: Line | None = None
+        self.asked: Line | None = None
         self.watchers = 0
 
     @property
@@ -51,6 +52,7 @@ class Bells:
         self._watched: dict[bytes, _Watched] = {}
         self._lines: dict[Address, Line] = {}
         self._opening: dict[Address, Shared[Line]] = {}
+        self._deaf: set[bytes] = set()  # channels whose watchers may have missed something
         self._torn = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -81,21 +83,22 @@ class Bells:
             watched.watchers -= 1
             if not watched.watchers:
                 del self._watched[channel]
-                if watched.line is not None:
-                    watched.line.tell((self._kind + "UNSUBSCRIBE", channel))
+                if watched.asked is not None:
+                    watched.asked.tell((self._kind + "UNSUBSCRIBE", channel))
 
     async def _subscribe(self, lost: Sequence[_Watched]) -> None:
         """Subscribe to these, and return when the servers have done so."""
         for _ in range(_REDIRECTIONS):
-            asked = [(watched, *(await self._ask_for(watched))) for watched in lost]
+            asked: list[tuple[_Watched, Line, asyncio.Future[list[Reply]]]] = []
+            for watched in lost:
+                line = await self._line(await self._servers.of(watched.bucket))
+                if watched.watchers:  # nobody would leave what is subscribed to after the last has left
+                    watched.asked = line
+                    asked.append((watched, line, line.ask([(self._kind + "SUBSCRIBE", watched.channel)])))
             lost = [watched for watched, line, future in asked if not self._has_subscribed(watched, line, await future)]
             if not lost:
                 return
         raise StorageUnavailableError(f"{self._servers.options.name}: the nodes of the cluster do not agree where a slot is")
-
-    async def _ask_for(self, watched: _Watched) -> tuple[Line, asyncio.Future[list[Reply]]]:
-        line = await self._line(await self._servers.of(watched.bucket))
-        return line, line.ask([(self._kind + "SUBSCRIBE", watched.channel)])
 
     def _has_subscribed(self, watched: _Watched, line: Line, replies: list[Reply]) -> bool:
         match replies[0]:
@@ -123,10 +126,12 @@ class Bells:
             self._doorbells.ring((channel,))
         elif kind == BROKEN:
             self._servers.forget()
+            self._deaf.update(watched.channel for watched in self._watched.values() if not watched.is_live)
             self._torn.set()
         elif (watched := self._watched.get(channel)) is not None and watched.line is not None:
             # It no longer tells of this channel: the slot has moved to another node. (Or it is late with what was asked for earlier.)
-            watched.line = None
+            watched.line = watched.asked = None
+            self._deaf.add(channel)
             self._torn.set()
 
     async def _mend(self) -> None:
@@ -134,10 +139,24 @@ class Bells:
         while True:
             await self._torn.wait()
             self._torn.clear()
-            try:
-                await self._subscribe([watched for watched in self._watched.values() if not watched.is_live])
-            except StorageError:
+            lost: dict[int, list[_Watched]] = {}
+            for channel in self._deaf:
+                if (watched := self._watched.get(channel)) is not None:
+                    lost.setdefault(watched.bucket, []).append(watched)
+            await asyncio.gather(*map(self._mend_some, lost.values()))
+            self._ring()
+            if self._deaf:
                 await asyncio.sleep(_PAUSE_SECONDS)
                 self._torn.set()
-            else:
-                self._doorbells.ring_all()
+
+    async def _mend_some(self, lost: Sequence[_Watched]) -> None:
+        """Subscribe again to these, of one bucket; a node that is away keeps nobody waiting who watches at another."""
+        with suppress(StorageError):
+            await self._subscribe([watched for watched in lost if not watched.is_live])
+        self._ring()
+
+    def _ring(self) -> None:
+        """Ring for what is subscribed to again, whoever has done that, and forget what nobody watches any more."""
+        mended = {channel for channel in self._deaf if (watched := self._watched.get(channel)) is None or watched.is_live}
+        self._deaf -= mended
+        self._doorbells.ring(mended)

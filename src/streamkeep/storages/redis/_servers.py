@@ -38,9 +38,12 @@ class Shared(Generic[T]):
         """Do it, or wait for who does."""
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._do())
+        task = self._task  # when that is done, somebody may have begun anew before this one wakes
         # Whoever is cancelled leaves it to the others.
-        await asyncio.wait([self._task])
-        return self._task.result()
+        await asyncio.wait([task])
+        if task.cancelled():
+            raise StorageError("the storage was closed meanwhile")
+        return task.result()
 
     async def close(self) -> None:
         """Do no more of it."""
@@ -138,6 +141,7 @@ class Servers:
     async def _first_answer(self, addresses: Iterable[Address], command: Command) -> tuple[Address, Reply]:
         failure: StorageError | None = None
         credentials = self.options.sentinel_credentials if self.options.topology == "sentinel" else None
+        answer: tuple[Address, Reply] | None = None
         for address in dict.fromkeys(addresses):
             try:
                 line = await Line.open(address, self.options, credentials=credentials)
@@ -149,7 +153,12 @@ class Servers:
                 # What only one of them says is worth less than an answer; what is wrong with the login is said by all.
                 failure = error
                 continue
-            return address, reply
+            answer = address, reply
+            if isinstance(reply, list):
+                return answer
+            # It does not know; perhaps it has lost its memory, and another one does.
+        if answer is not None:
+            return answer
         assert failure is not None
         raise failure
 
