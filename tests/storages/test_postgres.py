@@ -25,7 +25,7 @@ from streamkeep.errors import (
 )
 from streamkeep.storage import Head, Storage
 from streamkeep.storages import postgres, storage_for
-from streamkeep.storages.postgres import PostgresStorage, _schema
+from streamkeep.storages.postgres import PostgresStorage, _link, _schema
 from streamkeep.storages.postgres._news import Polling
 from streamkeep.storages.retrying import RetryingStorage
 from streamkeep.testing import SimulationSuite, StorageSuite, StreamsSuite
@@ -526,6 +526,23 @@ async def test_tables_that_grow_from_little_are_read_by_their_indexes(here: Post
     await until(lambda: int(here.run(f"SELECT sum(idx_scan) {statistics}")) >= few + 2 * 9)
     assert int(here.run(f"SELECT sum(idx_tup_fetch) {statistics}")) - before < few
     assert here.run(f"SELECT sum(seq_scan) {statistics}") == "3"  # which made the indexes
+
+
+async def test_a_plan_that_was_made_for_few_rows_is_not_kept_when_there_are_many(here: Postgres) -> None:
+    few, many, runs = 3, 2_000, 3 * _link._RUNS_A_PLAN
+    async with PostgresStorage(here.url) as storage, raw(here) as other:
+        asked = [storage.commit(f"s{i}", None, a_head(1, 0)) for i in range(few)]
+        assert all(await asyncio.gather(*asked))
+        await other.execute("ANALYZE streams; ANALYZE records")
+    async with PostgresStorage(here.url) as storage:
+        assert await storage.commit("s0", 1, a_head(2, 0))
+        asked = [storage.commit(f"more-{i}", None, a_head(1, 0)) for i in range(many)]
+        assert all(await asyncio.gather(*asked))
+        for version in range(2, 2 + runs):
+            assert await storage.commit("s0", version, a_head(version + 1, 0))
+    statistics = f"FROM pg_stat_user_tables WHERE schemaname = '{here.schema}' AND relname = 'streams'"
+    await until(lambda: int(here.run(f"SELECT n_tup_upd {statistics}")) == 1 + runs)
+    assert int(here.run(f"SELECT idx_tup_fetch {statistics}")) < runs * many / 2
 
 
 # -- doorbells

@@ -33,6 +33,7 @@ _DRIVERS_OPTIONS: Final = {
 _HOSTS: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]:,]*)(:[0-9]{1,5})?(,(\[[0-9A-Fa-f:.%]+\]|[^\[\]:,]+)(:[0-9]{1,5})?)*")
 _SCHEMA_BYTES: Final = 63
 
+_WRITERS: Final = 2
 _MOST_CHANGES: Final = 512  # a notification names that many, and has room for 900
 _MOST_READINGS: Final = 64
 _MOST_BYTES: Final = 4 << 20
@@ -50,7 +51,7 @@ class PostgresStorage:
     - `host`, `port`, `passfile`, `sslmode`, `sslrootcert`, `sslcert`, `sslkey`, `sslcrl`, `sslnegotiation`: as in every URL of
       PostgreSQL's.
 
-    Three connections a storage at most: one writes, one reads, and one listens. Each is made when it is needed, and again when it was lost.
+    Four connections a storage at most: two write, one reads, and one listens. Each is made when it is needed, and again when it was lost.
 
     A commit that has returned True survives what the server's `synchronous_commit` promises; by default the death of the
     process, of the server, and of its machine, but not the loss of its disk.
@@ -81,11 +82,11 @@ class PostgresStorage:
 
     async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
         """See `Storage.commit`."""
-        return await self._open.changes.ask(Commit(_id(stream), seen, head, records))
+        return await self._open.change(Commit(_id(stream), seen, head, records))
 
     async def delete(self, stream: str, seen: int) -> bool:
         """See `Storage.delete`."""
-        return await self._open.changes.ask(Deletion(_id(stream), seen))
+        return await self._open.change(Deletion(_id(stream), seen))
 
     async def scan(self, after: str = "", limit: int = 100) -> Sequence[str]:
         """See `Storage.scan`."""
@@ -109,25 +110,38 @@ class PostgresStorage:
 
 @dataclass(frozen=True, slots=True)
 class _Entered:
-    """What a storage has while it is open."""
+    """What a storage has while it is open.
 
-    changes: BatchTask[Change, bool]
+    Two connections write, each the changes of its own half of the streams: while the server is busy with a batch of one, this process is
+    with what the other's brought.
+    """
+
+    writers: Sequence[BatchTask[Change, bool]]
     reads: BatchTask[Reading, Page | None]
     scan: Callable[[bytes, int], Awaitable[Sequence[bytes]]]
     news: News
 
+    def change(self, change: Change) -> Awaitable[bool]:
+        """Have it made after all that was asked for the same stream before."""
+        return self.writers[hash(change.id) % len(self.writers)].ask(change)
+
 
 async def _enter(stack: AsyncExitStack, place: Place) -> _Entered:
     asyncio_loop("PostgresStorage")
-    writer, reader = Session(place), Reader(place)
-    stack.push_async_callback(writer.aclose)
+    reader = Reader(place)
     stack.push_async_callback(reader.aclose)
     await reader.prepare()  # a process that only reads has no connection that writes
     news: News = Listening(place) if place.notify else Polling(reader.changed)
     await stack.enter_async_context(_running(news))
     reads = await stack.enter_async_context(BatchTask(reader.read, max_batch=_MOST_READINGS))
-    changes = await stack.enter_async_context(BatchTask(partial(_change, writer, news), max_batch=_MOST_CHANGES))
-    return _Entered(changes, reads, reader.scan, news)
+    writers = [await _writer(stack, place, news) for _ in range(_WRITERS)]
+    return _Entered(writers, reads, reader.scan, news)
+
+
+async def _writer(stack: AsyncExitStack, place: Place, news: News) -> BatchTask[Change, bool]:
+    session = Session(place)
+    stack.push_async_callback(session.aclose)
+    return await stack.enter_async_context(BatchTask(partial(_change, session, news), max_batch=_MOST_CHANGES))
 
 
 @asynccontextmanager

@@ -11,10 +11,14 @@ from streamkeep.storages.postgres._errors import asyncpg, translated
 
 SECONDS: Final = 5
 
+_RUNS_A_PLAN: Final = 100
+"""So often a statement is run before it is planned again, which costs half a millisecond."""
+
 # A table that was nearly empty when it was last analysed is read as a whole by the planner, and a moment later it holds a million rows.
-# So it is told to look rows up one by one. A wait that the server ends itself leaves no statement behind that takes effect later.
+# So it is told to look rows up one by one; where it reads a few all the same, the plan is not kept for long. A wait that the server ends
+# itself leaves no statement behind that takes effect later.
 _SETTINGS: Final = """
-    {set} enable_seqscan = off; {set} enable_hashjoin = off; {set} enable_mergejoin = off; {set} jit = off;
+    {set} enable_seqscan = off; {set} enable_hashjoin = off; {set} enable_mergejoin = off; {set} enable_material = off; {set} jit = off;
     {set} lock_timeout = '4s'; {set} idle_in_transaction_session_timeout = '10s';
 """
 _SESSION: Final = (
@@ -25,11 +29,7 @@ _BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED; " + _SETTINGS.format(set=
 
 
 class Prepared(Protocol):
-    """A statement whose types are known, so that running it is one round trip.
-
-    Without a cache of statements asyncpg has the server parse and plan it each time. That costs a quarter of a millisecond, and makes
-    plans fit what the tables hold now: a plan that was made when they held three rows reads all of them, and would be kept.
-    """
+    """A statement that the server has parsed and planned."""
 
     async def fetch(self, *args: object) -> Sequence[Any]:
         """Run it, and give its rows."""
@@ -47,8 +47,8 @@ class Database(Protocol):
         """Run statements that give nothing."""
         ...
 
-    async def prepare(self, query: str) -> Prepared:
-        """Learn the types of a statement."""
+    async def prepare(self, query: str, *, name: str) -> Prepared:
+        """Have a statement parsed and planned; kept until nobody has it, or the session ends."""
         ...
 
     async def add_listener(self, channel: str, callback: Callable[[object, int, str, str], None]) -> None:
@@ -115,6 +115,7 @@ class Link:
         self.is_pooled: Final = is_pooled
         self._place = place
         self._prepared: dict[str, Prepared] = {}
+        self._runs = 0
 
     @property
     def is_closed(self) -> bool:
@@ -147,10 +148,7 @@ class Link:
         async with self.bounded(seconds):
             if self.is_pooled:
                 return await self.db.fetch(self._place.sql(query), *arguments)
-            prepared = self._prepared.get(query)
-            if prepared is None:
-                prepared = self._prepared[query] = await self.db.prepare(self._place.sql(query))
-            return await prepared.fetch(*arguments)
+            return await (await self._prepare(query)).fetch(*arguments)
 
     async def run_alone(self, query: str, *arguments: object, seconds: float = SECONDS) -> Sequence[Any]:
         """Run one statement in a transaction of its own, and give its rows."""
@@ -158,6 +156,15 @@ class Link:
             return await self.run(query, *arguments, seconds=seconds)
         async with self.transaction():
             return await self.run(query, *arguments, seconds=seconds)
+
+    async def _prepare(self, query: str) -> Prepared:
+        self._runs += 1
+        if self._runs % _RUNS_A_PLAN == 0:
+            self._prepared.clear()
+        if query not in self._prepared:
+            # Only what has a name is kept by the server.
+            self._prepared[query] = await self.db.prepare(self._place.sql(query), name=f"streamkeep_{self._runs}")
+        return self._prepared[query]
 
     async def aclose(self) -> None:
         """Let go of it. To a server that does not answer there is no goodbye."""

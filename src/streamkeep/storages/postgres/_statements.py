@@ -12,8 +12,9 @@ Knows nothing of callers and doorbells. What keeps it right:
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
+
+import msgspec
 
 from streamkeep.errors import StorageError
 from streamkeep.storage import PAGE_BYTES, Head, Page
@@ -104,8 +105,7 @@ _CHANGED: Final = """
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(msgspec.Struct, frozen=True):
     """What `Storage.commit` was asked."""
 
     id: bytes
@@ -119,13 +119,12 @@ class Commit:
         return len(self.head.state) + sum(map(len, self.records))
 
 
-@dataclass(frozen=True, slots=True)
-class Deletion:
+class Deletion(msgspec.Struct, frozen=True):
     """What `Storage.delete` was asked."""
 
     id: bytes
     seen: int
-    size: Final = 0
+    size: ClassVar = 0
 
 
 Change = Commit | Deletion
@@ -133,8 +132,7 @@ Ring = tuple[str, str]
 """A channel and what to say in it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(msgspec.Struct, frozen=True):
     """What `Storage.read` was asked."""
 
     id: bytes
