@@ -34,8 +34,6 @@ START: Final = (
 )
 RESUME: Final = START.replace(b"\r\n\r\n", b"\r\nX-Genkit-Stream-Id: told\r\n\r\n")
 
-ends: Final = pytest.mark.parametrize("end", [End.FIN, End.RST])
-
 
 async def exchange(url: str, request: bytes) -> bytes:
     """Send a request, and give the answer as far as it comes."""
@@ -51,9 +49,10 @@ async def exchange(url: str, request: bytes) -> bytes:
     return answer
 
 
-async def cuts_of(url: str, request: bytes, end: End, *, step: int = 1) -> list[Fate]:
-    """Give a cut at each byte of the answer to a request, or at some, from none of it to all of it."""
-    return [Fate(end, after) for after in range(0, len(await exchange(url, request)) + 1, step)]
+async def cuts_of(url: str, request: bytes, *, step: int = 1) -> list[Fate]:
+    """Give a cut at each byte of the answer to a request, or at some, from none of it to all of it; in turn by FIN and by RST."""
+    places = range(0, len(await exchange(url, request)) + 1, step)
+    return [Fate((End.FIN, End.RST)[number % 2], after) for number, after in enumerate(places)]
 
 
 async def read_over(
@@ -90,11 +89,10 @@ def assert_whole_or_clearly_lost(outcomes: Sequence[Outcome]) -> None:
         assert outcome.error in (None, "TypeError: terminated", "TypeError: fetch failed")
 
 
-@ends
-async def test_genkits_client_gets_exactly_the_rest_if_it_names_what_it_has(end: End, genkit: None) -> None:
+async def test_genkits_client_gets_exactly_the_rest_if_it_names_what_it_has(genkit: None) -> None:
     async with served() as (streams, url):
         await write_stream(streams, "told", CHUNKS, route=FLOW, owner="")
-        firsts = await read_over(url, await cuts_of(url, RESUME, end), partial(call_stream_flow, streamId="told"))
+        firsts = await read_over(url, await cuts_of(url, RESUME), partial(call_stream_flow, streamId="told"))
         assert_whole_or_clearly_lost(firsts)
         offsets = [str(len(first.chunks) - 1) for first in firsts]  # -1: from the start
         seconds = await read_by_genkit(
@@ -108,12 +106,11 @@ async def test_genkits_client_gets_exactly_the_rest_if_it_names_what_it_has(end:
     )
 
 
-@ends
-async def test_a_flow_that_genkits_client_has_started_is_replayed_to_it_by_its_id(end: End, genkit: None) -> None:
+async def test_a_flow_that_genkits_client_has_started_is_replayed_to_it_by_its_id(genkit: None) -> None:
     async with served() as (streams, url):
         await write_stream(streams, "told", CHUNKS, route=FLOW, owner="")
         # By the length of another answer, which is a little shorter: its stream's id is.
-        firsts = await read_over(url, await cuts_of(url, RESUME, end), partial(call_stream_flow, input=CHUNKS))
+        firsts = await read_over(url, await cuts_of(url, RESUME), partial(call_stream_flow, input=CHUNKS))
         assert_whole_or_clearly_lost(firsts)
         # Whom the cut has kept from learning the id has an error, and nothing else.
         assert all((first.stream is None) == (first.error == "TypeError: fetch failed") for first in firsts)
@@ -144,15 +141,14 @@ async def test_only_an_answer_that_says_connection_close_can_make_genkits_client
 # The others come back by themselves, or as a person at a shell would; curl, a process each time, not at every byte
 
 
-@ends
-async def test_an_event_source_has_each_event_once(end: End, chromium: str) -> None:
+async def test_an_event_source_has_each_event_once(chromium: str) -> None:
     async with served() as (streams, url), chromium_page(chromium, f"{url}/openapi.json") as page:
         await write_stream(streams, "told", CHUNKS)
 
         async def read(urls: Sequence[str]) -> list[Outcome]:
             return await read_by_event_source(page, [f"{url}/streams/told" for url in urls])
 
-        assert_whole(await read_over(url, await cuts_of(url, GET, end), read))
+        assert_whole(await read_over(url, await cuts_of(url, GET), read))
 
 
 async def test_curl_has_each_event_once(curl: None) -> None:
@@ -163,7 +159,7 @@ async def test_curl_has_each_event_once(curl: None) -> None:
 
     async with served() as (streams, url):
         await write_stream(streams, "told", CHUNKS)
-        assert_whole(await read_over(url, await cuts_of(url, GET, End.FIN, step=2), read))
+        assert_whole(await read_over(url, await cuts_of(url, GET, step=2), read))
 
 
 async def test_curl_has_each_frame_of_a_flow_once(curl: None) -> None:
@@ -172,23 +168,22 @@ async def test_curl_has_each_frame_of_a_flow_once(curl: None) -> None:
 
     async with served() as (streams, url):
         await write_stream(streams, "told", CHUNKS, route=FLOW, owner="")
-        assert_whole(await read_over(url, await cuts_of(url, RESUME, End.RST, step=3), read))
+        assert_whole(await read_over(url, await cuts_of(url, RESUME, step=3), read))
 
 
-@ends
-async def test_httpx_has_each_event_once(end: End) -> None:
+async def test_httpx_has_each_event_once() -> None:
     async def read(urls: Sequence[str]) -> list[Outcome]:
         return await all_read([partial(read_by_httpx, f"{url}/streams/told") for url in urls])
 
     async with served() as (streams, url):
         await write_stream(streams, "told", CHUNKS)
-        assert_whole(await read_over(url, await cuts_of(url, GET, end), read))
+        assert_whole(await read_over(url, await cuts_of(url, GET), read))
 
 
 # The request
 
 
-@ends
+@pytest.mark.parametrize("end", [End.FIN, End.RST])
 async def test_a_request_that_has_not_come_whole_starts_nothing(end: End) -> None:
     async with served() as (streams, url):
         async with bad_network(url) as network:

@@ -4,7 +4,6 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,9 @@ from streamkeep.testing import SimulationSuite
 from streamkeep.testing.simulation import Outcome, simulate
 
 from .planted import BUGS, Plant
+
+SEEDS = (82, 27, *range(200))
+"""The first two find what most do not."""
 
 DIGESTS = """
 import hashlib
@@ -43,7 +45,7 @@ class TestSQLite(SimulationSuite):
 def test_a_planted_bug_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
 
-    assert any(simulate(seed, MemoryStorage).violations for seed in range(200))
+    assert any(simulate(seed, MemoryStorage).violations for seed in SEEDS)
 
 
 @pytest.mark.timeout(400)
@@ -69,11 +71,7 @@ def test_the_same_seed_gives_the_same_bytes_over_another_storage(tmp_path: Path)
 
 @pytest.mark.timeout(400)
 def test_histories_come_to_all_that_can_happen() -> None:
-    reached = Counter[str]()
-    for seed in range(60):
-        reached.update(simulate(seed, MemoryStorage).reached)
-
-    assert set(reached) >= {
+    missed = {
         "cancelled",
         "close",
         "deleted",
@@ -90,6 +88,11 @@ def test_histories_come_to_all_that_can_happen() -> None:
         "writer told FAILED_PRECONDITION",
         "writer told NOT_FOUND",
     }
+    for seed in range(100):
+        missed -= simulate(seed, MemoryStorage).reached.keys()
+        if not missed:
+            break
+    assert not missed
 
 
 def test_a_violation_is_shown_with_its_seed_and_what_led_to_it() -> None:
