@@ -1,4 +1,4 @@
-"""nats-py's client, where it takes too much on trust: what answers at `tls://`, and what is in a credentials file."""
+"""nats-py's client, where it takes too much on trust, what answers at `tls://` and what is in a credentials file; or too much time."""
 
 import re
 from pathlib import Path
@@ -22,6 +22,16 @@ class InsistingClient(Client):
         if is_wanted and not self._server_info.get("tls_required"):
             raise SecureConnRequiredError
         return super()._connect_command()
+
+    @staticmethod
+    def _parse_header_lines(raw: bytes) -> dict[str, str]:
+        """Do what nats-py's does, which looks at each character by itself: half of the time that a doorbell takes."""
+        lines = (line.partition(b":") for line in raw.split(b"\r\n"))
+        return {
+            name.strip().decode("ascii", "replace"): value.strip().decode("utf-8", "replace")
+            for name, colon, value in lines
+            if colon
+        }
 
 
 def credentials_in(path: Path) -> RawCredentials:
