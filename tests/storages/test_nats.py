@@ -630,6 +630,11 @@ async def test_an_id_is_one_token_and_comes_back(storage: Storage, stream: str) 
     assert await storage.scan() == [stream]
 
 
+async def test_an_id_that_is_no_text_is_refused(storage: Storage) -> None:
+    with pytest.raises(InvalidArgumentError, match="Unicode text"):
+        await storage.read("\ud800")
+
+
 async def test_ten_thousand_ids_and_more_are_scanned(storage: Storage, name: str, client: Client) -> None:
     message = encode(a_head(0), [], 0, 10_000)[0]
     for number in range(12_000):

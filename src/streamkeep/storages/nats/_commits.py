@@ -15,6 +15,7 @@ import msgspec
 
 from streamkeep.errors import StorageCorruptError
 from streamkeep.storage import Head
+from streamkeep.storages._ids import id_bytes
 
 _PREFIX: Final = struct.Struct(">BHH")  # the kind, the number of this piece from 0 on, and of the commit's last piece
 _FOOT_SIZE: Final = struct.Struct(">I")
@@ -121,7 +122,7 @@ def decode_records(commit: Commit, pieces: Sequence[Piece]) -> Sequence[bytes]:
 
 def token_of(stream: str) -> str:
     """Give the one token of a subject that stands for an id: as it is, if it has neither dots nor anything but plain ASCII."""
-    return quote(stream, safe="").replace(".", "%2E")
+    return quote(id_bytes(stream), safe="").replace(".", "%2E")
 
 
 def stream_of(token: str) -> str:

@@ -12,6 +12,7 @@ from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 from streamkeep.errors import InvalidArgumentError, StorageError, StorageUnavailableError
 from streamkeep.storage import Doorbell, Head, Page
 from streamkeep.storages._batch_task import BatchTask
+from streamkeep.storages._ids import id_bytes
 from streamkeep.storages._loop import asyncio_loop
 from streamkeep.storages.postgres._errors import may_be_of_one
 from streamkeep.storages.postgres._link import Place
@@ -78,19 +79,19 @@ class PostgresStorage:
 
     async def read(self, stream: str, start: int = 0, limit: int = 0) -> Page | None:
         """See `Storage.read`."""
-        return await self._open.reads.ask(Reading(_id(stream), start, limit))
+        return await self._open.reads.ask(Reading(id_bytes(stream), start, limit))
 
     async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
         """See `Storage.commit`."""
-        return await self._open.change(Commit(_id(stream), seen, head, records))
+        return await self._open.change(Commit(id_bytes(stream), seen, head, records))
 
     async def delete(self, stream: str, seen: int) -> bool:
         """See `Storage.delete`."""
-        return await self._open.change(Deletion(_id(stream), seen))
+        return await self._open.change(Deletion(id_bytes(stream), seen))
 
     async def scan(self, after: str = "", limit: int = 100) -> Sequence[str]:
         """See `Storage.scan`."""
-        return [id.decode() for id in await self._open.scan(_id(after), limit)]
+        return [id.decode() for id in await self._open.scan(id_bytes(after), limit)]
 
     def watch(self, stream: str) -> AbstractAsyncContextManager[Doorbell]:
         """See `Storage.watch`."""
@@ -98,7 +99,7 @@ class PostgresStorage:
 
     @asynccontextmanager
     async def _watch(self, stream: str) -> AsyncGenerator[Doorbell]:
-        async with self._open.news.watch(_id(stream)) as doorbell:
+        async with self._open.news.watch(id_bytes(stream)) as doorbell:
             yield doorbell
 
     @property
@@ -204,13 +205,6 @@ def _runs(changes: Sequence[Change]) -> Iterator[Sequence[Change]]:
         size += change.size
     if run:
         yield run
-
-
-def _id(stream: str) -> bytes:
-    try:
-        return stream.encode()
-    except UnicodeEncodeError:
-        raise InvalidArgumentError("an id must be Unicode text, without lone surrogates") from None
 
 
 def _place(url: str) -> Place:

@@ -14,7 +14,6 @@ from anyio import CancelScope
 from redis.exceptions import AskError, OutOfMemoryError, ResponseError, TryAgainError
 
 from streamkeep.errors import (
-    InvalidArgumentError,
     StorageCorruptError,
     StorageError,
     StorageFullError,
@@ -22,6 +21,7 @@ from streamkeep.errors import (
 )
 from streamkeep.storage import PAGE_BYTES, Doorbell, Head, Page
 from streamkeep.storages._batch_task import BatchTask
+from streamkeep.storages._ids import id_bytes
 from streamkeep.storages._loop import asyncio_loop
 from streamkeep.storages.redis._bells import CHANNEL, Bells
 from streamkeep.storages.redis._net import Command, Reply, translated
@@ -157,22 +157,22 @@ class RedisStorage:
         """See `Storage.read`."""
         entered = self._open
         stop = start + limit
-        reply = await entered.reader.ask(entered.scripts.read(_id(stream), start, stop))
+        reply = await entered.reader.ask(entered.scripts.read(id_bytes(stream), start, stop))
         return None if reply is None else self._page(reply, start, stop)
 
     async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
         """See `Storage.commit`."""
         entered = self._open
-        return self._done(await entered.writer.ask(entered.scripts.commit(_id(stream), seen, head, records)))
+        return self._done(await entered.writer.ask(entered.scripts.commit(id_bytes(stream), seen, head, records)))
 
     async def delete(self, stream: str, seen: int) -> bool:
         """See `Storage.delete`."""
         entered = self._open
-        return self._done(await entered.writer.ask(entered.scripts.delete(_id(stream), seen)))
+        return self._done(await entered.writer.ask(entered.scripts.delete(id_bytes(stream), seen)))
 
     async def scan(self, after: str = "", limit: int = 100) -> Sequence[str]:
         """See `Storage.scan`."""
-        last = _id(after)
+        last = id_bytes(after)
         while ids := await self._ids(last, limit):
             if living := await self._living(ids):
                 return [stream.decode() for stream in living]
@@ -182,7 +182,7 @@ class RedisStorage:
     @asynccontextmanager
     async def watch(self, stream: str) -> AsyncGenerator[Doorbell]:
         """See `Storage.watch`."""
-        async with self._open.bells.watch(_id(stream)) as doorbell:
+        async with self._open.bells.watch(id_bytes(stream)) as doorbell:
             yield doorbell
 
     async def _ids(self, after: bytes, limit: int) -> list[bytes]:
@@ -229,13 +229,6 @@ class RedisStorage:
         if self._entered is None:
             raise StorageError(f"{self._name} is not open: use the storage inside 'async with'")
         return self._entered
-
-
-def _id(stream: str) -> bytes:
-    try:
-        return stream.encode()
-    except UnicodeEncodeError:
-        raise InvalidArgumentError("an id must be Unicode text, without lone surrogates") from None
 
 
 def _list(reply: Reply) -> list[bytes]:
