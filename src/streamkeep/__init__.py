@@ -33,6 +33,7 @@ from .errors import (
     StreamNotFoundError,
     StreamTakenOverError,
     StreamTimeoutError,
+    WrongEventLoopError,
 )
 from .events import ErrorInfo, StreamEvent, StreamEventType
 
@@ -63,4 +64,5 @@ __all__ = [
     "StreamTimeoutError",
     "StreamkeepError",
     "Subscription",
+    "WrongEventLoopError",
 ]

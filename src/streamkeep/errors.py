@@ -5,12 +5,13 @@
     │   └── OffsetOutOfRangeError     OUT_OF_RANGE         an offset that the stream never reached
     ├── StreamNotFoundError           NOT_FOUND            no such stream, or it has expired
     ├── StreamAlreadyExistsError      ALREADY_EXISTS       the id is taken
-    ├── StreamBusyError               FAILED_PRECONDITION  its writer is alive; try again when its lease has lapsed
+    ├── StreamBusyError               FAILED_PRECONDITION  its writer may be alive; try again a little later
     ├── StreamInputClosedError        FAILED_PRECONDITION  this handle was completed or closed by its owner
     ├── StreamCompletedError          FAILED_PRECONDITION  somebody else completed or cancelled the stream
     ├── StreamTakenOverError          ABORTED              another writer has taken the stream over
     ├── StreamTimeoutError            DEADLINE_EXCEEDED    nothing came for as long as the reader would wait
     ├── StreamManagerClosedError      UNAVAILABLE          the manager is not running
+    ├── WrongEventLoopError           FAILED_PRECONDITION  used in another thread, event loop or process than it was entered in
     ├── LimitExceededError            RESOURCE_EXHAUSTED   a documented limit was reached
     ├── StorageError                  UNAVAILABLE          the storage failed; what was asked for may or may not be done
     │   ├── StorageUnavailableError   UNAVAILABLE          it cannot be reached for now; asking again may help
@@ -22,7 +23,9 @@ The statuses and their HTTP codes are Genkit's (and gRPC's).
 """
 
 from collections.abc import Mapping
-from typing import ClassVar, Final, Literal, get_args
+from typing import ClassVar, Final, Literal, TypeVar, get_args
+
+E = TypeVar("E", bound=Exception)
 
 Status = Literal[
     "CANCELLED",
@@ -88,7 +91,7 @@ class InvalidArgumentError(StreamkeepError):
 
 
 class OffsetOutOfRangeError(InvalidArgumentError):
-    """A reader names an offset that the stream has not reached: it has mixed up streams, or the storage lost some."""
+    """A reader has, or names, events that the stream has not: it has mixed up streams, or the storage went back and lost some."""
 
     status: Status = "OUT_OF_RANGE"
 
@@ -106,13 +109,16 @@ class StreamAlreadyExistsError(StreamkeepError):
 
 
 class StreamBusyError(StreamkeepError):
-    """The stream's writer is alive, so it cannot be taken over; `lease_until` is when that may change (epoch seconds)."""
+    """The stream has a writer that may be alive, so it cannot be taken over. `retry_after`: try again in so many seconds.
+
+    By then its session has been observed for its lease, or has been renewed.
+    """
 
     status: Status = "FAILED_PRECONDITION"
 
-    def __init__(self, message: str, *, lease_until: float) -> None:
+    def __init__(self, message: str, *, retry_after: float) -> None:
         super().__init__(message)
-        self.lease_until = lease_until
+        self.retry_after = retry_after
 
 
 class StreamInputClosedError(StreamkeepError):
@@ -143,6 +149,15 @@ class StreamManagerClosedError(StreamkeepError):
     """The manager is closed, or was never entered."""
 
     status: Status = "UNAVAILABLE"
+
+
+class WrongEventLoopError(StreamkeepError):
+    """This belongs to another event loop, another thread's or the process's that this one was forked from. Nothing was changed.
+
+    Open a manager or a storage where you want to use it. From another thread only `StreamInput.write_soon` may be called.
+    """
+
+    status: Status = "FAILED_PRECONDITION"
 
 
 class LimitExceededError(StreamkeepError):
@@ -184,3 +199,10 @@ class PublicError(StreamkeepError):
         super().__init__(message)
         self.status = status
         self.details = details
+
+
+def fresh(error: E) -> E:
+    """Give an equal exception that was never raised: one for each who waits, because a traceback grows with every raise."""
+    copy = error.__class__.__new__(error.__class__, *error.args)
+    copy.__dict__.update(error.__dict__)
+    return copy

@@ -1,6 +1,6 @@
-"""The contract of a storage: five methods over ids, heads and bytes.
+"""The contract of a storage: eight methods over ids, heads and bytes.
 
-A storage keeps heads and logs, and knows nothing else: no leases, no events, no expiry rules. All that decides who may
+A storage keeps heads and logs, and knows nothing else: no sessions, no events, no expiry rules. All that decides who may
 write lives above it, once, in `_lifecycle`. `streamkeep.testing.StorageSuite` is this page as tests.
 """
 
@@ -24,7 +24,7 @@ class Head(msgspec.Struct, frozen=True):
     state: bytes
     """Opaque to storages."""
     expires_at: float
-    """Seconds since the epoch: from then on the storage may forget the stream."""
+    """Seconds since the epoch, by the storage's clock (`Storage.time`): from then on the storage may forget the stream."""
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -79,8 +79,33 @@ class Storage(Protocol):
         """Forget head and log if `seen` is still the version."""
         ...
 
-    async def scan(self, after: str = "", limit: int = 100) -> Sequence[str]:
-        """Give at most `limit` ids greater than `after`, in code point order; empty when there are no more."""
+    async def scan(self, after: str = "", limit: int = 100) -> Sequence[tuple[str, Head]]:
+        """Give at most `limit` ids greater than `after`, in code point order, with their heads; empty when there are no more.
+
+        It costs a few round trips, not one for each stream.
+        """
+        ...
+
+    async def expired(self, before: float, limit: int = 100) -> Sequence[tuple[str, Head]]:
+        """Give at most `limit` streams whose `expires_at` is `before` or earlier, with their heads; in any order.
+
+        It costs what it gives, and not what is kept. What the engine forgets by itself need not be given.
+        """
+        ...
+
+    def time(self) -> float:
+        """Give the seconds since the epoch by the one clock that all who share these streams have in common: the engine's.
+
+        It never waits, so over a network it is an estimate; it is never compared with any clock but itself. Sessions are not
+        judged by it, only expiry.
+        """
+        ...
+
+    def clone(self) -> "Storage | None":
+        """Give another storage over the same data, not entered, for the event loop of another thread.
+
+        None: no other event loop can reach the data, so nobody outside this one waits for a sign of life from it.
+        """
         ...
 
     def watch(self, stream: str) -> AbstractAsyncContextManager[Doorbell]:
@@ -89,3 +114,9 @@ class Storage(Protocol):
         Rings may merge, and may come for nothing. *Enter watch, read, wait* loses no wake-up.
         """
         ...
+
+
+async def has(storage: Storage, stream: str, head: Head) -> bool:
+    """Say whether this very head is there: what became of a commit that was refused, or whose answer was lost, if heads are unique."""
+    page = await storage.read(stream)
+    return page is not None and page.head == head

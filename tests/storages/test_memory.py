@@ -25,7 +25,7 @@ class TestMemoryStorage(StorageSuite):
         async with storage:
             await storage.commit("s", None, Head(1, 1, b"", 9e9), [b"one"])
         async with storage:
-            assert list(await storage.scan()) == ["s"]
+            assert [stream for stream, _ in await storage.scan()] == ["s"]
 
     async def test_a_full_storage_creates_nothing_but_goes_on_writing(self) -> None:
         storage = MemoryStorage(max_streams=1)

@@ -211,7 +211,7 @@ def copy(
     """
     if ids and prefix:
         raise CommandError("name streams, or give a prefix, not both", 2)
-    for name in (*ids, prefix) if prefix else ids:
+    for name in [prefix] if prefix else ids:
         check_id(name)
     if source == target:
         raise CommandError("the two storages are the same", 2)

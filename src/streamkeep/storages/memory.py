@@ -1,7 +1,9 @@
 """MemoryStorage: streams that live as long as the object; the smallest complete storage, and the fastest."""
 
+import heapq
+import time
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Self
@@ -25,12 +27,15 @@ class MemoryStorage:
 
     Args:
         max_streams: how many streams it holds at most; a commit that would create one more raises StorageFullError.
+        clock: gives seconds since the epoch; for tests. Unless given, it is one that never jumps.
     """
 
-    def __init__(self, *, max_streams: int | None = None) -> None:
+    def __init__(self, *, max_streams: int | None = None, clock: Callable[[], float] | None = None) -> None:
         self._max_streams = max_streams
+        self._clock = clock or _steady_clock()
         self._streams: dict[str, _Stream] = {}
         self._sorted_ids: list[str] | None = []
+        self._due: list[tuple[float, str]] = []  # a heap; what is out of date in it is dropped when it is met
         self._doorbells: Doorbells[str] = Doorbells()
 
     async def __aenter__(self) -> Self:
@@ -51,6 +56,8 @@ class MemoryStorage:
         if seen is None:
             self._create(stream, head)
         found = self._streams[stream]
+        if seen is None or found.head.expires_at != head.expires_at:
+            heapq.heappush(self._due, (head.expires_at, stream))
         found.head = head
         found.records.extend(records)
         self._doorbells.ring((stream,))
@@ -65,13 +72,34 @@ class MemoryStorage:
         self._doorbells.ring((stream,))
         return True
 
-    async def scan(self, after: str = "", limit: int = 100) -> Sequence[str]:
+    async def scan(self, after: str = "", limit: int = 100) -> Sequence[tuple[str, Head]]:
         """See `Storage.scan`."""
         # Sorted when somebody asks: whoever scans asks for many pages, and creating a stream must not pay for it.
         if self._sorted_ids is None:
             self._sorted_ids = sorted(self._streams)
         first = bisect_right(self._sorted_ids, after)
-        return self._sorted_ids[first : first + limit]
+        return [(stream, self._streams[stream].head) for stream in self._sorted_ids[first : first + limit]]
+
+    async def expired(self, before: float, limit: int = 100) -> Sequence[tuple[str, Head]]:
+        """See `Storage.expired`."""
+        found: dict[str, Head] = {}
+        due: list[tuple[float, str]] = []
+        while self._due and self._due[0][0] <= before and len(found) < limit:
+            expires_at, stream = heapq.heappop(self._due)
+            there = self._streams.get(stream)
+            if there is not None and there.head.expires_at == expires_at and stream not in found:
+                found[stream] = there.head
+                due.append((expires_at, stream))
+        for entry in due:  # until they are deleted they are still due
+            heapq.heappush(self._due, entry)
+        return list(found.items())
+
+    def time(self) -> float:
+        """See `Storage.time`."""
+        return self._clock()
+
+    def clone(self) -> None:
+        """See `Storage.clone`: this memory belongs to one event loop."""
 
     def watch(self, stream: str) -> AbstractAsyncContextManager[Doorbell]:
         """See `Storage.watch`."""
@@ -86,6 +114,12 @@ class MemoryStorage:
             raise StorageFullError(f"this storage keeps {self._max_streams} streams in memory, and no more")
         self._streams[stream] = _Stream(head)
         self._sorted_ids = None
+
+
+def _steady_clock() -> Callable[[], float]:
+    """Give the time from a clock that nobody sets: this process has no other to agree with."""
+    began = time.time() - time.monotonic()
+    return lambda: began + time.monotonic()
 
 
 def _page(records: list[bytes], start: int, limit: int) -> Sequence[bytes]:

@@ -13,7 +13,7 @@ from typing import Final, Self, TypeVar
 import anyio
 
 from streamkeep.errors import StorageFullError, StorageUnavailableError
-from streamkeep.storage import Doorbell, Head, Page, Storage
+from streamkeep.storage import Doorbell, Head, Page, Storage, has
 
 T = TypeVar("T")
 
@@ -22,20 +22,19 @@ _LONGEST_PAUSE_SECONDS: Final = 1.0
 
 
 class RetryingStorage:
-    """Does what `storage` does, and tries again what raised StorageUnavailableError, for as long as `patience`.
+    """Does what `storage` does, and tries again what raised StorageUnavailableError, for as long as `timeout`.
 
     Every other error is raised at once, and so is what entering raises: a program that starts while its engine is down is told so. The
     wrapped storage is entered and left with this one.
 
     Args:
         storage: not yet entered.
-        patience: so long after the first StorageUnavailableError the last one is raised. Longer than a restart of the engine takes; a
-            writer's lease lapses meanwhile if it is longer than lease and grace.
+        timeout: so long after the first StorageUnavailableError the last one is raised. Longer than a restart of the engine takes.
     """
 
-    def __init__(self, storage: Storage, *, patience: timedelta = timedelta(seconds=30)) -> None:
+    def __init__(self, storage: Storage, *, timeout: timedelta = timedelta(seconds=30)) -> None:
         self.storage: Final = storage
-        self._patience_seconds = patience.total_seconds()
+        self._timeout_seconds = timeout.total_seconds()
 
     async def __aenter__(self) -> Self:
         await self.storage.__aenter__()
@@ -52,17 +51,29 @@ class RetryingStorage:
         """See `Storage.commit`."""
         return await self._change(
             lambda: self.storage.commit(stream, seen, head, records),
-            lambda page: page is not None and page.head == head,
-            stream,
+            lambda: has(self.storage, stream, head),
         )
 
     async def delete(self, stream: str, seen: int) -> bool:
         """See `Storage.delete`."""
-        return await self._change(lambda: self.storage.delete(stream, seen), lambda page: page is None, stream)
+        return await self._change(lambda: self.storage.delete(stream, seen), lambda: self._is_gone(stream))
 
-    async def scan(self, after: str = "", limit: int = 100) -> Sequence[str]:
+    async def scan(self, after: str = "", limit: int = 100) -> Sequence[tuple[str, Head]]:
         """See `Storage.scan`."""
         return await self._try(lambda: self.storage.scan(after, limit))
+
+    async def expired(self, before: float, limit: int = 100) -> Sequence[tuple[str, Head]]:
+        """See `Storage.expired`."""
+        return await self._try(lambda: self.storage.expired(before, limit))
+
+    def time(self) -> float:
+        """See `Storage.time`."""
+        return self.storage.time()
+
+    def clone(self) -> "RetryingStorage | None":
+        """See `Storage.clone`."""
+        clone = self.storage.clone()
+        return None if clone is None else RetryingStorage(clone, timeout=timedelta(seconds=self._timeout_seconds))
 
     def watch(self, stream: str) -> AbstractAsyncContextManager[Doorbell]:
         """See `Storage.watch`."""
@@ -73,18 +84,21 @@ class RetryingStorage:
         async with AsyncExitStack() as stack:
             yield await self._try(lambda: stack.enter_async_context(self.storage.watch(stream)))
 
-    async def _change(self, change: Callable[[], Awaitable[bool]], is_done: Callable[[Page | None], bool], stream: str) -> bool:
+    async def _is_gone(self, stream: str) -> bool:
+        return await self.storage.read(stream) is None
+
+    async def _change(self, change: Callable[[], Awaitable[bool]], is_done: Callable[[], Awaitable[bool]]) -> bool:
         """Make a change, which may have been made by an attempt whose answer was lost: then it is refused, and there."""
         trouble: _Trouble | None = None
         while True:
             try:
-                return await change() or (trouble is not None and is_done(await self.storage.read(stream)))
+                return await change() or (trouble is not None and await is_done())
             except StorageUnavailableError as error:
-                trouble = trouble or _Trouble(self._patience_seconds)
+                trouble = trouble or _Trouble(self._timeout_seconds)
                 await trouble.pass_after(error)
             except StorageFullError:
                 # Nothing of this attempt was stored; an earlier one may have been.
-                if trouble is None or not is_done(await self.read(stream)):
+                if trouble is None or not await self._try(is_done):
                     raise
                 return True
 
@@ -94,19 +108,19 @@ class RetryingStorage:
             try:
                 return await attempt()
             except StorageUnavailableError as error:
-                trouble = trouble or _Trouble(self._patience_seconds)
+                trouble = trouble or _Trouble(self._timeout_seconds)
                 await trouble.pass_after(error)
 
 
 class _Trouble:
     """That an engine cannot be reached, from the first error on."""
 
-    def __init__(self, patience_seconds: float) -> None:
-        self._give_up_at = anyio.current_time() + patience_seconds
+    def __init__(self, timeout_seconds: float) -> None:
+        self._give_up_at = anyio.current_time() + timeout_seconds
         self._pause = _FIRST_PAUSE_SECONDS
 
     async def pass_after(self, error: StorageUnavailableError) -> None:
-        """Wait until it is worth another attempt, each time longer; raise the error if patience ends before."""
+        """Wait until it is worth another attempt, each time longer; raise the error if the time is over before."""
         if anyio.current_time() + self._pause > self._give_up_at:
             raise error
         await anyio.sleep(self._pause * random.uniform(0.5, 1))  # noqa: S311 - so that not all come back at once

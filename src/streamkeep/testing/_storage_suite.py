@@ -159,7 +159,7 @@ class StorageSuite:
         first = await create(storage, stream, b"one")
         after = await append(storage, stream, first, b"two")
         assert await all_of(storage, stream) == (after, [b"one", b"two"])
-        assert list(await storage.scan()) == sorted([stream, stream + "!"])
+        assert await ids_of(storage) == sorted([stream, stream + "!"])
         async with storage.watch(stream) as doorbell:
             assert await storage.delete(stream, after.version)
             await rung(doorbell)
@@ -271,7 +271,7 @@ class StorageSuite:
         assert await storage.delete("s", head.version)
         assert await storage.read("s", 0, 10) is None
         assert await second.read("s", 0, 10) is None
-        assert list(await storage.scan()) == []
+        assert await ids_of(storage) == []
 
     async def test_a_deletion_that_has_not_seen_the_version_changes_nothing(self, storage: Storage) -> None:
         head = await create(storage, "s", b"one")
@@ -305,7 +305,7 @@ class StorageSuite:
     # -- scan
 
     async def test_a_scan_of_nothing_is_empty(self, storage: Storage) -> None:
-        assert list(await storage.scan()) == []
+        assert await ids_of(storage) == []
 
     async def test_a_scan_gives_ids_in_code_point_order_page_by_page(self, storage: Storage) -> None:
         ids = [*ODD_IDS, "B", "b", "aa", "\ufffd", "\U0001f600", *(f"n{i}" for i in range(30))]
@@ -314,23 +314,95 @@ class StorageSuite:
         found: list[str] = []
         while page := await storage.scan(found[-1] if found else "", 7):
             assert len(page) <= 7
-            found.extend(page)
+            found.extend(stream for stream, _ in page)
         assert found == sorted(set(ids))
 
     async def test_a_scan_begins_after_an_id_that_need_not_exist(self, storage: Storage) -> None:
         for stream in ("a", "c", "e"):
             await create(storage, stream)
-        assert list(await storage.scan("b", 10)) == ["c", "e"]
-        assert list(await storage.scan("c", 10)) == ["e"]
-        assert list(await storage.scan("e", 10)) == []
-        assert list(await storage.scan("", 2)) == ["a", "c"]
+        assert await ids_of(storage, "b", 10) == ["c", "e"]
+        assert await ids_of(storage, "c", 10) == ["e"]
+        assert await ids_of(storage, "e", 10) == []
+        assert await ids_of(storage, "", 2) == ["a", "c"]
 
     async def test_a_scan_sees_what_was_created_and_deleted_in_between(self, storage: Storage, second: Storage) -> None:
         heads = {stream: await create(storage, stream) for stream in ("a", "b")}
-        assert list(await storage.scan()) == ["a", "b"]
+        assert await ids_of(storage) == ["a", "b"]
         await second.delete("a", heads["a"].version)
         await create(second, "c")
-        assert list(await storage.scan()) == ["b", "c"]
+        assert await ids_of(storage) == ["b", "c"]
+
+    async def test_a_scan_gives_heads(self, storage: Storage, second: Storage) -> None:
+        heads = {stream: await create(storage, stream, b"record") for stream in ("a", "b", "c")}
+        heads["b"] = await append(second, "b", heads["b"], b"another")
+        assert dict(await storage.scan()) == heads
+
+    # -- expired
+
+    async def test_expired_gives_what_has_expired_with_its_head_and_nothing_else(
+        self, storage: Storage, second: Storage
+    ) -> None:
+        now = float(int(storage.time()))
+        heads = {stream: a_head(expires_at=now + at) for stream, at in (("a", 1), ("b", 2), ("c", 3), ("d", 900))}
+        for stream, head in heads.items():
+            await storage.commit(stream, None, head)
+        assert dict(await second.expired(now)) == {}
+        assert dict(await second.expired(now + 2)) == {stream: heads[stream] for stream in ("a", "b")}
+
+    async def test_expired_goes_by_the_newest_head(self, storage: Storage, second: Storage) -> None:
+        now = float(int(storage.time()))
+        soon, late = a_head(expires_at=now + 1), a_head(expires_at=now + 1000)
+        await storage.commit("put off", None, soon)
+        await storage.commit("put off", soon.version, replace(late, version=late.version + 1))
+        await storage.commit("brought forward", None, late)
+        await storage.commit("brought forward", late.version, replace(soon, version=soon.version + 1))
+        assert [stream for stream, _ in await second.expired(now + 1)] == ["brought forward"]
+
+    async def test_expired_gives_no_more_than_it_may_and_what_is_left_when_that_is_deleted(self, storage: Storage) -> None:
+        now = float(int(storage.time()))
+        for number in range(25):
+            await storage.commit(f"s{number}", None, a_head(expires_at=now + 1 + number / 100))
+        found: list[str] = []
+        while page := await storage.expired(now + 10, 10):
+            assert len(page) <= 10
+            for stream, head in page:
+                assert await storage.delete(stream, head.version)
+                found.append(stream)
+        assert sorted(found) == sorted(f"s{number}" for number in range(25))
+
+    async def test_a_stream_that_was_deleted_and_created_again_expires_when_the_new_one_does(self, storage: Storage) -> None:
+        now = float(int(storage.time()))
+        first = a_head(expires_at=now + 1)
+        await storage.commit("s", None, first)
+        assert await storage.delete("s", first.version)
+        await storage.commit("s", None, a_head(version=first.version + 1, expires_at=now + 1000))
+        assert not await storage.expired(now + 10)
+
+    # -- time and clone
+
+    async def test_all_who_share_a_storage_have_one_time_and_it_goes_on(self, storage: Storage, second: Storage) -> None:
+        before = storage.time()
+        await anyio.sleep(0.05)
+        after = storage.time()
+        assert before < after
+        assert abs(storage.time() - second.time()) < 2
+        assert abs(storage.time() - time.time()) < 60  # the server of these tests is on this machine
+
+    async def test_a_clone_is_another_storage_over_the_same_data_in_another_event_loop(self, storage: Storage) -> None:
+        head = await create(storage, "s", b"record")
+        clone = storage.clone()
+        if clone is None:
+            return  # nobody else can reach it
+
+        async def use() -> bool:
+            async with clone:
+                seen = (await all_of(clone, "s")) == (head, [b"record"])
+                return seen and await clone.commit("s", head.version, replace(head, version=head.version + 1))
+
+        assert await anyio.to_thread.run_sync(lambda: anyio.run(use))
+        page = await storage.read("s")
+        assert page is not None
+        assert page.head.version == head.version + 1
 
     # -- watch
 
@@ -593,7 +665,7 @@ class StorageSuite:
                         if cancelled:
                             leaver.cancel()
         assert sorted(done) == ["deleted", *streams]
-        assert list(await storage.scan()) == streams
+        assert await ids_of(storage) == streams
 
 
 # -- the words of the tests
@@ -635,6 +707,11 @@ async def all_of(storage: Storage, stream: str, limit: int = 1000) -> tuple[Head
             return page.head, records
         assert len(page.records) <= limit
         records.extend(page.records)
+
+
+async def ids_of(storage: Storage, after: str = "", limit: int = 100) -> list[str]:
+    """Scan, and give the ids."""
+    return [stream for stream, _ in await storage.scan(after, limit)]
 
 
 async def rung(doorbell: Doorbell) -> None:

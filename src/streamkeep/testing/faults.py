@@ -11,7 +11,7 @@ from streamkeep.errors import StorageError
 from streamkeep.storage import Doorbell, Head, Page, Storage
 
 T = TypeVar("T")
-Operation = Literal["enter", "read", "commit", "delete", "scan", "watch"]
+Operation = Literal["enter", "read", "commit", "delete", "scan", "expired", "watch"]
 Step = Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]
 
 
@@ -47,7 +47,7 @@ class FaultyStorage:
         storage.lose("commit")                      # the next commit happens, and then raises StorageError
         hold = storage.hold("commit")               # the one after it waits for hold.release() before it begins
 
-    Operations are `enter`, `read`, `commit`, `delete`, `scan` and `watch` (its entering). The wrapped storage is entered and
+    Operations are `enter`, `read`, `commit`, `delete`, `scan`, `expired` and `watch` (its entering). The wrapped storage is entered and
     left with this one.
 
     Attributes:
@@ -122,9 +122,20 @@ class FaultyStorage:
         """See `Storage.delete`."""
         return await self._do("delete", lambda: self._storage.delete(stream, seen))
 
-    async def scan(self, after: str = "", limit: int = 100) -> Sequence[str]:
+    async def scan(self, after: str = "", limit: int = 100) -> Sequence[tuple[str, Head]]:
         """See `Storage.scan`."""
         return await self._do("scan", lambda: self._storage.scan(after, limit))
+
+    async def expired(self, before: float, limit: int = 100) -> Sequence[tuple[str, Head]]:
+        """See `Storage.expired`."""
+        return await self._do("expired", lambda: self._storage.expired(before, limit))
+
+    def time(self) -> float:
+        """See `Storage.time`."""
+        return self._storage.time()
+
+    def clone(self) -> None:
+        """See `Storage.clone`: what is said of it is said on one event loop."""
 
     def watch(self, stream: str) -> AbstractAsyncContextManager[Doorbell]:
         """See `Storage.watch`."""

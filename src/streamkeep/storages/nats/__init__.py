@@ -14,8 +14,8 @@ import anyio
 
 from streamkeep.errors import InvalidArgumentError, StorageCorruptError, StorageError, StorageUnavailableError
 from streamkeep.storage import Doorbell, Head, Page
+from streamkeep.storages._asyncio_storage import AsyncioStorage
 from streamkeep.storages._doorbells import Doorbells
-from streamkeep.storages._loop import asyncio_loop
 from streamkeep.storages.nats._bells import Bells
 from streamkeep.storages.nats._commits import DELETION, MAX_PIECES, encode, stream_of, token_of
 from streamkeep.storages.nats._link import (
@@ -44,7 +44,7 @@ _LEADER_ATTEMPTS: Final = 3
 _CLOSE_SECONDS: Final = 60
 
 
-class NATSStorage:
+class NATSStorage(AsyncioStorage["_JetStream"]):
     """Keeps streams in the JetStream stream `stream` of a NATS server or cluster, which is created if it is missing.
 
     Any number of processes on any number of machines may share it. All streams are subjects of the one JetStream stream; nothing else
@@ -88,25 +88,10 @@ class NATSStorage:
         if any("@" in server for server in servers):
             raise InvalidArgumentError("user, password and token are arguments of their own, and not part of servers")
         self._servers = Servers(tuple(servers), user, password, token, creds)
-        self._name = stream
+        super().__init__(f"the JetStream stream {stream}")
+        self._stream = stream
         self._replicas = replicas
         self._doorbells: Doorbells[str] = Doorbells()
-        self._entered: _JetStream | None = None
-
-    async def __aenter__(self) -> Self:
-        if self._entered is not None:
-            raise StorageError("the storage is open already: enter a storage once, or make another one")
-        asyncio_loop("NATSStorage")
-        async with AsyncExitStack() as stack:
-            entered = _JetStream(self._servers, self._name, self._replicas, self._doorbells)
-            await stack.enter_async_context(entered.open())
-            self._entered = entered
-            self._exit_stack = stack.pop_all()
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        self._entered = None
-        await self._exit_stack.aclose()
 
     async def read(self, stream: str, start: int = 0, limit: int = 0) -> Page | None:
         """See `Storage.read`."""
@@ -131,11 +116,10 @@ class NATSStorage:
         async with self._doorbells.watch(token_of(stream)) as doorbell:
             yield doorbell
 
-    @property
-    def _open(self) -> "_JetStream":
-        if self._entered is None:
-            raise StorageError("the storage is not open: use it inside 'async with'")
-        return self._entered
+    async def _enter(self, stack: AsyncExitStack) -> "_JetStream":
+        entered = _JetStream(self._servers, self._stream, self._replicas, self._doorbells)
+        await stack.enter_async_context(entered.open())
+        return entered
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +138,13 @@ class _Known:
     sequence: int
     first: int
 
+    @classmethod
+    def at(cls, last: Last) -> Self:
+        """Give what the end of a stream says."""
+        if last.commit is None:
+            return cls(None, last.sequence, 0)
+        return cls(last.commit.foot.version, last.sequence, last.commit.first)
+
 
 _NEVER_SEEN: Final = _Known(None, 0, 0)
 
@@ -167,8 +158,6 @@ class _JetStream:
         self._link = Link(servers, self._connected)
         self._log = Log(name)
         self._turns: dict[str, _Turn] = {}
-        self._unchanging = asyncio.Event()
-        self._unchanging.set()
         self._known: dict[str, _Known] = {}
         self._scans: dict[str, tuple[Sequence[str], float]] = {}
         self._batches = asyncio.Semaphore(_BATCHES_AT_ONCE)
@@ -182,7 +171,9 @@ class _JetStream:
                 yield
             finally:
                 with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
-                    await self._unchanging.wait()
+                    for turn in tuple(self._turns.values()):
+                        async with turn.lock:  # after all who have asked for it
+                            pass
 
     async def listen(self) -> None:
         """Return when bells are heard."""
@@ -200,7 +191,7 @@ class _JetStream:
                         return None
                     leader = attempt >= _DIRECT_ATTEMPTS
                     records = await self._log.records(connection, subject, last, start, limit, leader=leader)
-                    self._remember(token, _known(last))  # who reads a head may be about to replace it
+                    self._remember(token, _Known.at(last))  # who reads a head may be about to replace it
                     return Page(last.commit.head, records)
                 except ChangedError:
                     self._log.forget()
@@ -210,7 +201,6 @@ class _JetStream:
         """Do `Storage.commit`, or with None `Storage.delete`."""
         turn = self._turns.setdefault(token, _Turn())
         turn.users += 1
-        self._unchanging.clear()
         try:
             async with turn.lock:
                 return await self._change(token, seen, change)
@@ -218,8 +208,6 @@ class _JetStream:
             turn.users -= 1
             if not turn.users:
                 del self._turns[token]
-                if not self._turns:
-                    self._unchanging.set()
 
     async def scan(self, after: str, limit: int) -> Sequence[str]:
         """Do `Storage.scan`."""
@@ -308,7 +296,7 @@ class _JetStream:
             return _sequence(await connection.request(subject, pieces[-1], end))
 
     async def _look(self, connection: Connection, token: str) -> _Known:
-        return _known(await self._last(connection, token))
+        return _Known.at(await self._last(connection, token))
 
     async def _last(self, connection: Connection, token: str) -> Last:
         """Give the end of a stream, as new as anything that was heard of it: a leader that was deposed may not know it yet."""
@@ -357,12 +345,6 @@ class _Turn:
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.users = 0
-
-
-def _known(last: Last) -> _Known:
-    if last.commit is None:
-        return _Known(None, last.sequence, 0)
-    return _Known(last.commit.foot.version, last.sequence, last.commit.first)
 
 
 def _sequence(message: "Msg") -> int:

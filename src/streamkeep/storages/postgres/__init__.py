@@ -6,14 +6,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Seque
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Self
+from typing import Final
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 from streamkeep.errors import InvalidArgumentError, StorageError, StorageUnavailableError
 from streamkeep.storage import Doorbell, Head, Page
+from streamkeep.storages._asyncio_storage import AsyncioStorage
 from streamkeep.storages._batch_task import BatchTask
 from streamkeep.storages._ids import id_bytes
-from streamkeep.storages._loop import asyncio_loop
 from streamkeep.storages.postgres._errors import may_be_of_one
 from streamkeep.storages.postgres._link import Place
 from streamkeep.storages.postgres._news import Listening, News, Polling
@@ -40,7 +40,7 @@ _MOST_READINGS: Final = 64
 _MOST_BYTES: Final = 4 << 20
 
 
-class PostgresStorage:
+class PostgresStorage(AsyncioStorage["_Entered"]):
     """Keeps streams in the PostgreSQL database (version 12 or newer) that `url` names, in tables of a schema of their own.
 
     `postgresql://user:password@host:port/database`, with further hosts after commas if there are standbys: the one that can be written
@@ -63,19 +63,7 @@ class PostgresStorage:
 
     def __init__(self, url: str) -> None:
         self._place = _place(url)
-        self._entered: _Entered | None = None
-
-    async def __aenter__(self) -> Self:
-        if self._entered is not None:
-            raise StorageError(f"{self._place} is open already: enter a storage once, or make another one")
-        async with AsyncExitStack() as stack:
-            self._entered = await _enter(stack, self._place)
-            self._exit_stack = stack.pop_all()
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        self._entered = None
-        await self._exit_stack.aclose()
+        super().__init__(str(self._place))
 
     async def read(self, stream: str, start: int = 0, limit: int = 0) -> Page | None:
         """See `Storage.read`."""
@@ -102,11 +90,15 @@ class PostgresStorage:
         async with self._open.news.watch(id_bytes(stream)) as doorbell:
             yield doorbell
 
-    @property
-    def _open(self) -> "_Entered":
-        if self._entered is None:
-            raise StorageError(f"{self._place} is not open: use the storage inside 'async with'")
-        return self._entered
+    async def _enter(self, stack: AsyncExitStack) -> "_Entered":
+        reader = Reader(self._place)
+        stack.push_async_callback(reader.aclose)
+        await reader.prepare()  # a process that only reads has no connection that writes
+        news: News = Listening(self._place) if self._place.notify else Polling(reader.changed)
+        await stack.enter_async_context(_running(news))
+        reads = await stack.enter_async_context(BatchTask(reader.read, max_batch=_MOST_READINGS))
+        writers = [await _writer(stack, self._place, news) for _ in range(_WRITERS)]
+        return _Entered(writers, reads, reader.scan, news)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,18 +117,6 @@ class _Entered:
     def change(self, change: Change) -> Awaitable[bool]:
         """Have it made after all that was asked for the same stream before."""
         return self.writers[hash(change.id) % len(self.writers)].ask(change)
-
-
-async def _enter(stack: AsyncExitStack, place: Place) -> _Entered:
-    asyncio_loop("PostgresStorage")
-    reader = Reader(place)
-    stack.push_async_callback(reader.aclose)
-    await reader.prepare()  # a process that only reads has no connection that writes
-    news: News = Listening(place) if place.notify else Polling(reader.changed)
-    await stack.enter_async_context(_running(news))
-    reads = await stack.enter_async_context(BatchTask(reader.read, max_batch=_MOST_READINGS))
-    writers = [await _writer(stack, place, news) for _ in range(_WRITERS)]
-    return _Entered(writers, reads, reader.scan, news)
 
 
 async def _writer(stack: AsyncExitStack, place: Place, news: News) -> BatchTask[Change, bool]:

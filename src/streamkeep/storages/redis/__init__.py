@@ -8,9 +8,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Self
+from typing import Final
 
-from anyio import CancelScope
 from redis.exceptions import AskError, OutOfMemoryError, ResponseError, TryAgainError
 
 from streamkeep.errors import (
@@ -20,9 +19,9 @@ from streamkeep.errors import (
     StorageUnavailableError,
 )
 from streamkeep.storage import PAGE_BYTES, Doorbell, Head, Page
+from streamkeep.storages._asyncio_storage import AsyncioStorage
 from streamkeep.storages._batch_task import BatchTask
 from streamkeep.storages._ids import id_bytes
-from streamkeep.storages._loop import asyncio_loop
 from streamkeep.storages.redis._bells import CHANNEL, Bells
 from streamkeep.storages.redis._net import Command, Reply, translated
 from streamkeep.storages.redis._servers import BUCKETS, Pipes, Request, Servers, bucket_of
@@ -117,7 +116,7 @@ return 1
 """
 
 
-class RedisStorage:
+class RedisStorage(AsyncioStorage["_Entered"]):
     """Keeps streams in the Redis (7.0 or newer) or Valkey that `url` names.
 
     - `redis://USER:PASSWORD@HOST:6379/0`: one server; `rediss://` with TLS, and `?ssl_ca_certs=`, `ssl_certfile=`, `ssl_keyfile=`.
@@ -137,21 +136,7 @@ class RedisStorage:
 
     def __init__(self, url: str) -> None:
         self._options = options_of(url)
-        self._name = self._options.name
-        self._entered: _Entered | None = None
-
-    async def __aenter__(self) -> Self:
-        if self._entered is not None:
-            raise StorageError(f"{self._name} is open already: enter a storage once, or make another one")
-        async with AsyncExitStack() as stack:
-            self._entered = await _enter(stack, Servers(self._options))
-            self._exit_stack = stack.pop_all()
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        self._entered = None
-        with CancelScope(shield=True):  # each step of it ends in time
-            await self._exit_stack.aclose()
+        super().__init__(self._options.name)
 
     async def read(self, stream: str, start: int = 0, limit: int = 0) -> Page | None:
         """See `Storage.read`."""
@@ -224,11 +209,15 @@ class RedisStorage:
             )
         return Page(head, records)
 
-    @property
-    def _open(self) -> "_Entered":
-        if self._entered is None:
-            raise StorageError(f"{self._name} is not open: use the storage inside 'async with'")
-        return self._entered
+    async def _enter(self, stack: AsyncExitStack) -> "_Entered":
+        servers = Servers(self._options)
+        stack.push_async_callback(servers.close)
+        scripts = _Scripts(servers)
+        await _examine(servers, scripts)
+        writer = await stack.enter_async_context(_batches(stack, Pipes(servers, wait=servers.options.wait)))
+        reader = await stack.enter_async_context(_batches(stack, Pipes(servers)))
+        bells = await stack.enter_async_context(Bells(servers))
+        return _Entered(writer, reader, bells, scripts)
 
 
 def _list(reply: Reply) -> list[bytes]:
@@ -327,17 +316,6 @@ def _request(bucket: int, script: tuple[bytes, bytes], keys: tuple[bytes, ...], 
 
 def _version(seen: int | None) -> bytes:
     return b"" if seen is None else b"%d " % seen
-
-
-async def _enter(stack: AsyncExitStack, servers: Servers) -> _Entered:
-    asyncio_loop("RedisStorage")
-    stack.push_async_callback(servers.close)
-    scripts = _Scripts(servers)
-    await _examine(servers, scripts)
-    writer = await stack.enter_async_context(_batches(stack, Pipes(servers, wait=servers.options.wait)))
-    reader = await stack.enter_async_context(_batches(stack, Pipes(servers)))
-    bells = await stack.enter_async_context(Bells(servers))
-    return _Entered(writer, reader, bells, scripts)
 
 
 def _batches(stack: AsyncExitStack, pipes: Pipes) -> BatchTask[Request, Reply]:

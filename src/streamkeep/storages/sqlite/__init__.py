@@ -7,13 +7,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
-from streamkeep.errors import InvalidArgumentError, StorageError
+from streamkeep.errors import InvalidArgumentError
 from streamkeep.storage import Doorbell, Head, Page
+from streamkeep.storages._asyncio_storage import AsyncioStorage
 from streamkeep.storages._batch_thread import BatchThread, Job
 from streamkeep.storages._doorbells import Doorbells
-from streamkeep.storages._loop import asyncio_loop
 from streamkeep.storages.sqlite._database import (
     Files,
     Reader,
@@ -29,7 +29,7 @@ from streamkeep.storages.sqlite._notify import Changes, Notify, checksum
 _POLL_SECONDS: Final = 0.025
 
 
-class SQLiteStorage:
+class SQLiteStorage(AsyncioStorage["_Entered"]):
     """Keeps streams in the SQLite database at `path`, which is created, readable by this user only, if it is missing.
 
     Any number of processes of one machine may share the file, each through a storage of its own; so may several storages of
@@ -50,21 +50,9 @@ class SQLiteStorage:
         if synchronous not in {"FULL", "NORMAL"}:
             raise InvalidArgumentError(f"synchronous is FULL or NORMAL, not {synchronous!r}")
         self._files = Files(Path(path))
+        super().__init__(str(self._files.database))
         self._synchronous: Synchronous = synchronous
         self._doorbells: Doorbells[int] = Doorbells()
-        self._entered: _Entered | None = None
-
-    async def __aenter__(self) -> Self:
-        if self._entered is not None:
-            raise StorageError(f"{self._files.database} is open already: enter a storage once, or make another one")
-        async with AsyncExitStack() as stack:
-            self._entered = await _enter(stack, self._files, self._synchronous, self._doorbells)
-            self._exit_stack = stack.pop_all()
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        self._entered = None
-        await self._exit_stack.aclose()
 
     async def read(self, stream: str, start: int = 0, limit: int = 0) -> Page | None:
         """See `Storage.read`."""
@@ -89,11 +77,17 @@ class SQLiteStorage:
         async with self._doorbells.watch(checksum(stream)) as doorbell:
             yield doorbell
 
-    @property
-    def _open(self) -> "_Entered":
-        if self._entered is None:
-            raise StorageError(f"{self._files.database} is not open: use the storage inside 'async with'")
-        return self._entered
+    async def _enter(self, stack: AsyncExitStack) -> "_Entered":
+        reader = BatchThread("streamkeep-sqlite-reader", partial(open_reader, self._files), _read)
+        news = _News(asyncio.get_running_loop(), self._files, self._doorbells)
+        writer = BatchThread(
+            "streamkeep-sqlite-writer", partial(open_writer, self._files, self._synchronous), partial(_write, news)
+        )
+        # The writer comes first and goes last: it creates the files, and what there is to tidy up is tidied up by it.
+        await stack.enter_async_context(writer)
+        await stack.enter_async_context(reader)
+        stack.callback(news.stop)
+        return _Entered(writer, reader, news)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,18 +97,6 @@ class _Entered:
     writer: BatchThread[Writer]
     reader: BatchThread[Reader]
     news: "_News"
-
-
-async def _enter(stack: AsyncExitStack, files: Files, synchronous: Synchronous, doorbells: Doorbells[int]) -> _Entered:
-    loop = asyncio_loop("SQLiteStorage")
-    reader = BatchThread("streamkeep-sqlite-reader", partial(open_reader, files), _read)
-    news = _News(loop, files, doorbells)
-    writer = BatchThread("streamkeep-sqlite-writer", partial(open_writer, files, synchronous), partial(_write, news))
-    # The writer comes first and goes last: it creates the files, and what there is to tidy up is tidied up by it.
-    await stack.enter_async_context(writer)
-    await stack.enter_async_context(reader)
-    stack.callback(news.stop)
-    return _Entered(writer, reader, news)
 
 
 def _write(news: "_News", writer: Writer, jobs: Sequence[Job[Writer]]) -> Callable[[], None] | None:
