@@ -33,7 +33,6 @@ from .errors import (
     StorageError,
     StorageFullError,
     StreamAlreadyExistsError,
-    StreamBusyError,
     StreamkeepError,
     StreamManagerClosedError,
     StreamNotFoundError,
