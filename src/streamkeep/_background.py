@@ -28,8 +28,8 @@ class Loop(Protocol):
         """Say whether it runs in this thread, and in the process that it was started in."""
         ...
 
-    def spawn(self, run: Callable[[], Any]) -> None:
-        """Run a task that nobody owns, in a context of its own."""
+    def spawn(self, run: Callable[[], Any], context: Context) -> None:
+        """Run a task that nobody owns."""
         ...
 
     def call(self, function: Callable[[], object]) -> None:
@@ -51,8 +51,8 @@ class _Asyncio:
         # A forked child has no running loop before it starts one of its own.
         return asyncio._get_running_loop() is self._loop  # noqa: SLF001 - documented, and quicker than raising
 
-    def spawn(self, run: Callable[[], Any]) -> None:
-        task = self._loop.create_task(run(), context=Context())
+    def spawn(self, run: Callable[[], Any], context: Context) -> None:
+        task = self._loop.create_task(run(), context=context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -77,8 +77,8 @@ class _Trio:
         except RuntimeError:
             return False
 
-    def spawn(self, run: Callable[[], Any]) -> None:
-        self._trio.spawn_system_task(run, context=Context())
+    def spawn(self, run: Callable[[], Any], context: Context) -> None:
+        self._trio.spawn_system_task(run, context=context)
 
     def call(self, function: Callable[[], object]) -> None:
         try:
@@ -129,11 +129,14 @@ class Background:
         if self._loop is None or self.is_forked or self._loop.is_closed:
             raise WrongEventLoopError("the event loop that this belongs to has ended, or is another process's")
 
-    def start(self, run: Run, what: str) -> CancelScope:
-        """Start a task, which is called `what` in the log; give what cancels it. After `stop` none is started."""
+    def start(self, run: Run, what: str, context: Context | None = None) -> CancelScope:
+        """Start a task, which is called `what` in the log; give what cancels it. After `stop` none is started.
+
+        It runs in `context`, or in an empty one: what many share is not done in the name of whoever happened to come first.
+        """
         scope = CancelScope()
         if self._loop is not None and not self._is_stopping:
-            self._loop.spawn(lambda: self._run(run, what, scope))
+            self._loop.spawn(lambda: self._run(run, what, scope), context or Context())
         return scope
 
     def call(self, function: Callable[[], object]) -> bool:
@@ -164,15 +167,19 @@ class Background:
         try:
             with scope:
                 await run()
-        except BaseException as error:
-            # What native libraries raise may be no Exception; a cancellation from outside is the loop's affair.
-            if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit, anyio.get_cancelled_exc_class())):
-                raise
+        except not_ours():
+            raise
+        except BaseException:  # what native libraries raise may be no Exception
             logger.exception("%s ended by an error", what)
         finally:
             self._scopes.discard(scope)
             if self._is_stopping and not self._scopes:
                 self._is_idle.set()
+
+
+def not_ours() -> tuple[type[BaseException], ...]:
+    """Give what is passed on by whoever catches everything else: the end of the program, and cancellation."""
+    return (KeyboardInterrupt, SystemExit, GeneratorExit, anyio.get_cancelled_exc_class())
 
 
 def loop_here() -> Loop:
