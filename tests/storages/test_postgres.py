@@ -26,7 +26,7 @@ from streamkeep.errors import (
 from streamkeep.storage import Head, Storage
 from streamkeep.storages import postgres, storage_for
 from streamkeep.storages.postgres import PostgresStorage, _link, _schema
-from streamkeep.storages.postgres._news import Polling
+from streamkeep.storages.postgres._notifications import Polling
 from streamkeep.storages.retrying import RetryingStorage
 from streamkeep.testing import SimulationSuite, StorageSuite, StreamsSuite
 from streamkeep.testing._storage_suite import ODD_IDS
@@ -650,7 +650,7 @@ async def test_watching_without_notifications_costs_one_query_whatever_is_watche
         tasks.cancel_scope.cancel()
 
 
-async def test_what_a_look_has_found_is_no_news_to_the_next(here: Postgres) -> None:
+async def test_what_a_look_has_found_is_no_notifications_to_the_next(here: Postgres) -> None:
     asked: list[int | None] = []
 
     async def look(versions: Mapping[bytes, int | None]) -> Mapping[bytes, int | None]:

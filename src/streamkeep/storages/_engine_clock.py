@@ -7,7 +7,7 @@ from typing import Final
 from streamkeep.errors import StorageError
 
 REFRESH_SECONDS: Final = 10.0
-"""A measurement older than this is worth a new one."""
+"""So long after an engine was asked it is worth asking again."""
 
 _DRIFT: Final = 1e-4
 """Two clocks lose or gain at most so many seconds in a second on one another."""
@@ -27,11 +27,12 @@ class EngineClock:
         self._offset: float | None = None
         self._width = 0.0
         self._measured_at = 0.0
+        self._asked_at = 0.0
 
     @property
     def is_stale(self) -> bool:
         """Say whether it should be measured (anew)."""
-        return self._offset is None or self._monotonic() - self._measured_at > REFRESH_SECONDS
+        return self._offset is None or self._monotonic() - self._asked_at > REFRESH_SECONDS
 
     def start(self) -> float:
         """Give what `set` wants to know as `asked_at`; call it right before the engine is asked."""
@@ -44,7 +45,7 @@ class EngineClock:
         that took longer than an earlier one did, and agrees with it, adds nothing and is ignored; one that cannot agree is believed: the
         engine's clock was set, or another server answers now.
         """
-        now = self._monotonic()
+        now = self._asked_at = self._monotonic()
         asked_at = now if asked_at is None else asked_at
         lowest, highest, width = engine_seconds - now, engine_seconds - asked_at, now - asked_at
         drift = (now - self._measured_at) * _DRIFT
@@ -53,7 +54,6 @@ class EngineClock:
             self._offset = (lowest + highest) / 2
             self._width = width
             self._measured_at = now
-        # else it is asked again soon, until an answer is quick
 
     def time(self) -> float:
         """Give the engine's time, in seconds since the epoch, as an estimate. StorageError: it was never measured."""

@@ -91,7 +91,7 @@ class Line:
             raise
         # From here on the line itself says how long is too long.
         connection.socket_timeout = None
-        writer = connection._writer  # noqa: SLF001 - redis-py gives it to nobody
+        writer: asyncio.StreamWriter | None = getattr(connection, "_writer", None)  # redis-py gives it to nobody
         if writer is not None:
             keep_from_children(connection, writer.get_extra_info("socket"))
         return cls(address, connection, on_message)
@@ -277,9 +277,14 @@ def _explained(error: BaseException) -> tuple[type[StorageError], str]:
             return _ANSWERS["LOADING"]
         case TimeoutError() | RedisTimeoutError():
             return StorageUnavailableError, f"no answer for {TIMEOUT_SECONDS:g} seconds"
-        case RedisError() | OSError():
-            return _tls_failure(error) or (StorageUnavailableError, _NOT_THERE if "connecting to" in str(error) else _CLOSED)
-    return StorageError, f"the driver has failed: {type(error).__name__}"
+        case _:
+            return _explained_failure(error)
+
+
+def _explained_failure(error: BaseException) -> tuple[type[StorageError], str]:
+    if not isinstance(error, (RedisError, OSError)):
+        return StorageError, f"the driver has failed: {type(error).__name__}"
+    return _tls_failure(error) or (StorageUnavailableError, _NOT_THERE if "connecting to" in str(error) else _CLOSED)
 
 
 def _explained_answer(text: str, code: str) -> tuple[type[StorageError], str]:
