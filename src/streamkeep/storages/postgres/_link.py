@@ -173,7 +173,8 @@ class Link:
         """Close it; a server that does not answer is not told."""
         with suppress(Exception):
             await self.db.close(timeout=SECONDS)
-        self.db.terminate()
+        with suppress(Exception):
+            self.db.terminate()
 
 
 async def connect(place: Place) -> Link:

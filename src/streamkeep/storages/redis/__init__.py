@@ -109,20 +109,23 @@ redis.call('PUBLISH', channel, '')
 return 1
 """
 
-# In steps, because what a step gives is in memory twice before it is counted.
+# In steps, because what a step gives is in memory twice before it is counted: one record, and then as many as there is room for if they are
+# like those before, but never very many.
 _READ: Final = b"""
 local page = {redis.call('GET', KEYS[1])}
 if not page[1] then return false end
 local at, stop, room = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local count, size = 1, 0
 while at < stop do
-  local step = redis.call('LRANGE', KEYS[2], at, math.min(at + 16, stop) - 1)
+  local step = redis.call('LRANGE', KEYS[2], at, math.min(at + count, stop) - 1)
   if #step == 0 then break end
   for _, record in ipairs(step) do
     page[#page + 1] = record
-    room = room - #record
-    if room <= 0 then return page end
+    size = size + #record
+    if size >= room then return page end
   end
   at = at + #step
+  count = math.ceil(math.min(32, (room - size) * (#page - 1) / math.max(size, 1)))
 end
 return page
 """
