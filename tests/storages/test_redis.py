@@ -508,6 +508,21 @@ async def test_a_full_page_of_what_is_due_comes_whatever_the_buckets(url: str) -
         assert sorted(stream for stream, _ in await storage.expired(now, 1000)) == sorted(alike)
 
 
+@pytest.mark.parametrize("limit", [1, 7, 16, 100, 1000])
+async def test_a_scan_of_very_many_gives_each_once_and_in_order_and_full_pages(url: str, limit: int) -> None:
+    alike = [
+        stream for i in range(3000) if bucket_of((stream := f"a{i}").encode()) == 5
+    ]  # a bucket that has more than its share
+    streams = sorted([*alike, *(f"s{number}" for number in range(300))])
+    async with RedisStorage(url) as storage:
+        assert all(await asyncio.gather(*[storage.commit(stream, None, a_head(1)) for stream in streams]))
+        found: list[str] = []
+        while page := await ids_of(storage, found[-1] if found else "", limit):
+            found += page
+            assert len(page) == limit or found == streams
+        assert found == streams
+
+
 async def test_an_expiry_that_stays_is_written_once(valkey: Server, url: str, prefix: str) -> None:
     tag = f"{{{prefix}:{bucket_of(b's')}}}"
     at = float(int(time.time()) + 1000)
@@ -530,14 +545,16 @@ async def test_a_head_that_cannot_be_read_is_passed_over_and_the_rest_is_listed_
         for stream in streams:
             assert await storage.commit(stream, None, Head(1, 0, b"", now))
         valkey.ask("SET", f"{{{prefix}:{bucket_of(b's0')}}}:head:s0", "theirs")
-        assert await ids_of(storage) == streams[1:]
+        valkey.ask("DEL", f"{{{prefix}:{bucket_of(b's1')}}}:head:s1")
+        valkey.ask("LPUSH", f"{{{prefix}:{bucket_of(b's1')}}}:head:s1", "theirs")
+        assert await ids_of(storage) == streams[2:]
         assert "Passing over stream 's0'" in caplog.text
         found: list[str] = []
         while page := await storage.expired(now, 1):
             for stream, head in page:
                 assert await storage.delete(stream, head.version)
                 found.append(stream)
-        assert sorted(found) == streams[1:]
+        assert sorted(found) == streams[2:]
     assert valkey.ask("GET", f"{{{prefix}:{bucket_of(b's0')}}}:head:s0") == "theirs"
 
 
@@ -604,7 +621,12 @@ async def test_a_failure_that_hundreds_wait_for_is_one_exception_for_each(own: S
 
     async with RedisStorage(own.url) as storage:
         assert await storage.read("s") is None
+        await watch(storage, "s")
+        own.signal(SIGSTOP)
+        watching = [asyncio.create_task(watch(storage, f"s{number}")) for number in range(400)]
+        await anyio.wait_all_tasks_blocked()  # all over one connection
         own.kill()
+        assert_each_has_its_own(await asyncio.gather(*watching, return_exceptions=True))
         for _ in range(2):
             asked = [storage.read(f"s{number}") for number in range(400)]
             asked += [watch(storage, f"s{number}") for number in range(400)]
@@ -1017,6 +1039,26 @@ async def test_a_storage_can_be_entered_while_a_slot_moves(cluster: Cluster, pre
     finally:
         for node in (source, target):
             node.ask("CLUSTER", "SETSLOT", slot, "STABLE")
+
+
+async def test_streams_are_listed_and_swept_while_their_heads_are_at_two_nodes(cluster: Cluster, prefix: str) -> None:
+    url = f"redis+cluster://127.0.0.1:{cluster.nodes[0].port}?prefix={prefix}"
+    streams = [stream for i in range(200) if bucket_of((stream := f"s{i}").encode()) == 0][:4]
+    slot = key_slot(f"{{{prefix}:0}}".encode())
+    ids = {node.port: node.ask("CLUSTER", "MYID") for node in cluster.nodes}
+    source = next(node for node in cluster.nodes if owns(node, slot))
+    target = next(node for node in cluster.nodes if node is not source)
+    async with RedisStorage(url) as storage:
+        now = storage.time()
+        for stream in streams:
+            assert await storage.commit(stream, None, Head(1, 1, b"", now), [b"one"])
+        target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[source.port])
+        source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[target.port])
+        source.ask("MIGRATE", "127.0.0.1", target.port, f"{{{prefix}:0}}:head:{streams[0]}", 0, 5000)
+        assert await ids_of(storage) == sorted(streams)
+        assert sorted(stream for stream, _ in await storage.expired(now)) == sorted(streams)
+        await asyncio.to_thread(cluster.move, slot, target)
+        assert await ids_of(storage) == sorted(streams)
 
 
 # -- the words of the tests

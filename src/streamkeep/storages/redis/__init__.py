@@ -5,7 +5,7 @@ import hashlib
 import logging
 import math
 import re
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -130,13 +130,12 @@ end
 return page
 """
 
-# The heads of the ids are the keys from the third on.
+# The heads of the ids are the keys from the third on. One that is not a string is somebody else's, and never swept.
 _DROP_FORGOTTEN: Final = b"""
 for i, id in ipairs(ARGV) do
-  if redis.call('EXISTS', KEYS[2 + i]) == 0 then
-    redis.call('ZREM', KEYS[1], id)
-    redis.call('ZREM', KEYS[2], id)
-  end
+  local kind = redis.call('TYPE', KEYS[2 + i]).ok
+  if kind == 'none' then redis.call('ZREM', KEYS[1], id) end
+  if kind ~= 'string' then redis.call('ZREM', KEYS[2], id) end
 end
 return 1
 """
@@ -219,45 +218,61 @@ class RedisStorage(AsyncioStorage["_Entered"]):
             yield doorbell
 
     async def _ids(self, after: bytes, limit: int) -> list[bytes]:
-        entered = self._open
-        first = b"(" + after if after else b"-"
-        asked = [entered.reader.ask(entered.scripts.ids(bucket, first, limit)) for bucket in range(BUCKETS)]
-        return sorted([stream for ids in await asyncio.gather(*asked) for stream in _list(ids)])[:limit]
+        """Give ids of all buckets, in order; there are no more if there are fewer than `limit`."""
+        scripts, first = self._open.scripts, b"(" + after if after else b"-"
+        found: list[bytes] = []
+        for each in _shares(limit):
+            by_bucket = await self._of_buckets(partial(scripts.ids, first=first, limit=each))
+            # Where a bucket may have more, what comes after its last one is not known.
+            known = min((ids[-1] for ids in by_bucket if len(ids) == each), default=None)
+            found = sorted(stream for stream in chain.from_iterable(by_bucket) if known is None or stream <= known)
+            if known is None or len(found) >= limit:
+                break
+        return found[:limit]
 
     async def _due(self, before: float, limit: int) -> list[bytes]:
-        entered = self._open
-        share = 2 * math.ceil(limit / BUCKETS)
+        scripts = self._open.scripts
         due: list[bytes] = []
-        for each in (share, limit):  # from each bucket its share; more of them only where the others have less
-            asked = [entered.reader.ask(entered.scripts.due(bucket, before, each)) for bucket in range(BUCKETS)]
-            by_bucket = [_list(ids) for ids in await asyncio.gather(*asked)]
+        for each in _shares(limit):
+            by_bucket = await self._of_buckets(partial(scripts.due, before=before, limit=each))
             due = list(chain.from_iterable(by_bucket))
             if len(due) >= limit or max(map(len, by_bucket)) < each:
                 break
         return due[:limit]
 
+    async def _of_buckets(self, request: Callable[[int], Request]) -> list[list[bytes]]:
+        reader = self._open.reader
+        return [_list(ids) for ids in await asyncio.gather(*[reader.ask(request(bucket)) for bucket in range(BUCKETS)])]
+
     async def _heads(self, ids: Sequence[bytes]) -> "_Heads":
         """Give the heads of these, and have the server forget the ids of those whose heads it has forgotten."""
         entered = self._open
-        asked = [entered.reader.ask(entered.scripts.head(stream)) for stream in ids]
-        replies = await asyncio.gather(*asked, return_exceptions=True)
+        replies = dict(chain.from_iterable(await asyncio.gather(*map(self._heads_of_bucket, *_by_bucket(ids)))))
         heads = _Heads([], [], [])
-        for stream, reply in zip(ids, replies, strict=True):
+        for stream in ids:
+            if (reply := replies[stream]) is None:
+                heads.forgotten.append(stream)
+                continue
             try:
-                if reply is None:
-                    heads.forgotten.append(stream)
-                elif isinstance(reply, BaseException):
-                    raise reply
-                else:
-                    heads.found.append((stream, self._head(reply)))
+                heads.found.append((stream, self._head(reply)))
             except StorageCorruptError as error:
                 logger.warning("Passing over stream %r: %s", stream.decode(errors="replace"), error)
                 heads.unreadable.append(stream)
-        by_bucket: dict[int, list[bytes]] = {}
-        for stream in heads.forgotten:
-            by_bucket.setdefault(bucket_of(stream), []).append(stream)
-        await asyncio.gather(*[entered.writer.ask(entered.scripts.drop_forgotten(*item)) for item in by_bucket.items()])
+        dropped = map(entered.scripts.drop_forgotten, *_by_bucket(heads.forgotten))
+        await asyncio.gather(*map(entered.writer.ask, dropped))
         return heads
+
+    async def _heads_of_bucket(self, bucket: int, ids: Sequence[bytes]) -> list[tuple[bytes, Reply]]:
+        entered = self._open
+        try:
+            replies = _list(await entered.reader.ask(entered.scripts.heads(bucket, ids)))
+        except StorageUnavailableError as error:
+            if not isinstance(error.__cause__, TryAgainError):
+                raise
+            # The slot is being moved, and some of them are here, and some there.
+            asked = [entered.reader.ask(entered.scripts.heads(bucket, [stream])) for stream in ids]
+            replies = [_list(reply)[0] for reply in await asyncio.gather(*asked)]
+        return list(zip(ids, replies, strict=True))
 
     async def _never_due(self, ids: Sequence[bytes]) -> None:
         """Leave what cannot be read where it is, out of the way of what can be swept."""
@@ -426,7 +441,7 @@ class _Scripts:
             ("EXEC",),
             ("ZRANGEBYLEX", keys[2], "-", "+", "LIMIT", 0, 1),
             ("ZRANGEBYSCORE", keys[3], "-inf", "+inf", "LIMIT", 0, 1),
-            ("GET", keys[0]),
+            ("MGET", keys[0]),
             ("TIME",),
             (shard + "SUBSCRIBE", channel),
             (shard + "UNSUBSCRIBE", channel),
@@ -439,9 +454,22 @@ class _Scripts:
         key = self._servers.key(bucket, _DUE)
         return Request(bucket, ("ZRANGEBYSCORE", key, "-inf", repr(before), "LIMIT", 0, limit))
 
-    def head(self, stream: bytes) -> Request:
-        bucket = bucket_of(stream)
-        return Request(bucket, ("GET", self._servers.key(bucket, _HEAD + stream)))
+    def heads(self, bucket: int, ids: Sequence[bytes]) -> Request:
+        return Request(bucket, ("MGET", *[self._servers.key(bucket, _HEAD + stream) for stream in ids]))
+
+
+def _shares(limit: int) -> Sequence[int]:
+    """Say how many to ask each bucket for, to get so many from all: twice its share, and if others have less, all."""
+    share = 2 * math.ceil(limit / BUCKETS)
+    return (share, limit) if share < limit else (limit,)
+
+
+def _by_bucket(ids: Sequence[bytes]) -> tuple[Sequence[int], Sequence[Sequence[bytes]]]:
+    """Give the buckets of these ids, and those of each."""
+    by_bucket: dict[int, list[bytes]] = {}
+    for stream in ids:
+        by_bucket.setdefault(bucket_of(stream), []).append(stream)
+    return list(by_bucket.keys()), list(by_bucket.values())
 
 
 def _script(text: bytes) -> tuple[bytes, bytes]:
