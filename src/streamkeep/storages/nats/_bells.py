@@ -3,9 +3,8 @@
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from streamkeep.errors import StorageUnavailableError
 from streamkeep.storages._doorbells import Doorbells
-from streamkeep.storages.nats._link import ApiError, Connection, translating_refusals
+from streamkeep.storages.nats._link import Connection, translating_refusals
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -47,7 +46,7 @@ class Bells:
         async with self._listening:
             if self._connection is connection:
                 return
-            await connection.subscribe(f"{self._name}.bell.*", self._bell)
+            await connection.subscribe(f"{self._name}.bell.>", self._bell)
             # Asked by the way that the subscription went: when the leader has answered, it knows that somebody listens.
             self._heard = self._stored = await self._last_sequence(connection)
             self._connection = connection
@@ -59,17 +58,14 @@ class Bells:
             await self.listen(connection)
             self._doorbells.ring_all()
 
-    async def check(self, connection: Connection) -> None:
-        """Ring everybody if a bell was lost."""
+    def check(self, connection: Connection, last_sequence: int) -> None:
+        """Ring everybody if a bell was lost. JetStream's log has a message there."""
         if not self._doorbells or self._connection is not connection:
             return
         if self._heard < self._stored:
             self._heard = self._stored
             self._doorbells.ring_all()
-        try:
-            self._stored = await self._last_sequence(connection)
-        except (StorageUnavailableError, ApiError):
-            return  # there is no leader for now, and perhaps bells were lost with it: the next look will tell
+        self._stored = last_sequence
 
     async def _last_sequence(self, connection: Connection) -> int:
         with translating_refusals():
@@ -79,10 +75,11 @@ class Bells:
 
     async def _bell(self, message: "Msg") -> None:
         sequence = int((message.headers or {}).get("Nats-Sequence", 0))
-        token = message.subject.rpartition(".")[2]
-        self.expect(token, sequence)
+        _, _, kind, *_, token = message.subject.split(".")
+        if kind == "s":
+            self.expect(token, sequence)
         if sequence > self._heard + 1:
             self._doorbells.ring_all()
-        else:
+        elif kind == "s":
             self._doorbells.ring((token,))
         self._heard = max(self._heard, sequence)

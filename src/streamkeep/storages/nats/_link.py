@@ -43,6 +43,8 @@ _TOO_LARGE: Final = 10054
 _NOT_ENABLED: Final = frozenset({10035, 10039, 10076})
 _FOR_NOW: Final = frozenset({10005, 10007, 10008, 10009, 10163, 10176, 10210, 10211})
 
+_TOO_MANY_RESULTS: Final = "413"
+
 NO_MESSAGE: Final = 10037
 NO_STREAM: Final = 10059
 WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
@@ -132,9 +134,23 @@ class Connection:
         """Ask, and give the answer."""
         return (await self._ask(subject, payload, headers, is_batch=False))[0]
 
-    async def request_batch(self, subject: str, payload: bytes) -> Sequence["Msg"]:
-        """Ask, and give all answers but the one that says that there are no more."""
-        return await self._ask(subject, payload, None, is_batch=True)
+    async def request_batch(self, subject: str, payload: bytes) -> "Batch":
+        """Ask, and give all answers."""
+        *messages, end = await self._ask(subject, payload, None, is_batch=True)
+        headers = end.headers or {}
+        return Batch(messages, headers.get("Status") == _TOO_MANY_RESULTS, int(headers.get("Nats-Num-Pending", 0)))
+
+    async def subjects(self, name: str, matching: str) -> AsyncGenerator[str]:
+        """Give the subjects of a JetStream stream that match, in any order."""
+        count = 0
+        while True:
+            info = await self.api(f"STREAM.INFO.{name}", {"subjects_filter": matching, "offset": count})
+            page: dict[str, int] = info["state"].get("subjects") or {}
+            for subject in page:
+                yield subject
+            count += len(page)
+            if not page or count >= info.get("total", 0):
+                return
 
     async def api(self, subject: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
         """Ask JetStream's API; ApiError if it refuses."""
@@ -205,6 +221,15 @@ class Connection:
             asked.take(message)
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The answers to one question, and how it ended: it was refused because there would be too many, or so many are still to come."""
+
+    messages: "Sequence[Msg]"
+    is_refused: bool
+    pending: int
+
+
 @dataclass(slots=True)
 class _Asked:
     subject: str
@@ -221,8 +246,7 @@ class _Asked:
                 )
             )
             return
-        if not self.is_batch or status is None:
-            self.answers.append(message)
+        self.answers.append(message)
         if (not self.is_batch or status is not None) and not self.future.done():
             self.future.set_result(self.answers)
 
