@@ -587,7 +587,7 @@ async def test_a_watcher_is_rung_also_by_what_came_while_its_connection_was_lost
         async with storage.watch("s") as doorbell:
             for _ in range(3):
                 connection = connection_of(storage)
-                connection.lose()
+                connection.fail()
                 new = replace(head, version=head.version + 1)
                 assert await writer.commit("s", head.version, new)
                 head = new

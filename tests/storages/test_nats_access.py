@@ -215,7 +215,7 @@ class TestCredentials:
             assert isinstance(storage.storage, NATSStorage)
             connection = storage.storage._open._link._connection
             assert connection is not None
-            connection.lose()
+            connection.fail()
             assert await storage.read("s") is None
             (seen,) = server.ask("connz?auth=true")["connections"]
             assert seen["jwt"] == users[1][0]

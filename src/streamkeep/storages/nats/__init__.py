@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
 import anyio
 import msgspec
@@ -26,22 +26,21 @@ from streamkeep.storages._asyncio_storage import AsyncioStorage
 from streamkeep.storages._doorbells import Doorbells
 from streamkeep.storages._engine_clock import EngineClock
 from streamkeep.storages.nats._bells import Bells
+from streamkeep.storages.nats._client import Message
 from streamkeep.storages.nats._commits import DELETION, MAX_PIECES, encode, stream_of, token_of
 from streamkeep.storages.nats._link import (
     WRONG_LAST_SEQUENCE,
     ApiError,
+    ChangedError,
     Connection,
     Link,
     Servers,
     answer_of,
     translating_refusals,
 )
-from streamkeep.storages.nats._log import ChangedError, Last, Log
+from streamkeep.storages.nats._log import Last, Log
 from streamkeep.storages.nats._markers import CONTENT, Marker, Markers, second_of, subject_of
 from streamkeep.storages.nats._setup import prepare
-
-if TYPE_CHECKING:
-    from nats.aio.msg import Msg
 
 _CHANGE_SECONDS: Final = 5.0
 _FIRST_PAUSE_SECONDS: Final = 0.01
@@ -296,7 +295,7 @@ class _JetStream:
         except StorageCorruptError:
             return
         if known.second != marker.second:
-            await self._remove(connection, marker.sequence)
+            self._remove(connection, marker.sequence)
 
     async def _ids(self, connection: Connection, after: str, limit: int) -> Sequence[str]:
         # JetStream gives all subjects at once, in no order. That is dear when there are very many: then who goes on where a page ended
@@ -342,7 +341,7 @@ class _JetStream:
                 if known.version != seen:
                     known = await self._look(connection, token)
                     if known.version != seen:
-                        await self._remove(connection, marker.sequence)
+                        self._remove(connection, marker.sequence)
                         self._remember(token, known)
                         return False
                 try:
@@ -352,7 +351,7 @@ class _JetStream:
                     await self._commit(connection, token, known, change, marker)
                 except ApiError as error:
                     if error.code not in WRONG_LAST_SEQUENCE:
-                        await self._remove(connection, marker.sequence)
+                        self._remove(connection, marker.sequence)
                         raise
                 else:
                     return True
@@ -386,9 +385,9 @@ class _JetStream:
         self._remember(token, _Known(change.head.version, sequence, first, second, marker))
         if moves:
             await new_marker.confirm()
-            await self._remove(connection, known.marker)
+            self._remove(connection, known.marker)
         else:
-            await self._remove(connection, new_marker.sequence)
+            self._remove(connection, new_marker.sequence)
 
     async def _delete(self, connection: Connection, token: str, known: _Known) -> None:
         headers = {"Nats-Expected-Last-Subject-Sequence": str(known.sequence), "Nats-Rollup": "sub"}
@@ -404,7 +403,7 @@ class _JetStream:
             sequence = _sequence(await connection.request(subject, DELETION, headers))
         self._bells.expect(token, sequence)
         await self._sweep(connection, subject, sequence)
-        await self._remove(connection, known.marker)
+        self._remove(connection, known.marker)
 
     async def _write_batch(
         self, connection: Connection, subject: str, pieces: Sequence[bytes], headers: Mapping[str, str]
@@ -415,16 +414,15 @@ class _JetStream:
             batch = {"Nats-Batch-Id": f"{id(pieces):x}-{time.time_ns():x}"}
             for number, piece in enumerate(pieces[:-1], 1):
                 expected = headers if number == 1 else {}
-                await connection.tell(subject, piece, {**expected, **batch, "Nats-Batch-Sequence": str(number)})
+                connection.tell(subject, piece, {**expected, **batch, "Nats-Batch-Sequence": str(number)})
             end = {**batch, "Nats-Batch-Sequence": str(len(pieces)), "Nats-Batch-Commit": "1"}
             return _sequence(await connection.request(subject, pieces[-1], end))
 
-    async def _remove(self, connection: Connection, sequence: int) -> None:
+    def _remove(self, connection: Connection, sequence: int) -> None:
         """Ask for the removal of a marker that no head needs, if there is one. Should that fail, it is removed when its second has come."""
         if sequence:
             body = msgspec.json.encode({"seq": sequence, "no_erase": True})
-            with suppress(StorageError):
-                await connection.tell(f"$JS.API.STREAM.MSG.DELETE.{self._name}", body, {})
+            connection.tell(f"$JS.API.STREAM.MSG.DELETE.{self._name}", body)
 
     async def _look(self, connection: Connection, token: str) -> _Known:
         return _Known.at(await self._last(connection, token))
@@ -434,7 +432,12 @@ class _JetStream:
         subject = self._subject(token)
         give_up_at = time.monotonic() + _CHANGE_SECONDS
         while True:
-            last = await self._log.last(connection, subject)
+            try:
+                last = await self._log.last(connection, subject)
+            except ChangedError:
+                if time.monotonic() > give_up_at:
+                    raise
+                continue
             if last.commit is None and last.sequence:
                 await self._sweep(connection, subject, last.sequence)
             if not last.sequence or last.sequence >= self._bells.expected(token):
@@ -515,6 +518,6 @@ class _Turn:
         self.users = 0
 
 
-def _sequence(message: "Msg") -> int:
+def _sequence(message: Message) -> int:
     sequence: int = answer_of(message)["seq"]
     return sequence

@@ -1,13 +1,11 @@
 """Hearing of what was stored in JetStream."""
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from streamkeep.storages._doorbells import Doorbells
+from streamkeep.storages.nats._client import Message
 from streamkeep.storages.nats._link import Connection, translating_refusals
-
-if TYPE_CHECKING:
-    from nats.aio.msg import Msg
 
 _STREAMS_KEPT: Final = 10_000
 
@@ -73,9 +71,12 @@ class Bells:
         sequence: int = info["state"]["last_seq"]
         return sequence
 
-    async def _bell(self, message: "Msg") -> None:
-        sequence = int((message.headers or {}).get("Nats-Sequence", 0))
-        _, _, kind, *_, token = message.subject.split(".")
+    def _bell(self, message: Message) -> None:
+        try:
+            sequence = int(message.headers["Nats-Sequence"])
+            _, _, kind, *_, token = message.subject.split(".")
+        except (KeyError, ValueError):
+            return  # somebody else's
         if kind == "s":
             self.expect(token, sequence)
         if sequence > self._heard + 1:

@@ -15,10 +15,10 @@ from typing import Final
 
 import msgspec
 
-from streamkeep.errors import StorageCorruptError, StorageError
+from streamkeep.errors import StorageCorruptError
 from streamkeep.storage import PAGE_BYTES
 from streamkeep.storages.nats._commits import Commit, Piece, decode_commit, decode_piece, decode_records
-from streamkeep.storages.nats._link import NO_MESSAGE, ApiError, Connection
+from streamkeep.storages.nats._link import NO_MESSAGE, ApiError, ChangedError, Connection
 
 _STREAMS_KEPT: Final = 1_000
 _PLACES_KEPT: Final = 8
@@ -26,10 +26,6 @@ _MAX_BATCH: Final = 1_000
 _LAST_IN_A_ROW: Final = 100
 _MAX_ENDS: Final = 1_000
 _ENDS_BYTES: Final = 8 << 20
-
-
-class ChangedError(Exception):
-    """What was being read is no longer there: the stream was deleted meanwhile, and perhaps created again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +82,7 @@ class Log:
                 body = {"multi_last": some, "seq": begin, "batch": len(some), "max_bytes": _ENDS_BYTES}
                 batch = await connection.request_batch(f"$JS.API.DIRECT.GET.{self._name}", msgspec.json.encode(body))
                 for message in batch.messages:
-                    headers = message.headers or {}
+                    headers = message.headers
                     begin = int(headers["Nats-Sequence"]) + 1
                     with suppress(StorageCorruptError):
                         piece = decode_piece(begin - 1, message.data)
@@ -237,13 +233,8 @@ class Log:
         return await self._direct(connection, {"seq": begin, "next_by_subj": subject, "batch": count, "max_bytes": PAGE_BYTES})
 
     async def _direct(self, connection: Connection, body: Mapping[str, object]) -> Sequence[Piece]:
-        found: list[Piece] = []
         batch = await connection.request_batch(f"$JS.API.DIRECT.GET.{self._name}", msgspec.json.encode(body))
-        for message in batch.messages:
-            if message.headers is None:
-                raise StorageError("JetStream's answer cannot be understood")
-            found.append(decode_piece(int(message.headers["Nats-Sequence"]), message.data))
-        return found
+        return [decode_piece(int(message.headers["Nats-Sequence"]), message.data) for message in batch.messages]
 
 
 class _Page:

@@ -9,7 +9,7 @@ leaves a marker too many, and never one too few; whoever finds it, when its seco
 head expires in its second.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -83,7 +83,7 @@ class Markers:
             batch = await connection.request_batch(f"$JS.API.DIRECT.GET.{self._name}", msgspec.json.encode(body))
             if batch.is_refused:
                 return None
-            found += [_decode(message.headers or {}) for message in batch.messages]
+            found += [_decode(message.headers) for message in batch.messages]
             if not batch.pending or not found:
                 return found
             begin = found[-1].sequence + 1
@@ -97,11 +97,10 @@ def prefixes_until(second: int) -> Sequence[str]:
     return [f"{digits[:place]}{digit:x}" for place in range(_DIGITS) for digit in range(int(digits[place], 16))]
 
 
-def _decode(headers: "dict[str, str]") -> Marker:
+def _decode(headers: Mapping[str, str]) -> Marker:
     try:
         *_, token = tokens = headers["Nats-Subject"].split(".")
         second = int("".join(tokens[-_DIGITS - 1 : -1]), 16)
-        # Up to the microsecond: what comes behind it not every Python reads.
         stored_at = datetime.fromisoformat(f"{headers['Nats-Time-Stamp'][:19]}+00:00").timestamp()
         return Marker(token, second, int(headers["Nats-Sequence"]), stored_at)
     except (KeyError, ValueError) as error:
