@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from nats.aio.client import Client
 from tests.engines.nats import NATSServer, running_server
 from tests.engines.process import free_port
+from tests.simulation.suite import SimulationSuite
 
 from streamkeep.errors import InvalidArgumentError, StorageCorruptError, StorageError, StorageFullError, StorageUnavailableError
 from streamkeep.storage import Head, Storage
@@ -25,7 +26,7 @@ from streamkeep.storages.nats._commits import DELETION, encode, stream_of, token
 from streamkeep.storages.nats._link import Connection
 from streamkeep.storages.nats._log import Log
 from streamkeep.storages.retrying import RetryingStorage
-from streamkeep.testing import SimulationSuite, StorageSuite, StreamsSuite
+from streamkeep.testing import StorageSuite, StreamsSuite
 
 BOUND_SECONDS: Final = 20
 NUMBERS: Final = itertools.count(1)

@@ -15,6 +15,7 @@ import asyncpg  # type: ignore[import-untyped]  # it has no types
 import pytest
 from tests.engines.pgbouncer import PgBouncer
 from tests.engines.postgres import SYSTEM, Postgres
+from tests.simulation.suite import SimulationSuite
 
 from streamkeep.errors import (
     InvalidArgumentError,
@@ -28,7 +29,7 @@ from streamkeep.storages import postgres, storage_for
 from streamkeep.storages.postgres import PostgresStorage, _link, _schema
 from streamkeep.storages.postgres._news import Polling
 from streamkeep.storages.retrying import RetryingStorage
-from streamkeep.testing import SimulationSuite, StorageSuite, StreamsSuite
+from streamkeep.testing import StorageSuite, StreamsSuite
 from streamkeep.testing._storage_suite import ODD_IDS
 
 BOUND_SECONDS = 20

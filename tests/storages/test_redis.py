@@ -18,6 +18,7 @@ import trio
 from redis.crc import key_slot
 from tests.engines.process import free_port
 from tests.engines.redis import REDIS, Cluster, Replicated, Server, until
+from tests.simulation.suite import SimulationSuite
 
 from streamkeep.errors import (
     InvalidArgumentError,
@@ -31,7 +32,7 @@ from streamkeep.storages import storage_for
 from streamkeep.storages.redis import RedisStorage
 from streamkeep.storages.redis._servers import BUCKETS, Shared, bucket_of
 from streamkeep.storages.retrying import RetryingStorage
-from streamkeep.testing import SimulationSuite, StorageSuite, StreamsSuite
+from streamkeep.testing import StorageSuite, StreamsSuite
 
 BOUND_SECONDS = 30
 

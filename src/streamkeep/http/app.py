@@ -318,7 +318,7 @@ class StreamsHTTP:
 
 
 def shown_info(info: StreamInfo) -> dict[str, object]:
-    """Give what a reader may know of a stream: not its writer's name, nor its metadata."""
+    """Give what a reader may know of a stream: not its writer's session, nor its metadata."""
     return {
         "id": info.id,
         "status": info.status,
@@ -326,7 +326,7 @@ def shown_info(info: StreamInfo) -> dict[str, object]:
         "tail": info.tail,
         "createdAt": info.created_at,
         "updatedAt": info.updated_at,
-        "leaseUntil": info.lease_until,
+        "isWritten": bool(info.session),
         "expiresAt": info.expires_at,
     }
 

@@ -15,8 +15,8 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from .._subscription import Subscription
-from ..errors import HTTP_CODES, Status, StreamkeepError, StreamManagerClosedError
-from ..events import ErrorInfo, StreamEvent, StreamEventType, error_info
+from ..errors import HTTP_CODES, Status, StorageError, StreamkeepError, StreamManagerClosedError
+from ..events import ErrorInfo, StreamEvent, StreamEventType, shown_info
 from .wire import Framing, GenkitFraming, error_body
 
 logger: Final = logging.getLogger("streamkeep")
@@ -118,7 +118,7 @@ async def send_error(send: Send, error: ErrorInfo, code: int | None = None, head
 
 def shown_error(error: Exception) -> ErrorInfo:
     """Say of an error what a client may know, and write the rest to the log."""
-    info = error_info(error)
+    info = shown_info(error)
     if isinstance(error, StreamManagerClosedError):
         logger.info("a request came too late: %s", error)  # at every shutdown under load, and its client is told
     elif info.status in ("INTERNAL", "UNKNOWN", "DATA_LOSS", "UNAVAILABLE"):
@@ -198,6 +198,8 @@ class _Response:
             return None  # the client is gone (ASGI 2.4)
         except StreamManagerClosedError:
             return SHUTTING_DOWN
+        except StorageError as error:
+            return shown_info(error)  # whoever read the storage for all its readers has logged it
         except Exception as error:
             return shown_error(error)
         return TOO_LONG if longest.cancelled_caught else None

@@ -53,11 +53,13 @@ class FaultyStorage:
     Attributes:
         calls: how often each operation was called.
         is_down: while it is true every operation raises StorageError, and the script stands still.
+        ahead_seconds: by how much its `time` is ahead of that of the wrapped storage.
     """
 
     def __init__(self, storage: Storage) -> None:
         self.calls: Final = Counter[Operation]()
         self.is_down = False
+        self.ahead_seconds = 0.0
         self._storage = storage
         self._steps: defaultdict[Operation, deque[Step]] = defaultdict(deque)
 
@@ -132,7 +134,7 @@ class FaultyStorage:
 
     def time(self) -> float:
         """See `Storage.time`."""
-        return self._storage.time()
+        return self._storage.time() + self.ahead_seconds
 
     def clone(self) -> None:
         """See `Storage.clone`: what is said of it is said on one event loop."""

@@ -13,7 +13,7 @@ import msgspec
 
 from streamkeep.events import ErrorInfo, is_terminal
 
-from ._world import Past
+from .world import Past
 
 CHUNK: Final = b"c"
 DONE: Final = b"d"

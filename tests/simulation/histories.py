@@ -9,7 +9,7 @@ same seed gives the same history, to the byte. Hours pass in milliseconds, becau
 
 What is checked of each history: nothing that was acknowledged is lost, nothing is stored or shown twice, order is kept, no writer
 comes back after another took over, there is one terminal event at most, every reader comes to it or is told why not, a writer is told that
-its stream is no longer its own, all streams end, and all that has expired is removed. Needs trio.
+its stream is no longer its own, all streams end, and all that has expired is removed.
 """
 
 import gc
@@ -30,11 +30,9 @@ import trio.testing
 
 from streamkeep.storage import Storage
 
-from ._accounts import check_all
-from ._actors import PROMPT_SECONDS, Actor, Meddler, Process, Reader, Story, Writer
-from ._world import CALM, LONGEST_STALL, Weather, World, asking
-
-__all__ = ["Outcome", "simulate"]
+from .accounts import check_all
+from .actors import PROMPT_SECONDS, Actor, Meddler, Process, Reader, Story, Writer
+from .world import CALM, LONGEST_STALL, Weather, World, asking
 
 # The one way to have trio's order of tasks from a seed: it is there for Hypothesis, and is not documented.
 _trio_run: Final[Any] = import_module("trio._core._run")
@@ -77,7 +75,7 @@ def simulate(seed: int, open_storage: Callable[[], Storage]) -> Outcome:
 
     An exception that nothing here expects, of the storage or of streamkeep, is a violation too.
     """
-    random = Random(seed)  # noqa: S311 - chance that can be had again is what is wanted
+    random = Random(seed)
     with asking(open_storage) as (ask, storage), _deterministic(seed):
         world = World(ask, storage, random)
         story = Story(world, random, ["a", "b"][: random.randint(1, 2)], timedelta(seconds=random.choice([1, 20, 300])))

@@ -33,8 +33,8 @@ from streamkeep import (
 from streamkeep.errors import StorageCorruptError
 from streamkeep.events import StreamEventType, event_of
 
-from ._accounts import Reading, Writing, failure_of
-from ._world import CALM, EPOCH, SimulatedStorage, Weather, World
+from .accounts import Reading, Writing, failure_of
+from .world import CALM, EPOCH, SimulatedStorage, Weather, World
 
 PROMPT_SECONDS: Final = 2.0
 """Within this, in calm weather, a reader gets what was stored, and a writer learns that its stream is no longer its own."""

@@ -214,7 +214,7 @@ class World:
         for bell in tuple(self._bells[stream]):
             bell.ring_later()
 
-    def _expect(self, holds: bool, otherwise: str) -> None:  # noqa: FBT001 - reads as a sentence
+    def _expect(self, holds: bool, otherwise: str) -> None:
         if not holds:
             self.surprises.append(otherwise)
 
