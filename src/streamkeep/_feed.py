@@ -9,6 +9,7 @@ import anyio
 from anyio import CancelScope
 
 from . import _lifecycle
+from ._background import Task
 from ._core import Core
 from ._lifecycle import Life
 from .errors import StorageError, StreamkeepError, StreamManagerClosedError, StreamNotFoundError, fresh
@@ -64,7 +65,7 @@ class Feed:
         self._waiting = 0
         self._change = anyio.Event()
         self._failure: StreamkeepError | None = None
-        self._scope = CancelScope()
+        self._reading = Task()
 
     @property
     def tail(self) -> int:
@@ -82,11 +83,11 @@ class Feed:
 
     def start(self) -> None:
         """Read on in the background."""
-        self._scope = self._core.background.start(self._follow, f"following stream {self._stream}")
+        self._reading = self._core.background.start(self._follow, f"following stream {self._stream}")
 
     def stop(self) -> None:
         """Read no more."""
-        self._scope.cancel()
+        self._reading.cancel()
 
     def since(self, offset: int) -> Sequence[bytes] | None:
         """Give the shared records from `offset` on, 512 at most, or None if they do not reach back that far."""

@@ -15,7 +15,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -240,7 +240,8 @@ class _Keeper:
         """Have it stop; from any thread."""
         self.is_stopped = True
         if self._stop is not None:
-            self._stop()
+            with suppress(RuntimeError):  # its event loop has ended
+                self._stop()
 
     async def run(self) -> None:
         """Begin, renew, and take mail, until it is stopped."""
