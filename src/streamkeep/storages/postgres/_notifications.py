@@ -52,8 +52,8 @@ class Notifications(Protocol):
 class Listening:
     """One connection that listens; a notification has a mark of its sender, and the checksums of what has changed.
 
-    The mark identifies this process's own notifications, for which it has rung when its commit was answered. It is changed whenever an answer
-    was lost.
+    The mark identifies this process's own notifications, for which it has rung when its commit was answered. It is changed whenever an
+    answer was lost.
     """
 
     def __init__(self, place: Place) -> None:
