@@ -933,6 +933,39 @@ async def test_a_standby_takes_over(tmp_path: Path) -> None:
             assert list(page.records) == [b"%d" % i for i in range(11)]
 
 
+async def test_a_standby_that_lacks_the_last_commits_is_believed() -> None:
+    with Postgres() as primary, Postgres(standby_of=primary) as standby:
+        hosts = f"127.0.0.1:{primary.port},127.0.0.1:{standby.port}"
+        async with storage_for(primary.url_of(host=hosts)) as storage, storage.watch("s") as doorbell:
+            for version in range(3):
+                assert await storage.commit("s", version or None, a_head(version + 1, version + 1), [b"%d" % version])
+            assert await storage.commit("deleted", None, a_head(1, 0))
+            count = f"SELECT count(*) FROM {primary.schema}.streams WHERE version = 3 OR id = 'deleted'"
+            await until(lambda: standby.run("SELECT to_regclass('" + primary.schema + ".streams') IS NOT NULL") == "t")
+            await until(lambda: standby.run(count) == "2")
+            standby.stop()
+            for version in range(3, 6):
+                assert await storage.commit("s", version, a_head(version + 1, version + 1), [b"%d" % version])
+            assert await storage.commit("later", None, a_head(1, 1), [b"x"])
+            assert await storage.delete("deleted", 1)
+            await taken(doorbell)
+            primary.kill()
+            standby.start()
+            standby.run("SELECT pg_promote()")
+            page = await soon(storage.read("s", 0, 9))
+            assert page is not None
+            assert (page.head, list(page.records)) == (a_head(3, 3), [b"0", b"1", b"2"])
+            await soon(doorbell.wait())  # a reader looks, and sees it
+            assert not await storage.commit("s", 6, a_head(7, 7), [b"lost"])
+            assert not await storage.delete("s", 6)
+            assert not await storage.commit("later", 1, a_head(2, 2), [b"lost"])
+            assert await ids_of(storage) == ["deleted", "s"]
+            assert await storage.commit("s", 3, a_head(9, 4), [b"other"])
+            page = await storage.read("s", 0, 9)
+            assert page is not None
+            assert list(page.records) == [b"0", b"1", b"2", b"other"]
+
+
 # -- the words of the tests
 
 

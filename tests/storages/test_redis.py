@@ -254,12 +254,12 @@ async def test_the_permissions_that_the_page_names_are_enough(own: Server) -> No
         assert await storage.delete("s", 1)
 
 
-async def test_a_server_that_does_not_tell_its_settings_is_used_with_a_warning(
+async def test_a_server_that_does_not_say_its_settings_is_used_with_a_warning(
     own: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     own.ask("ACL", "SETUSER", "ann", "reset", "on", ">secret", "~*", "&*", "+@all", "-info")
     await enter(f"redis://ann:secret@127.0.0.1:{own.port}")
-    assert "does not tell its version" in caplog.text
+    assert "does not say its version" in caplog.text
 
 
 async def test_a_database_that_does_not_exist_is_named(valkey: Server) -> None:

@@ -1,7 +1,7 @@
 """What a forked child gets of its parent's connections: nothing.
 
 Parent and child share each socket, and the epoll instance of the parent's event loop. A child that only collects garbage, or exits, would
-otherwise run the clean-up of inherited objects: take the parent's sockets out of that epoll, or say goodbye over them.
+otherwise run the clean-up of inherited objects: take the parent's sockets out of that epoll, or end its sessions over them.
 """
 
 import os

@@ -48,7 +48,7 @@ class PostgresStorage(AsyncioStorage["_Entered"]):
     to is used. What is left out comes from `PGHOST`, `PGPASSWORD` and so on, as in every program of PostgreSQL's. Options, after `?`:
 
     - `schema=streamkeep`: where the tables are. Schema and tables are created if they are missing, by whichever process comes first.
-    - `notify=off`: tell other processes nothing. They look at the streams that they watch instead, every 50 to 250 ms. Needed behind a
+    - `notify=off`: notify nobody. Other processes look at the streams that they watch instead, every 50 to 250 ms. Needed behind a
       pooler in transaction mode; and NOTIFY makes all commits of a database that notify go one after the other.
     - `host`, `port`, `passfile`, `sslmode`, `sslrootcert`, `sslcert`, `sslkey`, `sslcrl`, `sslnegotiation`: as in every URL of
       PostgreSQL's.
@@ -152,7 +152,7 @@ async def _running(notifications: Notifications) -> AsyncGenerator[None]:
 
 
 async def _change(writer: Session, notifications: Notifications, changes: Sequence[Change]) -> Sequence[bool | StorageError]:
-    """Make the changes in as few transactions as keep their order; what is wrong with one is no business of the others."""
+    """Make the changes in as few transactions as keep their order; what is wrong with one does not fail the others."""
     answers: dict[int, bool | StorageError] = {}
     for run in _runs(changes):
         try:

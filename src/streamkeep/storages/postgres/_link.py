@@ -40,8 +40,6 @@ class Prepared(Protocol):
 class Database(Protocol):
     """What is used here of a connection of asyncpg, which has no types."""
 
-    _transport: asyncio.BaseTransport
-
     async def fetch(self, query: str, *args: object) -> Sequence[Any]:
         """Run one statement, and give its rows."""
         ...
@@ -199,7 +197,9 @@ async def _connect(url: str, place: Place) -> Link:
         )
     except Exception as error:
         raise translated(error, place) from error
-    keep_from_children(db, db._transport.get_extra_info("socket"))  # noqa: SLF001 - asyncpg gives it to nobody
+    transport: asyncio.BaseTransport | None = getattr(db, "_transport", None)  # asyncpg gives it to nobody
+    if transport is not None:
+        keep_from_children(db, transport.get_extra_info("socket"))
     async with _bounded(db, place, SECONDS):
         # A pooler makes up a process to name to each client. While it is not known there must be no trace of the question.
         await db.execute("BEGIN")

@@ -52,8 +52,8 @@ class Notifications(Protocol):
 class Listening:
     """One connection that listens; a notification has a mark of its sender, and the checksums of what has changed.
 
-    The mark tells this process's own notifications, for which it has rung when its commit was answered. It is changed whenever an answer
-    was lost.
+    The mark identifies this process's own notifications, for which it has rung when its commit was answered. It is changed whenever an
+    answer was lost.
     """
 
     def __init__(self, place: Place) -> None:
@@ -128,7 +128,7 @@ class Listening:
             await link.aclose()
 
     async def _wait_until_lost(self, link: Link, lost: asyncio.Event) -> None:
-        # Nobody tells of a connection that was lost silently, so it is asked now and then.
+        # A connection can be lost without a sign, so it is tried now and then.
         while not lost.is_set():
             try:
                 async with asyncio.timeout(_PING_SECONDS):

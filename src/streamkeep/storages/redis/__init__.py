@@ -502,7 +502,7 @@ async def _examine(servers: Servers, scripts: _Scripts) -> None:
 def _check_server(address: Address, topology: Topology, info: Reply) -> None:
     if not isinstance(info, bytes):
         logger.warning(
-            "Redis at %s does not tell its version and eviction policy (%s); see docs/how-to/redis.md", shown(address), info
+            "Redis at %s does not say its version and eviction policy (%s); see docs/how-to/redis.md", shown(address), info
         )
         return
     facts = dict(line.split(":", 1) for line in info.decode(errors="replace").splitlines() if ":" in line)

@@ -132,7 +132,7 @@ class Bells:
             self._missed.update(watched.channel for watched in self._watched.values() if not watched.is_live)
             self._is_lost.set()
         elif (watched := self._watched.get(channel)) is not None and watched.line is not None:
-            # It no longer tells of this channel: the slot has moved to another node. (Or it is late with what was asked for earlier.)
+            # No more messages of this channel come: its slot has moved to another node. (Or this answers what was asked for earlier.)
             watched.line = watched.asked = None
             self._missed.add(channel)
             self._is_lost.set()

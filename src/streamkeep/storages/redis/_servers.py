@@ -17,7 +17,7 @@ from streamkeep.storages.redis._url import Address, Options, shown
 T = TypeVar("T")
 
 BUCKETS: Final = 16
-"""Streams are dealt out to so many hash tags. In a cluster so many nodes can share the work; a scan looks into each."""
+"""Streams are spread over so many hash tags. In a cluster so many nodes can share the work; a scan looks into each."""
 
 _REDIRECTIONS: Final = 5
 _WAIT_MILLISECONDS: Final = 1000
@@ -89,11 +89,11 @@ class Servers:
         return {await self.of(bucket) for bucket in range(BUCKETS)}
 
     def forget(self) -> None:
-        """Do not believe what was found."""
+        """Drop what was found, because it may be out of date."""
         self._places.clear()
 
     def moved(self, bucket: int, address: Address) -> None:
-        """Believe a node that says where a bucket is."""
+        """Note where a bucket is, as a node has said."""
         self._places[bucket] = address
 
     async def open(self, address: Address, on_message: OnMessage | None = None) -> Line:
@@ -188,7 +188,7 @@ async def _must_be_primary(line: Line) -> None:
     try:
         (role,) = await line.ask([("ROLE",)])
     finally:
-        # A server that does not tell is believed; if it takes no writes it will say so.
+        # A server that does not say is taken for the primary; if it takes no writes, it will say that.
         is_other = not isinstance(role, ResponseError) and (not isinstance(role, list) or role[0] != b"master")
         if is_other:
             await line.close()
