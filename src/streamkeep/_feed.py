@@ -1,7 +1,7 @@
 """Feed: the newest records of one stream, read once per change for all who follow it in this process."""
 
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from math import inf
 from typing import Final
 
@@ -66,6 +66,8 @@ class Feed:
         self._change = anyio.Event()
         self._failure: StreamkeepError | None = None
         self._reading = Task()
+        self._waiting = CancelScope()
+        self._has_dead_writer = False
 
     @property
     def tail(self) -> int:
@@ -111,8 +113,9 @@ class Feed:
         try:
             async with self._core.storage.watch(self._stream) as doorbell:
                 while not self._is_over:
-                    with ExitStack() as watching:
-                        await self._read_on(doorbell, watching)
+                    session = self.life.state.session
+                    with self._core.observer.calling_when_dead(session, self._stop_waiting):
+                        await self._read_on(doorbell, session)
         except StreamkeepError as error:
             if isinstance(error, StorageError):
                 self._core.report(f"stream {self._stream} cannot be read, and its readers are told", error)
@@ -121,20 +124,24 @@ class Feed:
             if not self._is_over:  # stopped by the last follower's leaving, or with the manager; or by a bug
                 self._fail(StreamManagerClosedError("the stream manager is closed"))
 
-    async def _read_on(self, doorbell: Doorbell, watching: ExitStack) -> None:
-        """Read until the stream is over or has another writer; meanwhile, see whether the one that it has is alive."""
-        session = self.life.state.session
-        with CancelScope() as waiting:
-            watching.enter_context(self._core.observer.calling_when_dead(session, waiting.cancel))
-            while True:
-                page = await self._core.storage.read(self._stream, self.tail, PAGE_RECORDS)
-                self._take(page)
-                if self._is_over or self.life.state.session != session:
-                    return
-                if self.tail >= self.life.head.tail:
-                    waiting.deadline = self._deadline()
+    async def _read_on(self, doorbell: Doorbell, session: str) -> None:
+        """Read until the stream is over or has another writer; end it when the one that it has is dead."""
+        while True:
+            self._take(await self._core.storage.read(self._stream, self.tail, PAGE_RECORDS))
+            if self._is_over or self.life.state.session != session:
+                return
+            if self.tail < self.life.head.tail:
+                continue
+            if not self._has_dead_writer:
+                with CancelScope(deadline=self._deadline()) as self._waiting:
                     await doorbell.wait()
-        await self._core.end_if_abandoned(self._stream, self.life)
+            if self._has_dead_writer or self._waiting.cancelled_caught:
+                self._has_dead_writer = False
+                await self._core.end_if_abandoned(self._stream, self.life)
+
+    def _stop_waiting(self) -> None:
+        self._has_dead_writer = True
+        self._waiting.cancel()
 
     def _deadline(self) -> float:
         at = _lifecycle.abandoned_at(self.life.state, self._core.terms)

@@ -269,6 +269,7 @@ class _Keeper:
             tasks.cancel_scope.cancel()
 
     async def _renew_on(self) -> None:
+        told = -1.0
         while True:
             await anyio.sleep(max(0.0, self._renewed_at + self._period - anyio.current_time()))
             try:
@@ -276,7 +277,9 @@ class _Keeper:
                     await self._renew()
                     continue
             except StorageError as error:
-                logger.warning("the session could not be renewed: %s", error)
+                if told != self._renewed_at:  # once for each time that it fails
+                    told = self._renewed_at
+                    logger.warning("the session could not be renewed: %s", error)
             await anyio.sleep(min(self._period, RETRY_SECONDS))
 
     async def _watch_over_renewal(self) -> None:
