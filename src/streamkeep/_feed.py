@@ -1,7 +1,7 @@
 """Feed: the newest records of one stream, read once per change for all who follow it in this process."""
 
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from math import inf
 from typing import Final
 
@@ -110,8 +110,7 @@ class Feed:
         try:
             async with self._core.storage.watch(self._stream) as doorbell:
                 while not self._is_over:
-                    with ExitStack() as watching:
-                        await self._read_on(doorbell, watching)
+                    await self._read_on(doorbell)
         except StreamkeepError as error:
             if isinstance(error, StorageError):
                 self._core.report(f"stream {self._stream} cannot be read, and its readers are told", error)
@@ -120,20 +119,30 @@ class Feed:
             if not self._is_over:  # stopped by the last follower's leaving, or with the manager; or by a bug
                 self._fail(StreamManagerClosedError("the stream manager is closed"))
 
-    async def _read_on(self, doorbell: Doorbell, watching: ExitStack) -> None:
+    async def _read_on(self, doorbell: Doorbell) -> None:
         """Read until the stream is over or has another writer; meanwhile, see whether the one that it has is alive."""
         session = self.life.state.session
-        with CancelScope() as waiting:
-            watching.enter_context(self._core.observer.calling_when_dead(session, waiting.cancel))
+        waiting, is_dead = CancelScope(), False
+
+        def die() -> None:
+            nonlocal is_dead
+            is_dead = True
+            waiting.cancel()
+
+        with self._core.observer.calling_when_dead(session, die):
             while True:
-                page = await self._core.storage.read(self._stream, self.tail, PAGE_RECORDS)
-                self._take(page)
+                # Whatever is known of the writer, the stream is read first: it may be another's by now, or deleted.
+                self._take(await self._core.storage.read(self._stream, self.tail, PAGE_RECORDS))
                 if self._is_over or self.life.state.session != session:
                     return
-                if self.tail >= self.life.head.tail:
-                    waiting.deadline = self._deadline()
-                    await doorbell.wait()
-        await self._core.end_if_abandoned(self._stream, self.life)
+                if self.tail < self.life.head.tail:
+                    continue
+                if not is_dead:
+                    with CancelScope(deadline=self._deadline()) as waiting:
+                        await doorbell.wait()
+                if is_dead or waiting.cancelled_caught:
+                    is_dead = False
+                    await self._core.end_if_abandoned(self._stream, self.life)
 
     def _deadline(self) -> float:
         at = _lifecycle.abandoned_at(self.life.state, self._core.terms)

@@ -31,7 +31,7 @@ LONGEST_STALL: Final = 40.0
 
 ANSWER_SECONDS: Final = 60.0
 """How long, in real time, the storage may take for an answer."""
-MAX_OPERATIONS: Final = 200_000
+MAX_OPERATIONS: Final = 40_000
 """After so many operations a history goes round in circles."""
 EPOCH: Final = 4_000_000_000.0
 """What the storage's clock shows when a history begins; in the future, because an engine may forget what by its own clock is over."""
