@@ -2,14 +2,13 @@
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from math import inf
 from typing import Final
 
 import anyio
 from anyio import CancelScope
 
 from . import _lifecycle
-from ._core import Core
+from ._core import LOOK_SECONDS, Core
 from ._lifecycle import Life
 from .errors import StorageError, StreamkeepError, StreamManagerClosedError, StreamNotFoundError, fresh
 from .storage import Doorbell, Page
@@ -141,12 +140,13 @@ class Feed:
                     with CancelScope(deadline=self._deadline()) as waiting:
                         await doorbell.wait()
                 if is_dead or waiting.cancelled_caught:
-                    is_dead = False
-                    await self._core.end_if_abandoned(self._stream, self.life)
+                    is_quiet, is_dead = not is_dead, False
+                    if not await self._core.end_if_abandoned(self._stream, self.life) and is_quiet:
+                        await self._core.ask_for_writer(self._stream, self.life)
 
     def _deadline(self) -> float:
         at = _lifecycle.abandoned_at(self.life.state, self._core.terms)
-        return inf if at is None else anyio.current_time() + at - self._core.now()
+        return anyio.current_time() + (LOOK_SECONDS if at is None else at - self._core.now())
 
     def _take(self, page: Page | None) -> None:
         if page is None:
