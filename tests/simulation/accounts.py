@@ -6,7 +6,7 @@ these accounts and the world's record to sentences about what was broken; none m
 Where the storage went back, what was acknowledged after the moment it went back to may be lost; nothing else may.
 """
 
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Final
@@ -93,13 +93,11 @@ class Reading:
         return past.records[self.next : self.next + len(records)] == records
 
 
-def check_all(pasts: Sequence[Past], writings: Sequence[Writing], deleted: Collection[str]) -> Generator[str]:
-    """Give a sentence for every promise that was broken; `deleted` are the ids that somebody has deleted."""
+def check_all(pasts: Sequence[Past], writings: Sequence[Writing]) -> Generator[str]:
+    """Give a sentence for every promise that was broken."""
     streams = [past for past in pasts if not past.is_session]
     for past in streams:
         yield from check_log(past)
-        if past.deleted_at is not None and past.ends_at is None and past.id not in deleted:
-            yield f"{past.id} was forgotten before it had come to its end"
     for writing in writings:
         yield from check_writing(writing, streams)
 

@@ -82,11 +82,6 @@ class Story:
     violations: list[str] = field(default_factory=list)
     reached: dict[str, int] = field(default_factory=dict)
 
-    @property
-    def may_be_forgotten(self) -> set[str]:
-        """The ids of streams that may be gone before they have come to their end."""
-        return set(self.ids) if self.may_forget else self.deleted
-
     def __post_init__(self) -> None:
         self.world.committed = self._see_commit
         self.world.deleted = self._see_deletion
@@ -114,17 +109,24 @@ class Story:
         is_declared_dead = state.error == "ABORTED" or state.session not in {"", was.session}
         if was.status == "open" and is_declared_dead:
             self.count("declared dead")
-            self._expect_dead(way, was.session, f"{stream} was taken from its writer")
+            self._expect_dead(way, _lifecycle.session_id(was.session), f"{stream} was taken from its writer")
 
     def _see_deletion(self, way: SimulatedStorage, past: Past) -> None:
-        if not past.is_session and past.ends_at is None and past.id not in self.deleted:
-            self._expect_dead(way, _lifecycle.life_of(past.head).state.session, f"{past.id} was forgotten")
+        """Check that nothing is forgotten before it has come to its end, but what somebody deletes, or what an `open` takes back."""
+        if past.is_session or past.ends_at is not None or past.id in self.deleted:
+            return
+        session = _lifecycle.session_id(_lifecycle.life_of(past.head).state.session)
+        if past.records or way.session != session:
+            if not self.may_forget:
+                self.complain(f"{past.id} was forgotten before it had come to its end")
+            self._expect_dead(way, session, f"{past.id} was forgotten")
+        else:
+            self.count("taken back")
 
     def _expect_dead(self, way: SimulatedStorage, session: str, what: str) -> None:
         for process in self.processes:
-            if session and process.way.session == _lifecycle.session_id(session) and process.way is not way:
-                if process.is_surely_alive:
-                    self.complain(f"{what}, and {process.name} lives")
+            if process.way.session == session and process.way is not way and process.is_surely_alive:
+                self.complain(f"{what}, and {process.name} lives")
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +191,7 @@ class Process:
                     self.up.set()
                     async with trio.open_nursery() as nursery:
                         for act in actors:
-                            nursery.start_soon(self._act, act)
+                            nursery.start_soon(self.act, act)
                         nursery.start_soon(trio.sleep_forever)
         finally:
             self.over.set()
@@ -246,7 +248,8 @@ class Process:
         if not is_tame:
             self._tame_since = self.calm_since
 
-    async def _act(self, act: "Actor") -> None:
+    async def act(self, act: "Actor") -> None:
+        """Let somebody act in it."""
         self._story.acting.append(act)
         try:
             await act(self)
@@ -548,7 +551,8 @@ class Meddler:
                 asked_at = trio.current_time()
                 if await process.streams.cancel(stream):
                     story.count("cancelled")
-                    await _expect_to_be_told(story, stream, asked_at)
+                    if asked_at >= process.calm_since and not story.world.commit_seconds:  # else they find out by themselves
+                        await _expect_to_be_told(story, stream, asked_at)
             case "delete" | "replace" as how:
                 story.deleted.add(stream)
                 await process.streams.delete(stream)
