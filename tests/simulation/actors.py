@@ -138,6 +138,11 @@ class Handle:
     name: str
     opened_at: float
 
+    def holds(self, stream: str) -> bool:
+        """Whether it is an open handle of this stream."""
+        held = self.stream()
+        return held is not None and held.id == stream and not held.is_closed
+
     @property
     def should_be_told(self) -> bool:
         """Whether it is believed to be open by a process in whose way there has been nothing lately."""
@@ -214,8 +219,9 @@ class Process:
 
     def calm_down(self) -> None:
         """Let what it asks of the storage succeed from now on."""
-        # What was sent before may still be under way, there and back.
-        self._since(2 * self.weather.stall_seconds + 1, is_tame=self.weather.is_tame)
+        # What was sent before may still be under way, there and back, while others are quick.
+        slow = self._story.world.commit_seconds[1]
+        self._since(2 * self.weather.stall_seconds + slow + 1, is_tame=self.weather.is_tame and not slow)
         self.way.weather = self.weather = CALM
 
     async def be_blocked(self, seconds: float) -> None:
@@ -345,7 +351,7 @@ class Writer:
 
     async def _step(self, stream: StreamInput, account: Writing) -> None:
         random = self._random
-        if random.random() < 0.01:
+        if random.random() < 0.01 and "crowds" not in self._story.reached:
             await self._flood(stream, account)
         match random.choice(["write", "write", "soon", "soon", "flush", "together", "impatient", "pause"]):
             case "write":
@@ -517,7 +523,8 @@ class Reader:
             # Streams of the same id may have begun alike; which one this is will show.
             stored_at = max(past.stored_at[event.offset] for past in account.candidates)
             waited = trio.current_time() - max(asked, stored_at)
-            if waited > PROMPT_SECONDS and stored_at >= process.calm_since:
+            is_calm = stored_at >= process.calm_since and not any(self._story.world.commit_seconds)
+            if waited > PROMPT_SECONDS and is_calm:
                 self._story.complain(f"{self.name} got offset {event.offset} of {self._stream} {waited:.1f} s late")
         self._story.count("events read")
 
@@ -551,7 +558,7 @@ class Meddler:
                 asked_at = trio.current_time()
                 if await process.streams.cancel(stream):
                     story.count("cancelled")
-                    if asked_at >= process.calm_since and not story.world.commit_seconds:  # else they find out by themselves
+                    if asked_at >= process.calm_since and not any(story.world.commit_seconds):  # else they find out by themselves
                         await _expect_to_be_told(story, stream, asked_at)
             case "delete" | "replace" as how:
                 story.deleted.add(stream)

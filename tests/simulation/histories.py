@@ -35,7 +35,8 @@ import trio.testing
 
 from streamkeep import _core, _sessions, _sweeper
 from streamkeep._core import LOOK_SECONDS
-from streamkeep._lifecycle import FORGET_OPEN_SECONDS, KEEP_SESSION_SECONDS
+from streamkeep._lifecycle import FORGET_OPEN_SECONDS, KEEP_SESSION_SECONDS, life_of, session_id
+from streamkeep._manager import UNDO_PAUSES
 from streamkeep.storage import Storage
 
 from .accounts import check_all
@@ -51,6 +52,9 @@ SETTLE_SECONDS: Final = 900.0
 TELL_SECONDS: Final = 3 * LOOK_SECONDS + 2 * LONGEST_STALL
 """Within this a writer that nobody could tell has found out that its stream is no longer its own."""
 JUMPS: Final = (16.0, 3_600.0, 5 * 3_600.0, 30 * 3_600.0, -20.0, -3_600.0)
+UNDO_SECONDS: Final = 2 * sum(UNDO_PAUSES)
+SLOW: Final = (4.0, 20.0)
+QUICK: Final = (0.0, 0.0)
 CROWD: Final = (200, 400)
 
 
@@ -138,9 +142,9 @@ async def _tell(story: Story) -> None:
             nursery.start_soon(_live, story, process, _cast(story, process.name))
         await trio.sleep(STORM_SECONDS)
         storm.cancel()
-        story.world.commit_seconds = 0.0
         for process in processes:
             process.calm_down()
+        story.world.commit_seconds = QUICK
         last = Process(story, "last", CALM)
         nursery.start_soon(last.run, [Reader(story, f"the last reader of {stream}", stream) for stream in story.ids])
         await last.up.wait()
@@ -160,7 +164,7 @@ async def _storm(story: Story, scope: trio.CancelScope) -> None:
         async with trio.open_nursery() as nursery:
             if random.random() < 0.15:
                 story.count("slow commits")
-                world.commit_seconds = random.uniform(4.0, 20.0)
+                world.commit_seconds = SLOW
             if random.random() < 0.25:
                 nursery.start_soon(_jump, story)
             if random.random() < 0.2:
@@ -228,6 +232,8 @@ async def _settle(story: Story, last: Process, nursery: trio.Nursery) -> None:
         while story.acting or _open_streams(story):
             gc.collect()
             await trio.sleep(10)
+            if not story.world.times_gone_back:
+                _see_whose_all_is(story)
             if not story.acting:  # nobody looks any more at what does not end, so somebody has to
                 for stream in _open_streams(story):
                     nursery.start_soon(last.act, Reader(story, f"somebody who looks at {stream}", stream))
@@ -242,6 +248,17 @@ async def _settle(story: Story, last: Process, nursery: trio.Nursery) -> None:
         story.complain(f"{actor.name} waits for ever")
     for stream in _open_streams(story):
         story.complain(f"{stream} never ends")
+
+
+def _see_whose_all_is(story: Story) -> None:
+    """Say which streams have a session that lives, and no writer in it: an `open` that fails leaves nothing behind."""
+    for process in story.processes:
+        if process.is_alive and trio.current_time() > process.calm_since + UNDO_SECONDS:
+            for stream in _open_streams(story):
+                session = life_of(story.world.streams[stream].head).state.session
+                held = any(handle.process is process and handle.holds(stream) for handle in story.handles)
+                if session_id(session) == process.way.session and not held:
+                    story.complain(f"{stream} is nobody's, and {process.name} lives")
 
 
 async def _see_all_removed(story: Story) -> None:

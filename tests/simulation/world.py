@@ -140,7 +140,7 @@ class World:
         pasts: all that ever lived.
         surprises: what the storage did that its contract forbids.
         trace: what happened, a line each.
-        commit_seconds: how long every commit takes, for everybody: up to twice as long as it may.
+        commit_seconds: how long a commit takes, for everybody, at least and at most.
         latest: the latest time that the storage's clock has shown.
         put_back: by how many seconds it was put back, all in all.
         times_gone_back: how often the storage went back.
@@ -154,7 +154,7 @@ class World:
         self.surprises: list[str] = []
         self.trace: list[str] = []
         self.random: Final = random
-        self.commit_seconds = 0.0
+        self.commit_seconds = (0.0, 0.0)
         self.latest = EPOCH
         self.put_back = 0.0
         self.times_gone_back = 0
@@ -365,7 +365,7 @@ class SimulatedStorage:
         if seen is None and stream.startswith(SESSION_PREFIX):
             self.session = stream
         what = f"commit {stream} {seen} -> {head.version} +{len(kept)}"
-        seconds = self._world.commit_seconds * self._world.random.uniform(0.5, 1.0)
+        seconds = self._world.random.uniform(*self._world.commit_seconds)
         return await self._call(what, lambda: self._world.commit(self, stream, seen, head, kept), stream, seconds)
 
     async def delete(self, stream: str, seen: int) -> bool:
