@@ -361,7 +361,13 @@ class StreamManager:
         await core.session.start()
         await running.undone(stream)
         writer = new_name()
-        version = 0
+        with core.opening(writer):
+            return await self._open_as(running, writer, stream, metadata, ttl, resume=resume)
+
+    async def _open_as(
+        self, running: "_Running", writer: str, stream: str, metadata: Mapping[str, str], ttl: float, *, resume: bool
+    ) -> StreamInput:
+        core, version = running.core, 0
         while True:
             running.check()
             life = _lifecycle.begin(core.now(), core.session.name, writer, ttl, metadata, after_version=version)
