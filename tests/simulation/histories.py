@@ -93,8 +93,7 @@ def _deterministic(seed: int) -> Generator[None]:
     """Let what happens in the block follow from the seed: the order of tasks, and when dropped objects die."""
     logger = logging.getLogger("streamkeep")
     before = _trio_run._r.getstate(), logger.disabled
-    gc.collect()
-    gc.freeze()  # so that collecting after each dropped handle is quick
+    gc.freeze()  # what is there already is not looked at: collecting after each dropped handle is quick
     gc.disable()
     scheduling = patch.object(_trio_run, "_ALLOW_DETERMINISTIC_SCHEDULING", new=True)
     logger.disabled = True  # thousands of lines on what is meant to fail
