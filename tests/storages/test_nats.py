@@ -12,6 +12,7 @@ import anyio
 import nats
 import pytest
 import trio
+import uvloop
 from msgspec.structs import replace
 from nats.aio.client import Client
 from tests.engines.nats import NATSServer, running_server
@@ -180,6 +181,18 @@ def test_another_event_loop_is_told_so(url: str) -> None:
 
     with pytest.raises(StorageError, match="NATSStorage needs asyncio"):
         trio.run(enter)
+
+
+def test_uvloop_will_do(url: str) -> None:
+    async def use() -> None:
+        async with storage_for(url) as storage, storage.watch("s") as doorbell:
+            assert await storage.commit("s", None, a_head(1), [b"x" * 500_000])
+            with anyio.fail_after(BOUND_SECONDS):
+                await doorbell.wait()
+            assert await storage.scan() == [("s", a_head(1))]
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(use())
 
 
 async def test_a_server_that_is_too_old_is_refused() -> None:

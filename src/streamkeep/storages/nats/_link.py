@@ -269,7 +269,8 @@ class Link:
         self._servers = servers
         self._connected = connected
         self._peers: Sequence[str] = ()
-        self._connection: Connection | None = None
+        self._connection: Connection | None = None  # that may be used
+        self._latest: Connection | None = None  # that was made, and may be lost
         self._is_up = asyncio.Event()
         self._trouble: StorageError | None = None
 
@@ -284,11 +285,13 @@ class Link:
             task.cancel()
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([task])
-                if self._connection is not None:
-                    await self._connection.close()
+                if self._latest is not None:
+                    await self._latest.close()
 
     async def connection(self) -> Connection:
         """Give the connection, or wait for the next one, for a while."""
+        if self._connection is not None and self._connection.lost.is_set():
+            self._forget()
         if self._connection is None:
             try:
                 async with asyncio.timeout(_ANSWER_SECONDS):
@@ -299,22 +302,30 @@ class Link:
         assert self._connection is not None
         return self._connection
 
+    def _forget(self) -> None:
+        self._connection = None
+        self._is_up.clear()
+
     async def _keep(self, connection: Connection, tended: Callable[[Connection], Awaitable[None]]) -> None:
         while True:
             try:
-                while not connection.lost.is_set():
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(_PING_SECONDS):
-                            await connection.lost.wait()
-                            break
-                    await connection.ping()
-                    await tended(connection)
+                await self._tend(connection, tended)
             except Exception as error:  # whatever it was, another connection may do better
                 self._trouble = storage_error(error)
-            self._connection = None
-            self._is_up.clear()
+            if self._connection is connection:
+                self._forget()
             await connection.close(abort=True)
             connection = await self._connect_again()
+
+    async def _tend(self, connection: Connection, tended: Callable[[Connection], Awaitable[None]]) -> None:
+        """Look after a connection until it is lost."""
+        while not connection.lost.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PING_SECONDS):
+                    await connection.lost.wait()
+                    return
+            await connection.ping()
+            await tended(connection)
 
     async def _connect_again(self) -> Connection:
         pause = 0.05
@@ -351,7 +362,7 @@ class Link:
             raise
         scheme = url.partition("://")[0]
         self._peers = [f"{scheme}://{peer}" for peer in connection.peers] or self._peers
-        self._connection, self._trouble = connection, None
+        self._connection, self._latest, self._trouble = connection, connection, None
         self._is_up.set()
         return connection
 
