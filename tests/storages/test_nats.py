@@ -626,7 +626,7 @@ async def test_an_end_that_is_older_than_what_was_heard_of_is_not_believed(url: 
         head = a_head(0)
         assert await storage.commit("s", None, head)
         assert isinstance(storage, NATSStorage)
-        storage._open._bells.expect("s", 3)
+        storage._open._notifications.expect("s", 3)
         with pytest.raises(StorageUnavailableError, match="behind what it has acknowledged"):
             await storage.read("s")
         assert await storage.commit("s", head.version, replace(head, version=head.version + 1))
