@@ -1,6 +1,7 @@
 """How a storage is entered and left whose driver, or threads, need asyncio."""
 
 import asyncio
+import os
 from abc import ABC, abstractmethod
 from contextlib import AsyncExitStack
 from typing import Generic, Self, TypeVar
@@ -29,6 +30,7 @@ class AsyncioStorage(ABC, Generic[E]):
             raise StorageError(f"{self._name} is open already: enter a storage once, or make another one")
         try:
             self._loop = asyncio.get_running_loop()
+            self._process = os.getpid()
         except RuntimeError:
             storage = type(self).__name__
             raise StorageError(f"{storage} needs asyncio, and this is another event loop; MemoryStorage runs on any") from None
@@ -55,6 +57,8 @@ class AsyncioStorage(ABC, Generic[E]):
         return self._entered
 
     def _check_loop(self) -> None:
-        # A forked child has no running loop until it starts one of its own.
-        if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 - documented, and quicker than raising
-            raise WrongEventLoopError(f"{self._name} was opened in another event loop; open a storage of your own in this one")
+        # A forked child may run the event loop that it has inherited.
+        if asyncio._get_running_loop() is not self._loop or os.getpid() != self._process:  # noqa: SLF001 - documented, and quick
+            raise WrongEventLoopError(
+                f"{self._name} was opened in another event loop or process; open a storage of your own in this one"
+            )

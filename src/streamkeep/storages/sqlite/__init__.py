@@ -18,8 +18,10 @@ from streamkeep.storages.sqlite._clock import steady
 from streamkeep.storages.sqlite._database import (
     Files,
     Reader,
+    SameFile,
     Synchronous,
     Writer,
+    lose,
     open_reader,
     open_writer,
     translating,
@@ -50,8 +52,7 @@ class SQLiteStorage(AsyncioStorage["_Entered"]):
     def __init__(self, path: str | os.PathLike[str], *, synchronous: Synchronous = "FULL") -> None:
         if synchronous not in {"FULL", "NORMAL"}:
             raise InvalidArgumentError(f"synchronous is FULL or NORMAL, not {synchronous!r}")
-        # By its one real name, so that all who open it lock the same files; and the working directory may change.
-        self._files = Files(Path(os.path.realpath(path).replace("//", "/", 1)))
+        self._files = Files(_real_path(path))
         super().__init__(str(self._files.database))
         self._synchronous: Synchronous = synchronous
         self._doorbells: Doorbells[int] = Doorbells()
@@ -87,22 +88,37 @@ class SQLiteStorage(AsyncioStorage["_Entered"]):
     @asynccontextmanager
     async def watch(self, stream: str) -> AsyncGenerator[Doorbell]:
         """See `Storage.watch`."""
-        self._open.news.listen()
+        self._open.notifications.listen()
         async with self._doorbells.watch(checksum(stream)) as doorbell:
             yield doorbell
 
     async def _enter(self, stack: AsyncExitStack) -> "_Entered":
-        reader = BatchThread("streamkeep-sqlite-reader", partial(open_reader, self._files), _read)
-        news = _News(asyncio.get_running_loop(), self._files, self._doorbells)
+        same_file = SameFile(self._files.database)
+        lost = partial(lose, self._files.database)
+        reader = BatchThread("streamkeep-sqlite-reader", lambda _: open_reader(self._files.database, same_file), _read, lost)
+        notifications = _Notifications(asyncio.get_running_loop(), self._files, self._doorbells)
         writer = BatchThread(
-            "streamkeep-sqlite-writer", partial(open_writer, self._files, self._synchronous), partial(_write, news)
+            "streamkeep-sqlite-writer",
+            partial(open_writer, self._files, same_file, self._synchronous),
+            partial(_write, notifications),
+            lost,
         )
         # The writer comes first and goes last: it creates the files, and what there is to tidy up is tidied up by it.
         await stack.enter_async_context(writer)
         await stack.enter_async_context(reader)
-        stack.callback(news.stop)
+        stack.callback(notifications.stop)
         clock_offset = await writer.start(lambda writer: writer.clock_offset)
-        return _Entered(writer, reader, news, clock_offset)
+        return _Entered(writer, reader, notifications, clock_offset)
+
+
+def _real_path(path: str | os.PathLike[str]) -> Path:
+    """Give the file's one real name, so that all who open it lock the same files; and the working directory may change."""
+    try:
+        real = os.path.realpath(path)
+    except ValueError as error:
+        raise InvalidArgumentError(f"this cannot be the path of a file: {error}") from None
+    # POSIX leaves it to the system what two slashes mean, so they are kept there; to SQLite they are the beginning of a host's name.
+    return Path(real if os.name == "nt" else f"/{real.lstrip('/')}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,20 +127,20 @@ class _Entered:
 
     writer: BatchThread[Writer]
     reader: BatchThread[Reader]
-    news: "_News"
+    notifications: "_Notifications"
     clock_offset: float
 
 
-def _write(news: "_News", writer: Writer, jobs: Sequence[Job[Writer]]) -> Outcome:
+def _write(notifications: "_Notifications", writer: Writer, jobs: Sequence[Job[Writer]]) -> Outcome:
     changes = writer.run(jobs)
-    return len(jobs), partial(news.ring, changes) if changes else None
+    return len(jobs), partial(notifications.ring, changes) if changes else None
 
 
 def _read(reader: Reader, jobs: Sequence[Job[Reader]]) -> Outcome:
     return reader.run(jobs)
 
 
-class _News:
+class _Notifications:
     """Rings the doorbells: for this storage's own commits as they happen, for others' when the `-notify` file says so.
 
     Changes are counted, and all up to `_seen` have been rung. It is set before somebody watches, and what is committed later

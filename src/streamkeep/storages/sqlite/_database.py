@@ -10,14 +10,17 @@ Knows nothing of event loops. What keeps the file whole:
   read-only: it can neither write nor checkpoint, not even when it is closed.
 - *The database file is opened by SQLite only.* Closing any other descriptor of it would drop the POSIX locks that SQLite
   holds in this process.
-- *Changes are told to other processes after the COMMIT, still under the lock.* Whoever hears of one finds it in the database,
-  and they are told in the order in which they were made.
+- *Changes are announced to other processes after the COMMIT, still under the lock.* Whoever learns of one finds it in the database,
+  and they are announced in the order in which they were made.
+- *A forked child has no connection of its parent.* SQLite keeps account of its locks in the process, and would have it wrong there.
+  So all is closed before a fork (see `_batch_thread`), and a child that has an open connection all the same may not use the database.
 """
 
 import os
 import sqlite3
+import stat
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from errno import EDQUOT, ENOSPC
@@ -27,14 +30,16 @@ from urllib.parse import quote
 
 from streamkeep.errors import StorageCorruptError, StorageError, StorageFullError
 from streamkeep.storage import PAGE_BYTES, Head, Page
-from streamkeep.storages._batch_thread import Job, Outcome
-from streamkeep.storages.sqlite._clock import note, offset_of
+from streamkeep.storages._batch_thread import ForkPendingError, Job, Outcome
+from streamkeep.storages.sqlite._clock import note, offset_of, steady
 from streamkeep.storages.sqlite._interlock import Interlock, retry_until
 from streamkeep.storages.sqlite._notify import Changes, Notify, checksum
 
 Synchronous = Literal["FULL", "NORMAL"]
 
 _TIMEOUT_SECONDS: Final = 30
+_NOTE_SECONDS: Final = 60
+"""How far the time that is noted in the database may be behind."""
 _APPLICATION_ID: Final = int.from_bytes(b"stkp", "big")
 _FORMAT: Final = 2
 _KEYS_KEPT: Final = 10_000
@@ -92,23 +97,71 @@ class Files:
     def open(self, path: Path) -> int:
         """Give a descriptor of one of the two. A new file has the database's permissions and owner, or is private with a new one.
 
-        Else a look at it by root would lock its owner out.
+        Else a look at it by root would lock its owner out. Links are not followed: they would lead root to any file.
         """
-        flags = os.O_RDWR | getattr(os, "O_BINARY", 0)
+        flags = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+        while True:
+            try:
+                return os.open(path, flags)
+            except FileNotFoundError:
+                with suppress(FileExistsError):
+                    return self._create(path, flags | os.O_CREAT | os.O_EXCL)
+
+    def _create(self, path: Path, flags: int) -> int:
         try:
-            return os.open(path, flags)
+            database = self.database.stat()
         except FileNotFoundError:
-            pass
-        try:
-            there = self.database.stat()
-        except FileNotFoundError:
-            return os.open(path, flags | os.O_CREAT, 0o600)
-        descriptor = os.open(path, flags | os.O_CREAT, 0o600)
-        with suppress(PermissionError):  # not root, so it is ours anyway; or nothing can be done
-            os.fchown(descriptor, there.st_uid, there.st_gid)
-        with suppress(PermissionError):
-            os.fchmod(descriptor, there.st_mode & 0o666)
+            return os.open(path, flags, 0o600)
+        descriptor = os.open(path, flags, 0o600)
+        if hasattr(os, "fchown"):
+            try:
+                os.fchown(descriptor, database.st_uid, database.st_gid)
+            except PermissionError:  # not root, so it stays ours, and can only become the group's
+                with suppress(PermissionError):
+                    os.fchown(descriptor, -1, database.st_gid)
+            os.fchmod(descriptor, database.st_mode & 0o666)
         return descriptor
+
+
+class SameFile:
+    """Which file the path named at first. It must name that as long as the storage is open, also where it is closed for a moment.
+
+    SQLite would not notice, and commit to a file that nobody will ever open again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._identity: tuple[int, int] | None = None
+
+    def note(self) -> None:
+        """Take the file that is there now for the right one, if it is the first time."""
+        if self._identity is None:
+            self._identity = self._found()
+
+    def check(self) -> None:
+        """Raise StorageError if another file is there, or none, or if this process must not use it."""
+        if self._path in _lost:
+            raise StorageError(
+                f"{self._path}: this process was forked in the middle of a transaction, and cannot use the database; "
+                "fork where none can last that long, or spawn"
+            )
+        if self._identity is not None and self._found() != self._identity:
+            raise StorageError(f"{self._path} was removed or replaced while it was open; nothing can be stored in it any more")
+
+    def _found(self) -> tuple[int, int] | None:
+        try:
+            status = self._path.stat()
+        except FileNotFoundError:
+            return None
+        return status.st_dev, status.st_ino
+
+
+_lost: Final[set[Path]] = set()
+
+
+def lose(path: Path) -> None:
+    """Have this process, a forked child, never use the database: it has an open connection of its parent's."""
+    _lost.add(path)
 
 
 class _ConflictError(Exception):
@@ -118,10 +171,13 @@ class _ConflictError(Exception):
 class Writer:
     """The one connection that writes. `run` is for the thread, `commit` and `delete` are for its jobs."""
 
-    def __init__(self, path: Path, db: sqlite3.Connection, interlock: Interlock, notify: Notify, clock_offset: float) -> None:
+    def __init__(
+        self, path: Path, same_file: SameFile, db: sqlite3.Connection, interlock: Interlock, notify: Notify, clock_offset: float
+    ) -> None:
         self.clock_offset = clock_offset
+        self._noted_at = steady()
         self._path = path
-        self._place = _place_of(path)
+        self._same_file = same_file
         self._db = db
         self._interlock = interlock
         self._notify = notify
@@ -159,24 +215,19 @@ class Writer:
         """
         deadline = time.monotonic() + _TIMEOUT_SECONDS
         with translating(self._path), self._interlock.held(deadline):
-            self._check_place()
+            self._same_file.check()
             try:
                 changed = self._transact(jobs, deadline, optimistic=True)
             except _ConflictError:
                 changed = self._one_statement_each(jobs, deadline)
-            except Exception:
+            except BaseException:
                 changed = self._one_by_one(jobs, deadline)
-            return self._tell(changed) if changed else None
-
-    def _check_place(self) -> None:
-        # SQLite would not notice, and commit to a file that nobody will ever open again.
-        if _place_of(self._path) != self._place:
-            raise StorageError(f"{self._path} was removed or replaced while it was open; nothing can be stored in it any more")
+            return self._announce(changed) if changed else None
 
     def _one_statement_each(self, jobs: Sequence[Job["Writer"]], deadline: float) -> Sequence[int]:
         try:
             return self._transact(jobs, deadline, optimistic=False)
-        except Exception:
+        except BaseException:
             return self._one_by_one(jobs, deadline)
 
     def _one_by_one(self, jobs: Sequence[Job["Writer"]], deadline: float) -> Sequence[int]:
@@ -195,15 +246,21 @@ class Writer:
             for job in jobs:
                 job.run(self)
             self._flush()
+            self._note_time()
         except BaseException:
             self._roll_back()
             raise
         return self._end(jobs)
 
+    def _note_time(self) -> None:
+        if self._changed and steady() - self._noted_at >= _NOTE_SECONDS:
+            note(self._db, self.clock_offset)
+            self._noted_at = steady()
+
     def _end(self, jobs: Sequence[Job["Writer"]]) -> Sequence[int]:
         try:
             self._db.execute("COMMIT")
-        except sqlite3.Error as error:
+        except BaseException as error:
             # Not tried again one by one: what a failed COMMIT has left on the disk is unknown, and that is the answer.
             self._roll_back()
             for job in jobs:
@@ -211,11 +268,11 @@ class Writer:
             return ()
         return self._changed
 
-    def _tell(self, changed: Sequence[int]) -> Changes:
+    def _announce(self, changed: Sequence[int]) -> Changes:
         try:
-            return self._notify.tell(changed)
+            return self._notify.append(changed)
         except OSError:
-            # The commit has happened all the same. Nobody else hears of it before the next one; who watches here does.
+            # The commit has happened all the same. Other processes do not learn of it before the next one; who watches here does.
             return Changes(0, 0, changed)
 
     def _begin(self) -> bool:
@@ -286,28 +343,26 @@ class Reader:
     def __init__(self, path: Path, db: sqlite3.Connection) -> None:
         self._path = path
         self._db = db
+        self._size = 0
 
     def run(self, jobs: Sequence[Job["Reader"]]) -> Outcome:
-        """Do the jobs, at one moment, until they have brought some mebibytes; what fails one of them is no business of the others."""
-        done = size = 0
+        """Do the jobs, at one moment, until they have read some mebibytes. A job that fails does not affect the others."""
+        done = self._size = 0
         with translating(self._path):
             self._db.execute("BEGIN")
         try:
-            while done < len(jobs) and size < _READ_BYTES:
-                size += self._run_one(jobs[done])
+            while done < len(jobs) and self._size < _READ_BYTES:
+                self._run_one(jobs[done])
                 done += 1
         finally:
             self._roll_back()
         return done, None
 
-    def _run_one(self, job: Job["Reader"]) -> int:
-        """Do one, and say how many bytes it has brought."""
+    def _run_one(self, job: Job["Reader"]) -> None:
         try:
-            result = job.run(self)
+            job.run(self)
         except BaseException as error:
             job.fail(translated(self._path, error))
-            return 0
-        return sum(map(len, result.records)) if isinstance(result, Page) else 0
 
     def _roll_back(self) -> None:
         # After an error of the disk SQLite has done so by itself.
@@ -320,9 +375,10 @@ class Reader:
         row = self._db.execute("SELECT key, version, tail, state, expires_at FROM streams WHERE id = ?", (stream,)).fetchone()
         if row is None:
             return None
-        key, version, tail, state, expires_at = row
-        records = self._records(key, start, limit) if limit and start < tail else ()
-        return Page(Head(version, tail, state, expires_at), records)
+        key, *head = row
+        page = Page(Head(*head), self._records(key, start, limit) if limit and start < head[1] else ())
+        self._size += len(page.head.state) + sum(map(len, page.records))
+        return page
 
     def _records(self, key: int, start: int, limit: int) -> Sequence[bytes]:
         rows = self._db.execute(
@@ -330,77 +386,90 @@ class Reader:
         )
         records: list[bytes] = []
         size = 0
-        for (record,) in rows:
-            records.append(record)
-            size += len(record)
-            if size >= PAGE_BYTES:
-                break
+        with closing(
+            rows
+        ):  # a statement that is not at its end would go on reading at this moment, in the next transaction too
+            for (record,) in rows:
+                records.append(record)
+                size += len(record)
+                if size >= PAGE_BYTES:
+                    break
         return records
 
     def scan(self, after: str, limit: int) -> Sequence[tuple[str, Head]]:
         """Do `Storage.scan`. (SQLite compares UTF-8 bytes, whose order is that of the code points.)"""
-        rows = self._db.execute(f"SELECT id, {_HEAD} FROM streams WHERE id > ? ORDER BY id LIMIT ?", (after, limit))  # noqa: S608
-        return [(stream, Head(*head)) for stream, *head in rows]
+        return self._heads("WHERE id > ? ORDER BY id LIMIT ?", after, limit)
 
     def expired(self, before: float, limit: int) -> Sequence[tuple[str, Head]]:
         """Do `Storage.expired`."""
-        rows = self._db.execute(
-            f"SELECT id, {_HEAD} FROM streams WHERE expires_at <= ? ORDER BY expires_at LIMIT ?",  # noqa: S608
-            (before, limit),
-        )
-        return [(stream, Head(*head)) for stream, *head in rows]
+        return self._heads("WHERE expires_at <= ? ORDER BY expires_at LIMIT ?", before, limit)
+
+    def _heads(self, which: str, bound: str | float, limit: int) -> Sequence[tuple[str, Head]]:
+        rows = self._db.execute(f"SELECT id, {_HEAD} FROM streams {which}", (bound, limit)).fetchall()  # noqa: S608
+        heads = [(stream, Head(*head)) for stream, *head in rows]
+        self._size += sum(len(head.state) for _, head in heads)
+        return heads
 
 
 @contextmanager
-def open_writer(files: Files, synchronous: Synchronous) -> Generator[Writer]:
-    """Open the database to write to it, creating what is missing; on leaving, close it and let go of its files."""
+def open_writer(
+    files: Files, same_file: SameFile, synchronous: Synchronous, is_fork_pending: Callable[[], bool]
+) -> Generator[Writer]:
+    """Open the database to write to it, creating what is missing; on leaving, close it and its files."""
     with ExitStack() as stack:
         with translating(files.database):
-            _refuse_foreign(files.database)
+            same_file.check()
+            _refuse_unusable(files.database)
             lock = _opened(stack, files, files.lock)
             notify_file = _opened(stack, files, files.notify)
             notify = Notify(notify_file)
-            interlock = Interlock(turnstile=notify_file, lock=lock)
+            interlock = Interlock(turnstile=notify_file, lock=lock, is_fork_pending=is_fork_pending)
             with interlock.held(time.monotonic() + _TIMEOUT_SECONDS):
-                notify.mend()
+                notify.reset_if_damaged()
                 db = _connect(files.database, synchronous)
                 stack.callback(_close, db, interlock)
+                same_file.note()
                 clock_offset = offset_of(db)
                 note(db, clock_offset)
-        yield Writer(files.database, db, interlock, notify, clock_offset)
+        yield Writer(files.database, same_file, db, interlock, notify, clock_offset)
 
 
 @contextmanager
-def open_reader(files: Files) -> Generator[Reader]:
-    """Open a database that a writer of this process has open, to read it."""
+def open_reader(path: Path, same_file: SameFile) -> Generator[Reader]:
+    """Open a database that a writer of this process has made, to read it."""
     # A hot journal of a killed process may make a reader wait, for microseconds; SQLite's own waiting is good enough here.
-    with translating(files.database):
-        db = sqlite3.connect(
-            _url(files.database, ""), uri=True, isolation_level=None, timeout=_TIMEOUT_SECONDS, check_same_thread=False
-        )
+    with translating(path):
+        same_file.check()
+        db = sqlite3.connect(_url(path), uri=True, isolation_level=None, timeout=_TIMEOUT_SECONDS, check_same_thread=False)
     try:
-        yield Reader(files.database, db)
+        yield Reader(path, db)
     finally:
         db.close()
 
 
-def _refuse_foreign(path: Path) -> None:
-    """Raise before anything is made beside a file that is none of ours.
-
-    Read by SQLite, which leaves the locks alone that others in this process hold on the file; and as one that nobody changes, so that
-    nothing is made for it either. Of a database of ours whose first commits are in its log only, the file may say nothing yet.
-    """
-    if not path.is_file():
+def _refuse_unusable(path: Path) -> None:
+    """Raise before anything is made beside a file that is none of ours, or that we may not write."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
         return
-    with closing(sqlite3.connect(_url(path, "immutable=1"), uri=True)) as db:
-        (application_id,) = db.execute("PRAGMA application_id").fetchone()
-        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if application_id not in {0, _APPLICATION_ID} or (tables and not application_id):
-        raise StorageCorruptError(f"{path} is not a streamkeep database")
+    if not stat.S_ISREG(mode) or not os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise StorageError(f"{path}: {_UNUSABLE}")
+    # As a file that nobody changes, so that nothing is made for it. Of a new database the tables may be in its log only.
+    if _is_new_in(path, "immutable=1") and Path(f"{path}-wal").exists():
+        _is_new_in(path)
 
 
-def _url(path: Path, options: str) -> str:
-    return f"file:{quote(os.fspath(path))}?mode=ro&{options}".rstrip("&")
+def _is_new_in(path: Path, option: str = "") -> bool:
+    # By SQLite, which leaves the locks alone that others in this process hold on the file.
+    with closing(sqlite3.connect(_url(path, option), uri=True, timeout=_TIMEOUT_SECONDS)) as db:
+        # The file may be shorter than it says: a checkpoint may be under way, or was cut short by a kill.
+        db.execute("PRAGMA writable_schema = ON")
+        return _is_new(db, path)
+
+
+def _url(path: Path, option: str = "") -> str:
+    return f"file:{quote(os.fsencode(path))}?mode=ro" + (option and f"&{option}")
 
 
 def _opened(stack: ExitStack, files: Files, path: Path) -> int:
@@ -451,8 +520,7 @@ def _sync_log(db: sqlite3.Connection) -> None:
 def _is_new(db: sqlite3.Connection, path: Path) -> bool:
     (application_id,) = db.execute("PRAGMA application_id").fetchone()
     (version,) = db.execute("PRAGMA user_version").fetchone()
-    (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if application_id == 0 and version == 0 and tables == 0:
+    if application_id == 0 and version == 0 and db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
         return True
     if application_id != _APPLICATION_ID:
         raise StorageCorruptError(f"{path} is not a streamkeep database")
@@ -463,19 +531,11 @@ def _is_new(db: sqlite3.Connection, path: Path) -> bool:
     return False
 
 
-def _place_of(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino
-
-
 def _close(db: sqlite3.Connection, interlock: Interlock) -> None:
     # If it is the last connection of all, SQLite checkpoints here. Should another process hold the lock for so long, then it
     # is not the last one, and nothing is written.
     try:
-        with suppress(TimeoutError), interlock.held(time.monotonic() + _TIMEOUT_SECONDS):
+        with suppress(TimeoutError, ForkPendingError), interlock.held(time.monotonic() + _TIMEOUT_SECONDS):
             db.close()
     finally:
         db.close()
