@@ -207,7 +207,8 @@ class BatchThread(Generic[S]):
 
     def _opened_session(self) -> S:
         if self._session is None:
-            self._session = self._resources.enter_context(self._open_session(lambda: not self._no_fork.is_set()))
+            no_fork = self._no_fork
+            self._session = self._resources.enter_context(self._open_session(lambda: not no_fork.is_set()))
         return self._session
 
     def _close_session(self) -> None:
@@ -258,9 +259,10 @@ def _deliver(jobs: Sequence[Job[S]], first: Callable[[], None] | None, taken: th
     try:
         if first is not None:
             first()
-    finally:
-        for job in jobs:
-            job.deliver()
+    except Exception:  # those who wait for the jobs are told all the same
+        logger.exception("what was to be called before a batch is delivered failed")
+    for job in jobs:
+        job.deliver()
 
 
 def _as_storage_error(error: BaseException) -> StorageError:
