@@ -25,9 +25,9 @@ class Parent:
     """Keeps all references to the storage, so that the child can drop them."""
 
     def __init__(self, url: str, stream: str) -> None:
-        retrying = storage_for(url)
-        assert isinstance(retrying, RetryingStorage)
-        self.storage: Storage | None = retrying.storage  # which hides no connection that was lost
+        storage = storage_for(url)
+        # One that hides no connection that was lost.
+        self.storage: Storage | None = storage.storage if isinstance(storage, RetryingStorage) else storage
         self.stream = stream
         self.version = 0
 

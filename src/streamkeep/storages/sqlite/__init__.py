@@ -93,9 +93,9 @@ class SQLiteStorage(AsyncioStorage["_Entered"]):
             yield doorbell
 
     async def _enter(self, stack: AsyncExitStack) -> "_Entered":
-        same_file = SameFile(self._files.database)
-        lost = partial(lose, self._files.database)
-        reader = BatchThread("streamkeep-sqlite-reader", lambda _: open_reader(self._files.database, same_file), _read, lost)
+        path = self._files.database
+        same_file, lost = SameFile(path), partial(lose, path)
+        reader = BatchThread("streamkeep-sqlite-reader", lambda _: open_reader(path, same_file), _read, lost)
         notifications = _Notifications(asyncio.get_running_loop(), self._files, self._doorbells)
         writer = BatchThread(
             "streamkeep-sqlite-writer",
