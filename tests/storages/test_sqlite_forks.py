@@ -23,7 +23,7 @@ WORDS = """
 import asyncio, fcntl, gc, multiprocessing, os, signal, sqlite3, sys, threading, time, warnings, weakref
 from streamkeep.errors import StorageError, WrongEventLoopError
 from streamkeep.storage import Head
-from streamkeep.storages import _forks
+from streamkeep.storages import _before_fork
 from streamkeep.storages.sqlite import SQLiteStorage
 
 warnings.simplefilter("ignore", DeprecationWarning)
@@ -396,7 +396,7 @@ async def main():
         del storage
     gc.collect()
     assert [ref for ref in alive if ref()] == [], alive
-    assert len(_forks._forks._registered) == 0
+    assert len(_before_fork._forks._registered) == 0
     succeeded(child(lambda: None))
 
 asyncio.run(main())

@@ -21,7 +21,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import anyio
 
 from streamkeep.errors import StorageError, StreamkeepError, WrongEventLoopError, fresh
-from streamkeep.storages import _forks
+from streamkeep.storages import _before_fork
 
 _CLOSE_SECONDS = 60
 _NOT_RUN = StorageError("the job was not run")
@@ -138,11 +138,12 @@ class BatchThread(Generic[S]):
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._opened: asyncio.Future[None] = self._loop.create_future()
+        self._fork_number = _before_fork.register(self)
         try:
             self._thread.start()
         except RuntimeError as error:
+            _before_fork.unregister(self._fork_number)
             raise self._translate(error) from error
-        self._fork_number = _forks.register(self)
         try:
             await self._opened
         except BaseException:
@@ -156,7 +157,6 @@ class BatchThread(Generic[S]):
         with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
             await self._ended
             self._thread.join()  # it has nothing left to do
-        _forks.unregister(self._fork_number)
 
     def start(self, work: Callable[[S], T]) -> asyncio.Future[T]:
         """Queue `work`; give the future of what it returns or raises. If that is cancelled, the work may still be done."""
@@ -208,12 +208,13 @@ class BatchThread(Generic[S]):
         finally:
             with self._turn:
                 self._close()
+            _before_fork.unregister(self._fork_number)
             self._post(partial(_settle, self._ended, None))
 
     def _open_first(self) -> None:
         while True:
-            _forks.wait()
-            with suppress(_forks.ForkUnderWayError), self._turn:
+            _before_fork.wait()
+            with suppress(_before_fork.ForkUnderWayError), self._turn:
                 self._open()
                 return
 
@@ -241,7 +242,7 @@ class BatchThread(Generic[S]):
         return self._is_stopping and not self._pending
 
     def _do_batch(self) -> None:
-        _forks.wait()
+        _before_fork.wait()
         with self._turn:
             done = self._outcomes()
         taken = threading.Event() if done.is_large else None
@@ -252,7 +253,7 @@ class BatchThread(Generic[S]):
     def _outcomes(self) -> Done:
         try:
             done = self._run(self._session or self._open(), self._pending)
-        except _forks.ForkUnderWayError:
+        except _before_fork.ForkUnderWayError:
             return Done(0)
         except BaseException as error:
             self._fail_pending(self._translate(error))

@@ -11,7 +11,7 @@ from typing import Final
 
 from streamkeep.errors import InvalidArgumentError, StorageError
 from streamkeep.storage import Doorbell, Head, Page
-from streamkeep.storages import _forks
+from streamkeep.storages import _before_fork
 from streamkeep.storages._asyncio_storage import AsyncioStorage
 from streamkeep.storages._batch_thread import BatchThread, Done, Job
 from streamkeep.storages._doorbells import Doorbells
@@ -166,7 +166,7 @@ class _Listener:
         if self._inotify is not None:
             self._loop.remove_reader(self._inotify)
         if self._file is not None:
-            _forks.unregister(self._fork_number)
+            _before_fork.unregister(self._fork_number)
         self._close()
 
     def before_fork(self, deadline: float) -> None:
@@ -187,9 +187,9 @@ class _Listener:
                 os.close(descriptor)
 
     def _start(self) -> int:
+        self._fork_number = _before_fork.register(self)
         with translating(self._files.database):
             self._file = self._files.open(self._files.notify)
-        self._fork_number = _forks.register(self)
         self._inotify = open_inotify(self._files.notify)
         if self._inotify is not None:
             self._loop.add_reader(self._inotify, self._written, self._inotify, Notify(self._file))

@@ -147,7 +147,7 @@ def _sync_log(db: sqlite3.Connection) -> None:
 def _refuse_foreign(files: Files) -> None:
     """Raise StorageCorruptError if this is certainly no database of ours; look at it without leaving a trace."""
     try:
-        is_undecided = _look(files, "immutable=1")
+        is_undecided = _look(files, "mode=ro&immutable=1")
     except sqlite3.DatabaseError:
         # A log may hold what is missing, or damaged, in the file itself.
         if not files.has_log():

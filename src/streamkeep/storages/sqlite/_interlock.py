@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
-from streamkeep.storages import _forks
+from streamkeep.storages import _before_fork
 
 if sys.platform == "win32":
     import msvcrt
@@ -83,5 +83,5 @@ def retry_until(deadline: float, attempt: Callable[[], bool]) -> None:
 def _try_lock_unless_forking(descriptor: int) -> bool:
     if _try_lock(descriptor):
         return True
-    _forks.check()
+    _before_fork.check()
     return False

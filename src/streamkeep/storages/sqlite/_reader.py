@@ -77,7 +77,6 @@ class Reader:
             size += len(record)
             if size >= PAGE_BYTES:
                 break
-        rows.close()
         self._size += size
         return records
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from streamkeep.errors import StorageError
 from streamkeep.storage import Head
-from streamkeep.storages import _forks
+from streamkeep.storages import _before_fork
 from streamkeep.storages._batch_thread import Job
 from streamkeep.storages.sqlite import _clock
 from streamkeep.storages.sqlite._clock import Clock
@@ -94,7 +94,7 @@ class Writer:
             with self._interlock.held(deadline):
                 changed = self._run_all(batch, deadline)
                 return len(batch), self._publish(changed) if changed else None
-        except _forks.ForkUnderWayError:
+        except _before_fork.ForkUnderWayError:
             raise  # nothing was done; all of it comes again
         except TimeoutError as error:
             self._fail(batch, error)

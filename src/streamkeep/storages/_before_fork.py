@@ -11,7 +11,6 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from itertools import count
 from typing import Final, Protocol
 from weakref import WeakValueDictionary
@@ -46,8 +45,9 @@ class _Forks:
         self._renew_locks()
 
     def _renew_locks(self) -> None:
-        self._changing = threading.Lock()
+        self._changing = threading.RLock()  # a signal may come while it is held, whose handler forks
         self._forking = threading.Lock()
+        self._forking_thread: int | None = None
         self._idle = threading.Event()
         self._idle.set()
 
@@ -70,18 +70,22 @@ class _Forks:
 
     def before_fork(self) -> None:
         deadline = time.monotonic() + FORK_SECONDS
-        self._forking.acquire(timeout=FORK_SECONDS)
+        if not self._forking.acquire(timeout=FORK_SECONDS):
+            return  # another thread forks, and takes too long; our child finds out what it has inherited
+        self._forking_thread = threading.get_ident()
         self._idle.clear()
         # What was registered last goes first: it may rely on what was there before.
         for forkable in reversed(self._all()):
             forkable.before_fork(deadline)
 
     def after_fork(self) -> None:
+        if self._forking_thread != threading.get_ident():
+            return
         for forkable in self._all():
             forkable.after_fork()
+        self._forking_thread = None
         self._idle.set()
-        with suppress(RuntimeError):  # two forks at once, the other of which took too long
-            self._forking.release()
+        self._forking.release()
 
     def in_child(self) -> None:
         registered = list(self._registered.values())  # no other thread is left that could change it
@@ -96,12 +100,12 @@ class _Forks:
 
 
 _forks: Final = _Forks()
-register: Final = _forks.register
+register: Final = _before_fork.register
 """Have a fork take care of this, until it is unregistered by the number that this gives, or nobody has it any more."""
-unregister: Final = _forks.unregister
-check: Final = _forks.check
+unregister: Final = _before_fork.unregister
+check: Final = _before_fork.check
 """Raise ForkUnderWayError if somebody waits to fork; for whoever waits for something else meanwhile."""
-wait: Final = _forks.wait
+wait: Final = _before_fork.wait
 """Let a fork that is under way go first: a thread that is always busy would else win each time."""
 
 if hasattr(os, "register_at_fork"):
