@@ -193,13 +193,15 @@ class Outbox:
             StreamInputClosedError("the stream input has completed the stream"),
             (lambda life, now: _lifecycle.finish(life, now, status), [record]),
         )
-        await self.flush()
+        await self._store_ending()
+        if not isinstance(self._why_closed, StreamInputClosedError):
+            self.check_open()
 
     async def release(self, why: StreamkeepError) -> None:
         """Store what is queued and release the stream; further calls raise errors like `why`."""
         if self._state is _State.OPEN:
             self._close(why, (_lifecycle.release, []))
-        await self._commit_all()
+        await self._store_ending()
         if self._owes_loss:
             self.check_open()
 
@@ -257,6 +259,17 @@ class Outbox:
                     return
         finally:
             self._has_task = False
+
+    async def _store_ending(self) -> None:
+        """Return when all is stored, the ending included. If that fails, or is cancelled, it goes on in the background: nobody else can
+        write to the stream before, and nobody may ask again.
+        """
+        try:
+            await self._commit_all()
+        except BaseException:
+            if not self._is_over:
+                self._start_task()
+            raise
 
     async def _commit_all(self) -> None:
         while not self._is_over and (self._queue or self._doubt or self._ending):
