@@ -97,7 +97,7 @@ class Session:
         clone = self._storage.clone() if is_asyncio_here() else None
         if clone is None:
             keeper = self._keeper = _Keeper(self._storage, self.name, self._terms, _Here(self._look, starting))
-            self._background.start(partial(_run_here, keeper, starting), "the session")
+            self._background.start(partial(_run_here, keeper, starting), "the session", ended=lambda: starting.end(None))
         else:
             host = _Elsewhere(self._background, self._look, starting)
             keeper = self._keeper = _Keeper(clone, self.name, self._terms, host)
@@ -190,13 +190,10 @@ class _Elsewhere:
 
 
 async def _run_here(keeper: "_Keeper", starting: _Start) -> None:
-    error: StorageError | None = None
     try:
         await keeper.run()
     except StorageError as failure:
-        error = failure
-    finally:
-        starting.end(error)
+        starting.end(failure)
 
 
 def _run_thread(keeper: "_Keeper", clone: GuardedStorage, host: _Elsewhere) -> None:

@@ -127,7 +127,7 @@ class Runner:
         run = _Run(stream)
         self._runs.add(run)
         what = f"the producer of stream {stream.id}"
-        self._tasks.start(partial(self._run, run, produce), what, copy_context())
+        self._tasks.start(partial(self._run, run, produce), what, copy_context(), partial(self._forget, run))
         self._tasks.start(partial(self._stop_when_unwanted, run), what)
 
     def drain_at(self, shutdown: anyio.Event) -> None:
@@ -183,9 +183,11 @@ class Runner:
         finally:
             with anyio.move_on_after(END_SECONDS, shield=True):
                 await self._bury(run)
-            self._runs.discard(run)
-            run.listening.cancel()
-            run.over.set()
+
+    def _forget(self, run: _Run) -> None:
+        self._runs.discard(run)
+        run.listening.cancel()
+        run.over.set()
 
     async def _bury(self, run: _Run) -> None:
         """Tell readers of the end, whatever has happened. If even that fails, it is released or abandoned in the end."""
