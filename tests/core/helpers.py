@@ -1,6 +1,7 @@
 """What tests of the core have in common."""
 
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,8 @@ import anyio
 from streamkeep import StreamBusyError, StreamEventType, StreamInput, StreamManager
 from streamkeep._core import Core
 from streamkeep._manager import _Running
+from streamkeep.storage import Head
+from streamkeep.storages.memory import MemoryStorage, _Stream
 from streamkeep.testing.faults import FaultyStorage
 
 
@@ -66,3 +69,20 @@ def core_of(streams: StreamManager) -> Core:
 def frames(error: BaseException) -> int:
     """Count the frames of an exception's traceback."""
     return len(list(traceback.walk_tb(error.__traceback__)))
+
+
+class BackupStorage(MemoryStorage):
+    """A memory that can go back to what it was: a failover to a standby that was behind, a backup that is restored."""
+
+    def __init__(self, *, clock: Callable[[], float] | None = None) -> None:
+        super().__init__(clock=clock)
+        self._backup: dict[str, tuple[Head, list[bytes]]] = {}
+
+    def back_up(self) -> None:
+        """Remember what there is."""
+        self._backup = {stream: (kept.head, list(kept.records)) for stream, kept in self._streams.items()}
+
+    def go_back(self) -> None:
+        """Be again as remembered. Nobody is rung for."""
+        self._streams = {stream: _Stream(head, list(records)) for stream, (head, records) in self._backup.items()}
+        self._sorted_ids = None
