@@ -359,7 +359,11 @@ class StreamManager:
         check_metadata(metadata)
         running = self._check_running()
         core = running.core
-        await core.session.start()
+        try:
+            await core.session.start()
+        except StorageError:
+            running.check()  # it could not begin because the manager is closed
+            raise
         await running.undone(stream)
         writer = new_name()
         version = 0
