@@ -156,7 +156,7 @@ class Subscription(Generic[T]):
 
     def _go_on_with(self, life: Life) -> None:
         """Take what comes next from the stream as it was at some moment. Pages and what is shared may be of two histories."""
-        assert self._life is not None
+        assert self._life is not None  # there are records, so it was entered
         if life.state is not self._life.state or life.head.tail < self._next:
             _lifecycle.check_history(self._life, self._next, life)
         self._life = life

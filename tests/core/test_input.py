@@ -350,8 +350,8 @@ async def test_a_cancellation_while_a_lost_answer_is_looked_for_leaves_no_doubt(
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(stream.write, "a")
-        stream.write_soon("b")
         await hold.reached.wait()
+        stream.write_soon("b")
         tasks.cancel_scope.cancel()
     assert await stream.write("c") == 2
 
