@@ -2,9 +2,11 @@
 
 import logging
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Final, Protocol
 
 import anyio
@@ -14,13 +16,14 @@ from ._background import Background
 from ._guard import GuardedStorage, commit_once
 from ._lifecycle import Life, Terms
 from ._sessions import Observer, Session
-from .errors import StorageError
+from .errors import StorageError, StreamkeepError
 from .events import error_record
 
 logger: Final = logging.getLogger("streamkeep")
 
 LOOK_SECONDS: Final = 300.0
-"""How often a writer that is quiet looks whether its stream is still its own, in case that nobody could tell it."""
+"""How often a writer that is quiet looks whether its stream is still its own, in case that nobody could tell it; and after how long a
+feed that gets nothing asks whether the stream still has its writer."""
 LOOKS_AT_ONCE: Final = 50
 REPORT_SECONDS: Final = 1.0
 
@@ -51,8 +54,8 @@ class Outbox(Protocol):
         ...
 
     @property
-    def is_quiet(self) -> bool:
-        """Whether it has not committed for a while."""
+    def committed_at(self) -> float:
+        """When it has last committed, by the event loop's clock."""
         ...
 
     async def look(self) -> None:
@@ -78,6 +81,7 @@ class Core:
         self._reported = ""
         self._reported_at = 0.0
         self._outboxes: dict[str, list[Outbox]] = {}
+        self._opening: set[str] = set()
 
     def now(self) -> float:
         """Give the storage's time."""
@@ -109,13 +113,35 @@ class Core:
         some = self._outboxes.values() if stream is None else [self._outboxes.get(stream, [])]
         return iter([outbox for outboxes in some for outbox in outboxes])
 
+    @contextmanager
+    def opening(self, writer: str) -> Generator[None]:
+        """While in this block, a stream of this writer may be stored already, and is not abandoned."""
+        self._opening.add(writer)
+        try:
+            yield
+        finally:
+            self._opening.discard(writer)
+
     def look(self, streams: Iterable[str]) -> None:
-        """Have writers find out, soon, whether these streams are still theirs."""
+        """Have writers find out, soon, whether these streams are still theirs, and end what has no writer although it is this session's."""
         for stream in streams:
             if stream == _lifecycle.LOOK_AT_ALL:
                 self.background.start(partial(self._look_at, list(self.outboxes())), "looking at streams")
             elif outboxes := list(self.outboxes(stream)):
                 self.background.start(partial(self._look_at, outboxes), "looking at a stream")
+            else:
+                self.background.start(partial(self._end_without_writer, stream), f"looking at stream {stream}")
+
+    async def _end_without_writer(self, stream: str) -> None:
+        """End a stream that is open again because the storage went back to before this manager's writer had ended or released it."""
+        try:
+            page = await self.storage.read(stream)
+            if page is None or (state := _lifecycle.life_of(page.head).state).session != self.session.name:
+                return
+            if state.writer not in self._opening and not any(self.outboxes(stream)):
+                await self._abandon(stream, _lifecycle.life_of(page.head), inf, self.terms)
+        except StorageError as error:
+            logger.warning("stream %s: cannot see whether it still has a writer: %s", stream, error)
 
     async def _look_at(self, outboxes: list[Outbox]) -> None:
         for first in range(0, len(outboxes), LOOKS_AT_ONCE):
@@ -126,14 +152,14 @@ class Core:
     async def _look_once(self, outbox: Outbox) -> None:
         try:
             await outbox.look()
-        except StorageError as error:
+        except StreamkeepError as error:
             logger.warning("stream %s: cannot see whether it is still its writer's: %s", outbox.stream, error)
 
     async def tend(self) -> None:
         """Look now and then at what quiet writers have, a few at a time, and put off the day on which it would be forgotten."""
         while True:
             began_at = anyio.current_time()
-            quiet = [outbox for outbox in self.outboxes() if outbox.is_quiet]
+            quiet = [outbox for outbox in self.outboxes() if outbox.committed_at < began_at - LOOK_SECONDS / 2]
             pause = LOOK_SECONDS / (len(quiet) // LOOKS_AT_ONCE + 1)
             for first in range(0, len(quiet), LOOKS_AT_ONCE):
                 await anyio.sleep(pause)
@@ -148,13 +174,27 @@ class Core:
 
     async def end_if_abandoned(self, stream: str, life: Life) -> bool:
         """End a stream whose writer is gone; True if it has changed, whoever did it. Raises StorageError."""
-        silent, terms = self.silence_of(life)
+        return await self._abandon(stream, life, *self.silence_of(life))
+
+    async def _abandon(self, stream: str, life: Life, silent: float, terms: Terms) -> bool:
         ended = _lifecycle.abandon(life, self.now(), silent, terms, new_name())
         if ended is None:
             return False
         await commit_once(self.storage, stream, life.head.version, ended.head, [error_record(_lifecycle.ABORTED)])
-        await self.tell_writer(stream, life)
+        # Readers need not wait until a writer has been told that is dead, or would be.
+        self.background.start(partial(self.tell_writer, stream, life), f"telling the writer of stream {stream}")
         return True
+
+    async def ask_for_writer(self, stream: str, life: Life) -> None:
+        """Have the session of a stream look whether it has a writer for it; what it finds, it stores."""
+        session = life.state.session
+        if session == self.session.name:
+            self.look([stream])
+        elif session:
+            try:
+                await self.observer.tell(session, stream)
+            except StorageError as error:
+                logger.warning("stream %s: nobody could be asked whether it still has a writer: %s", stream, error)
 
     async def tell_writer(self, stream: str, life: Life) -> None:
         """Let the writer that a stream had know that it is no longer its own; at once if it is one of this manager's."""

@@ -23,7 +23,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from . import _lifecycle
-from ._core import LOOK_SECONDS, Core
+from ._core import Core
 from ._guard import commit_once
 from ._lifecycle import Life
 from .errors import (
@@ -85,6 +85,7 @@ class Outbox:
         stream: the id.
         life: the stream, as this writer last committed it.
         cancelled: set when nothing more can be written, because of somebody else.
+        committed_at: when it has last committed, by the event loop's clock.
         max_event_bytes: how many bytes an event may have.
     """
 
@@ -108,18 +109,13 @@ class Outbox:
         self._round: _Round | None = None
         self._has_task = False  # whether a background task commits what is queued
         self._owes_loss = False  # whether records were lost, and no call has said so yet
-        self._committed_at = anyio.current_time()
+        self.committed_at = anyio.current_time()
         core.keep(self)
 
     @property
     def is_open(self) -> bool:
         """Whether it takes records."""
         return self._state is _State.OPEN
-
-    @property
-    def is_quiet(self) -> bool:
-        """Whether it has not committed for a while."""
-        return anyio.current_time() - self._committed_at > LOOK_SECONDS / 2
 
     @property
     def _is_over(self) -> bool:
@@ -193,13 +189,15 @@ class Outbox:
             StreamInputClosedError("the stream input has completed the stream"),
             (lambda life, now: _lifecycle.finish(life, now, status), [record]),
         )
-        await self.flush()
+        await self._store_ending()
+        if not isinstance(self._why_closed, StreamInputClosedError):
+            self.check_open()
 
     async def release(self, why: StreamkeepError) -> None:
         """Store what is queued and release the stream; further calls raise errors like `why`."""
         if self._state is _State.OPEN:
             self._close(why, (_lifecycle.release, []))
-        await self._commit_all()
+        await self._store_ending()
         if self._owes_loss:
             self.check_open()
 
@@ -258,6 +256,17 @@ class Outbox:
         finally:
             self._has_task = False
 
+    async def _store_ending(self) -> None:
+        """Return when all is stored, the ending included. If that fails, or is cancelled, it goes on in the background: nobody else can
+        write to the stream before, and nobody may ask again.
+        """
+        try:
+            await self._commit_all()
+        except BaseException:
+            if not self._is_over:
+                self._start_task()
+            raise
+
     async def _commit_all(self) -> None:
         while not self._is_over and (self._queue or self._doubt or self._ending):
             await self._advance()
@@ -290,7 +299,7 @@ class Outbox:
             return
         self._doubt = None
         self.life = life
-        self._committed_at = anyio.current_time()
+        self.committed_at = anyio.current_time()
         if not _lifecycle.is_written(life.state):
             self._stop()
 

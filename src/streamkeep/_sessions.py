@@ -15,7 +15,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -43,6 +43,9 @@ READS_A_LEASE: Final = 5
 TRIES: Final = 20
 WANTED_SECONDS: Final = 150.0
 """How long a session is observed at least for who asked once: until the next sweep, which asks again."""
+CHALLENGES: Final = 10
+"""How many times as long as the observer's own challenge took, a session has for its answer: it may have a renewal under way that the
+challenge overtook, and has then to begin another one."""
 
 
 class Session:
@@ -96,7 +99,7 @@ class Session:
         clone = self._storage.clone() if is_asyncio_here() else None
         if clone is None:
             keeper = self._keeper = _Keeper(self._storage, self.name, self._terms, _Here(self._look, starting))
-            self._background.start(partial(_run_here, keeper, starting), "the session")
+            self._background.start(partial(_run_here, keeper, starting), "the session", ended=lambda: starting.end(None))
         else:
             host = _Elsewhere(self._background, self._look, starting)
             keeper = self._keeper = _Keeper(clone, self.name, self._terms, host)
@@ -189,13 +192,10 @@ class _Elsewhere:
 
 
 async def _run_here(keeper: "_Keeper", starting: _Start) -> None:
-    error: StorageError | None = None
     try:
         await keeper.run()
     except StorageError as failure:
-        error = failure
-    finally:
-        starting.end(error)
+        starting.end(failure)
 
 
 def _run_thread(keeper: "_Keeper", clone: GuardedStorage, host: _Elsewhere) -> None:
@@ -242,7 +242,8 @@ class _Keeper:
         """Have it stop; from any thread."""
         self.is_stopped = True
         if self._stop is not None:
-            self._stop()
+            with suppress(RuntimeError):  # its event loop has ended
+                self._stop()
 
     async def run(self) -> None:
         """Begin, renew, and take mail, until it is stopped."""
@@ -270,6 +271,7 @@ class _Keeper:
             tasks.cancel_scope.cancel()
 
     async def _renew_on(self) -> None:
+        told = -1.0
         while True:
             await anyio.sleep(max(0.0, self._renewed_at + self._period - anyio.current_time()))
             try:
@@ -277,7 +279,9 @@ class _Keeper:
                     await self._renew()
                     continue
             except StorageError as error:
-                logger.warning("the session could not be renewed: %s", error)
+                if told != self._renewed_at:  # once for each time that it fails
+                    told = self._renewed_at
+                    logger.warning("the session could not be renewed: %s", error)
             await anyio.sleep(min(self._period, RETRY_SECONDS))
 
     async def _watch_over_renewal(self) -> None:
@@ -340,6 +344,7 @@ class Observed:
     silent: float = 0.0
     beat: int | None = None
     challenged_at: float | None = None
+    challenge_took: float | None = None
 
     def see(self, state: SessionState | None, after: float) -> None:
         """Take in what a read has shown, `after` seconds of waiting since the last one. None: the session is not there."""
@@ -353,14 +358,14 @@ class Observed:
         elif beat == self.beat:
             self.silent += after
         else:
-            self.beat, self.silent, self.challenged_at = beat, 0.0, None
+            self.beat, self.silent, self.challenged_at, self.challenge_took = beat, 0.0, None, None
         if state is not None and state.is_challenged and self.challenged_at is None:
             self.challenged_at = self.silent
 
     @property
     def is_to_be_challenged(self) -> bool:
-        """Whether it is time to ask for a sign of life."""
-        return self.challenged_at is None and self.terms.lease * (1 - 2 / READS_A_LEASE) <= self.silent < inf
+        """Whether it is time to ask for a sign of life; also if others have: only one's own commit shows how slow commits are."""
+        return self.challenge_took is None and self.terms.lease * (1 - 2 / READS_A_LEASE) <= self.silent < inf
 
     @property
     def proven(self) -> float:
@@ -368,9 +373,10 @@ class Observed:
         lease = self.terms.lease
         if self.silent < lease or self.silent == inf or self.beat is None:
             return self.silent
-        if self.challenged_at is not None and self.silent >= self.challenged_at + lease / READS_A_LEASE:
-            return self.silent
-        return lease * (1 - 1 / READS_A_LEASE)
+        if self.challenged_at is None or self.challenge_took is None:
+            return lease * (1 - 1 / READS_A_LEASE)
+        is_unanswered = self.silent >= self.challenged_at + max(lease / READS_A_LEASE, CHALLENGES * self.challenge_took)
+        return self.silent if is_unanswered else lease * (1 - 1 / READS_A_LEASE)
 
     @property
     def is_dead(self) -> bool:
@@ -451,7 +457,9 @@ class Observer:
             observed.see(state, pause)
             if page is not None and state is not None and observed.is_to_be_challenged:
                 head = _lifecycle.challenge(page.head, state, self._storage.time(), self._own)
+                began_at = anyio.current_time()
                 await self._storage.commit(id, page.head.version, head)
+                observed.challenge_took = anyio.current_time() - began_at
         except StorageError as error:
             logger.warning("a session cannot be observed: %s", error)
             return
