@@ -317,14 +317,13 @@ class StreamManager:
         after = max(after, _lifecycle.AFTER_RESERVED)
         found: list[StreamInfo] = []
         while len(found) < limit:
-            wanted = min(limit - len(found), SCAN_STREAMS)
-            page = await core.storage.scan(after, wanted)
+            page = await core.storage.scan(after, min(limit, SCAN_STREAMS))
             if not page:
                 break
             after = page[-1][0]
             now = core.now()
             found += [info for stream, head in page if (info := _listed(stream, head, now))]
-        return found
+        return found[:limit]
 
     async def sweep(self) -> None:
         """Remove what has expired. It is done every minute without asking. Raises StorageError."""
@@ -358,7 +357,11 @@ class StreamManager:
         check_metadata(metadata)
         running = self._check_running()
         core = running.core
-        await core.session.start()
+        try:
+            await core.session.start()
+        except StorageError:
+            running.check()  # it could not begin because the manager is closed
+            raise
         await running.undone(stream)
         writer = new_name()
         with core.opening(writer):
@@ -377,6 +380,8 @@ class StreamManager:
             if page is None:
                 continue
             version = page.head.version
+            if await running.undo_now(stream, page.head):
+                continue
             if _is_expired(page.head, core.now()):
                 await core.storage.delete(stream, version)
             elif not resume:
@@ -405,6 +410,7 @@ class _Running:
         self._owns_storage = owns_storage
         self._turn = anyio.Lock()
         self._undoing: dict[str, anyio.Event] = {}
+        self._doubts: dict[tuple[str, int], Callable[[], Awaitable[bool]]] = {}
 
     async def begin(self) -> None:
         """Open the storage, and begin the background work."""
@@ -452,7 +458,7 @@ class _Running:
                 return await commit_once(self.core.storage, stream, None, life.head)
         except BaseException as error:
             if not isinstance(error, StorageFullError):
-                self._undo(stream, partial(self._remove, stream, life.head))
+                self._undo(stream, life.head, partial(self._remove, stream, life.head))
             raise
 
     async def take_over(self, stream: str, head: Head, writer: str) -> StreamInput | None:
@@ -466,7 +472,7 @@ class _Running:
             if not await commit_once(core.storage, stream, head.version, life.head):
                 return None
         except BaseException:
-            self._undo(stream, partial(self._release, stream, life))
+            self._undo(stream, life.head, partial(self._release, stream, life))
             raise
         if old.state.session:
             await core.tell_writer(stream, old)
@@ -494,8 +500,17 @@ class _Running:
             start += len(page.records)
         return size
 
-    def _undo(self, stream: str, undo: Callable[[], Awaitable[bool]]) -> None:
+    async def undo_now(self, stream: str, head: Head) -> bool:
+        """Say whether this is the head of an earlier `open` that failed and has arrived only now; it is undone then."""
+        undo = self._doubts.get((stream, head.version))
+        if undo is None:
+            return False
+        await undo()
+        return True
+
+    def _undo(self, stream: str, head: Head, undo: Callable[[], Awaitable[bool]]) -> None:
         over = self._undoing[stream] = anyio.Event()
+        self._doubts[stream, head.version] = undo
 
         async def run() -> None:
             try:
@@ -510,6 +525,7 @@ class _Running:
                         over.set()  # it is not there; it may still come, if it is under way
             finally:
                 over.set()
+                del self._doubts[stream, head.version]
                 if self._undoing.get(stream) is over:
                     del self._undoing[stream]
 

@@ -41,6 +41,8 @@ RETRY_SECONDS: Final = 1.0
 RENEWALS_A_LEASE: Final = 3
 READS_A_LEASE: Final = 5
 TRIES: Final = 20
+WANTED_SECONDS: Final = 150.0
+"""How long a session is observed at least for who asked once: until the next sweep, which asks again."""
 CHALLENGES: Final = 10
 """How many times as long as the observer's own challenge took, a session has for its answer: it may have a renewal under way that the
 challenge overtook, and has then to begin another one."""
@@ -411,7 +413,7 @@ class Observer:
             return 0.0, self._terms
         observation = self._observe(session)
         terms = observation.observed.terms
-        observation.wanted_until = anyio.current_time() + 2 * (terms.lease + terms.grace)
+        observation.wanted_until = anyio.current_time() + max(WANTED_SECONDS, 2 * (terms.lease + terms.grace))
         return observation.observed.proven, terms
 
     @contextmanager
