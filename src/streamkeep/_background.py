@@ -28,8 +28,8 @@ class Loop(Protocol):
         """Say whether it runs in this thread, and in the process that it was started in."""
         ...
 
-    def spawn(self, run: Callable[[], Any]) -> None:
-        """Run a task that nobody owns, in a context of its own."""
+    def spawn(self, run: Callable[[], Any], context: Context) -> None:
+        """Run a task that nobody owns."""
         ...
 
     def call(self, function: Callable[[], object]) -> None:
@@ -51,8 +51,8 @@ class _Asyncio:
         # A forked child has no running loop before it starts one of its own.
         return asyncio._get_running_loop() is self._loop  # noqa: SLF001 - documented, and quicker than raising
 
-    def spawn(self, run: Callable[[], Any]) -> None:
-        task = self._loop.create_task(run(), context=Context())
+    def spawn(self, run: Callable[[], Any], context: Context) -> None:
+        task = self._loop.create_task(run(), context=context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -77,8 +77,8 @@ class _Trio:
         except RuntimeError:
             return False
 
-    def spawn(self, run: Callable[[], Any]) -> None:
-        self._trio.spawn_system_task(run, context=Context())
+    def spawn(self, run: Callable[[], Any], context: Context) -> None:
+        self._trio.spawn_system_task(run, context=context)
 
     def call(self, function: Callable[[], object]) -> None:
         try:
@@ -89,13 +89,34 @@ class _Trio:
     is_closed = False  # trio does not tell; `call` does
 
 
+class Task:
+    """A task that was started; what can be done about it is to cancel it. Unlike anyio's scopes it can be made outside of any task."""
+
+    def __init__(self) -> None:
+        self._scope: CancelScope | None = None
+        self._is_cancelled = False
+
+    def cancel(self) -> None:
+        """Cancel it, also before it has begun."""
+        self._is_cancelled = True
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def begin(self) -> CancelScope:
+        """Give the scope that the task is to run in."""
+        self._scope = CancelScope()
+        if self._is_cancelled:
+            self._scope.cancel()
+        return self._scope
+
+
 class Background:
     """Starts tasks, and ends them all; for one event loop at a time."""
 
     def __init__(self) -> None:
         self._loop: Loop | None = None
         self._process = 0
-        self._scopes: set[CancelScope] = set()
+        self._tasks: set[Task] = set()
         self._is_stopping = True
         self._is_idle = anyio.Event()
 
@@ -103,7 +124,7 @@ class Background:
         """Belong to the event loop that runs here."""
         self._loop = loop_here()
         self._process = os.getpid()
-        self._scopes.clear()
+        self._tasks.clear()
         self._is_stopping = False
         self._is_idle = anyio.Event()
 
@@ -129,12 +150,15 @@ class Background:
         if self._loop is None or self.is_forked or self._loop.is_closed:
             raise WrongEventLoopError("the event loop that this belongs to has ended, or is another process's")
 
-    def start(self, run: Run, what: str) -> CancelScope:
-        """Start a task, which is called `what` in the log; give what cancels it. After `stop` none is started."""
-        scope = CancelScope()
+    def start(self, run: Run, what: str, context: Context | None = None) -> Task:
+        """Start a task, which is called `what` in the log; give what cancels it. After `stop` none is started.
+
+        It runs in `context`, or in an empty one: what many share is not done in the name of whoever happened to come first.
+        """
+        task = Task()
         if self._loop is not None and not self._is_stopping:
-            self._loop.spawn(lambda: self._run(run, what, scope))
-        return scope
+            self._loop.spawn(lambda: self._run(run, what, task), context or Context())
+        return task
 
     def call(self, function: Callable[[], object]) -> bool:
         """Call a function in the event loop soon, from any thread; False if the loop is no more."""
@@ -148,31 +172,35 @@ class Background:
     def stop(self) -> None:
         """Cancel all tasks."""
         self._is_stopping = True
-        for scope in tuple(self._scopes):
-            scope.cancel()
+        for task in tuple(self._tasks):
+            task.cancel()
 
     async def wait(self) -> None:
         """Return when, after `stop`, no task is left."""
-        if self._scopes:
+        if self._tasks:
             await self._is_idle.wait()
 
-    async def _run(self, run: Run, what: str, scope: CancelScope) -> None:
+    async def _run(self, run: Run, what: str, task: Task) -> None:
         # Counted from here on: a task that asyncio cancels before it begins has no end that could be waited for.
-        self._scopes.add(scope)
+        self._tasks.add(task)
         if self._is_stopping:
-            scope.cancel()
+            task.cancel()
         try:
-            with scope:
+            with task.begin():
                 await run()
-        except BaseException as error:
-            # What native libraries raise may be no Exception; a cancellation from outside is the loop's affair.
-            if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit, anyio.get_cancelled_exc_class())):
-                raise
+        except not_ours():
+            raise
+        except BaseException:  # what native libraries raise may be no Exception
             logger.exception("%s ended by an error", what)
         finally:
-            self._scopes.discard(scope)
-            if self._is_stopping and not self._scopes:
+            self._tasks.discard(task)
+            if self._is_stopping and not self._tasks:
                 self._is_idle.set()
+
+
+def not_ours() -> tuple[type[BaseException], ...]:
+    """Give what is passed on by whoever catches everything else: the end of the program, and cancellation."""
+    return (KeyboardInterrupt, SystemExit, GeneratorExit, anyio.get_cancelled_exc_class())
 
 
 def loop_here() -> Loop:

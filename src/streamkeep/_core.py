@@ -16,7 +16,7 @@ from ._background import Background
 from ._guard import GuardedStorage, commit_once
 from ._lifecycle import Life, Terms
 from ._sessions import Observer, Session
-from .errors import StorageError
+from .errors import StorageError, StreamkeepError
 from .events import error_record
 
 logger: Final = logging.getLogger("streamkeep")
@@ -152,7 +152,7 @@ class Core:
     async def _look_once(self, outbox: Outbox) -> None:
         try:
             await outbox.look()
-        except StorageError as error:
+        except StreamkeepError as error:
             logger.warning("stream %s: cannot see whether it is still its writer's: %s", outbox.stream, error)
 
     async def tend(self) -> None:

@@ -4,8 +4,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Self, TypeVar
 
-import anyio
-
+from ._background import not_ours
 from .errors import StorageCorruptError, StorageError, StorageFullError, StreamkeepError
 from .storage import Doorbell, Head, Page, Storage, has
 
@@ -107,7 +106,7 @@ async def _translating(call: Callable[[], Awaitable[T]]) -> T:
 
 
 def _passed_on() -> tuple[type[BaseException], ...]:
-    return (StreamkeepError, KeyboardInterrupt, SystemExit, GeneratorExit, anyio.get_cancelled_exc_class())
+    return (StreamkeepError, *not_ours())
 
 
 def _translated(error: BaseException) -> StorageError:

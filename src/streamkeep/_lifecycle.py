@@ -269,8 +269,8 @@ def _ending(state: State) -> str:
 
 
 # Versions: the time of the commit in 256ths of a millisecond, so that a stream which is created again after its deletion goes on with
-# greater numbers although nobody remembers the old ones; and, in the last bits, something of who makes it, so that two histories of a storage
-# that went back do not meet in the same number.
+# greater numbers although nobody remembers the old ones; and, in the last bits, something of who makes it, so that two histories of a
+# storage that went back do not meet in the same number.
 _TICKS_A_SECOND: Final = 256_000
 _NAME_BITS: Final = 12
 

@@ -106,9 +106,8 @@ class StreamManager:
     """Durable streams over a storage.
 
     `StreamManager.connect(url)` opens and closes a storage of its own; `StreamManager(storage)` uses one that is open,
-    and leaves it open. Enter the manager with `async with` before use, in the event loop that will use it; in any task of it, and leave it in
-    any other. When it has been left it may be entered again. Used in another event loop, thread or forked process it raises
-    WrongEventLoopError.
+    and leaves it open. Enter the manager with `async with` before use, in the event loop that will use it. It may be left in another task,
+    and entered again when it has been left. Used in another event loop, thread or forked process it raises WrongEventLoopError.
 
     Args:
         storage: an entered storage.

@@ -15,7 +15,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -243,7 +243,8 @@ class _Keeper:
         """Have it stop; from any thread."""
         self.is_stopped = True
         if self._stop is not None:
-            self._stop()
+            with suppress(RuntimeError):  # its event loop has ended
+                self._stop()
 
     async def run(self) -> None:
         """Begin, renew, and take mail, until it is stopped."""
@@ -271,6 +272,7 @@ class _Keeper:
             tasks.cancel_scope.cancel()
 
     async def _renew_on(self) -> None:
+        told = -1.0
         while True:
             await anyio.sleep(max(0.0, self._renewed_at + self._period - anyio.current_time()))
             try:
@@ -278,7 +280,9 @@ class _Keeper:
                     await self._renew()
                     continue
             except StorageError as error:
-                logger.warning("the session could not be renewed: %s", error)
+                if told != self._renewed_at:  # once for each time that it fails
+                    told = self._renewed_at
+                    logger.warning("the session could not be renewed: %s", error)
             await anyio.sleep(min(self._period, RETRY_SECONDS))
 
     async def _watch_over_renewal(self) -> None:

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from tests.hostile.servers import APPS, HASTY, KNOWN, STREAMING, Apart, House, Target, command, house, serve, until
 from tests.hostile.sockets import Answer, Connection, ask, connections, request
+from tests.inside import feeds_of
 
 from streamkeep import InMemoryStreamManager, StreamManager
 from streamkeep.http import DurableStreaming, StreamsHTTP
@@ -146,7 +147,7 @@ def test_an_endless_stream_that_is_not_read_is_not_kept_for_its_reader(app: str)
             target.portal.start_task_soon(forever, stream)
             for connection in idle:
                 connection.until(b"event: chunk")
-            assert until(lambda: not target.streams._feeds)
+            assert until(lambda: not feeds_of(target.streams))
             assert target.is_alive()
         target.portal.call(scopes[0].cancel)
         target.run(stream.close)

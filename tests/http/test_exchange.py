@@ -30,8 +30,7 @@ from tests.http.servers import (
     wrapped_app,
 )
 
-from streamkeep import InMemoryStreamManager, StreamManager
-from streamkeep._input import Limits
+from streamkeep import InMemoryStreamManager, Limits, StreamManager
 from streamkeep.errors import HTTP_CODES, PublicError, Status, StorageError
 from streamkeep.http import StreamsHTTP
 from streamkeep.http.response import ASGIApp, Pace, headers_of

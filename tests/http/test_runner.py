@@ -5,6 +5,7 @@ import gc
 import warnings
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, Final
 
@@ -12,8 +13,7 @@ import anyio
 import pytest
 from tests.http.servers import events_of
 
-from streamkeep import InMemoryStreamManager, StreamInput, StreamManager
-from streamkeep._input import Limits
+from streamkeep import InMemoryStreamManager, Limits, StreamEvent, StreamInput, StreamManager
 from streamkeep.errors import PublicError, StreamAlreadyExistsError, StreamManagerClosedError
 from streamkeep.http import Producer, Runner, StreamsHTTP
 from streamkeep.storage import Head
@@ -402,8 +402,57 @@ async def test_an_error_that_leaves_the_block_arrives_bare() -> None:
         assert await events_of(streams, "s") == ABORTED
 
 
+async def complete(streams: StreamManager, stream: str) -> None:
+    async with streams.open(stream) as writer:
+        await writer.done()
+
+
+async def test_a_panic_of_a_native_library_ends_its_flow_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    class Panic(BaseException):
+        """As pyo3 raises when Rust panics."""
+
+    async def panics(stream: StreamInput, _stop: anyio.Event) -> None:
+        raise Panic("a tokenizer")
+
+    gate = anyio.Event()
+
+    async def waits(stream: StreamInput, _stop: anyio.Event) -> str:
+        await gate.wait()
+        return "whole"
+
+    async with InMemoryStreamManager() as streams, Runner(streams, drain=SOON, stop_grace=SOON) as runner:
+        await runner.start("waits", waits)
+        await runner.start("panics", panics)
+        assert (await last_of(streams, "panics")).error.status == "INTERNAL"
+        await runner.start("after", waits)
+        gate.set()
+        for stream in ("waits", "after"):
+            assert (await last_of(streams, stream)).output == "whole"
+    assert "a tokenizer" in caplog.text
+
+
+async def last_of(streams: StreamManager, stream: str) -> StreamEvent[Any]:
+    with anyio.fail_after(10):
+        async with streams.subscribe(stream) as events:
+            return [event async for event in events][-1]
+
+
+async def test_what_a_producer_reads_of_its_context_is_what_its_request_has_set() -> None:
+    async def produce(stream: StreamInput, _stop: anyio.Event) -> str:
+        return USER.get()
+
+    async with InMemoryStreamManager() as streams, Runner(streams, drain=SOON, stop_grace=SOON) as runner:
+        USER.set("ann")
+        await runner.start("s", produce)
+        assert (await last_of(streams, "s")).output == "ann"
+
+
+USER: ContextVar[str] = ContextVar("user", default="nobody")
+
+
 async def test_it_leaves_no_task_behind() -> None:
     async with InMemoryStreamManager() as streams:
+        await complete(streams, "first")  # with the first writer the manager's session begins
         before = asyncio.all_tasks()
         async with Runner(streams, drain=SOON, stop_grace=SOON) as runner:
             await runner.start("s", swallows)

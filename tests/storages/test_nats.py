@@ -38,10 +38,12 @@ accounts {
     jetstream: enabled
     users: [
       {user: alice, password: secret, permissions: {
-        publish: ["streamkeep.s.*", "$JS.API.STREAM.INFO.streamkeep", "$JS.API.STREAM.CREATE.streamkeep",
-                  "$JS.API.STREAM.MSG.GET.streamkeep", "$JS.API.STREAM.PURGE.streamkeep", "$JS.API.DIRECT.GET.streamkeep"],
-        subscribe: ["_INBOX.>", "streamkeep.bell.*"]}},
-      {user: unwriting, password: secret, permissions: {publish: "$JS.API.>", subscribe: ">"}},
+        publish: ["streamkeep.s.*", "streamkeep.due.>",
+                  "$JS.API.STREAM.INFO.streamkeep", "$JS.API.STREAM.CREATE.streamkeep",
+                  "$JS.API.STREAM.MSG.GET.streamkeep", "$JS.API.STREAM.MSG.DELETE.streamkeep",
+                  "$JS.API.STREAM.PURGE.streamkeep", "$JS.API.DIRECT.GET.streamkeep"],
+        subscribe: ["_INBOX.>", "streamkeep.bell.>"]}},
+      {user: unwriting, password: secret, permissions: {publish: ["$JS.API.>", "streamkeep.due.>"], subscribe: ">"}},
       {user: unlistening, password: secret, permissions: {publish: ">", subscribe: "_INBOX.>"}},
       {user: unasking, password: secret, permissions: {publish: "streamkeep.>", subscribe: ">"}},
       {user: unpurging, password: secret, permissions: {publish: {deny: "$JS.API.STREAM.PURGE.>"}}},
@@ -213,7 +215,7 @@ class TestAccounts:
             assert await alice.commit("s", None, head)
             with anyio.fail_after(BOUND_SECONDS):
                 await doorbell.wait()
-        assert await alice.scan() == ["s"]
+        assert await alice.scan() == [("s", head)]
         large = replace(head, version=head.version + 1, tail=3)
         assert await alice.commit("s", head.version, large, [b"x" * 2**20] * 3)
         page = await alice.read("s", 0, 10)
@@ -358,7 +360,7 @@ async def test_one_of_a_newer_format_is_refused(url: str, name: str, client: Cli
 async def test_a_message_that_is_not_ours_is_found_corrupt(storage: Storage, name: str, client: Client, message: bytes) -> None:
     await client.request(f"{name}.s.s", message)
     for attempt in (storage.read("s"), storage.read("s", 0, 5), storage.commit("s", None, a_head(0)), storage.delete("s", 1)):
-        with pytest.raises(StorageCorruptError, match="message 1 of the JetStream stream"):
+        with pytest.raises(StorageCorruptError, match=r"message \d of the JetStream stream"):
             await attempt
 
 
@@ -437,7 +439,7 @@ async def test_the_beginning_of_a_commit_that_was_never_finished_is_nothing(
     head = a_head(1)
     assert await storage.commit("s", None, head, [b"one"])
     subject = f"{name}.s.s"
-    pieces = encode(replace(head, version=head.version + 1, tail=2), [b"x" * 3000], 1, 1000)
+    pieces = encode(replace(head, version=head.version + 1, tail=2), [b"x" * 3000], 0, 1, 1000)
     for piece in pieces[:2]:
         await client.request(subject, piece)
     page = await storage.read("s", 0, 10)
@@ -454,7 +456,7 @@ async def test_the_beginning_of_a_commit_that_was_never_finished_is_nothing(
 
 
 async def test_a_stream_that_never_began_is_absent_whatever_is_left_of_it(storage: Storage, name: str, client: Client) -> None:
-    piece = encode(a_head(1), [b"x" * 3000], 0, 1000)[0]
+    piece = encode(a_head(1), [b"x" * 3000], 0, 0, 1000)[0]
     await client.request(f"{name}.s.s", piece)
     assert await storage.read("s", 0, 10) is None
     head = a_head(1)
@@ -586,7 +588,7 @@ async def test_a_watcher_is_rung_also_by_what_came_while_its_connection_was_lost
         async with storage.watch("s") as doorbell:
             for _ in range(3):
                 connection = connection_of(storage)
-                connection.lose()
+                connection.fail()
                 new = replace(head, version=head.version + 1)
                 assert await writer.commit("s", head.version, new)
                 head = new
@@ -604,14 +606,14 @@ async def test_a_watcher_is_rung_also_by_what_came_while_its_connection_was_lost
 
 async def test_an_end_that_is_older_than_what_was_heard_of_is_not_believed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A leader that was deposed while it was stopped may answer for a moment when it goes on."""
-    monkeypatch.setattr("streamkeep.storages.nats._PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("streamkeep.storages.nats._CHANGE_SECONDS", 0.1)
     found = storage_for(url)
     assert isinstance(found, RetryingStorage)
     async with found.storage as storage:
         head = a_head(0)
         assert await storage.commit("s", None, head)
         assert isinstance(storage, NATSStorage)
-        storage._open._bells.expect("s", 2)
+        storage._open._bells.expect("s", 3)
         with pytest.raises(StorageUnavailableError, match="behind what it has acknowledged"):
             await storage.read("s")
         assert await storage.commit("s", head.version, replace(head, version=head.version + 1))
@@ -628,7 +630,7 @@ async def test_an_id_is_one_token_and_comes_back(storage: Storage, stream: str) 
     assert token.isascii()
     assert stream_of(token) == stream
     assert await storage.commit(stream, None, a_head(1), [b"x"])
-    assert await storage.scan() == [stream]
+    assert [found for found, _ in await storage.scan()] == [stream]
 
 
 async def test_an_id_that_is_no_text_is_refused(storage: Storage) -> None:
@@ -637,14 +639,14 @@ async def test_an_id_that_is_no_text_is_refused(storage: Storage) -> None:
 
 
 async def test_ten_thousand_ids_and_more_are_scanned(storage: Storage, name: str, client: Client) -> None:
-    message = encode(a_head(0), [], 0, 10_000)[0]
+    message = encode(a_head(0), [], 0, 0, 10_000)[0]
     for number in range(12_000):
         await client.publish(f"{name}.s.id-{number:05}", message)
     await client.flush()
     await client.request(f"{name}.s.last", message)
     found: list[str] = []
     while page := await storage.scan(found[-1] if found else "", 1000):
-        found.extend(page)
+        found.extend(stream for stream, _ in page)
     assert found == [*(f"id-{number:05}" for number in range(12_000)), "last"]
 
 

@@ -109,7 +109,7 @@ class TestTLS:
         monkeypatch.setattr("streamkeep.storages.nats._link._ANSWER_SECONDS", 1.0)
         with running_server(more=tls_of(authority)) as named:
             nats = NATSStorage([f"tls://localhost:{named.port}"])
-            async with RetryingStorage(nats, patience=timedelta(seconds=3)) as storage:
+            async with RetryingStorage(nats, timeout=timedelta(seconds=3)) as storage:
                 nats._open._link._peers = [f"tls://127.0.0.1:{server.port}"]
                 named.kill()
                 with pytest.raises(StorageUnavailableError, match=f"localhost:{named.port}"):
@@ -215,7 +215,7 @@ class TestCredentials:
             assert isinstance(storage.storage, NATSStorage)
             connection = storage.storage._open._link._connection
             assert connection is not None
-            connection.lose()
+            connection.fail()
             assert await storage.read("s") is None
             (seen,) = server.ask("connz?auth=true")["connections"]
             assert seen["jwt"] == users[1][0]

@@ -56,5 +56,5 @@ class AsyncioStorage(ABC, Generic[E]):
 
     def _check_loop(self) -> None:
         # A forked child has no running loop until it starts one of its own.
-        if asyncio._get_running_loop() is not self._loop:
+        if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 - documented, and quicker than raising
             raise WrongEventLoopError(f"{self._name} was opened in another event loop; open a storage of your own in this one")

@@ -57,8 +57,8 @@ class StreamsSuite:
                 return lambda: MyStorage(tmp_path / "streams")
 
     `open_storage` is the one of `StorageSuite`. Every manager here has a storage handle of its own, and so plays a process of
-    its own. A process that dies is played by a manager whose storage fails from some moment on, and time that passes by a storage whose clock
-    is put forward.
+    its own. A process that dies is played by a manager whose storage fails from some moment on, and time that passes by a storage whose
+    clock is put forward.
     """
 
     pytestmark = [  # noqa: RUF012 - pytest's
@@ -421,7 +421,7 @@ class StreamsSuite:
         stream = await mortal.streams.open("s")
         mortal.die()
         with anyio.fail_after(BOUND_SECONDS):
-            while (await streams.info("s")).status == "open":
+            while (await streams.info("s")).status == "open":  # noqa: ASYNC110 - whoever asks is not told when to ask again
                 await anyio.sleep(BRIEF.total_seconds() / 10)
         assert (await streams.info("s")).error == "ABORTED"
         assert stream.tail == 0

@@ -1,14 +1,11 @@
 """Hearing of what was stored in JetStream."""
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from streamkeep.errors import StorageUnavailableError
 from streamkeep.storages._doorbells import Doorbells
-from streamkeep.storages.nats._link import ApiError, Connection, translating_refusals
-
-if TYPE_CHECKING:
-    from nats.aio.msg import Msg
+from streamkeep.storages.nats._client import Message
+from streamkeep.storages.nats._link import Connection, translating_refusals
 
 _STREAMS_KEPT: Final = 10_000
 
@@ -47,7 +44,7 @@ class Bells:
         async with self._listening:
             if self._connection is connection:
                 return
-            await connection.subscribe(f"{self._name}.bell.*", self._bell)
+            await connection.subscribe(f"{self._name}.bell.>", self._bell)
             # Asked by the way that the subscription went: when the leader has answered, it knows that somebody listens.
             self._heard = self._stored = await self._last_sequence(connection)
             self._connection = connection
@@ -59,17 +56,14 @@ class Bells:
             await self.listen(connection)
             self._doorbells.ring_all()
 
-    async def check(self, connection: Connection) -> None:
-        """Ring everybody if a bell was lost."""
+    def check(self, connection: Connection, last_sequence: int) -> None:
+        """Ring everybody if a bell was lost. JetStream's log has a message there."""
         if not self._doorbells or self._connection is not connection:
             return
         if self._heard < self._stored:
             self._heard = self._stored
             self._doorbells.ring_all()
-        try:
-            self._stored = await self._last_sequence(connection)
-        except (StorageUnavailableError, ApiError):
-            return  # there is no leader for now, and perhaps bells were lost with it: the next look will tell
+        self._stored = last_sequence
 
     async def _last_sequence(self, connection: Connection) -> int:
         with translating_refusals():
@@ -77,12 +71,16 @@ class Bells:
         sequence: int = info["state"]["last_seq"]
         return sequence
 
-    async def _bell(self, message: "Msg") -> None:
-        sequence = int((message.headers or {}).get("Nats-Sequence", 0))
-        token = message.subject.rpartition(".")[2]
-        self.expect(token, sequence)
+    def _bell(self, message: Message) -> None:
+        try:
+            sequence = int(message.headers["Nats-Sequence"])
+            _, _, kind, *_, token = message.subject.split(".")
+        except (KeyError, ValueError):
+            return  # somebody else's
+        if kind == "s":
+            self.expect(token, sequence)
         if sequence > self._heard + 1:
             self._doorbells.ring_all()
-        else:
+        elif kind == "s":
             self._doorbells.ring((token,))
         self._heard = max(self._heard, sequence)

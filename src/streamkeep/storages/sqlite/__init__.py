@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,8 +12,9 @@ from typing import Final
 from streamkeep.errors import InvalidArgumentError
 from streamkeep.storage import Doorbell, Head, Page
 from streamkeep.storages._asyncio_storage import AsyncioStorage
-from streamkeep.storages._batch_thread import BatchThread, Job
+from streamkeep.storages._batch_thread import BatchThread, Job, Outcome
 from streamkeep.storages._doorbells import Doorbells
+from streamkeep.storages.sqlite._clock import steady
 from streamkeep.storages.sqlite._database import (
     Files,
     Reader,
@@ -49,7 +50,8 @@ class SQLiteStorage(AsyncioStorage["_Entered"]):
     def __init__(self, path: str | os.PathLike[str], *, synchronous: Synchronous = "FULL") -> None:
         if synchronous not in {"FULL", "NORMAL"}:
             raise InvalidArgumentError(f"synchronous is FULL or NORMAL, not {synchronous!r}")
-        self._files = Files(Path(path))
+        # By its one real name, so that all who open it lock the same files; and the working directory may change.
+        self._files = Files(Path(os.path.realpath(path).replace("//", "/", 1)))
         super().__init__(str(self._files.database))
         self._synchronous: Synchronous = synchronous
         self._doorbells: Doorbells[int] = Doorbells()
@@ -66,9 +68,21 @@ class SQLiteStorage(AsyncioStorage["_Entered"]):
         """See `Storage.delete`."""
         return await self._open.writer.start(lambda writer: writer.delete(stream, seen))
 
-    async def scan(self, after: str = "", limit: int = 100) -> Sequence[str]:
+    async def scan(self, after: str = "", limit: int = 100) -> Sequence[tuple[str, Head]]:
         """See `Storage.scan`."""
         return await self._open.reader.start(lambda reader: reader.scan(after, limit))
+
+    async def expired(self, before: float, limit: int = 100) -> Sequence[tuple[str, Head]]:
+        """See `Storage.expired`."""
+        return await self._open.reader.start(lambda reader: reader.expired(before, limit))
+
+    def time(self) -> float:
+        """See `Storage.time`: the machine's, whatever its wall clock says meanwhile."""
+        return steady() + self._open.clock_offset
+
+    def clone(self) -> "SQLiteStorage":
+        """See `Storage.clone`."""
+        return SQLiteStorage(self._files.database, synchronous=self._synchronous)
 
     @asynccontextmanager
     async def watch(self, stream: str) -> AsyncGenerator[Doorbell]:
@@ -87,7 +101,8 @@ class SQLiteStorage(AsyncioStorage["_Entered"]):
         await stack.enter_async_context(writer)
         await stack.enter_async_context(reader)
         stack.callback(news.stop)
-        return _Entered(writer, reader, news)
+        clock_offset = await writer.start(lambda writer: writer.clock_offset)
+        return _Entered(writer, reader, news, clock_offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +112,16 @@ class _Entered:
     writer: BatchThread[Writer]
     reader: BatchThread[Reader]
     news: "_News"
+    clock_offset: float
 
 
-def _write(news: "_News", writer: Writer, jobs: Sequence[Job[Writer]]) -> Callable[[], None] | None:
+def _write(news: "_News", writer: Writer, jobs: Sequence[Job[Writer]]) -> Outcome:
     changes = writer.run(jobs)
-    return partial(news.heard, changes) if changes else None
+    return len(jobs), partial(news.ring, changes) if changes else None
 
 
-def _read(reader: Reader, jobs: Sequence[Job[Reader]]) -> None:
-    reader.run(jobs)
+def _read(reader: Reader, jobs: Sequence[Job[Reader]]) -> Outcome:
+    return reader.run(jobs)
 
 
 class _News:
@@ -124,7 +140,7 @@ class _News:
         self._inotify: int | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    def heard(self, changes: Changes) -> None:
+    def ring(self, changes: Changes) -> None:
         """Ring for these changes."""
         if changes.checksums is None:
             self._doorbells.ring_all()
@@ -170,4 +186,4 @@ class _News:
 
     def _look(self, notify: Notify) -> None:
         if self._doorbells and notify.count() > self._seen:
-            self.heard(notify.since(self._seen))
+            self.ring(notify.since(self._seen))

@@ -18,7 +18,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
@@ -27,16 +27,19 @@ from urllib.parse import quote
 
 from streamkeep.errors import StorageCorruptError, StorageError, StorageFullError
 from streamkeep.storage import PAGE_BYTES, Head, Page
-from streamkeep.storages._batch_thread import Job
-from streamkeep.storages.sqlite._interlock import Interlock, patiently
+from streamkeep.storages._batch_thread import Job, Outcome
+from streamkeep.storages.sqlite._clock import note, offset_of
+from streamkeep.storages.sqlite._interlock import Interlock, retry_until
 from streamkeep.storages.sqlite._notify import Changes, Notify, checksum
 
 Synchronous = Literal["FULL", "NORMAL"]
 
-_PATIENCE_SECONDS: Final = 30
+_TIMEOUT_SECONDS: Final = 30
 _APPLICATION_ID: Final = int.from_bytes(b"stkp", "big")
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _KEYS_KEPT: Final = 10_000
+_READ_BYTES: Final = 4 << 20
+"""After so many the loop gets what was read, and reading goes on when it has taken that."""
 
 # AUTOINCREMENT: a key that was deleted never comes back, so a remembered key is right or finds nothing.
 _SCHEMA: Final = """
@@ -49,17 +52,25 @@ _SCHEMA: Final = """
         state      BLOB    NOT NULL,
         expires_at REAL    NOT NULL
     );
+    CREATE INDEX expiring ON streams (expires_at);
     CREATE TABLE records (
         stream     INTEGER NOT NULL, -- streams.key
         offset     INTEGER NOT NULL,
         data       BLOB    NOT NULL,
         UNIQUE (stream, offset)
     );
+    CREATE TABLE clock ( -- see _clock.py
+        id         INTEGER PRIMARY KEY CHECK (id = 1),
+        boot       TEXT    NOT NULL,
+        offset     REAL    NOT NULL,
+        latest     REAL    NOT NULL
+    );
 """
 
 
 _HeadRow = tuple[int, int, bytes, float, int, int]
 _REPLACE: Final = "UPDATE streams SET version = ?, tail = ?, state = ?, expires_at = ? WHERE key = ? AND version = ?"
+_HEAD: Final = "version, tail, state, expires_at"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,30 +90,43 @@ class Files:
         return self.database.with_name(self.database.name + "-notify")
 
     def open(self, path: Path) -> int:
-        """Give a descriptor of one of the two; a new file has the database's permissions, or is private with a new one."""
+        """Give a descriptor of one of the two. A new file has the database's permissions and owner, or is private with a new one.
+
+        Else a look at it by root would lock its owner out.
+        """
+        flags = os.O_RDWR | getattr(os, "O_BINARY", 0)
         try:
-            mode = self.database.stat().st_mode & 0o666
+            return os.open(path, flags)
         except FileNotFoundError:
-            mode = 0o600
-        return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), mode)
+            pass
+        try:
+            there = self.database.stat()
+        except FileNotFoundError:
+            return os.open(path, flags | os.O_CREAT, 0o600)
+        descriptor = os.open(path, flags | os.O_CREAT, 0o600)
+        with suppress(PermissionError):  # not root, so it is ours anyway; or nothing can be done
+            os.fchown(descriptor, there.st_uid, there.st_gid)
+        with suppress(PermissionError):
+            os.fchmod(descriptor, there.st_mode & 0o666)
+        return descriptor
 
 
-class _HopeDisappointedError(Exception):
+class _ConflictError(Exception):
     """One of the commits of a batch has not seen the version."""
 
 
 class Writer:
     """The one connection that writes. `run` is for the thread, `commit` and `delete` are for its jobs."""
 
-    def __init__(self, path: Path, db: sqlite3.Connection, interlock: Interlock, notify: Notify) -> None:
+    def __init__(self, path: Path, db: sqlite3.Connection, interlock: Interlock, notify: Notify, clock_offset: float) -> None:
+        self.clock_offset = clock_offset
         self._path = path
-        self._file = path.absolute()  # the working directory may change
-        self._place = _place_of(self._file)
+        self._place = _place_of(path)
         self._db = db
         self._interlock = interlock
         self._notify = notify
         self._keys: dict[str, int] = {}
-        self._hopeful = True
+        self._optimistic = True
         self._heads: list[_HeadRow] = []
         self._rows: list[tuple[int, int, bytes]] = []
         self._changed: list[int] = []
@@ -131,27 +155,27 @@ class Writer:
     def run(self, jobs: Sequence[Job["Writer"]]) -> Changes | None:
         """Do the jobs in one transaction and say what they changed. If one of them fails, each gets its own.
 
-        First in the hope that every commit has seen the version, for then all heads are replaced by one statement.
+        First as if every commit had seen the version, for then all heads are replaced by one statement.
         """
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        deadline = time.monotonic() + _TIMEOUT_SECONDS
         with translating(self._path), self._interlock.held(deadline):
             self._check_place()
             try:
-                changed = self._transact(jobs, deadline, hopeful=True)
-            except _HopeDisappointedError:
-                changed = self._carefully(jobs, deadline)
+                changed = self._transact(jobs, deadline, optimistic=True)
+            except _ConflictError:
+                changed = self._one_statement_each(jobs, deadline)
             except Exception:
                 changed = self._one_by_one(jobs, deadline)
             return self._tell(changed) if changed else None
 
     def _check_place(self) -> None:
         # SQLite would not notice, and commit to a file that nobody will ever open again.
-        if _place_of(self._file) != self._place:
+        if _place_of(self._path) != self._place:
             raise StorageError(f"{self._path} was removed or replaced while it was open; nothing can be stored in it any more")
 
-    def _carefully(self, jobs: Sequence[Job["Writer"]], deadline: float) -> Sequence[int]:
+    def _one_statement_each(self, jobs: Sequence[Job["Writer"]], deadline: float) -> Sequence[int]:
         try:
-            return self._transact(jobs, deadline, hopeful=False)
+            return self._transact(jobs, deadline, optimistic=False)
         except Exception:
             return self._one_by_one(jobs, deadline)
 
@@ -159,14 +183,14 @@ class Writer:
         changed: list[int] = []
         for job in jobs:
             try:
-                changed += self._transact([job], deadline, hopeful=False)
-            except Exception as error:
+                changed += self._transact([job], deadline, optimistic=False)
+            except BaseException as error:
                 job.fail(translated(self._path, error))
         return changed
 
-    def _transact(self, jobs: Sequence[Job["Writer"]], deadline: float, *, hopeful: bool) -> Sequence[int]:
-        self._hopeful, self._heads, self._rows, self._changed = hopeful, [], [], []
-        patiently(self._begin, deadline)
+    def _transact(self, jobs: Sequence[Job["Writer"]], deadline: float, *, optimistic: bool) -> Sequence[int]:
+        self._optimistic, self._heads, self._rows, self._changed = optimistic, [], [], []
+        retry_until(self._begin, deadline)
         try:
             for job in jobs:
                 job.run(self)
@@ -208,12 +232,13 @@ class Writer:
         # A key from a rolled back INSERT will be another stream's.
         self._keys.clear()
         # SQLite has rolled back already after some errors, such as a full disk.
-        if self._db.in_transaction:
-            self._db.execute("ROLLBACK")
+        with suppress(sqlite3.Error):
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
 
     def _flush(self) -> None:
         if self._heads and self._db.executemany(_REPLACE, self._heads).rowcount != len(self._heads):
-            raise _HopeDisappointedError
+            raise _ConflictError
         self._heads.clear()
         self._db.executemany("INSERT INTO records VALUES (?, ?, ?)", self._rows)
         self._rows.clear()
@@ -237,7 +262,7 @@ class Writer:
 
     def _replace(self, key: int, seen: int, head: Head) -> bool:
         row = (head.version, head.tail, head.state, head.expires_at, key, seen)
-        if self._hopeful:
+        if self._optimistic:
             self._heads.append(row)
             return True
         return self._db.execute(_REPLACE, row).rowcount == 1
@@ -262,20 +287,33 @@ class Reader:
         self._path = path
         self._db = db
 
-    def run(self, jobs: Sequence[Job["Reader"]]) -> None:
-        """Do the jobs at one moment; what fails one of them is no business of the others."""
-        self._db.execute("BEGIN")
+    def run(self, jobs: Sequence[Job["Reader"]]) -> Outcome:
+        """Do the jobs, at one moment, until they have brought some mebibytes; what fails one of them is no business of the others."""
+        done = size = 0
+        with translating(self._path):
+            self._db.execute("BEGIN")
         try:
-            for job in jobs:
-                self._run_one(job)
+            while done < len(jobs) and size < _READ_BYTES:
+                size += self._run_one(jobs[done])
+                done += 1
         finally:
-            self._db.execute("ROLLBACK")
+            self._roll_back()
+        return done, None
 
-    def _run_one(self, job: Job["Reader"]) -> None:
+    def _run_one(self, job: Job["Reader"]) -> int:
+        """Do one, and say how many bytes it has brought."""
         try:
-            job.run(self)
-        except Exception as error:
+            result = job.run(self)
+        except BaseException as error:
             job.fail(translated(self._path, error))
+            return 0
+        return sum(map(len, result.records)) if isinstance(result, Page) else 0
+
+    def _roll_back(self) -> None:
+        # After an error of the disk SQLite has done so by itself.
+        with suppress(sqlite3.Error):
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
 
     def read(self, stream: str, start: int, limit: int) -> Page | None:
         """Do `Storage.read`."""
@@ -299,9 +337,18 @@ class Reader:
                 break
         return records
 
-    def scan(self, after: str, limit: int) -> Sequence[str]:
+    def scan(self, after: str, limit: int) -> Sequence[tuple[str, Head]]:
         """Do `Storage.scan`. (SQLite compares UTF-8 bytes, whose order is that of the code points.)"""
-        return [row[0] for row in self._db.execute("SELECT id FROM streams WHERE id > ? ORDER BY id LIMIT ?", (after, limit))]
+        rows = self._db.execute(f"SELECT id, {_HEAD} FROM streams WHERE id > ? ORDER BY id LIMIT ?", (after, limit))  # noqa: S608
+        return [(stream, Head(*head)) for stream, *head in rows]
+
+    def expired(self, before: float, limit: int) -> Sequence[tuple[str, Head]]:
+        """Do `Storage.expired`."""
+        rows = self._db.execute(
+            f"SELECT id, {_HEAD} FROM streams WHERE expires_at <= ? ORDER BY expires_at LIMIT ?",  # noqa: S608
+            (before, limit),
+        )
+        return [(stream, Head(*head)) for stream, *head in rows]
 
 
 @contextmanager
@@ -309,28 +356,51 @@ def open_writer(files: Files, synchronous: Synchronous) -> Generator[Writer]:
     """Open the database to write to it, creating what is missing; on leaving, close it and let go of its files."""
     with ExitStack() as stack:
         with translating(files.database):
+            _refuse_foreign(files.database)
             lock = _opened(stack, files, files.lock)
             notify_file = _opened(stack, files, files.notify)
             notify = Notify(notify_file)
             interlock = Interlock(turnstile=notify_file, lock=lock)
-            with interlock.held(time.monotonic() + _PATIENCE_SECONDS):
+            with interlock.held(time.monotonic() + _TIMEOUT_SECONDS):
                 notify.mend()
                 db = _connect(files.database, synchronous)
                 stack.callback(_close, db, interlock)
-        yield Writer(files.database, db, interlock, notify)
+                clock_offset = offset_of(db)
+                note(db, clock_offset)
+        yield Writer(files.database, db, interlock, notify, clock_offset)
 
 
 @contextmanager
 def open_reader(files: Files) -> Generator[Reader]:
     """Open a database that a writer of this process has open, to read it."""
     # A hot journal of a killed process may make a reader wait, for microseconds; SQLite's own waiting is good enough here.
-    url = f"file:{quote(os.fspath(files.database.absolute()))}?mode=ro"
     with translating(files.database):
-        db = sqlite3.connect(url, uri=True, isolation_level=None, timeout=_PATIENCE_SECONDS)
+        db = sqlite3.connect(
+            _url(files.database, ""), uri=True, isolation_level=None, timeout=_TIMEOUT_SECONDS, check_same_thread=False
+        )
     try:
         yield Reader(files.database, db)
     finally:
         db.close()
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raise before anything is made beside a file that is none of ours.
+
+    Read by SQLite, which leaves the locks alone that others in this process hold on the file; and as one that nobody changes, so that
+    nothing is made for it either. Of a database of ours whose first commits are in its log only, the file may say nothing yet.
+    """
+    if not path.is_file():
+        return
+    with closing(sqlite3.connect(_url(path, "immutable=1"), uri=True)) as db:
+        (application_id,) = db.execute("PRAGMA application_id").fetchone()
+        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if application_id not in {0, _APPLICATION_ID} or (tables and not application_id):
+        raise StorageCorruptError(f"{path} is not a streamkeep database")
+
+
+def _url(path: Path, options: str) -> str:
+    return f"file:{quote(os.fspath(path))}?mode=ro&{options}".rstrip("&")
 
 
 def _opened(stack: ExitStack, files: Files, path: Path) -> int:
@@ -344,7 +414,8 @@ def _connect(path: Path, synchronous: Synchronous) -> sqlite3.Connection:
     # this process has it open, whose locks closing the descriptor would drop.
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
-    db = sqlite3.connect(path, isolation_level=None, timeout=_PATIENCE_SECONDS)
+    # A fork closes it from whichever thread forks, while this one waits.
+    db = sqlite3.connect(path, isolation_level=None, timeout=_TIMEOUT_SECONDS, check_same_thread=False)
     try:
         _prepare(db, path, synchronous)
     except BaseException:
@@ -385,6 +456,8 @@ def _is_new(db: sqlite3.Connection, path: Path) -> bool:
         return True
     if application_id != _APPLICATION_ID:
         raise StorageCorruptError(f"{path} is not a streamkeep database")
+    if version < _FORMAT:
+        raise StorageCorruptError(f"{path} was written by a streamkeep from before the first release; delete it")
     if version > _FORMAT:
         raise StorageCorruptError(f"{path} was written by a newer streamkeep (format {version}, this one knows {_FORMAT})")
     return False
@@ -402,7 +475,7 @@ def _close(db: sqlite3.Connection, interlock: Interlock) -> None:
     # If it is the last connection of all, SQLite checkpoints here. Should another process hold the lock for so long, then it
     # is not the last one, and nothing is written.
     try:
-        with suppress(TimeoutError), interlock.held(time.monotonic() + _PATIENCE_SECONDS):
+        with suppress(TimeoutError), interlock.held(time.monotonic() + _TIMEOUT_SECONDS):
             db.close()
     finally:
         db.close()
@@ -417,20 +490,20 @@ def translating(path: Path) -> Generator[None]:
         raise translated(path, error) from error
 
 
-def translated(path: Path, error: Exception) -> Exception:
-    """Give the StorageError for an error of SQLite or the operating system; others are bugs, and given back."""
-    kind, reason = _explained(error)
-    if kind is None:
+def translated(path: Path, error: BaseException) -> StorageError:
+    """Give the StorageError for an error of SQLite or the operating system, or for a bug."""
+    if isinstance(error, StorageError):
         return error
-    failure = kind(f"{path}: {reason} ({error})")
+    kind, reason = _explained(error)
+    failure = kind(f"{path}: {reason} ({type(error).__name__}: {error})")
     failure.__cause__ = error
     return failure
 
 
-def _explained(error: Exception) -> tuple[type[StorageError] | None, str]:
+def _explained(error: BaseException) -> tuple[type[StorageError], str]:
     match error:
         case TimeoutError():
-            return StorageError, f"another program has held the database for {_PATIENCE_SECONDS} seconds"
+            return StorageError, f"another program has held the database for {_TIMEOUT_SECONDS} seconds"
         case OSError(errno=errno) if errno in {ENOSPC, EDQUOT}:
             return StorageFullError, _FULL
         case OSError():
@@ -438,13 +511,13 @@ def _explained(error: Exception) -> tuple[type[StorageError] | None, str]:
         case sqlite3.Error(sqlite_errorcode=int(code)):
             return _EXPLAINED.get(code) or _EXPLAINED.get(code & 0xFF, (StorageError, "SQLite failed"))
         case _:
-            return None, ""
+            return StorageError, "failed"
 
 
 _UNUSABLE: Final = "cannot be opened and written; its directory must exist, and this process must be allowed to write there"
 _FULL: Final = "no space left, so nothing was stored; make space and try again"
 _EXPLAINED: Final[dict[int, tuple[type[StorageError], str]]] = {
-    sqlite3.SQLITE_BUSY: (StorageError, f"another program has held the database for {_PATIENCE_SECONDS} seconds"),
+    sqlite3.SQLITE_BUSY: (StorageError, f"another program has held the database for {_TIMEOUT_SECONDS} seconds"),
     sqlite3.SQLITE_CANTOPEN: (StorageError, _UNUSABLE),
     sqlite3.SQLITE_PERM: (StorageError, _UNUSABLE),
     sqlite3.SQLITE_READONLY: (StorageError, _UNUSABLE),

@@ -56,9 +56,9 @@ class Interlock:
     @contextmanager
     def held(self, deadline: float) -> Generator[None]:
         """Hold the lock in this block; raises TimeoutError when `deadline` (of `time.monotonic`) has passed."""
-        patiently(lambda: _try_lock(self._turnstile), deadline)
+        retry_until(lambda: _try_lock(self._turnstile), deadline)
         try:
-            patiently(lambda: _try_lock(self._lock), deadline)
+            retry_until(lambda: _try_lock(self._lock), deadline)
         finally:
             _unlock(self._turnstile)
         try:
@@ -67,7 +67,7 @@ class Interlock:
             _unlock(self._lock)
 
 
-def patiently(attempt: Callable[[], bool], deadline: float) -> None:
+def retry_until(attempt: Callable[[], bool], deadline: float) -> None:
     """Try until it succeeds, at times that differ from anybody else's; raises TimeoutError after the deadline."""
     while not attempt():
         if time.monotonic() >= deadline:
