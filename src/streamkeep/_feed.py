@@ -65,8 +65,6 @@ class Feed:
         self._change = anyio.Event()
         self._failure: StreamkeepError | None = None
         self._reading = Task()
-        self._waiting = CancelScope()
-        self._has_dead_writer = False
 
     @property
     def tail(self) -> int:
@@ -112,9 +110,7 @@ class Feed:
         try:
             async with self._core.storage.watch(self._stream) as doorbell:
                 while not self._is_over:
-                    session = self.life.state.session
-                    with self._core.observer.calling_when_dead(session, self._stop_waiting):
-                        await self._read_on(doorbell, session)
+                    await self._read_on(doorbell)
         except StreamkeepError as error:
             if isinstance(error, StorageError):
                 self._core.report(f"stream {self._stream} cannot be read, and its readers are told", error)
@@ -123,25 +119,31 @@ class Feed:
             if not self._is_over:  # stopped by the last follower's leaving, or with the manager; or by a bug
                 self._fail(StreamManagerClosedError("the stream manager is closed"))
 
-    async def _read_on(self, doorbell: Doorbell, session: str) -> None:
-        """Read until the stream is over or has another writer; end it when the one that it has is dead."""
-        while True:
-            self._take(await self._core.storage.read(self._stream, self.tail, PAGE_RECORDS))
-            if self._is_over or self.life.state.session != session:
-                return
-            if self.tail < self.life.head.tail:
-                continue
-            if not self._has_dead_writer:
-                with CancelScope(deadline=self._deadline()) as self._waiting:
-                    await doorbell.wait()
-            if self._has_dead_writer or self._waiting.cancelled_caught:
-                is_quiet, self._has_dead_writer = not self._has_dead_writer, False
-                if not await self._core.end_if_abandoned(self._stream, self.life) and is_quiet:
-                    await self._core.ask_for_writer(self._stream, self.life)
+    async def _read_on(self, doorbell: Doorbell) -> None:
+        """Read until the stream is over or has another writer; meanwhile, see whether the one that it has is alive."""
+        session = self.life.state.session
+        waiting, is_dead = CancelScope(), False
 
-    def _stop_waiting(self) -> None:
-        self._has_dead_writer = True
-        self._waiting.cancel()
+        def die() -> None:
+            nonlocal is_dead
+            is_dead = True
+            waiting.cancel()
+
+        with self._core.observer.calling_when_dead(session, die):
+            while True:
+                # Whatever is known of the writer, the stream is read first: it may be another's by now, or deleted.
+                self._take(await self._core.storage.read(self._stream, self.tail, PAGE_RECORDS))
+                if self._is_over or self.life.state.session != session:
+                    return
+                if self.tail < self.life.head.tail:
+                    continue
+                if not is_dead:
+                    with CancelScope(deadline=self._deadline()) as waiting:
+                        await doorbell.wait()
+                if is_dead or waiting.cancelled_caught:
+                    is_quiet, is_dead = not is_dead, False
+                    if not await self._core.end_if_abandoned(self._stream, self.life) and is_quiet:
+                        await self._core.ask_for_writer(self._stream, self.life)
 
     def _deadline(self) -> float:
         at = _lifecycle.abandoned_at(self.life.state, self._core.terms)
