@@ -244,24 +244,29 @@ async def raw_exchange(http: httpx.AsyncClient, request: bytes) -> bytes:
 
 
 class Reading:
-    """An answer that is read packet by packet; `body` is what has come."""
+    """An answer that is read packet by packet."""
 
     def __init__(self, answer: httpx.Response) -> None:
-        self.body = b""
+        self._came = bytearray()
         self._packets = answer.aiter_bytes()
+
+    @property
+    def body(self) -> bytes:
+        """What has come."""
+        return bytes(self._came)
 
     async def until(self, text: bytes = b"\n\n") -> bytes:
         """Read until this text has come, by default the end of a frame."""
         with anyio.fail_after(10):
-            while text not in self.body:
-                self.body += await anext(self._packets)
+            while text not in self._came:
+                self._came += await anext(self._packets)
         return self.body
 
     async def whole(self) -> bytes:
         """Read to the end, and give all."""
         with anyio.fail_after(20):
             async for packet in self._packets:
-                self.body += packet
+                self._came += packet
         return self.body
 
 

@@ -109,8 +109,7 @@ def _deterministic(seed: int) -> Generator[None]:
     before = _trio_run._r.getstate(), logger.disabled
     random = Random(seed + 1)
     names = SimpleNamespace(uuid4=lambda: UUID(int=random.getrandbits(128), version=4))
-    gc.collect()
-    gc.freeze()  # so that collecting after each dropped handle is quick
+    gc.freeze()  # what is there already is not looked at: collecting after each dropped handle is quick
     gc.disable()
     scheduling = patch.object(_trio_run, "_ALLOW_DETERMINISTIC_SCHEDULING", new=True)
     logger.disabled = True  # thousands of lines on what is meant to fail

@@ -1,5 +1,6 @@
 """Who may speak with whom: NATS servers that show a certificate, and accounts whose users have credentials files."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from typing import Final
 
 import nkeys  # type: ignore[import-untyped]  # it has no types
 import pytest
+import uvloop
 from tests.engines.nats import NATSServer, running_server
 
 from streamkeep.errors import InvalidArgumentError, StorageError, StorageUnavailableError
@@ -77,6 +79,11 @@ class TestTLS:
     async def test_a_server_whose_authority_is_named_is_trusted(self, server: NATSServer, scheme: str) -> None:
         await use(f"{scheme}://alice:s3cret@localhost:{server.port}")
         assert server.ask("varz")["tls_required"]
+
+    @pytest.mark.parametrize("scheme", ["tls", "nats"])
+    def test_and_so_it_is_by_uvloop(self, server: NATSServer, scheme: str) -> None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(use(f"{scheme}://alice:s3cret@localhost:{server.port}"))
 
     @pytest.mark.parametrize("scheme", ["tls", "nats"])
     async def test_one_whose_authority_is_not_is_refused_with_advice(

@@ -25,7 +25,6 @@ from streamkeep.storage import Doorbell, Head, Page
 from streamkeep.storages._asyncio_storage import AsyncioStorage
 from streamkeep.storages._doorbells import Doorbells
 from streamkeep.storages._engine_clock import EngineClock
-from streamkeep.storages.nats._bells import Bells
 from streamkeep.storages.nats._client import Message
 from streamkeep.storages.nats._commits import DELETION, MAX_PIECES, encode, stream_of, token_of
 from streamkeep.storages.nats._link import (
@@ -40,10 +39,12 @@ from streamkeep.storages.nats._link import (
 )
 from streamkeep.storages.nats._log import Last, Log
 from streamkeep.storages.nats._markers import CONTENT, Marker, Markers, second_of, subject_of
+from streamkeep.storages.nats._notifications import Notifications
 from streamkeep.storages.nats._setup import prepare
 
 _CHANGE_SECONDS: Final = 5.0
 _FIRST_PAUSE_SECONDS: Final = 0.01
+_DEPOSED_SECONDS: Final = 15.0  # a leader that nobody follows notices it in ten
 _STREAMS_KEPT: Final = 10_000
 _SCAN_SECONDS: Final = 10.0
 _FEW_IDS: Final = 10_000
@@ -198,15 +199,16 @@ class _JetStream:
         self._markers = Markers(name)
         self._turns: dict[str, _Turn] = {}
         self._known: dict[str, _Known] = {}
+        self._behind_since: dict[str, float] = {}
         self._scans: dict[str, tuple[Sequence[str], float]] = {}
         self._batches = asyncio.Semaphore(_BATCHES_AT_ONCE)
-        self._bells = Bells(name, doorbells)
+        self._notifications = Notifications(name, doorbells)
         self.clock: Final = EngineClock()
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[None]:
         """Connect, and stay connected until the changes that were asked for are done."""
-        async with self._link.kept(self._tend):
+        async with self._link.open(self._check):
             try:
                 yield
             finally:
@@ -216,8 +218,9 @@ class _JetStream:
                             pass
 
     async def listen(self) -> None:
-        """Return when bells are heard."""
-        await self._bells.listen(await self._link.connection())
+        """Return when every commit from now on rings."""
+        with translating_refusals():
+            await self._notifications.listen(await self._link.connection())
 
     async def read(self, token: str, start: int, limit: int) -> Page | None:
         """Do `Storage.read`."""
@@ -321,7 +324,7 @@ class _JetStream:
         for token, subject in zip(tokens, subjects, strict=True):
             end = found.get(subject)
             # What a replica does not have, or only in part, the leader may.
-            if end is None or end.sequence < self._bells.expected(token):
+            if end is None or end.sequence < self._notifications.expected(token):
                 try:
                     end = await self._last(connection, token)
                 except StorageCorruptError:
@@ -380,7 +383,7 @@ class _JetStream:
             sequence = _sequence(await connection.request(subject, pieces[0], headers))
         else:
             sequence = await self._write_batch(connection, subject, pieces, headers)
-        self._bells.expect(token, sequence)
+        self._notifications.expect(token, sequence)
         first = known.first or sequence - len(pieces) + 1
         self._remember(token, _Known(change.head.version, sequence, first, second, marker))
         if moves:
@@ -401,8 +404,8 @@ class _JetStream:
             with suppress(ApiError):
                 await connection.api(f"STREAM.MSG.DELETE.{self._name}", {"seq": known.marker, "no_erase": True})
             sequence = _sequence(await connection.request(subject, DELETION, headers))
-        self._bells.expect(token, sequence)
-        await self._sweep(connection, subject, sequence)
+        self._notifications.expect(token, sequence)
+        await self._purge(connection, subject, sequence)
         self._remove(connection, known.marker)
 
     async def _write_batch(
@@ -414,7 +417,7 @@ class _JetStream:
             batch = {"Nats-Batch-Id": f"{id(pieces):x}-{time.time_ns():x}"}
             for number, piece in enumerate(pieces[:-1], 1):
                 expected = headers if number == 1 else {}
-                connection.tell(subject, piece, {**expected, **batch, "Nats-Batch-Sequence": str(number)})
+                connection.publish(subject, piece, {**expected, **batch, "Nats-Batch-Sequence": str(number)})
             end = {**batch, "Nats-Batch-Sequence": str(len(pieces)), "Nats-Batch-Commit": "1"}
             return _sequence(await connection.request(subject, pieces[-1], end))
 
@@ -422,31 +425,45 @@ class _JetStream:
         """Ask for the removal of a marker that no head needs, if there is one. Should that fail, it is removed when its second has come."""
         if sequence:
             body = msgspec.json.encode({"seq": sequence, "no_erase": True})
-            connection.tell(f"$JS.API.STREAM.MSG.DELETE.{self._name}", body)
+            connection.publish(f"$JS.API.STREAM.MSG.DELETE.{self._name}", body)
 
     async def _look(self, connection: Connection, token: str) -> _Known:
         return _Known.at(await self._last(connection, token))
 
     async def _last(self, connection: Connection, token: str) -> Last:
-        """Give the end of a stream, as new as anything that was heard of it: a leader that was deposed may not know it yet."""
+        """Give the end of a stream, as new as anything that is known of it: a leader that was deposed may not know it yet."""
         subject = self._subject(token)
-        give_up_at = time.monotonic() + _CHANGE_SECONDS
+        began = time.monotonic()
         while True:
+            is_late = time.monotonic() > began + _CHANGE_SECONDS
             try:
                 last = await self._log.last(connection, subject)
             except ChangedError:
-                if time.monotonic() > give_up_at:
+                if is_late:
                     raise
                 continue
             if last.commit is None and last.sequence:
-                await self._sweep(connection, subject, last.sequence)
-            if not last.sequence or last.sequence >= self._bells.expected(token):
+                await self._purge(connection, subject, last.sequence)
+            if not last.sequence or last.sequence >= self._notifications.expected(token) or self._has_gone_back(token):
+                self._behind_since.pop(token, None)
                 return last
-            if time.monotonic() > give_up_at:
+            if is_late:
                 raise StorageUnavailableError("the leader of the JetStream stream is behind what it has acknowledged")
             await asyncio.sleep(_FIRST_PAUSE_SECONDS)
 
-    async def _sweep(self, connection: Connection, subject: str, sequence: int) -> None:
+    def _has_gone_back(self, token: str) -> bool:
+        """Say whether the end of a stream has been older than what is known of it for so long that no deposed leader can have said so."""
+        now = time.monotonic()
+        since = self._behind_since.get(token, 0.0)
+        if now - since > 2 * _DEPOSED_SECONDS:
+            since = self._behind_since[token] = now
+        if now - since < _DEPOSED_SECONDS:
+            return False
+        self._notifications.forget(token)
+        self._forget()
+        return True
+
+    async def _purge(self, connection: Connection, subject: str, sequence: int) -> None:
         """Remove what a deletion left, and itself; nothing that came later. Whoever meets a deletion does it, should this one fail."""
         try:
             await connection.api(f"STREAM.PURGE.{self._name}", {"filter": subject, "seq": sequence + 1})
@@ -464,23 +481,29 @@ class _JetStream:
             del self._known[next(iter(self._known))]
 
     async def _connected(self, connection: Connection) -> None:
-        # Whatever was known may be lost: a lone server that had no power has forgotten its last moments.
+        self._forget()
+        self._behind_since.clear()
+        with translating_refusals():
+            asked_at = self.clock.start()
+            info = await prepare(connection, self._name, self._replicas)
+            self._set_clock(info, asked_at)
+            await self._notifications.connected(connection, info)
+
+    def _forget(self) -> None:
+        """Forget where things are. JetStream may have lost the last of them: a server that had no power has forgotten its last moments."""
         self._known.clear()
         self._scans.clear()
         self._log.forget()
-        with translating_refusals():
-            asked_at = self.clock.start()
-            self._set_clock(await prepare(connection, self._name, self._replicas), asked_at)
-            await self._bells.connected(connection)
 
-    async def _tend(self, connection: Connection) -> None:
+    async def _check(self, connection: Connection) -> None:
         asked_at = self.clock.start()
         try:
             info = await connection.api(f"STREAM.INFO.{self._name}")
         except (StorageUnavailableError, ApiError):
-            return  # there is no leader for now, and perhaps bells were lost with it: the next look will tell
+            return  # there is no leader for now, and perhaps notifications were lost with it: the next look will tell
         self._set_clock(info, asked_at)
-        self._bells.check(connection, info["state"]["last_seq"])
+        if self._notifications.check(connection, info):
+            self._forget()
 
     def _set_clock(self, info: Mapping[str, Any], asked_at: float) -> None:
         self.clock.set(datetime.fromisoformat(info["ts"]).timestamp(), asked_at)

@@ -75,16 +75,16 @@ class Client(asyncio.Protocol):
     """A connection to a server.
 
     Args:
-        complained: called with each sentence that the server complains with once we are in.
-        lost: called once, when the connection has ended, however it has.
+        on_error: called with each error that the server sends once we are connected.
+        on_lost: called once, when the connection has ended, however it has.
     """
 
-    def __init__(self, complained: Callable[[str], None], lost: Callable[[], None]) -> None:
+    def __init__(self, on_error: Callable[[str], None], on_lost: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
-        self._complained = complained
-        self._lost = lost
-        self._is_in = False
-        self._complaint = ""
+        self._on_error = on_error
+        self._on_lost = on_lost
+        self._is_connected = False
+        self._error = ""
         self._loop = loop
         self._transport: asyncio.Transport | None = None
         self._info: asyncio.Future[Info] = loop.create_future()
@@ -125,7 +125,7 @@ class Client(asyncio.Protocol):
         except BaseException:
             await self.close(abort=True)
             raise
-        self._is_in = True
+        self._is_connected = True
 
     def subscribe(self, subject: str, received: Callable[[Message], None]) -> None:
         """Have `received` called with every message."""
@@ -146,7 +146,7 @@ class Client(asyncio.Protocol):
     async def ping(self) -> None:
         """Return when the server has answered, which it does after all that was sent before."""
         if self._ended.done():
-            raise ConnectionResetError(self._complaint or "the connection is lost")
+            raise ConnectionResetError(self._error or "the connection is lost")
         pong: asyncio.Future[None] = self._loop.create_future()
         self._pings.append(pong)
         self._send(b"PING\r\n")
@@ -169,8 +169,7 @@ class Client(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = transport  # type: ignore[assignment]  # a Transport, but to uvloop that is no class  # pyright: ignore[reportAttributeAccessIssue]
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
@@ -181,9 +180,9 @@ class Client(asyncio.Protocol):
             data = bytes(self._received)
             self._received.clear()
         try:
-            self._received += data[self._take(data) :]
-        except Exception as error:  # whoever answers is no NATS server, or not in its right mind
-            self._complaint = f"what the server says cannot be understood: {type(error).__name__}"
+            self._received += data[self._parse(data) :]
+        except Exception as error:  # whoever answers is no NATS server, or a broken one
+            self._error = f"what the server says cannot be understood: {type(error).__name__}"
             self._abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -196,11 +195,11 @@ class Client(asyncio.Protocol):
             if not future.done():
                 future.set_exception(self._loss(exc))
                 future.exception()  # nobody may be waiting for it
-        self._lost()
+        self._on_lost()
 
     # -- what the server says
 
-    def _take(self, data: bytes) -> int:
+    def _parse(self, data: bytes) -> int:
         """Do what is said in whole lines and messages, and give where they end."""
         position = 0
         while (end := data.find(b"\r\n", position)) >= 0:
@@ -218,14 +217,14 @@ class Client(asyncio.Protocol):
                     received(Message(words[1].decode(), data[begin:body], data[body:last]))
                 position = last + 2
             else:
-                self._obey(data[position:end])
+                self._line_received(data[position:end])
                 position = end + 2
         self._needed = 0
         if len(data) - position > _LONGEST_LINE:
             raise ValueError("a line without an end")
         return position
 
-    def _obey(self, line: bytes) -> None:
+    def _line_received(self, line: bytes) -> None:
         operation, _, rest = line.partition(b" ")
         match operation.upper():
             case b"PING":
@@ -238,9 +237,9 @@ class Client(asyncio.Protocol):
                 if not self._info.done():
                     self._info.set_result(self.info)
             case b"-ERR":
-                self._complaint = rest.decode("utf-8", "replace").strip(" '")
-                if self._is_in:
-                    self._complained(self._complaint)
+                self._error = rest.decode("utf-8", "replace").strip(" '")
+                if self._is_connected:
+                    self._on_error(self._error)
             case b"+OK":
                 pass
             case _:
@@ -281,7 +280,7 @@ class Client(asyncio.Protocol):
             self._transport.abort()
 
     def _loss(self, error: Exception | None) -> ConnectionError:
-        sentence = self._complaint or str(error or "") or "the connection was closed"
-        loss = ConnectionResetError(sentence) if self._is_in or not self._complaint else RefusedError(sentence)
+        sentence = self._error or str(error or "") or "the connection was closed"
+        loss = ConnectionResetError(sentence) if self._is_connected or not self._error else RefusedError(sentence)
         loss.__cause__ = error
         return loss

@@ -104,10 +104,10 @@ class Connection:
     """One connection, until it is lost. Everything that it is asked is answered, or fails, within seconds."""
 
     def __init__(self) -> None:
-        self._client = Client(self._complained, self._ended)
+        self._client = Client(self._error_received, self.fail)
         self._denied: list[str] = []
         self._inbox = f"_INBOX.{secrets.token_hex(11)}"
-        self._asked: dict[str, _Asked] = {}
+        self._requests: dict[str, _Request] = {}
         self._count = 0
         self.lost: Final = asyncio.Event()
 
@@ -122,7 +122,7 @@ class Connection:
         return self._client.info.connect_urls
 
     async def start(self, url: str, servers: Servers) -> None:
-        """Connect, and begin to hear answers."""
+        """Connect, and subscribe to answers."""
         with _translating(url):
             await self._client.connect(url, servers.log_in)
         info = self._client.info
@@ -165,8 +165,8 @@ class Connection:
         """Ask JetStream's API; ApiError if it refuses."""
         return answer_of(await self.request(f"$JS.API.{subject}", b"" if body is None else msgspec.json.encode(body)))
 
-    def tell(self, subject: str, payload: bytes, headers: Mapping[str, str] | None = None) -> None:
-        """Send, without an answer."""
+    def publish(self, subject: str, payload: bytes, headers: Mapping[str, str] | None = None) -> None:
+        """Send, without an answer. What is lost is lost."""
         if not self.lost.is_set():
             self._client.publish(subject, payload, headers=headers)
 
@@ -179,8 +179,8 @@ class Connection:
     def fail(self) -> None:
         """Let everything that waits for an answer fail, and nothing be asked any more."""
         self.lost.set()
-        for asked in self._asked.values():
-            asked.fail(StorageUnavailableError("the connection to NATS was lost before it answered"))
+        for request in self._requests.values():
+            request.fail(StorageUnavailableError("the connection to NATS was lost before it answered"))
 
     async def close(self, *, abort: bool = False) -> None:
         """Hang up; with `abort` without sending what has not been sent, which a stopped server would never take."""
@@ -196,31 +196,28 @@ class Connection:
             raise StorageError("the message is larger than the NATS server takes: raise its max_payload")
         self._count += 1
         name = f"{self._count:x}"
-        asked = self._asked[name] = _Asked(subject, asyncio.get_running_loop().create_future(), is_batch)
+        request = self._requests[name] = _Request(subject, asyncio.get_running_loop().create_future(), is_batch)
         try:
             with _translating():
                 async with asyncio.timeout(_ANSWER_SECONDS):
                     self._client.publish(subject, payload, f"{self._inbox}.{name}", headers)
-                    return await asked.future
+                    return await request.future
         finally:
-            del self._asked[name]
+            del self._requests[name]
 
     def _answered(self, message: Message) -> None:
-        asked = self._asked.get(message.subject[len(self._inbox) + 1 :])
-        if asked is not None:
-            asked.take(message)
+        request = self._requests.get(message.subject[len(self._inbox) + 1 :])
+        if request is not None:
+            request.take(message)
 
-    def _complained(self, sentence: str) -> None:
+    def _error_received(self, sentence: str) -> None:
         # What is not allowed NATS says without saying to which request, but it names the subject.
         _, found, denied = sentence.lower().partition("permissions violation for ")
         if found:
             self._denied.append(denied)
-            for asked in self._asked.values():
-                if f'"{asked.subject.lower()}"' in denied:
-                    asked.fail(_denial(denied))
-
-    def _ended(self) -> None:
-        self.fail()
+            for request in self._requests.values():
+                if f'"{request.subject.lower()}"' in denied:
+                    request.fail(_denial(denied))
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +230,7 @@ class Batch:
 
 
 @dataclass(slots=True)
-class _Asked:
+class _Request:
     subject: str
     future: asyncio.Future[Sequence[Message]]
     is_batch: bool
@@ -261,60 +258,70 @@ class _Asked:
 class Link:
     """Keeps one connection at a time.
 
-    `connected` is called with each new one before anybody else may use it, and `tended` every two seconds while it lives. If either raises
-    StorageUnavailableError, the connection is given up.
+    `on_connected` is called with each new one before anybody else may use it, and `check` every two seconds while it lives. If either
+    raises StorageError, the connection is given up.
     """
 
-    def __init__(self, servers: Servers, connected: Callable[[Connection], Awaitable[None]]) -> None:
+    def __init__(self, servers: Servers, on_connected: Callable[[Connection], Awaitable[None]]) -> None:
         self._servers = servers
-        self._connected = connected
+        self._on_connected = on_connected
         self._peers: Sequence[str] = ()
-        self._connection: Connection | None = None
+        self._connection: Connection | None = None  # that may be used
+        self._latest: Connection | None = None  # that was made, and may be lost
         self._is_up = asyncio.Event()
-        self._trouble: StorageError | None = None
+        self._last_error: StorageError | None = None
 
     @asynccontextmanager
-    async def kept(self, tended: Callable[[Connection], Awaitable[None]]) -> AsyncGenerator[None]:
+    async def open(self, check: Callable[[Connection], Awaitable[None]]) -> AsyncGenerator[None]:
         """Connect, and stay connected. Raises what is wrong with the first connection."""
         connection = await self._connect()
-        task = asyncio.get_running_loop().create_task(self._keep(connection, tended))
+        task = asyncio.get_running_loop().create_task(self._stay_connected(connection, check))
         try:
             yield
         finally:
             task.cancel()
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([task])
-                if self._connection is not None:
-                    await self._connection.close()
+                if self._latest is not None:
+                    await self._latest.close()
 
     async def connection(self) -> Connection:
         """Give the connection, or wait for the next one, for a while."""
+        if self._connection is not None and self._connection.lost.is_set():
+            self._forget()
         if self._connection is None:
             try:
                 async with asyncio.timeout(_ANSWER_SECONDS):
                     await self._is_up.wait()
             except TimeoutError:
-                trouble = self._trouble or StorageUnavailableError(f"NATS cannot be reached at {self._servers.names}")
-                raise fresh(trouble) from None
+                error = self._last_error or StorageUnavailableError(f"NATS cannot be reached at {self._servers.names}")
+                raise fresh(error) from None
         assert self._connection is not None
         return self._connection
 
-    async def _keep(self, connection: Connection, tended: Callable[[Connection], Awaitable[None]]) -> None:
+    def _forget(self) -> None:
+        self._connection = None
+        self._is_up.clear()
+
+    async def _stay_connected(self, connection: Connection, check: Callable[[Connection], Awaitable[None]]) -> None:
         while True:
             try:
-                while not connection.lost.is_set():
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(_PING_SECONDS):
-                            await connection.lost.wait()
-                            break
-                    await connection.ping()
-                    await tended(connection)
+                await self._check_until_lost(connection, check)
             except Exception as error:  # whatever it was, another connection may do better
-                self._trouble = storage_error(error)
-            self._connection = None
-            self._is_up.clear()
+                self._last_error = storage_error(error)
+            self._forget()
             await connection.close(abort=True)
             connection = await self._connect_again()
+
+    async def _check_until_lost(self, connection: Connection, check: Callable[[Connection], Awaitable[None]]) -> None:
+        """Look after a connection until it is lost."""
+        while not connection.lost.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PING_SECONDS):
+                    await connection.lost.wait()
+                    return
+            await connection.ping()
+            await check(connection)
 
     async def _connect_again(self) -> Connection:
         pause = 0.05
@@ -322,36 +329,36 @@ class Link:
             try:
                 return await self._connect()
             except Exception as error:  # whatever it was, it may be over
-                self._trouble = storage_error(error)
+                self._last_error = storage_error(error)
             await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - so that not all come back at once
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     async def _connect(self) -> Connection:
         urls = list(dict.fromkeys((*random.sample(self._servers.urls, len(self._servers.urls)), *self._peers)))
-        trouble: StorageError | None = None
+        first_error: StorageError | None = None
         for url in urls:
             try:
                 return await self._connect_to(url)
             except StorageUnavailableError as error:
-                trouble = trouble or error
+                first_error = first_error or error
             except StorageError:
                 if url in self._servers.urls:
                     raise
                 # One that was learned of by an address that its certificate does not bear is no better than one that is away.
-        assert trouble is not None
-        raise trouble
+        assert first_error is not None
+        raise first_error
 
     async def _connect_to(self, url: str) -> Connection:
         connection = Connection()
         try:
             await connection.start(url, self._servers)
-            await self._connected(connection)
+            await self._on_connected(connection)
         except BaseException:
             await connection.close(abort=True)
             raise
         scheme = url.partition("://")[0]
         self._peers = [f"{scheme}://{peer}" for peer in connection.peers] or self._peers
-        self._connection, self._trouble = connection, None
+        self._connection, self._latest, self._last_error = connection, connection, None
         self._is_up.set()
         return connection
 
