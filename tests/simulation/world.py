@@ -279,7 +279,9 @@ class World:
         """Scan, and compare."""
         found: Sequence[tuple[str, Head]] = self._ask(self._storage.scan(after, limit))
         there = sorted(stream for stream in self.streams if stream > after)[:limit]
-        self._expect(list(found) == [(stream, self.streams[stream].head) for stream in there], f"a scan after {after!r} gives {found}")
+        self._expect(
+            list(found) == [(stream, self.streams[stream].head) for stream in there], f"a scan after {after!r} gives {found}"
+        )
         return found
 
     def expired(self, before: float, limit: int) -> Sequence[tuple[str, Head]]:
@@ -287,7 +289,9 @@ class World:
         found: Sequence[tuple[str, Head]] = self._ask(self._storage.expired(before, limit))
         due = {stream: past.head for stream, past in self.streams.items() if past.head.expires_at <= before}
         self._expect(all(due.get(stream) == head for stream, head in found), f"what has expired by {before} is {found}")
-        self._expect(len(found) == min(limit, len(due)) == len(dict(found)), f"of {len(due)} expired streams {len(found)} are given")
+        self._expect(
+            len(found) == min(limit, len(due)) == len(dict(found)), f"of {len(due)} expired streams {len(found)} are given"
+        )
         return sorted(found)
 
     def watch(self, stream: str, bell: "_Bell") -> None:
