@@ -14,6 +14,7 @@ from anyio.abc import TaskStatus
 from genkit import ActionRunContext
 from starlette.middleware.cors import CORSMiddleware
 from tests.http.servers import durable_app, serving, until
+from tests.inside import feeds_of
 from tests.network.proxy import Network, bad_network
 from tests.network.readers import HANG, READ_SECONDS, Outcome
 
@@ -82,7 +83,7 @@ async def served() -> AsyncGenerator[tuple[StreamManager, str]]:
     streams = InMemoryStreamManager()
     async with serving(app_of(streams)) as url:
         yield streams, url
-        await until(lambda: not streams._feeds)
+        await until(lambda: not feeds_of(streams))
 
 
 @asynccontextmanager
