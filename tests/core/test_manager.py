@@ -299,7 +299,7 @@ async def test_an_open_whose_answer_was_lost_succeeds_if_the_stream_is_there(
     if resume:
         await (await streams.open("s")).close()
         storage.skip("commit")
-    storage.lose("commit")
+    storage.lose_answer("commit")
     stream = await streams.open("s", resume=resume)
     await stream.done("mine")
 
@@ -376,7 +376,7 @@ async def test_an_open_in_doubt_is_undone_when_the_storage_is_back(
     streams: StreamManager, elsewhere: StreamManager, storage: FaultyStorage
 ) -> None:
     await (await streams.open("first")).done()
-    storage.lose("commit")
+    storage.lose_answer("commit")
     storage.refuse("read", times=3)
     with pytest.raises(StorageError):
         await streams.open("s")
@@ -392,7 +392,7 @@ async def test_an_open_that_takes_over_and_then_loses_the_answer_for_good_releas
     await (await elsewhere.open("s")).close()
     await (await streams.open("first")).done()
     storage.skip("commit")
-    storage.lose("commit")
+    storage.lose_answer("commit")
     storage.skip("read", times=2)
     storage.refuse("read")
     with pytest.raises(StorageError):

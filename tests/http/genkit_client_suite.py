@@ -29,7 +29,7 @@ from tests.http.servers import (
 
 from streamkeep import StreamManager
 from streamkeep.http import StreamsHTTP, response
-from streamkeep.http.response import ASGIApp, Pace
+from streamkeep.http.response import ASGIApp, Timeouts
 
 if TYPE_CHECKING:
     from tests.http.conftest import GenkitClient
@@ -174,7 +174,7 @@ class GenkitClientSuite:
             await anyio.sleep(0.1)
             return "done"
 
-        streams_http = StreamsHTTP(StreamManager.connect(storage_url), pace=Pace(heartbeat=timedelta(milliseconds=5)))
+        streams_http = StreamsHTTP(StreamManager.connect(storage_url), timeouts=Timeouts(heartbeat=timedelta(milliseconds=5)))
         async with serving(app_of(slow, streams=streams_http)) as url:
             _, *lines = await genkit_client(url=f"{url}/slow")
         assert lines == [{"chunk": 0}, {"chunk": 1}, {"chunk": 2}, {"output": "done"}]

@@ -182,14 +182,14 @@ class Runner:
             logger.exception("stream %s could not be completed", run.stream.id)
         finally:
             with anyio.move_on_after(END_SECONDS, shield=True):
-                await self._bury(run)
+                await self._end_anyway(run)
 
     def _forget(self, run: _Run) -> None:
         self._runs.discard(run)
         run.listening.cancel()
         run.over.set()
 
-    async def _bury(self, run: _Run) -> None:
+    async def _end_anyway(self, run: _Run) -> None:
         """Tell readers of the end, whatever has happened. If even that fails, it is released or abandoned in the end."""
         try:
             await self._end(run.stream, lambda: run.stream.error(run.end_as))
