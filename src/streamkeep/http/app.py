@@ -36,7 +36,7 @@ from .response import (
     send_events,
     send_response,
 )
-from .runner import MAX_PRODUCERS, Producer, Runner
+from .runner import MAX_PRODUCERS, ChunkWriter, Producer, Runner
 from .shutdown import shutdown_of
 from .wire import Framing, GenkitFraming, GenkitRequest, SSEFraming, parse_body, parse_offset, result_body, wants_stream
 
@@ -199,9 +199,10 @@ class StreamsHTTP:
 
     def _generator_app(self, chunks: AsyncGenerator[object, None], context: Mapping[str, Any]) -> ASGIApp:
         async def produce(stream: StreamInput, _stop: anyio.Event) -> None:
+            writer = ChunkWriter(stream)
             async with aclosing(chunks):
                 async for chunk in chunks:
-                    await stream.write(chunk)
+                    await writer.write(chunk)
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             async with errors_answered(send):
