@@ -190,7 +190,7 @@ async def test_an_id_that_is_taken_is_refused() -> None:
 # Storages that fail
 
 
-@pytest.mark.parametrize("how", ["refuse", "lose"])
+@pytest.mark.parametrize("how", ["refuse", "lose_answer"])
 @pytest.mark.parametrize("times", [1, 3])
 async def test_a_storage_that_fails_at_the_end_for_a_moment_is_asked_again(how: str, times: int) -> None:
     storage = FaultyStorage(MemoryStorage())
