@@ -12,7 +12,8 @@
 `StreamManager` is where to begin.
 """
 
-from ._input import Limits, StreamInput
+from ._core import Limits
+from ._input import StreamInput
 from ._manager import InMemoryStreamManager, StreamInfo, StreamManager
 from ._subscription import Subscription
 from .errors import (

@@ -6,7 +6,6 @@ writes to half a stream, and its readers wait for the rest. What is at the targe
 left as it is.
 """
 
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from typing import Final
 import anyio
 
 from . import _lifecycle
-from ._lifecycle import Life
+from ._guard import GuardedStorage
+from ._lifecycle import Life, State
 from .errors import StorageCorruptError, StreamkeepError
 from .storage import PAGE_BYTES, Head, Storage
 
@@ -62,13 +62,13 @@ async def ids_with(storage: Storage, prefix: str) -> AsyncGenerator[str]:
     """Give the ids that begin with `prefix`, in code point order."""
     if prefix and await storage.read(prefix) is not None:
         yield prefix
-    after = prefix
-    while ids := await storage.scan(after, SCAN_IDS):
-        for stream in ids:
+    after = prefix or _lifecycle.AFTER_RESERVED  # sessions stay where they are
+    while page := await storage.scan(after, SCAN_IDS):
+        for stream, _ in page:
             if not stream.startswith(prefix):
                 return
             yield stream
-        after = ids[-1]
+        after = page[-1][0]
 
 
 async def copy_streams(
@@ -78,7 +78,6 @@ async def copy_streams(
     *,
     report: Callable[[Copied], None],
     progress: Callable[[int], None] = lambda _: None,
-    clock: Callable[[], float] = time.time,
 ) -> None:
     """Copy streams from one entered storage to another.
 
@@ -88,10 +87,10 @@ async def copy_streams(
         ids: which streams; each once.
         report: is told what became of each, in no order.
         progress: is told how many events have just been copied.
-        clock: gives seconds since the epoch; for tests.
 
     Raises StorageError if a storage fails; what was copied until then is kept, as it is when this is cancelled.
     """
+    source, target = GuardedStorage(source), GuardedStorage(target)
     failures: list[StreamkeepError] = []
     places = anyio.Semaphore(STREAMS_AT_ONCE)
     async with aclosing(ids), anyio.create_task_group() as tasks:
@@ -102,7 +101,7 @@ async def copy_streams(
 
         async def copy(stream: str) -> None:
             try:
-                report(await _Copy(source, target, stream, progress, clock).run())
+                report(await _Copy(source, target, stream, progress).run())
             except StreamkeepError as error:
                 fail(error)
             finally:
@@ -121,14 +120,11 @@ async def copy_streams(
 class _Copy:
     """The copy of one stream."""
 
-    def __init__(
-        self, source: Storage, target: Storage, stream: str, progress: Callable[[int], None], clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, source: Storage, target: Storage, stream: str, progress: Callable[[int], None]) -> None:
         self._source = source
         self._target = target
         self._stream = stream
         self._progress = progress
-        self._clock = clock
         self._events = 0
 
     async def run(self) -> Copied:
@@ -142,20 +138,20 @@ class _Copy:
 
     async def _try(self) -> Copied | None:
         original = await self._source.read(self._stream)
-        if original is None or _lifecycle.is_expired(original.head, self._clock()):
+        if original is None or _lifecycle.is_expired(life := _lifecycle.life_of(original.head), self._source.time()):
             return self._end(Outcome.MISSING, "there is no such stream")
         there = await self._read_target()
         if there is None:
-            return await self._copy_on(_lifecycle.life_of(original.head), None, 0)
+            return await self._copy_on(life, None, 0)
         if there == original.head:
             return self._end(Outcome.COPIED if self._events else Outcome.THERE)
         if why := await self._why_not(original.head, there):
             return self._end(Outcome.REFUSED, why)
-        return await self._copy_on(_lifecycle.life_of(original.head), there.version, there.tail)
+        return await self._copy_on(life, there.version, there.tail)
 
     async def _read_target(self) -> Head | None:
         page = await self._target.read(self._stream)
-        if page is not None and _lifecycle.is_expired(page.head, self._clock()):
+        if page is not None and _lifecycle.is_expired(_lifecycle.life_of(page.head), self._target.time()):
             await self._target.delete(self._stream, page.head.version)
             return await self._read_target()
         return None if page is None else page.head
@@ -163,11 +159,11 @@ class _Copy:
     async def _why_not(self, original: Head, there: Head) -> str | None:
         """Say why the copy cannot go on from what is at the target; None if that is the beginning of the source's stream."""
         state = _lifecycle.life_of(there).state
-        if state.created_at != _lifecycle.life_of(original).state.created_at:
+        if state.life != _lifecycle.life_of(original).state.life:
             return "there is another stream under this id at the target"
         if state.status != "open":
             return "it has ended at the target in another way than at the source"
-        if _lifecycle.is_written(state, self._clock()) and state.writer != _lifecycle.COPY:
+        if await _is_written(self._target, state):
             return "it is being written at the target"
         if not await self._begins_alike(there.tail):
             return "other events were written to it at the target"
@@ -189,14 +185,18 @@ class _Copy:
         goal = original.head.tail
         while True:
             page = await self._source.read(self._stream, tail, PAGE_RECORDS)
-            if page is None or (life := _lifecycle.life_of(page.head)).state.created_at != original.state.created_at:
+            if page is None or (life := _lifecycle.life_of(page.head)).state.life != original.state.life:
                 return await self._take_back()
             records = _as_one_commit(page.records)
             tail += len(records)
-            is_written = _lifecycle.is_written(life.state, self._clock())
+            is_written = await _is_written(self._source, life.state)
             is_whole = tail == life.head.tail and not is_written
             if records or is_whole:
-                head = life.head if is_whole else _lifecycle.copy_under_way(life, tail, self._clock(), after_version=seen or 0)
+                head = (
+                    life.head
+                    if is_whole
+                    else _lifecycle.copy_under_way(life, tail, self._target.time(), after_version=seen or 0)
+                )
                 if not await self._target.commit(self._stream, seen, head, records):
                     return None
                 seen = head.version
@@ -210,12 +210,20 @@ class _Copy:
     async def _take_back(self) -> Copied:
         """Delete half a copy of a stream that is no more: nobody would ever complete it."""
         there = await self._read_target()
-        if there is not None and _lifecycle.life_of(there).state.writer == _lifecycle.COPY:
+        if there is not None and _lifecycle.is_copy(_lifecycle.life_of(there).state, self._target.time()):
             await self._target.delete(self._stream, there.version)
         return self._end(Outcome.MISSING, "it was deleted while it was copied")
 
     def _end(self, outcome: Outcome, why: str = "") -> Copied:
         return Copied(self._stream, outcome, self._events, why)
+
+
+async def _is_written(storage: Storage, state: State) -> bool:
+    """Say whether a stream seems to have a living writer, by the last sign of life of its session."""
+    if not _lifecycle.is_written(state):
+        return False
+    page = await storage.read(_lifecycle.session_id(state.session))
+    return page is not None and _lifecycle.seems_alive(page.head, storage.time())
 
 
 def _as_one_commit(records: Sequence[bytes]) -> Sequence[bytes]:

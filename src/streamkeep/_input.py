@@ -1,31 +1,40 @@
-"""StreamInput: the one writer of a stream. Everything it stores goes through one commit loop.
+"""StreamInput: the one writer of a stream; and its outbox, through which everything goes that it stores.
 
-Writes are queued; whichever task finds no commit under way commits all that is queued, for itself and for the others,
-so that what arrives while one commit is under way goes into the next as one. It never decides who may write (that is
-`_lifecycle`), and never leaves a doubt behind: a commit whose answer was lost is noted, and sent again as it was, before
-anything else. Being sent twice is harmless, since the second is refused and the head that is there is the noted one.
+An outbox is in one of three states:
+
+    open     takes records
+    ending   takes no more; what is queued is stored, and then the ending: completing the stream, or releasing it
+    over     nothing more is committed: the ending is stored, or the stream has become somebody else's
+
+Records queue up; whichever task finds no commit under way commits all that is queued, for itself and for the others, so that what
+arrives while one commit is under way goes into the next as one. It never decides who may write (that is `_lifecycle`), and never
+leaves a doubt behind: a commit whose answer was lost is noted, and sent again as it was, before anything else.
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Coroutine
+from enum import Enum, auto
+from threading import Lock
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Any, Final, Self
 
 import anyio
 from anyio.lowlevel import checkpoint
 
 from . import _lifecycle
-from ._lifecycle import Life, Terms
+from ._core import Core
+from ._guard import commit_once
+from ._lifecycle import Life
 from .errors import (
     LimitExceededError,
     Status,
     StorageError,
     StreamInputClosedError,
     StreamkeepError,
+    fresh,
 )
 from .events import ErrorInfo, chunk_record, done_record, error_info, error_record
-from .storage import Storage
 
 Change = Callable[[Life, float], Life]
 
@@ -35,72 +44,321 @@ BATCH_RECORDS: Final = 1_024
 BATCH_BYTES: Final = 1 << 20
 YIELD_WRITES: Final = 64
 """A storage may answer without suspending; a producer that never waits must let readers run all the same."""
-GOODBYE_SECONDS: Final = 5.0
-"""How long leaving the block may hold up a cancellation, for letting go of the stream or storing its error."""
+RELEASE_SECONDS: Final = 5.0
+"""How long leaving the block may hold up a cancellation, for releasing the stream or storing its error."""
+RETRY_SECONDS: Final = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one stream may hold. Reaching a limit raises `LimitExceededError`, and stores nothing.
-
-    Attributes:
-        max_event_bytes: the JSON of one chunk, output or ErrorInfo. (What is kept of an exception is 64 KiB of text.)
-        max_events: events in a stream, the terminal one not counted.
-        max_stream_bytes: all events of a stream together, the terminal one not counted.
-        max_queued_events: what `write_soon` may be ahead of the storage.
-    """
-
-    max_event_bytes: int = 4 << 20
-    max_events: int = 1_000_000
-    max_stream_bytes: int = 256 << 20
-    max_queued_events: int = 10_000
-
-
-class Keeper(Protocol):
-    """What a StreamInput needs of its manager."""
-
-    storage: Storage
-    terms: Terms
-    limits: Limits
-    clock: Callable[[], float]
-
-    def start_commit(self, stream_input: "StreamInput") -> None:
-        """Commit what is queued from a background task."""
-
-    def forget_input(self, stream_input: "StreamInput") -> None:
-        """Stop renewing and watching for it."""
+class _State(Enum):
+    OPEN = auto()
+    ENDING = auto()
+    OVER = auto()
 
 
 class _Round:
     """One commit under way, for those whose records wait for it."""
 
-    __slots__ = ("_over", "error")
+    __slots__ = ("_error", "_is_over")
 
     def __init__(self) -> None:
-        self._over: anyio.Event | None = None  # made when somebody waits: most commits have nobody who does
-        self.error: StorageError | None = None
+        self._is_over: anyio.Event | None = None  # made when somebody waits: most commits have nobody who does
+        self._error: StorageError | None = None
 
     async def wait(self) -> None:
-        """Return when the commit is over. Raises the StorageError that it raised."""
-        self._over = self._over or anyio.Event()
-        await self._over.wait()
-        if self.error is not None:
-            try:
-                raise self.error
-            finally:
-                del self  # as in StreamInput._advance
+        """Return when the commit is over. Raises a StorageError like the one that it raised."""
+        self._is_over = self._is_over or anyio.Event()
+        await self._is_over.wait()
+        if self._error is not None:
+            raise fresh(self._error)
 
-    def end(self) -> None:
+    def end(self, error: StorageError | None) -> None:
         """Wake those who wait."""
-        if self._over is not None:
-            self._over.set()
+        self._error = error and fresh(error)
+        if self._is_over is not None:
+            self._is_over.set()
+
+
+class Outbox:
+    """What a writer has to store.
+
+    Attributes:
+        stream: the id.
+        life: the stream, as this writer last committed it.
+        cancelled: set when nothing more can be written, because of somebody else.
+        committed_at: when it has last committed, by the event loop's clock.
+        max_event_bytes: how many bytes an event may have.
+    """
+
+    def __init__(self, core: Core, stream: str, life: Life, size: int) -> None:
+        self.stream = stream
+        self.life = life
+        self.cancelled = anyio.Event()
+        self._core = core
+        self._limits = core.limits
+        self.max_event_bytes = core.limits.max_event_bytes
+        self._writer = life.state.writer
+        self._state = _State.OPEN
+        self._why_closed: StreamkeepError | None = None  # copied for each who is told
+        self._lock = Lock()  # callbacks in other threads queue records too
+        self._queue: list[bytes] = []
+        self._next = life.head.tail  # the offset of the next record to be queued
+        self._bytes = size  # of all records, queued ones included
+        self._stored_bytes = size
+        self._ending: tuple[Change, list[bytes]] | None = None
+        self._doubt: tuple[Life, list[bytes]] | None = None  # a commit whose answer is not known
+        self._round: _Round | None = None
+        self._has_task = False  # whether a background task commits what is queued
+        self._owes_loss = False  # whether records were lost, and no call has said so yet
+        self.committed_at = anyio.current_time()
+        core.keep(self)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes records."""
+        return self._state is _State.OPEN
+
+    @property
+    def _is_over(self) -> bool:
+        return self._state is _State.OVER
+
+    def check_open(self) -> None:
+        """Raise why it takes no records, if it does not."""
+        if self._why_closed is not None:
+            self._owes_loss = False
+            raise fresh(self._why_closed)
+
+    def check_here(self) -> None:
+        """Raise WrongEventLoopError if this is another event loop than the manager's, and nothing was changed."""
+        if not self._core.background.is_here:
+            self._core.background.check_here()
+
+    def put(self, record: bytes, max_queued: int | None = None) -> int:
+        """Queue a record, from any thread, and give its offset."""
+        limits = self._limits
+        size = len(record)
+        if size - 1 > limits.max_event_bytes:
+            raise _too_large(size - 1, limits.max_event_bytes)
+        with self._lock:
+            if self._state is not _State.OPEN:
+                self.check_open()
+            if max_queued is not None and len(self._queue) >= max_queued:
+                raise LimitExceededError(f"{len(self._queue)} events wait to be stored (max_queued_events)")
+            offset = self._next
+            if offset >= limits.max_events:
+                raise LimitExceededError(f"the stream holds {offset} events (max_events)")
+            size += self._bytes
+            if size > limits.max_stream_bytes:
+                raise LimitExceededError(f"the stream would hold more than {limits.max_stream_bytes} bytes (max_stream_bytes)")
+            self._bytes = size
+            self._next = offset + 1
+            self._queue.append(record)
+        return offset
+
+    def put_soon(self, record: bytes) -> int:
+        """Queue a record, from any thread, and have it committed by a background task."""
+        background = self._core.background
+        if background.is_here:
+            offset = self.put(record, self._limits.max_queued_events)
+            self._start_task()
+        else:
+            background.check_callable()
+            offset = self.put(record, self._limits.max_queued_events)
+            background.call(self._start_task)
+        return offset
+
+    async def stored(self, offset: int) -> int:
+        """Return the offset when the record there is stored."""
+        while self.life.head.tail <= offset:
+            await self._advance()
+        if offset % YIELD_WRITES == 0:
+            await checkpoint()
+        return offset
+
+    async def flush(self) -> None:
+        """Return when all that was queued is stored, the ending included."""
+        await self._commit_all()
+        if not isinstance(self._why_closed, StreamInputClosedError):
+            self.check_open()
+
+    async def finish(self, record: bytes, status: Status | None, *, max_bytes: int | None) -> None:
+        """Complete the stream with its last record."""
+        self.check_open()
+        if max_bytes is not None and len(record) - 1 > max_bytes:
+            raise _too_large(len(record) - 1, max_bytes)
+        self._close(
+            StreamInputClosedError("the stream input has completed the stream"),
+            (lambda life, now: _lifecycle.finish(life, now, status), [record]),
+        )
+        await self._store_ending()
+        if not isinstance(self._why_closed, StreamInputClosedError):
+            self.check_open()
+
+    async def release(self, why: StreamkeepError) -> None:
+        """Store what is queued and release the stream; further calls raise errors like `why`."""
+        if self._state is _State.OPEN:
+            self._close(why, (_lifecycle.release, []))
+        await self._store_ending()
+        if self._owes_loss:
+            self.check_open()
+
+    def release_soon(self) -> bool:
+        """Release the stream in the background, from any thread; False if its manager can do that no more, or is another process's."""
+        background = self._core.background
+        return not background.is_forked and background.call(
+            lambda: background.start(self._release_dropped, f"releasing stream {self.stream}")
+        )
+
+    async def _release_dropped(self) -> None:
+        try:
+            await self.release(StreamInputClosedError("the stream input was dropped"))
+        except StreamkeepError as error:
+            logger.warning("stream %s could not be released: %s", self.stream, error)
+
+    async def look(self) -> None:
+        """Find out whether the stream is still this writer's. A commit under way finds out by itself."""
+        if self._round is not None or self._is_over:
+            return
+        if self._doubt is not None:  # sent again, it finds out too
+            await self._advance()
+            return
+        there = await self._read_life()
+        if self._is_over or self._doubt is not None or self._round is not None:
+            return
+        if there is None or not _lifecycle.is_written(there.state) or there.state.writer != self._writer:
+            self._lose(_lifecycle.why_refused(there, self._writer))
+        elif there.head.expires_at - self._core.now() < _lifecycle.EXTEND_SECONDS and self._ending is None:
+            self._doubt = (_lifecycle.extend(self.life, self._core.now()), [])
+            await self._advance()
+
+    def _close(self, why: StreamkeepError, ending: tuple[Change, list[bytes]]) -> None:
+        with self._lock:
+            self._state = _State.ENDING
+            self._why_closed = why
+            self._ending = ending
+
+    def _start_task(self) -> None:
+        if not self._has_task:
+            self._has_task = True
+            self._core.background.start(self._commit_queued, f"storing what is queued for stream {self.stream}")
+
+    async def _commit_queued(self) -> None:
+        try:
+            while True:
+                try:
+                    await self._commit_all()
+                except StorageError as error:
+                    logger.warning("stream %s: queued events are not stored yet: %s", self.stream, error)
+                    await anyio.sleep(RETRY_SECONDS)
+                except StreamkeepError:
+                    return  # it is somebody else's: the next call says so
+                else:
+                    return
+        finally:
+            self._has_task = False
+
+    async def _store_ending(self) -> None:
+        """Return when all is stored, the ending included. If that fails, or is cancelled, it goes on in the background: nobody else can
+        write to the stream before, and nobody may ask again.
+        """
+        try:
+            await self._commit_all()
+        except BaseException:
+            if not self._is_over:
+                self._start_task()
+            raise
+
+    async def _commit_all(self) -> None:
+        while not self._is_over and (self._queue or self._doubt or self._ending):
+            await self._advance()
+
+    async def _advance(self) -> None:
+        """Make one commit, or wait for the one that is under way. Raises what it raised, or why there can be none."""
+        if self._is_over:
+            self.check_open()
+        if self._round is not None:
+            await self._round.wait()
+            return
+        under_way = self._round = _Round()
+        failure: StorageError | None = None
+        try:
+            await self._commit()
+        except StorageError as error:
+            failure = error
+            raise
+        finally:
+            self._round = None
+            under_way.end(failure)
+            del failure  # its traceback holds this frame
+
+    async def _commit(self) -> None:
+        if self._doubt is None:
+            self._doubt = self._plan()
+        life, records = self._doubt
+        if not await commit_once(self._core.storage, self.stream, self.life.head.version, life.head, records):
+            self._lose(_lifecycle.why_refused(await self._read_life(), self._writer))
+            return
+        self._doubt = None
+        self.life = life
+        self.committed_at = anyio.current_time()
+        if not _lifecycle.is_written(life.state):
+            self._stop()
+
+    def _plan(self) -> tuple[Life, list[bytes]]:
+        """Take what goes into the next commit off the queue, and say what becomes of the head."""
+        now = self._core.now()
+        records, is_all = self._take()
+        life = self.life
+        if records:
+            self._stored_bytes += sum(map(len, records))
+            life = _lifecycle.grow(life, len(records), self._stored_bytes, now)
+        if self._ending is not None and is_all:
+            change, last = self._ending
+            self._ending = None
+            return change(life, now), records + last
+        return life, records
+
+    def _take(self) -> tuple[list[bytes], bool]:
+        with self._lock:
+            queue = self._queue
+            if len(queue) <= 1:
+                self._queue = []
+                return queue, True
+            size = count = 0
+            for record in queue[:BATCH_RECORDS]:
+                size += len(record)
+                if size > BATCH_BYTES and count:
+                    break
+                count += 1
+            self._queue = queue[count:]
+            return queue[:count], not self._queue
+
+    async def _read_life(self) -> Life | None:
+        page = await self._core.storage.read(self.stream)
+        return None if page is None else _lifecycle.life_of(page.head)
+
+    def _lose(self, why: StreamkeepError) -> None:
+        """Give the stream up, because it is somebody else's now."""
+        with self._lock:
+            self._why_closed = why
+            self._owes_loss = bool(self._queue or (self._doubt and self._doubt[1]))
+            self._queue.clear()
+            self._doubt = self._ending = None
+            self._state = _State.OVER
+        self.cancelled.set()
+        self._core.forget(self)
+
+    def _stop(self) -> None:
+        self._state = _State.OVER
+        self._core.forget(self)
 
 
 class StreamInput:
     """The writer of a stream, as `StreamManager.open` gives it; not to be made directly.
 
     As a context manager: leaving the block by an exception completes the stream with that error, leaving it by
-    cancellation or without `done` lets go of it. All methods belong to the event loop that the manager runs in.
+    cancellation or without `done` releases it. All methods but `write_soon` belong to the event loop that the manager was entered in:
+    elsewhere they raise WrongEventLoopError, and change nothing. Whoever drops it without ending it gets a ResourceWarning, and the
+    stream is released.
 
     Attributes:
         id: the stream's id.
@@ -108,79 +366,58 @@ class StreamInput:
             taken over or deleted by somebody else. Wait for it, or look at it, to stop work that nobody wants.
     """
 
-    def __init__(self, keeper: Keeper, stream: str, life: Life, stored_bytes: int = 0) -> None:
-        self.id = stream
-        self.cancelled = anyio.Event()
-        self._keeper = keeper
-        self._limits = keeper.limits
-        self._storage = keeper.storage
-        self._life = life
-        self._writer = life.state.writer
-        self._queue: list[bytes] = []
-        self._bytes = stored_bytes
-        self._next = life.head.tail  # the offset of the next record to be queued
-        self._sealed: StreamkeepError | None = None  # why nothing more may be queued
-        self._over = False  # whether nothing more is to be committed
-        self._ending: tuple[Change, list[bytes]] | None = None  # what comes once the queue is empty
-        self._renewal_due = False
-        self._doubt: tuple[Life, list[bytes]] | None = None  # a commit whose answer is not known
-        self._in_background = False  # whether a background task commits what is queued
-        self._unheard = False  # whether events were lost and no call has said so yet
-        self._round: _Round | None = None
+    def __init__(self, outbox: Outbox) -> None:
+        self.id = outbox.stream
+        self.cancelled = outbox.cancelled
+        self._outbox = outbox
 
     @property
     def tail(self) -> int:
         """How many events are stored: the offset of the next one. After `open(resume=True)`, how far the log had come."""
-        return self._life.head.tail
+        return self._outbox.life.head.tail
 
     @property
     def is_closed(self) -> bool:
         """Whether nothing more can be written: it was completed, closed, or is somebody else's."""
-        return self._sealed is not None
+        return not self._outbox.is_open
 
-    async def write(self, chunk: object) -> int:
-        """Store a chunk and give its offset, once it is as durable as the storage promises.
+    def write(self, chunk: object) -> Coroutine[Any, Any, int]:
+        """Queue a chunk; await what this gives for its offset, which comes once it is as durable as the storage promises.
 
-        The chunk is encoded at the call, and order is the order of calls. A write that is cancelled, or that raises `StorageError`,
-        keeps its place: the chunk goes out first with whatever is written, flushed or completed next, so do not write it again.
+        The chunk is encoded and takes its place at the call, whoever awaits first. One that nobody awaits is stored with whatever is
+        written, flushed or completed next. A write that is cancelled, or that raises `StorageError`, keeps its place as well, so do not
+        write it again.
 
         Raises InvalidArgumentError (not JSON), LimitExceededError, StreamInputClosedError, StreamCompletedError,
-        StreamTakenOverError, StreamNotFoundError (deleted), StorageError.
+        StreamTakenOverError, StreamNotFoundError (deleted), StreamManagerClosedError, WrongEventLoopError; when awaited, StorageError too.
         """
-        offset = self._put(chunk_record(chunk))
-        while self._life.head.tail <= offset:
-            await self._advance()
-        if offset % YIELD_WRITES == 0:
-            await checkpoint()
-        return offset
+        outbox = self._outbox
+        outbox.check_here()
+        return outbox.stored(outbox.put(chunk_record(chunk)))
 
     def write_soon(self, chunk: object) -> int:
-        """Queue a chunk and give its offset at once; for callbacks that cannot await, such as Genkit's `send_chunk`.
+        """Queue a chunk and give its offset at once; from any thread, for callbacks that cannot await, such as Genkit's `send_chunk`.
 
-        It is stored in the background. `flush`, `done` and `error` wait for it, and raise if it could not be stored.
+        It is stored in the background, within milliseconds, in the order of the calls. `flush`, `done` and `error` wait for it, and raise
+        if it could not be stored.
 
         Raises as `write` does, but StorageError; LimitExceededError also when the storage is `max_queued_events` behind.
         """
-        if len(self._queue) >= self._limits.max_queued_events:
-            raise LimitExceededError(f"{len(self._queue)} events wait to be stored (max_queued_events)")
-        offset = self._put(chunk_record(chunk))
-        if not self._in_background:
-            self._in_background = True
-            self._keeper.start_commit(self)
-        return offset
+        return self._outbox.put_soon(chunk_record(chunk))
 
     async def flush(self) -> None:
         """Return once everything that was queued is stored. Raises as `write` does.
 
         After a StorageError it tries again, also for an outcome given to `done` or `error`.
         """
-        await self._commit_all()
-        if not isinstance(self._sealed, StreamInputClosedError):
-            self._check_open()
+        self._outbox.check_here()
+        await self._outbox.flush()
 
     async def done(self, output: object = None) -> None:
         """Complete the stream with its result. Raises as `write` does; StreamInputClosedError if it was completed before."""
-        await self._finish(done_record(output), None)
+        outbox = self._outbox
+        outbox.check_here()
+        await outbox.finish(done_record(output), None, max_bytes=outbox.max_event_bytes)
 
     async def error(self, error: BaseException | ErrorInfo) -> None:
         """Complete the stream with an error.
@@ -188,20 +425,23 @@ class StreamInput:
         An exception is stored in full; readers get its status, and its message only if it was marked public
         (`PublicError`). Raises as `done` does.
         """
+        outbox = self._outbox
+        outbox.check_here()
         if isinstance(error, ErrorInfo):
-            await self._finish(error_record(error), error.status)
+            await outbox.finish(error_record(error), error.status, max_bytes=outbox.max_event_bytes)
         else:
             # It has been cut to MAX_ERROR_TEXT; a stricter limit must not keep a stream from being told of its end.
             info = error_info(error)
-            await self._finish(error_record(info), info.status, is_limited=False)
+            await outbox.finish(error_record(info), info.status, max_bytes=None)
 
     async def close(self) -> None:
-        """Store what is queued and let go of the stream without completing it, so that another writer may go on at once.
+        """Store what is queued and release the stream without completing it, so that another writer may go on at once.
 
         If none does, readers are told ABORTED after lease and grace. Does nothing on a handle that is completed or closed.
         Raises as `write` does if what was queued is lost, and no other call has said so.
         """
-        await self.let_go(StreamInputClosedError("the stream input is closed"))
+        self._outbox.check_here()
+        await self._outbox.release(StreamInputClosedError("the stream input is closed"))
 
     async def __aenter__(self) -> Self:
         return self
@@ -213,172 +453,20 @@ class StreamInput:
             await self.close()
             return
         # The exception must arrive, bare, whatever becomes of the stream; so this ends in time, and says nothing of its own.
-        with anyio.move_on_after(GOODBYE_SECONDS, shield=True):
+        with anyio.move_on_after(RELEASE_SECONDS, shield=True):
             try:
-                if isinstance(exc, Exception) and self._sealed is None:
+                if isinstance(exc, Exception) and self._outbox.is_open:
                     await self.error(exc)
                 else:
                     await self.close()
             except StreamkeepError as error:
                 logger.warning("stream %s could not be told of its writer's end: %s", self.id, error)
 
-    def _check_open(self) -> None:
-        if self._sealed is not None:
-            self._unheard = False
-            raise self._sealed
+    def __del__(self) -> None:
+        outbox: Outbox | None = getattr(self, "_outbox", None)
+        if outbox is not None and outbox.is_open and outbox.release_soon():
+            warnings.warn(f"the writer of stream {self.id} was dropped without `done`, `error` or `close`", ResourceWarning, 2)
 
-    def _put(self, record: bytes) -> int:
-        if self._sealed is not None:
-            self._check_open()
-        self._check_size(record)
-        limits = self._limits
-        offset = self._next
-        size = self._bytes + len(record)
-        if offset >= limits.max_events:
-            raise LimitExceededError(f"the stream holds {offset} events (max_events)")
-        if size > limits.max_stream_bytes:
-            raise LimitExceededError(f"the stream would hold more than {limits.max_stream_bytes} bytes (max_stream_bytes)")
-        self._bytes = size
-        self._next = offset + 1
-        self._queue.append(record)
-        return offset
 
-    def _check_size(self, record: bytes) -> None:
-        limit = self._limits.max_event_bytes
-        if len(record) - 1 > limit:
-            raise LimitExceededError(f"the event has {len(record) - 1} bytes, {limit} are allowed (max_event_bytes)")
-
-    async def _finish(self, record: bytes, status: Status | None, *, is_limited: bool = True) -> None:
-        self._check_open()
-        if is_limited:
-            self._check_size(record)
-        self._sealed = StreamInputClosedError("the stream input has completed the stream")
-        self._ending = (lambda life, now: _lifecycle.finish(life, now, self._keeper.terms, status), [record])
-        await self.flush()
-
-    def _release(self, life: Life, now: float) -> Life:
-        return _lifecycle.release(life, now, self._keeper.terms)
-
-    async def _commit_all(self) -> None:
-        while not self._over and (self._queue or self._doubt or self._ending or self._renewal_due):
-            await self._advance()
-
-    async def _advance(self) -> None:
-        """Make one commit, or wait for the one that is under way. Raises what it raised, or why there can be none."""
-        if self._over:
-            self._check_open()
-        if self._round is not None:
-            await self._round.wait()
-            return
-        under_way = self._round = _Round()
-        try:
-            await self._commit()
-        except StorageError as error:
-            under_way.error = error
-            raise
-        finally:
-            self._round = None
-            under_way.end()
-            # Its error holds this frame; without a cycle a handle that is dropped is gone at once, and its lease lapses.
-            del under_way
-
-    async def _commit(self) -> None:
-        if self._doubt is None:
-            self._doubt = self._plan()
-        life, records = self._doubt
-        if not await self._storage.commit(self.id, self._life.head.version, life.head, records):
-            there = await self._read_life()
-            if there is None or there.head != life.head:
-                self.lose(_lifecycle.why_refused(there, self._writer))
-                return
-        self._doubt = None
-        self._life = life
-        if life.state.writer != self._writer:
-            self._stop()
-
-    def _plan(self) -> tuple[Life, list[bytes]]:
-        """Take what goes into the next commit off the queue, and say what becomes of the head."""
-        now = self._keeper.clock()
-        records = self._take()
-        life = _lifecycle.grow(self._life, len(records), now)
-        if self._ending is not None and not self._queue:
-            change, last = self._ending
-            self._ending = None
-            return change(life, now), records + last
-        if self._renewal_due:
-            self._renewal_due = False
-            life = _lifecycle.extend(life, now, self._keeper.terms)
-        return life, records
-
-    def _take(self) -> list[bytes]:
-        if len(self._queue) <= 1:
-            taken, self._queue = self._queue, []
-            return taken
-        size = count = 0
-        for record in self._queue[:BATCH_RECORDS]:
-            size += len(record)
-            if size > BATCH_BYTES and count:
-                break
-            count += 1
-        taken, self._queue = self._queue[:count], self._queue[count:]
-        return taken
-
-    async def _read_life(self) -> Life | None:
-        page = await self._storage.read(self.id)
-        return None if page is None else _lifecycle.life_of(page.head)
-
-    async def commit_queued(self) -> None:
-        """Commit until nothing is queued; for the manager, once for each `start_commit`. Raises StorageError."""
-        try:
-            await self._commit_all()
-        finally:
-            self._in_background = False
-
-    async def renew(self) -> None:
-        """Renew the lease; for the manager. Raises as `flush` does."""
-        self._renewal_due = True
-        while self._renewal_due and not self._over:
-            await self._advance()
-
-    async def look(self) -> None:
-        """Find out whether the stream is still this writer's; for the manager. A commit under way finds out by itself.
-
-        So does one whose answer was lost, by being sent again.
-        """
-        if self._round is not None or self._over:
-            return
-        if self._doubt is not None:
-            await self._advance()
-            return
-        there = await self._read_life()
-        if self._over or self._doubt is not None:
-            return
-        if there is None or there.state.writer != self._writer:
-            self.lose(_lifecycle.why_refused(there, self._writer))
-
-    @property
-    def commits(self) -> int:
-        """A number that changes with every commit of this handle; for the manager, which looks only at those that are quiet."""
-        return self._life.head.version
-
-    async def let_go(self, why: StreamkeepError) -> None:
-        """Close, so that further calls raise `why`."""
-        if self._sealed is None:
-            self._sealed = why
-            self._ending = (self._release, [])
-        await self._commit_all()
-        if self._unheard:
-            self._check_open()
-
-    def lose(self, why: StreamkeepError) -> None:
-        """Give the stream up, because it is somebody else's now."""
-        self._sealed = why
-        self._unheard = bool(self._queue or (self._doubt and self._doubt[1]))
-        self._queue.clear()
-        self._doubt = self._ending = None
-        self._stop()
-        self.cancelled.set()
-
-    def _stop(self) -> None:
-        self._over = True
-        self._keeper.forget_input(self)
+def _too_large(size: int, limit: int) -> LimitExceededError:
+    return LimitExceededError(f"the event has {size} bytes, {limit} are allowed (max_event_bytes)")

@@ -1,23 +1,29 @@
-"""The rules of a stream's life: who may write, and until when.
+"""The rules of a stream's life: who may write, and until when; and of a session's, which says that its writers are alive.
 
 Everything that affects that lives in this file, as functions from values to values. It reads no clock, no storage and no
 event loop: the caller reads a head, asks here what follows, and commits the answer on the condition that the head has
-not changed meanwhile. That condition, not the clock, is what keeps two writers apart; a lease only says when others may try.
+not changed meanwhile. That condition is what keeps two writers apart; no clock is. A session only says when others may try.
 
           begin ──► open ──finish──► done | error
                     │  ▲       ▲
      extend, grow ──┘  │       │
               release, take_over, then abandon or cancel
+
+`now` is always the storage's time, and only for what expires. `silent` is for how many seconds the caller has itself observed that
+the session of the stream's writer is not renewed; `math.inf` once that session has said that it is over.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Final, Literal
+from zlib import crc32
 
 import msgspec
 from msgspec.structs import replace
 
 from .errors import (
+    OffsetOutOfRangeError,
     Status,
     StorageCorruptError,
     StreamBusyError,
@@ -30,12 +36,18 @@ from .events import ErrorInfo
 from .storage import Head
 
 FORGET_OPEN_SECONDS: Final = 86_400.0
-"""An open stream that nobody tends may be forgotten so long after its lease; until then readers are told that it was aborted."""
+"""An open stream expires so long after it was opened or extended, in case that nobody ever looks at it again."""
+EXTEND_SECONDS: Final = FORGET_OPEN_SECONDS / 2
+"""A writer extends its stream when less than this is left."""
 
-COPY: Final = "copy"
-"""The writer of a stream that is being copied from another storage, and is not whole yet."""
 COPY_SECONDS: Final = 86_400.0
 """How long a copy that was interrupted can be gone on with; then the stream counts as abandoned."""
+
+MEASURE_BYTES: Final = 1 << 20
+MEASURE_RECORDS: Final = 2_048
+"""A stream's size is noted in its state each time it has grown by this, so that whoever resumes it reads no more than that."""
+
+MAX_EPOCHS: Final = 64
 
 CANCELLED: Final = ErrorInfo("CANCELLED", "the stream was cancelled")
 ABORTED: Final = ErrorInfo("ABORTED", "the writer went away before the stream was completed")
@@ -50,16 +62,39 @@ class Terms:
     grace: float
 
 
+class Epoch(msgspec.Struct, frozen=True, array_like=True):
+    """Where in the log a writer began, or whoever else ended the stream (Kafka's word). Its name is unlike all others."""
+
+    name: str
+    start: int
+
+
 class State(msgspec.Struct, frozen=True):
     """What a head's opaque bytes say. It stays the same bytes from write to write, so that a write does not pay for it."""
 
     created_at: float
-    writer: str = ""
-    """The handle that may write; empty when it has let go."""
-    lease_until: float = 0.0
+    ttl: float
+    epochs: tuple[Epoch, ...]
+    session: str = ""
+    """Whose writer may write; empty when it was released."""
+    free_at: float = 0.0
+    """When there is no session: from when on anybody may take the stream over."""
     status: Literal["open", "done", "error"] = "open"
     error: Status | None = None
     metadata: Mapping[str, str] = {}
+    size: int = 0
+    """How many bytes the first `measured` records have."""
+    measured: int = 0
+
+    @property
+    def life(self) -> str:
+        """What tells this stream from others that live under the id before and after."""
+        return self.epochs[0].name
+
+    @property
+    def writer(self) -> str:
+        """The name of the last epoch, which is that of the handle that may write."""
+        return self.epochs[-1].name
 
 
 class Life(msgspec.Struct, frozen=True):
@@ -69,91 +104,111 @@ class Life(msgspec.Struct, frozen=True):
     state: State
 
 
-def life_of(head: Head) -> Life:
-    """Read a head. StorageCorruptError: its state is not one of ours."""
+def life_of(head: Head, known: Life | None = None) -> Life:
+    """Read a head; quickly, if its state is the one that is known. StorageCorruptError: its state is not one of ours."""
+    if known is not None and head.state == known.head.state:
+        return Life(head, known.state)
     try:
-        return Life(head, _decoder.decode(head.state))
+        life = Life(head, _decoder.decode(head.state))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise StorageCorruptError("a head's state is not one of streamkeep's") from error
+        raise StorageCorruptError("the stream's head is damaged, or was written by a newer version of streamkeep") from error
+    if not life.state.epochs:
+        raise StorageCorruptError("the stream's head is damaged")
+    return life
 
 
-def is_written(state: State, now: float) -> bool:
-    """Say whether the stream's writer is believed to live."""
-    return state.status == "open" and bool(state.writer) and now < state.lease_until
+def is_expired(life: Life, now: float) -> bool:
+    """Say whether the stream counts as absent, whether or not anybody has removed it yet. An open one never does."""
+    return life.state.status != "open" and now >= life.head.expires_at
 
 
-def is_expired(head: Head, now: float) -> bool:
-    """Say whether the stream counts as absent, whether or not anybody has removed it yet."""
-    return now >= head.expires_at
+def abandoned_at(state: State, terms: Terms) -> float | None:
+    """Say when a stream that has no writer may be ended by anybody; None if it has one."""
+    return None if state.session else state.free_at + terms.lease + terms.grace
 
 
-def abandoned_at(state: State, terms: Terms) -> float:
-    """Say when a stream that nobody renews may be completed by anybody."""
-    return state.lease_until + terms.grace
+def is_abandoned(state: State, silent: float, now: float, terms: Terms) -> bool:
+    """Say whether anybody may end this open stream, because its writer is gone and nobody has taken it over."""
+    at = abandoned_at(state, terms)
+    return silent >= terms.lease + terms.grace if at is None else now >= at
 
 
-def begin(now: float, writer: str, terms: Terms, metadata: Mapping[str, str], *, after_version: int = 0) -> Life:
+def begin(now: float, session: str, writer: str, ttl: float, metadata: Mapping[str, str], *, after_version: int = 0) -> Life:
     """Give the first head of a stream; `after_version` is that of an expired stream under the same id."""
-    state = State(created_at=now, writer=writer, lease_until=now + terms.lease, metadata=metadata)
-    head = Head(_version(after_version, now), 0, _encode(state), _expiry(state, terms, now))
-    return Life(head, state)
+    state = State(created_at=now, ttl=ttl, epochs=(Epoch(writer, 0),), session=session, metadata=metadata)
+    return Life(Head(_version(after_version, now, writer), 0, _encode(state), now + FORGET_OPEN_SECONDS), state)
 
 
-def grow(life: Life, count: int, now: float) -> Life:
-    """Append `count` records; the state's bytes stay."""
-    head = life.head
-    return Life(Head(_version(head.version, now), head.tail + count, head.state, head.expires_at), life.state)
+def grow(life: Life, count: int, size: int, now: float) -> Life:
+    """Append `count` records, after which all records have `size` bytes; the state's bytes stay, unless it is time to note that."""
+    head, state = life.head, life.state
+    tail = head.tail + count
+    version = _version(head.version, now, state.writer)
+    if size - state.size < MEASURE_BYTES and tail - state.measured < MEASURE_RECORDS:
+        return Life(Head(version, tail, head.state, head.expires_at), state)
+    state = replace(state, size=size, measured=tail)
+    return Life(Head(version, tail, _encode(state), head.expires_at), state)
 
 
-def extend(life: Life, now: float, terms: Terms) -> Life:
-    """Renew the writer's lease."""
-    return _change(life, replace(life.state, lease_until=now + terms.lease), now, terms)
+def extend(life: Life, now: float) -> Life:
+    """Put off the day on which an open stream is forgotten."""
+    return _change(life, life.state, now)
 
 
-def take_over(life: Life, now: float, writer: str, terms: Terms) -> Life:
+def take_over(life: Life, now: float, session: str, writer: str, silent: float, terms: Terms) -> Life:
     """Make `writer` the one writer of an open stream.
 
-    StreamCompletedError: it has ended. StreamBusyError: its writer's lease has not lapsed.
+    StreamCompletedError: it has ended. StreamBusyError: its writer may be alive.
     """
     state = life.state
     if state.status != "open":
         raise StreamCompletedError(f"the stream has already completed ({_ending(state)})")
-    if is_written(state, now):
-        raise StreamBusyError("the stream's writer is alive", lease_until=state.lease_until)
-    return _change(life, replace(state, writer=writer, lease_until=now + terms.lease), now, terms)
+    wait = terms.lease - silent if state.session else state.free_at - now
+    if wait > 0:
+        raise StreamBusyError("the stream has a writer that may be alive", retry_after=wait)
+    return _change(life, replace(state, session=session, epochs=_epochs(life, writer)), now)
 
 
-def finish(life: Life, now: float, terms: Terms, error: Status | None = None) -> Life:
+def finish(life: Life, now: float, error: Status | None = None) -> Life:
     """Append the terminal record and end the stream; `error` is its status if it failed."""
-    ended = replace(life.state, writer="", lease_until=0.0, status="error" if error else "done", error=error)
-    return _change(grow(life, 1, now), ended, now, terms)
+    ended = replace(life.state, session="", free_at=0.0, status="error" if error else "done", error=error)
+    head = life.head
+    return _change(Life(Head(head.version, head.tail + 1, head.state, head.expires_at), life.state), ended, now)
 
 
-def release(life: Life, now: float, terms: Terms) -> Life:
-    """Let go: anybody may take over at once, and has as long for it as if the writer had died now."""
-    return _change(life, replace(life.state, writer="", lease_until=now + terms.lease), now, terms)
+def release(life: Life, now: float) -> Life:
+    """Release the stream: anybody may take over at once, and has as long for it as if the writer had died now."""
+    return _change(life, replace(life.state, session="", free_at=now), now)
 
 
-def abandon(life: Life, now: float, terms: Terms) -> Life | None:
+def abandon(life: Life, now: float, silent: float, terms: Terms, who: str) -> Life | None:
     """End a stream whose writer is gone, with ABORTED as its terminal record; None while it is not time, or it has ended."""
-    if life.state.status != "open" or now < abandoned_at(life.state, terms):
+    if life.state.status != "open" or not is_abandoned(life.state, silent, now, terms):
         return None
-    return finish(life, now, terms, ABORTED.status)
+    return _finish_for(life, now, ABORTED.status, who)
 
 
-def cancel(life: Life, now: float, terms: Terms) -> Life | None:
-    """End an open stream, with CANCELLED as its terminal record; None if it has ended already."""
-    if life.state.status != "open":
-        return None
-    return finish(life, now, terms, CANCELLED.status)
+def cancel(life: Life, now: float, who: str) -> Life | None:
+    """End an open stream, with CANCELLED as its terminal record; None if it has ended already. `who` is a name not used before."""
+    return None if life.state.status != "open" else _finish_for(life, now, CANCELLED.status, who)
 
 
 def copy_under_way(life: Life, tail: int, now: float, *, after_version: int) -> Head:
     """Give the head of what is copied of a stream until all of it is; `after_version` is that of the copy so far."""
-    state = replace(life.state, writer=COPY, lease_until=now + COPY_SECONDS, status="open", error=None)
+    state = replace(life.state, session="", free_at=now + COPY_SECONDS, status="open", error=None, size=0, measured=0)
     # The last head is the original's own: no version before it may be the same.
-    version = _version(max(after_version, life.head.version), now)
-    return Head(version, tail, _encode(state), state.lease_until + FORGET_OPEN_SECONDS)
+    version = _version(max(after_version, life.head.version), now, state.writer)
+    return Head(version, tail, _encode(state), state.free_at + FORGET_OPEN_SECONDS)
+
+
+def is_copy(state: State, now: float) -> bool:
+    """Say whether this is what a copy has made so far, which nobody else may write to yet."""
+    return state.status == "open" and not state.session and state.free_at > now
+
+
+def is_written(state: State) -> bool:
+    """Say whether the stream has a writer, alive or not."""
+    return state.status == "open" and bool(state.session)
 
 
 def why_refused(life: Life | None, writer: str) -> StreamkeepError:
@@ -167,29 +222,142 @@ def why_refused(life: Life | None, writer: str) -> StreamkeepError:
     return StorageCorruptError("the storage has not what it had acknowledged: a failover or a crash has taken the last moments")
 
 
-def _change(life: Life, state: State, now: float, terms: Terms) -> Life:
+def check_history(seen: Life, reached: int, life: Life) -> None:
+    """Raise unless who has read the records before offset `reached`, last when the stream was as `seen`, can go on with it as it is.
+
+    StreamNotFoundError: it is another stream. OffsetOutOfRangeError: the storage went back (to a backup, to a standby that was behind), and
+    has not those records, or others in their place. As in Kafka, the epoch of the last record tells: it must not end before that.
+    """
+    if life.state.life != seen.state.life:
+        raise StreamNotFoundError("the stream was deleted, and created anew, while it was read")
+    if life.head.tail < reached or _epoch_end(life.state, _epoch_at(seen.state, reached)) < reached:
+        raise OffsetOutOfRangeError(
+            f"the stream has no longer all of the {reached} events that were read: its storage has lost the last ones"
+        )
+
+
+def _finish_for(life: Life, now: float, error: Status, who: str) -> Life:
+    """End a stream in place of its writer, which begins an epoch: a reader may have seen more than this storage now has."""
+    return finish(Life(life.head, replace(life.state, epochs=_epochs(life, who))), now, error)
+
+
+def _epochs(life: Life, name: str) -> tuple[Epoch, ...]:
+    first, *others = life.state.epochs
+    return (first, *others[-(MAX_EPOCHS - 2) :], Epoch(name, life.head.tail))
+
+
+def _epoch_at(state: State, reached: int) -> str:
+    """Give the epoch of the last record before an offset."""
+    names = [epoch.name for epoch in state.epochs if epoch.start < reached]
+    return names[-1] if names else state.life
+
+
+def _epoch_end(state: State, name: str) -> float:
+    """Give the offset before which an epoch has all its records: -1 if it never was."""
+    ends = [*(epoch.start for epoch in state.epochs[1:]), inf]
+    return next((end for epoch, end in zip(state.epochs, ends, strict=True) if epoch.name == name), -1)
+
+
+def _change(life: Life, state: State, now: float) -> Life:
     head = life.head
-    return Life(Head(_version(head.version, now), head.tail, _encode(state), _expiry(state, terms, now)), state)
-
-
-def _version(seen: int, now: float) -> int:
-    # The time of the commit in microseconds, so that a stream which is created again after its deletion goes on with
-    # greater numbers although nobody remembers the old ones. It also tells when the stream was last written to.
-    return max(seen + 1, int(now * 1_000_000))
-
-
-def _expiry(state: State, terms: Terms, now: float) -> float:
-    if state.status == "open":
-        return abandoned_at(state, terms) + FORGET_OPEN_SECONDS
-    return now + terms.ttl
+    expires_at = now + (FORGET_OPEN_SECONDS if state.status == "open" else state.ttl)
+    return Life(Head(_version(head.version, now, state.writer), head.tail, _encode(state), expires_at), state)
 
 
 def _ending(state: State) -> str:
     return state.error or state.status
 
 
+# Versions: the time of the commit in 256ths of a millisecond, so that a stream which is created again after its deletion goes on with
+# greater numbers although nobody remembers the old ones; and, in the last bits, something of who makes it, so that two histories of a
+# storage that went back do not meet in the same number.
+_TICKS_A_SECOND: Final = 256_000
+_NAME_BITS: Final = 12
+
+
+def _version(seen: int, now: float, name: str) -> int:
+    ticks = max((seen >> _NAME_BITS) + 1, int(now * _TICKS_A_SECOND))
+    return ticks << _NAME_BITS | crc32(name.encode()) & ((1 << _NAME_BITS) - 1)
+
+
+def committed_at(head: Head) -> float:
+    """Give about when a head was committed, in seconds since the epoch."""
+    return (head.version >> _NAME_BITS) / _TICKS_A_SECOND
+
+
 _decoder: Final = msgspec.json.Decoder(State)
 
 
-def _encode(state: State) -> bytes:
+def _encode(state: "State | SessionState") -> bytes:
     return msgspec.json.encode(state)
+
+
+# Sessions
+
+SESSION_PREFIX: Final = ".session."
+"""No stream's id begins with a dot. What does, comes before all of them in a scan: see `AFTER_RESERVED`."""
+AFTER_RESERVED: Final = "/"
+KEEP_SESSION_SECONDS: Final = 3_600.0
+"""How long the head of a session that is not renewed, or over, may be looked up; one that is gone is observed as one that is silent."""
+MAX_MAIL: Final = 256
+LOOK_AT_ALL: Final = "*"
+
+
+class SessionState(msgspec.Struct, frozen=True):
+    """What the head of a session says."""
+
+    beat: int
+    """Counts its renewals; nobody else changes it."""
+    lease: float
+    grace: float
+    is_over: bool = False
+    is_challenged: bool = False
+    """Somebody has asked for a sign of life, by a commit of their own: what is as slow for them as for the session is no silence."""
+    mail: tuple[str, ...] = ()
+    """Streams that are, or may be, no longer the session's; LOOK_AT_ALL when there are too many to say."""
+
+
+def session_id(session: str) -> str:
+    """Give the id under which a session has its head."""
+    return SESSION_PREFIX + session
+
+
+def session_of(head: Head) -> SessionState:
+    """Read a session's head. StorageCorruptError: it is none."""
+    try:
+        return _session_decoder.decode(head.state)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise StorageCorruptError(
+            "the head of a session is damaged, or was written by a newer version of streamkeep"
+        ) from error
+
+
+def seems_alive(head: Head, now: float) -> bool:
+    """Say whether a session was renewed lately, by the storage's time: good enough to wait for it, and for nothing else."""
+    state = session_of(head)
+    return not state.is_over and now < committed_at(head) + state.lease + state.grace
+
+
+def renew(head: Head | None, beat: int, now: float, session: str, terms: Terms, *, is_over: bool = False) -> Head:
+    """Give the next head of a session, or its first one: also if a storage went back, or somebody has removed it."""
+    return _session_head(
+        0 if head is None else head.version, SessionState(beat, terms.lease, terms.grace, is_over), now, session
+    )
+
+
+def challenge(head: Head, state: SessionState, now: float, who: str) -> Head:
+    """Ask a session for a sign of life."""
+    return _session_head(head.version, replace(state, is_challenged=True), now, who)
+
+
+def post(head: Head, state: SessionState, stream: str, now: float, who: str) -> Head:
+    """Ask a session to look at a stream."""
+    mail = (*state.mail, stream) if len(state.mail) < MAX_MAIL else (LOOK_AT_ALL,)
+    return _session_head(head.version, replace(state, mail=mail), now, who)
+
+
+def _session_head(seen: int, state: SessionState, now: float, who: str) -> Head:
+    return Head(_version(seen, now, who), 0, _encode(state), now + KEEP_SESSION_SECONDS)
+
+
+_session_decoder: Final = msgspec.json.Decoder(SessionState)

@@ -1,32 +1,31 @@
 """StreamManager: where streams are opened, subscribed to, cancelled, deleted and listed.
 
-It owns the background work, all of it in one task group: one task renews the leases of all its writers, one sweeps, each open
-writer has one that listens for its being cancelled, each stream that is followed has one that reads it. What a stream may
-become is decided in `_lifecycle`; here it is only read, asked and committed.
+What a stream may become is decided in `_lifecycle`; here it is only read, asked and committed. What runs in the background has files of its
+own: `_sessions`, `_sweeper`, `_feed`, `_input`.
 """
 
 import logging
-import math
 import re
-import time
-import uuid
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar, overload
-from weakref import ReferenceType, ref
 
 import anyio
 import msgspec
 from anyio import CancelScope
-from anyio.abc import TaskGroup
 
 from . import _lifecycle
-from ._input import GOODBYE_SECONDS, Limits, StreamInput
+from ._background import Background
+from ._core import Core, Limits, new_name
+from ._feed import PAGE_RECORDS, Feeds
+from ._guard import GuardedStorage, commit_once
+from ._input import RELEASE_SECONDS, Outbox, StreamInput
 from ._lifecycle import Life, Terms
-from ._subscription import PAGE_RECORDS, Feed, Subscription
+from ._subscription import Subscription
+from ._sweeper import Sweeper
 from .errors import (
     InvalidArgumentError,
     Status,
@@ -44,50 +43,48 @@ from .storages import storage_for
 from .storages.memory import MemoryStorage
 
 T = TypeVar("T")
-Handle = ReferenceType[StreamInput]
 
 logger: Final = logging.getLogger("streamkeep")
 
 STREAM_ID: Final = re.compile(r"[A-Za-z0-9_~][A-Za-z0-9_~.:@=+-]{0,254}")
 SURROGATE: Final = re.compile("[\ud800-\udfff]")
-QUIET_SECONDS: Final = 0.1
-SWEEP_SECONDS: Final = 60.0
-RETRY_SECONDS: Final = 1.0
-SCAN_IDS: Final = 100
+SCAN_STREAMS: Final = 1_000
 MAX_METADATA: Final = 4_096
+RELEASES_A_SECOND: Final = 1_000
+"""Closing takes as much longer than a few seconds as many writers take on a slow storage."""
+UNDO_PAUSES: Final = (0.0, 0.1, 1.0, 5.0, 30.0)
+"""When to look for what an `open` whose answer was lost may have created: it may still be under way."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamInfo:
-    """What is known of a stream without reading its events. Times are seconds since the epoch.
+    """What is known of a stream without reading its events. Times are seconds since the epoch, by the storage's clock.
 
     Attributes:
         id: the stream's id.
-        status: `open`, `done` or `error`.
+        status: `open`, `done` or `error`; `unreadable` (in lists only) if its head is damaged, or from a newer version.
         error: the status of the error it ended with (`CANCELLED`, `ABORTED`, …), if it did.
         tail: how many events it holds, the terminal one included.
         created_at: when it was opened.
-        updated_at: when it was last written to, or its lease renewed.
-        writer: the name of the handle that may write; empty when there is none.
-        lease_until: until when an open stream cannot be taken over, nor given up, unless its writer renews or lets go.
-        expires_at: when it counts as absent.
+        updated_at: about when it was last written to.
+        session: the session of the manager whose writer may write; empty when there is none.
+        expires_at: when a completed stream counts as absent.
         metadata: what was given to `open`.
     """
 
     id: str
-    status: Literal["open", "done", "error"]
+    status: Literal["open", "done", "error", "unreadable"]
     error: Status | None
     tail: int
     created_at: float
     updated_at: float
-    writer: str
-    lease_until: float
+    session: str
     expires_at: float
     metadata: Mapping[str, str]
 
 
 class Opening(Awaitable[StreamInput]):
-    """What `StreamManager.open` returns: await it for the StreamInput, or enter it to have it completed or let go of as well."""
+    """What `StreamManager.open` returns: await it for the StreamInput, or enter it to have it completed or released as well."""
 
     def __init__(self, open_input: Callable[[], Awaitable[StreamInput]]) -> None:
         self._open_input = open_input
@@ -111,15 +108,16 @@ class StreamManager:
     """Durable streams over a storage.
 
     `StreamManager.connect(url)` opens and closes a storage of its own; `StreamManager(storage)` uses one that is open,
-    and leaves it open. Enter the manager with `async with` before use, in the event loop that will use it.
+    and leaves it open. Enter the manager with `async with` before use, in the event loop that will use it. It may be left in another task,
+    and entered again when it has been left. Used in another event loop, thread or forked process it raises WrongEventLoopError.
 
     Args:
         storage: an entered storage.
-        ttl: how long a completed stream is kept. Genkit's default, 5 minutes.
-        lease: how long a writer is believed to live without being heard of. It is renewed every third of that.
+        ttl: how long a completed stream is kept, unless `open` says otherwise. Genkit's default, 5 minutes.
+        lease: so long after the last sign of life that was seen of it, a manager's writers may be taken over from. A sign of life is given
+            every third of that, also while the event loop is blocked, for up to a minute.
         grace: how long after the lease a stream is left for another writer, before anybody ends it with ABORTED.
         limits: see `Limits`.
-        clock: gives seconds since the epoch; for tests.
     """
 
     def __init__(
@@ -130,24 +128,15 @@ class StreamManager:
         lease: timedelta = timedelta(seconds=10),
         grace: timedelta = timedelta(seconds=5),
         limits: Limits | None = None,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         if min(ttl, grace) < timedelta(0) or lease <= timedelta(0):
             raise InvalidArgumentError("ttl and grace must not be negative, and lease must be positive")
-        self.storage = storage
-        self.terms = Terms(ttl.total_seconds(), lease.total_seconds(), grace.total_seconds())
-        self.limits = limits or Limits()
-        self.clock = clock
+        self._storage = GuardedStorage(storage)
+        self._terms = Terms(ttl.total_seconds(), lease.total_seconds(), grace.total_seconds())
+        self._limits = limits or Limits()
         self._owns_storage = False
-        self._resources = AsyncExitStack()
-        self._tasks: TaskGroup | None = None
-        self._closing = False
-        self._room_sought_at = -math.inf
-        self._scopes: set[CancelScope] = set()
-        self._goodbyes = anyio.Lock()
-        self._idle = anyio.Event()
-        self._inputs: dict[Handle, CancelScope] = {}
-        self._feeds: dict[str, Feed] = {}
+        self._running: _Running | None = None
+        self._was_entered = False
 
     @classmethod
     def connect(
@@ -171,47 +160,54 @@ class StreamManager:
         return manager
 
     async def __aenter__(self) -> Self:
-        if self._tasks is not None:
-            raise RuntimeError("a StreamManager is entered once")
-        async with AsyncExitStack() as stack:
-            if self._owns_storage:
-                await self.storage.__aenter__()
-                stack.push_async_callback(self._close_storage)
-            self._tasks = await stack.enter_async_context(anyio.create_task_group())
-            self._resources = stack.pop_all()
-        self._spawn(self._renew_leases)
-        self._spawn(self._sweep_on)
+        if self._running is not None:
+            self._running.background.check_here()
+            raise RuntimeError("this StreamManager is entered already")
+        running = _Running(self._storage, self._terms, self._limits, owns_storage=self._owns_storage)
+        self._running, self._was_entered = running, True
+        try:
+            await running.begin()
+        except BaseException:
+            self._running = None
+            raise
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # The task group is told of no error, so that what leaves the block leaves it as it is, and not in an exception group.
-        try:
-            with CancelScope(shield=True):
-                await self.aclose()
-        finally:
-            self._stop_tasks()  # asyncio's own `Task.cancel` goes through shields, and must not leave them behind
-            await self._resources.aclose()
+        with CancelScope(shield=True):
+            await self.aclose()
 
     @property
     def is_running(self) -> bool:
         """Whether it has been entered and not been closed."""
-        return self._tasks is not None and not self._closing
+        return self._running is not None and not self._running.is_closing
 
-    def open(self, stream: str, *, resume: bool = False, metadata: Mapping[str, str] | None = None) -> Opening:
+    def open(
+        self,
+        stream: str,
+        *,
+        resume: bool = False,
+        metadata: Mapping[str, str] | None = None,
+        ttl: timedelta | None = None,
+    ) -> Opening:
         """Create a stream and give its one writer, a StreamInput: `async with streams.open(id) as stream`, or `await streams.open(id)`.
 
         Args:
             stream: 1 to 255 letters, digits and `_~.:@=+-`; the first is not one of `.:@=+-`.
-            resume: take over an open stream whose writer let go, or whose lease has lapsed, and go on where its log
-                ends; create the stream if there is none.
+            resume: take over an open stream whose writer has released it, or whose manager gave no sign of life for its lease, and go on
+                where its log ends; create the stream if there is none.
             metadata: strings to be kept with the stream, such as its owner; `info` gives them back.
+            ttl: how long this stream is kept when it has completed; the manager's unless it is given.
 
-        Raises (when awaited or entered) StreamAlreadyExistsError, InvalidArgumentError, StorageError; with `resume`,
-        StreamCompletedError and StreamBusyError.
+        Raises (when awaited or entered) StreamAlreadyExistsError, InvalidArgumentError, StorageError, StreamManagerClosedError,
+        WrongEventLoopError; with `resume`, StreamCompletedError, and StreamBusyError while its writer may be alive, which says when to try
+        again. When it raises, or is cancelled, it leaves no stream behind.
         """
-        return Opening(lambda: self._open(stream, dict(metadata or {}), resume=resume))
+        ttl_seconds = self._terms.ttl if ttl is None else ttl.total_seconds()
+        if not 0 <= ttl_seconds < float("inf"):
+            raise InvalidArgumentError("ttl must not be negative")
+        return Opening(lambda: self._open(stream, dict(metadata or {}), ttl_seconds, resume=resume))
 
     @overload
     def subscribe(
@@ -248,12 +244,13 @@ class StreamManager:
             idle_timeout: raise StreamTimeoutError when nothing came for so long.
 
         Raises InvalidArgumentError; when entered StreamNotFoundError, OffsetOutOfRangeError (an `after` that the stream has not
-        reached), StorageError. A stream whose writer has died is ended with ABORTED, by its readers.
+        reached), StorageError, StreamManagerClosedError, WrongEventLoopError. A stream whose writer has died is ended with ABORTED, by its
+        readers.
         """
         check_id(stream)
         check_offset(after)
         return Subscription(
-            self,
+            self._check_running,
             stream,
             after,
             None if idle_timeout is None else idle_timeout.total_seconds(),
@@ -264,294 +261,305 @@ class StreamManager:
     async def cancel(self, stream: str) -> bool:
         """End an open stream with ERROR, status CANCELLED; its producer, in whatever process, learns of it at once.
 
-        False: it had ended already. Raises StreamNotFoundError, InvalidArgumentError, StorageError.
+        False: it had ended already. Raises StreamNotFoundError, InvalidArgumentError, StorageError, StreamManagerClosedError,
+        WrongEventLoopError.
         """
+        core = self._check_running().core
         record = error_record(_lifecycle.CANCELLED)
+        first: Life | None = None
         while True:
-            life = await self._life(stream)
-            ended = _lifecycle.cancel(life, self.clock(), self.terms)
+            life = await self._life(core, stream)
+            first = _same_life(first, life)
+            ended = _lifecycle.cancel(life, core.now(), new_name())
             if ended is None:
                 return False
-            if await self.storage.commit(stream, life.head.version, ended.head, [record]):
-                await self._tell_inputs(stream)
+            if await commit_once(core.storage, stream, life.head.version, ended.head, [record]):
+                await core.tell_writer(stream, life)
                 return True
 
     async def delete(self, stream: str) -> None:
-        """Forget a stream and its events at once, open or not. Raises StreamNotFoundError, InvalidArgumentError, StorageError."""
+        """Forget a stream and its events at once, open or not, and also if its head cannot be read.
+
+        Raises StreamNotFoundError, InvalidArgumentError, StorageError, StreamManagerClosedError, WrongEventLoopError.
+        """
+        core = self._check_running().core
+        first: Life | None = None
         while True:
-            life = await self._life(stream)
-            if await self.storage.delete(stream, life.head.version):
-                await self._tell_inputs(stream)
+            try:
+                life = await self._life(core, stream)
+            except StorageCorruptError:
+                await _delete_unreadable(core, stream)
+                return
+            except StreamNotFoundError:
+                if first is None:
+                    raise
+                return  # somebody else has deleted it meanwhile
+            first = _same_life(first, life)
+            if await _delete_once(core, stream, life.head.version):
+                await core.tell_writer(stream, life)
                 return
 
     async def info(self, stream: str) -> StreamInfo:
-        """Say what is known of a stream. Raises StreamNotFoundError, InvalidArgumentError, StorageError."""
-        return _info_of(stream, await self._life(stream))
+        """Say what is known of a stream. One whose writer is known to have died is ended with ABORTED first.
+
+        Raises StreamNotFoundError, InvalidArgumentError, StorageError, StreamManagerClosedError, WrongEventLoopError.
+        """
+        core = self._check_running().core
+        life = await self._life(core, stream)
+        while life.state.status == "open" and await core.end_if_abandoned(stream, life):
+            life = await self._life(core, stream)
+        return _info_of(stream, life)
 
     async def list(self, after: str = "", limit: int = 100) -> Sequence[StreamInfo]:
         """Give at most `limit` streams with greater ids than `after`, by id; fewer only when there are no more.
 
-        Page by page: go on with the last id of a page as `after`.
+        Page by page: go on with the last id of a page as `after`. It costs a request for each page, not for each stream.
         """
-        self.check_running()
+        core = self._check_running().core
+        after = max(after, _lifecycle.AFTER_RESERVED)
         found: list[StreamInfo] = []
         while len(found) < limit:
-            ids = await self.storage.scan(after, min(limit - len(found), SCAN_IDS))
-            if not ids:
+            page = await core.storage.scan(after, min(limit, SCAN_STREAMS))
+            if not page:
                 break
-            after = ids[-1]
-            for stream in ids:
-                page = await self.storage.read(stream)
-                if page is not None and not _lifecycle.is_expired(page.head, self.clock()):
-                    found.append(_info_of(stream, _lifecycle.life_of(page.head)))
-        return found
+            after = page[-1][0]
+            now = core.now()
+            found += [info for stream, head in page if (info := _listed(stream, head, now))]
+        return found[:limit]
 
     async def sweep(self) -> None:
-        """Remove what has expired, and end what was abandoned. It is done every minute without asking."""
-        after = ""
-        while ids := await self.storage.scan(after, SCAN_IDS):
-            after = ids[-1]
-            for stream in ids:
-                try:
-                    await self._sweep_one(stream)
-                except StorageCorruptError as error:
-                    logger.warning("stream %s cannot be swept: %s", stream, error)
+        """Remove what has expired. It is done every minute without asking. Raises StorageError."""
+        await self._check_running().sweeper.sweep()
 
     async def aclose(self) -> None:
-        """Let go of the writers' streams, end all waits with StreamManagerClosedError, and return when no background work is left.
+        """Release the writers' streams, end all waits with StreamManagerClosedError, and return when no background work is left.
 
-        It can be called again, and from any task; what it has opened is closed when the block is left.
+        What it has opened is closed. It can be called again, and from any task.
         """
-        if self._tasks is None:
-            self._closing = True
+        running = self._running
+        if running is None:
             return
-        self._closing = True
-        async with self._goodbyes:  # who comes second waits as well, and goes on where a cancelled first one stopped
-            await self._let_go()
-        self._stop_tasks()
-        if not self._scopes:
-            self._idle.set()
-        await self._idle.wait()
+        running.background.check_here()
+        try:
+            await running.close()
+        finally:
+            if running.is_closed and self._running is running:
+                self._running = None
 
-    def check_running(self) -> None:
-        """Raise StreamManagerClosedError if it has not been entered, or is closed."""
-        if not self.is_running:
-            state = "closed" if self._closing else "not running: enter it with `async with` first"
+    def _check_running(self) -> "_Running":
+        """Give what is open. Raises StreamManagerClosedError if it has not been entered, or is closed; WrongEventLoopError."""
+        running = self._running
+        if running is None:
+            state = "closed" if self._was_entered else "not running: enter it with `async with` first"
             raise StreamManagerClosedError(f"the stream manager is {state}")
+        return running.check()
 
-    async def _open(self, stream: str, metadata: Mapping[str, str], *, resume: bool) -> StreamInput:
+    async def _open(self, stream: str, metadata: Mapping[str, str], ttl: float, *, resume: bool) -> StreamInput:
         check_id(stream)
         check_metadata(metadata)
-        self.check_running()
-        writer = uuid.uuid4().hex
-        version = 0
+        running = self._check_running()
+        core = running.core
+        try:
+            await core.session.start()
+        except StorageError:
+            running.check()  # it could not begin because the manager is closed
+            raise
+        await running.undone(stream)
+        writer = new_name()
+        with core.opening(writer):
+            return await self._open_as(running, writer, stream, metadata, ttl, resume=resume)
+
+    async def _open_as(
+        self, running: "_Running", writer: str, stream: str, metadata: Mapping[str, str], ttl: float, *, resume: bool
+    ) -> StreamInput:
+        core, version = running.core, 0
         while True:
-            life = _lifecycle.begin(self.clock(), writer, self.terms, metadata, after_version=version)
-            if await self._create(stream, life):
-                return await self._keep(StreamInput(self, stream, life))
-            page = await self.storage.read(stream)
+            running.check()
+            life = _lifecycle.begin(core.now(), core.session.name, writer, ttl, metadata, after_version=version)
+            if await running.create(stream, life):
+                return await running.give(stream, life, 0)
+            page = await core.storage.read(stream)
             if page is None:
                 continue
             version = page.head.version
-            if _lifecycle.is_expired(page.head, self.clock()):
-                await self.storage.delete(stream, version)
+            if await running.undo_now(stream, page.head):
+                continue
+            if _is_expired(page.head, core.now()):
+                await core.storage.delete(stream, version)
             elif not resume:
                 raise StreamAlreadyExistsError("stream already exists")
-            elif resumed := await self._take_over(stream, page.head, writer):
+            elif resumed := await running.take_over(stream, page.head, writer):
                 return resumed
 
-    async def _create(self, stream: str, life: Life) -> bool:
+    async def _life(self, core: Core, stream: str) -> Life:
+        check_id(stream)
+        page = await core.storage.read(stream)
+        if page is None or _lifecycle.is_expired(life := _lifecycle.life_of(page.head), core.now()):
+            raise StreamNotFoundError("stream not found")
+        return life
+
+
+class _Running:
+    """A manager from its being entered to its being closed."""
+
+    def __init__(self, storage: GuardedStorage, terms: Terms, limits: Limits, *, owns_storage: bool) -> None:
+        self.background = Background()
+        self.core = Core(storage, self.background, terms, limits)
+        self.feeds = Feeds(self.core)
+        self.sweeper = Sweeper(self.core)
+        self.is_closing = False
+        self.is_closed = False
+        self._owns_storage = owns_storage
+        self._turn = anyio.Lock()
+        self._undoing: dict[str, anyio.Event] = {}
+        self._doubts: dict[tuple[str, int], Callable[[], Awaitable[bool]]] = {}
+
+    async def begin(self) -> None:
+        """Open the storage, and begin the background work."""
+        self.background.begin()
+        if self._owns_storage:
+            await self.core.storage.__aenter__()
+        self.background.start(self.sweeper.run, "the sweeper")
+        self.background.start(self.core.tend, "tending writers")
+
+    def check(self) -> Self:
+        """Give this, if it is open and this is its event loop."""
+        if not self.background.is_here:
+            self.background.check_here()
+        if self.is_closing:
+            raise StreamManagerClosedError("the stream manager is closed")
+        return self
+
+    async def close(self) -> None:
+        """End everything; who comes second waits as well, and goes on where a cancelled first one stopped."""
+        self.is_closing = True
+        async with self._turn:
+            if self.is_closed:
+                return
+            try:
+                await self._release_all()
+                await self.core.session.stop()
+            finally:
+                # asyncio's own `Task.cancel` goes through shields, and must not leave anything behind.
+                self.core.session.give_up()
+                self.background.stop()
+                if self._owns_storage:
+                    self._owns_storage = False
+                    with CancelScope(shield=True):
+                        await self.core.storage.__aexit__(None, None, None)
+            await self.background.wait()
+            self.is_closed = True
+
+    async def create(self, stream: str, life: Life) -> bool:
+        """Store the first head of a stream; False if there is one. Nothing is left behind if this raises."""
         try:
-            return await self.storage.commit(stream, None, life.head)
-        except StorageFullError:
-            await self._make_room()
-        return await self.storage.commit(stream, None, life.head)
+            try:
+                return await commit_once(self.core.storage, stream, None, life.head)
+            except StorageFullError:
+                await self.sweeper.make_room()
+                return await commit_once(self.core.storage, stream, None, life.head)
+        except BaseException as error:
+            if not isinstance(error, StorageFullError):
+                self._undo(stream, life.head, partial(self._remove, stream, life.head))
+            raise
 
-    async def _make_room(self) -> None:
-        """Remove what has expired and only waits for the next sweep; once a second at most, however many are refused."""
-        now = anyio.current_time()
-        if now - self._room_sought_at >= RETRY_SECONDS:
-            self._room_sought_at = now
-            await self.sweep()
+    async def take_over(self, stream: str, head: Head, writer: str) -> StreamInput | None:
+        """Go on with an open stream; None if it has changed meanwhile."""
+        core = self.core
+        old = _lifecycle.life_of(head)
+        silent, terms = core.silence_of(old)
+        life = _lifecycle.take_over(old, core.now(), core.session.name, writer, silent, terms)
+        size = await self._size(stream, old)  # first, so that nothing can go wrong once the stream is ours
+        try:
+            if not await commit_once(core.storage, stream, head.version, life.head):
+                return None
+        except BaseException:
+            self._undo(stream, life.head, partial(self._release, stream, life))
+            raise
+        if old.state.session:
+            await core.tell_writer(stream, old)
+        return await self.give(stream, life, size)
 
-    async def _take_over(self, stream: str, head: Head, writer: str) -> StreamInput | None:
-        life = _lifecycle.take_over(_lifecycle.life_of(head), self.clock(), writer, self.terms)
-        stored_bytes = await self._stored_bytes(stream)  # first, so that nothing can go wrong once the stream is ours
-        if not await self.storage.commit(stream, head.version, life.head):
-            return None
-        return await self._keep(StreamInput(self, stream, life, stored_bytes))
+    async def give(self, stream: str, life: Life, size: int) -> StreamInput:
+        """Give the handle of a stream that is ours."""
+        outbox = Outbox(self.core, stream, life, size)
+        if self.is_closing:
+            await _release(outbox)
+            self.check()
+        return StreamInput(outbox)
 
-    async def _stored_bytes(self, stream: str) -> int:
-        size = start = 0
-        while (page := await self.storage.read(stream, start, PAGE_RECORDS)) and page.records:
+    async def undone(self, stream: str) -> None:
+        """Wait until nothing is left of an earlier `open` of this stream that failed; not for long."""
+        if (undoing := self._undoing.get(stream)) is not None:
+            with anyio.move_on_after(RELEASE_SECONDS):
+                await undoing.wait()
+
+    async def _size(self, stream: str, life: Life) -> int:
+        """Give how many bytes a stream's records have: what its state says, and what has come since."""
+        size, start = life.state.size, life.state.measured
+        while start < life.head.tail and (page := await self.core.storage.read(stream, start, PAGE_RECORDS)) and page.records:
             size += sum(map(len, page.records))
             start += len(page.records)
         return size
 
-    async def _life(self, stream: str) -> Life:
-        check_id(stream)
-        self.check_running()
-        page = await self.storage.read(stream)
-        if page is None or _lifecycle.is_expired(page.head, self.clock()):
-            raise StreamNotFoundError("stream not found")
-        return _lifecycle.life_of(page.head)
-
-    # What StreamInput and Subscription need of it.
-
-    def start_commit(self, stream_input: StreamInput) -> None:
-        """Commit what is queued from a background task; a failure shows at the handle's next call, which tries again."""
-
-        async def commit() -> None:
-            try:
-                await stream_input.commit_queued()
-            except StreamkeepError as error:
-                logger.warning("stream %s: queued events are not stored yet: %s", stream_input.id, error)
-
-        self._spawn(commit)
-
-    def forget_input(self, stream_input: StreamInput) -> None:
-        """Stop renewing its lease and listening for its end."""
-        if listening := self._inputs.pop(ref(stream_input), None):
-            listening.cancel()
-
-    def join_feed(self, stream: str, life: Life) -> Feed:
-        """Give the feed of a stream to one more follower; the first one starts it."""
-        feed = self._feeds.get(stream)
-        if feed is None or feed.failure is not None or feed.life.state.created_at != life.state.created_at:
-            feed = self._feeds[stream] = Feed(self, stream, life)
-            self._spawn(feed.follow)
-        feed.followers += 1
-        return feed
-
-    def leave_feed(self, feed: Feed) -> None:
-        """Take one follower off; the last one stops it."""
-        feed.followers -= 1
-        if feed.followers == 0:
-            feed.scope.cancel()
-            if self._feeds.get(feed.stream) is feed:
-                del self._feeds[feed.stream]
-
-    # Background work.
-
-    def _spawn(self, run: Callable[[], Awaitable[None]]) -> CancelScope:
-        scope = CancelScope()
-        if self._tasks is not None and not self._closing:
-            self._tasks.start_soon(self._run, run, scope)
-        return scope
-
-    async def _run(self, run: Callable[[], Awaitable[None]], scope: CancelScope) -> None:
-        # Counted from here on: a task that asyncio cancels before it begins has no end that could be waited for.
-        self._scopes.add(scope)
-        if self._closing:
-            scope.cancel()
-        try:
-            with scope:
-                await run()
-        finally:
-            self._scopes.discard(scope)
-            if self._closing and not self._scopes:
-                self._idle.set()
-
-    async def _keep(self, stream_input: StreamInput) -> StreamInput:
-        if self._closing:
-            await self._let_go_of(stream_input)
-            self.check_running()
-        # Only weakly: a handle that everybody has dropped is a writer that has died, and its lease must lapse.
-        handle = ref(stream_input)
-        stream = stream_input.id
-        self._inputs[handle] = self._spawn(lambda: self._listen(stream, handle))
-        return stream_input
-
-    def _stop_tasks(self) -> None:
-        self._inputs.clear()
-        for scope in tuple(self._scopes):
-            scope.cancel()
-
-    def _live_inputs(self) -> Sequence[StreamInput]:
-        for handle, listening in tuple(self._inputs.items()):
-            if handle() is None:
-                listening.cancel()
-                del self._inputs[handle]
-        return [stream_input for handle in self._inputs if (stream_input := handle()) is not None]
-
-    async def _listen(self, stream: str, handle: Handle) -> None:
-        """Tell a quiet writer when its stream is no longer its own; one that writes finds out by writing."""
-        while handle() is not None:
-            try:
-                async with self.storage.watch(stream) as doorbell:
-                    while await self._look_when_quiet(handle):
-                        await doorbell.wait()
-            except StorageError as error:
-                logger.warning("stream %s: cannot listen for its being cancelled: %s", stream, error)
-                await anyio.sleep(RETRY_SECONDS)
-
-    async def _look_when_quiet(self, handle: Handle) -> bool:
-        """Have the writer look when it has not committed for a moment; False if it is gone."""
-        seen: int | None = -1
-        while (commits := _commits(handle)) != seen:
-            seen = commits
-            await anyio.sleep(QUIET_SECONDS)
-        if (stream_input := handle()) is None:
+    async def undo_now(self, stream: str, head: Head) -> bool:
+        """Say whether this is the head of an earlier `open` that failed and has arrived only now; it is undone then."""
+        undo = self._doubts.get((stream, head.version))
+        if undo is None:
             return False
-        await stream_input.look()
+        await undo()
         return True
 
-    async def _tell_inputs(self, stream: str) -> None:
-        for stream_input in self._live_inputs():
-            if stream_input.id == stream:
-                # What was stored is a success, whether or not its writer can be told now; else it finds out by listening.
-                with suppress(StorageError):
-                    await stream_input.look()
+    def _undo(self, stream: str, head: Head, undo: Callable[[], Awaitable[bool]]) -> None:
+        over = self._undoing[stream] = anyio.Event()
+        self._doubts[stream, head.version] = undo
 
-    async def _renew_leases(self) -> None:
-        while True:
-            await anyio.sleep(self.terms.lease / 3)
-            async with anyio.create_task_group() as renewals:
-                for stream_input in self._live_inputs():
-                    renewals.start_soon(self._renew, stream_input)
-                    del stream_input
-
-    async def _renew(self, stream_input: StreamInput) -> None:
-        with anyio.move_on_after(self.terms.lease / 3):
+        async def run() -> None:
             try:
-                await stream_input.renew()
-            except StreamkeepError as error:
-                logger.warning("stream %s: its lease is not renewed: %s", stream_input.id, error)
+                for pause in UNDO_PAUSES:
+                    await anyio.sleep(pause)
+                    try:
+                        if await undo():
+                            return
+                    except StorageError as error:
+                        logger.info("stream %s: an attempt to open it cannot be undone yet: %s", stream, error)
+                    else:
+                        over.set()  # it is not there; it may still come, if it is under way
+            finally:
+                over.set()
+                del self._doubts[stream, head.version]
+                if self._undoing.get(stream) is over:
+                    del self._undoing[stream]
 
-    async def _sweep_on(self) -> None:
-        while True:
-            try:
-                await self.sweep()
-            except StorageError as error:
-                logger.warning("the storage cannot be swept now: %s", error)
-            await anyio.sleep(SWEEP_SECONDS)
+        self.background.start(run, f"undoing the opening of stream {stream}")
 
-    async def _sweep_one(self, stream: str) -> None:
-        page = await self.storage.read(stream)
-        now = self.clock()
-        if page is None:
-            return
-        if _lifecycle.is_expired(page.head, now):
-            await self.storage.delete(stream, page.head.version)
-        elif ended := _lifecycle.abandon(_lifecycle.life_of(page.head), now, self.terms):
-            await self.storage.commit(stream, page.head.version, ended.head, [error_record(_lifecycle.ABORTED)])
+    async def _remove(self, stream: str, head: Head) -> bool:
+        page = await self.core.storage.read(stream)
+        return page is not None and page.head == head and await self.core.storage.delete(stream, head.version)
 
-    async def _close_storage(self) -> None:
-        with CancelScope(shield=True):
-            await self.storage.__aexit__(None, None, None)
+    async def _release(self, stream: str, life: Life) -> bool:
+        page = await self.core.storage.read(stream)
+        if page is None or page.head != life.head:
+            return False
+        released = _lifecycle.release(life, self.core.now())
+        return await commit_once(self.core.storage, stream, life.head.version, released.head)
 
-    async def _let_go(self) -> None:
-        async with anyio.create_task_group() as goodbyes:
-            for stream_input in self._live_inputs():
-                goodbyes.start_soon(self._let_go_of, stream_input)
+    async def _release_all(self) -> None:
+        outboxes = list(self.core.outboxes())
+        seconds = RELEASE_SECONDS + len(outboxes) / RELEASES_A_SECOND
+        async with anyio.create_task_group() as releases:
+            for outbox in outboxes:
+                assert isinstance(outbox, Outbox)
+                releases.start_soon(_release, outbox, seconds)
 
-    async def _let_go_of(self, stream_input: StreamInput) -> None:
-        stream_input.cancelled.set()
-        with anyio.move_on_after(GOODBYE_SECONDS):
-            try:
-                await stream_input.let_go(StreamManagerClosedError("the stream manager is closed"))
-            except StreamkeepError as error:
-                logger.warning("stream %s could not be let go of: %s", stream_input.id, error)
+
+async def _release(outbox: Outbox, seconds: float = RELEASE_SECONDS) -> None:
+    outbox.cancelled.set()
+    with anyio.move_on_after(seconds):
+        try:
+            await outbox.release(StreamManagerClosedError("the stream manager is closed"))
+        except StreamkeepError as error:
+            logger.warning("stream %s could not be released: %s", outbox.stream, error)
 
 
 class InMemoryStreamManager(StreamManager):
@@ -589,9 +597,44 @@ def check_metadata(metadata: Mapping[str, str]) -> None:
         raise InvalidArgumentError(f"metadata has more than {MAX_METADATA} characters")
 
 
-def _commits(handle: Handle) -> int | None:
-    stream_input = handle()
-    return None if stream_input is None else stream_input.commits
+def _same_life(first: Life | None, life: Life) -> Life:
+    """Give the stream that was first found. StreamNotFoundError: it is another one by now, which nobody has asked to be changed."""
+    if first is not None and first.state.life != life.state.life:
+        raise StreamNotFoundError("the stream was deleted, and created anew, meanwhile")
+    return life
+
+
+def _is_expired(head: Head, now: float) -> bool:
+    try:
+        return _lifecycle.is_expired(_lifecycle.life_of(head), now)
+    except StorageCorruptError:
+        return False
+
+
+async def _delete_once(core: Core, stream: str, seen: int) -> bool:
+    """Delete, and say whether it is gone: the same question as `commit_once` asks."""
+    try:
+        return await core.storage.delete(stream, seen)
+    except StorageError:
+        page = await core.storage.read(stream)
+        if page is not None:
+            raise
+        return True
+
+
+async def _delete_unreadable(core: Core, stream: str) -> None:
+    page = await core.storage.read(stream)
+    if page is not None:
+        await _delete_once(core, stream, page.head.version)
+
+
+def _listed(stream: str, head: Head, now: float) -> StreamInfo | None:
+    try:
+        life = _lifecycle.life_of(head)
+    except StorageCorruptError as error:
+        updated_at = _lifecycle.committed_at(head)
+        return StreamInfo(stream, "unreadable", error.status, head.tail, updated_at, updated_at, "", head.expires_at, {})
+    return None if _lifecycle.is_expired(life, now) else _info_of(stream, life)
 
 
 def _info_of(stream: str, life: Life) -> StreamInfo:
@@ -602,9 +645,8 @@ def _info_of(stream: str, life: Life) -> StreamInfo:
         error=state.error,
         tail=head.tail,
         created_at=state.created_at,
-        updated_at=head.version / 1_000_000,
-        writer=state.writer,
-        lease_until=state.lease_until,
+        updated_at=_lifecycle.committed_at(head),
+        session=state.session,
         expires_at=head.expires_at,
         metadata=state.metadata,
     )

@@ -205,4 +205,6 @@ def fresh(error: E) -> E:
     """Give an equal exception that was never raised: one for each who waits, because a traceback grows with every raise."""
     copy = error.__class__.__new__(error.__class__, *error.args)
     copy.__dict__.update(error.__dict__)
+    if error.__cause__ is not None:
+        copy.__cause__ = error.__cause__  # it is not raised again, and says where it comes from
     return copy

@@ -5,8 +5,8 @@ What is stored is what is sent: a record's JSON is decoded only when somebody as
 
 import math
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, Generic, TypeVar
 
@@ -77,6 +77,9 @@ MAX_ERROR_TEXT: Final = 64 * 1024
 MAX_OFFSET: Final = 2**53 - 1
 """The greatest offset that a JavaScript client can name."""
 
+MAX_DEPTH: Final = 256
+"""How deep JSON may be nested. Python's own limit is met later, differs from version to version, and would be met by whoever reads it."""
+
 _CHUNK: Final = b"c"
 _DONE: Final = b"d"
 _ERROR: Final = b"e"
@@ -130,7 +133,8 @@ def encode_json(value: object) -> bytes:
     """Give the value as one line of UTF-8 JSON.
 
     Beside JSON's own types, dataclasses, msgspec structs, pydantic models (by alias) and what msgspec documents (datetimes, UUIDs,
-    enums) are taken. InvalidArgumentError: anything else, NaN and infinities, lone surrogates, circular or too deep nesting.
+    enums) are taken. InvalidArgumentError: anything else, NaN and infinities, lone surrogates, and nesting that is circular or deeper than
+    256 levels.
     """
     try:
         data = _encoder.encode(value)
@@ -139,7 +143,37 @@ def encode_json(value: object) -> bytes:
     # The encoder writes null for NaN; only then is it worth walking the value, to refuse what would be read back as another.
     if b"null" in data and _has_non_finite(value):
         raise InvalidArgumentError("the value is not JSON: it holds NaN or an infinity")
+    # What has few brackets is not deep: only the rest is worth walking through.
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _is_too_deep(data):
+        raise InvalidArgumentError(f"the value is nested more than {MAX_DEPTH} levels deep")
     return data
+
+
+def is_deep(value: object) -> bool:
+    """Say whether decoded JSON is nested more than MAX_DEPTH levels deep."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [item for container in level for item in _items(container) if isinstance(item, dict | list)]
+        if not level:
+            return False
+    return any(isinstance(container, dict | list) for container in level)
+
+
+def _items(container: object) -> Iterable[object]:
+    match container:
+        case dict():
+            return container.values()
+        case list():
+            return container
+        case _:
+            return ()
+
+
+def _is_too_deep(data: bytes) -> bool:
+    try:
+        return is_deep(msgspec.json.decode(data))
+    except RecursionError:
+        return True
 
 
 def _encode_model(value: object) -> object:
@@ -180,12 +214,17 @@ def error_info(error: BaseException) -> ErrorInfo:
     Public are `PublicError`, Genkit's `PublicError` and `UserFacingError` (known by name and attributes, because Genkit need not be
     installed), and the public errors of this package. Of all others readers see the status (INTERNAL without one) in words.
     """
-    status = STATUSES.get(str(getattr(error, "status", None)), "INTERNAL")
     internal = _storable("".join(traceback.format_exception(error)))[-MAX_ERROR_TEXT:]
+    return replace(shown_info(error), internal=internal)
+
+
+def shown_info(error: BaseException) -> ErrorInfo:
+    """Say the same without the exception in full, which takes longer to write down than all the rest."""
+    status = STATUSES.get(str(getattr(error, "status", None)), "INTERNAL")
     if not _is_public(error):
-        return hidden_error(status, internal)
+        return hidden_error(status, "")
     message = _storable(str(getattr(error, "original_message", None) or error))
-    return ErrorInfo(status, message[:MAX_ERROR_TEXT], _json_or_none(getattr(error, "details", None)), internal)
+    return ErrorInfo(status, message[:MAX_ERROR_TEXT], _json_or_none(getattr(error, "details", None)))
 
 
 def hidden_error(status: Status, internal: str) -> ErrorInfo:

@@ -3,10 +3,12 @@
 import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import anyio
 import pytest
 import trio
+from tests.core.helpers import Process
 from trio.testing import MockClock
 
 from streamkeep import StreamManager
@@ -27,28 +29,42 @@ def clock() -> Callable[[], float]:
 
 
 @pytest.fixture
-def storage() -> FaultyStorage:
-    return FaultyStorage(MemoryStorage())
+def memory(clock: Callable[[], float]) -> MemoryStorage:
+    """What all processes share."""
+    return MemoryStorage(clock=clock)
 
 
 @pytest.fixture
-async def streams(storage: FaultyStorage, clock: Callable[[], float]) -> AsyncIterator[StreamManager]:
-    async with StreamManager(storage, clock=clock) as manager:
+def storage(memory: MemoryStorage) -> FaultyStorage:
+    return FaultyStorage(memory)
+
+
+@pytest.fixture
+async def streams(storage: FaultyStorage) -> AsyncIterator[StreamManager]:
+    async with StreamManager(storage) as manager:
         yield manager
 
 
 @pytest.fixture
-async def elsewhere(storage: FaultyStorage, clock: Callable[[], float]) -> AsyncIterator[StreamManager]:
+async def elsewhere(storage: FaultyStorage) -> AsyncIterator[StreamManager]:
     """Another process, over the same storage."""
-    async with StreamManager(storage, clock=clock) as manager:
+    async with StreamManager(storage) as manager:
         yield manager
 
 
 @pytest.fixture
-async def dead(storage: FaultyStorage, clock: Callable[[], float]) -> AsyncIterator[StreamManager]:
-    """A process whose writers count as dead: its clock is an hour behind."""
-    async with StreamManager(storage, clock=lambda: clock() - 3600) as manager:
-        yield manager
+async def mortal(memory: MemoryStorage) -> AsyncIterator[Process]:
+    storage = FaultyStorage(memory)
+    async with StreamManager(storage) as manager:
+        yield Process(manager, storage)
+        storage.is_down = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            # Handles are dropped here when a test has seen what it wants.
+            item.add_marker(pytest.mark.filterwarnings("ignore:the writer of stream:ResourceWarning"))
 
 
 @pytest.hookimpl(tryfirst=True)

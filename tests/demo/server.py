@@ -7,6 +7,8 @@ import subprocess
 import sys
 from typing import IO, Self
 
+from tests.engines.process import free_port
+
 START_SECONDS = 30
 STOP_SECONDS = 20
 
@@ -28,7 +30,7 @@ class Demo:
         self.kill()
 
     def start(self) -> None:
-        port = self.url.rpartition(":")[2] or "0"
+        port = self.url.rpartition(":")[2] or str(free_port())  # which is still free when it starts again
         command = [sys.executable, "-m", "streamkeep.cli", "demo", "--port", port, *self._options]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, text=True)
         assert self._process.stdout is not None

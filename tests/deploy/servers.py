@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -14,6 +13,7 @@ from typing import Final, Self
 import anyio
 import anyio.to_thread
 import httpx
+from tests.engines.process import free_port
 
 ROOT: Final = Path(__file__).parents[2]
 WAIT_SECONDS: Final = 60
@@ -88,7 +88,7 @@ class Server:
         self.app_directory = directory / "app"
         self.database = database
         self._log = directory / "log"
-        self._port = _free_port()
+        self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self.url = f"http://127.0.0.1:{self._port}"
 
@@ -222,13 +222,6 @@ def _lives_in(process: Path, group: int) -> bool:
     except OSError:
         return False
     return int(of_group) == group and state not in "ZX"
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def environment() -> dict[str, str]:

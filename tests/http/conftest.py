@@ -1,5 +1,6 @@
 """Genkit's official JavaScript client, in a Node process of its own, for tests against whatever serves HTTP."""
 
+import fcntl
 import json
 import math
 import subprocess
@@ -104,10 +105,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _install(npm: str) -> None:
-    lock = (PROGRAM / "package-lock.json").read_bytes()
     stamp = PROGRAM / "node_modules" / ".streamkeep-lock.json"
-    if stamp.exists() and stamp.read_bytes() == lock:
-        return
-    command = [npm, "ci", "--ignore-scripts", "--omit=optional", "--no-audit", "--no-fund", "--loglevel=error"]
-    subprocess.run(command, cwd=PROGRAM, timeout=280, check=True)
-    stamp.write_bytes(lock)
+    with (PROGRAM / "package-lock.json").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of the processes that share the tests, one installs
+        wanted = lock.read()
+        if stamp.exists() and stamp.read_bytes() == wanted:
+            return
+        command = [npm, "ci", "--ignore-scripts", "--omit=optional", "--no-audit", "--no-fund", "--loglevel=error"]
+        subprocess.run(command, cwd=PROGRAM, timeout=280, check=True)
+        stamp.write_bytes(wanted)

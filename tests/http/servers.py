@@ -24,7 +24,7 @@ from genkit_fastapi import serve_flow
 
 from streamkeep import InMemoryStreamManager, StreamEvent, StreamEventType, StreamManager
 from streamkeep.http import DurableStreaming, StreamsHTTP
-from streamkeep.http.response import ASGIApp, Pace
+from streamkeep.http.response import ASGIApp, Timeouts
 from streamkeep.integrations.fastapi import durable_flow
 
 Flow = Action[Any, Any, Any, Any]
@@ -83,8 +83,8 @@ def _short_lived(storage_url: str) -> StreamManager:
 
 
 def _http(storage_url: str) -> StreamsHTTP:
-    heartbeat = Pace(heartbeat=timedelta(milliseconds=100))
-    return StreamsHTTP(_short_lived(storage_url), pace=heartbeat, drain=timedelta(milliseconds=200))
+    heartbeat = Timeouts(heartbeat=timedelta(milliseconds=100))
+    return StreamsHTTP(_short_lived(storage_url), timeouts=heartbeat, drain=timedelta(milliseconds=200))
 
 
 APPS: Final[dict[str, Callable[[str], ASGIApp]]] = {
@@ -244,24 +244,29 @@ async def raw_exchange(http: httpx.AsyncClient, request: bytes) -> bytes:
 
 
 class Reading:
-    """An answer that is read packet by packet; `body` is what has come."""
+    """An answer that is read packet by packet."""
 
     def __init__(self, answer: httpx.Response) -> None:
-        self.body = b""
+        self._came = bytearray()
         self._packets = answer.aiter_bytes()
+
+    @property
+    def body(self) -> bytes:
+        """What has come."""
+        return bytes(self._came)
 
     async def until(self, text: bytes = b"\n\n") -> bytes:
         """Read until this text has come, by default the end of a frame."""
         with anyio.fail_after(10):
-            while text not in self.body:
-                self.body += await anext(self._packets)
+            while text not in self._came:
+                self._came += await anext(self._packets)
         return self.body
 
     async def whole(self) -> bytes:
         """Read to the end, and give all."""
         with anyio.fail_after(20):
             async for packet in self._packets:
-                self.body += packet
+                self._came += packet
         return self.body
 
 

@@ -28,6 +28,7 @@ from tests.http.servers import (
     until,
     wrapped_app,
 )
+from tests.inside import feeds_of
 
 from streamkeep import InMemoryStreamManager, StreamManager
 from streamkeep.http import StreamsHTTP
@@ -116,7 +117,7 @@ async def test_a_slow_subscriber_loses_no_chunk_and_no_terminal_event(app_of: Ap
 
 async def test_an_expired_stream_is_gone_at_once_and_not_a_minute_later() -> None:
     clock = FakeClock()
-    streams = StreamManager(MemoryStorage(), ttl=timedelta(minutes=5), clock=clock)
+    streams = StreamManager(MemoryStorage(clock=clock), ttl=timedelta(minutes=5))
     async with http_to(durable_app(count, streams=streams)) as http:
         stream = (await run(http, "/count", 1)).headers[STREAM_ID]
         clock.advance(299)
@@ -180,12 +181,12 @@ async def test_a_resumer_that_goes_away_is_forgotten_without_waiting_for_the_nex
         async with http.stream("POST", "/talk", json={}, headers=STREAMING) as answer:
             await Reading(answer).until()
         stream = answer.headers[STREAM_ID]
-        await until(lambda: not streams._feeds)
+        await until(lambda: not feeds_of(streams))
         before = len(asyncio.all_tasks())
         for _ in range(50):
             async with http.stream("POST", "/talk", headers={**STREAMING, STREAM_ID: stream}) as resumed:
                 await Reading(resumed).until()
-        await until(lambda: not streams._feeds)
+        await until(lambda: not feeds_of(streams))
         await until(lambda: len(asyncio.all_tasks()) <= before)
         gated.gate.set()
         assert len(await events_of(streams, stream)) == 3

@@ -16,11 +16,12 @@ from anyio.abc import ByteStream
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from tests.http.servers import Reading, events_of, http_to, raw_exchange, until
+from tests.inside import feeds_of
 
 from streamkeep import InMemoryStreamManager, StreamInput, StreamManager
 from streamkeep.errors import PublicError
 from streamkeep.http import StreamsHTTP
-from streamkeep.http.response import ASGIApp, Pace
+from streamkeep.http.response import ASGIApp, Timeouts
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
 
@@ -119,7 +120,7 @@ async def test_an_error_is_an_event_with_an_id_and_without_internal_text() -> No
 
 async def test_heartbeats_are_comments() -> None:
     async with (
-        reading(pace=Pace(heartbeat=timedelta(milliseconds=5))) as (http, streams),
+        reading(timeouts=Timeouts(heartbeat=timedelta(milliseconds=5))) as (http, streams),
         streams.open("live") as stream,
         http.stream("GET", "/streams/live") as answer,
     ):
@@ -132,7 +133,10 @@ async def test_heartbeats_are_comments() -> None:
 
 
 async def test_a_response_that_lasts_too_long_just_ends_so_that_an_event_source_comes_back() -> None:
-    async with reading(pace=Pace(longest=timedelta(milliseconds=500))) as (http, streams), streams.open("live") as stream:
+    async with (
+        reading(timeouts=Timeouts(longest=timedelta(milliseconds=500))) as (http, streams),
+        streams.open("live") as stream,
+    ):
         await stream.write(0)
         assert await events_at(http, "/streams/live") == [("0", "chunk", 0)]
 
@@ -339,17 +343,17 @@ async def test_readers_that_have_gone_leave_no_task_and_no_subscription_behind()
         await stream.write(0)
         async with http.stream("GET", "/streams/live") as answer:  # whatever is made once
             await Reading(answer).until(b"data: 0\n\n")
-        await until(lambda: not streams._feeds)
+        await until(lambda: not feeds_of(streams))
         before = len(asyncio.all_tasks())
         answers = [await http.send(http.build_request("GET", "/streams/live"), stream=True) for _ in range(50)]
         readings = [Reading(answer) for answer in answers]
         for one in readings:
             await one.until(b"data: 0\n\n")
-        assert streams._feeds["live"].followers == 50
+        assert feeds_of(streams)["live"].followers == 50
         assert len(asyncio.all_tasks()) >= before + 100
         for answer in answers:
             await answer.aclose()
-        await until(lambda: not streams._feeds)
+        await until(lambda: not feeds_of(streams))
         await until(lambda: len(asyncio.all_tasks()) <= before)
         await stream.done()
 
@@ -387,7 +391,7 @@ async def test_readers_that_do_not_read_delay_nobody_and_cost_bounded_memory() -
         stream = await streams.open("live")
         for _ in range(20):
             await connections.enter_async_context(not_reading(http, "/streams/live"))
-        await until(lambda: "live" in streams._feeds and streams._feeds["live"].followers == 20)
+        await until(lambda: "live" in feeds_of(streams) and feeds_of(streams)["live"].followers == 20)
         async with http.stream("GET", "/streams/live") as answer:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             fast = Reading(answer)
@@ -395,6 +399,6 @@ async def test_readers_that_do_not_read_delay_nobody_and_cost_bounded_memory() -
             await stream.done()
             assert (await fast.whole()).count(b"event: chunk") == 200
             grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory)
-        assert streams._feeds["live"].followers == 20  # who are where they were
+        assert feeds_of(streams)["live"].followers == 20  # who are where they were
     # The stream's own 20 MB and the fast reader's copies of it, and not 20 MB for each of those who do not read.
     assert grown < 200_000_000

@@ -5,6 +5,7 @@ import gc
 import warnings
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, Final
 
@@ -12,10 +13,10 @@ import anyio
 import pytest
 from tests.http.servers import events_of
 
-from streamkeep import InMemoryStreamManager, StreamInput, StreamManager
-from streamkeep._input import Limits
+from streamkeep import InMemoryStreamManager, Limits, StreamEvent, StreamInput, StreamManager
 from streamkeep.errors import PublicError, StreamAlreadyExistsError, StreamManagerClosedError
 from streamkeep.http import Producer, Runner, StreamsHTTP
+from streamkeep.http.runner import ChunkWriter
 from streamkeep.storage import Head
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
@@ -189,7 +190,7 @@ async def test_an_id_that_is_taken_is_refused() -> None:
 # Storages that fail
 
 
-@pytest.mark.parametrize("how", ["refuse", "lose"])
+@pytest.mark.parametrize("how", ["refuse", "lose_answer"])
 @pytest.mark.parametrize("times", [1, 3])
 async def test_a_storage_that_fails_at_the_end_for_a_moment_is_asked_again(how: str, times: int) -> None:
     storage = FaultyStorage(MemoryStorage())
@@ -402,8 +403,79 @@ async def test_an_error_that_leaves_the_block_arrives_bare() -> None:
         assert await events_of(streams, "s") == ABORTED
 
 
+async def complete(streams: StreamManager, stream: str) -> None:
+    async with streams.open(stream) as writer:
+        await writer.done()
+
+
+async def test_a_panic_of_a_native_library_ends_its_flow_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    class Panic(BaseException):
+        """As pyo3 raises when Rust panics."""
+
+    async def panics(stream: StreamInput, _stop: anyio.Event) -> None:
+        raise Panic("a tokenizer")
+
+    gate = anyio.Event()
+
+    async def waits(stream: StreamInput, _stop: anyio.Event) -> str:
+        await gate.wait()
+        return "whole"
+
+    async with InMemoryStreamManager() as streams, Runner(streams, drain=SOON, stop_grace=SOON) as runner:
+        await runner.start("waits", waits)
+        await runner.start("panics", panics)
+        assert (await last_of(streams, "panics")).error.status == "INTERNAL"
+        await runner.start("after", waits)
+        gate.set()
+        for stream in ("waits", "after"):
+            assert (await last_of(streams, stream)).output == "whole"
+    assert "a tokenizer" in caplog.text
+
+
+async def last_of(streams: StreamManager, stream: str) -> StreamEvent[Any]:
+    with anyio.fail_after(10):
+        async with streams.subscribe(stream) as events:
+            return [event async for event in events][-1]
+
+
+async def test_where_the_storage_is_slow_chunks_go_out_together_and_where_it_is_quick_one_by_one() -> None:
+    class Slow(FaultyStorage):
+        seconds = 0.0
+
+        async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
+            await anyio.sleep(self.seconds)
+            return await super().commit(stream, seen, head, records)
+
+    async with Slow(MemoryStorage()) as storage, StreamManager(storage) as streams:
+        for seconds, most in ((0.0, 101), (0.02, 20)):
+            async with streams.open(f"after {seconds}".replace(" ", "-")) as stream:
+                storage.seconds = seconds
+                storage.calls.clear()
+                writer = ChunkWriter(stream)
+                for number in range(100):
+                    await writer.write(number)
+                await stream.done()
+                assert storage.calls["commit"] <= most
+            async with streams.subscribe(stream.id) as events:
+                assert [event.chunk async for event in events if event.type == "chunk"] == [*range(100)]
+
+
+async def test_what_a_producer_reads_of_its_context_is_what_its_request_has_set() -> None:
+    async def produce(stream: StreamInput, _stop: anyio.Event) -> str:
+        return USER.get()
+
+    async with InMemoryStreamManager() as streams, Runner(streams, drain=SOON, stop_grace=SOON) as runner:
+        USER.set("ann")
+        await runner.start("s", produce)
+        assert (await last_of(streams, "s")).output == "ann"
+
+
+USER: ContextVar[str] = ContextVar("user", default="nobody")
+
+
 async def test_it_leaves_no_task_behind() -> None:
     async with InMemoryStreamManager() as streams:
+        await complete(streams, "first")  # with the first writer the manager's session begins
         before = asyncio.all_tasks()
         async with Runner(streams, drain=SOON, stop_grace=SOON) as runner:
             await runner.start("s", swallows)

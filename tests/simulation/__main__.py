@@ -20,7 +20,8 @@ from streamkeep.storage import Storage
 from streamkeep.storages import storage_for
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.storages.sqlite import SQLiteStorage
-from streamkeep.testing.simulation import Outcome, simulate
+
+from .histories import Outcome, simulate
 
 PROGRESS = 500
 

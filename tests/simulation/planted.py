@@ -3,42 +3,53 @@
 A bug replaces one function of streamkeep for a while. Each says which promise it breaks.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import pytest
+import trio
 
 from streamkeep import _lifecycle
-from streamkeep._input import StreamInput
-from streamkeep._lifecycle import Life, Terms
-from streamkeep._manager import StreamManager
-from streamkeep._subscription import Feed, Subscription
+from streamkeep._core import Core
+from streamkeep._feed import Feed
+from streamkeep._input import Outbox, StreamInput
+from streamkeep._lifecycle import Life
+from streamkeep._manager import _Running
+from streamkeep._sessions import Observed, Observer, _Keeper
+from streamkeep._subscription import Subscription
+from streamkeep._sweeper import Sweeper
 from streamkeep.errors import StorageError
 from streamkeep.storage import Doorbell, Head, Page
 from streamkeep.storages.memory import MemoryStorage
 
-Plant = Callable[[pytest.MonkeyPatch], None]
+
+class Plant(Protocol):
+    """A bug."""
+
+    __name__: str
+
+    def __call__(self, patch: pytest.MonkeyPatch, /) -> None: ...
 
 
 def a_failed_commit_is_forgotten(patch: pytest.MonkeyPatch) -> None:
     """What went into a commit that failed is lost, though the writer goes on."""
-    commit = StreamInput._commit
+    commit = Outbox._commit
 
-    async def forgetful(self: StreamInput) -> None:
+    async def forgetful(self: Outbox) -> None:
         try:
             await commit(self)
         except StorageError:
             self._doubt = None
             raise
 
-    patch.setattr(StreamInput, "_commit", forgetful)
+    patch.setattr(Outbox, "_commit", forgetful)
 
 
 def a_failed_commit_is_made_anew(patch: pytest.MonkeyPatch) -> None:
     """What went into a commit whose answer was lost is stored twice."""
-    commit = StreamInput._commit
+    commit = Outbox._commit
 
-    async def eager(self: StreamInput) -> None:
+    async def eager(self: Outbox) -> None:
         try:
             await commit(self)
         except StorageError:
@@ -46,37 +57,37 @@ def a_failed_commit_is_made_anew(patch: pytest.MonkeyPatch) -> None:
             self._queue[:0] = self._doubt[1]
             self._doubt = None
             there = await self._read_life()
-            self._life = there or self._life
+            self.life = there or self.life
             raise
 
-    patch.setattr(StreamInput, "_commit", eager)
+    patch.setattr(Outbox, "_commit", eager)
 
 
 def a_refused_commit_counts_as_done(patch: pytest.MonkeyPatch) -> None:
     """A writer that was taken over from, or cancelled, is told that what it writes is stored."""
 
-    async def deaf(self: StreamInput) -> None:
+    async def deaf(self: Outbox) -> None:
         self._doubt = self._doubt or self._plan()
         life, records = self._doubt
-        await self._storage.commit(self.id, self._life.head.version, life.head, records)
-        self._doubt, self._life = None, life
-        if life.state.writer != self._writer:
+        await self._core.storage.commit(self.stream, self.life.head.version, life.head, records)
+        self._doubt, self.life = None, life
+        if not _lifecycle.is_written(life.state):
             self._stop()
 
-    patch.setattr(StreamInput, "_commit", deaf)
+    patch.setattr(Outbox, "_commit", deaf)
 
 
 def a_refused_commit_is_tried_on_the_newest_head(patch: pytest.MonkeyPatch) -> None:
     """A writer that was taken over from writes on, beside the new one."""
-    commit = StreamInput._commit
+    commit = Outbox._commit
 
-    async def stubborn(self: StreamInput) -> None:
+    async def stubborn(self: Outbox) -> None:
         there = await self._read_life()
         if there is not None and self._doubt is None:
-            self._life = there
+            self.life = there
         await commit(self)
 
-    patch.setattr(StreamInput, "_commit", stubborn)
+    patch.setattr(Outbox, "_commit", stubborn)
 
 
 def a_write_returns_before_it_is_stored(patch: pytest.MonkeyPatch) -> None:
@@ -90,70 +101,152 @@ def a_write_returns_before_it_is_stored(patch: pytest.MonkeyPatch) -> None:
 
 def done_overtakes_what_is_queued(patch: pytest.MonkeyPatch) -> None:
     """What was written soon before `done` is lost."""
-    finish = StreamInput._finish
+    finish = Outbox.finish
 
-    async def finish_at_once(self: StreamInput, *args: Any, **options: Any) -> None:
+    async def finish_at_once(self: Outbox, *args: Any, **options: Any) -> None:
         self._queue.clear()
         await finish(self, *args, **options)
 
-    patch.setattr(StreamInput, "_finish", finish_at_once)
+    patch.setattr(Outbox, "finish", finish_at_once)
 
 
 def what_has_ended_is_cancelled_again(patch: pytest.MonkeyPatch) -> None:
     """A stream gets two ends."""
 
-    def cancel(life: Life, now: float, terms: Terms) -> Life:
-        return _lifecycle.finish(life, now, terms, "CANCELLED")
+    def cancel(life: Life, now: float, who: str) -> Life:
+        return _lifecycle._finish_for(life, now, "CANCELLED", who)
 
     patch.setattr(_lifecycle, "cancel", cancel)
 
 
-def leases_are_not_renewed(patch: pytest.MonkeyPatch) -> None:
+def sessions_are_not_renewed(patch: pytest.MonkeyPatch) -> None:
     """A writer that lives is taken for dead."""
 
-    async def sleep(self: StreamManager) -> None:
-        pass
+    async def sleep(self: _Keeper) -> None:
+        await trio.sleep_forever()
 
-    patch.setattr(StreamManager, "_renew_leases", sleep)
+    patch.setattr(_Keeper, "_renew_on", sleep)
+
+
+def a_session_is_not_begun_again(patch: pytest.MonkeyPatch) -> None:
+    """A writer that lives is taken for dead, once the storage has gone back to before its session."""
+    renew = _Keeper._try_to_renew
+
+    async def only_what_is_there(self: _Keeper, *, is_over: bool) -> bool:
+        if self._head is not None and await self._storage.read(self._id) is None:
+            return True
+        return await renew(self, is_over=is_over)
+
+    patch.setattr(_Keeper, "_try_to_renew", only_what_is_there)
+
+
+def nobody_is_challenged(patch: pytest.MonkeyPatch) -> None:
+    """A writer that lives is taken for dead, because the storage is slow."""
+    patch.setattr(Observed, "proven", property(lambda self: self.silent))
+
+
+def a_first_look_counts_as_silence(patch: pytest.MonkeyPatch) -> None:
+    """A writer that lives is taken for dead by who sees it for the first time."""
+    see = Observed.see
+
+    def impatient(self: Observed, state: _lifecycle.SessionState | None, after: float) -> None:
+        see(self, state, after)
+        self.silent += 2 * self.terms.lease
+        self.challenged_at, self.challenge_took = 0.0, 0.0
+
+    patch.setattr(Observed, "see", impatient)
 
 
 def nobody_ends_what_was_abandoned(patch: pytest.MonkeyPatch) -> None:
     """Readers of a writer that has died wait for ever."""
-    patch.setattr(_lifecycle, "abandon", lambda life, now, terms: None)
+    patch.setattr(_lifecycle, "abandon", lambda *_: None)
 
 
-def a_writer_is_not_told_that_it_was_cancelled(patch: pytest.MonkeyPatch) -> None:
-    """It goes on being paid for."""
+def nobody_ends_what_has_no_writer(patch: pytest.MonkeyPatch) -> None:
+    """A stream that is open again, because the storage went back, keeps its readers waiting for ever."""
 
-    async def deaf(self: StreamManager, stream: str, handle: object) -> None:
+    async def content(self: Core, stream: str) -> None:
         pass
 
-    patch.setattr(StreamManager, "_listen", deaf)
+    patch.setattr(Core, "_end_without_writer", content)
+
+
+def an_open_that_failed_is_not_undone(patch: pytest.MonkeyPatch) -> None:
+    """An id belongs to nobody for a while."""
+
+    def content(self: _Running, *_: object) -> None:
+        pass
+
+    patch.setattr(_Running, "_undo", content)
+
+
+def no_mail_is_sent(patch: pytest.MonkeyPatch) -> None:
+    """A writer is not told that it was cancelled, and goes on being paid for."""
+
+    async def silent(self: Observer, session: str, stream: str) -> None:
+        pass
+
+    patch.setattr(Observer, "tell", silent)
+
+
+def mail_is_lost_at_a_renewal(patch: pytest.MonkeyPatch) -> None:
+    """A writer is not told that it was cancelled, and goes on being paid for."""
+    begin = _Keeper.__init__
+
+    def deaf(self: _Keeper, *args: Any) -> None:
+        begin(self, *args)
+        self._host.look = _do_nothing  # type: ignore[assignment,method-assign] # that is the bug
+
+    patch.setattr(_Keeper, "__init__", deaf)
+
+
+def _do_nothing(_: Iterable[str]) -> None:
+    pass
 
 
 def an_open_stream_expires(patch: pytest.MonkeyPatch) -> None:
-    """It is forgotten when its lease has lapsed, and nobody is told of its end."""
+    """It is forgotten as soon as a clock says so, and nobody is told of its end."""
     patch.setattr(_lifecycle, "FORGET_OPEN_SECONDS", 0.0)
-    patch.setattr(_lifecycle, "abandoned_at", lambda state, terms: state.lease_until)
+    patch.setattr(Sweeper, "_is_removable", lambda *_: True)
+
+
+def sessions_are_kept_for_ever(patch: pytest.MonkeyPatch) -> None:
+    """Each process leaves something behind."""
+    removable = Sweeper._is_removable
+
+    def careful(self: Sweeper, stream: str, head: Head) -> bool:
+        return not stream.startswith(_lifecycle.SESSION_PREFIX) and removable(self, stream, head)
+
+    patch.setattr(Sweeper, "_is_removable", careful)
 
 
 def after_is_read_as_from(patch: pytest.MonkeyPatch) -> None:
     """A reader that comes back gets its last event again."""
     subscribe = Subscription.__init__
 
-    def inclusive(self: Subscription[Any], keeper: Any, stream: str, after: int | None, *args: Any) -> None:
-        subscribe(self, keeper, stream, after - 1 if after else None, *args)
+    def inclusive(self: Subscription[Any], running: Any, stream: str, after: int | None, *args: Any) -> None:
+        subscribe(self, running, stream, after - 1 if after else None, *args)
 
     patch.setattr(Subscription, "__init__", inclusive)
+
+
+def nobody_compares_histories(patch: pytest.MonkeyPatch) -> None:
+    """A reader is shown two histories as one, or waits for what the storage has no more."""
+    patch.setattr(_lifecycle, "check_history", lambda *_: None)
+
+
+def epochs_are_not_compared(patch: pytest.MonkeyPatch) -> None:
+    """A reader is shown two histories as one, if the newer one is as long as the older one."""
+    patch.setattr(_lifecycle, "_epoch_end", lambda *_: float("inf"))
 
 
 def a_feed_waits_before_it_reads(patch: pytest.MonkeyPatch) -> None:
     """What was stored between a reader's first page and the watching comes late, or never."""
     read_on = Feed._read_on
 
-    async def asleep(self: Feed, doorbell: Doorbell, patience: Any) -> None:
+    async def asleep(self: Feed, doorbell: Doorbell) -> None:
         await doorbell.wait()
-        await read_on(self, doorbell, patience)
+        await read_on(self, doorbell)
 
     patch.setattr(Feed, "_read_on", asleep)
 
@@ -162,9 +255,9 @@ def followers_are_not_told_that_their_feed_failed(patch: pytest.MonkeyPatch) -> 
     """They wait for ever."""
 
     def silently(self: Feed, why: Any) -> None:
-        self.failure = why
+        self._failure = why
 
-    patch.setattr(Feed, "fail", silently)
+    patch.setattr(Feed, "_fail", silently)
 
 
 def a_failed_feed_reads_as_the_end(patch: pytest.MonkeyPatch) -> None:
@@ -180,16 +273,16 @@ def a_failed_feed_reads_as_the_end(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Subscription, "_wait", content)
 
 
-def what_is_shared_is_trimmed_and_not_counted(patch: pytest.MonkeyPatch) -> None:
-    """Slow readers get the wrong events."""
-    trim = Feed._trim
+def what_is_shared_is_dropped_and_not_counted(patch: pytest.MonkeyPatch) -> None:
+    """Readers get the wrong events."""
+    drop = Feed._drop
 
-    def forgetful(self: Feed, newest: int) -> None:
+    def forgetful(self: Feed, count: int) -> None:
         base = self.base
-        trim(self, newest)
+        drop(self, count)
         self.base = base
 
-    patch.setattr(Feed, "_trim", forgetful)
+    patch.setattr(Feed, "_drop", forgetful)
 
 
 def a_storage_compares_no_versions(patch: pytest.MonkeyPatch) -> None:
@@ -213,6 +306,16 @@ def a_storage_reads_head_and_records_apart(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(MemoryStorage, "read", torn)
 
 
+def a_storage_does_not_find_all_that_is_due(patch: pytest.MonkeyPatch) -> None:
+    """What has expired is kept for ever."""
+    expired = MemoryStorage.expired
+
+    async def lazy(self: MemoryStorage, before: float, limit: int = 100) -> Sequence[tuple[str, Head]]:
+        return (await expired(self, before, limit))[1:]
+
+    patch.setattr(MemoryStorage, "expired", lazy)
+
+
 BUGS: tuple[Plant, ...] = (
     a_failed_commit_is_forgotten,
     a_failed_commit_is_made_anew,
@@ -221,15 +324,25 @@ BUGS: tuple[Plant, ...] = (
     a_write_returns_before_it_is_stored,
     done_overtakes_what_is_queued,
     what_has_ended_is_cancelled_again,
-    leases_are_not_renewed,
+    sessions_are_not_renewed,
+    a_session_is_not_begun_again,
+    nobody_is_challenged,
+    a_first_look_counts_as_silence,
     nobody_ends_what_was_abandoned,
-    a_writer_is_not_told_that_it_was_cancelled,
+    nobody_ends_what_has_no_writer,
+    an_open_that_failed_is_not_undone,
+    no_mail_is_sent,
+    mail_is_lost_at_a_renewal,
     an_open_stream_expires,
+    sessions_are_kept_for_ever,
     after_is_read_as_from,
+    nobody_compares_histories,
+    epochs_are_not_compared,
     a_feed_waits_before_it_reads,
     followers_are_not_told_that_their_feed_failed,
     a_failed_feed_reads_as_the_end,
-    what_is_shared_is_trimmed_and_not_counted,
+    what_is_shared_is_dropped_and_not_counted,
     a_storage_compares_no_versions,
     a_storage_reads_head_and_records_apart,
+    a_storage_does_not_find_all_that_is_due,
 )

@@ -12,10 +12,10 @@ import pytest
 from streamkeep.storage import Storage
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.storages.sqlite import SQLiteStorage
-from streamkeep.testing import SimulationSuite
-from streamkeep.testing.simulation import Outcome, simulate
 
+from .histories import Outcome, simulate
 from .planted import BUGS, Plant
+from .suite import SimulationSuite
 
 SEEDS = (82, 27, *range(200))
 """The first two find what most do not."""
@@ -23,7 +23,7 @@ SEEDS = (82, 27, *range(200))
 DIGESTS = """
 import hashlib
 from streamkeep.storages.memory import MemoryStorage
-from streamkeep.testing.simulation import simulate
+from tests.simulation.histories import simulate
 print([hashlib.sha256(simulate(seed, MemoryStorage).trace).hexdigest() for seed in range(5)])
 """
 
@@ -54,7 +54,13 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process_too() -> None:
     environment = {**os.environ, "PYTHONHASHSEED": "4711"}
 
     there = subprocess.run(
-        [sys.executable, "-c", DIGESTS], env=environment, stdout=subprocess.PIPE, text=True, timeout=200, check=True
+        [sys.executable, "-c", DIGESTS],
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=200,
+        check=True,
     )
 
     assert there.stdout.strip() == str(here)

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import json
 import random
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -12,10 +12,12 @@ import anyio
 import nats
 import pytest
 import trio
+import uvloop
 from msgspec.structs import replace
 from nats.aio.client import Client
 from tests.engines.nats import NATSServer, running_server
 from tests.engines.process import free_port
+from tests.simulation.suite import SimulationSuite
 
 from streamkeep.errors import InvalidArgumentError, StorageCorruptError, StorageError, StorageFullError, StorageUnavailableError
 from streamkeep.storage import Head, Storage
@@ -24,8 +26,9 @@ from streamkeep.storages.nats import NATSStorage
 from streamkeep.storages.nats._commits import DELETION, encode, stream_of, token_of
 from streamkeep.storages.nats._link import Connection
 from streamkeep.storages.nats._log import Log
+from streamkeep.storages.nats._markers import CONTENT, prefixes_until, second_of, subject_of
 from streamkeep.storages.retrying import RetryingStorage
-from streamkeep.testing import SimulationSuite, StorageSuite, StreamsSuite
+from streamkeep.testing import StorageSuite, StreamsSuite
 
 BOUND_SECONDS: Final = 20
 NUMBERS: Final = itertools.count(1)
@@ -37,10 +40,12 @@ accounts {
     jetstream: enabled
     users: [
       {user: alice, password: secret, permissions: {
-        publish: ["streamkeep.s.*", "$JS.API.STREAM.INFO.streamkeep", "$JS.API.STREAM.CREATE.streamkeep",
-                  "$JS.API.STREAM.MSG.GET.streamkeep", "$JS.API.STREAM.PURGE.streamkeep", "$JS.API.DIRECT.GET.streamkeep"],
-        subscribe: ["_INBOX.>", "streamkeep.bell.*"]}},
-      {user: unwriting, password: secret, permissions: {publish: "$JS.API.>", subscribe: ">"}},
+        publish: ["streamkeep.s.*", "streamkeep.due.>",
+                  "$JS.API.STREAM.INFO.streamkeep", "$JS.API.STREAM.CREATE.streamkeep",
+                  "$JS.API.STREAM.MSG.GET.streamkeep", "$JS.API.STREAM.MSG.DELETE.streamkeep",
+                  "$JS.API.STREAM.PURGE.streamkeep", "$JS.API.DIRECT.GET.streamkeep"],
+        subscribe: ["_INBOX.>", "streamkeep.bell.>"]}},
+      {user: unwriting, password: secret, permissions: {publish: ["$JS.API.>", "streamkeep.due.>"], subscribe: ">"}},
       {user: unlistening, password: secret, permissions: {publish: ">", subscribe: "_INBOX.>"}},
       {user: unasking, password: secret, permissions: {publish: "streamkeep.>", subscribe: ">"}},
       {user: unpurging, password: secret, permissions: {publish: {deny: "$JS.API.STREAM.PURGE.>"}}},
@@ -179,6 +184,18 @@ def test_another_event_loop_is_told_so(url: str) -> None:
         trio.run(enter)
 
 
+def test_uvloop_will_do(url: str) -> None:
+    async def use() -> None:
+        async with storage_for(url) as storage, storage.watch("s") as doorbell:
+            assert await storage.commit("s", None, a_head(1), [b"x" * 500_000])
+            with anyio.fail_after(BOUND_SECONDS):
+                await doorbell.wait()
+            assert await storage.scan() == [("s", a_head(1))]
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(use())
+
+
 async def test_a_server_that_is_too_old_is_refused() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b'INFO {"server_id":"x","version":"2.11.9","max_payload":1048576,"proto":1,"headers":true}\r\n')
@@ -212,7 +229,7 @@ class TestAccounts:
             assert await alice.commit("s", None, head)
             with anyio.fail_after(BOUND_SECONDS):
                 await doorbell.wait()
-        assert await alice.scan() == ["s"]
+        assert await alice.scan() == [("s", head)]
         large = replace(head, version=head.version + 1, tail=3)
         assert await alice.commit("s", head.version, large, [b"x" * 2**20] * 3)
         page = await alice.read("s", 0, 10)
@@ -357,7 +374,7 @@ async def test_one_of_a_newer_format_is_refused(url: str, name: str, client: Cli
 async def test_a_message_that_is_not_ours_is_found_corrupt(storage: Storage, name: str, client: Client, message: bytes) -> None:
     await client.request(f"{name}.s.s", message)
     for attempt in (storage.read("s"), storage.read("s", 0, 5), storage.commit("s", None, a_head(0)), storage.delete("s", 1)):
-        with pytest.raises(StorageCorruptError, match="message 1 of the JetStream stream"):
+        with pytest.raises(StorageCorruptError, match=r"message \d of the JetStream stream"):
             await attempt
 
 
@@ -377,7 +394,14 @@ async def test_at_its_limits_nothing_is_stored_and_nothing_is_lost(
     config = await a_config(url, client, name)
     await api(client, f"STREAM.UPDATE.{name}", {**config, **limit})
     async with storage_for(url) as storage:
-        await fill(storage)
+        head = await fill(storage)
+        # To delete makes room, also where there is none for the message that says so.
+        with pytest.raises(StorageFullError):
+            for number in range(10_000):
+                assert await storage.commit(f"small-{number}", None, replace(a_head(0), state=b""))
+        assert await storage.delete("s", head.version)
+        assert await storage.read("s") is None
+        assert await storage.commit("s", None, a_head(0))
 
 
 async def test_a_server_that_has_no_space_left_is_full() -> None:
@@ -386,7 +410,8 @@ async def test_a_server_that_has_no_space_left_is_full() -> None:
             await fill(storage)
 
 
-async def fill(storage: Storage) -> None:
+async def fill(storage: Storage) -> Head:
+    """Write until nothing goes any more; give the head of the stream `s`."""
     head = a_head(0)
     assert await storage.commit("s", None, head)
     with pytest.raises(StorageFullError, match="delete streams, or raise"):
@@ -401,6 +426,7 @@ async def fill(storage: Storage) -> None:
     with pytest.raises(StorageFullError):
         await storage.commit("other", None, a_head(1), [b"x" * 30_000])
     assert await storage.read("other") is None
+    return head
 
 
 # -- commits that are larger than a message
@@ -436,7 +462,7 @@ async def test_the_beginning_of_a_commit_that_was_never_finished_is_nothing(
     head = a_head(1)
     assert await storage.commit("s", None, head, [b"one"])
     subject = f"{name}.s.s"
-    pieces = encode(replace(head, version=head.version + 1, tail=2), [b"x" * 3000], 1, 1000)
+    pieces = encode(replace(head, version=head.version + 1, tail=2), [b"x" * 3000], 0, 1, 1000)
     for piece in pieces[:2]:
         await client.request(subject, piece)
     page = await storage.read("s", 0, 10)
@@ -453,7 +479,7 @@ async def test_the_beginning_of_a_commit_that_was_never_finished_is_nothing(
 
 
 async def test_a_stream_that_never_began_is_absent_whatever_is_left_of_it(storage: Storage, name: str, client: Client) -> None:
-    piece = encode(a_head(1), [b"x" * 3000], 0, 1000)[0]
+    piece = encode(a_head(1), [b"x" * 3000], 0, 0, 1000)[0]
     await client.request(f"{name}.s.s", piece)
     assert await storage.read("s", 0, 10) is None
     head = a_head(1)
@@ -483,6 +509,145 @@ async def test_a_deletion_that_was_not_swept_away_is_one_all_the_same(storage: S
         assert page is not None
         assert (page.head, list(page.records)) == (head, [b"new"])
         assert await storage.delete("s", head.version)
+
+
+async def test_heads_that_come_with_much_data_are_all_scanned(storage: Storage) -> None:
+    heads = {f"s{number:02}": replace(a_head(1), expires_at=1.5e9) for number in range(20)}
+    for stream, head in heads.items():
+        assert await storage.commit(stream, None, head, [b"x" * 900_000])
+    before = requests_of(storage)
+    assert dict(await storage.scan()) == heads
+    assert requests_of(storage) - before < 6
+    assert dict(await storage.expired(1.5e9)) == heads
+
+
+# -- expiry
+
+
+async def markers_of(client: Client, name: str) -> list[str]:
+    info = await api(client, f"STREAM.INFO.{name}", {"subjects_filter": f"{name}.due.>"})
+    return sorted(info["state"].get("subjects") or {})
+
+
+async def until_markers(client: Client, name: str, expected: Sequence[str]) -> None:
+    """Wait until these are all: what is needed no more is removed soon after."""
+    with anyio.fail_after(BOUND_SECONDS):
+        while await markers_of(client, name) != expected:
+            await anyio.lowlevel.checkpoint()
+
+
+async def messages_of(client: Client, name: str) -> int:
+    last: int = (await api(client, f"STREAM.INFO.{name}"))["state"]["last_seq"]
+    return last
+
+
+async def test_only_a_commit_that_moves_the_expiry_pays_for_it(storage: Storage, name: str, client: Client) -> None:
+    head = a_head(0)
+    costs: list[int] = []
+    for expires_at in (4e9, 4e9, 4e9 + 0.5, 4e9 + 1, 4e9 + 1, 3e9, 4e9):
+        before = await messages_of(client, name)
+        new = replace(head, version=head.version + 1, expires_at=expires_at)
+        assert await storage.commit("s", head.version if costs else None, new)
+        head = new
+        costs.append(await messages_of(client, name) - before)
+        await until_markers(client, name, [subject_of(name, int(expires_at), "s")])
+    assert costs == [2, 1, 1, 2, 1, 2, 2]
+    assert await storage.delete("s", head.version)
+    await until_markers(client, name, [])
+
+
+async def test_what_has_expired_is_found_in_two_requests_whatever_is_kept(storage: Storage, name: str, client: Client) -> None:
+    for number in range(3000):
+        await client.publish(subject_of(name, 4_000_000_000 + number // 7, f"kept-{number}"), CONTENT)
+        await client.publish(f"{name}.s.kept-{number}", encode(a_head(0), [], 0, 0, 10_000)[0])
+    await client.flush()
+    heads = {f"s{number}": replace(a_head(0), expires_at=1.5e9 + number) for number in range(20)}
+    for stream, head in heads.items():
+        assert await storage.commit(stream, None, head)
+    before = requests_of(storage)
+    assert dict(await storage.expired(1.5e9 + 9.5)) == {f"s{number}": heads[f"s{number}"] for number in range(10)}
+    assert requests_of(storage) - before == 2
+    assert await storage.expired(1.4e9) == []
+    assert requests_of(storage) - before == 3
+
+
+@pytest.mark.parametrize("a_second", [1, 50, 3000], ids=lambda count: f"{count} a second")
+async def test_any_number_may_expire_at_once(storage: Storage, name: str, client: Client, a_second: int) -> None:
+    for number in range(3000):
+        head = replace(a_head(0), expires_at=1.5e9 + number // a_second)
+        await client.publish(subject_of(name, int(head.expires_at), f"s{number}"), CONTENT)
+        await client.publish(f"{name}.s.s{number}", encode(head, [], 0, 0, 10_000)[0])
+    await client.flush()
+    await client.request(f"{name}.s.last", encode(a_head(0), [], 0, 0, 10_000)[0], timeout=BOUND_SECONDS)
+    assert len(await storage.expired(1.6e9, 10)) == 10
+    assert {stream for stream, _ in await storage.expired(1.6e9, 5000)} == {f"s{number}" for number in range(3000)}
+
+
+async def test_a_marker_that_no_head_confirms_is_removed_when_its_commit_cannot_be_under_way_any_more(
+    storage: Storage, name: str, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever wrote it died, before or after the commit; or its stream expires later now."""
+    later = replace(a_head(0), expires_at=4e9)
+    assert await storage.commit("later", None, later)
+    for stream in ("later", "absent", "odd%20id"):
+        await client.request(subject_of(name, 1_500_000_000, stream), CONTENT)
+    assert await storage.expired(1.6e9) == []
+    assert len(await markers_of(client, name)) == 4
+    monkeypatch.setattr("streamkeep.storages.nats._MARKER_SECONDS", -2.0)  # JetStream's time is read in whole seconds
+    assert await storage.expired(1.6e9) == []
+    await until_markers(client, name, [subject_of(name, 4_000_000_000, "later")])
+    assert dict(await storage.expired(4e9)) == {"later": later}
+
+
+async def test_a_commit_that_came_late_confirms_its_marker(
+    storage: Storage, name: str, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process was stopped in between, and somebody may have removed the marker."""
+    monkeypatch.setattr("streamkeep.storages.nats._MARKER_SECONDS", -1.0)
+    before = await messages_of(client, name)
+    assert await storage.commit("s", None, a_head(0))
+    assert await messages_of(client, name) - before == 3
+
+
+async def test_a_commit_that_was_refused_leaves_no_marker(storage: Storage, url: str, name: str, client: Client) -> None:
+    head = a_head(0)
+    assert await storage.commit("s", None, head)
+    async with storage_for(url) as other:
+        assert not await other.commit("s", None, replace(head, expires_at=3e9))
+        assert not await other.commit("s", 5, replace(head, expires_at=3e9))
+    await until_markers(client, name, [subject_of(name, 4_000_000_000, "s")])
+
+
+async def test_a_damaged_stream_hides_no_other(storage: Storage, name: str, client: Client) -> None:
+    heads = {stream: replace(a_head(0), expires_at=1.5e9) for stream in ("a", "b", "c")}
+    for stream, head in heads.items():
+        assert await storage.commit(stream, None, head)
+    await client.request(f"{name}.s.b", b"damaged")
+    del heads["b"]
+    assert dict(await storage.scan()) == heads
+    assert dict(await storage.expired(1.6e9)) == heads
+    with pytest.raises(StorageCorruptError):
+        await storage.read("b")
+
+
+@pytest.mark.parametrize("second", [0, 1, 15, 16, 255, 1_764_300_000, 0x6FFFFFFF, 0xFFFFFFFE, 0xFFFFFFFF])
+def test_prefixes_say_all_seconds_up_to_one(second: int) -> None:
+    pick = random.Random(second)
+    prefixes = prefixes_until(second)
+    assert len(prefixes) <= 120
+    near = [second + difference for difference in range(-300, 300)]
+    for other in [*near, *(pick.randrange(16**8) for _ in range(1000))]:
+        if 0 <= other < 16**8:
+            matching = [prefix for prefix in prefixes if f"{other:08x}".startswith(prefix)]
+            assert len(matching) == (other <= second)
+
+
+@pytest.mark.parametrize(
+    ("expires_at", "second"),
+    [(0.0, 0), (-5.0, 0), (1.9, 1), (1e300, 0xFFFFFFFF), (float("inf"), 0xFFFFFFFF), (float("nan"), 0), (float("-inf"), 0)],
+)
+def test_any_expiry_has_a_second(expires_at: float, second: int) -> None:
+    assert second_of(expires_at) == second
 
 
 # -- reading from anywhere
@@ -585,7 +750,7 @@ async def test_a_watcher_is_rung_also_by_what_came_while_its_connection_was_lost
         async with storage.watch("s") as doorbell:
             for _ in range(3):
                 connection = connection_of(storage)
-                connection.lose()
+                connection.fail()
                 new = replace(head, version=head.version + 1)
                 assert await writer.commit("s", head.version, new)
                 head = new
@@ -603,14 +768,14 @@ async def test_a_watcher_is_rung_also_by_what_came_while_its_connection_was_lost
 
 async def test_an_end_that_is_older_than_what_was_heard_of_is_not_believed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A leader that was deposed while it was stopped may answer for a moment when it goes on."""
-    monkeypatch.setattr("streamkeep.storages.nats._PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("streamkeep.storages.nats._CHANGE_SECONDS", 0.1)
     found = storage_for(url)
     assert isinstance(found, RetryingStorage)
     async with found.storage as storage:
         head = a_head(0)
         assert await storage.commit("s", None, head)
         assert isinstance(storage, NATSStorage)
-        storage._open._bells.expect("s", 2)
+        storage._open._notifications.expect("s", 3)
         with pytest.raises(StorageUnavailableError, match="behind what it has acknowledged"):
             await storage.read("s")
         assert await storage.commit("s", head.version, replace(head, version=head.version + 1))
@@ -627,7 +792,7 @@ async def test_an_id_is_one_token_and_comes_back(storage: Storage, stream: str) 
     assert token.isascii()
     assert stream_of(token) == stream
     assert await storage.commit(stream, None, a_head(1), [b"x"])
-    assert await storage.scan() == [stream]
+    assert [found for found, _ in await storage.scan()] == [stream]
 
 
 async def test_an_id_that_is_no_text_is_refused(storage: Storage) -> None:
@@ -636,14 +801,14 @@ async def test_an_id_that_is_no_text_is_refused(storage: Storage) -> None:
 
 
 async def test_ten_thousand_ids_and_more_are_scanned(storage: Storage, name: str, client: Client) -> None:
-    message = encode(a_head(0), [], 0, 10_000)[0]
+    message = encode(a_head(0), [], 0, 0, 10_000)[0]
     for number in range(12_000):
         await client.publish(f"{name}.s.id-{number:05}", message)
     await client.flush()
     await client.request(f"{name}.s.last", message)
     found: list[str] = []
     while page := await storage.scan(found[-1] if found else "", 1000):
-        found.extend(page)
+        found.extend(stream for stream, _ in page)
     assert found == [*(f"id-{number:05}" for number in range(12_000)), "last"]
 
 

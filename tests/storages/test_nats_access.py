@@ -1,5 +1,6 @@
 """Who may speak with whom: NATS servers that show a certificate, and accounts whose users have credentials files."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from typing import Final
 
 import nkeys  # type: ignore[import-untyped]  # it has no types
 import pytest
+import uvloop
 from tests.engines.nats import NATSServer, running_server
 
 from streamkeep.errors import InvalidArgumentError, StorageError, StorageUnavailableError
@@ -79,6 +81,11 @@ class TestTLS:
         assert server.ask("varz")["tls_required"]
 
     @pytest.mark.parametrize("scheme", ["tls", "nats"])
+    def test_and_so_it_is_by_uvloop(self, server: NATSServer, scheme: str) -> None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(use(f"{scheme}://alice:s3cret@localhost:{server.port}"))
+
+    @pytest.mark.parametrize("scheme", ["tls", "nats"])
     async def test_one_whose_authority_is_not_is_refused_with_advice(
         self, server: NATSServer, scheme: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -109,7 +116,7 @@ class TestTLS:
         monkeypatch.setattr("streamkeep.storages.nats._link._ANSWER_SECONDS", 1.0)
         with running_server(more=tls_of(authority)) as named:
             nats = NATSStorage([f"tls://localhost:{named.port}"])
-            async with RetryingStorage(nats, patience=timedelta(seconds=3)) as storage:
+            async with RetryingStorage(nats, timeout=timedelta(seconds=3)) as storage:
                 nats._open._link._peers = [f"tls://127.0.0.1:{server.port}"]
                 named.kill()
                 with pytest.raises(StorageUnavailableError, match=f"localhost:{named.port}"):
@@ -215,7 +222,7 @@ class TestCredentials:
             assert isinstance(storage.storage, NATSStorage)
             connection = storage.storage._open._link._connection
             assert connection is not None
-            connection.lose()
+            connection.fail()
             assert await storage.read("s") is None
             (seen,) = server.ask("connz?auth=true")["connections"]
             assert seen["jwt"] == users[1][0]

@@ -5,7 +5,8 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import asyncpg  # type: ignore[import-untyped]  # it has no types
 import pytest
 from tests.engines.pgbouncer import PgBouncer
 from tests.engines.postgres import SYSTEM, Postgres
+from tests.simulation.suite import SimulationSuite
+from tests.storages.failures import assert_each_has_its_own, forked
 
 from streamkeep.errors import (
     InvalidArgumentError,
@@ -26,10 +29,10 @@ from streamkeep.errors import (
 from streamkeep.storage import Head, Storage
 from streamkeep.storages import postgres, storage_for
 from streamkeep.storages.postgres import PostgresStorage, _link, _schema
-from streamkeep.storages.postgres._news import Polling
+from streamkeep.storages.postgres._notifications import Polling
 from streamkeep.storages.retrying import RetryingStorage
-from streamkeep.testing import SimulationSuite, StorageSuite, StreamsSuite
-from streamkeep.testing._storage_suite import ODD_IDS
+from streamkeep.testing import StorageSuite, StreamsSuite
+from streamkeep.testing._storage_suite import ODD_IDS, ids_of
 
 BOUND_SECONDS = 20
 
@@ -162,7 +165,7 @@ async def test_any_schema_is_just_a_name(here: Postgres, schema: str) -> None:
     try:
         async with PostgresStorage(url) as storage, storage.watch("s") as doorbell:
             assert await storage.commit("s", None, a_head(1, 1), [b"x"])
-            await heard(doorbell.wait())
+            await soon(doorbell.wait())
         assert here.run(f"SELECT count(*) FROM pg_namespace WHERE nspname = '{schema}'") == "1"
     finally:
         quoted = schema.replace('"', '""')
@@ -294,7 +297,7 @@ async def test_a_value_that_cannot_be_stored_fails_its_caller_only(here: Postgre
         assert "a value cannot be stored" in str(failure)
         with pytest.raises(InvalidArgumentError, match="Unicode"):
             await storage.commit("\ud800", None, a_head(1, 0))
-        assert list(await storage.scan()) == [f"s{i}" for i in range(5)]
+        assert await ids_of(storage) == [f"s{i}" for i in range(5)]
 
 
 async def test_a_storage_that_is_not_open_says_so(here: Postgres) -> None:
@@ -347,8 +350,8 @@ async def test_leaving_that_is_cancelled_leaves_no_connection_and_no_task(here: 
             else:
                 scope.cancel()
             with suppress(asyncio.CancelledError):
-                await heard(leaving)
-        for outcome in await heard(asyncio.gather(*asked, return_exceptions=True)):
+                await soon(leaving)
+        for outcome in await soon(asyncio.gather(*asked, return_exceptions=True)):
             assert outcome is True or isinstance(outcome, StorageError)
         await until(lambda: not connections(here))
         await until_async(lambda: asyncio.all_tasks() == before)
@@ -371,8 +374,8 @@ async def test_the_databases_encoding_is_no_matter(here: Postgres, encoding: str
     async with PostgresStorage(here.url_of(database=encoding.lower())) as storage, storage.watch("a\0b") as doorbell:
         for stream in ids:
             assert await storage.commit(stream, None, a_head(1, 1), [stream.encode()])
-        assert list(await storage.scan(limit=1000)) == sorted(ids)
-        await heard(doorbell.wait())
+        assert await ids_of(storage, limit=1000) == sorted(ids)
+        await soon(doorbell.wait())
     here.run(f"DROP DATABASE {encoding} WITH (FORCE)")
 
 
@@ -482,7 +485,7 @@ async def test_whoever_is_picked_in_a_deadlock_tries_again(here: Postgres) -> No
         await until(lambda: waiting(here) == 1)
         await other.execute("UPDATE streams SET tail = tail WHERE id = 'a'")
         await transaction.rollback()
-        assert [await heard(task) for task in both] == [True, True]
+        assert [await soon(task) for task in both] == [True, True]
 
 
 async def test_another_isolation_level_by_default_is_no_matter(here: Postgres) -> None:
@@ -503,7 +506,7 @@ async def test_a_row_that_somebody_holds_makes_nobody_wait_for_ever(here: Postgr
         async with other.transaction():
             await other.execute("UPDATE streams SET tail = tail")
             with pytest.raises(StorageUnavailableError, match="kept the server busy"):
-                await heard(storage.commit("s", 1, a_head(2, 0)))
+                await soon(storage.commit("s", 1, a_head(2, 0)))
         assert await storage.commit("s", 1, a_head(2, 0))
 
 
@@ -525,7 +528,7 @@ async def test_tables_that_grow_from_little_are_read_by_their_indexes(here: Post
             assert await storage.read("s0", tail, 100)
     await until(lambda: int(here.run(f"SELECT sum(idx_scan) {statistics}")) >= few + 2 * 9)
     assert int(here.run(f"SELECT sum(idx_tup_fetch) {statistics}")) - before < few
-    assert here.run(f"SELECT sum(seq_scan) {statistics}") == "3"  # which made the indexes
+    assert here.run(f"SELECT sum(seq_scan) {statistics}") == "4"  # which made the indexes
 
 
 async def test_a_plan_that_was_made_for_few_rows_is_not_kept_when_there_are_many(here: Postgres) -> None:
@@ -545,6 +548,159 @@ async def test_a_plan_that_was_made_for_few_rows_is_not_kept_when_there_are_many
     assert int(here.run(f"SELECT idx_tup_fetch {statistics}")) < runs * many / 2
 
 
+# -- deletions
+
+
+async def test_commits_and_deletions_that_come_by_turns_are_few_transactions(here: Postgres) -> None:
+    count = 400
+    async with PostgresStorage(here.url) as storage:
+        assert all(await asyncio.gather(*[storage.commit(f"s{i}", None, a_head(1, 1), [b"x"]) for i in range(2 * count)]))
+        counted = "SELECT xact_commit FROM pg_stat_database WHERE datname = 'postgres'"
+        await asyncio.sleep(0)
+        before = int(here.run(f"SELECT pg_stat_clear_snapshot(); {counted}").split()[-1])
+        asked: list[Awaitable[bool]] = []
+        for i in range(count):
+            asked += [storage.delete(f"s{2 * i}", 1), storage.commit(f"s{2 * i + 1}", 1, a_head(2, 2), [b"y"])]
+        assert all(await asyncio.gather(*asked))
+    after = int(here.run(f"SELECT pg_stat_clear_snapshot(); {counted}").split()[-1])
+    assert after - before < count / 4
+    assert here.run(f"SELECT count(*) FROM {here.schema}.records") == str(2 * count)
+
+
+@pytest.mark.parametrize("tail", [63, 64, 65])
+async def test_short_logs_and_long_ones_are_deleted_together(here: Postgres, tail: int) -> None:
+    async with PostgresStorage(here.url) as storage:
+        tails = {f"s{i}": i % 3 * tail for i in range(90)}
+        asked = [storage.commit(stream, None, a_head(1, each), [b"x"] * each) for stream, each in tails.items()]
+        assert all(await asyncio.gather(*asked))
+        assert all(await asyncio.gather(*[storage.delete(stream, 1) for stream in tails]))
+    assert here.run(f"SELECT count(*) FROM {here.schema}.records") == "0"
+
+
+# -- what is due
+
+
+async def test_commits_that_keep_the_expiry_touch_no_index(here: Postgres) -> None:
+    """What PostgreSQL calls HOT: without it, each commit would leave an entry in three indexes to be cleaned up."""
+    streams = [f"s{i}" for i in range(20)]
+    async with PostgresStorage(here.url) as storage:
+        assert all(await asyncio.gather(*[storage.commit(stream, None, a_head(1, 0)) for stream in streams]))
+        for version in range(1, 51):
+            done = [storage.commit(stream, version, a_head(version + 1, version), [b"x" * 100]) for stream in streams]
+            assert all(await asyncio.gather(*done))
+    updates = f"FROM pg_stat_user_tables WHERE schemaname = '{here.schema}' AND relname = 'streams'"
+    await until(lambda: here.run(f"SELECT n_tup_upd {updates}") == "1000")
+    assert int(here.run(f"SELECT n_tup_hot_upd {updates}")) >= 950
+
+
+async def test_what_is_due_is_found_by_an_index(here: Postgres) -> None:
+    many = 3000
+    async with PostgresStorage(here.url) as storage, raw(here) as other:
+        await other.execute("ANALYZE streams")  # while it is empty
+        asked = [storage.commit(f"s{i}", None, Head(1, 0, b"", float(i))) for i in range(many)]
+        assert all(await asyncio.gather(*asked))
+        assert [head.expires_at for _, head in await storage.expired(9.0)] == [float(i) for i in range(10)]
+        assert len(await storage.expired(1e9, 100)) == 100
+    statistics = f"FROM pg_stat_user_indexes WHERE schemaname = '{here.schema}' AND indexrelname = 'streams_expires_at'"
+    await until(lambda: int(here.run(f"SELECT idx_scan {statistics}")) == 2)
+    assert int(here.run(f"SELECT idx_tup_read {statistics}")) <= 2 * 110
+
+
+async def test_tables_that_were_made_before_there_was_that_index_get_it(here: Postgres) -> None:
+    await enter(here.url)
+    here.run(f"DROP INDEX {here.schema}.streams_expires_at; UPDATE {here.schema}.format SET version = 1")
+    await asyncio.gather(*[enter(here.url) for _ in range(4)])
+    assert here.run(f"SELECT version FROM {here.schema}.format") == "2"
+    assert here.run(f"SELECT count(*) FROM pg_indexes WHERE schemaname = '{here.schema}'") == "4"
+
+
+# -- the clock
+
+
+async def test_the_clock_is_the_servers_whatever_the_local_one_says(here: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = time.time()
+    monkeypatch.setattr(time, "time", lambda: truth + 3600)
+    async with PostgresStorage(here.url) as storage:
+        assert abs(storage.time() - truth) < 10
+        monkeypatch.setattr(time, "time", lambda: truth - 3600)
+        assert abs(storage.time() - truth) < 10
+
+
+async def test_the_clock_is_measured_anew_with_another_connection(here: Postgres) -> None:
+    async with PostgresStorage(here.url) as storage:
+        storage._open.clock.set(1.0)  # as another server's
+        assert storage.time() < 10
+        here.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'streamkeep'")
+        for _ in range(2):  # at the first time it may turn out that the connection is lost
+            with suppress(StorageUnavailableError):
+                await storage.read("s")
+        assert abs(storage.time() - time.time()) < 10
+
+
+# -- clones
+
+
+async def test_a_clone_that_reads_and_writes_one_stream_has_two_connections(here: Postgres) -> None:
+    async with PostgresStorage(here.url) as storage:
+        before = len(connections(here))
+        async with storage.clone() as clone:
+            for version in range(10):
+                assert await clone.commit("s", version or None, a_head(version + 1, 0))
+                assert await clone.read("s") is not None
+                await clone.expired(0.0)
+            assert len(connections(here)) == before + 2
+
+
+# -- one failure, many who wait
+
+
+async def test_a_failure_that_hundreds_wait_for_is_one_exception_for_each(here: Postgres) -> None:
+    async def watch(storage: Storage, stream: str) -> None:
+        async with storage.watch(stream):
+            pass
+
+    with Postgres() as server:
+        async with PostgresStorage(server.empty().url) as storage:
+            assert await storage.read("s") is None
+            server.kill()
+            for _ in range(2):
+                asked: list[Awaitable[object]] = [storage.read(f"s{i}") for i in range(400)]
+                asked += [storage.commit(f"s{i}", None, a_head(1, 0)) for i in range(400)]
+                asked += [watch(storage, f"s{i}") for i in range(400)]
+                assert_each_has_its_own(await asyncio.gather(*asked, return_exceptions=True))
+
+
+async def test_what_a_driver_may_not_raise_ends_one_batch(here: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Panic(BaseException):
+        """What a native library raises."""
+
+    async def panic(*_args: object, **_options: object) -> None:
+        raise Panic("at the disco")
+
+    async with PostgresStorage(here.url) as storage, storage.watch("s") as doorbell:
+        assert await storage.commit("s", None, a_head(1, 0))
+        assert await storage.read("s") is not None
+        await taken(doorbell)
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncpg.prepared_stmt.PreparedStatement, "fetch", panic)
+            asked: list[Awaitable[object]] = [storage.read("s") for _ in range(100)]
+            asked += [storage.commit(f"t{i}", None, a_head(1, 0)) for i in range(100)]
+            failures = await asyncio.gather(*asked, return_exceptions=True)
+        assert_each_has_its_own(failures)
+        assert "Panic" in str(failures[0])
+        assert await storage.read("s") is not None
+        assert await storage.commit("s", 1, a_head(2, 0))
+        await soon(doorbell.wait())
+
+
+# -- forks
+
+
+@pytest.mark.parametrize("where", ["inside", "outside"])
+async def test_a_forked_child_can_neither_use_nor_harm_what_its_parent_has(here: Postgres, where: str) -> None:
+    assert await forked(here.url, where) == 0
+
+
 # -- doorbells
 
 
@@ -557,7 +713,7 @@ async def test_a_commit_elsewhere_rings_only_those_who_watch_its_stream(here: Po
     ):
         await taken(concerned, other)
         assert await two.commit("s", None, a_head(1, 0))
-        await heard(concerned.wait())
+        await soon(concerned.wait())
         with pytest.raises(TimeoutError), anyio.fail_after(0):
             await other.wait()
 
@@ -571,9 +727,9 @@ async def test_ones_own_commit_rings_once(here: Postgres) -> None:
     ):
         await taken(mine, theirs)
         assert await one.commit("s", None, a_head(1, 0))
-        await heard(mine.wait())
+        await soon(mine.wait())
         assert await two.commit("t", None, a_head(1, 0))
-        await heard(theirs.wait())  # notifications come in the order of commits, so that of the first is through
+        await soon(theirs.wait())  # notifications come in the order of commits, so that of the first is through
         with pytest.raises(TimeoutError), anyio.fail_after(0):
             await mine.wait()
 
@@ -583,7 +739,7 @@ async def test_very_many_changes_at_once_ring_too(here: Postgres) -> None:
         await taken(doorbell)
         streams = [f"other{i}" for i in range(2000)] + ["s"]
         assert all(await asyncio.gather(*(two.commit(stream, None, a_head(1, 0)) for stream in streams)))
-        await heard(doorbell.wait())
+        await soon(doorbell.wait())
 
 
 async def test_what_was_committed_while_the_listening_connection_was_lost_rings(here: Postgres) -> None:
@@ -592,12 +748,12 @@ async def test_what_was_committed_while_the_listening_connection_was_lost_rings(
         for version in range(3):
             here.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
             assert await two.commit("s", version or None, a_head(version + 1, 0))
-            await heard(doorbell.wait())
+            await soon(doorbell.wait())
         assert await two.commit("s", 3, a_head(4, 0))
-        await heard(doorbell.wait())
+        await soon(doorbell.wait())
 
 
-async def test_a_watch_without_a_server_fails_instead_of_hearing_nothing(here: Postgres) -> None:
+async def test_a_watch_without_a_server_fails_instead_of_never_ringing(here: Postgres) -> None:
     with Postgres() as server:
         async with PostgresStorage(server.empty().url) as storage:
             server.stop()
@@ -609,7 +765,7 @@ async def test_a_watch_without_a_server_fails_instead_of_hearing_nothing(here: P
                 await taken(doorbell)
                 async with PostgresStorage(server.url) as other:
                     assert await other.commit("s", None, a_head(1, 0))
-                await heard(doorbell.wait())
+                await soon(doorbell.wait())
 
 
 async def test_notifications_can_be_off(here: Postgres) -> None:
@@ -622,11 +778,11 @@ async def test_notifications_can_be_off(here: Postgres) -> None:
             for version in range(5):
                 assert await two.commit("s", version or None, a_head(version + 1, 0))
                 while (page := await one.read("s")) is None or page.head.version <= version:
-                    await heard(doorbell.wait())
+                    await soon(doorbell.wait())
             assert await two.delete("s", 5)
             while await one.read("s"):
-                await heard(doorbell.wait())
-            await heard(other.wait())  # the first look is news
+                await soon(doorbell.wait())
+            await soon(other.wait())  # the first look rings
         # It was not behind a pooler, so nothing of the server's was in its way: two connections each at most.
         assert len(connections(here)) <= 4
         assert not notified
@@ -650,7 +806,7 @@ async def test_watching_without_notifications_costs_one_query_whatever_is_watche
         tasks.cancel_scope.cancel()
 
 
-async def test_what_a_look_has_found_is_no_news_to_the_next(here: Postgres) -> None:
+async def test_what_a_look_has_found_is_no_notifications_to_the_next(here: Postgres) -> None:
     asked: list[int | None] = []
 
     async def look(versions: Mapping[bytes, int | None]) -> Mapping[bytes, int | None]:
@@ -661,7 +817,7 @@ async def test_what_a_look_has_found_is_no_news_to_the_next(here: Postgres) -> N
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(polling.run)
         async with polling.watch(b"s") as doorbell:
-            await heard(doorbell.wait())
+            await soon(doorbell.wait())
             await until_async(lambda: len(asked) >= 3)
         tasks.cancel_scope.cancel()
     assert asked[0] not in {None, 5}
@@ -706,7 +862,7 @@ async def test_processes_go_on_under_a_newer_one_that_has_added_something(here: 
         assert await running.commit("s", None, a_head(1, 1), [b"x"])
         here.run(f"ALTER TABLE {here.schema}.streams ADD COLUMN more integer NOT NULL DEFAULT 1")
         here.run(f"ALTER TABLE {here.schema}.records ADD COLUMN more integer NOT NULL DEFAULT 1")
-        here.run(f"UPDATE {here.schema}.format SET version = 2")
+        here.run(f"UPDATE {here.schema}.format SET version = 3")
         assert await running.commit("s", 1, a_head(2, 2), [b"x"])
         async with PostgresStorage(here.url) as newcomer:
             page = await newcomer.read("s", 0, 9)
@@ -717,8 +873,8 @@ async def test_processes_go_on_under_a_newer_one_that_has_added_something(here: 
 
 async def test_what_a_newer_one_has_changed_is_refused(here: Postgres) -> None:
     await enter(here.url)
-    here.run(f"UPDATE {here.schema}.format SET version = 3, oldest = 2")
-    with pytest.raises(StorageCorruptError, match=r"written by a newer streamkeep \(format 3.*upgrade streamkeep"):
+    here.run(f"UPDATE {here.schema}.format SET version = 4, oldest = 3")
+    with pytest.raises(StorageCorruptError, match=r"written by a newer streamkeep \(format 4.*upgrade streamkeep"):
         await enter(here.url)
 
 
@@ -762,11 +918,44 @@ async def test_a_standby_takes_over(tmp_path: Path) -> None:
             primary.kill()
             going_on = asyncio.create_task(storage.commit("s", 10, a_head(11, 11), [b"10"]))
             standby.run("SELECT pg_promote()")
-            assert await heard(going_on)
-            await heard(doorbell.wait())
+            assert await soon(going_on)
+            await soon(doorbell.wait())
             page = await storage.read("s", 0, 99)
             assert page is not None
             assert list(page.records) == [b"%d" % i for i in range(11)]
+
+
+async def test_a_standby_that_lacks_the_last_commits_is_believed() -> None:
+    with Postgres() as primary, Postgres(standby_of=primary) as standby:
+        hosts = f"127.0.0.1:{primary.port},127.0.0.1:{standby.port}"
+        async with storage_for(primary.url_of(host=hosts)) as storage, storage.watch("s") as doorbell:
+            for version in range(3):
+                assert await storage.commit("s", version or None, a_head(version + 1, version + 1), [b"%d" % version])
+            assert await storage.commit("deleted", None, a_head(1, 0))
+            count = f"SELECT count(*) FROM {primary.schema}.streams WHERE version = 3 OR id = 'deleted'"
+            await until(lambda: standby.run("SELECT to_regclass('" + primary.schema + ".streams') IS NOT NULL") == "t")
+            await until(lambda: standby.run(count) == "2")
+            standby.stop()
+            for version in range(3, 6):
+                assert await storage.commit("s", version, a_head(version + 1, version + 1), [b"%d" % version])
+            assert await storage.commit("later", None, a_head(1, 1), [b"x"])
+            assert await storage.delete("deleted", 1)
+            await taken(doorbell)
+            primary.kill()
+            standby.start()
+            standby.run("SELECT pg_promote()")
+            page = await soon(storage.read("s", 0, 9))
+            assert page is not None
+            assert (page.head, list(page.records)) == (a_head(3, 3), [b"0", b"1", b"2"])
+            await soon(doorbell.wait())  # a reader looks, and sees it
+            assert not await storage.commit("s", 6, a_head(7, 7), [b"lost"])
+            assert not await storage.delete("s", 6)
+            assert not await storage.commit("later", 1, a_head(2, 2), [b"lost"])
+            assert await ids_of(storage) == ["deleted", "s"]
+            assert await storage.commit("s", 3, a_head(9, 4), [b"other"])
+            page = await storage.read("s", 0, 9)
+            assert page is not None
+            assert list(page.records) == [b"0", b"1", b"2", b"other"]
 
 
 # -- the words of the tests
@@ -781,7 +970,7 @@ async def enter(url: str) -> None:
         pass
 
 
-async def heard(awaitable: Any) -> Any:
+async def soon(awaitable: Any) -> Any:
     """Wait for it, but not for ever."""
     async with asyncio.timeout(BOUND_SECONDS):
         return await awaitable

@@ -15,12 +15,17 @@ from signal import SIGCONT, SIGSTOP
 import anyio
 import pytest
 import trio
+from redis.asyncio.connection import Connection
 from redis.crc import key_slot
 from tests.engines.process import free_port
 from tests.engines.redis import REDIS, Cluster, Replicated, Server, until
+from tests.simulation.suite import SimulationSuite
+from tests.storages.failures import assert_each_has_its_own, forked
 
+from streamkeep import StreamManager
 from streamkeep.errors import (
     InvalidArgumentError,
+    OffsetOutOfRangeError,
     StorageCorruptError,
     StorageError,
     StorageFullError,
@@ -31,7 +36,8 @@ from streamkeep.storages import storage_for
 from streamkeep.storages.redis import RedisStorage
 from streamkeep.storages.redis._servers import BUCKETS, Shared, bucket_of
 from streamkeep.storages.retrying import RetryingStorage
-from streamkeep.testing import SimulationSuite, StorageSuite, StreamsSuite
+from streamkeep.testing import StorageSuite, StreamsSuite
+from streamkeep.testing._storage_suite import ids_of
 
 BOUND_SECONDS = 30
 
@@ -229,7 +235,8 @@ async def test_a_missing_password_a_wrong_one_and_one_too_many_are_told_apart_fr
 
 
 @pytest.mark.parametrize(
-    "missing", ["-set", "-publish", "-eval", "-evalsha", "-subscribe", "-unlink", "resetchannels", "resetkeys", "-zrangebylex"]
+    "missing",
+    ["-set", "-publish", "-eval", "-evalsha", "-subscribe", "-unlink", "resetchannels", "resetkeys", "-zrangebylex", "-time"],
 )
 @pytest.mark.parametrize("kind", ["valkey", "redis_7"])
 async def test_a_permission_that_is_missing_is_told_at_once(request: pytest.FixtureRequest, kind: str, missing: str) -> None:
@@ -240,21 +247,21 @@ async def test_a_permission_that_is_missing_is_told_at_once(request: pytest.Fixt
 
 
 async def test_the_permissions_that_the_page_names_are_enough(own: Server) -> None:
-    rules = "~{streamkeep:* &{streamkeep:* +@read +@write +@connection +@scripting +@pubsub +@transaction +info"
+    rules = "~{streamkeep:* &{streamkeep:* +@read +@write +@connection +@scripting +@pubsub +@transaction +info +time"
     own.ask("ACL", "SETUSER", "ann", "reset", "on", ">secret", *rules.split())
     async with RedisStorage(f"redis://ann:secret@127.0.0.1:{own.port}") as storage, storage.watch("s") as doorbell:
         assert await storage.commit("s", None, a_head(1, 1), [b"one"])
         await rung(doorbell)
-        assert await storage.scan() == ["s"]
+        assert await ids_of(storage) == ["s"]
         assert await storage.delete("s", 1)
 
 
-async def test_a_server_that_does_not_tell_its_settings_is_used_with_a_warning(
+async def test_a_server_that_does_not_say_its_settings_is_used_with_a_warning(
     own: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     own.ask("ACL", "SETUSER", "ann", "reset", "on", ">secret", "~*", "&*", "+@all", "-info")
     await enter(f"redis://ann:secret@127.0.0.1:{own.port}")
-    assert "does not tell its version" in caplog.text
+    assert "does not say its version" in caplog.text
 
 
 async def test_a_database_that_does_not_exist_is_named(valkey: Server) -> None:
@@ -313,7 +320,7 @@ async def test_tls_and_its_absence_are_told_apart(tmp_path: Path, valkey: Server
         await enter(f"rediss://127.0.0.1:{tls}?ssl_ca_certs={certificate}")
         with pytest.raises(StorageError, match="its certificate is not trusted; name the authority's file"):
             await enter(f"rediss://127.0.0.1:{tls}")
-        with pytest.raises(StorageError, match="hung up; if this goes on, does it expect rediss://"):
+        with pytest.raises(StorageError, match="closed the connection; if this goes on, does it expect rediss://"):
             await enter(f"redis://127.0.0.1:{tls}")
     with pytest.raises(StorageError, match="does it expect redis:// instead of rediss://"):
         await enter(f"rediss://127.0.0.1:{valkey.port}")
@@ -347,7 +354,7 @@ async def test_keys_of_somebody_else_are_reported_and_left_alone(valkey: Server,
 
 async def test_what_a_newer_streamkeep_has_written_is_refused(valkey: Server, url: str, prefix: str) -> None:
     await enter(url)
-    valkey.ask("SET", f"{{{prefix}:0}}:format", "2")
+    valkey.ask("SET", f"{{{prefix}:0}}:format", "3")
     with pytest.raises(StorageCorruptError, match="newer streamkeep"):
         await enter(url)
 
@@ -378,7 +385,7 @@ async def test_a_full_server_stores_nothing_of_a_commit_and_can_be_read_and_reli
         assert page is not None
         assert (page.head, list(page.records)) == (a_head(1, 1), [b"one"])
         assert await storage.read("new") is None
-        assert await storage.scan() == ["big", "s"]
+        assert await ids_of(storage) == ["big", "s"]
         assert await storage.delete("big", 1)
         await asyncio.to_thread(until, lambda: memory(own) < limit)  # which it frees in another thread
         assert await storage.commit("s", 1, a_head(2, 2), [b"two"])
@@ -391,11 +398,12 @@ async def test_the_server_forgets_what_has_expired(valkey: Server, url: str, pre
             assert await storage.commit(f"gone{number}", None, Head(1, 1, b"", now - 1000), [b"x"])
         assert await storage.commit("kept", None, Head(1, 1, b"", now + 1000), [b"x"])
         assert await storage.read("gone1") is None
-        assert await storage.scan("", 10) == ["kept"]
-        assert await storage.scan("kept", 10) == []
+        assert await ids_of(storage, "", 10) == ["kept"]
+        assert await ids_of(storage, "kept", 10) == []
         # Its index as well; and it can come back.
         keys = valkey.ask("KEYS", f"{{{prefix}:*")
         assert sorted(key.partition("}")[2] for key in keys if not key.endswith(":format")) == [
+            ":due",
             ":head:kept",
             ":ids",
             ":log:kept",
@@ -417,8 +425,10 @@ async def test_an_id_that_came_back_while_it_was_scanned_is_kept(url: str) -> No
     async with RedisStorage(url) as storage:
         assert await storage.commit("s", None, a_head(1))
         entered = storage._open
-        await entered.writer.ask(entered.scripts.tidy(b"s"))  # as a scan does that has found it gone just before
-        assert await storage.scan() == ["s"]
+        await entered.writer.ask(
+            entered.scripts.drop_forgotten(bucket_of(b"s"), [b"s"])
+        )  # as a scan does that has found it gone just before
+        assert await ids_of(storage) == ["s"]
 
 
 @pytest.mark.parametrize("expires_at", [9e9, 1e10, 1e15, 1e300, math.inf, 0.0])
@@ -451,6 +461,247 @@ async def test_a_long_log_is_read_from_anywhere(valkey: Server, url: str) -> Non
             page = await storage.read("s", start, 1)
             assert page is not None
             assert list(page.records) == [b"%d" % start * 20]
+
+
+# -- what is due
+
+
+@pytest.mark.parametrize("kind", ["valkey", "redis_7", "cluster"])
+async def test_sweeps_leave_nothing_of_what_was_made_and_has_expired(
+    request: pytest.FixtureRequest, kind: str, prefix: str
+) -> None:
+    server: Server | Cluster = request.getfixturevalue(kind)
+    nodes = server.nodes if isinstance(server, Cluster) else [server]
+    scheme = "redis+cluster" if isinstance(server, Cluster) else "redis"
+    async with RedisStorage(f"{scheme}://127.0.0.1:{nodes[0].port}?prefix={prefix}") as storage:
+        now = storage.time()
+        assert await storage.commit("kept", None, a_head(1, 1), [b"x"])
+        for ago in (1, 1000):  # the latter ones the server has forgotten by itself
+            heads = [Head(1, 1, b"", now - ago + number / 1000) for number in range(600)]
+            asked = [storage.commit(f"{ago}-{number}", None, head, [b"x"]) for number, head in enumerate(heads)]
+            assert all(await asyncio.gather(*asked))
+        swept = 0
+        while page := await storage.expired(storage.time(), 250):
+            assert len(page) <= 250
+            assert all(await asyncio.gather(*[storage.delete(stream, head.version) for stream, head in page]))
+            swept += len(page)
+        assert swept == 600
+        assert await ids_of(storage) == ["kept"]
+        assert await storage.delete("kept", 1)
+    assert [key for node in nodes for key in node.ask("KEYS", f"{{{prefix}:*")] == [f"{{{prefix}:0}}:format"]
+
+
+async def test_a_sweep_that_comes_too_late_to_delete_leaves_nothing_either(valkey: Server, url: str, prefix: str) -> None:
+    async with RedisStorage(url) as storage:
+        assert await storage.commit("s", None, Head(1, 1, b"", storage.time() - 1), [b"x"])
+        assert [stream for stream, _ in await storage.expired(storage.time())] == ["s"]
+        valkey.ask(
+            "DEL", f"{{{prefix}:{bucket_of(b's')}}}:head:s", f"{{{prefix}:{bucket_of(b's')}}}:log:s"
+        )  # as it expires there
+        assert not await storage.delete("s", 1)
+    assert valkey.ask("KEYS", f"{{{prefix}:*") == [f"{{{prefix}:0}}:format"]
+
+
+async def test_a_full_page_of_what_is_due_comes_whatever_the_buckets(url: str) -> None:
+    alike = [stream for i in range(2000) if bucket_of((stream := f"s{i}").encode()) == 3][:100]
+    async with RedisStorage(url) as storage:
+        now = storage.time()
+        assert all(await asyncio.gather(*[storage.commit(stream, None, Head(1, 0, b"", now)) for stream in alike]))
+        assert len(await storage.expired(now, 64)) == 64
+        assert sorted(stream for stream, _ in await storage.expired(now, 1000)) == sorted(alike)
+
+
+@pytest.mark.parametrize("limit", [1, 7, 16, 100, 1000])
+async def test_a_scan_of_very_many_gives_each_once_and_in_order_and_full_pages(url: str, limit: int) -> None:
+    alike = [
+        stream for i in range(3000) if bucket_of((stream := f"a{i}").encode()) == 5
+    ]  # a bucket that has more than its share
+    streams = sorted([*alike, *(f"s{number}" for number in range(300))])
+    async with RedisStorage(url) as storage:
+        assert all(await asyncio.gather(*[storage.commit(stream, None, a_head(1)) for stream in streams]))
+        found: list[str] = []
+        while page := await ids_of(storage, found[-1] if found else "", limit):
+            found += page
+            assert len(page) == limit or found == streams
+        assert found == streams
+
+
+async def test_an_expiry_that_stays_is_written_once(valkey: Server, url: str, prefix: str) -> None:
+    tag = f"{{{prefix}:{bucket_of(b's')}}}"
+    at = float(int(time.time()) + 1000)
+    async with RedisStorage(url) as storage:
+        assert await storage.commit("s", None, Head(1, 0, b"", at))
+        valkey.ask("ZADD", f"{tag}:due", at + 1, "s")
+        assert await storage.commit("s", 1, Head(2, 1, b"", at), [b"one"])
+        assert float(valkey.ask("ZSCORE", f"{tag}:due", "s")) == at + 1
+        assert [valkey.ask("PEXPIRETIME", f"{tag}:{name}:s") for name in ("head", "log")] == [(at + 60) * 1000] * 2
+        assert await storage.commit("s", 2, Head(3, 2, b"", at + 5), [b"two"])
+        assert float(valkey.ask("ZSCORE", f"{tag}:due", "s")) == at + 5
+
+
+async def test_a_head_that_cannot_be_read_is_passed_over_and_the_rest_is_listed_and_swept(
+    valkey: Server, url: str, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with RedisStorage(url) as storage:
+        now = storage.time()
+        streams = [f"s{number}" for number in range(9)]
+        for stream in streams:
+            assert await storage.commit(stream, None, Head(1, 0, b"", now))
+        valkey.ask("SET", f"{{{prefix}:{bucket_of(b's0')}}}:head:s0", "theirs")
+        valkey.ask("DEL", f"{{{prefix}:{bucket_of(b's1')}}}:head:s1")
+        valkey.ask("LPUSH", f"{{{prefix}:{bucket_of(b's1')}}}:head:s1", "theirs")
+        assert await ids_of(storage) == streams[2:]
+        assert "Passing over stream 's0'" in caplog.text
+        found: list[str] = []
+        while page := await storage.expired(now, 1):
+            for stream, head in page:
+                assert await storage.delete(stream, head.version)
+                found.append(stream)
+        assert sorted(found) == streams[2:]
+    assert valkey.ask("GET", f"{{{prefix}:{bucket_of(b's0')}}}:head:s0") == "theirs"
+
+
+# -- the clock
+
+
+async def test_the_clock_is_the_servers_whatever_the_local_one_says(own: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = time.time()
+    monkeypatch.setattr(time, "time", lambda: truth + 3600)
+    async with RedisStorage(own.url) as storage:
+        assert abs(storage.time() - truth) < 10
+        monkeypatch.setattr(time, "time", lambda: truth - 3600)
+        assert abs(storage.time() - truth) < 10
+
+
+async def test_the_clock_is_measured_anew_with_another_connection(own: Server) -> None:
+    async with RedisStorage(own.url) as storage:
+        storage._open.clock.set(1.0)  # as another server's
+        assert storage.time() < 10
+        own.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        for _ in range(2):  # at the first time it may turn out that the connection is lost
+            with suppress(StorageUnavailableError):
+                await storage.read("s")
+        assert abs(storage.time() - time.time()) < 10
+
+
+# -- a storage that went back
+
+
+async def test_a_server_that_comes_back_with_an_older_snapshot_is_believed(tmp_path: Path) -> None:
+    with Server(tmp_path / "own", "--appendonly", "no") as own:
+        async with storage_for(own.url) as storage, storage.watch("s") as doorbell:
+            for tail in range(1, 4):
+                assert await storage.commit("s", tail - 1 or None, a_head(tail, tail), [b"%d" % tail])
+            assert await storage.commit("deleted", None, a_head(1, 1), [b"x"])
+            own.ask("SAVE")
+            for tail in range(4, 8):
+                assert await storage.commit("s", tail - 1, a_head(tail, tail), [b"%d" % tail])
+            assert await storage.commit("later", None, a_head(1, 1), [b"x"])
+            assert await storage.delete("deleted", 1)
+            await rung(doorbell)
+            own.kill()
+            own.start()
+            page = await storage.read("s", 0, 10)
+            assert page is not None
+            assert (page.head, list(page.records)) == (a_head(3, 3), [b"1", b"2", b"3"])
+            await rung(doorbell)  # a reader looks, and sees it
+            assert not await storage.commit("s", 7, a_head(8, 8), [b"lost"])
+            assert not await storage.delete("s", 7)
+            assert await storage.read("later") is None
+            assert not await storage.commit("later", 1, a_head(2, 2), [b"lost"])
+            assert await ids_of(storage) == ["deleted", "s"]
+            assert await storage.commit("s", 3, a_head(9, 4), [b"other"])
+            assert await every_record(storage, "s", 4) == [b"1", b"2", b"3", b"other"]
+
+
+async def test_a_reader_is_told_when_the_server_comes_back_with_less_than_it_has_read(tmp_path: Path) -> None:
+    with Server(tmp_path / "own", "--appendonly", "no") as own:
+        async with StreamManager.connect(own.url) as streams, StreamManager.connect(own.url) as elsewhere:
+            stream = await streams.open("s")
+            await stream.write("kept")
+            own.ask("SAVE")
+            await stream.write("lost")
+            async with elsewhere.subscribe("s") as reader, elsewhere.subscribe("s", 0) as other:
+                with anyio.fail_after(BOUND_SECONDS):
+                    assert [(await anext(reader)).chunk for _ in range(2)] == ["kept", "lost"]
+                    assert (await anext(other)).chunk == "lost"
+                    own.kill()
+                    own.start()
+                    for events in (reader, other):
+                        with pytest.raises(OffsetOutOfRangeError):
+                            await anext(events)
+                    with pytest.raises(StorageCorruptError, match="taken the last moments"):
+                        await stream.write("more")
+            assert (await elsewhere.info("s")).tail == 1
+
+
+# -- one failure, many who wait
+
+
+async def test_a_failure_that_hundreds_wait_for_is_one_exception_for_each(own: Server) -> None:
+    async def watch(storage: Storage, stream: str) -> None:
+        async with storage.watch(stream):
+            pass
+
+    async with RedisStorage(own.url) as storage:
+        assert await storage.read("s") is None
+        await watch(storage, "s")
+        own.signal(SIGSTOP)
+        watching = [asyncio.create_task(watch(storage, f"s{number}")) for number in range(400)]
+        await anyio.wait_all_tasks_blocked()  # all over one connection
+        own.kill()
+        assert_each_has_its_own(await asyncio.gather(*watching, return_exceptions=True))
+        for _ in range(2):
+            asked = [storage.read(f"s{number}") for number in range(400)]
+            asked += [watch(storage, f"s{number}") for number in range(400)]
+            failures = await asyncio.gather(*asked, return_exceptions=True)
+            assert_each_has_its_own(failures)
+
+
+async def test_what_a_driver_may_not_raise_ends_one_batch(own: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Panic(BaseException):
+        """What a native library raises."""
+
+    async def panic(*_args: object, **_options: object) -> None:
+        raise Panic("at the disco")
+
+    async with RedisStorage(own.url) as storage, storage.watch("s") as doorbell:
+        assert await storage.commit("s", None, a_head(1))
+        await rung(doorbell)
+        with monkeypatch.context() as patch:
+            patch.setattr(Connection, "send_packed_command", panic)
+            failures = await asyncio.gather(*[storage.read("s") for _ in range(100)], return_exceptions=True)
+        assert_each_has_its_own(failures)
+        assert "Panic" in str(failures[0])
+        assert await storage.read("s") is not None
+        assert await storage.commit("s", 1, a_head(2))
+        await rung(doorbell)
+
+
+# -- forks
+
+
+@pytest.mark.parametrize("where", ["inside", "outside"])
+async def test_a_forked_child_can_neither_use_nor_harm_what_its_parent_has(own: Server, where: str) -> None:
+    assert await forked(own.url, where) == 0
+
+
+# -- many readers
+
+
+@pytest.mark.parametrize("size", [10, 1000, 200_000])
+async def test_readers_share_what_a_page_may_hold(url: str, size: int) -> None:
+    """Sixty-four readers at once must not be sixty-four mebibytes."""
+    count = min(2_000_000 // size, 2000)
+    async with RedisStorage(url) as storage:
+        assert await storage.commit("s", None, a_head(1, count), [b"x" * size] * count)
+        pages = await asyncio.gather(*(storage.read("s", 0, 100_000) for _ in range(64)))
+        bytes_each = [sum(map(len, page.records)) for page in pages if page]
+        assert len(bytes_each) == 64
+        assert all(0 < each <= (64 << 10) + size for each in bytes_each[1:])  # the first one may have gone alone
+        page = await storage.read("s", 0, 100_000)
+        assert page is not None
+        assert sum(map(len, page.records)) >= min(1 << 20, count * size)
 
 
 # -- connections
@@ -547,7 +798,7 @@ async def test_leaving_that_is_cancelled_leaves_no_connection_and_no_task(own: S
     await asyncio.to_thread(until, lambda: len(clients(own)) == before)
 
 
-async def test_watchers_ring_when_their_connection_was_lost_and_hear_again(own: Server) -> None:
+async def test_watchers_ring_when_their_connection_was_lost_and_ring_again(own: Server) -> None:
     async with RedisStorage(own.url) as storage, RedisStorage(own.url) as other, storage.watch("s") as doorbell:
         for version in range(1, 4):
             own.ask("CLIENT", "KILL", "TYPE", "pubsub")
@@ -691,7 +942,7 @@ async def test_a_sentinel_is_not_taken_for_a_server_and_must_know_the_name(tmp_p
 
 @pytest.mark.parametrize("fault", ["killed", "stopped"])
 async def test_what_a_replica_had_confirmed_outlives_the_primary(tmp_path: Path, fault: str) -> None:
-    """A writer in another process writes through a failover; whoever follows it here hears of all, and none is lost or doubled."""
+    """A writer in another process writes through a failover; whoever follows it here gets all, and none is lost or doubled."""
     with Replicated(tmp_path) as servers, writing(f"{servers.url}&wait=1", "s") as end:
         async with storage_for(servers.url) as storage:
             before = await follow(storage, "s", 100)
@@ -773,7 +1024,7 @@ async def test_a_node_that_restarts_is_waited_for(tmp_path: Path) -> None:
                     assert await every_record(storage, stream, 2) == [b"one", b"two"]
 
 
-async def test_a_node_that_is_away_makes_nobody_deaf_to_the_others(tmp_path: Path) -> None:
+async def test_a_node_that_is_away_costs_nobody_the_doorbells_of_the_others(tmp_path: Path) -> None:
     with Cluster(tmp_path) as cluster:
         for node in cluster.nodes:
             node.ask("CONFIG", "SET", "cluster-require-full-coverage", "no")
@@ -812,6 +1063,26 @@ async def test_a_storage_can_be_entered_while_a_slot_moves(cluster: Cluster, pre
     finally:
         for node in (source, target):
             node.ask("CLUSTER", "SETSLOT", slot, "STABLE")
+
+
+async def test_streams_are_listed_and_swept_while_their_heads_are_at_two_nodes(cluster: Cluster, prefix: str) -> None:
+    url = f"redis+cluster://127.0.0.1:{cluster.nodes[0].port}?prefix={prefix}"
+    streams = [stream for i in range(200) if bucket_of((stream := f"s{i}").encode()) == 0][:4]
+    slot = key_slot(f"{{{prefix}:0}}".encode())
+    ids = {node.port: node.ask("CLUSTER", "MYID") for node in cluster.nodes}
+    source = next(node for node in cluster.nodes if owns(node, slot))
+    target = next(node for node in cluster.nodes if node is not source)
+    async with RedisStorage(url) as storage:
+        now = storage.time()
+        for stream in streams:
+            assert await storage.commit(stream, None, Head(1, 1, b"", now), [b"one"])
+        target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[source.port])
+        source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[target.port])
+        source.ask("MIGRATE", "127.0.0.1", target.port, f"{{{prefix}:0}}:head:{streams[0]}", 0, 5000)
+        assert await ids_of(storage) == sorted(streams)
+        assert sorted(stream for stream, _ in await storage.expired(now)) == sorted(streams)
+        await asyncio.to_thread(cluster.move, slot, target)
+        assert await ids_of(storage) == sorted(streams)
 
 
 # -- the words of the tests

@@ -45,9 +45,9 @@ def storage(faulty: FaultyStorage) -> RetryingStorage:
 async def test_a_commit_whose_answers_are_lost_happens_once_and_is_acknowledged(
     faulty: FaultyStorage, storage: RetryingStorage, times: int
 ) -> None:
-    faulty.lose("commit", times=times, error=GONE)
+    faulty.lose_answer("commit", times=times, error=GONE)
     assert await storage.commit("s", None, FIRST, [b"one"])
-    faulty.lose("commit", times=times, error=GONE)
+    faulty.lose_answer("commit", times=times, error=GONE)
     assert await storage.commit("s", 1, SECOND, [b"two"])
     page = await faulty.read("s", 0, 10)
     assert page is not None
@@ -85,13 +85,13 @@ async def test_a_refusal_without_a_lost_answer_is_believed(faulty: FaultyStorage
 async def test_a_read_that_loses_its_connection_after_a_lost_commit_is_made_again(
     faulty: FaultyStorage, storage: RetryingStorage
 ) -> None:
-    faulty.lose("commit", error=GONE)
+    faulty.lose_answer("commit", error=GONE)
     faulty.refuse("read", times=2, error=GONE)
     assert await storage.commit("s", None, FIRST, [b"one"])
 
 
 async def test_a_full_storage_does_not_deny_what_was_stored_before(faulty: FaultyStorage, storage: RetryingStorage) -> None:
-    faulty.lose("commit", error=GONE)
+    faulty.lose_answer("commit", error=GONE)
     faulty.refuse("commit", error=StorageFullError("full"))
     assert await storage.commit("s", None, FIRST, [b"one"])
     faulty.refuse("commit", error=GONE)
@@ -102,7 +102,7 @@ async def test_a_full_storage_does_not_deny_what_was_stored_before(faulty: Fault
 
 async def test_a_deletion_whose_answer_is_lost_is_acknowledged(faulty: FaultyStorage, storage: RetryingStorage) -> None:
     await faulty.commit("s", None, FIRST, [b"one"])
-    faulty.lose("delete", error=GONE)
+    faulty.lose_answer("delete", error=GONE)
     assert await storage.delete("s", 1)
     assert not await storage.delete("s", 1)
 
@@ -129,23 +129,36 @@ async def test_a_deletion_that_was_overtaken_while_its_answer_was_lost_is_refuse
 
 async def test_reading_scanning_and_watching_are_tried_again(faulty: FaultyStorage, storage: RetryingStorage) -> None:
     await faulty.commit("s", None, FIRST, [b"one"])
-    for operation in ("read", "scan", "watch"):
+    for operation in ("read", "scan", "expired", "watch"):
         faulty.refuse(operation, times=2, error=GONE)
     assert await storage.read("s") is not None
-    assert list(await storage.scan()) == ["s"]
+    assert list(await storage.scan()) == [("s", FIRST)]
+    assert list(await storage.expired(9e9)) == [("s", FIRST)]
     async with storage.watch("s") as doorbell:
         await storage.commit("s", 1, SECOND, [b"two"])
         await doorbell.wait()
 
 
-async def test_patience_ends(faulty: FaultyStorage) -> None:
-    storage = RetryingStorage(faulty, patience=timedelta(seconds=30))
+async def test_the_timeout_ends_it(faulty: FaultyStorage) -> None:
+    storage = RetryingStorage(faulty, timeout=timedelta(seconds=30))
     faulty.refuse("read", times=10_000, error=GONE)
     began = anyio.current_time()
     with pytest.raises(StorageUnavailableError):
         await storage.read("s")
     assert 28 <= anyio.current_time() - began <= 30
     assert faulty.calls["read"] < 100
+
+
+def test_a_clone_is_one_of_the_wrapped_storage_with_the_same_timeout() -> None:
+    class Cloneable(MemoryStorage):
+        def clone(self) -> Storage:  # type: ignore[override]  # memory itself has none
+            return Cloneable()
+
+    assert RetryingStorage(MemoryStorage()).clone() is None
+    clone = RetryingStorage(Cloneable(), timeout=timedelta(seconds=7)).clone()
+    assert clone is not None
+    assert isinstance(clone.storage, Cloneable)
+    assert clone._timeout_seconds == 7
 
 
 @pytest.mark.parametrize("error", [StorageError("no"), StorageFullError("full")])

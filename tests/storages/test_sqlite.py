@@ -175,7 +175,7 @@ async def test_damage_inside_is_reported_to_who_meets_it(path: Path) -> None:
 async def test_a_database_of_a_newer_streamkeep_is_refused(path: Path) -> None:
     await fill(path)
     with sqlite3.connect(path) as db:
-        db.execute("PRAGMA user_version = 2")
+        db.execute("PRAGMA user_version = 3")
     db.close()
     with pytest.raises(StorageCorruptError, match="newer streamkeep"):
         await enter(path)

@@ -21,7 +21,7 @@ from .._copy import Copied, Outcome
 from .._manager import StreamInfo
 from ..events import ErrorInfo, StreamEvent, StreamEventType, encode_json
 
-STATUS_STYLES: Final = {"open": "cyan", "done": "green", "error": "red"}
+STATUS_STYLES: Final = {"open": "cyan", "done": "green", "error": "red", "unreadable": "red"}
 WIDE: Final = 10_000
 """Where nobody looks, no line is folded: what reads it splits at line ends."""
 
@@ -252,7 +252,7 @@ def _facts(stream: StreamInfo, now: float) -> Mapping[str, str | Text]:
         "last written": f"{_moment(stream.updated_at)}, {ago(now - stream.updated_at)} ago",
     }
     if stream.status == "open":
-        facts["writer"] = _writer(stream, now)
+        facts["writer"] = f"session {stream.session}" if stream.session else "none: it was released, and another may go on"
     else:
         facts["expires"] = f"{_moment(stream.expires_at)}, in {ago(stream.expires_at - now)}"
     for key, value in stream.metadata.items():
@@ -263,13 +263,6 @@ def _facts(stream: StreamInfo, now: float) -> Mapping[str, str | Text]:
 
 def _status(stream: StreamInfo) -> Text:
     return Text(" ".join(filter(None, (stream.status, stream.error))), STATUS_STYLES[stream.status])
-
-
-def _writer(stream: StreamInfo, now: float) -> str:
-    if not stream.writer:
-        return "none: it has let go, and another may go on"
-    left = stream.lease_until - now
-    return f"alive; its lease has {ago(left)} left" if left > 0 else f"silent; its lease ran out {ago(-left)} ago"
 
 
 def _moment(seconds: float) -> str:

@@ -40,7 +40,6 @@ def create_app(streams_http: StreamsHTTP, *, tokens_per_second: float = 30.0, st
     app = FastAPI(openapi_url=None)
     app.include_router(durable_flow(answer_flow(tokens_per_second), streams_http, path="/answer"))
     app.mount("/streams", streams_http)
-    terms = streams_http.streams.terms
 
     @app.get("/server")
     async def server() -> dict[str, object]:
@@ -49,8 +48,6 @@ def create_app(streams_http: StreamsHTTP, *, tokens_per_second: float = 30.0, st
             "storage": urlsplit(storage).scheme,
             "tokensPerSecond": tokens_per_second,
             "seconds": round(len(TOKENS) / tokens_per_second),
-            "lease": terms.lease,
-            "grace": terms.grace,
         }
 
     app.mount("/", StaticFiles(directory=PAGE, html=True))

@@ -1,19 +1,21 @@
 """Runner: producers that outlive the requests that started them.
 
-Each runs in the runner's task group until it is done, fails, is stopped or the runner is left. Whatever happens, its stream
-gets a terminal event. It decides nothing about requests or frames.
+Each runs in a task of its own until it is done, fails, is stopped or the runner is left. Whatever happens to one, its stream
+gets a terminal event, and the others go on. It decides nothing about requests or frames.
 """
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import copy_context
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
 import anyio
 from anyio import CancelScope
-from anyio.abc import TaskGroup
 
+from .._background import Background, not_ours
 from .._input import StreamInput
 from .._manager import StreamManager
 from ..errors import LimitExceededError, StorageError, StreamkeepError, StreamManagerClosedError
@@ -29,8 +31,34 @@ SHUT_DOWN: Final = ErrorInfo("ABORTED", "the server was shut down before the str
 DIED: Final = ErrorInfo("ABORTED", "the producer was cancelled before the stream was completed")
 
 MAX_PRODUCERS: Final = 1_000
+SLOW_SECONDS: Final = 0.005
+MOST_QUEUED: Final = 32
 END_SECONDS: Final = 5.0
 END_RETRY_SECONDS: Final = 0.2
+
+
+class ChunkWriter:
+    """Stores a producer's chunks: one by one where that is quick; where the storage is slow, as many together as have come meanwhile.
+
+    So a producer is never held up for longer than a slow storage needs for some chunks, instead of for each.
+    """
+
+    def __init__(self, stream: StreamInput) -> None:
+        self._stream = stream
+        self._is_slow = False
+        self._queued = 0
+
+    async def write(self, chunk: object) -> None:
+        """Store a chunk, or queue it behind what is being stored. Raises as `StreamInput.write` and `flush` do."""
+        if self._is_slow:
+            self._stream.write_soon(chunk)
+            self._queued += 1
+            if self._queued < MOST_QUEUED:
+                return
+        began_at = anyio.current_time()
+        await (self._stream.flush() if self._is_slow else self._stream.write(chunk))
+        self._is_slow = anyio.current_time() - began_at > SLOW_SECONDS
+        self._queued = 0
 
 
 class _Run:
@@ -73,15 +101,16 @@ class Runner:
         self._drain_seconds = drain.total_seconds()
         self._stop_seconds = stop_grace.total_seconds()
         self._max_producers = max_producers
-        self._tasks: TaskGroup | None = None
+        self._tasks = Background()
+        self._is_entered = False
         self._starting = 0
         self._runs: set[_Run] = set()
         self._closing = False
         self.drained = anyio.Event()
 
     async def __aenter__(self) -> Self:
-        self._tasks = anyio.create_task_group()
-        await self._tasks.__aenter__()
+        self._tasks.begin()
+        self._is_entered = True
         return self
 
     async def __aexit__(
@@ -91,15 +120,15 @@ class Runner:
             await self.drain()
         finally:
             self.drained.set()
-            tasks, self._tasks = self._tasks, None
-            if tasks is not None:
-                tasks.cancel_scope.cancel()  # nobody is left, unless this has been cancelled
-                await tasks.__aexit__(None, None, None)
+            self._is_entered = False
+            self._tasks.stop()  # nobody is left, unless this has been cancelled
+        with CancelScope(shield=True):
+            await self._tasks.wait()
 
     @property
     def is_running(self) -> bool:
         """Whether it has been entered, and takes producers."""
-        return self._tasks is not None and not self._closing
+        return self._is_entered and not self._closing
 
     async def start(self, stream: str, produce: Producer, *, metadata: Mapping[str, str] | None = None) -> None:
         """Open a stream and run its producer in the background.
@@ -121,16 +150,15 @@ class Runner:
 
     def adopt(self, stream: StreamInput, produce: Producer) -> None:
         """Run the producer of a stream that is open already, however many run, and see to its end."""
-        assert self._tasks is not None
         run = _Run(stream)
         self._runs.add(run)
-        self._tasks.start_soon(self._run, run, produce)
-        self._tasks.start_soon(self._stop_when_unwanted, run)
+        what = f"the producer of stream {stream.id}"
+        self._tasks.start(partial(self._run, run, produce), what, copy_context(), partial(self._forget, run))
+        self._tasks.start(partial(self._stop_when_unwanted, run), what)
 
     def drain_at(self, shutdown: anyio.Event) -> None:
         """Drain when an event is set, without waiting to be left."""
-        assert self._tasks is not None
-        self._tasks.start_soon(self._drain_at, shutdown)
+        self._tasks.start(partial(self._drain_at, shutdown), "draining")
 
     async def drain(self) -> None:
         """Take no more producers, wait for those that run, and end those that take too long. It can be called again."""
@@ -174,17 +202,21 @@ class Runner:
         except anyio.get_cancelled_exc_class():
             # From outside, or raised by the producer itself. The task ends here either way; let out, it would end all others.
             logger.info("stream %s: its producer was cancelled", run.stream.id)
-        except Exception:
+        except not_ours():
+            raise
+        except BaseException:
             logger.exception("stream %s could not be completed", run.stream.id)
         finally:
             with anyio.move_on_after(END_SECONDS, shield=True):
-                await self._bury(run)
-            self._runs.discard(run)
-            run.listening.cancel()
-            run.over.set()
+                await self._end_anyway(run)
 
-    async def _bury(self, run: _Run) -> None:
-        """Tell readers of the end, whatever has happened. If even that fails, the lease lapses, and they are told ABORTED."""
+    def _forget(self, run: _Run) -> None:
+        self._runs.discard(run)
+        run.listening.cancel()
+        run.over.set()
+
+    async def _end_anyway(self, run: _Run) -> None:
+        """Tell readers of the end, whatever has happened. If even that fails, it is released or abandoned in the end."""
         try:
             await self._end(run.stream, lambda: run.stream.error(run.end_as))
         except Exception:
@@ -195,7 +227,9 @@ class Runner:
         try:
             output = await produce(stream, run.stop)
             await self._end(stream, lambda: stream.done(output))
-        except Exception as error:
+        except not_ours():
+            raise
+        except BaseException as error:  # what native libraries raise may be no Exception
             # What a producer raises because it was told to stop says less than why it was told.
             failure = run.end_as if run.stop.is_set() else error
             expected = run.stop.is_set() or stream.cancelled.is_set()

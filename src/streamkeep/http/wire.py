@@ -6,22 +6,19 @@ A POST is answered in Genkit's framing, whose clients survive very little, a GET
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Final, Protocol, TypeVar, assert_never
 
 import msgspec
 
 from streamkeep.errors import STATUSES, InvalidArgumentError, LimitExceededError, Status, StreamkeepError
-from streamkeep.events import MAX_OFFSET, ErrorInfo, StreamEvent, StreamEventType, encode_json
+from streamkeep.events import MAX_DEPTH, MAX_OFFSET, ErrorInfo, StreamEvent, StreamEventType, encode_json, is_deep
 
 T = TypeVar("T")
 
 MAX_FRAME_BYTES: Final = 8 * 1024 * 1024
 """How long a frame may be that a decoder takes, unless it is told otherwise."""
-
-MAX_DEPTH: Final = 256
-"""How deep a request's JSON may be nested. Python's own limit is met later, and elsewhere: in whatever handles the input."""
 
 
 # Encoding
@@ -421,7 +418,7 @@ def parse_body(body: bytes) -> GenkitRequest:
     if fields and not fields.keys() & {"data", "init"}:
         raise InvalidArgumentError('the request\'s body has no "data": wrap the input as {"data": ...}')
     # What has few brackets is not deep: only the rest is worth walking through.
-    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _is_deep(fields):
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and is_deep(fields):
         raise InvalidArgumentError(f"the request's body is nested more than {MAX_DEPTH} levels deep")
     return GenkitRequest(fields.get("data"), fields.get("init"), "init" in fields)
 
@@ -440,23 +437,6 @@ def parse_offset(text: str | None) -> int | None:
 
 
 _body_decoder: Final = msgspec.json.Decoder(dict[str, object])
-
-
-def _is_deep(value: object) -> bool:
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [child for parent in level for child in _children(parent)]
-    return any(isinstance(value, dict | list) for value in level)
-
-
-def _children(value: object) -> Iterable[object]:
-    match value:
-        case dict():
-            return value.values()
-        case list():
-            return value
-        case _:
-            return ()
 
 
 def _is_number(text: str, *, max_digits: int) -> bool:

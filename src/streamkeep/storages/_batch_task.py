@@ -6,11 +6,11 @@ writers that go on when their batch is stored are the next batch.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Generic, Self, TypeVar
+from typing import Final, Generic, NoReturn, Self, TypeVar
 
 import anyio
 
-from streamkeep.errors import StorageError
+from streamkeep.errors import StorageError, fresh
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -21,8 +21,9 @@ _CLOSE_SECONDS: Final = 60
 class BatchTask(Generic[A, R]):
     """Runs requests in batches, in a task of its own. Leaving it finishes what was asked.
 
-    `run` gives one answer for each request of a batch, in order; a StorageError among them is raised where that request was made, and one
-    that `run` raises is raised for all. A caller that is cancelled leaves its request in the batch: it may still be done.
+    `run` gives one answer for each request of a batch, in order; a StorageError among them is raised where that request was made.
+    Whatever `run` raises ends that batch, not the task: each request of it gets a StorageError of its own. A caller that is cancelled
+    leaves its request in the batch: it may still be done.
     """
 
     def __init__(self, run: Callable[[Sequence[A]], Awaitable[Sequence[R | StorageError]]], *, max_batch: int = 512) -> None:
@@ -49,8 +50,11 @@ class BatchTask(Generic[A, R]):
     def ask(self, request: A) -> asyncio.Future[R]:
         """Queue a request, and give the future of its answer."""
         future: asyncio.Future[R] = self._loop.create_future()
-        self._asked.append((request, future))
-        self._wanted.set()
+        if self._task.done():
+            future.set_exception(_closed())
+        else:
+            self._asked.append((request, future))
+            self._wanted.set()
         return future
 
     async def _serve(self) -> None:
@@ -62,23 +66,55 @@ class BatchTask(Generic[A, R]):
                     self._wanted.clear()
                     await self._wanted.wait()
         finally:
-            self._answer(self._asked, [StorageError("the storage was closed before it had answered")] * len(self._asked))
+            _answer(self._asked, [_closed()] * len(self._asked))
 
     async def _do_batch(self) -> None:
         asked = self._asked[: self._max_batch]
-        answers: Sequence[R | Exception]
+        answers: Sequence[R | StorageError]
         try:
-            answers = await self._run([request for request, _ in asked])
-        except Exception as error:
-            answers = [error] * len(asked)
+            answers = _counted(await self._run([request for request, _ in asked]), len(asked))
+        except BaseException as error:
+            if self._was_cancelled(error):
+                raise
+            answers = [_failure(error)] * len(asked)
+            if isinstance(error, KeyboardInterrupt):
+                self._loop.call_soon(_raise, error)  # it is meant for whoever runs the loop
         del self._asked[: len(asked)]
-        self._answer(asked, answers)
+        _answer(asked, answers)
 
-    def _answer(self, asked: Sequence[tuple[A, asyncio.Future[R]]], answers: Sequence[R | Exception]) -> None:
-        for (_, future), answer in zip(asked, answers, strict=True):
-            if future.done():
-                continue
-            if isinstance(answer, Exception):
-                future.set_exception(answer)
-            else:
-                future.set_result(answer)
+    def _was_cancelled(self, error: BaseException) -> bool:
+        """Say whether this task was, and not something that a driver has waited for."""
+        return isinstance(error, asyncio.CancelledError) and self._task.cancelling() > 0
+
+
+def _counted(answers: Sequence[R | StorageError], count: int) -> Sequence[R | StorageError]:
+    if len(answers) != count:
+        raise StorageError(f"the storage has failed: {len(answers)} answers to {count} requests")
+    return answers
+
+
+def _answer(asked: Sequence[tuple[A, asyncio.Future[R]]], answers: Sequence[R | StorageError]) -> None:
+    for (_, future), answer in zip(asked, answers, strict=True):
+        if future.done():
+            continue
+        if isinstance(answer, BaseException):
+            # One for each, because every raise makes a traceback longer.
+            future.set_exception(fresh(_failure(answer)))
+        else:
+            future.set_result(answer)
+
+
+def _failure(error: BaseException) -> StorageError:
+    if isinstance(error, StorageError):
+        return error
+    failure = StorageError(f"the storage has failed: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
+
+
+def _closed() -> StorageError:
+    return StorageError("the storage was closed before it had answered")
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error

@@ -1,7 +1,6 @@
 """Suites for those who write a storage of their own: pytest classes to subclass. Needs pytest, and anyio's plugin."""
 
-from streamkeep.testing._simulation_suite import SimulationSuite
 from streamkeep.testing._storage_suite import StorageSuite
 from streamkeep.testing._streams_suite import StreamsSuite
 
-__all__ = ["SimulationSuite", "StorageSuite", "StreamsSuite"]
+__all__ = ["StorageSuite", "StreamsSuite"]

@@ -1,8 +1,8 @@
 """The promises of a StreamManager as tests, over any storage. Speaks nothing but the public API."""
 
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
@@ -32,13 +32,15 @@ from streamkeep import (
     Subscription,
 )
 from streamkeep.storage import Storage
+from streamkeep.testing.faults import FaultyStorage
 
 OpenManager = Callable[..., AbstractAsyncContextManager[StreamManager]]
 F = TypeVar("F", bound=Callable[..., object])
 
 BOUND_SECONDS: Final = 20
 HOUR: Final = 3_600.0
-PATIENT: Final = timedelta(hours=2)
+LONG: Final = timedelta(hours=2)
+BRIEF: Final = timedelta(seconds=0.5)
 
 
 def promise(*_: str) -> Callable[[F], F]:
@@ -55,11 +57,15 @@ class StreamsSuite:
                 return lambda: MyStorage(tmp_path / "streams")
 
     `open_storage` is the one of `StorageSuite`. Every manager here has a storage handle of its own, and so plays a process of
-    its own. A dead writer is played by a manager whose clock is an hour behind: its lease has long lapsed for everybody else.
-    To run the suite against managers that are not made from a storage override `open_manager`.
+    its own. A process that dies is played by a manager whose storage fails from some moment on, and time that passes by a storage whose
+    clock is put forward.
     """
 
-    pytestmark = pytest.mark.anyio
+    pytestmark = [  # noqa: RUF012 - pytest's
+        pytest.mark.anyio,
+        # Handles are dropped here when a test has seen what it wants.
+        pytest.mark.filterwarnings("ignore:the writer of stream:ResourceWarning"),
+    ]
 
     @pytest.fixture
     def anyio_backend(self) -> str:
@@ -84,30 +90,46 @@ class StreamsSuite:
 
     @pytest.fixture
     async def streams(self, open_manager: OpenManager) -> AsyncGenerator[StreamManager]:
-        """Give a manager that is patient with dead writers, so that they can be taken over from."""
-        async with open_manager(grace=PATIENT) as manager:
+        """Give a manager whose streams are left for another writer for a long time."""
+        async with open_manager(grace=LONG) as manager:
             yield manager
 
     @pytest.fixture
     async def elsewhere(self, streams: StreamManager, open_manager: OpenManager) -> AsyncGenerator[StreamManager]:
         """Give a manager over the same streams in another process."""
-        async with open_manager(grace=PATIENT) as manager:
+        async with open_manager(grace=LONG) as manager:
             yield manager
 
     @pytest.fixture
-    async def dead(self, streams: StreamManager, open_manager: OpenManager) -> AsyncGenerator[StreamManager]:
-        """Give a manager whose writers are dead to all others."""
-        async with open_manager(grace=PATIENT, clock=lambda: time.time() - HOUR) as manager:
-            yield manager
+    async def mortal(self, streams: StreamManager, open_storage: Callable[[], Storage]) -> AsyncGenerator["Mortal"]:
+        """Give a manager that can be killed, after which it takes half a second to be taken for dead, and no grace is given."""
+        async with FaultyStorage(open_storage()) as storage:
+            async with StreamManager(storage, lease=BRIEF, grace=timedelta(0)) as manager:
+                yield Mortal(manager, storage)
+            storage.is_down = False
+
+    @pytest.fixture
+    def open_later(self, open_storage: Callable[[], Storage]) -> OpenManager:
+        """Give a function that opens a manager whose storage says that it is `seconds` later."""
+
+        @asynccontextmanager
+        async def open_later(seconds: float, **options: Any) -> AsyncGenerator[StreamManager]:  # noqa: ANN401 - StreamManager's own
+            async with FaultyStorage(open_storage()) as storage:
+                storage.ahead_seconds = seconds
+                async with StreamManager(storage, **options) as manager:
+                    yield manager
+
+        return open_later
 
     # -- opening
 
     @promise("P1")
     async def test_a_stream_that_was_opened_is_seen_everywhere(self, streams: StreamManager, elsewhere: StreamManager) -> None:
-        await streams.open("s", metadata={"owner": "ann"})
+        stream = await streams.open("s", metadata={"owner": "ann"})
         info = await elsewhere.info("s")
         assert (info.id, info.status, info.tail, info.metadata) == ("s", "open", 0, {"owner": "ann"})
         assert [info.id for info in await elsewhere.list()] == ["s"]
+        assert stream.tail == 0
 
     @promise("P1")
     async def test_an_id_that_is_taken_cannot_be_opened_again(self, streams: StreamManager, elsewhere: StreamManager) -> None:
@@ -122,10 +144,10 @@ class StreamsSuite:
 
     @promise("P1", "P8")
     async def test_an_expired_stream_is_absent_at_once_and_its_id_is_free(
-        self, streams: StreamManager, open_manager: OpenManager
+        self, streams: StreamManager, open_later: OpenManager
     ) -> None:
         await complete(streams, "s", ["old"])
-        async with open_manager(clock=lambda: time.time() + 301) as later:
+        async with open_later(301) as later:
             with pytest.raises(StreamNotFoundError):
                 await later.info("s")
             with pytest.raises(StreamNotFoundError):
@@ -272,15 +294,17 @@ class StreamsSuite:
             await stream.done()
 
     @promise("P4")
-    async def test_a_writer_that_was_taken_over_from_cannot_write(self, streams: StreamManager, dead: StreamManager) -> None:
-        stream = await dead.open("s")
+    async def test_a_writer_that_was_taken_over_from_cannot_write(self, streams: StreamManager, mortal: "Mortal") -> None:
+        stream = await mortal.streams.open("s")
         await stream.write("first")
-        heir = await streams.open("s", resume=True)
+        mortal.die()
+        successor = await resumed(streams, "s")
+        mortal.come_back()
         with pytest.raises(StreamTakenOverError):
             await stream.write("stale")
         with pytest.raises(StreamTakenOverError):
             await stream.done("stale")
-        await heir.done("end")
+        await successor.done("end")
         assert await values(streams, "s") == ["first", "end"]
 
     @promise("P4")
@@ -329,7 +353,7 @@ class StreamsSuite:
         assert await values(streams, "s") == ["a", "b", "end"]
 
     @promise("P5")
-    async def test_leaving_the_block_without_done_or_by_cancellation_lets_go(
+    async def test_leaving_the_block_without_done_or_by_cancellation_releases_the_stream(
         self, streams: StreamManager, elsewhere: StreamManager
     ) -> None:
         async with streams.open("s") as stream:
@@ -346,7 +370,7 @@ class StreamsSuite:
         stream = await streams.open("s")
         with pytest.raises(StreamBusyError) as busy:
             await elsewhere.open("s", resume=True)
-        assert busy.value.lease_until == (await streams.info("s")).lease_until
+        assert 0 < busy.value.retry_after <= 10
         assert await stream.write("a") == 0
 
     @promise("P5")
@@ -358,46 +382,60 @@ class StreamsSuite:
 
     @promise("P5", "P8")
     async def test_a_subscriber_follows_from_one_writer_to_the_next(
-        self, streams: StreamManager, elsewhere: StreamManager, dead: StreamManager
+        self, streams: StreamManager, elsewhere: StreamManager
     ) -> None:
-        stream = await dead.open("s")
-        async with elsewhere.subscribe("s") as events:
+        stream = await streams.open("s")
+        async with streams.subscribe("s") as events:
             await stream.write("a")
             assert await next_of(events) == "a"
-            heir = await streams.open("s", resume=True)
-            await heir.write("b")
+            await stream.close()
+            successor = await elsewhere.open("s", resume=True)
+            await successor.write("b")
             assert await next_of(events) == "b"
-            await heir.done("end")
+            await successor.done("end")
             assert await next_of(events) == "end"
 
     @promise("P6")
-    async def test_of_many_who_take_over_exactly_one_wins(
-        self, streams: StreamManager, elsewhere: StreamManager, dead: StreamManager
-    ) -> None:
-        await dead.open("s")
+    async def test_of_many_who_take_over_exactly_one_wins(self, streams: StreamManager, elsewhere: StreamManager) -> None:
+        await (await streams.open("s")).close()
         outcomes = await race(10, lambda number: (streams, elsewhere)[number % 2].open("s", resume=True).__aenter__())
         assert sum(isinstance(outcome, StreamInput) for outcome in outcomes) == 1
         assert sum(isinstance(outcome, StreamBusyError) for outcome in outcomes) == 9
 
     @promise("P6")
-    async def test_a_dead_writers_stream_is_ended_by_its_subscribers(
-        self, dead: StreamManager, open_manager: OpenManager
-    ) -> None:
-        stream = await dead.open("s")
+    async def test_a_dead_writers_stream_is_ended_by_its_subscribers(self, streams: StreamManager, mortal: "Mortal") -> None:
+        stream = await mortal.streams.open("s")
         await stream.write("a")
-        async with open_manager() as impatient:
-            events = await replay(impatient, "s")
+        mortal.die()
+        events = await replay(streams, "s")
         assert [event.offset for event in events] == [0, 1]
         assert events[1].error.status == "ABORTED"
+        mortal.come_back()
         with pytest.raises(StreamCompletedError):
             await stream.write("late")
 
     @promise("P6")
-    async def test_a_dead_writers_stream_is_ended_by_a_sweep(self, dead: StreamManager, open_manager: OpenManager) -> None:
-        await dead.open("s")
-        async with open_manager() as impatient:
-            await impatient.sweep()
-            assert (await impatient.info("s")).error == "ABORTED"
+    async def test_a_dead_writers_stream_is_ended_by_whoever_asks_for_it(
+        self, streams: StreamManager, mortal: "Mortal"
+    ) -> None:
+        stream = await mortal.streams.open("s")
+        mortal.die()
+        with anyio.fail_after(BOUND_SECONDS):
+            while (await streams.info("s")).status == "open":  # noqa: ASYNC110 - whoever asks is not told when to ask again
+                await anyio.sleep(BRIEF.total_seconds() / 10)
+        assert (await streams.info("s")).error == "ABORTED"
+        assert stream.tail == 0
+
+    @promise("P6")
+    async def test_a_living_writer_is_not_declared_dead_however_long_it_is_silent(
+        self, streams: StreamManager, mortal: "Mortal"
+    ) -> None:
+        stream = await mortal.streams.open("s")
+        async with streams.subscribe("s", idle_timeout=3 * BRIEF) as events:
+            with pytest.raises(StreamTimeoutError):
+                await next_of(events)
+            await stream.done("end")
+            assert await next_of(events) == "end"
 
     # -- cancelling and deleting
 
@@ -616,19 +654,29 @@ class StreamsSuite:
 
     @promise("P12")
     async def test_a_completed_stream_lives_for_its_ttl_after_completion(
-        self, open_manager: OpenManager, streams: StreamManager
+        self, open_storage: Callable[[], Storage], streams: StreamManager, open_later: OpenManager
     ) -> None:
-        before = time.time()
-        async with open_manager(ttl=timedelta(hours=1), clock=lambda: time.time() + HOUR) as later:
+        async with open_storage() as clock, open_later(HOUR, ttl=timedelta(hours=1)) as later:
+            before = clock.time()
             await complete(later, "s", [])
             expires_at = (await later.info("s")).expires_at
-        assert before + 2 * HOUR <= expires_at <= time.time() + 2 * HOUR
+            assert before + 2 * HOUR - 1 <= expires_at <= clock.time() + 2 * HOUR + 1
         assert (await streams.info("s")).status == "done"
 
     @promise("P12")
-    async def test_an_open_stream_does_not_expire(self, streams: StreamManager, open_manager: OpenManager) -> None:
+    async def test_a_stream_may_have_a_ttl_of_its_own(self, streams: StreamManager, open_later: OpenManager) -> None:
+        for stream, ttl in (("brief", timedelta(seconds=1)), ("long", timedelta(hours=3))):
+            async with streams.open(stream, ttl=ttl) as writer:
+                await writer.done()
+        async with open_later(HOUR) as later:
+            assert [info.id for info in await later.list()] == ["long"]
+        with pytest.raises(InvalidArgumentError):
+            await streams.open("odd", ttl=timedelta(-1))
+
+    @promise("P12")
+    async def test_an_open_stream_does_not_expire(self, streams: StreamManager, open_later: OpenManager) -> None:
         stream = await streams.open("s")
-        async with open_manager(grace=PATIENT, clock=lambda: time.time() + HOUR) as later:
+        async with open_later(1_000 * HOUR) as later:
             await later.sweep()
             assert (await later.info("s")).status == "open"
         await stream.done("end")
@@ -636,12 +684,13 @@ class StreamsSuite:
 
     @promise("P12")
     async def test_a_sweep_removes_what_has_expired_and_nothing_else(
-        self, streams: StreamManager, open_manager: OpenManager
+        self, streams: StreamManager, open_later: OpenManager
     ) -> None:
         await complete(streams, "expires", [])
-        await streams.open("open")
-        async with open_manager(grace=PATIENT, clock=lambda: time.time() + 301) as later:
+        stream = await streams.open("open")
+        async with open_later(301) as later:
             await later.sweep()
+        assert stream.tail == 0
         assert [info.id for info in await streams.list()] == ["open"]
 
     @promise("P13")
@@ -714,6 +763,32 @@ class StreamsSuite:
             async with open_manager() as manager:
                 await manager.open("s")
                 raise ZeroDivisionError
+
+
+@dataclass(frozen=True, slots=True)
+class Mortal:
+    """A process that can be killed: from then on it does nothing that others could see. Whether it knows is another matter."""
+
+    streams: StreamManager
+    storage: FaultyStorage
+
+    def die(self) -> None:
+        """Do nothing more that others could see."""
+        self.storage.is_down = True
+
+    def come_back(self) -> None:
+        """Go on, as a process that was stopped for long."""
+        self.storage.is_down = False
+
+
+async def resumed(streams: StreamManager, stream: str) -> StreamInput:
+    """Take a stream over as soon as that is allowed."""
+    with anyio.fail_after(BOUND_SECONDS):
+        while True:
+            try:
+                return await streams.open(stream, resume=True)
+            except StreamBusyError as busy:
+                await anyio.sleep(busy.retry_after)
 
 
 async def complete(streams: StreamManager, stream: str, chunks: Sequence[object], *, output: object = "end") -> None:

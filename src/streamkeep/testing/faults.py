@@ -44,7 +44,7 @@ class FaultyStorage:
     """Does what `storage` does, but for what was said before; what is said of an operation holds for its next calls, in order.
 
         storage = FaultyStorage(MemoryStorage())
-        storage.lose("commit")                      # the next commit happens, and then raises StorageError
+        storage.lose_answer("commit")                      # the next commit happens, and then raises StorageError
         hold = storage.hold("commit")               # the one after it waits for hold.release() before it begins
 
     Operations are `enter`, `read`, `commit`, `delete`, `scan`, `expired` and `watch` (its entering). The wrapped storage is entered and
@@ -53,11 +53,13 @@ class FaultyStorage:
     Attributes:
         calls: how often each operation was called.
         is_down: while it is true every operation raises StorageError, and the script stands still.
+        ahead_seconds: by how much its `time` is ahead of that of the wrapped storage.
     """
 
     def __init__(self, storage: Storage) -> None:
         self.calls: Final = Counter[Operation]()
         self.is_down = False
+        self.ahead_seconds = 0.0
         self._storage = storage
         self._steps: defaultdict[Operation, deque[Step]] = defaultdict(deque)
 
@@ -69,7 +71,7 @@ class FaultyStorage:
 
         self._steps[operation].extend([step] * times)
 
-    def lose(self, operation: Operation, *, times: int = 1, error: StorageError | None = None) -> None:
+    def lose_answer(self, operation: Operation, *, times: int = 1, error: StorageError | None = None) -> None:
         """Let it happen, and raise `error` (a StorageError by default) instead of answering."""
 
         async def step(do: Callable[[], Awaitable[None]]) -> None:
@@ -132,7 +134,7 @@ class FaultyStorage:
 
     def time(self) -> float:
         """See `Storage.time`."""
-        return self._storage.time()
+        return self._storage.time() + self.ahead_seconds
 
     def clone(self) -> None:
         """See `Storage.clone`: what is said of it is said on one event loop."""

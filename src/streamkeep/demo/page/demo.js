@@ -156,11 +156,8 @@ function whileCut() {
 }
 
 function silence() {
-  const headline = "Connected, but the writer is silent.";
-  const { lease = 0, grace = 0 } = server ?? {};
-  const left = Math.ceil((reader.info?.leaseLeft ?? lease) + grace);
-  if (left > lease / 2 + grace) return { tone: "warn", headline, detail: "It was heard of a moment ago." };
-  const detail = left > 0 ? `Unless it is heard of within ${left} s, the answer is given up.` : "The answer is being given up.";
+  const headline = "Connected, but nothing comes.";
+  const detail = reader.info?.isWritten === false ? "Nobody writes it: another process may go on, or it is given up." : "If its server is gone, the answer is given up in a quarter of a minute.";
   return { tone: "warn", headline, detail };
 }
 

@@ -4,15 +4,14 @@
 const QUIET_MS = 3000;
 const RETRY_MS = 2000;
 
-/** Gives what the server knows of a stream: {found, status, error, tail, silence}; null if the server does not answer. */
+/** Gives what the server knows of a stream: {found, status, error, tail, isWritten}; null if the server does not answer. */
 export async function infoOf(stream) {
   try {
     const response = await fetch(`/streams/${encodeURIComponent(stream)}/info`, { cache: "no-store", signal: AbortSignal.timeout(5000) });
     if (response.status === 404) return { found: false };
     if (!response.ok) return null;
     const info = await response.json();
-    const now = Date.parse(response.headers.get("Date")) / 1000 || Date.now() / 1000;
-    return { found: true, status: info.status, error: info.error, tail: info.tail, leaseLeft: info.leaseUntil - now };
+    return { found: true, status: info.status, error: info.error, tail: info.tail, isWritten: info.isWritten };
   } catch {
     return null;
   }

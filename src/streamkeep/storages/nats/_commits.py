@@ -52,6 +52,7 @@ class _Foot(msgspec.Struct, frozen=True, array_like=True):
     tail: int
     state: bytes
     expires_at: float
+    marker: int
     first: int
     sizes: list[int]
 
@@ -69,6 +70,11 @@ class Commit(msgspec.Struct, frozen=True):
         return Head(self.foot.version, self.foot.tail, self.foot.state, self.foot.expires_at)
 
     @property
+    def marker(self) -> int:
+        """Where the marker is that says when the stream expires."""
+        return self.foot.marker
+
+    @property
     def first(self) -> int:
         """Where the commit begins that created the stream: what is deleted and created again is another one."""
         return self.foot.first or self.begin
@@ -84,10 +90,10 @@ class Commit(msgspec.Struct, frozen=True):
         return self.foot.tail
 
 
-def encode(head: Head, records: Sequence[bytes], first: int, piece_bytes: int) -> Sequence[bytes]:
+def encode(head: Head, records: Sequence[bytes], marker: int, first: int, piece_bytes: int) -> Sequence[bytes]:
     """Give the messages of a commit. `first` is where the stream's creation begins, 0 in the creation itself."""
     foot = msgspec.msgpack.encode(
-        _Foot(head.version, head.tail, head.state, head.expires_at, first, [len(record) for record in records])
+        _Foot(head.version, head.tail, head.state, head.expires_at, marker, first, [len(record) for record in records])
     )
     whole = b"".join((*records, foot, _FOOT_SIZE.pack(len(foot))))
     pieces = [whole[begin : begin + piece_bytes] for begin in range(0, len(whole), piece_bytes)]

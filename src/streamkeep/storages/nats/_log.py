@@ -8,26 +8,24 @@ Messages are found by their place in JetStream's log, which all streams share, s
 places that are known, guessing in proportion and halving in turns. Whoever reads on where a page ended searches nothing.
 """
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
-from streamkeep.errors import StorageCorruptError, StorageError
+from streamkeep.errors import StorageCorruptError
 from streamkeep.storage import PAGE_BYTES
 from streamkeep.storages.nats._commits import Commit, Piece, decode_commit, decode_piece, decode_records
-from streamkeep.storages.nats._link import NO_MESSAGE, ApiError, Connection
+from streamkeep.storages.nats._link import NO_MESSAGE, ApiError, ChangedError, Connection
 
 _STREAMS_KEPT: Final = 1_000
 _PLACES_KEPT: Final = 8
 _MAX_BATCH: Final = 1_000
 _LAST_IN_A_ROW: Final = 100
-
-
-class ChangedError(Exception):
-    """What was being read is no longer there: the stream was deleted meanwhile, and perhaps created again."""
+_MAX_ENDS: Final = 1_000
+_ENDS_BYTES: Final = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +72,25 @@ class Log:
             # A server that is killed while it stores a batch may leave the first pieces of it: nothing was acknowledged.
             piece = await self._last_before(connection, subject, piece.begin)
         raise StorageCorruptError(f"the stream at {subject} ends with too many commits that are not whole")
+
+    async def ends(self, connection: Connection, subjects: Sequence[str]) -> Mapping[str, Last]:
+        """Give the ends of many streams, as some replica knows them: of those whose last message says all, and only of them."""
+        ends: dict[str, Last] = {}
+        for some in _parted(subjects, connection.room):
+            begin = 1
+            while True:
+                body = {"multi_last": some, "seq": begin, "batch": len(some), "max_bytes": _ENDS_BYTES}
+                batch = await connection.request_batch(f"$JS.API.DIRECT.GET.{self._name}", msgspec.json.encode(body))
+                for message in batch.messages:
+                    headers = message.headers
+                    begin = int(headers["Nats-Sequence"]) + 1
+                    with suppress(StorageCorruptError):
+                        piece = decode_piece(begin - 1, message.data)
+                        if piece.number == piece.last and not piece.is_deletion and (commit := decode_commit([piece])):
+                            ends[headers["Nats-Subject"]] = Last(piece.sequence, commit)
+                if not batch.pending or not batch.messages:
+                    break
+        return ends
 
     async def records(
         self, connection: Connection, subject: str, last: Last, start: int, limit: int, *, leader: bool
@@ -216,12 +233,8 @@ class Log:
         return await self._direct(connection, {"seq": begin, "next_by_subj": subject, "batch": count, "max_bytes": PAGE_BYTES})
 
     async def _direct(self, connection: Connection, body: Mapping[str, object]) -> Sequence[Piece]:
-        found: list[Piece] = []
-        for message in await connection.request_batch(f"$JS.API.DIRECT.GET.{self._name}", msgspec.json.encode(body)):
-            if message.headers is None:
-                raise StorageError("JetStream's answer cannot be understood")
-            found.append(decode_piece(int(message.headers["Nats-Sequence"]), message.data))
-        return found
+        batch = await connection.request_batch(f"$JS.API.DIRECT.GET.{self._name}", msgspec.json.encode(body))
+        return [decode_piece(int(message.headers["Nats-Sequence"]), message.data) for message in batch.messages]
 
 
 class _Page:
@@ -259,6 +272,20 @@ class _Refusal(msgspec.Struct):
 class _Got(msgspec.Struct):
     message: _Stored | None = None
     error: _Refusal | None = None
+
+
+def _parted(subjects: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """Give them a few at a time, as many as one request may name."""
+    some: list[str] = []
+    room = size
+    for subject in subjects:
+        if len(some) == _MAX_ENDS or (some and room < len(subject) + 4):
+            yield some
+            some, room = [], size
+        some.append(subject)
+        room -= len(subject) + 4
+    if some:
+        yield some
 
 
 def _joined(pieces: list[Piece], piece: Piece) -> list[Piece]:

@@ -19,8 +19,8 @@ _NEEDED: Final[Mapping[str, object]] = {
 _FORBIDDEN: Final = ("mirror", "sources", "subject_transform", "sealed", "deny_purge", "no_ack")
 
 
-async def prepare(connection: Connection, name: str, replicas: int | None) -> None:
-    """Create the JetStream stream if it is missing, and check it."""
+async def prepare(connection: Connection, name: str, replicas: int | None) -> dict[str, Any]:
+    """Create the JetStream stream if it is missing, check it, and give what JetStream says of it."""
     try:
         info = await connection.api(f"STREAM.INFO.{name}")
     except ApiError as error:
@@ -28,20 +28,21 @@ async def prepare(connection: Connection, name: str, replicas: int | None) -> No
             raise
         info = await _create(connection, name, replicas)
     _check(info["config"], name, replicas)
+    return info
 
 
 async def _create(connection: Connection, name: str, replicas: int | None) -> dict[str, Any]:
     config = {
         "name": name,
         "description": "streams of streamkeep: one subject each",
-        "subjects": [f"{name}.s.*"],
+        "subjects": [f"{name}.s.*", f"{name}.due.>"],
         "num_replicas": replicas or 1,
         "max_age": 0,
         "max_msgs": -1,
         "max_bytes": -1,
         "max_consumers": -1,
         "metadata": {"streamkeep": str(_FORMAT)},
-        "republish": {"src": f"{name}.s.*", "dest": f"{name}.bell.{{{{wildcard(1)}}}}", "headers_only": True},
+        "republish": {"src": f"{name}.>", "dest": f"{name}.bell.>", "headers_only": True},
         **_NEEDED,
     }
     try:
@@ -70,11 +71,11 @@ def _check(config: Mapping[str, Any], name: str, replicas: int | None) -> None:
     wrong += [
         f"{key} is {config[key]} and must be unlimited" for key in ("max_age", "max_msgs_per_subject") if config.get(key, 0) > 0
     ]
-    if f"{name}.s.*" not in config.get("subjects", ()):
-        wrong.append(f"subjects must hold {name}.s.*")
+    subjects = (f"{name}.s.*", f"{name}.due.>")
+    wrong += [f"subjects must hold {subject}" for subject in subjects if subject not in config.get("subjects", ())]
     republish = config.get("republish") or {}
-    if republish.get("src") != f"{name}.s.*" or not republish.get("dest", "").startswith(f"{name}.bell."):
-        wrong.append(f"republish must send {name}.s.* to {name}.bell.{{{{wildcard(1)}}}}")
+    if (republish.get("src"), republish.get("dest")) != (f"{name}.>", f"{name}.bell.>"):
+        wrong.append(f"republish must send {name}.> to {name}.bell.>")
     if replicas is not None and config.get("num_replicas") != replicas:
         wrong.append(f"num_replicas is {config.get('num_replicas')} and the URL says {replicas}")
     if wrong:

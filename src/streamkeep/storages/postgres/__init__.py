@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +13,11 @@ from streamkeep.errors import InvalidArgumentError, StorageError, StorageUnavail
 from streamkeep.storage import Doorbell, Head, Page
 from streamkeep.storages._asyncio_storage import AsyncioStorage
 from streamkeep.storages._batch_task import BatchTask
+from streamkeep.storages._engine_clock import EngineClock
 from streamkeep.storages._ids import id_bytes
 from streamkeep.storages.postgres._errors import may_be_of_one
 from streamkeep.storages.postgres._link import Place
-from streamkeep.storages.postgres._news import Listening, News, Polling
+from streamkeep.storages.postgres._notifications import Listening, Notifications, Polling
 from streamkeep.storages.postgres._statements import Change, Commit, Deletion, Reader, Reading, Ring, Session
 
 _SCHEMES: Final = {"postgresql", "postgres"}
@@ -47,12 +48,13 @@ class PostgresStorage(AsyncioStorage["_Entered"]):
     to is used. What is left out comes from `PGHOST`, `PGPASSWORD` and so on, as in every program of PostgreSQL's. Options, after `?`:
 
     - `schema=streamkeep`: where the tables are. Schema and tables are created if they are missing, by whichever process comes first.
-    - `notify=off`: tell other processes nothing. They look at the streams that they watch instead, every 50 to 250 ms. Needed behind a
+    - `notify=off`: notify nobody. Other processes look at the streams that they watch instead, every 50 to 250 ms. Needed behind a
       pooler in transaction mode; and NOTIFY makes all commits of a database that notify go one after the other.
     - `host`, `port`, `passfile`, `sslmode`, `sslrootcert`, `sslcert`, `sslkey`, `sslcrl`, `sslnegotiation`: as in every URL of
       PostgreSQL's.
 
-    Four connections a storage at most: two write, one reads, and one listens. Each is made when it is needed, and again when it was lost.
+    Four connections a storage at most: one reads, two write, and one listens. Each is made when it is needed, and again when it was lost:
+    a storage, or a clone, that reads and writes one stream has two, and a third when it watches.
 
     A commit that has returned True survives what the server's `synchronous_commit` promises; by default the death of the
     process, of the server, and of its machine, but not the loss of its disk.
@@ -62,6 +64,7 @@ class PostgresStorage(AsyncioStorage["_Entered"]):
     """
 
     def __init__(self, url: str) -> None:
+        self._url = url
         self._place = _place(url)
         super().__init__(str(self._place))
 
@@ -77,9 +80,21 @@ class PostgresStorage(AsyncioStorage["_Entered"]):
         """See `Storage.delete`."""
         return await self._open.change(Deletion(id_bytes(stream), seen))
 
-    async def scan(self, after: str = "", limit: int = 100) -> Sequence[str]:
+    async def scan(self, after: str = "", limit: int = 100) -> Sequence[tuple[str, Head]]:
         """See `Storage.scan`."""
-        return [id.decode() for id in await self._open.scan(id_bytes(after), limit)]
+        return await self._open.reader.scan(id_bytes(after), limit)
+
+    async def expired(self, before: float, limit: int = 100) -> Sequence[tuple[str, Head]]:
+        """See `Storage.expired`."""
+        return await self._open.reader.expired(before, limit)
+
+    def time(self) -> float:
+        """See `Storage.time`."""
+        return self._open.clock.time()
+
+    def clone(self) -> "PostgresStorage":
+        """See `Storage.clone`."""
+        return PostgresStorage(self._url)
 
     def watch(self, stream: str) -> AbstractAsyncContextManager[Doorbell]:
         """See `Storage.watch`."""
@@ -87,18 +102,19 @@ class PostgresStorage(AsyncioStorage["_Entered"]):
 
     @asynccontextmanager
     async def _watch(self, stream: str) -> AsyncGenerator[Doorbell]:
-        async with self._open.news.watch(id_bytes(stream)) as doorbell:
+        async with self._open.notifications.watch(id_bytes(stream)) as doorbell:
             yield doorbell
 
     async def _enter(self, stack: AsyncExitStack) -> "_Entered":
-        reader = Reader(self._place)
+        clock = EngineClock()
+        reader = Reader(self._place, clock)
         stack.push_async_callback(reader.aclose)
         await reader.prepare()  # a process that only reads has no connection that writes
-        news: News = Listening(self._place) if self._place.notify else Polling(reader.changed)
-        await stack.enter_async_context(_running(news))
+        notifications: Notifications = Listening(self._place) if self._place.notify else Polling(reader.changed)
+        await stack.enter_async_context(_running(notifications))
         reads = await stack.enter_async_context(BatchTask(reader.read, max_batch=_MOST_READINGS))
-        writers = [await _writer(stack, self._place, news) for _ in range(_WRITERS)]
-        return _Entered(writers, reads, reader.scan, news)
+        writers = [await _writer(stack, Session(self._place, clock), notifications) for _ in range(_WRITERS)]
+        return _Entered(writers, reads, reader, notifications, clock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,23 +127,23 @@ class _Entered:
 
     writers: Sequence[BatchTask[Change, bool]]
     reads: BatchTask[Reading, Page | None]
-    scan: Callable[[bytes, int], Awaitable[Sequence[bytes]]]
-    news: News
+    reader: Reader
+    notifications: Notifications
+    clock: EngineClock
 
     def change(self, change: Change) -> Awaitable[bool]:
         """Have it made after all that was asked for the same stream before."""
         return self.writers[hash(change.id) % len(self.writers)].ask(change)
 
 
-async def _writer(stack: AsyncExitStack, place: Place, news: News) -> BatchTask[Change, bool]:
-    session = Session(place)
+async def _writer(stack: AsyncExitStack, session: Session, notifications: Notifications) -> BatchTask[Change, bool]:
     stack.push_async_callback(session.aclose)
-    return await stack.enter_async_context(BatchTask(partial(_change, session, news), max_batch=_MOST_CHANGES))
+    return await stack.enter_async_context(BatchTask(partial(_change, session, notifications), max_batch=_MOST_CHANGES))
 
 
 @asynccontextmanager
-async def _running(news: News) -> AsyncGenerator[None]:
-    task = asyncio.create_task(news.run())
+async def _running(notifications: Notifications) -> AsyncGenerator[None]:
+    task = asyncio.create_task(notifications.run())
     try:
         yield
     finally:
@@ -135,32 +151,33 @@ async def _running(news: News) -> AsyncGenerator[None]:
         await asyncio.wait([task])
 
 
-async def _change(writer: Session, news: News, changes: Sequence[Change]) -> Sequence[bool | StorageError]:
-    """Make the changes in as few transactions as keep their order; what is wrong with one is no business of the others."""
-    answers: list[bool | StorageError] = []
+async def _change(writer: Session, notifications: Notifications, changes: Sequence[Change]) -> Sequence[bool | StorageError]:
+    """Make the changes in as few transactions as keep their order; what is wrong with one does not fail the others."""
+    answers: dict[int, bool | StorageError] = {}
     for run in _runs(changes):
         try:
-            answers += await _transact(writer, news, run)
+            done = await _transact(writer, notifications, [changes[number] for number in run])
         except StorageError as error:
             # The server cannot be had, so the runs after this one are not tried.
-            return answers + [error] * (len(changes) - len(answers))
-    return answers
+            return [answers.get(number, error) for number in range(len(changes))]
+        answers.update(zip(run, done, strict=True))
+    return [answers[number] for number in range(len(changes))]
 
 
-async def _transact(writer: Session, news: News, run: Sequence[Change]) -> Sequence[bool | StorageError]:
+async def _transact(writer: Session, notifications: Notifications, run: Sequence[Change]) -> Sequence[bool | StorageError]:
     ids = [change.id for change in run]
     try:
-        done = await _send(writer, run, news.ring_for(ids))
+        done = await _send(writer, run, notifications.ring_for(ids))
     except StorageUnavailableError:
-        news.in_doubt(ids)
+        notifications.in_doubt(ids)
         raise
     except StorageError as error:
         if not may_be_of_one(error):
             raise
         if len(run) == 1:
             return [error]
-        return [answer for change in run for answer in await _transact(writer, news, [change])]
-    news.changed(id for id, is_done in zip(ids, done, strict=True) if is_done)
+        return [answer for change in run for answer in await _transact(writer, notifications, [change])]
+    notifications.changed(id for id, is_done in zip(ids, done, strict=True) if is_done)
     return done
 
 
@@ -171,20 +188,22 @@ async def _send(writer: Session, run: Sequence[Change], ring: Ring | None) -> Se
     return await writer.delete([change for change in run if isinstance(change, Deletion)], ring)
 
 
-def _runs(changes: Sequence[Change]) -> Iterator[Sequence[Change]]:
-    """Cut changes, in order, where a stream comes again, where commits and deletions meet, and where they get too big for one message."""
-    run: list[Change] = []
+def _runs(changes: Sequence[Change]) -> Iterator[Sequence[int]]:
+    """Give the numbers of those that can be made together: of different streams, of one kind, and not too big for one message.
+
+    Only changes of one stream need keep their order, so commits and deletions that come by turns are two runs and not hundreds.
+    """
+    runs: dict[type[Change], list[int]] = {Commit: [], Deletion: []}
     ids: set[bytes] = set()
     size = 0
-    for change in changes:
-        if run and (change.id in ids or type(change) is not type(run[0]) or size >= _MOST_BYTES):
-            yield run
-            run, ids, size = [], set(), 0
-        run.append(change)
+    for number, change in enumerate(changes):
+        if change.id in ids or size >= _MOST_BYTES:
+            yield from filter(None, runs.values())
+            runs, ids, size = {Commit: [], Deletion: []}, set(), 0
+        runs[type(change)].append(number)
         ids.add(change.id)
         size += change.size
-    if run:
-        yield run
+    yield from filter(None, runs.values())
 
 
 def _place(url: str) -> Place:

@@ -18,7 +18,7 @@ def translated(error: Exception, place: object) -> StorageError:
     if isinstance(error, StorageError):
         return error
     kind, reason = _explained(error)
-    # What a value was like is no business of the log's.
+    # Values do not belong in a log.
     detail = "" if isinstance(error, asyncpg.DataError) else str(error)
     return kind(f"{place}: {reason} ({detail or type(error).__name__})")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from streamkeep.errors import StorageError, StorageUnavailableError
+from streamkeep.storages._forks import keep_from_children
 from streamkeep.storages.postgres._errors import asyncpg, translated
 
 SECONDS: Final = 5
@@ -132,7 +133,7 @@ class Link:
     async def transaction(self) -> AsyncGenerator[None]:
         """Commit what is done in this block, or nothing."""
         async with self.bounded():
-            await self.db.execute(_BEGIN)
+            await self.db.execute(_BEGIN if self.is_pooled else "BEGIN")
         try:
             yield
         except BaseException:
@@ -167,10 +168,11 @@ class Link:
         return self._prepared[query]
 
     async def aclose(self) -> None:
-        """Let go of it. To a server that does not answer there is no goodbye."""
+        """Close it; a server that does not answer is not told."""
         with suppress(Exception):
             await self.db.close(timeout=SECONDS)
-        self.db.terminate()
+        with suppress(Exception):
+            self.db.terminate()
 
 
 async def connect(place: Place) -> Link:
@@ -195,6 +197,9 @@ async def _connect(url: str, place: Place) -> Link:
         )
     except Exception as error:
         raise translated(error, place) from error
+    transport: asyncio.BaseTransport | None = getattr(db, "_transport", None)  # asyncpg gives it to nobody
+    if transport is not None:
+        keep_from_children(db, transport.get_extra_info("socket"))
     async with _bounded(db, place, SECONDS):
         # A pooler makes up a process to name to each client. While it is not known there must be no trace of the question.
         await db.execute("BEGIN")

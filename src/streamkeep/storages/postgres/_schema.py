@@ -6,16 +6,17 @@ from streamkeep.errors import StorageCorruptError, StorageError
 from streamkeep.storages.postgres._link import Database, Link, Place
 
 _OLDEST_SERVER: Final = 12
-_PATIENCE_SECONDS: Final = 60
+_MIGRATION_SECONDS: Final = 60
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """The format that this code writes. A format may only add what older code need not know; one that does more raises OLDEST_FORMAT too."""
 OLDEST_FORMAT: Final = 1
 """The oldest format whose code may still work on what this code writes."""
 
 # An id is kept as its UTF-8 bytes: their order is that of the code points, whatever the database's encoding and collation.
-# Half of each page of heads is left free, and no index has what commits change, so that a new version of a row finds room beside the
-# old one and no index is touched ("HOT"). Heads are few and change all the time: vacuum them early. Records never change.
+# Half of each page of heads is left free, and no index has what most commits change, so that a new version of a row finds room beside the
+# old one and no index is touched ("HOT"): expires_at has an index, but it changes seldom. Heads are few and change all the time: vacuum
+# them early. Records never change.
 _SCHEMA: Final = """
     CREATE TABLE {schema}.format (
         version integer NOT NULL,
@@ -36,8 +37,10 @@ _SCHEMA: Final = """
         PRIMARY KEY (stream, "offset")
     ) WITH (autovacuum_vacuum_scale_factor = 0.05);
 """
+_ADDED_IN_2: Final = "CREATE INDEX IF NOT EXISTS streams_expires_at ON {schema}.streams (expires_at)"
 
-_SET_FORMAT: Final = "INSERT INTO {schema}.format VALUES ($1::integer, $2::integer)"
+_ADD_FORMAT: Final = "INSERT INTO {schema}.format VALUES ($1::integer, $2::integer)"
+_SET_FORMAT: Final = "UPDATE {schema}.format SET version = $1::integer, oldest = $2::integer"
 _FORMAT_OF: Final = "SELECT version, oldest FROM {schema}.format"
 _MISSING: Final = """
     SELECT p || ' on ' || t FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) p, unnest(ARRAY['streams', 'records']) t
@@ -56,7 +59,7 @@ async def prepare(link: Link, place: Place) -> None:
         raise StorageError(
             f"{place}: the server is version {db.get_server_version()[0]}; upgrade it to {_OLDEST_SERVER} or newer"
         )
-    async with link.transaction(), link.bounded(_PATIENCE_SECONDS):
+    async with link.transaction(), link.bounded(_MIGRATION_SECONDS):
         await _migrate(db, place)
         missing = [row[0] for row in await db.fetch(_MISSING, place.quoted)]
     if missing:
@@ -68,23 +71,31 @@ async def prepare(link: Link, place: Place) -> None:
 
 async def _migrate(db: Database, place: Place) -> None:
     """Create what is missing. Any number of processes may come at once: they go one by one, and the first one does it."""
-    if await _knows_format(db, place):
+    if (await _format(db, place)) >= FORMAT:
         return
-    await db.fetch("SELECT set_config('lock_timeout', $1::text, true)", f"{_PATIENCE_SECONDS}s")
+    await db.fetch("SELECT set_config('lock_timeout', $1::text, true)", f"{_MIGRATION_SECONDS}s")
     await db.fetch("SELECT pg_advisory_xact_lock(hashtextextended('streamkeep ' || $1::text, 0))", place.schema)
-    if await _knows_format(db, place):
+    version = await _format(db, place)
+    if version >= FORMAT:
         return
+    if version == 0:
+        await _create(db, place)
+    await db.execute(place.sql(_ADDED_IN_2))
+    await db.fetch(place.sql(_ADD_FORMAT if version == 0 else _SET_FORMAT), FORMAT, OLDEST_FORMAT)
+
+
+async def _create(db: Database, place: Place) -> None:
     [(exists,)] = await db.fetch("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1::name)", place.schema)
     if not exists:  # IF NOT EXISTS would want the right to create it also where it exists
         await db.execute(f"CREATE SCHEMA {place.quoted}")
     await db.execute(place.sql(_SCHEMA))
-    await db.fetch(place.sql(_SET_FORMAT), FORMAT, OLDEST_FORMAT)
 
 
-async def _knows_format(db: Database, place: Place) -> bool:
+async def _format(db: Database, place: Place) -> int:
+    """Give the format that is there; 0 if none is."""
     tables = await db.fetch("SELECT FROM pg_tables WHERE schemaname = $1::name AND tablename = 'format'", place.schema)
     if not tables:
-        return False
+        return 0
     formats = await db.fetch(place.sql(_FORMAT_OF))
     if len(formats) != 1:
         raise StorageCorruptError(f"{place}: its table 'format' is not streamkeep's; use another schema")
@@ -93,4 +104,4 @@ async def _knows_format(db: Database, place: Place) -> bool:
         raise StorageCorruptError(
             f"{place}: was written by a newer streamkeep (format {version}, this one knows {FORMAT}); upgrade streamkeep"
         )
-    return True
+    return int(version)

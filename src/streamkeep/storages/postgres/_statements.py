@@ -18,6 +18,7 @@ import msgspec
 
 from streamkeep.errors import StorageError
 from streamkeep.storage import PAGE_BYTES, Head, Page
+from streamkeep.storages._engine_clock import EngineClock
 from streamkeep.storages.postgres._errors import is_conflict
 from streamkeep.storages.postgres._link import SECONDS, Link, Place, connect
 from streamkeep.storages.postgres._schema import prepare
@@ -28,6 +29,7 @@ _BYTES_A_SECOND: Final = 1 << 20  # at least, while a commit is sent and stored
 _TRIES: Final = 10
 _MOST_RECORDS: Final = 10_000
 _LEAST_PAGE_BYTES: Final = 64 << 10
+_SHORT_LOG: Final = 64
 
 _READ: Final = """
     SELECT s.version, s.tail, s.state, s.expires_at, CASE WHEN a."limit" > 0 THEN ARRAY(
@@ -89,16 +91,31 @@ _APPEND: Final = """
     SELECT array_agg(id), CASE WHEN $8::text IS NOT NULL AND count(*) > 0 THEN pg_notify($8, $9::text)::text END FROM done
 """
 
+# The records of long logs go in statements of their own, none of which takes long.
 _DELETE: Final = """
-    DELETE FROM {schema}.streams s USING unnest($1::bytea[], $2::bigint[]) AS a(id, seen)
-    WHERE s.id = a.id AND s.version = a.seen RETURNING s.id, s.key, s.tail
+    WITH gone AS (
+        DELETE FROM {schema}.streams s USING unnest($1::bytea[], $2::bigint[]) AS a(id, seen)
+        WHERE s.id = a.id AND s.version = a.seen RETURNING s.id, s.key, s.tail
+    ), emptied AS (
+        DELETE FROM {schema}.records r USING gone g
+        WHERE r.stream = g.key AND g.tail <= $3::bigint AND r."offset" >= 0 AND r."offset" < $3::bigint
+    ), notified AS MATERIALIZED (
+        SELECT CASE WHEN $4::text IS NOT NULL AND count(*) > 0 THEN pg_notify($4, $5::text)::text END AS done FROM gone
+    )
+    SELECT g.id, g.key, g.tail, n.done FROM gone g CROSS JOIN notified n
 """
 _DELETE_RECORDS: Final = """
     DELETE FROM {schema}.records r USING unnest($1::bigint[], $2::bigint[]) AS a(stream, first)
     WHERE r.stream = a.stream AND r."offset" >= a.first AND r."offset" < a.first + $3::bigint
 """
-_NOTIFY: Final = "SELECT pg_notify($1::text, $2::text)"
-_SCAN: Final = "SELECT id FROM {schema}.streams WHERE id > $1::bytea ORDER BY id LIMIT $2::bigint"
+_SCAN: Final = """
+    SELECT id, version, tail, state, expires_at FROM {schema}.streams WHERE id > $1::bytea ORDER BY id LIMIT $2::bigint
+"""
+_EXPIRED: Final = """
+    SELECT id, version, tail, state, expires_at FROM {schema}.streams
+    WHERE expires_at <= $1::double precision ORDER BY expires_at LIMIT $2::bigint
+"""
+_TIME: Final = "SELECT extract(epoch FROM clock_timestamp())::double precision"
 _CHANGED: Final = """
     SELECT a.id, s.version FROM unnest($1::bytea[], $2::bigint[]) AS a(id, version)
     LEFT JOIN {schema}.streams s ON s.id = a.id WHERE s.version IS DISTINCT FROM a.version
@@ -143,15 +160,17 @@ class Reading(msgspec.Struct, frozen=True):
 class Session:
     """One connection, which is made when it is needed, and made anew when it was lost; for one task at a time.
 
-    Every error is a StorageError, and no statement takes much longer than five seconds.
+    Every error is a StorageError, and no statement takes much longer than five seconds. Now and then, and with each new connection, the
+    server is asked for its time.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, clock: EngineClock) -> None:
         self._place = place
+        self._clock = clock
         self._link: Link | None = None
 
     async def aclose(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         if self._link is not None:
             await self._link.aclose()
 
@@ -173,14 +192,12 @@ class Session:
         asked = sorted(deletions, key=lambda deletion: deletion.id)
 
         async def delete(link: Link) -> Sequence[bool]:
+            ids, seen = [each.id for each in asked], [each.seen for each in asked]
             async with link.transaction():
-                rows = await link.run(_DELETE, [each.id for each in asked], [each.seen for each in asked])
-                # In statements of their own, none of which takes long, however many records there are.
-                for keys, firsts in _spans([(key, tail) for _, key, tail in rows]):
+                rows = await link.run(_DELETE, ids, seen, _SHORT_LOG, *(ring or (None, None)))
+                for keys, firsts in _spans([(key, tail) for _, key, tail, _ in rows if tail > _SHORT_LOG]):
                     await link.run(_DELETE_RECORDS, keys, firsts, _MOST_RECORDS)
-                if ring and rows:
-                    await link.run(_NOTIFY, *ring)
-            gone = {id for id, _, _ in rows}
+            gone = {id for id, *_ in rows}
             return [deletion.id in gone for deletion in deletions]
 
         return await self._retrying(delete)
@@ -199,20 +216,30 @@ class Session:
         return await work(await self._connected())
 
     async def _connected(self) -> Link:
-        if self._link is None or self._link.is_closed:
-            self._link = await connect(self._place)
-        return self._link
+        link = self._link
+        if link is None or link.is_closed:
+            link = self._link = await connect(self._place)
+            await self._measure(link)
+        elif self._clock.is_stale:
+            await self._measure(link)
+        return link
+
+    async def _measure(self, link: Link) -> None:
+        async with link.bounded():
+            asked_at = self._clock.start()
+            [(seconds,)] = await link.run_alone(_TIME)
+            self._clock.set(seconds, asked_at)
 
 
 class Reader:
     """A session that reads, for any number of tasks, one after the other."""
 
-    def __init__(self, place: Place) -> None:
-        self._session = Session(place)
+    def __init__(self, place: Place, clock: EngineClock) -> None:
+        self._session = Session(place, clock)
         self._turn = asyncio.Lock()
 
     async def aclose(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         await self._session.aclose()
 
     async def prepare(self) -> None:
@@ -228,9 +255,13 @@ class Reader:
         rows = await self._fetch(_READ, ids, starts, limits, size)
         return [_page(*row) for row in rows]
 
-    async def scan(self, after: bytes, limit: int) -> Sequence[bytes]:
+    async def scan(self, after: bytes, limit: int) -> Sequence[tuple[str, Head]]:
         """Do `Storage.scan`."""
-        return [id for (id,) in await self._fetch(_SCAN, after, limit)]
+        return _heads(await self._fetch(_SCAN, after, limit))
+
+    async def expired(self, before: float, limit: int) -> Sequence[tuple[str, Head]]:
+        """Do `Storage.expired`."""
+        return _heads(await self._fetch(_EXPIRED, before, limit))
 
     async def changed(self, versions: Mapping[bytes, int | None]) -> Mapping[bytes, int | None]:
         """Give the versions of those streams that have another one (None: the stream is not there)."""
@@ -239,6 +270,10 @@ class Reader:
     async def _fetch(self, query: str, *arguments: object) -> Sequence[Any]:
         async with self._turn:
             return await self._session.fetch(query, *arguments)
+
+
+def _heads(rows: Sequence[tuple[bytes, int, int, bytes, float]]) -> Sequence[tuple[str, Head]]:
+    return [(id.decode(), Head(version, tail, state, expires_at)) for id, version, tail, state, expires_at in rows]
 
 
 def _page(version: int | None, tail: int, state: bytes, expires_at: float, records: Sequence[bytes] | None) -> Page | None:

@@ -3,11 +3,13 @@
 import asyncio
 import hashlib
 import logging
+import math
 import re
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Final
 
 from redis.exceptions import AskError, OutOfMemoryError, ResponseError, TryAgainError
@@ -21,36 +23,42 @@ from streamkeep.errors import (
 from streamkeep.storage import PAGE_BYTES, Doorbell, Head, Page
 from streamkeep.storages._asyncio_storage import AsyncioStorage
 from streamkeep.storages._batch_task import BatchTask
+from streamkeep.storages._engine_clock import EngineClock
 from streamkeep.storages._ids import id_bytes
 from streamkeep.storages.redis._bells import CHANNEL, Bells
 from streamkeep.storages.redis._net import Command, Reply, translated
-from streamkeep.storages.redis._servers import BUCKETS, Pipes, Request, Servers, bucket_of
+from streamkeep.storages.redis._servers import BUCKETS, Pipelines, Request, Servers, bucket_of
 from streamkeep.storages.redis._url import Address, Topology, options_of, shown
 
 logger: Final = logging.getLogger("streamkeep")
 
-_FORMAT: Final = b"1"
+_FORMAT: Final = b"2"
 _OLDEST: Final = (7, 0)
 _NEVER_SECONDS: Final = 1e11
 _SLACK_SECONDS: Final = 60
-"""Servers forget a stream so long after its expiry, because their clocks are not ours. Managers go by the head."""
+"""Servers forget a stream by themselves so long after its expiry, in case that nobody sweeps. Managers go by the head."""
+_READS_AT_ONCE: Final = 64
+_LEAST_PAGE_BYTES: Final = 64 << 10
 
 # Each key of a stream begins with the hash tag of its bucket:
 #   {prefix:7}:head:ID   "version tail expires_at state"; a string, so that one SET replaces it and its expiry
 #   {prefix:7}:log:ID    a list of the records
 #   {prefix:7}:ids       the ids of the bucket, all with score 0, and so in the order of their bytes, which is that of their code points
+#   {prefix:7}:due       the same ids, scored by expires_at
 #   {prefix:0}:format    what of all this a newer streamkeep may do otherwise
 _HEAD: Final = b":head:"
 _LOG: Final = b":log:"
 _IDS: Final = b":ids"
+_DUE: Final = b":due"
 _FORMAT_KEY: Final = b":format"
 _NOBODY: Final = b"\xff"  # not UTF-8, and so the id of no stream
 
 # The first write is one that a server without memory refuses: so it refuses all or nothing. Versions are compared as text, because a
-# number of Lua has 53 bits. A commit that has happened is written once more if replicas are to be waited for.
+# number of Lua has 53 bits. A commit that has happened is written once more if replicas are to be waited for. An expiry that stays is left
+# alone, in every key.
 _COMMIT: Final = b"""
-local head_key, log_key, ids_key = KEYS[1], KEYS[2], KEYS[3]
-local seen, tail, head, expires_at, id, channel, again = unpack(ARGV, 1, 7)
+local head_key, log_key, ids_key, due_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local seen, tail, head, due, forget_at, id, channel, again = unpack(ARGV, 1, 8)
 local old = redis.call('GET', head_key)
 if not old then
   if seen ~= '' then return 0 end
@@ -61,57 +69,74 @@ elseif seen == '' or string.sub(old, 1, #seen) ~= seen then
 elseif redis.call('LLEN', log_key) ~= tonumber(tail) then
   return -1
 end
-if expires_at == '' then
+local is_same = old and string.match(old, '^%d+ %d+ (%S+) ') == due
+if is_same then
+  redis.call('SET', head_key, head, 'KEEPTTL')
+elseif forget_at == '' then
   redis.call('SET', head_key, head)
 else
-  redis.call('SET', head_key, head, 'PXAT', expires_at)
+  redis.call('SET', head_key, head, 'PXAT', forget_at)
 end
 if not old then
   redis.call('DEL', log_key)
   redis.call('ZADD', ids_key, 0, id)
 end
-for first = 8, #ARGV, 1000 do
+for first = 9, #ARGV, 1000 do
   redis.call('RPUSH', log_key, unpack(ARGV, first, math.min(first + 999, #ARGV)))
 end
-if expires_at == '' then
-  redis.call('PERSIST', log_key)
-else
-  redis.call('PEXPIREAT', log_key, expires_at)
+if not is_same then redis.call('ZADD', due_key, due, id) end
+if forget_at == '' then
+  if not is_same then redis.call('PERSIST', log_key) end
+elseif not is_same or tail == '0' then
+  redis.call('PEXPIREAT', log_key, forget_at)
 end
 redis.call('PUBLISH', channel, '')
 return 1
 """
 
+# Whatever the server has forgotten by itself goes out of the indexes, whichever version of it is to be deleted.
 _DELETE: Final = b"""
 local seen, id, channel = unpack(ARGV)
 local old = redis.call('GET', KEYS[1])
-if not old or string.sub(old, 1, #seen) ~= seen then return 0 end
-redis.call('UNLINK', KEYS[1], KEYS[2])
+if old then
+  if string.sub(old, 1, #seen) ~= seen then return 0 end
+  redis.call('UNLINK', KEYS[1], KEYS[2])
+end
 redis.call('ZREM', KEYS[3], id)
+redis.call('ZREM', KEYS[4], id)
+if not old then return 0 end
 redis.call('PUBLISH', channel, '')
 return 1
 """
 
-# In steps, because what a step gives is in memory twice before it is counted.
+# In steps, because what a step gives is in memory twice before it is counted: one record, and then as many as there is room for if they are
+# like those before, but never very many.
 _READ: Final = b"""
 local page = {redis.call('GET', KEYS[1])}
 if not page[1] then return false end
 local at, stop, room = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local count, size = 1, 0
 while at < stop do
-  local step = redis.call('LRANGE', KEYS[2], at, math.min(at + 16, stop) - 1)
+  local step = redis.call('LRANGE', KEYS[2], at, math.min(at + count, stop) - 1)
   if #step == 0 then break end
   for _, record in ipairs(step) do
     page[#page + 1] = record
-    room = room - #record
-    if room <= 0 then return page end
+    size = size + #record
+    if size >= room then return page end
   end
   at = at + #step
+  count = math.ceil(math.min(32, (room - size) * (#page - 1) / math.max(size, 1)))
 end
 return page
 """
 
-_TIDY: Final = b"""
-if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('ZREM', KEYS[2], ARGV[1]) end
+# The heads of the ids are the keys from the third on. One that is not a string is somebody else's, and never swept.
+_DROP_FORGOTTEN: Final = b"""
+for i, id in ipairs(ARGV) do
+  local kind = redis.call('TYPE', KEYS[2 + i]).ok
+  if kind == 'none' then redis.call('ZREM', KEYS[1], id) end
+  if kind ~= 'string' then redis.call('ZREM', KEYS[2], id) end
+end
 return 1
 """
 
@@ -127,14 +152,16 @@ class RedisStorage(AsyncioStorage["_Entered"]):
     - `?wait=`: how many replicas must have a commit before it returns True.
 
     What a commit that has returned True survives is up to the server: `docs/how-to/redis.md` has the table. The server itself forgets
-    expired streams, a minute late. A process has three connections, one each to write, to read and for doorbells, whatever its streams and
-    subscribers; in a cluster as many to each node.
+    expired streams, a minute late, if nobody has deleted them until then. Its clock is the storage's;
+    in a cluster, one node's. A process has three connections, one each to write, to read and for doorbells, whatever its streams and
+    subscribers; in a cluster as many to each node. A clone has as many again.
 
     Entering raises StorageError if the server is too old, evicts keys, or refuses what streamkeep does, and StorageUnavailableError if it
     cannot be reached. Leaving waits for the commits that were asked for.
     """
 
     def __init__(self, url: str) -> None:
+        self._url = url
         self._options = options_of(url)
         super().__init__(self._options.name)
 
@@ -155,14 +182,34 @@ class RedisStorage(AsyncioStorage["_Entered"]):
         entered = self._open
         return self._done(await entered.writer.ask(entered.scripts.delete(id_bytes(stream), seen)))
 
-    async def scan(self, after: str = "", limit: int = 100) -> Sequence[str]:
+    async def scan(self, after: str = "", limit: int = 100) -> Sequence[tuple[str, Head]]:
         """See `Storage.scan`."""
         last = id_bytes(after)
         while ids := await self._ids(last, limit):
-            if living := await self._living(ids):
-                return [stream.decode() for stream in living]
+            if found := (await self._heads(ids)).found:
+                return [(stream.decode(), head) for stream, head in found]
             last = ids[-1]
         return []
+
+    async def expired(self, before: float, limit: int = 100) -> Sequence[tuple[str, Head]]:
+        """See `Storage.expired`. What the server has forgotten by itself is not given; but its id is forgotten here."""
+        while ids := await self._due(before, limit):
+            heads = await self._heads(ids)
+            if heads.unreadable:
+                await self._never_due(heads.unreadable)
+            if found := [(stream.decode(), head) for stream, head in heads.found if head.expires_at <= before]:
+                return found
+            if not heads.forgotten and not heads.unreadable:
+                break  # all have just been put off
+        return []
+
+    def time(self) -> float:
+        """See `Storage.time`."""
+        return self._open.clock.time()
+
+    def clone(self) -> "RedisStorage":
+        """See `Storage.clone`."""
+        return RedisStorage(self._url)
 
     @asynccontextmanager
     async def watch(self, stream: str) -> AsyncGenerator[Doorbell]:
@@ -171,18 +218,66 @@ class RedisStorage(AsyncioStorage["_Entered"]):
             yield doorbell
 
     async def _ids(self, after: bytes, limit: int) -> list[bytes]:
-        entered = self._open
-        first = b"(" + after if after else b"-"
-        asked = [entered.reader.ask(entered.scripts.ids(bucket, first, limit)) for bucket in range(BUCKETS)]
-        return sorted([stream for ids in await asyncio.gather(*asked) for stream in _list(ids)])[:limit]
+        """Give ids of all buckets, in order; there are no more if there are fewer than `limit`."""
+        scripts, first = self._open.scripts, b"(" + after if after else b"-"
+        found: list[bytes] = []
+        for each in _shares(limit):
+            by_bucket = await self._of_buckets(partial(scripts.ids, first=first, limit=each))
+            # Where a bucket may have more, what comes after its last one is not known.
+            known = min((ids[-1] for ids in by_bucket if len(ids) == each), default=None)
+            found = sorted(stream for stream in chain.from_iterable(by_bucket) if known is None or stream <= known)
+            if known is None or len(found) >= limit:
+                break
+        return found[:limit]
 
-    async def _living(self, ids: Sequence[bytes]) -> list[bytes]:
-        """Give those whose heads the server has not forgotten yet, and have it forget the others' ids too."""
+    async def _due(self, before: float, limit: int) -> list[bytes]:
+        scripts = self._open.scripts
+        due: list[bytes] = []
+        for each in _shares(limit):
+            by_bucket = await self._of_buckets(partial(scripts.due, before=before, limit=each))
+            due = list(chain.from_iterable(by_bucket))
+            if len(due) >= limit or max(map(len, by_bucket)) < each:
+                break
+        return due[:limit]
+
+    async def _of_buckets(self, request: Callable[[int], Request]) -> list[list[bytes]]:
+        reader = self._open.reader
+        return [_list(ids) for ids in await asyncio.gather(*[reader.ask(request(bucket)) for bucket in range(BUCKETS)])]
+
+    async def _heads(self, ids: Sequence[bytes]) -> "_Heads":
+        """Give the heads of these, and have the server forget the ids of those whose heads it has forgotten."""
         entered = self._open
-        exist = await asyncio.gather(*[entered.reader.ask(entered.scripts.exists(stream)) for stream in ids])
-        gone = [stream for stream, exists in zip(ids, exist, strict=True) if exists == 0]
-        await asyncio.gather(*[entered.writer.ask(entered.scripts.tidy(stream)) for stream in gone])
-        return [stream for stream, exists in zip(ids, exist, strict=True) if exists != 0]
+        replies = dict(chain.from_iterable(await asyncio.gather(*map(self._heads_of_bucket, *_by_bucket(ids)))))
+        heads = _Heads([], [], [])
+        for stream in ids:
+            if (reply := replies[stream]) is None:
+                heads.forgotten.append(stream)
+                continue
+            try:
+                heads.found.append((stream, self._head(reply)))
+            except StorageCorruptError as error:
+                logger.warning("Passing over stream %r: %s", stream.decode(errors="replace"), error)
+                heads.unreadable.append(stream)
+        dropped = map(entered.scripts.drop_forgotten, *_by_bucket(heads.forgotten))
+        await asyncio.gather(*map(entered.writer.ask, dropped))
+        return heads
+
+    async def _heads_of_bucket(self, bucket: int, ids: Sequence[bytes]) -> list[tuple[bytes, Reply]]:
+        entered = self._open
+        try:
+            replies = _list(await entered.reader.ask(entered.scripts.heads(bucket, ids)))
+        except StorageUnavailableError as error:
+            if not isinstance(error.__cause__, TryAgainError):
+                raise
+            # The slot is being moved, and some of them are here, and some there.
+            asked = [entered.reader.ask(entered.scripts.heads(bucket, [stream])) for stream in ids]
+            replies = [_list(reply)[0] for reply in await asyncio.gather(*asked)]
+        return list(zip(ids, replies, strict=True))
+
+    async def _never_due(self, ids: Sequence[bytes]) -> None:
+        """Leave what cannot be read where it is, out of the way of what can be swept."""
+        entered = self._open
+        await asyncio.gather(*[entered.writer.ask(entered.scripts.never_due(stream)) for stream in ids])
 
     def _done(self, reply: Reply) -> bool:
         if reply == -2:
@@ -197,32 +292,60 @@ class RedisStorage(AsyncioStorage["_Entered"]):
 
     def _page(self, reply: Reply, start: int, stop: int) -> Page:
         data, *records = _list(reply)
-        try:
-            version, tail, expires_at, state = data.split(b" ", 3)
-            head = Head(int(version), int(tail), state, float(expires_at))
-        except ValueError:
-            raise StorageCorruptError(f"{self._name}: a head is not streamkeep's; choose another prefix") from None
+        head = self._head(data)
         wanted = max(0, min(stop, head.tail) - start)
-        if len(records) > wanted or (len(records) < wanted and sum(map(len, records)) < PAGE_BYTES):
+        if len(records) > wanted or (len(records) < wanted and sum(map(len, records)) < _LEAST_PAGE_BYTES):
             raise StorageCorruptError(
                 f"{self._name}: a log is not as long as its head says; has somebody, or an eviction, removed keys?"
             )
         return Page(head, records)
+
+    def _head(self, reply: Reply) -> Head:
+        try:
+            version, tail, expires_at, state = _bytes(reply).split(b" ", 3)
+            return Head(int(version), int(tail), state, float(expires_at))
+        except ValueError:
+            raise StorageCorruptError(f"{self._name}: a head is not streamkeep's; choose another prefix") from None
 
     async def _enter(self, stack: AsyncExitStack) -> "_Entered":
         servers = Servers(self._options)
         stack.push_async_callback(servers.close)
         scripts = _Scripts(servers)
         await _examine(servers, scripts)
-        writer = await stack.enter_async_context(_batches(stack, Pipes(servers, wait=servers.options.wait)))
-        reader = await stack.enter_async_context(_batches(stack, Pipes(servers)))
+        writing = Pipelines(servers, wait=servers.options.wait)
+        stack.push_async_callback(writing.close)
+        writer = await stack.enter_async_context(BatchTask(writing.run))
+        reading = Pipelines(servers)
+        stack.push_async_callback(reading.close)
+        reader = await stack.enter_async_context(BatchTask(partial(_read, reading), max_batch=_READS_AT_ONCE))
         bells = await stack.enter_async_context(Bells(servers))
-        return _Entered(writer, reader, bells, scripts)
+        return _Entered(writer, reader, bells, scripts, servers.clock)
 
 
 def _list(reply: Reply) -> list[bytes]:
     assert isinstance(reply, list)
     return reply
+
+
+def _bytes(reply: Reply) -> bytes:
+    assert isinstance(reply, bytes)
+    return reply
+
+
+async def _read(pipelines: Pipelines, requests: Sequence[Request]) -> Sequence[Reply | StorageError]:
+    """Ask, and share among those who ask for pages what one batch may bring: a mebibyte, or 64 KiB each if that is more."""
+    pages = sum(request.is_page for request in requests)
+    size = max(PAGE_BYTES // max(pages, 1), _LEAST_PAGE_BYTES)
+    return await pipelines.run([request.of_size(size) if request.is_page else request for request in requests])
+
+
+@dataclass(frozen=True, slots=True)
+class _Heads:
+    """What became of some ids."""
+
+    found: list[tuple[bytes, Head]]
+    forgotten: list[bytes]
+    unreadable: list[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +356,7 @@ class _Entered:
     reader: BatchTask[Request, Reply]
     bells: Bells
     scripts: "_Scripts"
+    clock: EngineClock
 
 
 class _Scripts:
@@ -245,20 +369,22 @@ class _Scripts:
         self._commit = _script(_COMMIT.replace(b"'PUBLISH'", publish))
         self._delete = _script(_DELETE.replace(b"'PUBLISH'", publish))
         self._read = _script(_READ)
-        self._tidy = _script(_TIDY)
+        self._drop_forgotten = _script(_DROP_FORGOTTEN)
         self._again = b"1" if servers.options.wait else b""
 
     def commit(self, stream: bytes, seen: int | None, head: Head, records: Sequence[bytes]) -> Request:
         expires_at = head.expires_at
-        text = b"%d %d %s %s" % (head.version, head.tail, repr(expires_at).encode(), head.state)
-        until = b"%d" % ((expires_at + _SLACK_SECONDS) * 1000) if 0 < expires_at < _NEVER_SECONDS else b""
+        due = repr(expires_at).encode()
+        text = b"%d %d %s %s" % (head.version, head.tail, due, head.state)
+        forget_at = b"%d" % ((expires_at + _SLACK_SECONDS) * 1000) if 0 < expires_at < _NEVER_SECONDS else b""
         key = partial(self._servers.key, bucket := bucket_of(stream))
-        keys = (key(_HEAD + stream), key(_LOG + stream), key(_IDS))
+        keys = (key(_HEAD + stream), key(_LOG + stream), key(_IDS), key(_DUE))
         arguments: tuple[bytes | int, ...] = (
             _version(seen),
             head.tail - len(records),
             text,
-            until,
+            due,
+            forget_at,
             stream,
             key(CHANNEL + stream),
             self._again,
@@ -268,31 +394,55 @@ class _Scripts:
 
     def delete(self, stream: bytes, seen: int) -> Request:
         key = partial(self._servers.key, bucket := bucket_of(stream))
-        keys = (key(_HEAD + stream), key(_LOG + stream), key(_IDS))
+        keys = (key(_HEAD + stream), key(_LOG + stream), key(_IDS), key(_DUE))
         return _request(bucket, self._delete, keys, (_version(seen), stream, key(CHANNEL + stream)))
 
     def read(self, stream: bytes, start: int, stop: int) -> Request:
         key = partial(self._servers.key, bucket := bucket_of(stream))
-        return _request(bucket, self._read, (key(_HEAD + stream), key(_LOG + stream)), (start, stop, PAGE_BYTES))
+        request = _request(bucket, self._read, (key(_HEAD + stream), key(_LOG + stream)), (start, stop))
+        return replace(request, is_page=True)
 
-    def tidy(self, stream: bytes) -> Request:
-        key = partial(self._servers.key, bucket := bucket_of(stream))
-        return _request(bucket, self._tidy, (key(_HEAD + stream), key(_IDS)), (stream,))
+    def drop_forgotten(self, bucket: int, ids: Sequence[bytes]) -> Request:
+        key = partial(self._servers.key, bucket)
+        return _request(
+            bucket, self._drop_forgotten, (key(_IDS), key(_DUE), *[key(_HEAD + stream) for stream in ids]), tuple(ids)
+        )
 
-    def rehearsal(self, bucket: int) -> list[Command]:
+    def never_due(self, stream: bytes) -> Request:
+        bucket = bucket_of(stream)
+        return Request(bucket, ("ZREM", self._servers.key(bucket, _DUE), stream))
+
+    def dry_run(self, bucket: int) -> list[Command]:
         """All that will be done, for an id that is none, and undone in the same moment."""
         commit, delete = self._commit[0], self._delete[0]
         key = partial(self._servers.key, bucket)
-        keys, channel = (key(_HEAD + _NOBODY), key(_LOG + _NOBODY), key(_IDS)), key(CHANNEL + _NOBODY)
+        keys, channel = (key(_HEAD + _NOBODY), key(_LOG + _NOBODY), key(_IDS), key(_DUE)), key(CHANNEL + _NOBODY)
         shard = "S" if self._is_cluster else ""
         return [
             ("MULTI",),
-            ("EVAL", commit, 3, *keys, "", 0, b"1 1 0.0 ", b"%d" % (_NEVER_SECONDS * 1000), _NOBODY, channel, "", b"record"),
+            (
+                "EVAL",
+                commit,
+                4,
+                *keys,
+                "",
+                0,
+                b"1 1 0.0 ",
+                "0.0",
+                b"%d" % (_NEVER_SECONDS * 1000),
+                _NOBODY,
+                channel,
+                "",
+                b"record",
+            ),
             ("EVAL", self._read[0], 2, *keys[:2], 0, 1, 1),
             ("EVALSHA", self._read[1], 2, *keys[:2], 0, 1, 1),
-            ("EVAL", delete, 3, *keys, b"1 ", _NOBODY, channel),
+            ("EVAL", delete, 4, *keys, b"1 ", _NOBODY, channel),
             ("EXEC",),
             ("ZRANGEBYLEX", keys[2], "-", "+", "LIMIT", 0, 1),
+            ("ZRANGEBYSCORE", keys[3], "-inf", "+inf", "LIMIT", 0, 1),
+            ("MGET", keys[0]),
+            ("TIME",),
             (shard + "SUBSCRIBE", channel),
             (shard + "UNSUBSCRIBE", channel),
         ]
@@ -300,9 +450,26 @@ class _Scripts:
     def ids(self, bucket: int, first: bytes, limit: int) -> Request:
         return Request(bucket, ("ZRANGEBYLEX", self._servers.key(bucket, _IDS), first, "+", "LIMIT", 0, limit))
 
-    def exists(self, stream: bytes) -> Request:
-        bucket = bucket_of(stream)
-        return Request(bucket, ("EXISTS", self._servers.key(bucket, _HEAD + stream)))
+    def due(self, bucket: int, before: float, limit: int) -> Request:
+        key = self._servers.key(bucket, _DUE)
+        return Request(bucket, ("ZRANGEBYSCORE", key, "-inf", repr(before), "LIMIT", 0, limit))
+
+    def heads(self, bucket: int, ids: Sequence[bytes]) -> Request:
+        return Request(bucket, ("MGET", *[self._servers.key(bucket, _HEAD + stream) for stream in ids]))
+
+
+def _shares(limit: int) -> Sequence[int]:
+    """Say how many to ask each bucket for, to get so many from all: twice its share, and if others have less, all."""
+    share = 2 * math.ceil(limit / BUCKETS)
+    return (share, limit) if share < limit else (limit,)
+
+
+def _by_bucket(ids: Sequence[bytes]) -> tuple[Sequence[int], Sequence[Sequence[bytes]]]:
+    """Give the buckets of these ids, and those of each."""
+    by_bucket: dict[int, list[bytes]] = {}
+    for stream in ids:
+        by_bucket.setdefault(bucket_of(stream), []).append(stream)
+    return list(by_bucket.keys()), list(by_bucket.values())
 
 
 def _script(text: bytes) -> tuple[bytes, bytes]:
@@ -318,11 +485,6 @@ def _version(seen: int | None) -> bytes:
     return b"" if seen is None else b"%d " % seen
 
 
-def _batches(stack: AsyncExitStack, pipes: Pipes) -> BatchTask[Request, Reply]:
-    stack.push_async_callback(pipes.close)
-    return BatchTask(pipes.run)
-
-
 async def _examine(servers: Servers, scripts: _Scripts) -> None:
     """Say now what would only go wrong later."""
     buckets = {await servers.of(bucket): bucket for bucket in reversed(range(BUCKETS))}
@@ -331,7 +493,7 @@ async def _examine(servers: Servers, scripts: _Scripts) -> None:
         try:
             (info,) = await line.ask([("INFO",)])
             _check_server(address, servers.options.topology, info)
-            _check_answers(address, servers.options.topology, await line.ask(scripts.rehearsal(bucket)))
+            _check_answers(address, servers.options.topology, await line.ask(scripts.dry_run(bucket)))
         finally:
             await line.close()
     await _check_format(servers)
@@ -340,7 +502,7 @@ async def _examine(servers: Servers, scripts: _Scripts) -> None:
 def _check_server(address: Address, topology: Topology, info: Reply) -> None:
     if not isinstance(info, bytes):
         logger.warning(
-            "Redis at %s does not tell its version and eviction policy (%s); see docs/how-to/redis.md", shown(address), info
+            "Redis at %s does not say its version and eviction policy (%s); see docs/how-to/redis.md", shown(address), info
         )
         return
     facts = dict(line.split(":", 1) for line in info.decode(errors="replace").splitlines() if ":" in line)
@@ -377,16 +539,16 @@ def _check_answers(address: Address, topology: Topology, replies: Sequence[Reply
 
 
 async def _check_format(servers: Servers) -> None:
-    key, pipes = servers.key(0, _FORMAT_KEY), Pipes(servers)
+    key, pipelines = servers.key(0, _FORMAT_KEY), Pipelines(servers)
     try:
-        (found,) = await pipes.run([Request(0, ("SET", key, _FORMAT, "NX", "GET"))])
+        (found,) = await pipelines.run([Request(0, ("SET", key, _FORMAT, "NX", "GET"))])
         if isinstance(found, StorageFullError):
-            (found,) = await pipes.run([Request(0, ("GET", key))])
+            (found,) = await pipelines.run([Request(0, ("GET", key))])
     finally:
-        await pipes.close()
+        await pipelines.close()
     if isinstance(found, StorageError):
         raise found
     if found not in {None, _FORMAT}:
         raise StorageCorruptError(
-            f"{servers.options.name}: what is under this prefix was written by a newer streamkeep, or is not its own"
+            f"{servers.options.name}: what is under this prefix was written by a newer streamkeep or a much older one, or is not its own"
         )

@@ -1,11 +1,12 @@
 """Doorbells by pub/sub: a channel a stream, and one connection for all (in a cluster, one to each node that keeps a watched stream).
 
-A subscription dies with its connection, and what was published meanwhile was heard by nobody. So who is subscribed again is rung.
+A subscription dies with its connection, and what was published meanwhile came to nobody. So who is subscribed again is rung.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final, Self
 
@@ -17,6 +18,8 @@ from streamkeep.storages._doorbells import Doorbells
 from streamkeep.storages.redis._net import BROKEN, Line, Reply, translated
 from streamkeep.storages.redis._servers import Servers, Shared, bucket_of
 from streamkeep.storages.redis._url import Address
+
+logger: Final = logging.getLogger("streamkeep")
 
 CHANNEL: Final = b":bell:"
 
@@ -52,16 +55,16 @@ class Bells:
         self._watched: dict[bytes, _Watched] = {}
         self._lines: dict[Address, Line] = {}
         self._opening: dict[Address, Shared[Line]] = {}
-        self._deaf: set[bytes] = set()  # channels whose watchers may have missed something
-        self._torn = asyncio.Event()
+        self._missed: set[bytes] = set()  # channels whose watchers may have missed something
+        self._is_lost = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        self._mender = asyncio.get_running_loop().create_task(self._mend())
+        self._resubscriber = asyncio.get_running_loop().create_task(self._resubscribe())
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self._mender.cancel()
-        await asyncio.wait([self._mender])
+        self._resubscriber.cancel()
+        await asyncio.wait([self._resubscriber])
         for opening in self._opening.values():
             await opening.close()
         for line in list(self._lines.values()):
@@ -84,7 +87,7 @@ class Bells:
             if not watched.watchers:
                 del self._watched[channel]
                 if watched.asked is not None:
-                    watched.asked.tell((self._kind + "UNSUBSCRIBE", channel))
+                    watched.asked.send((self._kind + "UNSUBSCRIBE", channel))
 
     async def _subscribe(self, lost: Sequence[_Watched]) -> None:
         """Subscribe to these, and return when the servers have done so."""
@@ -118,45 +121,49 @@ class Bells:
         return await self._opening.setdefault(address, Shared(partial(self._open, address))).get()
 
     async def _open(self, address: Address) -> Line:
-        line = self._lines[address] = await self._servers.open(address, self._heard)
+        line = self._lines[address] = await self._servers.open(address, self._on_message)
         return line
 
-    def _heard(self, kind: bytes, channel: bytes) -> None:
+    def _on_message(self, kind: bytes, channel: bytes) -> None:
         if kind.endswith(b"message"):
             self._doorbells.ring((channel,))
         elif kind == BROKEN:
             self._servers.forget()
-            self._deaf.update(watched.channel for watched in self._watched.values() if not watched.is_live)
-            self._torn.set()
+            self._missed.update(watched.channel for watched in self._watched.values() if not watched.is_live)
+            self._is_lost.set()
         elif (watched := self._watched.get(channel)) is not None and watched.line is not None:
-            # It no longer tells of this channel: the slot has moved to another node. (Or it is late with what was asked for earlier.)
+            # No more messages of this channel come: its slot has moved to another node. (Or this answers what was asked for earlier.)
             watched.line = watched.asked = None
-            self._deaf.add(channel)
-            self._torn.set()
+            self._missed.add(channel)
+            self._is_lost.set()
 
-    async def _mend(self) -> None:
+    async def _resubscribe(self) -> None:
         """Subscribe again to what was lost, as long as it takes."""
         while True:
-            await self._torn.wait()
-            self._torn.clear()
+            await self._is_lost.wait()
+            self._is_lost.clear()
             lost: dict[int, list[_Watched]] = {}
-            for channel in self._deaf:
+            for channel in self._missed:
                 if (watched := self._watched.get(channel)) is not None:
                     lost.setdefault(watched.bucket, []).append(watched)
-            await asyncio.gather(*map(self._mend_some, lost.values()))
+            await asyncio.gather(*map(self._resubscribe_some, lost.values()))
             self._ring()
-            if self._deaf:
+            if self._missed:
                 await asyncio.sleep(_PAUSE_SECONDS)
-                self._torn.set()
+                self._is_lost.set()
 
-    async def _mend_some(self, lost: Sequence[_Watched]) -> None:
+    async def _resubscribe_some(self, lost: Sequence[_Watched]) -> None:
         """Subscribe again to these, of one bucket; a node that is away keeps nobody waiting who watches at another."""
-        with suppress(StorageError):
+        try:
             await self._subscribe([watched for watched in lost if not watched.is_live])
+        except StorageError:
+            pass  # it is tried again
+        except Exception:
+            logger.exception("Doorbells cannot be subscribed to again; trying again")
         self._ring()
 
     def _ring(self) -> None:
         """Ring for what is subscribed to again, whoever has done that, and forget what nobody watches any more."""
-        mended = {channel for channel in self._deaf if (watched := self._watched.get(channel)) is None or watched.is_live}
-        self._deaf -= mended
-        self._doorbells.ring(mended)
+        live = {channel for channel in self._missed if (watched := self._watched.get(channel)) is None or watched.is_live}
+        self._missed -= live
+        self._doorbells.ring(live)

@@ -25,7 +25,8 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from streamkeep.errors import StorageCorruptError, StorageError, StorageFullError, StorageUnavailableError
+from streamkeep.errors import StorageCorruptError, StorageError, StorageFullError, StorageUnavailableError, fresh
+from streamkeep.storages._forks import keep_from_children
 from streamkeep.storages.redis._url import Address, Credentials, Options, shown
 
 Command = tuple[str | bytes | int, ...]
@@ -36,37 +37,42 @@ TIMEOUT_SECONDS: Final = 5.0
 """A server that makes no progress for so long is regarded as gone."""
 
 _PIECE_BYTES: Final = 1 << 18
-_HEARD: Final = (b"message", b"smessage", b"unsubscribe", b"sunsubscribe")
+_PUSHED: Final = (b"message", b"smessage", b"unsubscribe", b"sunsubscribe")
 
-Heard = Callable[[bytes, bytes], None]
+OnMessage = Callable[[bytes, bytes], None]
 BROKEN: Final = b"broken"
 
 
 class Line:
     """One connection, in use: what is asked is sent together, and answered in order.
 
-    Once it is broken it stays so, and whoever was waiting is told why. `heard` is called with the kind and the channel of every message,
-    of every subscription's end, and, as BROKEN, of the line's own; with it the line is for doorbells, and asks by itself, every few
-    seconds, whether the server is still there.
+    Once it is broken it stays so, and whoever was waiting is told why. `on_message` is called with the kind and the channel of every
+    message, of every subscription's end, and, as BROKEN, of the line's own; with it the line is for doorbells, and asks by itself, every
+    few seconds, whether the server is still there.
     """
 
-    def __init__(self, address: Address, connection: Connection, heard: "Heard | None") -> None:
+    def __init__(self, address: Address, connection: Connection, on_message: "OnMessage | None") -> None:
         self.address: Final = address
         self._connection = connection
-        self._heard = heard
+        self._on_message = on_message
         self._loop = asyncio.get_running_loop()
         self._outbox: list[bytes] = []
         self._wanted = asyncio.Event()
         self._expected: deque[_Expected] = deque()
         self._error: StorageError | None = None
-        self._until = 0.0
+        self._times_out_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._late = asyncio.Event()
+        self._timed_out = asyncio.Event()
         self._task = self._loop.create_task(self._serve())
 
     @classmethod
     async def open(
-        cls, address: Address, options: Options, heard: "Heard | None" = None, *, credentials: Credentials | None = None
+        cls,
+        address: Address,
+        options: Options,
+        on_message: "OnMessage | None" = None,
+        *,
+        credentials: Credentials | None = None,
     ) -> Self:
         """Connect, log in, and choose the database; a sentinel has other credentials, and no database."""
         if credentials is None:
@@ -85,7 +91,10 @@ class Line:
             raise
         # From here on the line itself says how long is too long.
         connection.socket_timeout = None
-        return cls(address, connection, heard)
+        writer: asyncio.StreamWriter | None = getattr(connection, "_writer", None)  # redis-py gives it to nobody
+        if writer is not None:
+            keep_from_children(connection, writer.get_extra_info("socket"))
+        return cls(address, connection, on_message)
 
     @property
     def is_broken(self) -> bool:
@@ -102,31 +111,31 @@ class Line:
         self._expected.append(_Expected(len(commands), future))
         self._wanted.set()
         if self._timer is None:
-            self._be_patient()
-            self._look()
+            self._extend_timeout()
+            self._check_timeout()
         return future
 
-    def tell(self, command: Command) -> None:
-        """Send a command whose reply, if there is any, is for `heard`."""
+    def send(self, command: Command) -> None:
+        """Send a command whose reply, if there is any, is for `on_message`."""
         self._outbox.append(_packed(command))
         self._wanted.set()
 
     async def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._task.cancel()
         await asyncio.wait([self._task])
-        await self._end(_hung_up(self.address))  # asyncio does not begin a task that is cancelled before
+        await self._end(_closed(self.address))  # asyncio does not begin a task that is cancelled before
 
     async def _serve(self) -> None:
-        error = _hung_up(self.address)
+        error = _closed(self.address)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._read())
                 tasks.create_task(self._write())
-                tasks.create_task(self._give_up())
-                if self._heard is not None:
+                tasks.create_task(self._raise_timeout())
+                if self._on_message is not None:
                     tasks.create_task(self._ping())
-        except* (RedisError, OSError, StorageError) as group:
+        except BaseExceptionGroup as group:
             error = translated(self.address, group.exceptions[0])
         finally:
             await self._end(error)
@@ -139,8 +148,8 @@ class Line:
             self._timer.cancel()
         for expected in self._expected:
             _fail(expected.future, error)
-        if self._heard is not None:
-            self._heard(BROKEN, b"")
+        if self._on_message is not None:
+            self._on_message(BROKEN, b"")
         with suppress(RedisError, OSError):
             await self._connection.disconnect(nowait=True)
 
@@ -151,7 +160,7 @@ class Line:
             data, self._outbox = b"".join(self._outbox), []
             for start in range(0, len(data), _PIECE_BYTES):
                 await self._connection.send_packed_command(data[start : start + _PIECE_BYTES], check_health=False)
-                self._be_patient()
+                self._extend_timeout()
 
     async def _read(self) -> None:
         while True:
@@ -165,8 +174,8 @@ class Line:
             return error
 
     def _take(self, reply: Reply) -> None:
-        if isinstance(reply, list) and self._heard is not None and reply[0] in _HEARD:
-            self._heard(reply[0], reply[1])
+        if isinstance(reply, list) and self._on_message is not None and reply[0] in _PUSHED:
+            self._on_message(reply[0], reply[1])
             return
         if not self._expected:
             raise RedisConnectionError("it said what nobody had asked")
@@ -176,26 +185,26 @@ class Line:
             self._expected.popleft()
             if not expected.future.done():
                 expected.future.set_result(expected.replies)
-        self._be_patient()
+        self._extend_timeout()
 
     async def _ping(self) -> None:
         while True:
             await asyncio.sleep(TIMEOUT_SECONDS)
             await self.ask([("PING",)])
 
-    def _be_patient(self) -> None:
+    def _extend_timeout(self) -> None:
         """Give the server its time anew, for there was progress."""
-        self._until = self._loop.time() + TIMEOUT_SECONDS
+        self._times_out_at = self._loop.time() + TIMEOUT_SECONDS
 
-    def _look(self) -> None:
+    def _check_timeout(self) -> None:
         self._timer = None
-        if self._expected and self._loop.time() >= self._until:
-            self._late.set()
+        if self._expected and self._loop.time() >= self._times_out_at:
+            self._timed_out.set()
         elif self._expected:
-            self._timer = self._loop.call_at(self._until, self._look)
+            self._timer = self._loop.call_at(self._times_out_at, self._check_timeout)
 
-    async def _give_up(self) -> None:
-        await self._late.wait()
+    async def _raise_timeout(self) -> None:
+        await self._timed_out.wait()
         raise TimeoutError
 
 
@@ -225,13 +234,13 @@ def _packed(command: Command) -> bytes:
     return packed
 
 
-def _hung_up(address: Address) -> StorageError:
+def _closed(address: Address) -> StorageError:
     return StorageUnavailableError(f"Redis at {shown(address)}: the connection was closed")
 
 
 def _fail(future: asyncio.Future[list[Reply]], error: StorageError) -> None:
     if not future.done():
-        future.set_exception(error)
+        future.set_exception(fresh(error))  # many may wait, and every raise makes a traceback longer
         future.exception()  # nobody may be left to retrieve it
 
 
@@ -269,7 +278,13 @@ def _explained(error: BaseException) -> tuple[type[StorageError], str]:
         case TimeoutError() | RedisTimeoutError():
             return StorageUnavailableError, f"no answer for {TIMEOUT_SECONDS:g} seconds"
         case _:
-            return _tls_failure(error) or (StorageUnavailableError, _NOT_THERE if "connecting to" in str(error) else _HUNG_UP)
+            return _explained_failure(error)
+
+
+def _explained_failure(error: BaseException) -> tuple[type[StorageError], str]:
+    if not isinstance(error, (RedisError, OSError)):
+        return StorageError, f"the driver has failed: {type(error).__name__}"
+    return _tls_failure(error) or (StorageUnavailableError, _NOT_THERE if "connecting to" in str(error) else _CLOSED)
 
 
 def _explained_answer(text: str, code: str) -> tuple[type[StorageError], str]:
@@ -295,7 +310,7 @@ def _tls_failure(error: BaseException) -> tuple[type[StorageError], str] | None:
 
 
 _NOT_THERE: Final = "it cannot be reached"
-_HUNG_UP: Final = "it hung up; if this goes on, does it expect rediss://, or have too many clients (maxclients)?"
+_CLOSED: Final = "it closed the connection; if this goes on, does it expect rediss://, or have too many clients (maxclients)?"
 _UNTRUSTED: Final = (
     "its certificate is not trusted; name the authority's file with ?ssl_ca_certs=PATH, and the host as the certificate does"
 )
@@ -305,7 +320,7 @@ _LOGIN: Final = (
 )
 _NO_PERMISSION: Final = (
     "this user may not do what streamkeep does; on the server, for the prefix of the URL: "
-    "ACL SETUSER NAME ~{PREFIX:* &{PREFIX:* +@read +@write +@connection +@scripting +@pubsub +@transaction +info"
+    "ACL SETUSER NAME ~{PREFIX:* &{PREFIX:* +@read +@write +@connection +@scripting +@pubsub +@transaction +info +time"
 )
 _OTHER_NODE: Final = "it is a node of a cluster; use redis+cluster://HOST:PORT"
 _DISK: Final = "it cannot write to its disk, and takes no writes, so nothing was stored; see its log"

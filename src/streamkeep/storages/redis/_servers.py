@@ -9,14 +9,15 @@ from zlib import crc32
 from redis.crc import key_slot
 from redis.exceptions import AskError, ClusterDownError, MovedError, NoScriptError, ReadOnlyError, ResponseError
 
-from streamkeep.errors import StorageError, StorageUnavailableError
-from streamkeep.storages.redis._net import Command, Heard, Line, Reply, translated
+from streamkeep.errors import StorageError, StorageUnavailableError, fresh
+from streamkeep.storages._engine_clock import EngineClock
+from streamkeep.storages.redis._net import Command, Line, OnMessage, Reply, translated
 from streamkeep.storages.redis._url import Address, Options, shown
 
 T = TypeVar("T")
 
 BUCKETS: Final = 16
-"""Streams are dealt out to so many hash tags. In a cluster so many nodes can share the work; a scan looks into each."""
+"""Streams are spread over so many hash tags. In a cluster so many nodes can share the work; a scan looks into each."""
 
 _REDIRECTIONS: Final = 5
 _WAIT_MILLISECONDS: Final = 1000
@@ -43,6 +44,11 @@ class Shared(Generic[T]):
         await asyncio.wait([task])
         if task.cancelled():
             raise StorageError("the storage was closed meanwhile")
+        error = task.exception()
+        if isinstance(error, StorageError):
+            raise fresh(error)  # many may wait, and every raise makes a traceback longer
+        if error is not None:
+            raise StorageError(f"the storage has failed: {type(error).__name__}: {error}") from error
         return task.result()
 
     async def close(self) -> None:
@@ -65,6 +71,8 @@ class Servers:
         self._places: dict[int, Address] = {}
         self._known: set[Address] = set()
         self._found = Shared(self._find)
+        self.clock: Final = EngineClock()
+        """That of the server which has the first bucket: one for all, also where there are many servers."""
 
     def key(self, bucket: int, name: bytes) -> bytes:
         """Name a key, or a channel, of a bucket: all of a bucket are in one slot of a cluster."""
@@ -81,23 +89,35 @@ class Servers:
         return {await self.of(bucket) for bucket in range(BUCKETS)}
 
     def forget(self) -> None:
-        """Do not believe what was found."""
+        """Drop what was found, because it may be out of date."""
         self._places.clear()
 
     def moved(self, bucket: int, address: Address) -> None:
-        """Believe a node that says where a bucket is."""
+        """Note where a bucket is, as a node has said."""
         self._places[bucket] = address
 
-    async def open(self, address: Address, heard: Heard | None = None) -> Line:
+    async def open(self, address: Address, on_message: OnMessage | None = None) -> Line:
         """Connect to one of them. StorageUnavailableError also if it is not what the sentinels say."""
         try:
-            line = await Line.open(address, self.options, heard)
+            line = await Line.open(address, self.options, on_message)
             if self.options.topology == "sentinel":
                 await _must_be_primary(line)
         except StorageError:
             self.forget()
             raise
         return line
+
+    def has_clock(self, address: Address) -> bool:
+        """Say whether it is this server's clock that everybody goes by."""
+        return self._places.get(0) == address
+
+    def measured(self, reply: Reply, asked_at: float) -> None:
+        """Take in what that server has answered to TIME."""
+        match reply:
+            case [bytes() as seconds, bytes() as microseconds]:
+                self.clock.set(int(seconds) + int(microseconds) / 1e6, asked_at)
+            case _:
+                pass  # it will be asked again
 
     async def close(self) -> None:
         """Find nothing any more."""
@@ -168,7 +188,7 @@ async def _must_be_primary(line: Line) -> None:
     try:
         (role,) = await line.ask([("ROLE",)])
     finally:
-        # A server that does not tell is believed; if it takes no writes it will say so.
+        # A server that does not say is taken for the primary; if it takes no writes, it will say that.
         is_other = not isinstance(role, ResponseError) and (not isinstance(role, list) or role[0] != b"master")
         if is_other:
             await line.close()
@@ -178,27 +198,32 @@ async def _must_be_primary(line: Line) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A command for the keys of one bucket; with `script`, an EVALSHA of that."""
+    """A command for the keys of one bucket; with `script`, an EVALSHA of that; with `is_page`, one that lacks how big a page may be."""
 
     bucket: int
     command: Command
     script: bytes = b""
+    is_page: bool = False
+
+    def of_size(self, size: int) -> "Request":
+        """Give the request with what it lacks."""
+        return Request(self.bucket, (*self.command, size), self.script)
 
 
-class _Errand:
-    """A request on its way, perhaps with detours."""
+class _Exchange:
+    """A request on its way, perhaps redirected."""
 
-    __slots__ = ("address", "command", "is_guest", "reply", "request")
+    __slots__ = ("address", "command", "is_asking", "reply", "request")
 
     def __init__(self, request: Request, address: Address) -> None:
         self.request = request
         self.command = request.command
         self.address = address
-        self.is_guest = False
+        self.is_asking = False
         self.reply: Reply | StorageError = None
 
 
-class Pipes:
+class Pipelines:
     """Sends requests together, over one connection to each server that has to do with them. One batch at a time.
 
     With `wait`, an answer 1 means that so many replicas have what was written; if they have not said so within a second, it is
@@ -213,47 +238,54 @@ class Pipes:
 
     async def run(self, requests: Sequence[Request]) -> list[Reply | StorageError]:
         """Give each request its reply, or its StorageError."""
-        errands = [_Errand(request, await self._servers.of(request.bucket)) for request in requests]
-        under_way = errands
+        exchanges = [_Exchange(request, await self._servers.of(request.bucket)) for request in requests]
+        under_way = exchanges
         for _ in range(_REDIRECTIONS):
-            by_server: dict[Address, list[_Errand]] = {}
-            for errand in under_way:
-                by_server.setdefault(errand.address, []).append(errand)
-            await asyncio.gather(*(self._visit(address, some) for address, some in by_server.items()))
+            by_server: dict[Address, list[_Exchange]] = {}
+            for exchange in under_way:
+                by_server.setdefault(exchange.address, []).append(exchange)
+            await asyncio.gather(*(self._exchange_with(address, some) for address, some in by_server.items()))
             under_way = self._redirected(under_way)
             if not under_way:
                 break
-        return [await self._outcome(errand) for errand in errands]
+        return [await self._outcome(exchange) for exchange in exchanges]
 
     async def close(self) -> None:
-        """Hang up everywhere."""
+        """Close every connection."""
         while self._lines:
             _, line = self._lines.popitem()
             await line.close()
 
-    async def _visit(self, address: Address, errands: Sequence[_Errand]) -> None:
+    async def _exchange_with(self, address: Address, exchanges: Sequence[_Exchange]) -> None:
         commands: list[Command] = []
-        for errand in errands:
-            if errand.is_guest:
+        is_new = address not in self._lines
+        asks_time = self._servers.has_clock(address) and (is_new or self._servers.clock.is_stale)
+        if asks_time:
+            commands.append(("TIME",))
+        for exchange in exchanges:
+            if exchange.is_asking:
                 commands.append(("ASKING",))
-            commands.append(errand.command)
+            commands.append(exchange.command)
         if self._wait:
             commands.append(("WAIT", self._wait, _WAIT_MILLISECONDS))
         try:
             line = await self._line(address)
+            asked_at = self._servers.clock.start()
             replies = await line.ask(commands)
         except StorageError as error:
             self._servers.forget()
             self._lines.pop(address, None)
-            for errand in errands:
-                errand.reply = error
+            for exchange in exchanges:
+                exchange.reply = error
             return
         following = replies[-1]
         answers = iter(replies)
-        for errand in errands:
-            if errand.is_guest:
+        if asks_time:
+            self._servers.measured(next(answers), asked_at)
+        for exchange in exchanges:
+            if exchange.is_asking:
                 next(answers)
-            errand.reply = self._confirmed(address, next(answers), following)
+            exchange.reply = self._confirmed(address, next(answers), following)
 
     def _confirmed(self, address: Address, reply: Reply, following: Reply) -> Reply | StorageError:
         if not self._wait or reply != 1:
@@ -272,30 +304,30 @@ class Pipes:
             line = self._lines[address] = await self._servers.open(address)
         return line
 
-    def _redirected(self, errands: Sequence[_Errand]) -> list[_Errand]:
+    def _redirected(self, exchanges: Sequence[_Exchange]) -> list[_Exchange]:
         """Give what is to be sent again, to where it should have gone, in order.
 
         With it goes what was refused after it (0, and so nothing changed): perhaps only because that came before it.
         """
-        again: list[_Errand] = []
-        for errand in errands:
-            match errand.reply:
+        again: list[_Exchange] = []
+        for exchange in exchanges:
+            match exchange.reply:
                 case NoScriptError():
-                    errand.command = ("EVAL", errand.request.script, *errand.request.command[2:])
+                    exchange.command = ("EVAL", exchange.request.script, *exchange.request.command[2:])
                 case AskError(host=host, port=port) if self._is_cluster and host:
-                    errand.address = (host, port)
-                    errand.is_guest = not isinstance(errand.reply, MovedError)
-                    if not errand.is_guest:
-                        self._servers.moved(errand.request.bucket, errand.address)
+                    exchange.address = (host, port)
+                    exchange.is_asking = not isinstance(exchange.reply, MovedError)
+                    if not exchange.is_asking:
+                        self._servers.moved(exchange.request.bucket, exchange.address)
                 case 0 if again:
                     pass
                 case _:
                     continue
-            again.append(errand)
+            again.append(exchange)
         return again
 
-    async def _outcome(self, errand: _Errand) -> Reply | StorageError:
-        reply, address = errand.reply, errand.address
+    async def _outcome(self, exchange: _Exchange) -> Reply | StorageError:
+        reply, address = exchange.reply, exchange.address
         if not isinstance(reply, ResponseError):
             return reply
         if isinstance(reply, (ReadOnlyError, ClusterDownError)):

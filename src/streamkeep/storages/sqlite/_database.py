@@ -38,7 +38,7 @@ from streamkeep.storages.sqlite._writer import Writer
 Synchronous = Literal["FULL", "NORMAL"]
 
 _APPLICATION_ID: Final = int.from_bytes(b"stkp", "big")
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 
 # AUTOINCREMENT: a key that was deleted never comes back, so a remembered key is right or finds nothing.
 _SCHEMA: Final = f"""
@@ -170,6 +170,8 @@ def _is_new(db: sqlite3.Connection, path: Path) -> bool:
         return True
     if application_id != _APPLICATION_ID:
         raise StorageCorruptError(f"{path} is not a streamkeep database")
+    if version < _FORMAT:
+        raise StorageCorruptError(f"{path} was written by a streamkeep from before the first release; delete it")
     if version > _FORMAT:
         raise StorageCorruptError(f"{path} was written by a newer streamkeep (format {version}, this one knows {_FORMAT})")
     return False

@@ -23,21 +23,26 @@ from streamkeep import (
     StreamCompletedError,
     StreamEvent,
     StreamInput,
-    StreamkeepError,
     StreamManager,
     StreamManagerClosedError,
     StreamNotFoundError,
     StreamTakenOverError,
     StreamTimeoutError,
+    _lifecycle,
 )
 from streamkeep.errors import StorageCorruptError
 from streamkeep.events import StreamEventType, event_of
+from streamkeep.storage import Head
 
-from ._accounts import Reading, Writing, failure_of
-from ._world import CALM, EPOCH, SimulatedStorage, Weather, World
+from .accounts import Reading, Writing, failure_of
+from .world import CALM, LONGEST_STALL, Past, SimulatedStorage, Weather, World
 
 PROMPT_SECONDS: Final = 2.0
 """Within this, in calm weather, a reader gets what was stored, and a writer learns that its stream is no longer its own."""
+SURELY_ALIVE_SECONDS: Final = 2 * LONGEST_STALL + 40.0
+"""A process whose way to the storage was good for so long is not dead to anybody: what others have read, or sent, before is over."""
+LEASE: Final = timedelta(seconds=10)
+GRACE: Final = timedelta(seconds=5)
 PATIENCE: Final = 6
 """How often somebody tries again what failed."""
 LETTERS: Final = {StreamEventType.CHUNK: b"c", StreamEventType.DONE: b"d", StreamEventType.ERROR: b"e"}
@@ -57,8 +62,9 @@ class Story:
 
     Attributes:
         acting: who is at it.
+        processes: all that have ever lived.
         deleted: ids that somebody has deleted.
-        worst_skew: by how many seconds the worst of all clocks is wrong.
+        may_forget: whether a clock jumps so far that open streams whose writer has died are forgotten.
         violations: promises that were seen to be broken.
         reached: how often the history came to this or that, so that it can be seen that something was tried.
     """
@@ -70,10 +76,15 @@ class Story:
     writings: list[Writing] = field(default_factory=list)
     handles: list["Handle"] = field(default_factory=list)
     acting: list[Actor] = field(default_factory=list)
+    processes: list["Process"] = field(default_factory=list)
     deleted: set[str] = field(default_factory=set)
-    worst_skew: float = 0.0
+    may_forget: bool = False
     violations: list[str] = field(default_factory=list)
     reached: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.world.committed = self._see_commit
+        self.world.deleted = self._see_deletion
 
     def count(self, what: str) -> None:
         """Count that the history came to this."""
@@ -88,6 +99,35 @@ class Story:
         """Do nothing for a while, mostly short."""
         await trio.sleep(longest * self.random.random() ** 3)
 
+    def _see_commit(
+        self, way: SimulatedStorage, stream: str, before: Head | None, head: Head, records: Sequence[bytes]
+    ) -> None:
+        """Check that no writer that lives is declared dead: nobody else ends its stream with ABORTED, or takes it over."""
+        if before is None or stream.startswith(_lifecycle.SESSION_PREFIX):
+            return
+        was, state = _lifecycle.life_of(before).state, _lifecycle.life_of(head).state
+        is_declared_dead = state.error == "ABORTED" or state.session not in {"", was.session}
+        if was.status == "open" and is_declared_dead:
+            self.count("declared dead")
+            self._expect_dead(way, _lifecycle.session_id(was.session), f"{stream} was taken from its writer")
+
+    def _see_deletion(self, way: SimulatedStorage, past: Past) -> None:
+        """Check that nothing is forgotten before it has come to its end, but what somebody deletes, or what an `open` takes back."""
+        if past.is_session or past.ends_at is not None or past.id in self.deleted:
+            return
+        session = _lifecycle.session_id(_lifecycle.life_of(past.head).state.session)
+        if past.records or way.session != session:
+            if not self.may_forget:
+                self.complain(f"{past.id} was forgotten before it had come to its end")
+            self._expect_dead(way, session, f"{past.id} was forgotten")
+        else:
+            self.count("taken back")
+
+    def _expect_dead(self, way: SimulatedStorage, session: str, what: str) -> None:
+        for process in self.processes:
+            if process.way.session == session and process.way is not way and process.is_surely_alive:
+                self.complain(f"{what}, and {process.name} lives")
+
 
 @dataclass(frozen=True, slots=True)
 class Handle:
@@ -97,6 +137,11 @@ class Handle:
     stream: ReferenceType[StreamInput]
     name: str
     opened_at: float
+
+    def holds(self, stream: str) -> bool:
+        """Whether it is an open handle of this stream."""
+        held = self.stream()
+        return held is not None and held.id == stream and not held.is_closed
 
     @property
     def should_be_told(self) -> bool:
@@ -112,24 +157,20 @@ class Handle:
 
 
 class Process:
-    """A process: a manager, a clock that may be wrong, a way to the storage, and those who use it.
+    """A process: a manager, a way to the storage, and those who use it."""
 
-    Args:
-        skew: by how many seconds its clock is ahead.
-    """
-
-    def __init__(self, story: Story, name: str, weather: Weather, skew: float) -> None:
+    def __init__(self, story: Story, name: str, weather: Weather) -> None:
         self.name = name
         self.weather = weather
         self.calm_since = 0.0 if weather is CALM else inf
-        self._skew = skew
+        self._tame_since = 0.0 if weather.is_tame else inf
         self._story = story
-        story.worst_skew = max(story.worst_skew, abs(skew))
-        self._way = SimulatedStorage(story.world, name, weather)
+        self.way = SimulatedStorage(story.world, name, weather)
         self._life = trio.CancelScope()
-        self._streams = StreamManager(self._way, ttl=story.ttl, clock=self._clock)
+        self._streams = StreamManager(self.way, ttl=story.ttl, lease=LEASE, grace=GRACE)
         self.up = trio.Event()
         self.over = trio.Event()
+        story.processes.append(self)
 
     @property
     def streams(self) -> StreamManager:
@@ -139,7 +180,13 @@ class Process:
     @property
     def is_alive(self) -> bool:
         """Whether it has been neither killed nor closed."""
-        return not self._way.is_cut and self._streams.is_running
+        return not self.way.is_cut and self._streams.is_running
+
+    @property
+    def is_surely_alive(self) -> bool:
+        """Whether nothing keeps its session from being renewed, or has lately."""
+        since = self._tame_since
+        return self.is_alive and (since == 0 or trio.current_time() >= since + SURELY_ALIVE_SECONDS)
 
     async def run(self, actors: Sequence["Actor"]) -> None:
         """Live until all actors are done and `leave` or `kill` is called."""
@@ -149,7 +196,7 @@ class Process:
                     self.up.set()
                     async with trio.open_nursery() as nursery:
                         for act in actors:
-                            nursery.start_soon(self._act, act)
+                            nursery.start_soon(self.act, act)
                         nursery.start_soon(trio.sleep_forever)
         finally:
             self.over.set()
@@ -158,7 +205,8 @@ class Process:
         """Die, without a word to anybody."""
         self._story.world.note(f"{self.name} is killed")
         self._story.count("killed")
-        self._way.is_cut = True
+        self.way.is_cut = True
+        self.way.go_on()
         self._life.cancel()
 
     async def leave(self) -> None:
@@ -169,19 +217,45 @@ class Process:
         self._life.cancel()
         await self.over.wait()
 
-    @property
-    def keeps_its_leases(self) -> bool:
-        """Whether nothing keeps it from renewing in time, by anybody's clock."""
-        return self.calm_since == 0 and not self._story.worst_skew
-
     def calm_down(self) -> None:
         """Let what it asks of the storage succeed from now on."""
-        if self.weather is not CALM:
-            # What was sent before may still be under way, there and back.
-            self.calm_since = trio.current_time() + 2 * self.weather.stall_seconds
-            self._way.weather = self.weather = CALM
+        # What was sent before may still be under way, there and back, while others are quick.
+        slow = self._story.world.commit_seconds[1]
+        self._since(2 * self.weather.stall_seconds + slow + 1, is_tame=self.weather.is_tame and not slow)
+        self.way.weather = self.weather = CALM
 
-    async def _act(self, act: "Actor") -> None:
+    async def be_blocked(self, seconds: float) -> None:
+        """Do nothing for a while but what the session does."""
+        self._story.world.note(f"{self.name} is blocked for {seconds} s")
+        self._story.count("blocked")
+        await self._be_held(self.way.block, seconds, is_tame=True)
+
+    async def be_stopped(self, seconds: float) -> None:
+        """Do nothing for a while."""
+        self._story.world.note(f"{self.name} is stopped for {seconds} s")
+        self._story.count("stopped")
+        await self._be_held(self.way.stop, seconds, is_tame=False)
+
+    async def _be_held(self, hold: Callable[[], None], seconds: float, *, is_tame: bool) -> None:
+        is_calm = self.weather is CALM
+        self.calm_since = inf
+        if not is_tame:
+            self._tame_since = inf
+        hold()
+        try:
+            await trio.sleep(seconds)
+        finally:
+            self.way.go_on()
+            if is_calm or self.weather is CALM:
+                self._since(0.0, is_tame=is_tame)
+
+    def _since(self, seconds: float, *, is_tame: bool) -> None:
+        self.calm_since = trio.current_time() + seconds
+        if not is_tame:
+            self._tame_since = self.calm_since
+
+    async def act(self, act: "Actor") -> None:
+        """Let somebody act in it."""
         self._story.acting.append(act)
         try:
             await act(self)
@@ -189,22 +263,20 @@ class Process:
             if self.is_alive:
                 self._story.complain(f"{self.name} runs, and says that it is closed")
         except StorageCorruptError as error:
-            self._story.complain(f"{self.name} calls its storage damaged: {error}")
+            if not self._story.world.times_gone_back:
+                self._story.complain(f"{self.name} calls its storage damaged: {error}")
         finally:
             self._story.acting.remove(act)
 
-    def _clock(self) -> float:
-        return EPOCH + trio.current_time() + self._skew
-
     def may_be_absent(self, stream: str, since: float) -> bool:
-        """Say whether the stream can have been absent, by this process's clock, at some time since then."""
+        """Say whether the stream can have been absent at some time since then."""
         pasts = [past for past in self._story.world.pasts if past.id == stream]
         there = self._story.world.streams.get(stream)
         return (
             there is None
             or there.created_at >= since
-            or any(past.deleted_at is not None and past.deleted_at >= since for past in pasts)
-            or self._clock() >= there.head.expires_at
+            or any(at is not None and at >= since for past in pasts for at in (past.deleted_at, past.lost_at))
+            or self._story.world.latest >= there.head.expires_at
         )
 
 
@@ -235,7 +307,7 @@ class Writer:
                 with trio.CancelScope() as self._scope:
                     await self._open_once(process, resume=resume)
             except StreamBusyError as busy:
-                await trio.sleep(max(0.0, min(busy.lease_until - process.streams.clock(), 60.0)))
+                await trio.sleep(max(0.0, min(busy.retry_after, 60.0)))
             except _OnPurpose:
                 return
             except (StreamAlreadyExistsError, StreamCompletedError):
@@ -276,12 +348,10 @@ class Writer:
             self._story.world.note(f"{process.name} {name} is told: {error}")
             if not stream.cancelled.is_set():
                 self._story.complain(f"{name} was told {error.status}, and its stream is not `cancelled`")
-            if process.keeps_its_leases and stream.id not in self._story.deleted and _is_about_leases(error):
-                self._story.complain(f"{name} lives, and lost its stream: {error}")
 
     async def _step(self, stream: StreamInput, account: Writing) -> None:
         random = self._random
-        if random.random() < 0.01:
+        if random.random() < 0.01 and "crowds" not in self._story.reached:
             await self._flood(stream, account)
         match random.choice(["write", "write", "soon", "soon", "flush", "together", "impatient", "pause"]):
             case "write":
@@ -330,7 +400,9 @@ class Writer:
         except (StreamCompletedError, StreamTakenOverError, StreamNotFoundError, StreamManagerClosedError):
             account.was_told = True
         except StorageCorruptError as error:
-            self._story.complain(f"{account.name} calls its storage damaged: {error}")
+            account.was_told = True
+            if not self._story.world.times_gone_back:
+                self._story.complain(f"{account.name} calls its storage damaged: {error}")
 
     async def _flush(self, stream: StreamInput, account: Writing) -> bool:
         for _ in range(PATIENCE):
@@ -361,7 +433,7 @@ class Writer:
                 self._scope.cancel()
                 await trio.sleep_forever()
             case _:
-                self._story.count("dropped")
+                self._story.count("dropped")  # and released, with a ResourceWarning
 
     async def _complete(self, stream: StreamInput, account: Writing, how: str, complete: Callable[[], Awaitable[None]]) -> None:
         account.ending = how
@@ -376,10 +448,6 @@ class Writer:
             self._story.count(how)
             if not account.was_told:
                 account.stored = account.calls
-
-
-def _is_about_leases(error: StreamkeepError) -> bool:
-    return isinstance(error, StreamTakenOverError) or "ABORTED" in str(error)
 
 
 class _OnPurpose(Exception):  # noqa: N818 - it is not an error
@@ -455,7 +523,8 @@ class Reader:
             # Streams of the same id may have begun alike; which one this is will show.
             stored_at = max(past.stored_at[event.offset] for past in account.candidates)
             waited = trio.current_time() - max(asked, stored_at)
-            if waited > PROMPT_SECONDS and stored_at >= process.calm_since:
+            is_calm = stored_at >= process.calm_since and not any(self._story.world.commit_seconds)
+            if waited > PROMPT_SECONDS and is_calm:
                 self._story.complain(f"{self.name} got offset {event.offset} of {self._stream} {waited:.1f} s late")
         self._story.count("events read")
 
@@ -489,7 +558,10 @@ class Meddler:
                 asked_at = trio.current_time()
                 if await process.streams.cancel(stream):
                     story.count("cancelled")
-                    await _expect_to_be_told(story, stream, asked_at)
+                    if asked_at >= process.calm_since and not any(
+                        story.world.commit_seconds
+                    ):  # else they find out by themselves
+                        await _expect_to_be_told(story, stream, asked_at)
             case "delete" | "replace" as how:
                 story.deleted.add(stream)
                 await process.streams.delete(stream)

@@ -4,6 +4,7 @@ Both ring at once for this process's own commits, and ring everybody when the co
 """
 
 import asyncio
+import logging
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -11,11 +12,13 @@ from hashlib import sha256
 from typing import Final, Protocol
 from zlib import crc32
 
-from streamkeep.errors import StorageError, StorageUnavailableError
+from streamkeep.errors import StorageError, StorageUnavailableError, fresh
 from streamkeep.storage import Doorbell
 from streamkeep.storages._doorbells import Doorbells
 from streamkeep.storages.postgres._link import SECONDS, Link, Place, connect
 from streamkeep.storages.postgres._statements import Ring
+
+logger: Final = logging.getLogger("streamkeep")
 
 _PING_SECONDS: Final = 10
 _PAUSE_SECONDS: Final = 0.1
@@ -25,7 +28,7 @@ _LONGEST_POLL_SECONDS: Final = 0.25
 _ANY_VERSION: Final = -1
 
 
-class News(Protocol):
+class Notifications(Protocol):
     """Rings doorbells, for whoever commits."""
 
     def watch(self, id: bytes) -> AbstractAsyncContextManager[Doorbell]:
@@ -43,14 +46,14 @@ class News(Protocol):
         """Ring here: whether these streams were changed, or will be, nobody knows."""
 
     async def run(self) -> None:
-        """Hear of others' changes, until cancelled."""
+        """Learn of others' changes, until cancelled."""
 
 
 class Listening:
     """One connection that listens; a notification has a mark of its sender, and the checksums of what has changed.
 
-    The mark tells this process's own notifications, for which it has rung when its commit was answered. It is changed whenever an answer
-    was lost.
+    The mark identifies this process's own notifications, for which it has rung when its commit was answered. It is changed whenever an
+    answer was lost.
     """
 
     def __init__(self, place: Place) -> None:
@@ -91,6 +94,9 @@ class Listening:
                 await self._listen()
             except StorageError as error:
                 self._error = error
+            except Exception as error:
+                logger.exception("%s: listening has failed; trying again", self._place)
+                self._error = StorageError(f"{self._place}: listening has failed: {type(error).__name__}: {error}")
             if self._is_live.is_set():
                 self._is_live.clear()
                 pause = _PAUSE_SECONDS
@@ -103,7 +109,9 @@ class Listening:
             async with asyncio.timeout(SECONDS):
                 await self._is_live.wait()
         except TimeoutError:
-            raise self._error or StorageUnavailableError(f"{self._place}: the server did not answer in time") from None
+            if self._error is not None:
+                raise fresh(self._error) from None  # many may wait, and every raise makes a traceback longer
+            raise StorageUnavailableError(f"{self._place}: the server did not answer in time") from None
 
     async def _listen(self) -> None:
         link = await connect(self._place)
@@ -111,16 +119,16 @@ class Listening:
             lost = asyncio.Event()
             link.db.add_termination_listener(lambda _: lost.set())
             async with link.bounded():
-                await link.db.add_listener(self._channel, self._heard)
+                await link.db.add_listener(self._channel, self._on_notification)
             self._error = None
             self._is_live.set()
             self._doorbells.ring_all()
-            await self._stay(link, lost)
+            await self._wait_until_lost(link, lost)
         finally:
             await link.aclose()
 
-    async def _stay(self, link: Link, lost: asyncio.Event) -> None:
-        # Nobody tells of a connection that was lost silently, so it is asked now and then.
+    async def _wait_until_lost(self, link: Link, lost: asyncio.Event) -> None:
+        # A connection can be lost without a sign, so it is tried now and then.
         while not lost.is_set():
             try:
                 async with asyncio.timeout(_PING_SECONDS):
@@ -129,10 +137,16 @@ class Listening:
                 async with link.bounded():
                     await link.db.execute("SELECT")
 
-    def _heard(self, _db: object, _pid: int, _channel: str, payload: str) -> None:
+    def _on_notification(self, _db: object, _pid: int, _channel: str, payload: str) -> None:
         mark, sums = payload[:16], payload[16:]
-        if mark != self._mark:
-            self._doorbells.ring(int(sums[i : i + 8], 16) for i in range(0, len(sums), 8))
+        if mark == self._mark:
+            return
+        try:
+            changed = [int(sums[i : i + 8], 16) for i in range(0, len(sums), 8)]
+        except ValueError:
+            self._doorbells.ring_all()  # somebody else's, or a newer streamkeep's
+        else:
+            self._doorbells.ring(changed)
 
 
 class Polling:
@@ -146,7 +160,7 @@ class Polling:
 
     @asynccontextmanager
     async def watch(self, id: bytes) -> AsyncGenerator[Doorbell]:
-        """Do `Storage.watch`. What the first look finds is news; later ones compare with what was there before somebody watched."""
+        """Do `Storage.watch`. What the first look finds rings; later ones compare with what was there before somebody watched."""
         async with self._doorbells.watch(id) as doorbell:
             self._versions.setdefault(id, _ANY_VERSION)
             self._wanted.set()
@@ -173,16 +187,19 @@ class Polling:
                 self._wanted.clear()
                 await self._wanted.wait()
             try:
-                is_news = await self._poll()
+                has_changed = await self._poll()
             except StorageError:
-                is_news = False  # it will be found by a later look
-            pause = _POLL_SECONDS if is_news else min(2 * pause, _LONGEST_POLL_SECONDS)
+                has_changed = False  # it will be found by a later look
+            except Exception:
+                logger.exception("Looking for changes has failed; looking again")
+                has_changed = False
+            pause = _POLL_SECONDS if has_changed else min(2 * pause, _LONGEST_POLL_SECONDS)
             await asyncio.sleep(pause)
 
     async def _poll(self) -> bool:
         watched = set(self._doorbells)
         self._versions = {id: version for id, version in self._versions.items() if id in watched}
-        news = await self._look(self._versions)
-        self._versions.update(news)
-        self._doorbells.ring(news)
-        return bool(news)
+        changed = await self._look(self._versions)
+        self._versions.update(changed)
+        self._doorbells.ring(changed)
+        return bool(changed)

@@ -7,13 +7,15 @@ import pytest
 
 from streamkeep.storage import Storage
 
+from .histories import simulate
+
 HISTORIES_A_TEST: Final = 5
 
 
 class SimulationSuite:
     """Subclass it like `StorageSuite`, and pytest lives through a hundred random histories over your storage; see `simulate`.
 
-    The storage runs on asyncio, whatever the histories run on. Needs trio.
+    The storage runs on asyncio, whatever the histories run on.
     """
 
     @pytest.fixture
@@ -23,8 +25,6 @@ class SimulationSuite:
 
     @pytest.mark.parametrize("first_seed", range(0, 100, HISTORIES_A_TEST))
     def test_the_promises_hold_in_random_histories(self, open_storage: Callable[[], Storage], first_seed: int) -> None:
-        from streamkeep.testing.simulation import simulate
-
         opened = 0
         for seed in range(first_seed, first_seed + HISTORIES_A_TEST):
             outcome = simulate(seed, open_storage)  # which leaves nothing behind, if the promises hold

@@ -1,0 +1,223 @@
+"""Background: the tasks that a manager has running, and the event loop that they and it belong to.
+
+They belong to no task group, so a manager may be entered in one task and left in another. Each has a bulkhead: whatever one raises is
+logged, once, and ends that one.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from contextvars import Context
+from typing import Any, Final, Protocol
+
+import anyio
+from anyio import CancelScope
+
+from .errors import WrongEventLoopError
+
+logger: Final = logging.getLogger("streamkeep")
+
+Run = Callable[[], Awaitable[None]]
+
+
+class Loop(Protocol):
+    """What is needed of an event loop."""
+
+    def is_here(self) -> bool:
+        """Say whether it runs in this thread, and in the process that it was started in."""
+        ...
+
+    def spawn(self, run: Callable[[], Any], context: Context, ended: Callable[[], object]) -> None:
+        """Run a task that nobody owns, and call `ended` when it is over, also if it never began."""
+        ...
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Call a function soon, from any thread. RuntimeError: the loop is closed."""
+        ...
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it is known to have ended."""
+        ...
+
+
+class _Asyncio:
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()  # a loop has no more than weak references
+
+    def is_here(self) -> bool:
+        # A forked child has no running loop before it starts one of its own.
+        return asyncio._get_running_loop() is self._loop  # noqa: SLF001 - documented, and quicker than raising
+
+    def spawn(self, run: Callable[[], Any], context: Context, ended: Callable[[], object]) -> None:
+        task = self._loop.create_task(run(), context=context)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: ended())
+
+    def call(self, function: Callable[[], object]) -> None:
+        self._loop.call_soon_threadsafe(function)
+
+    @property
+    def is_closed(self) -> bool:
+        return self._loop.is_closed()
+
+
+class _Trio:
+    def __init__(self) -> None:
+        import trio
+
+        self._trio = trio.lowlevel
+        self._token = trio.lowlevel.current_trio_token()
+
+    def is_here(self) -> bool:
+        try:
+            return self._trio.current_trio_token() is self._token
+        except RuntimeError:
+            return False
+
+    def spawn(self, run: Callable[[], Any], context: Context, ended: Callable[[], object]) -> None:
+        async def run_to_end() -> None:  # trio begins every task
+            try:
+                await run()
+            finally:
+                ended()
+
+        self._trio.spawn_system_task(run_to_end, context=context)
+
+    def call(self, function: Callable[[], object]) -> None:
+        try:
+            self._token.run_sync_soon(function)
+        except Exception as error:
+            raise RuntimeError("the event loop has ended") from error
+
+    is_closed = False  # trio does not tell; `call` does
+
+
+class Task:
+    """A task that was started; what can be done about it is to cancel it. Unlike anyio's scopes it can be made outside of any task."""
+
+    def __init__(self) -> None:
+        self._scope: CancelScope | None = None
+        self._is_cancelled = False
+
+    def cancel(self) -> None:
+        """Cancel it, also before it has begun."""
+        self._is_cancelled = True
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def begin(self) -> CancelScope:
+        """Give the scope that the task is to run in."""
+        self._scope = CancelScope()
+        if self._is_cancelled:
+            self._scope.cancel()
+        return self._scope
+
+
+class Background:
+    """Starts tasks, and ends them all; for one event loop at a time."""
+
+    def __init__(self) -> None:
+        self._loop: Loop | None = None
+        self._process = 0
+        self._tasks: set[Task] = set()
+        self._is_stopping = True
+        self._is_idle = anyio.Event()
+
+    def begin(self) -> None:
+        """Belong to the event loop that runs here."""
+        self._loop = loop_here()
+        self._process = os.getpid()
+        self._tasks.clear()
+        self._is_stopping = False
+        self._is_idle = anyio.Event()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is called in the event loop that it belongs to."""
+        return self._loop is not None and self._loop.is_here()
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process is a child of the one that it belongs to."""
+        return self._process != os.getpid()
+
+    def check_here(self) -> None:
+        """Raise WrongEventLoopError if this is called in another event loop, thread or process."""
+        if self._loop is not None and not self._loop.is_here():
+            raise WrongEventLoopError(
+                "this stream manager was entered in another event loop, thread or process; open one of your own here"
+            )
+
+    def check_callable(self) -> None:
+        """Raise WrongEventLoopError if nothing can be called in the event loop from here, because it ended or is another process's."""
+        if self._loop is None or self.is_forked or self._loop.is_closed:
+            raise WrongEventLoopError("the event loop that this belongs to has ended, or is another process's")
+
+    def start(self, run: Run, what: str, context: Context | None = None, ended: Callable[[], object] = lambda: None) -> Task:
+        """Start a task, which is called `what` in the log; give what cancels it. After `stop` none is started.
+
+        It runs in `context`, or in an empty one: what many share is not done in the name of whoever happened to come first. `ended` is
+        called when it is over, whatever becomes of it: asyncio may cancel a task before it begins.
+        """
+        task = Task()
+        if self._loop is not None and not self._is_stopping:
+            self._loop.spawn(lambda: self._run(run, what, task), context or Context(), ended)
+        else:
+            ended()
+        return task
+
+    def call(self, function: Callable[[], object]) -> bool:
+        """Call a function in the event loop soon, from any thread; False if the loop is no more."""
+        assert self._loop is not None
+        try:
+            self._loop.call(function)
+        except RuntimeError:
+            return False
+        return True
+
+    def stop(self) -> None:
+        """Cancel all tasks."""
+        self._is_stopping = True
+        for task in tuple(self._tasks):
+            task.cancel()
+
+    async def wait(self) -> None:
+        """Return when, after `stop`, no task is left."""
+        if self._tasks:
+            await self._is_idle.wait()
+
+    async def _run(self, run: Run, what: str, task: Task) -> None:
+        # Counted from here on: a task that asyncio cancels before it begins has no end that could be waited for.
+        self._tasks.add(task)
+        if self._is_stopping:
+            task.cancel()
+        try:
+            with task.begin():
+                await run()
+        except not_ours():
+            raise
+        except BaseException:  # what native libraries raise may be no Exception
+            logger.exception("%s ended by an error", what)
+        finally:
+            self._tasks.discard(task)
+            if self._is_stopping and not self._tasks:
+                self._is_idle.set()
+
+
+def not_ours() -> tuple[type[BaseException], ...]:
+    """Give what is passed on by whoever catches everything else: the end of the program, and cancellation."""
+    return (KeyboardInterrupt, SystemExit, GeneratorExit, anyio.get_cancelled_exc_class())
+
+
+def loop_here() -> Loop:
+    """Give the event loop that runs here."""
+    return _Asyncio() if is_asyncio_here() else _Trio()
+
+
+def is_asyncio_here() -> bool:
+    """Say whether the event loop that runs here is asyncio's."""
+    return asyncio._get_running_loop() is not None  # noqa: SLF001 - as above

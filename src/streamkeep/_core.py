@@ -1,0 +1,208 @@
+"""Core: what a manager's parts share while it is open: the storage, its terms, and who writes and follows here."""
+
+import logging
+import uuid
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+from typing import Final, Protocol
+
+import anyio
+
+from . import _lifecycle
+from ._background import Background
+from ._guard import GuardedStorage, commit_once
+from ._lifecycle import Life, Terms
+from ._sessions import Observer, Session
+from .errors import StorageError, StreamkeepError
+from .events import error_record
+
+logger: Final = logging.getLogger("streamkeep")
+
+LOOK_SECONDS: Final = 300.0
+"""How often a writer that is quiet looks whether its stream is still its own, in case that nobody could tell it; and after how long a
+feed that gets nothing asks whether the stream still has its writer."""
+LOOKS_AT_ONCE: Final = 50
+REPORT_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one stream may hold. Reaching a limit raises `LimitExceededError`, and stores nothing.
+
+    Attributes:
+        max_event_bytes: the JSON of one chunk, output or ErrorInfo. (What is kept of an exception is 64 KiB of text.)
+        max_events: events in a stream, the terminal one not counted.
+        max_stream_bytes: all events of a stream together, the terminal one not counted.
+        max_queued_events: what `write_soon` may be ahead of the storage.
+    """
+
+    max_event_bytes: int = 4 << 20
+    max_events: int = 1_000_000
+    max_stream_bytes: int = 256 << 20
+    max_queued_events: int = 10_000
+
+
+class Outbox(Protocol):
+    """What is known here of a writer: see `_input`."""
+
+    @property
+    def stream(self) -> str:
+        """The id of its stream."""
+        ...
+
+    @property
+    def committed_at(self) -> float:
+        """When it has last committed, by the event loop's clock."""
+        ...
+
+    async def look(self) -> None:
+        """Find out whether the stream is still its own. Raises StorageError."""
+        ...
+
+
+def new_name() -> str:
+    """Give a name that nobody else has."""
+    return uuid.uuid4().hex
+
+
+class Core:
+    """A manager that is open, as its parts see it."""
+
+    def __init__(self, storage: GuardedStorage, background: Background, terms: Terms, limits: Limits) -> None:
+        self.storage = storage
+        self.background = background
+        self.terms = terms
+        self.limits = limits
+        self.session = Session(storage, background, terms, self.look)
+        self.observer = Observer(storage, background, terms, self.session.name)
+        self._reported = ""
+        self._reported_at = 0.0
+        self._outboxes: dict[str, list[Outbox]] = {}
+        self._opening: set[str] = set()
+
+    def now(self) -> float:
+        """Give the storage's time."""
+        return self.storage.time()
+
+    def report(self, what: str, error: StorageError) -> None:
+        """Log that the storage has failed; the same sentence once a second at most, however many streams it concerns."""
+        sentence = str(error)
+        if sentence != self._reported or anyio.current_time() - self._reported_at >= REPORT_SECONDS:
+            self._reported, self._reported_at = sentence, anyio.current_time()
+            logger.warning("%s: %s", what, error, exc_info=error)
+
+    # Writers
+
+    def keep(self, outbox: Outbox) -> None:
+        """Count a writer as one of this manager's."""
+        self._outboxes.setdefault(outbox.stream, []).append(outbox)
+
+    def forget(self, outbox: Outbox) -> None:
+        """Count it no more."""
+        there = self._outboxes.get(outbox.stream, [])
+        if outbox in there:
+            there.remove(outbox)
+            if not there:
+                del self._outboxes[outbox.stream]
+
+    def outboxes(self, stream: str | None = None) -> Iterator[Outbox]:
+        """Give the writers of a stream, or all, that this manager has now."""
+        some = self._outboxes.values() if stream is None else [self._outboxes.get(stream, [])]
+        return iter([outbox for outboxes in some for outbox in outboxes])
+
+    @contextmanager
+    def opening(self, writer: str) -> Generator[None]:
+        """While in this block, a stream of this writer may be stored already, and is not abandoned."""
+        self._opening.add(writer)
+        try:
+            yield
+        finally:
+            self._opening.discard(writer)
+
+    def look(self, streams: Iterable[str]) -> None:
+        """Have writers find out, soon, whether these streams are still theirs, and end what has no writer although it is this session's."""
+        for stream in streams:
+            if stream == _lifecycle.LOOK_AT_ALL:
+                self.background.start(partial(self._look_at, list(self.outboxes())), "looking at streams")
+            elif outboxes := list(self.outboxes(stream)):
+                self.background.start(partial(self._look_at, outboxes), "looking at a stream")
+            else:
+                self.background.start(partial(self._end_without_writer, stream), f"looking at stream {stream}")
+
+    async def _end_without_writer(self, stream: str) -> None:
+        """End a stream that is open again because the storage went back to before this manager's writer had ended or released it."""
+        try:
+            page = await self.storage.read(stream)
+            if page is None or (state := _lifecycle.life_of(page.head).state).session != self.session.name:
+                return
+            if state.writer not in self._opening and not any(self.outboxes(stream)):
+                await self._abandon(stream, _lifecycle.life_of(page.head), inf, self.terms)
+        except StorageError as error:
+            logger.warning("stream %s: cannot see whether it still has a writer: %s", stream, error)
+
+    async def _look_at(self, outboxes: list[Outbox]) -> None:
+        for first in range(0, len(outboxes), LOOKS_AT_ONCE):
+            async with anyio.create_task_group() as looks:
+                for outbox in outboxes[first : first + LOOKS_AT_ONCE]:
+                    looks.start_soon(self._look_once, outbox)
+
+    async def _look_once(self, outbox: Outbox) -> None:
+        try:
+            await outbox.look()
+        except StreamkeepError as error:
+            logger.warning("stream %s: cannot see whether it is still its writer's: %s", outbox.stream, error)
+
+    async def tend(self) -> None:
+        """Look now and then at what quiet writers have, a few at a time, and put off the day on which it would be forgotten."""
+        while True:
+            began_at = anyio.current_time()
+            quiet = [outbox for outbox in self.outboxes() if outbox.committed_at < began_at - LOOK_SECONDS / 2]
+            pause = LOOK_SECONDS / (len(quiet) // LOOKS_AT_ONCE + 1)
+            for first in range(0, len(quiet), LOOKS_AT_ONCE):
+                await anyio.sleep(pause)
+                await self._look_at(quiet[first : first + LOOKS_AT_ONCE])
+            await anyio.sleep(max(pause, began_at + LOOK_SECONDS - anyio.current_time()))
+
+    # Streams whose writer is another manager's
+
+    def silence_of(self, life: Life) -> tuple[float, Terms]:
+        """Give for how long the session of a stream's writer is known to be silent, and its terms."""
+        return self.observer.silence_of(life.state.session)
+
+    async def end_if_abandoned(self, stream: str, life: Life) -> bool:
+        """End a stream whose writer is gone; True if it has changed, whoever did it. Raises StorageError."""
+        return await self._abandon(stream, life, *self.silence_of(life))
+
+    async def _abandon(self, stream: str, life: Life, silent: float, terms: Terms) -> bool:
+        ended = _lifecycle.abandon(life, self.now(), silent, terms, new_name())
+        if ended is None:
+            return False
+        await commit_once(self.storage, stream, life.head.version, ended.head, [error_record(_lifecycle.ABORTED)])
+        # Readers need not wait until a writer has been told that is dead, or would be.
+        self.background.start(partial(self.tell_writer, stream, life), f"telling the writer of stream {stream}")
+        return True
+
+    async def ask_for_writer(self, stream: str, life: Life) -> None:
+        """Have the session of a stream look whether it has a writer for it; what it finds, it stores."""
+        session = life.state.session
+        if session == self.session.name:
+            self.look([stream])
+        elif session:
+            try:
+                await self.observer.tell(session, stream)
+            except StorageError as error:
+                logger.warning("stream %s: nobody could be asked whether it still has a writer: %s", stream, error)
+
+    async def tell_writer(self, stream: str, life: Life) -> None:
+        """Let the writer that a stream had know that it is no longer its own; at once if it is one of this manager's."""
+        session = life.state.session
+        for outbox in self.outboxes(stream):
+            await self._look_once(outbox)
+        if session and session != self.session.name:
+            try:
+                await self.observer.tell(session, stream)
+            except StorageError as error:
+                logger.warning("stream %s: its writer could not be told, and will find out: %s", stream, error)

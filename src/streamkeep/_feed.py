@@ -1,0 +1,187 @@
+"""Feed: the newest records of one stream, read once per change for all who follow it in this process."""
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+import anyio
+from anyio import CancelScope
+
+from . import _lifecycle
+from ._background import Task
+from ._core import LOOK_SECONDS, Core
+from ._lifecycle import Life
+from .errors import StorageError, StreamkeepError, StreamManagerClosedError, StreamNotFoundError, fresh
+from .storage import Doorbell, Page
+
+PAGE_RECORDS: Final = 512
+SHARED_RECORDS: Final = 1_024
+SHARED_BYTES: Final = 1 << 20
+
+
+class Feeds:
+    """The feeds of a manager, by stream."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._feeds: dict[str, Feed] = {}
+
+    @contextmanager
+    def following(self, stream: str, life: Life) -> "Generator[Feed]":
+        """Give the feed of a stream to one more follower; the first one starts it, the last one stops it."""
+        feed = self._feeds.get(stream)
+        if feed is None or feed.is_failed or feed.life.state.life != life.state.life:
+            feed = self._feeds[stream] = Feed(self._core, stream, life)
+            feed.start()
+        feed.followers += 1
+        try:
+            yield feed
+        finally:
+            feed.followers -= 1
+            if feed.followers == 0:
+                feed.stop()
+                if self._feeds.get(stream) is feed:
+                    del self._feeds[stream]
+
+
+class Feed:
+    """What followers of one stream share.
+
+    Attributes:
+        followers: how many there are.
+        life: the stream as it was when it was last read.
+        base: the offset of the first shared record.
+    """
+
+    def __init__(self, core: Core, stream: str, life: Life) -> None:
+        self.followers = 0
+        self.life = life
+        self.base = life.head.tail
+        self._core = core
+        self._stream = stream
+        self._records: list[bytes] = []
+        self._bytes = 0
+        self._waiting = 0
+        self._change = anyio.Event()
+        self._failure: StreamkeepError | None = None
+        self._reading = Task()
+
+    @property
+    def tail(self) -> int:
+        """The offset after the newest shared record."""
+        return self.base + len(self._records)
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether it stopped before the stream's end."""
+        return self._failure is not None
+
+    @property
+    def _is_over(self) -> bool:
+        return self.is_failed or (self.life.state.status != "open" and self.tail >= self.life.head.tail)
+
+    def start(self) -> None:
+        """Read on in the background."""
+        self._reading = self._core.background.start(self._follow, f"following stream {self._stream}")
+
+    def stop(self) -> None:
+        """Read no more."""
+        self._reading.cancel()
+
+    def since(self, offset: int) -> Sequence[bytes] | None:
+        """Give the shared records from `offset` on, 512 at most, or None if they do not reach back that far."""
+        return None if offset < self.base else self._records[offset - self.base : offset - self.base + PAGE_RECORDS]
+
+    async def changed(self) -> None:
+        """Wait, having taken all that is shared, until there is more. Raises why there will be none, a fresh exception for each."""
+        if self._failure is not None:
+            raise fresh(self._failure)
+        change = self._change
+        self._waiting += 1
+        if self._waiting == self.followers:
+            self._drop(len(self._records))  # everybody has them
+        try:
+            await change.wait()
+        finally:
+            if change is self._change:
+                self._waiting -= 1
+
+    async def _follow(self) -> None:
+        try:
+            async with self._core.storage.watch(self._stream) as doorbell:
+                while not self._is_over:
+                    await self._read_on(doorbell)
+        except StreamkeepError as error:
+            if isinstance(error, StorageError):
+                self._core.report(f"stream {self._stream} cannot be read, and its readers are told", error)
+            self._fail(error)
+        finally:
+            if not self._is_over:  # stopped by the last follower's leaving, or with the manager; or by a bug
+                self._fail(StreamManagerClosedError("the stream manager is closed"))
+
+    async def _read_on(self, doorbell: Doorbell) -> None:
+        """Read until the stream is over or has another writer; meanwhile, see whether the one that it has is alive."""
+        session = self.life.state.session
+        waiting, is_dead = CancelScope(), False
+
+        def die() -> None:
+            nonlocal is_dead
+            is_dead = True
+            waiting.cancel()
+
+        with self._core.observer.calling_when_dead(session, die):
+            while True:
+                # Whatever is known of the writer, the stream is read first: it may be another's by now, or deleted.
+                self._take(await self._core.storage.read(self._stream, self.tail, PAGE_RECORDS))
+                if self._is_over or self.life.state.session != session:
+                    return
+                if self.tail < self.life.head.tail:
+                    continue
+                if not is_dead:
+                    with CancelScope(deadline=self._deadline()) as waiting:
+                        await doorbell.wait()
+                if is_dead or waiting.cancelled_caught:
+                    is_quiet, is_dead = not is_dead, False
+                    if not await self._core.end_if_abandoned(self._stream, self.life) and is_quiet:
+                        await self._core.ask_for_writer(self._stream, self.life)
+
+    def _deadline(self) -> float:
+        at = _lifecycle.abandoned_at(self.life.state, self._core.terms)
+        return anyio.current_time() + (LOOK_SECONDS if at is None else at - self._core.now())
+
+    def _take(self, page: Page | None) -> None:
+        if page is None:
+            raise StreamNotFoundError("the stream was deleted, or expired, while it was read")
+        if page.head.version != self.life.head.version:
+            life = _lifecycle.life_of(page.head, self.life)
+            if life.state is not self.life.state or life.head.tail < self.tail:
+                _lifecycle.check_history(self.life, self.tail, life)
+            self.life = life
+        if page.records:
+            self._records.extend(page.records)
+            self._bytes += sum(map(len, page.records))
+            self._trim(len(page.records))
+            self._wake()
+
+    def _trim(self, newest: int) -> None:
+        """Drop the oldest records, but none of the page that has just come."""
+        drop = size = 0
+        spare = len(self._records) - newest
+        while drop < spare and (self._bytes - size > SHARED_BYTES or len(self._records) - drop > SHARED_RECORDS):
+            size += len(self._records[drop])
+            drop += 1
+        self._drop(drop)
+
+    def _drop(self, count: int) -> None:
+        self._bytes -= sum(map(len, self._records[:count]))
+        del self._records[:count]
+        self.base += count
+
+    def _fail(self, why: StreamkeepError) -> None:
+        self._failure = why
+        self._wake()
+
+    def _wake(self) -> None:
+        change, self._change = self._change, anyio.Event()
+        self._waiting = 0
+        change.set()

@@ -1,0 +1,135 @@
+"""GuardedStorage: what the core sees of a storage. Whatever one raises is a StorageError here, and what it gives is whole."""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Self, TypeVar
+
+from ._background import not_ours
+from .errors import StorageCorruptError, StorageError, StorageFullError, StreamkeepError
+from .storage import Doorbell, Head, Page, Storage, has
+
+T = TypeVar("T")
+
+
+class GuardedStorage:
+    """Does what `storage` does. Of errors that are not ours it makes a StorageError: a storage's bug ends what it was asked for."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+
+    async def __aenter__(self) -> Self:
+        await self.storage.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.storage.__aexit__(*exc_info)
+
+    async def read(self, stream: str, start: int = 0, limit: int = 0) -> Page | None:
+        """See `Storage.read`. StorageCorruptError: records are missing behind the head."""
+        try:
+            page = await self.storage.read(stream, start, limit)
+        except _passed_on():
+            raise
+        except BaseException as error:
+            raise _translated(error) from error
+        if page is not None and limit and not page.records and start < page.head.tail:
+            raise StorageCorruptError(
+                f"the records from offset {start} on are missing, and the stream should have {page.head.tail}"
+            )
+        return page
+
+    async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
+        """See `Storage.commit`."""
+        try:
+            return await self.storage.commit(stream, seen, head, records)
+        except _passed_on():
+            raise
+        except BaseException as error:
+            raise _translated(error) from error
+
+    async def delete(self, stream: str, seen: int) -> bool:
+        """See `Storage.delete`."""
+        return await _translating(lambda: self.storage.delete(stream, seen))
+
+    async def scan(self, after: str = "", limit: int = 100) -> Sequence[tuple[str, Head]]:
+        """See `Storage.scan`."""
+        return await _translating(lambda: self.storage.scan(after, limit))
+
+    async def expired(self, before: float, limit: int = 100) -> Sequence[tuple[str, Head]]:
+        """See `Storage.expired`."""
+        return await _translating(lambda: self.storage.expired(before, limit))
+
+    def time(self) -> float:
+        """See `Storage.time`."""
+        try:
+            return self.storage.time()
+        except _passed_on():
+            raise
+        except BaseException as error:
+            raise _translated(error) from error
+
+    def clone(self) -> "GuardedStorage | None":
+        """See `Storage.clone`."""
+        clone = self.storage.clone()
+        return None if clone is None else GuardedStorage(clone)
+
+    def watch(self, stream: str) -> AbstractAsyncContextManager[Doorbell]:
+        """See `Storage.watch`."""
+        return self._watch(stream)
+
+    @asynccontextmanager
+    async def _watch(self, stream: str) -> AsyncGenerator[Doorbell]:
+        async with AsyncExitStack() as stack:
+            yield _GuardedDoorbell(await _translating(lambda: stack.enter_async_context(self.storage.watch(stream))))
+
+
+class _GuardedDoorbell:
+    def __init__(self, doorbell: Doorbell) -> None:
+        self._doorbell = doorbell
+
+    async def wait(self) -> None:
+        try:
+            await self._doorbell.wait()
+        except _passed_on():
+            raise
+        except BaseException as error:
+            raise _translated(error) from error
+
+
+async def _translating(call: Callable[[], Awaitable[T]]) -> T:
+    try:
+        return await call()
+    except _passed_on():
+        raise
+    except BaseException as error:
+        raise _translated(error) from error
+
+
+def _passed_on() -> tuple[type[BaseException], ...]:
+    return (StreamkeepError, *not_ours())
+
+
+def _translated(error: BaseException) -> StorageError:
+    return StorageError(f"the storage failed: {type(error).__qualname__}: {error}")
+
+
+async def commit_once(storage: Storage, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
+    """Commit, and say whether this head is there now. The one place that asks what became of a commit whose answer was lost.
+
+    StorageError: nobody knows, and it may still happen. Sent again as it was, it has an effect once.
+    """
+    try:
+        return await storage.commit(stream, seen, head, records) or await has(storage, stream, head)
+    except StorageFullError:
+        raise  # nothing was stored
+    except StorageError:
+        if await _is_known_to_be_there(storage, stream, head):
+            return True
+        raise
+
+
+async def _is_known_to_be_there(storage: Storage, stream: str, head: Head) -> bool:
+    try:
+        return await has(storage, stream, head)
+    except StorageError:
+        return False

@@ -1,0 +1,95 @@
+"""Sweeper: removes what has expired, in the background. It asks for what is due, and so costs nothing for what is kept."""
+
+import logging
+import random
+from collections.abc import Sequence
+from typing import Final
+
+import anyio
+
+from . import _lifecycle
+from ._core import Core
+from .errors import StorageCorruptError, StorageError
+from .storage import Head
+
+logger: Final = logging.getLogger("streamkeep")
+
+SWEEP_SECONDS: Final = 60.0
+SWEEP_STREAMS: Final = 500
+ROOM_STREAMS: Final = 100
+
+
+class Sweeper:
+    """Sweeps a manager's storage, one sweep at a time."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._turn = anyio.Lock()
+        self._pages = 0
+
+    async def run(self) -> None:
+        """Sweep every minute or so: not all processes at the same moment."""
+        while True:
+            try:
+                await self.sweep()
+            except StorageError as error:
+                logger.warning("the storage cannot be swept now: %s", error)
+            await anyio.sleep(SWEEP_SECONDS * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+
+    async def sweep(self) -> None:
+        """Remove all that has expired. Raises StorageError."""
+        limit = SWEEP_STREAMS
+        while True:
+            async with self._turn:  # page by page: who needs room must not wait for all of it
+                found, removed = await self._sweep_page(limit)
+            if found < limit:
+                return
+            if removed < limit / 2:  # what cannot be removed is found again, and must not hide the rest
+                limit *= 2
+
+    async def make_room(self) -> None:
+        """Remove some of what has expired, unless somebody has just done so; for who finds the storage full. Raises StorageError."""
+        pages = self._pages
+        async with self._turn:
+            if pages == self._pages:
+                await self._sweep_page(ROOM_STREAMS)
+
+    async def _sweep_page(self, limit: int) -> tuple[int, int]:
+        """Remove some of what has expired; give how much there was, at most `limit`, and how much was removed."""
+        found = await self._core.storage.expired(self._core.now(), limit)
+        removed = await self._remove_all(found)
+        self._pages += 1
+        return len(found), removed
+
+    async def _remove_all(self, found: Sequence[tuple[str, Head]]) -> int:
+        removed = 0
+        damaged: list[tuple[str, StorageError]] = []
+        failure: StorageError | None = None
+
+        async def remove(stream: str, head: Head) -> None:
+            nonlocal removed, failure
+            try:
+                removed += self._is_removable(stream, head) and await self._core.storage.delete(stream, head.version)
+            except StorageCorruptError as error:
+                damaged.append((stream, error))
+            except StorageError as error:
+                failure = error
+
+        async with anyio.create_task_group() as removals:
+            for stream, head in found:
+                removals.start_soon(remove, stream, head)
+        if damaged:
+            logger.warning("%d streams cannot be swept, such as %s: %s", len(damaged), *damaged[0])
+        if failure is not None:
+            raise failure
+        return removed
+
+    def _is_removable(self, stream: str, head: Head) -> bool:
+        """Say whether what has expired may go. An open stream goes when its writer is known to be gone, not because some clock jumped."""
+        if stream.startswith(_lifecycle.SESSION_PREFIX):
+            return True
+        life = _lifecycle.life_of(head)
+        if life.state.status != "open":
+            return True
+        silent, terms = self._core.silence_of(life)
+        return _lifecycle.is_abandoned(life.state, silent, self._core.now(), terms)
