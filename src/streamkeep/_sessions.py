@@ -75,7 +75,10 @@ class Session:
         starting = self._starting
         if starting is None or (starting.is_over.is_set() and starting.error is not None):
             starting = self._starting = _Start()
-            self._begin(starting)
+            try:
+                self._begin(starting)
+            except Exception as error:  # no clone, or no thread, could be made
+                starting.end(_as_storage_error(error))
         await starting.is_over.wait()
         if starting.error is not None:
             raise fresh(starting.error)
@@ -104,8 +107,9 @@ class Session:
             host = _Elsewhere(self._background, self._look, starting)
             keeper = self._keeper = _Keeper(clone, self.name, self._terms, host)
             run = partial(_run_thread, keeper, clone, host)
-            self._thread = Thread(target=run, name="streamkeep-session", daemon=True)
-            self._thread.start()
+            thread = Thread(target=run, name="streamkeep-session", daemon=True)
+            thread.start()
+            self._thread = thread
 
 
 class _Start:
