@@ -393,8 +393,14 @@ def _refuse_foreign(path: Path) -> None:
     if not path.is_file():
         return
     with closing(sqlite3.connect(_url(path, "immutable=1"), uri=True)) as db:
-        (application_id,) = db.execute("PRAGMA application_id").fetchone()
-        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        try:
+            (application_id,) = db.execute("PRAGMA application_id").fetchone()
+            (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except sqlite3.DatabaseError as error:
+            # A crash, or a full disk, may have left half a checkpoint in the file: with its log it is whole.
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_CORRUPT:
+                return
+            raise
     if application_id not in {0, _APPLICATION_ID} or (tables and not application_id):
         raise StorageCorruptError(f"{path} is not a streamkeep database")
 
