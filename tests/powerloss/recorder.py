@@ -140,8 +140,8 @@ class _Driver:
         self,
         database: str | os.PathLike[str],
         *,
-        isolation_level: None,
-        timeout: float,
+        isolation_level: None = None,
+        timeout: float = 5.0,
         check_same_thread: bool = True,
         uri: bool = False,
     ) -> "_Connection":
