@@ -23,7 +23,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from . import _lifecycle
-from ._core import LOOK_SECONDS, Core
+from ._core import Core
 from ._guard import commit_once
 from ._lifecycle import Life
 from .errors import (
@@ -85,6 +85,7 @@ class Outbox:
         stream: the id.
         life: the stream, as this writer last committed it.
         cancelled: set when nothing more can be written, because of somebody else.
+        committed_at: when it has last committed, by the event loop's clock.
         max_event_bytes: how many bytes an event may have.
     """
 
@@ -108,18 +109,13 @@ class Outbox:
         self._round: _Round | None = None
         self._has_task = False  # whether a background task commits what is queued
         self._owes_loss = False  # whether records were lost, and no call has said so yet
-        self._committed_at = anyio.current_time()
+        self.committed_at = anyio.current_time()
         core.keep(self)
 
     @property
     def is_open(self) -> bool:
         """Whether it takes records."""
         return self._state is _State.OPEN
-
-    @property
-    def is_quiet(self) -> bool:
-        """Whether it has not committed for a while."""
-        return anyio.current_time() - self._committed_at > LOOK_SECONDS / 2
 
     @property
     def _is_over(self) -> bool:
@@ -303,7 +299,7 @@ class Outbox:
             return
         self._doubt = None
         self.life = life
-        self._committed_at = anyio.current_time()
+        self.committed_at = anyio.current_time()
         if not _lifecycle.is_written(life.state):
             self._stop()
 

@@ -41,6 +41,8 @@ RETRY_SECONDS: Final = 1.0
 RENEWALS_A_LEASE: Final = 3
 READS_A_LEASE: Final = 5
 TRIES: Final = 20
+WANTED_SECONDS: Final = 150.0
+"""How long a session is observed at least for who asked once: until the next sweep, which asks again."""
 CHALLENGES: Final = 10
 """How many times as long as the observer's own challenge took, a session has for its answer: it may have a renewal under way that the
 challenge overtook, and has then to begin another one."""
@@ -65,7 +67,7 @@ class Session:
         self._terms = terms
         self._look = look
         self._starting: _Start | None = None
-        self._keeper: _Keeper | None = None
+        self._renewal: _Renewal | None = None
         self._thread: Thread | None = None
 
     async def start(self) -> None:
@@ -80,7 +82,7 @@ class Session:
 
     async def stop(self) -> None:
         """Say that the session is over, if that can be said in time, and return when nothing of it runs any more."""
-        if self._starting is None or self._keeper is None:
+        if self._starting is None or self._renewal is None:
             return
         self.give_up()
         with anyio.move_on_after(OVER_SECONDS + RETRY_SECONDS):
@@ -90,18 +92,18 @@ class Session:
 
     def give_up(self) -> None:
         """Have it stop, without waiting for it."""
-        if self._keeper is not None:
-            self._keeper.stop()
+        if self._renewal is not None:
+            self._renewal.stop()
 
     def _begin(self, starting: "_Start") -> None:
         clone = self._storage.clone() if is_asyncio_here() else None
         if clone is None:
-            keeper = self._keeper = _Keeper(self._storage, self.name, self._terms, _Here(self._look, starting))
-            self._background.start(partial(_run_here, keeper, starting), "the session")
+            renewal = self._renewal = _Renewal(self._storage, self.name, self._terms, _Here(self._look, starting))
+            self._background.start(partial(_run_here, renewal, starting), "the session", ended=lambda: starting.end(None))
         else:
             host = _Elsewhere(self._background, self._look, starting)
-            keeper = self._keeper = _Keeper(clone, self.name, self._terms, host)
-            run = partial(_run_thread, keeper, clone, host)
+            renewal = self._renewal = _Renewal(clone, self.name, self._terms, host)
+            run = partial(_run_thread, renewal, clone, host)
             self._thread = Thread(target=run, name="streamkeep-session", daemon=True)
             self._thread.start()
 
@@ -125,7 +127,7 @@ class _Start:
 
 
 class _Host(Protocol):
-    """What a session's keeper needs of the manager."""
+    """What a session's renewal needs of the manager."""
 
     def started(self) -> None:
         """Tell that the session is stored."""
@@ -144,7 +146,7 @@ class _Host(Protocol):
 
 
 class _Here:
-    """The manager's event loop is the keeper's own."""
+    """The manager's event loop is the renewal's own."""
 
     is_gone: Final = False
 
@@ -189,28 +191,25 @@ class _Elsewhere:
         self.is_gone = not self._background.call(function) or self.is_gone
 
 
-async def _run_here(keeper: "_Keeper", starting: _Start) -> None:
-    error: StorageError | None = None
+async def _run_here(renewal: "_Renewal", starting: _Start) -> None:
     try:
-        await keeper.run()
+        await renewal.run()
     except StorageError as failure:
-        error = failure
-    finally:
-        starting.end(error)
+        starting.end(failure)
 
 
-def _run_thread(keeper: "_Keeper", clone: GuardedStorage, host: _Elsewhere) -> None:
+def _run_thread(renewal: "_Renewal", clone: GuardedStorage, host: _Elsewhere) -> None:
     async def run() -> None:
         async with clone:
-            await keeper.run()
+            await renewal.run()
 
     error: StorageError | None = None
-    while not keeper.is_stopped and not host.is_gone:
+    while not renewal.is_stopped and not host.is_gone:
         try:
             asyncio.run(run())
             break
         except BaseException as failure:
-            if not keeper.has_begun:
+            if not renewal.has_begun:
                 error = _as_storage_error(failure)
                 break
             logger.exception("the session ended by an error, and is begun again")
@@ -222,7 +221,7 @@ def _as_storage_error(error: BaseException) -> StorageError:
     return error if isinstance(error, StorageError) else StorageError(f"the session could not be begun: {error!r}")
 
 
-class _Keeper:
+class _Renewal:
     """Renews a session until it is stopped, and says then that it is over."""
 
     def __init__(self, storage: GuardedStorage, name: str, terms: Terms, host: _Host) -> None:
@@ -414,7 +413,7 @@ class Observer:
             return 0.0, self._terms
         observation = self._observe(session)
         terms = observation.observed.terms
-        observation.wanted_until = anyio.current_time() + 2 * (terms.lease + terms.grace)
+        observation.wanted_until = anyio.current_time() + max(WANTED_SECONDS, 2 * (terms.lease + terms.grace))
         return observation.observed.proven, terms
 
     @contextmanager

@@ -20,7 +20,7 @@ from tests.network.readers import HANG, READ_SECONDS, Outcome
 
 from streamkeep import InMemoryStreamManager, StreamManager
 from streamkeep.http import StreamsHTTP
-from streamkeep.http.response import ASGIApp, Pace
+from streamkeep.http.response import ASGIApp, Timeouts
 
 FLOW: Final = "/tell"
 HEARTBEAT: Final = timedelta(milliseconds=20)
@@ -73,7 +73,7 @@ async def write_stream(
 
 def app_of(streams: StreamManager) -> ASGIApp:
     """Give an app with the flow at /tell and all streams under /streams, for pages of any origin."""
-    app: Any = durable_app(tell, streams=StreamsHTTP(streams, pace=Pace(heartbeat=HEARTBEAT)))
+    app: Any = durable_app(tell, streams=StreamsHTTP(streams, timeouts=Timeouts(heartbeat=HEARTBEAT)))
     return CORSMiddleware(app, allow_origins=["*"])
 
 
