@@ -50,6 +50,8 @@ STREAM_ID: Final = re.compile(r"[A-Za-z0-9_~][A-Za-z0-9_~.:@=+-]{0,254}")
 SURROGATE: Final = re.compile("[\ud800-\udfff]")
 SCAN_STREAMS: Final = 1_000
 MAX_METADATA: Final = 4_096
+RELEASES_A_SECOND: Final = 1_000
+"""Closing takes as much longer than a few seconds as many writers take on a slow storage."""
 UNDO_PAUSES: Final = (0.0, 0.1, 1.0, 5.0, 30.0)
 """When to look for what an `open` whose answer was lost may have created: it may still be under way."""
 
@@ -543,15 +545,17 @@ class _Running:
         return await commit_once(self.core.storage, stream, life.head.version, released.head)
 
     async def _release_all(self) -> None:
+        outboxes = list(self.core.outboxes())
+        seconds = RELEASE_SECONDS + len(outboxes) / RELEASES_A_SECOND
         async with anyio.create_task_group() as releases:
-            for outbox in self.core.outboxes():
+            for outbox in outboxes:
                 assert isinstance(outbox, Outbox)
-                releases.start_soon(_release, outbox)
+                releases.start_soon(_release, outbox, seconds)
 
 
-async def _release(outbox: Outbox) -> None:
+async def _release(outbox: Outbox, seconds: float = RELEASE_SECONDS) -> None:
     outbox.cancelled.set()
-    with anyio.move_on_after(RELEASE_SECONDS):
+    with anyio.move_on_after(seconds):
         try:
             await outbox.release(StreamManagerClosedError("the stream manager is closed"))
         except StreamkeepError as error:

@@ -67,7 +67,7 @@ class Session:
         self._terms = terms
         self._look = look
         self._starting: _Start | None = None
-        self._keeper: _Keeper | None = None
+        self._renewal: _Renewal | None = None
         self._thread: Thread | None = None
 
     async def start(self) -> None:
@@ -85,7 +85,7 @@ class Session:
 
     async def stop(self) -> None:
         """Say that the session is over, if that can be said in time, and return when nothing of it runs any more."""
-        if self._starting is None or self._keeper is None:
+        if self._starting is None or self._renewal is None:
             return
         self.give_up()
         with anyio.move_on_after(OVER_SECONDS + RETRY_SECONDS):
@@ -95,18 +95,18 @@ class Session:
 
     def give_up(self) -> None:
         """Have it stop, without waiting for it."""
-        if self._keeper is not None:
-            self._keeper.stop()
+        if self._renewal is not None:
+            self._renewal.stop()
 
     def _begin(self, starting: "_Start") -> None:
         clone = self._storage.clone() if is_asyncio_here() else None
         if clone is None:
-            keeper = self._keeper = _Keeper(self._storage, self.name, self._terms, _Here(self._look, starting))
-            self._background.start(partial(_run_here, keeper, starting), "the session", ended=lambda: starting.end(None))
+            renewal = self._renewal = _Renewal(self._storage, self.name, self._terms, _Here(self._look, starting))
+            self._background.start(partial(_run_here, renewal, starting), "the session", ended=lambda: starting.end(None))
         else:
             host = _Elsewhere(self._background, self._look, starting)
-            keeper = self._keeper = _Keeper(clone, self.name, self._terms, host)
-            run = partial(_run_thread, keeper, clone, host)
+            renewal = self._renewal = _Renewal(clone, self.name, self._terms, host)
+            run = partial(_run_thread, renewal, clone, host)
             thread = Thread(target=run, name="streamkeep-session", daemon=True)
             thread.start()
             self._thread = thread
@@ -131,7 +131,7 @@ class _Start:
 
 
 class _Host(Protocol):
-    """What a session's keeper needs of the manager."""
+    """What a session's renewal needs of the manager."""
 
     def started(self) -> None:
         """Tell that the session is stored."""
@@ -150,7 +150,7 @@ class _Host(Protocol):
 
 
 class _Here:
-    """The manager's event loop is the keeper's own."""
+    """The manager's event loop is the renewal's own."""
 
     is_gone: Final = False
 
@@ -195,25 +195,25 @@ class _Elsewhere:
         self.is_gone = not self._background.call(function) or self.is_gone
 
 
-async def _run_here(keeper: "_Keeper", starting: _Start) -> None:
+async def _run_here(renewal: "_Renewal", starting: _Start) -> None:
     try:
-        await keeper.run()
+        await renewal.run()
     except StorageError as failure:
         starting.end(failure)
 
 
-def _run_thread(keeper: "_Keeper", clone: GuardedStorage, host: _Elsewhere) -> None:
+def _run_thread(renewal: "_Renewal", clone: GuardedStorage, host: _Elsewhere) -> None:
     async def run() -> None:
         async with clone:
-            await keeper.run()
+            await renewal.run()
 
     error: StorageError | None = None
-    while not keeper.is_stopped and not host.is_gone:
+    while not renewal.is_stopped and not host.is_gone:
         try:
             asyncio.run(run())
             break
         except BaseException as failure:
-            if not keeper.has_begun:
+            if not renewal.has_begun:
                 error = _as_storage_error(failure)
                 break
             logger.exception("the session ended by an error, and is begun again")
@@ -225,7 +225,7 @@ def _as_storage_error(error: BaseException) -> StorageError:
     return error if isinstance(error, StorageError) else StorageError(f"the session could not be begun: {error!r}")
 
 
-class _Keeper:
+class _Renewal:
     """Renews a session until it is stopped, and says then that it is over."""
 
     def __init__(self, storage: GuardedStorage, name: str, terms: Terms, host: _Host) -> None:

@@ -182,7 +182,7 @@ async def test_a_copy_that_was_interrupted_at_any_commit_goes_on_there(
 ) -> None:
     await write(writer, "s", LONG)
     target.skip("commit", times=after)
-    (target.lose if loses_answer else target.refuse)("commit")
+    (target.lose_answer if loses_answer else target.refuse)("commit")
     with pytest.raises(StorageError, match="was made to"):
         await copy(source, target)
     before = await content(target, "s")

@@ -236,7 +236,7 @@ async def test_a_commit_that_was_refused_because_it_is_there_has_happened(storag
 
 
 async def test_a_commit_whose_answer_was_lost_has_happened_if_it_is_there(storage: FaultyStorage) -> None:
-    storage.lose("commit")
+    storage.lose_answer("commit")
     assert await commit_once(storage, "s", None, HEAD)
     storage.refuse("commit")
     with pytest.raises(StorageError, match="made to fail"):
@@ -244,7 +244,7 @@ async def test_a_commit_whose_answer_was_lost_has_happened_if_it_is_there(storag
 
 
 async def test_a_commit_of_which_nobody_knows_is_told_with_its_own_error(storage: FaultyStorage) -> None:
-    storage.lose("commit", error=StorageError("mine"))
+    storage.lose_answer("commit", error=StorageError("mine"))
     storage.refuse("read", error=StorageError("another"))
     with pytest.raises(StorageError, match="mine"):
         await commit_once(storage, "s", None, HEAD)

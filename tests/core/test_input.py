@@ -212,7 +212,7 @@ async def fail(storage: FaultyStorage, fault: str) -> None:
     storage.refuse("read")
 
 
-@pytest.mark.parametrize("fault", ["refuse", "lose"])
+@pytest.mark.parametrize("fault", ["refuse", "lose_answer"])
 @pytest.mark.promise("P3")
 async def test_flush_stores_what_waited_after_a_storage_error(
     streams: StreamManager, storage: FaultyStorage, fault: str
@@ -228,7 +228,7 @@ async def test_flush_stores_what_waited_after_a_storage_error(
     assert await replay(streams) == ["a", "b"]
 
 
-@pytest.mark.parametrize("fault", ["refuse", "lose"])
+@pytest.mark.parametrize("fault", ["refuse", "lose_answer"])
 @pytest.mark.promise("P3")
 async def test_a_failure_of_write_soon_shows_at_the_next_flush(
     streams: StreamManager, storage: FaultyStorage, fault: str, quiet_logs: pytest.LogCaptureFixture
@@ -247,7 +247,7 @@ async def test_a_failure_of_write_soon_shows_at_the_next_flush(
     assert await replay(streams) == ["a"]
 
 
-@pytest.mark.parametrize("fault", ["refuse", "lose"])
+@pytest.mark.parametrize("fault", ["refuse", "lose_answer"])
 @pytest.mark.promise("P4")
 async def test_flush_completes_a_stream_whose_done_failed(streams: StreamManager, storage: FaultyStorage, fault: str) -> None:
     stream = await streams.open("s")
@@ -347,7 +347,7 @@ async def test_a_cancellation_while_a_lost_answer_is_looked_for_leaves_no_doubt(
 ) -> None:
     stream = await streams.open("s")
     await wait_all_tasks_blocked()
-    storage.lose("commit")
+    storage.lose_answer("commit")
     hold = storage.hold("read")
 
     async with anyio.create_task_group() as tasks:
@@ -381,7 +381,7 @@ async def test_a_commit_is_sent_again_as_it_was_and_not_with_what_came_later(
 ) -> None:
     stream = await streams.open("s")
     await wait_all_tasks_blocked()
-    storage.lose("commit", times=2)
+    storage.lose_answer("commit", times=2)
     storage.refuse("read", times=3)
 
     for text in "ab":
@@ -416,7 +416,7 @@ async def test_a_writer_whose_answer_was_lost_and_who_was_taken_over_then_is_tol
 ) -> None:
     stream = await mortal.streams.open("s")
     await wait_all_tasks_blocked()
-    mortal.storage.lose("commit")
+    mortal.storage.lose_answer("commit")
     mortal.storage.refuse("read")
     with pytest.raises(StorageError):
         await stream.write("a")
@@ -448,7 +448,7 @@ async def test_a_commit_whose_answer_was_lost_is_looked_for_and_is_no_failure_if
     streams: StreamManager, storage: FaultyStorage
 ) -> None:
     stream = await streams.open("s")
-    storage.lose("commit", times=2)
+    storage.lose_answer("commit", times=2)
     assert await stream.write("a") == 0
     await stream.done("b")
 

@@ -283,10 +283,8 @@ def replayed(life: Life, log: list[str], steps: list[Step], name: str) -> Life:
     for number, (count, step) in enumerate(steps):
         log += [f"{life.state.writer}:{offset}" for offset in range(life.head.tail, life.head.tail + count)]
         life = written(life, count)
-        if step == "extend":
-            life = extend(life, NOW)
-        else:
-            life = take_over(release(life, NOW), NOW, "s2", f"{name}{number}", 0, TERMS)
+        taken = take_over(release(life, NOW), NOW, "s2", f"{name}{number}", 0, TERMS)
+        life = extend(life, NOW) if step == "extend" else taken
     return life
 
 

@@ -302,7 +302,7 @@ async def test_an_open_whose_answer_was_lost_succeeds_if_the_stream_is_there(
     if resume:
         await (await streams.open("s")).close()
         storage.skip("commit")
-    storage.lose("commit")
+    storage.lose_answer("commit")
     stream = await streams.open("s", resume=resume)
     await stream.done("mine")
 
@@ -382,7 +382,7 @@ async def test_an_open_in_doubt_is_undone_when_the_storage_is_back(
 ) -> None:
     await (await streams.open("first")).done()
     await wait_all_tasks_blocked()
-    storage.lose("commit")
+    storage.lose_answer("commit")
     storage.refuse("read", times=3)
     with pytest.raises(StorageError):
         await streams.open("s")
@@ -399,7 +399,7 @@ async def test_an_open_that_takes_over_and_then_loses_the_answer_for_good_releas
     await (await streams.open("first")).done()
     await wait_all_tasks_blocked()
     storage.skip("commit")
-    storage.lose("commit")
+    storage.lose_answer("commit")
     storage.skip("read", times=2)
     storage.refuse("read")
     with pytest.raises(StorageError):
@@ -819,7 +819,7 @@ async def test_closing_takes_no_longer_than_it_may_when_the_storage_hangs_or_fai
         storage.refuse("commit")
         began = clock()
 
-    assert clock() - began == 5
+    assert 5 <= clock() - began < 5.1
     assert all(handle.cancelled.is_set() for handle in handles)
     assert "could not be released" in quiet_logs.text
 

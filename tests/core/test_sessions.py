@@ -98,7 +98,7 @@ async def test_a_manager_that_only_reads_has_no_session(streams: StreamManager, 
     await (await mortal.streams.open("s")).done()
     assert [event.offset async for event in await streams.subscribe("s").__aenter__()] == [0]
 
-    assert core_of(streams).session._keeper is None
+    assert core_of(streams).session._renewal is None
 
 
 async def test_of_many_who_open_at_once_one_begins_the_session(streams: StreamManager, storage: FaultyStorage) -> None:
@@ -484,7 +484,7 @@ async def test_mail_is_not_lost_with_the_answer_of_the_renewal_that_takes_it(
 ) -> None:
     stream = await mortal.streams.open("s")
     await anyio.sleep(60)
-    mortal.storage.lose("commit")
+    mortal.storage.lose_answer("commit")
     mortal.storage.skip("read", times=2)  # it looks for mail, and takes it
     mortal.storage.refuse("read")  # and cannot see what became of that
     began = clock()

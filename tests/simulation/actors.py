@@ -15,7 +15,6 @@ from weakref import ReferenceType, ref
 
 import trio
 
-from streamkeep import _lifecycle
 from streamkeep import (
     OffsetOutOfRangeError,
     StorageError,
@@ -29,6 +28,7 @@ from streamkeep import (
     StreamNotFoundError,
     StreamTakenOverError,
     StreamTimeoutError,
+    _lifecycle,
 )
 from streamkeep.errors import StorageCorruptError
 from streamkeep.events import StreamEventType, event_of

@@ -135,7 +135,7 @@ async def take_over(streams: StreamManager) -> StreamInput:
             try:
                 return await streams.open(STREAM, resume=True)
             except StreamBusyError as busy:
-                await anyio.sleep(max(0.01, busy.lease_until - streams.clock()))
+                await anyio.sleep(max(0.01, busy.retry_after))
 
 
 @pytest.mark.timeout(180)
