@@ -140,10 +140,10 @@ class _Driver:
         self,
         database: str | os.PathLike[str],
         *,
-        isolation_level: None,
-        timeout: float,
-        check_same_thread: bool = True,
+        isolation_level: None = None,
+        timeout: float = 5.0,
         uri: bool = False,
+        check_same_thread: bool = True,
     ) -> "_Connection":
         flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | (apsw.SQLITE_OPEN_URI if uri else 0)
         with _as_sqlite3():
