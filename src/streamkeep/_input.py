@@ -32,6 +32,7 @@ from .errors import (
     StorageError,
     StreamInputClosedError,
     StreamkeepError,
+    WrongEventLoopError,
     fresh,
 )
 from .events import ErrorInfo, chunk_record, done_record, error_info, error_record
@@ -163,7 +164,8 @@ class Outbox:
         else:
             background.check_callable()
             offset = self.put(record, self._limits.max_queued_events)
-            background.call(self._start_task)
+            if not background.call(self._start_task):
+                raise WrongEventLoopError("the event loop that this belongs to has ended")
         return offset
 
     async def stored(self, offset: int) -> int:

@@ -216,7 +216,7 @@ def test_versions_only_grow_whatever_the_clock_does(after: int, history: list[tu
             assert life.head.version > earlier.head.version
 
 
-@pytest.mark.promise("P17", "P19")
+@pytest.mark.promise("P19")
 def test_versions_of_different_writers_differ_at_the_same_instant() -> None:
     common = release(opened(), NOW)
     versions = {take_over(common, NOW + 1, "s2", f"w{number}", 0, TERMS).head.version for number in range(50)}

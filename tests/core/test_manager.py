@@ -819,7 +819,7 @@ async def test_closing_takes_no_longer_than_it_may_when_the_storage_hangs_or_fai
         storage.refuse("commit")
         began = clock()
 
-    assert clock() - began == 5
+    assert 5 <= clock() - began < 5.1
     assert all(handle.cancelled.is_set() for handle in handles)
     assert "could not be released" in quiet_logs.text
 
