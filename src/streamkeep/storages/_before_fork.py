@@ -100,12 +100,12 @@ class _Forks:
 
 
 _forks: Final = _Forks()
-register: Final = _before_fork.register
+register: Final = _forks.register
 """Have a fork take care of this, until it is unregistered by the number that this gives, or nobody has it any more."""
-unregister: Final = _before_fork.unregister
-check: Final = _before_fork.check
+unregister: Final = _forks.unregister
+check: Final = _forks.check
 """Raise ForkUnderWayError if somebody waits to fork; for whoever waits for something else meanwhile."""
-wait: Final = _before_fork.wait
+wait: Final = _forks.wait
 """Let a fork that is under way go first: a thread that is always busy would else win each time."""
 
 if hasattr(os, "register_at_fork"):
