@@ -75,7 +75,10 @@ class Session:
         starting = self._starting
         if starting is None or (starting.is_over.is_set() and starting.error is not None):
             starting = self._starting = _Start()
-            self._begin(starting)
+            try:
+                self._begin(starting)
+            except Exception as error:  # no clone, or no thread, could be made
+                starting.end(_as_storage_error(error))
         await starting.is_over.wait()
         if starting.error is not None:
             raise fresh(starting.error)
@@ -104,8 +107,9 @@ class Session:
             host = _Elsewhere(self._background, self._look, starting)
             renewal = self._renewal = _Renewal(clone, self.name, self._terms, host)
             run = partial(_run_thread, renewal, clone, host)
-            self._thread = Thread(target=run, name="streamkeep-session", daemon=True)
-            self._thread.start()
+            thread = Thread(target=run, name="streamkeep-session", daemon=True)
+            thread.start()
+            self._thread = thread
 
 
 class _Start:
@@ -296,14 +300,18 @@ class _Renewal:
                 logger.warning("the session was not renewed for %.1f seconds: %s", since, why)
 
     async def _take_mail(self) -> None:
+        is_told = False
         while True:
             try:
                 async with self._storage.watch(self._id) as doorbell:
                     while True:
                         await self._look_for_mail()
+                        is_told = False
                         await doorbell.wait()
             except StorageError as error:
-                logger.warning("cannot hear of streams that are cancelled elsewhere: %s", error)
+                if not is_told:
+                    is_told = True
+                    logger.warning("streams that are cancelled elsewhere are noticed late: %s", error)
                 await anyio.sleep(RETRY_SECONDS)
 
     async def _look_for_mail(self) -> None:
@@ -324,15 +332,14 @@ class _Renewal:
     async def _try_to_renew(self, *, is_over: bool) -> bool:
         page = await self._storage.read(self._id)
         seen = None if page is None else page.head
-        mail = () if seen is None else _lifecycle.session_of(seen).mail
+        if seen is not None and (mail := _lifecycle.session_of(seen).mail):
+            self._host.look(mail)  # before it is taken: the answer of the commit that takes it may be lost
         now = self._storage.time()
         head = _lifecycle.renew(seen, self._beat + 1, now, self._name, self._terms, is_over=is_over)
         if not await commit_once(self._storage, self._id, None if seen is None else seen.version, head):
             return False
         self._beat += 1
         self._head = head
-        if mail:
-            self._host.look(mail)
         return True
 
 
@@ -390,6 +397,7 @@ class _Observation:
     def __init__(self, terms: Terms) -> None:
         self.observed = Observed(terms)
         self.wanted_until = -inf
+        self.is_told = False
         self.calls: dict[object, Callable[[], object]] = {}
 
     @property
@@ -461,8 +469,11 @@ class Observer:
                 await self._storage.commit(id, page.head.version, head)
                 observed.challenge_took = anyio.current_time() - began_at
         except StorageError as error:
-            logger.warning("a session cannot be observed: %s", error)
+            if not observation.is_told:
+                observation.is_told = True
+                logger.warning("a session cannot be observed: %s", error)
             return
+        observation.is_told = False
         if observed.is_dead and not was_dead:
             for call in tuple(observation.calls.values()):
                 call()

@@ -205,8 +205,9 @@ async def checkpoint_then(call: Callable[[], None]) -> None:
 # A storage that fails
 
 
-def fail(storage: FaultyStorage, fault: str) -> None:
+async def fail(storage: FaultyStorage, fault: str) -> None:
     """Let a commit fail so that nobody knows what became of it."""
+    await wait_all_tasks_blocked()  # a session that has just begun reads as well
     getattr(storage, fault)("commit")
     storage.refuse("read")
 
@@ -217,7 +218,7 @@ async def test_flush_stores_what_waited_after_a_storage_error(
     streams: StreamManager, storage: FaultyStorage, fault: str
 ) -> None:
     stream = await streams.open("s")
-    fail(storage, fault)
+    await fail(storage, fault)
 
     with pytest.raises(StorageError):
         await stream.write("a")
@@ -233,10 +234,10 @@ async def test_a_failure_of_write_soon_shows_at_the_next_flush(
     streams: StreamManager, storage: FaultyStorage, fault: str, quiet_logs: pytest.LogCaptureFixture
 ) -> None:
     stream = await streams.open("s")
-    fail(storage, fault)
+    await fail(storage, fault)
     stream.write_soon("a")
     await wait_all_tasks_blocked()
-    fail(storage, "refuse")
+    await fail(storage, "refuse")
 
     with pytest.raises(StorageError):
         await stream.flush()
@@ -250,7 +251,7 @@ async def test_a_failure_of_write_soon_shows_at_the_next_flush(
 @pytest.mark.promise("P4")
 async def test_flush_completes_a_stream_whose_done_failed(streams: StreamManager, storage: FaultyStorage, fault: str) -> None:
     stream = await streams.open("s")
-    fail(storage, fault)
+    await fail(storage, fault)
 
     with pytest.raises(StorageError):
         await stream.done("b")
@@ -345,6 +346,7 @@ async def test_a_cancellation_while_a_lost_answer_is_looked_for_leaves_no_doubt(
     streams: StreamManager, storage: FaultyStorage
 ) -> None:
     stream = await streams.open("s")
+    await wait_all_tasks_blocked()
     storage.lose_answer("commit")
     hold = storage.hold("read")
 
@@ -378,6 +380,7 @@ async def test_a_commit_is_sent_again_as_it_was_and_not_with_what_came_later(
     streams: StreamManager, storage: FaultyStorage
 ) -> None:
     stream = await streams.open("s")
+    await wait_all_tasks_blocked()
     storage.lose_answer("commit", times=2)
     storage.refuse("read", times=3)
 
@@ -412,6 +415,7 @@ async def test_a_writer_whose_answer_was_lost_and_who_was_taken_over_then_is_tol
     streams: StreamManager, mortal: Process
 ) -> None:
     stream = await mortal.streams.open("s")
+    await wait_all_tasks_blocked()
     mortal.storage.lose_answer("commit")
     mortal.storage.refuse("read")
     with pytest.raises(StorageError):

@@ -200,6 +200,7 @@ async def test_a_head_that_cannot_be_read_may_be_deleted_by_several_at_once(
     streams: StreamManager, storage: FaultyStorage
 ) -> None:
     await spoil(storage, "s")
+    await wait_all_tasks_blocked()
     storage.skip("read")
     hold = storage.hold("read")
     async with anyio.create_task_group() as tasks:
@@ -240,6 +241,7 @@ async def test_of_many_who_open_an_id_exactly_one_wins(
 ) -> None:
     await (await streams.open("first-of-one")).done()
     await (await elsewhere.open("first-of-the-other")).done()
+    await wait_all_tasks_blocked()
     results: list[object] = []
     holds = [storage.hold("commit") for _ in range(10)]
 
@@ -267,6 +269,7 @@ async def test_of_many_who_take_over_exactly_one_wins(
     async with streams.open("s") as stream:
         await stream.write("a")
     await (await elsewhere.open("other")).done()
+    await wait_all_tasks_blocked()
     results: list[object] = []
     # All see the same head: each has its creation refused first, then looks whether it is there, and then at what is.
     storage.skip("read", times=10)
@@ -316,6 +319,7 @@ async def test_an_open_that_failed_or_was_cancelled_in_doubt_leaves_nothing_and_
     storage = LateStorage(memory)
     async with StreamManager(storage) as streams:
         await (await streams.open("first")).done()
+        await wait_all_tasks_blocked()
         if resume:
             async with elsewhere.open("s") as stream:
                 await stream.write("a")
@@ -354,6 +358,7 @@ async def test_an_open_that_failed_in_doubt_leaves_nothing_although_its_commit_a
     storage = LateStorage(memory)
     async with StreamManager(storage) as streams:
         await (await streams.open("first")).done()
+        await wait_all_tasks_blocked()
         if resume:
             await (await elsewhere.open("s")).close()
             storage.skip("commit")
@@ -376,6 +381,7 @@ async def test_an_open_in_doubt_is_undone_when_the_storage_is_back(
     streams: StreamManager, elsewhere: StreamManager, storage: FaultyStorage
 ) -> None:
     await (await streams.open("first")).done()
+    await wait_all_tasks_blocked()
     storage.lose_answer("commit")
     storage.refuse("read", times=3)
     with pytest.raises(StorageError):
@@ -391,6 +397,7 @@ async def test_an_open_that_takes_over_and_then_loses_the_answer_for_good_releas
 ) -> None:
     await (await elsewhere.open("s")).close()
     await (await streams.open("first")).done()
+    await wait_all_tasks_blocked()
     storage.skip("commit")
     storage.lose_answer("commit")
     storage.skip("read", times=2)
@@ -627,6 +634,7 @@ async def test_a_verb_that_is_tried_again_never_reaches_a_later_life(
     """Its commit was refused because somebody wrote; meanwhile the id has come to live again."""
     await (await elsewhere.open("s")).write("old")
     await (await streams.open("other")).done()
+    await wait_all_tasks_blocked()
     hold = storage.hold("commit" if verb == "cancel" else "delete")
     told: list[Exception] = []
 
@@ -711,6 +719,7 @@ async def test_a_verb_that_was_stored_is_a_success_even_if_the_writer_cannot_be_
 ) -> None:
     stream = await (streams if is_here else mortal.streams).open("s")
     await (await streams.open("other")).done()
+    await wait_all_tasks_blocked()
     storage.skip("read")
     storage.refuse("read")
     await getattr(streams, verb)("s")
@@ -796,7 +805,7 @@ async def test_closing_is_carried_on_by_another_when_the_first_is_cancelled(
 
     assert (await elsewhere.info("s")).session == ""
     assert stream.is_closed
-    assert not running.background._scopes
+    assert not running.background._tasks
 
 
 @pytest.mark.promise("P14")
@@ -874,7 +883,7 @@ async def test_a_cancelled_block_closes_the_manager(storage: FaultyStorage) -> N
             await checkpoint()
 
     assert scope.cancelled_caught
-    assert not running.background._scopes
+    assert not running.background._tasks
 
 
 async def test_a_storage_of_its_own_is_opened_and_closed(storage: FaultyStorage) -> None:

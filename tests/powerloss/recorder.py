@@ -140,8 +140,8 @@ class _Driver:
         self,
         database: str | os.PathLike[str],
         *,
-        isolation_level: None,
-        timeout: float,
+        isolation_level: None = None,
+        timeout: float = 5.0,
         uri: bool = False,
         check_same_thread: bool = True,
     ) -> "_Connection":

@@ -28,7 +28,7 @@ from streamkeep import (
     StreamkeepError,
     StreamManager,
 )
-from streamkeep._lifecycle import SESSION_PREFIX, Terms, life_of, renew, session_of
+from streamkeep._lifecycle import SESSION_PREFIX, Terms, life_of, renew, session_id, session_of
 from streamkeep.events import is_terminal
 from streamkeep.storage import Head, Storage
 from streamkeep.storages.sqlite import SQLiteStorage
@@ -122,12 +122,13 @@ async def go_on(storage: Storage, state: State) -> None:
 
 async def end_sessions(storage: Storage) -> None:
     """Say of all sessions that they are over, so that nobody has to wait until it is seen that their processes are dead."""
-    for stream, head in await storage.scan(limit=1_000):
-        if stream.startswith(SESSION_PREFIX) and not session_of(head).is_over:
-            state = session_of(head)
-            terms = Terms(0.0, state.lease, state.grace)
-            over = renew(head, state.beat + 1, storage.time(), stream, terms, is_over=True)
-            await storage.commit(stream, head.version, over)
+    heads = dict(await storage.scan(limit=1_000))
+    written = {life_of(head).state.session for stream, head in heads.items() if not stream.startswith(SESSION_PREFIX)}
+    for session in sorted(written - {""}):
+        head = heads.get(session_id(session))
+        if head is None or not session_of(head).is_over:
+            over = renew(head, 1_000_000, storage.time(), session, Terms(0.0, 1.0, 1.0), is_over=True)
+            assert await storage.commit(session_id(session), None if head is None else head.version, over)
 
 
 async def resume(streams: StreamManager, stream: str) -> StreamInput:
