@@ -54,8 +54,8 @@ class Outbox(Protocol):
         ...
 
     @property
-    def is_quiet(self) -> bool:
-        """Whether it has not committed for a while."""
+    def committed_at(self) -> float:
+        """When it has last committed, by the event loop's clock."""
         ...
 
     async def look(self) -> None:
@@ -159,7 +159,7 @@ class Core:
         """Look now and then at what quiet writers have, a few at a time, and put off the day on which it would be forgotten."""
         while True:
             began_at = anyio.current_time()
-            quiet = [outbox for outbox in self.outboxes() if outbox.is_quiet]
+            quiet = [outbox for outbox in self.outboxes() if outbox.committed_at < began_at - LOOK_SECONDS / 2]
             pause = LOOK_SECONDS / (len(quiet) // LOOKS_AT_ONCE + 1)
             for first in range(0, len(quiet), LOOKS_AT_ONCE):
                 await anyio.sleep(pause)

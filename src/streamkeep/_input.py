@@ -23,7 +23,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from . import _lifecycle
-from ._core import LOOK_SECONDS, Core
+from ._core import Core
 from ._guard import commit_once
 from ._lifecycle import Life
 from .errors import (
@@ -32,6 +32,7 @@ from .errors import (
     StorageError,
     StreamInputClosedError,
     StreamkeepError,
+    WrongEventLoopError,
     fresh,
 )
 from .events import ErrorInfo, chunk_record, done_record, error_info, error_record
@@ -85,6 +86,7 @@ class Outbox:
         stream: the id.
         life: the stream, as this writer last committed it.
         cancelled: set when nothing more can be written, because of somebody else.
+        committed_at: when it has last committed, by the event loop's clock.
         max_event_bytes: how many bytes an event may have.
     """
 
@@ -108,18 +110,13 @@ class Outbox:
         self._round: _Round | None = None
         self._has_task = False  # whether a background task commits what is queued
         self._owes_loss = False  # whether records were lost, and no call has said so yet
-        self._committed_at = anyio.current_time()
+        self.committed_at = anyio.current_time()
         core.keep(self)
 
     @property
     def is_open(self) -> bool:
         """Whether it takes records."""
         return self._state is _State.OPEN
-
-    @property
-    def is_quiet(self) -> bool:
-        """Whether it has not committed for a while."""
-        return anyio.current_time() - self._committed_at > LOOK_SECONDS / 2
 
     @property
     def _is_over(self) -> bool:
@@ -167,7 +164,8 @@ class Outbox:
         else:
             background.check_callable()
             offset = self.put(record, self._limits.max_queued_events)
-            background.call(self._start_task)
+            if not background.call(self._start_task):
+                raise WrongEventLoopError("the event loop that this belongs to has ended")
         return offset
 
     async def stored(self, offset: int) -> int:
@@ -303,7 +301,7 @@ class Outbox:
             return
         self._doubt = None
         self.life = life
-        self._committed_at = anyio.current_time()
+        self.committed_at = anyio.current_time()
         if not _lifecycle.is_written(life.state):
             self._stop()
 

@@ -50,6 +50,8 @@ STREAM_ID: Final = re.compile(r"[A-Za-z0-9_~][A-Za-z0-9_~.:@=+-]{0,254}")
 SURROGATE: Final = re.compile("[\ud800-\udfff]")
 SCAN_STREAMS: Final = 1_000
 MAX_METADATA: Final = 4_096
+RELEASES_A_SECOND: Final = 1_000
+"""Closing takes as much longer than a few seconds as many writers take on a slow storage."""
 UNDO_PAUSES: Final = (0.0, 0.1, 1.0, 5.0, 30.0)
 """When to look for what an `open` whose answer was lost may have created: it may still be under way."""
 
@@ -317,14 +319,13 @@ class StreamManager:
         after = max(after, _lifecycle.AFTER_RESERVED)
         found: list[StreamInfo] = []
         while len(found) < limit:
-            wanted = min(limit - len(found), SCAN_STREAMS)
-            page = await core.storage.scan(after, wanted)
+            page = await core.storage.scan(after, min(limit, SCAN_STREAMS))
             if not page:
                 break
             after = page[-1][0]
             now = core.now()
             found += [info for stream, head in page if (info := _listed(stream, head, now))]
-        return found
+        return found[:limit]
 
     async def sweep(self) -> None:
         """Remove what has expired. It is done every minute without asking. Raises StorageError."""
@@ -358,7 +359,11 @@ class StreamManager:
         check_metadata(metadata)
         running = self._check_running()
         core = running.core
-        await core.session.start()
+        try:
+            await core.session.start()
+        except StorageError:
+            running.check()  # it could not begin because the manager is closed
+            raise
         await running.undone(stream)
         writer = new_name()
         with core.opening(writer):
@@ -377,6 +382,8 @@ class StreamManager:
             if page is None:
                 continue
             version = page.head.version
+            if await running.undo_now(stream, page.head):
+                continue
             if _is_expired(page.head, core.now()):
                 await core.storage.delete(stream, version)
             elif not resume:
@@ -405,6 +412,7 @@ class _Running:
         self._owns_storage = owns_storage
         self._turn = anyio.Lock()
         self._undoing: dict[str, anyio.Event] = {}
+        self._doubts: dict[tuple[str, int], Callable[[], Awaitable[bool]]] = {}
 
     async def begin(self) -> None:
         """Open the storage, and begin the background work."""
@@ -452,7 +460,7 @@ class _Running:
                 return await commit_once(self.core.storage, stream, None, life.head)
         except BaseException as error:
             if not isinstance(error, StorageFullError):
-                self._undo(stream, partial(self._remove, stream, life.head))
+                self._undo(stream, life.head, partial(self._remove, stream, life.head))
             raise
 
     async def take_over(self, stream: str, head: Head, writer: str) -> StreamInput | None:
@@ -466,7 +474,7 @@ class _Running:
             if not await commit_once(core.storage, stream, head.version, life.head):
                 return None
         except BaseException:
-            self._undo(stream, partial(self._release, stream, life))
+            self._undo(stream, life.head, partial(self._release, stream, life))
             raise
         if old.state.session:
             await core.tell_writer(stream, old)
@@ -494,8 +502,17 @@ class _Running:
             start += len(page.records)
         return size
 
-    def _undo(self, stream: str, undo: Callable[[], Awaitable[bool]]) -> None:
+    async def undo_now(self, stream: str, head: Head) -> bool:
+        """Say whether this is the head of an earlier `open` that failed and has arrived only now; it is undone then."""
+        undo = self._doubts.get((stream, head.version))
+        if undo is None:
+            return False
+        await undo()
+        return True
+
+    def _undo(self, stream: str, head: Head, undo: Callable[[], Awaitable[bool]]) -> None:
         over = self._undoing[stream] = anyio.Event()
+        self._doubts[stream, head.version] = undo
 
         async def run() -> None:
             try:
@@ -510,6 +527,7 @@ class _Running:
                         over.set()  # it is not there; it may still come, if it is under way
             finally:
                 over.set()
+                del self._doubts[stream, head.version]
                 if self._undoing.get(stream) is over:
                     del self._undoing[stream]
 
@@ -527,15 +545,17 @@ class _Running:
         return await commit_once(self.core.storage, stream, life.head.version, released.head)
 
     async def _release_all(self) -> None:
+        outboxes = list(self.core.outboxes())
+        seconds = RELEASE_SECONDS + len(outboxes) / RELEASES_A_SECOND
         async with anyio.create_task_group() as releases:
-            for outbox in self.core.outboxes():
+            for outbox in outboxes:
                 assert isinstance(outbox, Outbox)
-                releases.start_soon(_release, outbox)
+                releases.start_soon(_release, outbox, seconds)
 
 
-async def _release(outbox: Outbox) -> None:
+async def _release(outbox: Outbox, seconds: float = RELEASE_SECONDS) -> None:
     outbox.cancelled.set()
-    with anyio.move_on_after(RELEASE_SECONDS):
+    with anyio.move_on_after(seconds):
         try:
             await outbox.release(StreamManagerClosedError("the stream manager is closed"))
         except StreamkeepError as error:

@@ -41,6 +41,8 @@ RETRY_SECONDS: Final = 1.0
 RENEWALS_A_LEASE: Final = 3
 READS_A_LEASE: Final = 5
 TRIES: Final = 20
+WANTED_SECONDS: Final = 150.0
+"""How long a session is observed at least for who asked once: until the next sweep, which asks again."""
 CHALLENGES: Final = 10
 """How many times as long as the observer's own challenge took, a session has for its answer: it may have a renewal under way that the
 challenge overtook, and has then to begin another one."""
@@ -65,7 +67,7 @@ class Session:
         self._terms = terms
         self._look = look
         self._starting: _Start | None = None
-        self._keeper: _Keeper | None = None
+        self._renewal: _Renewal | None = None
         self._thread: Thread | None = None
 
     async def start(self) -> None:
@@ -73,14 +75,17 @@ class Session:
         starting = self._starting
         if starting is None or (starting.is_over.is_set() and starting.error is not None):
             starting = self._starting = _Start()
-            self._begin(starting)
+            try:
+                self._begin(starting)
+            except Exception as error:  # no clone, or no thread, could be made
+                starting.end(_as_storage_error(error))
         await starting.is_over.wait()
         if starting.error is not None:
             raise fresh(starting.error)
 
     async def stop(self) -> None:
         """Say that the session is over, if that can be said in time, and return when nothing of it runs any more."""
-        if self._starting is None or self._keeper is None:
+        if self._starting is None or self._renewal is None:
             return
         self.give_up()
         with anyio.move_on_after(OVER_SECONDS + RETRY_SECONDS):
@@ -90,20 +95,21 @@ class Session:
 
     def give_up(self) -> None:
         """Have it stop, without waiting for it."""
-        if self._keeper is not None:
-            self._keeper.stop()
+        if self._renewal is not None:
+            self._renewal.stop()
 
     def _begin(self, starting: "_Start") -> None:
         clone = self._storage.clone() if is_asyncio_here() else None
         if clone is None:
-            keeper = self._keeper = _Keeper(self._storage, self.name, self._terms, _Here(self._look, starting))
-            self._background.start(partial(_run_here, keeper, starting), "the session")
+            renewal = self._renewal = _Renewal(self._storage, self.name, self._terms, _Here(self._look, starting))
+            self._background.start(partial(_run_here, renewal, starting), "the session", ended=lambda: starting.end(None))
         else:
             host = _Elsewhere(self._background, self._look, starting)
-            keeper = self._keeper = _Keeper(clone, self.name, self._terms, host)
-            run = partial(_run_thread, keeper, clone, host)
-            self._thread = Thread(target=run, name="streamkeep-session", daemon=True)
-            self._thread.start()
+            renewal = self._renewal = _Renewal(clone, self.name, self._terms, host)
+            run = partial(_run_thread, renewal, clone, host)
+            thread = Thread(target=run, name="streamkeep-session", daemon=True)
+            thread.start()
+            self._thread = thread
 
 
 class _Start:
@@ -125,7 +131,7 @@ class _Start:
 
 
 class _Host(Protocol):
-    """What a session's keeper needs of the manager."""
+    """What a session's renewal needs of the manager."""
 
     def started(self) -> None:
         """Tell that the session is stored."""
@@ -144,7 +150,7 @@ class _Host(Protocol):
 
 
 class _Here:
-    """The manager's event loop is the keeper's own."""
+    """The manager's event loop is the renewal's own."""
 
     is_gone: Final = False
 
@@ -189,28 +195,25 @@ class _Elsewhere:
         self.is_gone = not self._background.call(function) or self.is_gone
 
 
-async def _run_here(keeper: "_Keeper", starting: _Start) -> None:
-    error: StorageError | None = None
+async def _run_here(renewal: "_Renewal", starting: _Start) -> None:
     try:
-        await keeper.run()
+        await renewal.run()
     except StorageError as failure:
-        error = failure
-    finally:
-        starting.end(error)
+        starting.end(failure)
 
 
-def _run_thread(keeper: "_Keeper", clone: GuardedStorage, host: _Elsewhere) -> None:
+def _run_thread(renewal: "_Renewal", clone: GuardedStorage, host: _Elsewhere) -> None:
     async def run() -> None:
         async with clone:
-            await keeper.run()
+            await renewal.run()
 
     error: StorageError | None = None
-    while not keeper.is_stopped and not host.is_gone:
+    while not renewal.is_stopped and not host.is_gone:
         try:
             asyncio.run(run())
             break
         except BaseException as failure:
-            if not keeper.has_begun:
+            if not renewal.has_begun:
                 error = _as_storage_error(failure)
                 break
             logger.exception("the session ended by an error, and is begun again")
@@ -222,7 +225,7 @@ def _as_storage_error(error: BaseException) -> StorageError:
     return error if isinstance(error, StorageError) else StorageError(f"the session could not be begun: {error!r}")
 
 
-class _Keeper:
+class _Renewal:
     """Renews a session until it is stopped, and says then that it is over."""
 
     def __init__(self, storage: GuardedStorage, name: str, terms: Terms, host: _Host) -> None:
@@ -297,14 +300,18 @@ class _Keeper:
                 logger.warning("the session was not renewed for %.1f seconds: %s", since, why)
 
     async def _take_mail(self) -> None:
+        is_told = False
         while True:
             try:
                 async with self._storage.watch(self._id) as doorbell:
                     while True:
                         await self._look_for_mail()
+                        is_told = False
                         await doorbell.wait()
             except StorageError as error:
-                logger.warning("cannot hear of streams that are cancelled elsewhere: %s", error)
+                if not is_told:
+                    is_told = True
+                    logger.warning("streams that are cancelled elsewhere are noticed late: %s", error)
                 await anyio.sleep(RETRY_SECONDS)
 
     async def _look_for_mail(self) -> None:
@@ -325,15 +332,14 @@ class _Keeper:
     async def _try_to_renew(self, *, is_over: bool) -> bool:
         page = await self._storage.read(self._id)
         seen = None if page is None else page.head
-        mail = () if seen is None else _lifecycle.session_of(seen).mail
+        if seen is not None and (mail := _lifecycle.session_of(seen).mail):
+            self._host.look(mail)  # before it is taken: the answer of the commit that takes it may be lost
         now = self._storage.time()
         head = _lifecycle.renew(seen, self._beat + 1, now, self._name, self._terms, is_over=is_over)
         if not await commit_once(self._storage, self._id, None if seen is None else seen.version, head):
             return False
         self._beat += 1
         self._head = head
-        if mail:
-            self._host.look(mail)
         return True
 
 
@@ -391,6 +397,7 @@ class _Observation:
     def __init__(self, terms: Terms) -> None:
         self.observed = Observed(terms)
         self.wanted_until = -inf
+        self.is_told = False
         self.calls: dict[object, Callable[[], object]] = {}
 
     @property
@@ -414,7 +421,7 @@ class Observer:
             return 0.0, self._terms
         observation = self._observe(session)
         terms = observation.observed.terms
-        observation.wanted_until = anyio.current_time() + 2 * (terms.lease + terms.grace)
+        observation.wanted_until = anyio.current_time() + max(WANTED_SECONDS, 2 * (terms.lease + terms.grace))
         return observation.observed.proven, terms
 
     @contextmanager
@@ -462,8 +469,11 @@ class Observer:
                 await self._storage.commit(id, page.head.version, head)
                 observed.challenge_took = anyio.current_time() - began_at
         except StorageError as error:
-            logger.warning("a session cannot be observed: %s", error)
+            if not observation.is_told:
+                observation.is_told = True
+                logger.warning("a session cannot be observed: %s", error)
             return
+        observation.is_told = False
         if observed.is_dead and not was_dead:
             for call in tuple(observation.calls.values()):
                 call()

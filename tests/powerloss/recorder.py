@@ -137,7 +137,13 @@ class _Driver:
         return getattr(sqlite3, name)
 
     def connect(
-        self, database: str | os.PathLike[str], *, isolation_level: None, timeout: float, uri: bool = False
+        self,
+        database: str | os.PathLike[str],
+        *,
+        isolation_level: None = None,
+        timeout: float = 5.0,
+        uri: bool = False,
+        check_same_thread: bool = True,
     ) -> "_Connection":
         flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | (apsw.SQLITE_OPEN_URI if uri else 0)
         with _as_sqlite3():

@@ -15,7 +15,7 @@ from streamkeep._feed import Feed
 from streamkeep._input import Outbox, StreamInput
 from streamkeep._lifecycle import Life
 from streamkeep._manager import _Running
-from streamkeep._sessions import Observed, Observer, _Keeper
+from streamkeep._sessions import Observed, Observer, _Renewal
 from streamkeep._subscription import Subscription
 from streamkeep._sweeper import Sweeper
 from streamkeep.errors import StorageError
@@ -122,22 +122,22 @@ def what_has_ended_is_cancelled_again(patch: pytest.MonkeyPatch) -> None:
 def sessions_are_not_renewed(patch: pytest.MonkeyPatch) -> None:
     """A writer that lives is taken for dead."""
 
-    async def sleep(self: _Keeper) -> None:
+    async def sleep(self: _Renewal) -> None:
         await trio.sleep_forever()
 
-    patch.setattr(_Keeper, "_renew_on", sleep)
+    patch.setattr(_Renewal, "_renew_on", sleep)
 
 
 def a_session_is_not_begun_again(patch: pytest.MonkeyPatch) -> None:
     """A writer that lives is taken for dead, once the storage has gone back to before its session."""
-    renew = _Keeper._try_to_renew
+    renew = _Renewal._try_to_renew
 
-    async def only_what_is_there(self: _Keeper, *, is_over: bool) -> bool:
+    async def only_what_is_there(self: _Renewal, *, is_over: bool) -> bool:
         if self._head is not None and await self._storage.read(self._id) is None:
             return True
         return await renew(self, is_over=is_over)
 
-    patch.setattr(_Keeper, "_try_to_renew", only_what_is_there)
+    patch.setattr(_Renewal, "_try_to_renew", only_what_is_there)
 
 
 def nobody_is_challenged(patch: pytest.MonkeyPatch) -> None:
@@ -191,13 +191,13 @@ def no_mail_is_sent(patch: pytest.MonkeyPatch) -> None:
 
 def mail_is_lost_at_a_renewal(patch: pytest.MonkeyPatch) -> None:
     """A writer is not told that it was cancelled, and goes on being paid for."""
-    begin = _Keeper.__init__
+    begin = _Renewal.__init__
 
-    def deaf(self: _Keeper, *args: Any) -> None:
+    def deaf(self: _Renewal, *args: Any) -> None:
         begin(self, *args)
-        self._host.look = _do_nothing  # type: ignore[method-assign] # that is the bug
+        self._host.look = _do_nothing  # type: ignore[assignment,method-assign] # that is the bug
 
-    patch.setattr(_Keeper, "__init__", deaf)
+    patch.setattr(_Renewal, "__init__", deaf)
 
 
 def _do_nothing(_: Iterable[str]) -> None:

@@ -21,7 +21,7 @@ import pytest
 from streamkeep.errors import InvalidArgumentError, StorageCorruptError, StorageError, StorageFullError
 from streamkeep.storage import Head, Storage
 from streamkeep.storages import sqlite
-from streamkeep.storages.sqlite import SQLiteStorage, _database, _interlock
+from streamkeep.storages.sqlite import SQLiteStorage, _interlock, _writer
 from streamkeep.testing import StorageSuite
 
 T = TypeVar("T")
@@ -119,8 +119,8 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_database, "_TIMEOUT_SECONDS", 0.2)
+def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_writer, "TIMEOUT_SECONDS", 0.2)
 
 
 # -- what the file is
@@ -296,9 +296,9 @@ async def test_a_value_that_cannot_be_stored_fails_its_caller_only(path: Path) -
             surrogate = asyncio.create_task(storage.commit("\ud800", None, a_head(1, 0)))
             await queued(storage, 7)
         assert all([await task for task in good])
-        with pytest.raises(StorageError):
+        with pytest.raises(StorageError, match="OverflowError"):
             await bad
-        with pytest.raises(StorageError):
+        with pytest.raises(InvalidArgumentError, match="surrogates"):
             await surrogate
         assert [stream for stream, _ in await storage.scan()] == [f"s{i}" for i in range(5)]
         # Keys that were given out in the batch that was rolled back must be forgotten.
@@ -542,7 +542,7 @@ async def test_what_a_killed_process_had_acknowledged_is_there(path: Path) -> No
     await check_whole(path, acknowledged)
 
 
-async def test_a_process_that_holds_the_database_too_long_is_named(path: Path, impatient: None) -> None:
+async def test_a_process_that_holds_the_database_too_long_is_named(path: Path, short_timeout: None) -> None:
     async with SQLiteStorage(path) as storage:
         async with paused(path):
             with pytest.raises(StorageError, match="another program has held the database"):
@@ -587,7 +587,7 @@ async def tail_of(storage: Storage, stream: str) -> tuple[int, int] | None:
     return None if page is None else (page.head.version, page.head.tail)
 
 
-async def in_writer(storage: SQLiteStorage, work: Callable[[_database.Writer], T]) -> T:
+async def in_writer(storage: SQLiteStorage, work: Callable[[_writer.Writer], T]) -> T:
     assert storage._entered is not None
     return await storage._entered.writer.start(work)
 

@@ -4,7 +4,6 @@ It decides by its random numbers, and notes in its journal whatever it is about 
 """
 
 import random
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
@@ -87,7 +86,7 @@ class _Producer:
     async def _go_on(self) -> None:
         # Only lasting streams: another one could be gone by now, and would be created anew under the same id.
         there = await self._open_streams(LASTING)
-        if left_behind := [info for info in there if not info.writer or info.lease_until < time.time()] or there:
+        if left_behind := [info for info in there if not info.session] or there:
             await self._open(self._random.choice(left_behind).id, self._name(), "resume")
 
     async def _cancel(self) -> None:

@@ -2,32 +2,27 @@
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from streamkeep.errors import InvalidArgumentError
+from streamkeep.errors import InvalidArgumentError, StorageError
 from streamkeep.storage import Doorbell, Head, Page
+from streamkeep.storages import _before_fork
 from streamkeep.storages._asyncio_storage import AsyncioStorage
-from streamkeep.storages._batch_thread import BatchThread, Job, Outcome
+from streamkeep.storages._batch_thread import BatchThread, Done, Job
 from streamkeep.storages._doorbells import Doorbells
-from streamkeep.storages.sqlite._clock import steady
-from streamkeep.storages.sqlite._database import (
-    Files,
-    Reader,
-    SameFile,
-    Synchronous,
-    Writer,
-    lose,
-    open_reader,
-    open_writer,
-    translating,
-)
+from streamkeep.storages.sqlite._clock import Clock
+from streamkeep.storages.sqlite._database import Synchronous, open_reader, open_writer
+from streamkeep.storages.sqlite._errors import translated, translating
+from streamkeep.storages.sqlite._files import Files
 from streamkeep.storages.sqlite._inotify import drain, open_inotify
 from streamkeep.storages.sqlite._notify import Changes, Notify, checksum
+from streamkeep.storages.sqlite._reader import Reader
+from streamkeep.storages.sqlite._writer import Writer
 
 _POLL_SECONDS: Final = 0.025
 
@@ -52,8 +47,10 @@ class SQLiteStorage(AsyncioStorage["_Entered"]):
     def __init__(self, path: str | os.PathLike[str], *, synchronous: Synchronous = "FULL") -> None:
         if synchronous not in {"FULL", "NORMAL"}:
             raise InvalidArgumentError(f"synchronous is FULL or NORMAL, not {synchronous!r}")
-        self._files = Files(_real_path(path))
-        super().__init__(str(self._files.database))
+        if "\0" in os.fspath(path):
+            raise InvalidArgumentError("a path cannot hold a NUL character")
+        self._path = _absolute(Path(path))
+        super().__init__(str(self._path))
         self._synchronous: Synchronous = synchronous
         self._doorbells: Doorbells[int] = Doorbells()
 
@@ -78,47 +75,33 @@ class SQLiteStorage(AsyncioStorage["_Entered"]):
         return await self._open.reader.start(lambda reader: reader.expired(before, limit))
 
     def time(self) -> float:
-        """See `Storage.time`: the machine's, whatever its wall clock says meanwhile."""
-        return steady() + self._open.clock_offset
+        """See `Storage.time`."""
+        return self._open.clock.time()
 
     def clone(self) -> "SQLiteStorage":
         """See `Storage.clone`."""
-        return SQLiteStorage(self._files.database, synchronous=self._synchronous)
+        return SQLiteStorage(self._path, synchronous=self._synchronous)
 
     @asynccontextmanager
     async def watch(self, stream: str) -> AsyncGenerator[Doorbell]:
         """See `Storage.watch`."""
-        self._open.notifications.listen()
+        self._open.listener.listen()
         async with self._doorbells.watch(checksum(stream)) as doorbell:
             yield doorbell
 
     async def _enter(self, stack: AsyncExitStack) -> "_Entered":
-        path = self._files.database
-        same_file, lost = SameFile(path), partial(lose, path)
-        reader = BatchThread("streamkeep-sqlite-reader", lambda _: open_reader(path, same_file), _read, lost)
-        notifications = _Notifications(asyncio.get_running_loop(), self._files, self._doorbells)
+        files = Files(self._path)
+        translate = partial(translated, files.database)
+        listener = _Listener(asyncio.get_running_loop(), files, self._doorbells)
         writer = BatchThread(
-            "streamkeep-sqlite-writer",
-            partial(open_writer, self._files, same_file, self._synchronous),
-            partial(_write, notifications),
-            lost,
+            "streamkeep-sqlite-writer", partial(open_writer, files, self._synchronous), partial(_write, listener), translate
         )
+        reader = BatchThread("streamkeep-sqlite-reader", partial(open_reader, files, self._synchronous), Reader.run, translate)
         # The writer comes first and goes last: it creates the files, and what there is to tidy up is tidied up by it.
         await stack.enter_async_context(writer)
         await stack.enter_async_context(reader)
-        stack.callback(notifications.stop)
-        clock_offset = await writer.start(lambda writer: writer.clock_offset)
-        return _Entered(writer, reader, notifications, clock_offset)
-
-
-def _real_path(path: str | os.PathLike[str]) -> Path:
-    """Give the file's one real name, so that all who open it lock the same files; and the working directory may change."""
-    try:
-        real = os.path.realpath(path)
-    except ValueError as error:
-        raise InvalidArgumentError(f"this cannot be the path of a file: {error}") from None
-    # POSIX leaves it to the system what two slashes mean, so they are kept there; to SQLite they are the beginning of a host's name.
-    return Path(real if os.name == "nt" else f"/{real.lstrip('/')}")
+        stack.callback(listener.stop)
+        return _Entered(writer, reader, listener, await writer.start(lambda writer: writer.clock))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,20 +110,23 @@ class _Entered:
 
     writer: BatchThread[Writer]
     reader: BatchThread[Reader]
-    notifications: "_Notifications"
-    clock_offset: float
+    listener: "_Listener"
+    clock: Clock
 
 
-def _write(notifications: "_Notifications", writer: Writer, jobs: Sequence[Job[Writer]]) -> Outcome:
-    changes = writer.run(jobs)
-    return len(jobs), partial(notifications.ring, changes) if changes else None
+def _absolute(path: Path) -> Path:
+    try:
+        return path.absolute()
+    except FileNotFoundError:
+        raise StorageError(f"{path}: the current working directory does not exist any more; use an absolute path") from None
 
 
-def _read(reader: Reader, jobs: Sequence[Job[Reader]]) -> Outcome:
-    return reader.run(jobs)
+def _write(listener: "_Listener", writer: Writer, jobs: Collection[Job[Writer]]) -> Done:
+    number, changes = writer.run(jobs)
+    return Done(number, partial(listener.ring, changes) if changes else None, is_broken=writer.is_broken)
 
 
-class _Notifications:
+class _Listener:
     """Rings the doorbells: for this storage's own commits as they happen, for others' when the `-notify` file says so.
 
     Changes are counted, and all up to `_seen` have been rung. It is set before somebody watches, and what is committed later
@@ -179,11 +165,29 @@ class _Notifications:
             self._timer.cancel()
         if self._inotify is not None:
             self._loop.remove_reader(self._inotify)
-            os.close(self._inotify)
         if self._file is not None:
-            os.close(self._file)
+            _before_fork.unregister(self._fork_number)
+        self._close()
+
+    def before_fork(self, deadline: float) -> None:
+        """See `Forkable`. These descriptors carry no locks, so the parent keeps them."""
+
+    def after_fork(self) -> None:
+        """See `Forkable`."""
+
+    def in_child(self) -> None:
+        """See `Forkable`."""
+        self._close()
+
+    def _close(self) -> None:
+        inotify, file = self._inotify, self._file
+        self._inotify = self._file = None
+        for descriptor in (inotify, file):
+            if descriptor is not None:
+                os.close(descriptor)
 
     def _start(self) -> int:
+        self._fork_number = _before_fork.register(self)
         with translating(self._files.database):
             self._file = self._files.open(self._files.notify)
         self._inotify = open_inotify(self._files.notify)
