@@ -15,7 +15,8 @@ from . import _lifecycle
 from ._background import Background
 from ._guard import GuardedStorage, commit_once
 from ._lifecycle import Life, Terms
-from ._sessions import Observer, Session
+from ._observer import Observer
+from ._sessions import Session
 from .errors import StorageError, StreamkeepError
 from .events import error_record
 

@@ -35,7 +35,7 @@ from streamkeep._lifecycle import (
     session_id,
     session_of,
 )
-from streamkeep._sessions import CHALLENGES, READS_A_LEASE, Observed
+from streamkeep._observer import CHALLENGES, READS_A_LEASE, Observed
 from streamkeep.storage import Head
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
