@@ -103,11 +103,10 @@ class Core:
 
     def forget(self, outbox: Outbox) -> None:
         """Count it no more."""
-        there = self._outboxes.get(outbox.stream, [])
-        if outbox in there:
-            there.remove(outbox)
-            if not there:
-                del self._outboxes[outbox.stream]
+        there = self._outboxes[outbox.stream]
+        there.remove(outbox)
+        if not there:
+            del self._outboxes[outbox.stream]
 
     def outboxes(self, stream: str | None = None) -> Iterator[Outbox]:
         """Give the writers of a stream, or all, that this manager has now."""
