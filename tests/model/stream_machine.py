@@ -79,7 +79,9 @@ class StreamMachine(RuleBasedStateMachine):
         self._model = Model(EPOCH)
         self._workload = Workload()
         open_storage = kind.at(self._portal.directory)
-        self._storages = [self._portal.keep(ProbedStorage(open_storage(), self._workload, self._clock))[0] for _ in range(MANAGERS)]
+        self._storages = [
+            self._portal.keep(ProbedStorage(open_storage(), self._workload, self._clock))[0] for _ in range(MANAGERS)
+        ]
         self._pairs: list[tuple[StreamInput, Writer]] = []
         self._readers: list[Reader] = []
         self._closed: StreamManager | None = None
@@ -267,7 +269,9 @@ class StreamMachine(RuleBasedStateMachine):
         self._clock.advance(seconds)
         self._model.now += seconds
 
-    @precondition(lambda self: not self._readers and all(log.writer or log.status != "open" for log in self._model.logs.values()))
+    @precondition(
+        lambda self: not self._readers and all(log.writer or log.status != "open" for log in self._model.logs.values())
+    )
     @rule()
     def sleep_for_more_than_a_day(self) -> None:
         self.sleep_as_a_suspended_machine_does(rules.FORGET + 60)

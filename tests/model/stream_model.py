@@ -102,7 +102,7 @@ class Follower:
 
 @dataclass(eq=False)
 class Manager:
-    """A manager: which handles it has, and what it follows, with the event loop's time at which the feed looks whether there is a writer."""
+    """A manager: which handles it has, and what it follows, each with the time at which its feed looks whether there is a writer."""
 
     kept: list[Writer] = field(default_factory=list)
     feeds: dict[Log, float] = field(default_factory=dict)
@@ -305,8 +305,10 @@ class Model:
 
     def _put(self, writer: Writer, chunk: object) -> int:
         size = len(_json(chunk)) + 1
+        if size - 1 > MAX_EVENT_BYTES:
+            raise LimitExceededError
         writer.check()
-        if size - 1 > MAX_EVENT_BYTES or writer.tail >= MAX_EVENTS or writer.size + size > MAX_STREAM_BYTES:
+        if writer.tail >= MAX_EVENTS or writer.size + size > MAX_STREAM_BYTES:
             raise LimitExceededError
         writer.size += size
         return writer.tail

@@ -464,6 +464,7 @@ class _Bell:
 
     def ring_after(self, delay: float) -> None:
         """Ring once, then."""
+
         async def carry() -> None:
             await trio.sleep(delay)
             self._rung.set()
