@@ -491,7 +491,8 @@ async def test_an_open_that_fails_in_doubt_again_and_again_can_be_tried_again(
     await anyio.sleep(60)
 
     assert (await streams.info("s")).status == "done"
-    assert running_of(streams)._undoing == running_of(streams)._doubts == {}
+    assert running_of(streams)._undoing == {}
+    assert running_of(streams)._doubts == {}
 
 
 async def test_a_manager_that_closes_while_its_session_begins_ends_that(
