@@ -290,6 +290,7 @@ class StreamMachine(RuleBasedStateMachine):
         there = next(index for index, running in enumerate(self._managers) if running.model is log.writer.manager)
         here = self._managers[(there + 1) % MANAGERS]
         self._storages[there].is_down = True
+        found: object = None
         for _ in range(SECONDS_UNTIL_DEAD):
             found = self._outcome(lambda: _awaited(here.streams.open(log.id, resume=True)))
             if found is not StreamBusyError:
