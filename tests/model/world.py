@@ -18,8 +18,8 @@ import sniffio
 from tests.inside import feeds_of, tasks_of, writers_of
 
 from streamkeep import StreamEvent, StreamEventType, StreamInput, StreamManager
-from streamkeep._running import UNDO_PAUSES
 from streamkeep._observer import WANTED_SECONDS
+from streamkeep._running import UNDO_PAUSES
 from streamkeep.errors import (
     StreamBusyError,
     StreamCompletedError,
