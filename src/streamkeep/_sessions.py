@@ -1,4 +1,4 @@
-"""Sessions: how a manager shows that its writers are alive, and how it sees whether those of others are.
+"""Session: how a manager shows that its writers are alive. How it sees whether those of others are is in `_observer`.
 
 A session is a head of its own, which is committed anew every third of the lease, however many writers there are. Nobody compares
 clocks. A session is dead when it has said that it is over; or when whoever wants to know has itself seen no renewal for lease and grace,
@@ -14,11 +14,9 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
-from math import inf
 from threading import Thread
 from typing import Final, Protocol
 
@@ -27,7 +25,7 @@ import anyio
 from . import _lifecycle
 from ._background import Background, is_asyncio_here, loop_here
 from ._guard import GuardedStorage, commit_once
-from ._lifecycle import SessionState, Terms
+from ._lifecycle import Terms
 from .errors import StorageError, fresh
 from .storage import Head
 
@@ -39,13 +37,7 @@ OVER_SECONDS: Final = 5.0
 """How long leaving may take to say that the session is over."""
 RETRY_SECONDS: Final = 1.0
 RENEWALS_A_LEASE: Final = 3
-READS_A_LEASE: Final = 5
 TRIES: Final = 20
-WANTED_SECONDS: Final = 150.0
-"""How long a session is observed at least for who asked once: until the next sweep, which asks again."""
-CHALLENGES: Final = 10
-"""How many times as long as the observer's own challenge took, a session has for its answer: it may have a renewal under way that the
-challenge overtook, and has then to begin another one."""
 
 
 class Session:
@@ -136,7 +128,7 @@ class _Host(Protocol):
     def started(self) -> None:
         """Tell that the session is stored."""
 
-    def look(self, streams: Iterable[str]) -> None:
+    def look(self, streams: Iterable[str], /) -> None:
         """Have writers look whether these streams are still theirs."""
 
     def answers(self) -> bool:
@@ -152,11 +144,10 @@ class _Host(Protocol):
 class _Here:
     """The manager's event loop is the renewal's own."""
 
-    is_gone: Final = False
-
     def __init__(self, look: Callable[[Iterable[str]], None], starting: _Start) -> None:
         self._starting = starting
         self.look = look
+        self.is_gone = False
 
     def started(self) -> None:
         self._starting.succeed()
@@ -341,150 +332,3 @@ class _Renewal:
         self._beat += 1
         self._head = head
         return True
-
-
-@dataclass(slots=True)
-class Observed:
-    """What was seen of another manager's session. Pure: it is told what reads have shown, and how long after one another they were."""
-
-    terms: Terms
-    silent: float = 0.0
-    beat: int | None = None
-    challenged_at: float | None = None
-    challenge_took: float | None = None
-
-    def see(self, state: SessionState | None, after: float) -> None:
-        """Take in what a read has shown, `after` seconds of waiting since the last one. None: the session is not there."""
-        if state is None:
-            beat = None
-        else:
-            beat = state.beat
-            self.terms = Terms(0.0, state.lease, state.grace)
-        if state is not None and state.is_over:
-            self.silent = inf
-        elif beat == self.beat:
-            self.silent += after
-        else:
-            self.beat, self.silent, self.challenged_at, self.challenge_took = beat, 0.0, None, None
-        if state is not None and state.is_challenged and self.challenged_at is None:
-            self.challenged_at = self.silent
-
-    @property
-    def is_to_be_challenged(self) -> bool:
-        """Whether it is time to ask for a sign of life; also if others have: only one's own commit shows how slow commits are."""
-        return self.challenge_took is None and self.terms.lease * (1 - 2 / READS_A_LEASE) <= self.silent < inf
-
-    @property
-    def proven(self) -> float:
-        """For how long the session is known to be silent: less than its lease, unless it has left a challenge unanswered."""
-        lease = self.terms.lease
-        if self.silent < lease or self.silent == inf or self.beat is None:
-            return self.silent
-        if self.challenged_at is None or self.challenge_took is None:
-            return lease * (1 - 1 / READS_A_LEASE)
-        is_unanswered = self.silent >= self.challenged_at + max(lease / READS_A_LEASE, CHALLENGES * self.challenge_took)
-        return self.silent if is_unanswered else lease * (1 - 1 / READS_A_LEASE)
-
-    @property
-    def is_dead(self) -> bool:
-        """Whether streams of this session may be ended by anybody."""
-        return self.proven >= self.terms.lease + self.terms.grace
-
-
-class _Observation:
-    """A session that is observed, and who wants to know."""
-
-    def __init__(self, terms: Terms) -> None:
-        self.observed = Observed(terms)
-        self.wanted_until = -inf
-        self.is_told = False
-        self.calls: dict[object, Callable[[], object]] = {}
-
-    @property
-    def is_wanted(self) -> bool:
-        return bool(self.calls) or anyio.current_time() < self.wanted_until
-
-
-class Observer:
-    """Sees whether the sessions of other managers are alive; reads a session only while somebody wants to know."""
-
-    def __init__(self, storage: GuardedStorage, background: Background, terms: Terms, own: str) -> None:
-        self._storage = storage
-        self._background = background
-        self._terms = terms
-        self._own = own
-        self._observations: dict[str, _Observation] = {}
-
-    def silence_of(self, session: str) -> tuple[float, Terms]:
-        """Give for how many seconds a session is known to be silent, inf if it is over, and its terms; and observe it for a while."""
-        if session in {self._own, ""}:  # a manager never judges its own writers
-            return 0.0, self._terms
-        observation = self._observe(session)
-        terms = observation.observed.terms
-        observation.wanted_until = anyio.current_time() + max(WANTED_SECONDS, 2 * (terms.lease + terms.grace))
-        return observation.observed.proven, terms
-
-    @contextmanager
-    def calling_when_dead(self, session: str, call: Callable[[], object]) -> Generator[None]:
-        """While in this block, have `call` called when the session has been silent for its lease and grace."""
-        if session in {self._own, ""}:
-            yield
-            return
-        observation, key = self._observe(session), object()
-        observation.calls[key] = call
-        if observation.observed.is_dead:
-            self._background.call(call)
-        try:
-            yield
-        finally:
-            del observation.calls[key]
-
-    def _observe(self, session: str) -> _Observation:
-        observation = self._observations.get(session)
-        if observation is None:
-            observation = self._observations[session] = _Observation(self._terms)
-            self._background.start(partial(self._watch, session, observation), "the observation of a session")
-        return observation
-
-    async def _watch(self, session: str, observation: _Observation) -> None:
-        pause = 0.0
-        try:
-            while observation.is_wanted:
-                await anyio.sleep(pause)
-                await self._look(session, observation, pause)
-                pause = observation.observed.terms.lease / READS_A_LEASE
-        finally:
-            del self._observations[session]
-
-    async def _look(self, session: str, observation: _Observation, pause: float) -> None:
-        id, observed = _lifecycle.session_id(session), observation.observed
-        try:
-            page = await self._storage.read(id)
-            state = None if page is None else _lifecycle.session_of(page.head)
-            was_dead = observed.is_dead
-            observed.see(state, pause)
-            if page is not None and state is not None and observed.is_to_be_challenged:
-                head = _lifecycle.challenge(page.head, state, self._storage.time(), self._own)
-                began_at = anyio.current_time()
-                await self._storage.commit(id, page.head.version, head)
-                observed.challenge_took = anyio.current_time() - began_at
-        except StorageError as error:
-            if not observation.is_told:
-                observation.is_told = True
-                logger.warning("a session cannot be observed: %s", error)
-            return
-        observation.is_told = False
-        if observed.is_dead and not was_dead:
-            for call in tuple(observation.calls.values()):
-                call()
-
-    async def tell(self, session: str, stream: str) -> None:
-        """Have a session look at a stream that is no longer its own. Raises StorageError."""
-        id = _lifecycle.session_id(session)
-        for _ in range(TRIES):
-            page = await self._storage.read(id)
-            if page is None or (state := _lifecycle.session_of(page.head)).is_over:
-                return
-            head = _lifecycle.post(page.head, state, stream, self._storage.time(), self._own)
-            if await self._storage.commit(id, page.head.version, head):
-                return

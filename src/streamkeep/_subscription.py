@@ -8,32 +8,19 @@ feed. What a stream may become is decided in `_lifecycle`.
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 import anyio
 
 from . import _lifecycle
 from ._core import Core
-from ._feed import PAGE_RECORDS, Feed, Feeds
+from ._feed import PAGE_RECORDS, Feed
 from ._lifecycle import Life
+from ._running import Running
 from .errors import OffsetOutOfRangeError, StorageError, StreamNotFoundError, StreamTimeoutError
 from .events import StreamEvent, event_of, is_terminal
 
 T = TypeVar("T")
-
-
-class Running(Protocol):
-    """What a subscription needs of a manager that is open."""
-
-    @property
-    def core(self) -> Core:
-        """What its parts share."""
-        ...
-
-    @property
-    def feeds(self) -> Feeds:
-        """What is followed here."""
-        ...
 
 
 class Subscription(Generic[T]):

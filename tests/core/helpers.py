@@ -9,7 +9,7 @@ import anyio
 
 from streamkeep import StreamBusyError, StreamEventType, StreamInput, StreamManager
 from streamkeep._core import Core
-from streamkeep._manager import _Running
+from streamkeep._running import Running
 from streamkeep.storage import Head
 from streamkeep.storages.memory import MemoryStorage, _Stream
 from streamkeep.testing.faults import FaultyStorage
@@ -55,7 +55,7 @@ async def replay(streams: StreamManager, stream: str = "s") -> list[Any]:
     return found
 
 
-def running_of(streams: StreamManager) -> _Running:
+def running_of(streams: StreamManager) -> Running:
     """Give what a manager is while it is open."""
     assert streams._running is not None
     return streams._running

@@ -20,7 +20,7 @@ from streamkeep import (
     StreamManagerClosedError,
 )
 from streamkeep._guard import GuardedStorage, commit_once
-from streamkeep.storage import Doorbell, Head, Page
+from streamkeep.storage import Doorbell, Head, Page, Storage
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
 
@@ -85,8 +85,9 @@ class RaisingStorage(FaultyStorage):
         self.fail("time")
         return super().time()
 
-    def clone(self) -> None:
+    def clone(self) -> Storage | None:
         self.fail("clone")
+        return None
 
     def watch(self, stream: str) -> AbstractAsyncContextManager[Doorbell]:
         self.fail("make watch", stream)
@@ -364,7 +365,7 @@ async def test_what_is_raised_by_a_verb_is_told_to_who_asked_and_everybody_else_
 async def test_background_work_goes_on_when_the_storage_raises_no_more(
     raising: RaisingStorage, clock: Clock, error: BaseException, wherever: str, quiet_logs: pytest.LogCaptureFixture
 ) -> None:
-    elsewhere = FaultyStorage(raising._storage)  # type: ignore[arg-type]  # the memory
+    elsewhere = FaultyStorage(raising._storage)
     async with StreamManager(raising) as streams, StreamManager(elsewhere) as others:
         raising.raises, raising.wherever = (error if wherever == "watch" else None), wherever
         await (await streams.open("expires")).done()

@@ -27,7 +27,7 @@ from streamkeep import (
     StreamNotFoundError,
     StreamTakenOverError,
 )
-from streamkeep._input import Outbox
+from streamkeep._outbox import Outbox
 from streamkeep.testing.faults import FaultyStorage
 
 Clock = Callable[[], float]

@@ -36,7 +36,7 @@ import trio.testing
 from streamkeep import _core, _sessions, _sweeper
 from streamkeep._core import LOOK_SECONDS
 from streamkeep._lifecycle import FORGET_OPEN_SECONDS, KEEP_SESSION_SECONDS, life_of, session_id
-from streamkeep._manager import UNDO_PAUSES
+from streamkeep._running import UNDO_PAUSES
 from streamkeep.storage import Storage
 
 from .accounts import check_all

@@ -12,10 +12,12 @@ import trio
 from streamkeep import _lifecycle
 from streamkeep._core import Core
 from streamkeep._feed import Feed
-from streamkeep._input import Outbox, StreamInput
+from streamkeep._input import StreamInput
 from streamkeep._lifecycle import Life
-from streamkeep._manager import _Running
-from streamkeep._sessions import Observed, Observer, _Renewal
+from streamkeep._observer import Observed, Observer
+from streamkeep._outbox import Outbox
+from streamkeep._running import Running
+from streamkeep._sessions import _Renewal
 from streamkeep._subscription import Subscription
 from streamkeep._sweeper import Sweeper
 from streamkeep.errors import StorageError
@@ -174,10 +176,10 @@ def nobody_ends_what_has_no_writer(patch: pytest.MonkeyPatch) -> None:
 def an_open_that_failed_is_not_undone(patch: pytest.MonkeyPatch) -> None:
     """An id belongs to nobody for a while."""
 
-    def content(self: _Running, *_: object) -> None:
+    def content(self: Running, *_: object) -> None:
         pass
 
-    patch.setattr(_Running, "_undo", content)
+    patch.setattr(Running, "_undo", content)
 
 
 def no_mail_is_sent(patch: pytest.MonkeyPatch) -> None:
@@ -195,7 +197,7 @@ def mail_is_lost_at_a_renewal(patch: pytest.MonkeyPatch) -> None:
 
     def deaf(self: _Renewal, *args: Any) -> None:
         begin(self, *args)
-        self._host.look = _do_nothing  # type: ignore[assignment,method-assign] # that is the bug
+        self._host.look = _do_nothing  # type: ignore[method-assign] # that is the bug
 
     patch.setattr(_Renewal, "__init__", deaf)
 
