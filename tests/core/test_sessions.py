@@ -400,6 +400,42 @@ async def test_of_a_session_that_is_known_to_be_dead_the_next_reader_is_told_at_
     assert all([await woken(stream) for stream in handles])
 
 
+@pytest.mark.promise("P6")
+async def test_a_reader_that_learns_of_its_writers_death_while_it_reads_ends_the_stream(
+    streams: StreamManager, mortal: Process, storage: FaultyStorage
+) -> None:
+    handles = [await mortal.streams.open(stream) for stream in "ab"]
+    mortal.die()
+    async with streams.subscribe("a") as events:
+        assert (await anext(events)).error.status == "ABORTED"
+    storage.skip("read")  # by which it is entered
+    hold = storage.hold("read", after=True)
+    async with streams.subscribe("b") as events:
+        await hold.reached.wait()
+        await wait_all_tasks_blocked()
+        hold.release()
+        with anyio.fail_after(1):
+            assert (await anext(events)).error.status == "ABORTED"
+
+    mortal.come_back()
+    assert all([await woken(stream) for stream in handles])
+
+
+async def test_a_clock_that_goes_back_puts_off_the_end_of_what_was_released(
+    streams: StreamManager, storage: FaultyStorage, clock: Clock
+) -> None:
+    await (await streams.open("s")).close()
+    began = clock()
+    async with streams.subscribe("s") as events:
+        await wait_all_tasks_blocked()
+        storage.calls.clear()
+        storage.ahead_seconds = -100
+        assert (await anext(events)).error.status == "ABORTED"
+
+    assert clock() - began == pytest.approx(115)
+    assert storage.calls["read"] < 100
+
+
 # A storage that went back to where a stream was open
 
 
