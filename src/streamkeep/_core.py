@@ -26,6 +26,8 @@ LOOK_SECONDS: Final = 300.0
 """How often a writer that is quiet looks whether its stream is still its own, in case that nobody could tell it; and after how long a
 feed that gets nothing asks whether the stream still has its writer."""
 LOOKS_AT_ONCE: Final = 50
+LOOK_PAUSES: Final = (1.0, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+"""When to look again, after a look that failed."""
 REPORT_SECONDS: Final = 1.0
 
 
@@ -83,6 +85,7 @@ class Core:
         self._reported_at = 0.0
         self._outboxes: dict[str, list[Outbox]] = {}
         self._opening: set[str] = set()
+        self._unsure: set[Outbox] = set()
 
     def now(self) -> float:
         """Give the storage's time."""
@@ -103,11 +106,10 @@ class Core:
 
     def forget(self, outbox: Outbox) -> None:
         """Count it no more."""
-        there = self._outboxes.get(outbox.stream, [])
-        if outbox in there:
-            there.remove(outbox)
-            if not there:
-                del self._outboxes[outbox.stream]
+        there = self._outboxes[outbox.stream]
+        there.remove(outbox)
+        if not there:
+            del self._outboxes[outbox.stream]
 
     def outboxes(self, stream: str | None = None) -> Iterator[Outbox]:
         """Give the writers of a stream, or all, that this manager has now."""
@@ -155,6 +157,21 @@ class Core:
             await outbox.look()
         except StreamkeepError as error:
             logger.warning("stream %s: cannot see whether it is still its writer's: %s", outbox.stream, error)
+            if isinstance(error, StorageError) and outbox not in self._unsure:
+                self._unsure.add(outbox)
+                self.background.start(partial(self._look_again, outbox), f"looking at stream {outbox.stream} again")
+
+    async def _look_again(self, outbox: Outbox) -> None:
+        """Look until that succeeds, for a while: whoever has told the writer does so once."""
+        try:
+            for pause in LOOK_PAUSES:
+                await anyio.sleep(pause)
+                try:
+                    return await outbox.look()
+                except StorageError:
+                    continue
+        finally:
+            self._unsure.discard(outbox)
 
     async def tend(self) -> None:
         """Look now and then at what quiet writers have, a few at a time, and put off the day on which it would be forgotten."""

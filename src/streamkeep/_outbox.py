@@ -248,8 +248,6 @@ class Outbox:
                 except StorageError as error:
                     logger.warning("stream %s: queued events are not stored yet: %s", self.stream, error)
                     await anyio.sleep(RETRY_SECONDS)
-                except StreamkeepError:
-                    return  # it is somebody else's: the next call says so
                 else:
                     return
         finally:
@@ -262,8 +260,7 @@ class Outbox:
         try:
             await self._commit_all()
         except BaseException:
-            if not self._is_over:
-                self._start_task()
+            self._start_task()
             raise
 
     async def _commit_all(self) -> None:

@@ -46,7 +46,7 @@ class Running:
         self.is_closing = False
         self.is_closed = False
         self._owns_storage = owns_storage
-        self._turn = anyio.Lock()
+        self._turn = anyio.Lock(fast_acquire=True)  # a cancellation before anything is ended would leave all of it running
         self._undoing: dict[str, anyio.Event] = {}
         self._doubts: dict[tuple[str, int], Callable[[], Awaitable[bool]]] = {}
 
@@ -113,7 +113,8 @@ class Running:
             self._undo(stream, life.head, partial(self._release, stream, life))
             raise
         if old.state.session:
-            await core.tell_writer(stream, old)
+            # Not here, where a cancellation would leave the stream to nobody.
+            core.background.start(partial(core.tell_writer, stream, old), f"telling the writer of stream {stream}")
         return await self.give(stream, life, size)
 
     async def give(self, stream: str, life: Life, size: int) -> StreamInput:

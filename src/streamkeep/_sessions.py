@@ -128,7 +128,7 @@ class _Host(Protocol):
     def started(self) -> None:
         """Tell that the session is stored."""
 
-    def look(self, streams: Iterable[str]) -> None:
+    def look(self, streams: Iterable[str], /) -> None:
         """Have writers look whether these streams are still theirs."""
 
     def answers(self) -> bool:
@@ -144,11 +144,10 @@ class _Host(Protocol):
 class _Here:
     """The manager's event loop is the renewal's own."""
 
-    is_gone: Final = False
-
     def __init__(self, look: Callable[[Iterable[str]], None], starting: _Start) -> None:
         self._starting = starting
         self.look = look
+        self.is_gone = False
 
     def started(self) -> None:
         self._starting.succeed()

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
-from threading import Thread
+from threading import Thread, current_thread
 from typing import Any
 
 import anyio
@@ -27,6 +27,7 @@ from streamkeep import (
 )
 from streamkeep._background import Background
 from streamkeep.storages.sqlite import SQLiteStorage
+from streamkeep.testing.faults import FaultyStorage
 
 BOUND_SECONDS = 20
 
@@ -449,3 +450,45 @@ async def test_an_event_loop_that_is_dead_for_good_keeps_no_reader_waiting(
 
     assert ends == ["ABORTED"]
     assert "the event loop is blocked" in quiet_logs.text
+
+
+class Interrupting(FaultyStorage):
+    """A storage whose clones have a clock that may end the program."""
+
+    def __init__(self, path: Path, shared: "list[BaseException]") -> None:
+        super().__init__(SQLiteStorage(path))
+        self._path = path
+        self._shared = shared
+
+    def time(self) -> float:
+        if self._shared and "session" in current_thread().name:
+            raise self._shared.pop()
+        return super().time()
+
+    def clone(self) -> "Interrupting":
+        return Interrupting(self._path, self._shared)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.promise("P6", "P17")
+async def test_a_session_whose_thread_was_ended_by_an_error_is_begun_again(
+    tmp_path: Path, anyio_backend: str, quiet_logs: pytest.LogCaptureFixture
+) -> None:
+    shared: list[BaseException] = []
+    async with (
+        Interrupting(tmp_path / "streams.db", shared) as storage,
+        SQLiteStorage(tmp_path / "streams.db") as other,
+        StreamManager(storage, lease=timedelta(seconds=2), grace=timedelta(seconds=2)) as streams,
+        StreamManager(other) as elsewhere,
+    ):
+        stream = await streams.open("s")
+        async with elsewhere.subscribe("s") as events:
+            shared.append(SystemExit("mine"))
+            await anyio.sleep(5)
+            assert shared == []
+            await stream.done()
+            assert [event.type async for event in events] == ["done"]
+
+    assert [record.getMessage() for record in quiet_logs.records if record.name == "streamkeep"] == [
+        "the session ended by an error, and is begun again"
+    ]

@@ -20,7 +20,7 @@ from streamkeep import (
     StreamManagerClosedError,
 )
 from streamkeep._guard import GuardedStorage, commit_once
-from streamkeep.storage import Doorbell, Head, Page
+from streamkeep.storage import Doorbell, Head, Page, Storage
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
 
@@ -85,8 +85,9 @@ class RaisingStorage(FaultyStorage):
         self.fail("time")
         return super().time()
 
-    def clone(self) -> None:
+    def clone(self) -> Storage | None:
         self.fail("clone")
+        return None
 
     def watch(self, stream: str) -> AbstractAsyncContextManager[Doorbell]:
         self.fail("make watch", stream)

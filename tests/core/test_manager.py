@@ -30,6 +30,7 @@ from streamkeep import (
     StreamNotFoundError,
 )
 from streamkeep._core import LOOK_SECONDS
+from streamkeep._lifecycle import session_id, session_of
 from streamkeep.storage import Head
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
@@ -159,8 +160,11 @@ async def test_everything_public_is_exported() -> None:
 async def spoil(storage: FaultyStorage, stream: str, state: bytes = b'{"version":9}', expires_at: float = math.inf) -> None:
     """Let a head be damaged, or that of a newer version."""
     page = await storage.read(stream)
-    version = None if page is None else page.head.version
-    assert await storage.commit(stream, version, Head((version or 1) + 1, page.head.tail if page else 0, state, expires_at))
+    if page is None:
+        assert await storage.commit(stream, None, Head(1, 0, state, expires_at))
+    else:
+        seen = page.head.version
+        assert await storage.commit(stream, seen, Head(seen + 1, page.head.tail, state, expires_at))
 
 
 @pytest.mark.parametrize("state", [b"?", b'{"version":9}', b""])
@@ -453,17 +457,64 @@ async def test_who_resumes_knows_how_many_bytes_a_stream_has(storage: FaultyStor
 async def test_a_stream_that_is_deleted_while_it_is_opened_is_created(
     streams: StreamManager, elsewhere: StreamManager, storage: FaultyStorage
 ) -> None:
-    await elsewhere.open("s")
-    await anyio.sleep(1)
+    old = await elsewhere.open("s")
+    await old.write("old")
+    await (await streams.open("other")).done()
+    await wait_all_tasks_blocked()
+    storage.skip("read")  # whether the first head is there
     hold = storage.hold("read")
+    opened: list[StreamInput] = []
+
+    async def open_it() -> None:
+        opened.append(await streams.open("s"))
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(lambda: streams.open("s").__aenter__())
+        tasks.start_soon(open_it)
         await hold.reached.wait()
         await elsewhere.delete("s")
         hold.release()
 
-    assert (await elsewhere.info("s")).tail == 0
+    assert (await elsewhere.info("s")).tail == opened[0].tail == 0
+    assert old.cancelled.is_set()
+
+
+@pytest.mark.promise("P1")
+async def test_an_open_that_fails_in_doubt_again_and_again_can_be_tried_again(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    await (await streams.open("first")).done()
+    for _ in range(3):
+        storage.refuse("commit")
+        with pytest.raises(StorageError):
+            await streams.open("s")
+    await (await streams.open("s")).done()
+    await anyio.sleep(60)
+
+    assert (await streams.info("s")).status == "done"
+    assert running_of(streams)._undoing == {}
+    assert running_of(streams)._doubts == {}
+
+
+async def test_a_manager_that_closes_while_its_session_begins_ends_that(
+    streams: StreamManager, memory: MemoryStorage, storage: FaultyStorage
+) -> None:
+    hold = storage.hold("commit")
+    name = core_of(streams).session.name
+    async with anyio.create_task_group() as tasks:
+
+        async def open_it() -> None:
+            with pytest.raises(StreamManagerClosedError):
+                await streams.open("s")
+
+        tasks.start_soon(open_it)
+        await hold.reached.wait()
+        tasks.start_soon(streams.aclose)
+        await wait_all_tasks_blocked()
+        hold.release()
+
+    page = await memory.read(session_id(name))
+    assert page is not None
+    assert session_of(page.head).is_over
 
 
 async def test_resuming_what_is_not_there_creates_it(streams: StreamManager) -> None:
@@ -632,7 +683,8 @@ async def test_a_verb_that_is_tried_again_never_reaches_a_later_life(
     streams: StreamManager, elsewhere: StreamManager, storage: FaultyStorage, verb: str
 ) -> None:
     """Its commit was refused because somebody wrote; meanwhile the id has come to live again."""
-    await (await elsewhere.open("s")).write("old")
+    old = await elsewhere.open("s")
+    await old.write("old")
     await (await streams.open("other")).done()
     await wait_all_tasks_blocked()
     hold = storage.hold("commit" if verb == "cancel" else "delete")
@@ -652,6 +704,7 @@ async def test_a_verb_that_is_tried_again_never_reaches_a_later_life(
         hold.release()
 
     assert len(told) == 1
+    assert old.cancelled.is_set()
     await successor.done("new")
     assert await replay(streams) == [("done", "new")]
 
@@ -662,8 +715,10 @@ async def test_a_verb_that_is_tried_again_never_reaches_a_later_life(
 async def test_a_verb_whose_answer_was_lost_has_been_carried_out_once(
     streams: StreamManager, elsewhere: StreamManager, storage: FaultyStorage, verb: str, lives_again: bool
 ) -> None:
-    await (await elsewhere.open("s")).write("old")
+    old = await elsewhere.open("s")
+    await old.write("old")
     await (await streams.open("other")).done()
+    await wait_all_tasks_blocked()
     operation: Any = "commit" if verb == "cancel" else "delete"
     hold = storage.hold(operation, after=True)
     outcomes: list[object] = []
@@ -682,11 +737,11 @@ async def test_a_verb_whose_answer_was_lost_has_been_carried_out_once(
             if verb == "cancel":
                 await elsewhere.delete("s")
             successor = await elsewhere.open("s")
+            await successor.done("new")
         hold.release(StorageError("the answer was lost"))
 
     if successor is not None:
         assert outcomes == [StorageError]  # nobody knows
-        await successor.done("new")
         assert await replay(streams) == [("done", "new")]
     elif verb == "cancel":
         assert outcomes == [True]
@@ -699,13 +754,15 @@ async def test_a_verb_whose_answer_was_lost_has_been_carried_out_once(
 async def test_a_stream_that_somebody_else_deletes_meanwhile_is_deleted(
     streams: StreamManager, elsewhere: StreamManager, storage: FaultyStorage
 ) -> None:
-    await elsewhere.open("s")
+    stream = await elsewhere.open("s")
     hold = storage.hold("delete")
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(streams.delete, "s")
         await hold.reached.wait()
         await elsewhere.delete("s")
         hold.release()
+
+    assert stream.cancelled.is_set()
 
 
 @pytest.mark.parametrize("verb", ["cancel", "delete"])

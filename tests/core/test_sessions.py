@@ -2,7 +2,8 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from math import inf
 from types import FrameType
@@ -13,7 +14,7 @@ import pytest
 from anyio import wait_all_tasks_blocked
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.core.helpers import Process, core_of, resumed
+from tests.core.helpers import BackupStorage, Process, core_of, replay, resumed
 
 from streamkeep import (
     StorageError,
@@ -306,10 +307,11 @@ async def test_a_manager_never_judges_its_own_writers(streams: StreamManager, st
     async with streams.subscribe("s") as events:
         hold = storage.hold("commit")
         await hold.reached.wait()
-        await anyio.sleep(HOUR)
-        assert await still_open(streams, "s")
-        with pytest.raises(StreamBusyError):
-            await streams.open("s", resume=True)
+        for _ in range(20):
+            await anyio.sleep(5)
+            assert await still_open(streams, "s")
+            with pytest.raises(StreamBusyError):
+                await streams.open("s", resume=True)
         hold.release()
         await stream.done()
 
@@ -379,6 +381,118 @@ async def test_whoever_asks_for_a_stream_ends_it_when_its_session_is_dead(stream
     assert (await streams.info("s")).error == "ABORTED"
     mortal.come_back()
     assert await woken(stream)
+
+
+@pytest.mark.promise("P6")
+async def test_of_a_session_that_is_known_to_be_dead_the_next_reader_is_told_at_once(
+    streams: StreamManager, mortal: Process, clock: Clock
+) -> None:
+    handles = [await mortal.streams.open(stream) for stream in "ab"]
+    mortal.die()
+    async with streams.subscribe("a") as events:
+        assert (await anext(events)).error.status == "ABORTED"
+    began = clock()
+    async with streams.subscribe("b") as events:
+        assert (await anext(events)).error.status == "ABORTED"
+
+    assert clock() - began < 0.1
+    mortal.come_back()
+    assert all([await woken(stream) for stream in handles])
+
+
+# A storage that went back to where a stream was open
+
+
+@dataclass(frozen=True)
+class Reopened:
+    """A stream that its writer has ended, and that is open again, of a session that lives and knows nothing of it."""
+
+    here: StreamManager
+    elsewhere: StreamManager
+    storage: FaultyStorage
+
+
+@pytest.fixture
+async def reopened(clock: Clock) -> AsyncIterator[Reopened]:
+    backup = BackupStorage(clock=clock)
+    storage = FaultyStorage(backup)
+    async with StreamManager(backup) as here, StreamManager(storage) as elsewhere:
+        stream = await here.open("s")
+        await stream.write("a")
+        backup.back_up()
+        await stream.done()
+        backup.go_back()
+        yield Reopened(here, elsewhere, storage)
+
+
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+@pytest.mark.promise("P6", "P19")
+async def test_a_stream_that_nobody_writes_although_its_session_lives_is_ended_for_its_readers(
+    reopened: Reopened, where: str, clock: Clock
+) -> None:
+    began = clock()
+    streams: StreamManager = getattr(reopened, where)
+    async with streams.subscribe("s") as events:
+        assert (await anext(events)).chunk == "a"
+        assert (await anext(events)).error.status == "ABORTED"
+
+    assert clock() - began < LOOK_SECONDS + 5
+
+
+async def test_who_cannot_be_asked_for_a_writer_is_asked_again(
+    reopened: Reopened, quiet_logs: pytest.LogCaptureFixture
+) -> None:
+    async with reopened.elsewhere.subscribe("s") as events:
+        assert (await anext(events)).chunk == "a"
+        await anyio.sleep(LOOK_SECONDS - 1)
+        reopened.storage.refuse("commit")
+        assert (await anext(events)).error.status == "ABORTED"
+
+    assert "nobody could be asked" in quiet_logs.text
+
+
+async def test_a_session_that_cannot_see_whether_it_has_a_writer_for_a_stream_says_so(
+    streams: StreamManager, storage: FaultyStorage, quiet_logs: pytest.LogCaptureFixture
+) -> None:
+    await (await streams.open("s")).done()
+    await wait_all_tasks_blocked()
+    storage.refuse("read")
+    core_of(streams).look(["s", "never-was"])
+    await wait_all_tasks_blocked()
+
+    assert "cannot see whether it still has a writer" in quiet_logs.text
+    assert (await streams.info("s")).status == "done"
+
+
+async def test_a_stream_that_is_being_opened_has_a_writer(streams: StreamManager, storage: FaultyStorage) -> None:
+    await (await streams.open("other")).done()
+    hold = storage.hold("commit", after=True)
+    async with anyio.create_task_group() as tasks:
+
+        async def open_it() -> None:
+            await (await streams.open("s")).done("mine")
+
+        tasks.start_soon(open_it)
+        await hold.reached.wait()
+        core_of(streams).look(["s"])
+        await wait_all_tasks_blocked()
+        hold.release()
+
+    assert await replay(streams) == [("done", "mine")]
+
+
+async def test_a_stream_that_was_released_and_goes_nowhere_is_not_asked_for(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    async with StreamManager(storage, grace=timedelta(hours=1)) as lenient:
+        await (await lenient.open("s")).close()
+        async with lenient.subscribe("s") as events:
+            await wait_all_tasks_blocked()
+            storage.calls.clear()
+            await anyio.sleep(LOOK_SECONDS * 2)
+            stream = await lenient.open("s", resume=True)
+            await stream.done()
+            assert [event.offset async for event in events] == [0]
 
 
 async def woken(stream: StreamInput, seconds: float = 10) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import anyio
 import asyncpg  # type: ignore[import-untyped]  # it has no types
+import asyncpg.prepared_stmt  # type: ignore[import-untyped]  # as above
 import pytest
 from tests.engines.pgbouncer import PgBouncer
 from tests.engines.postgres import SYSTEM, Postgres

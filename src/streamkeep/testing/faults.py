@@ -136,8 +136,9 @@ class FaultyStorage:
         """See `Storage.time`."""
         return self._storage.time() + self.ahead_seconds
 
-    def clone(self) -> None:
+    def clone(self) -> Storage | None:
         """See `Storage.clone`: what is said of it is said on one event loop."""
+        return None
 
     def watch(self, stream: str) -> AbstractAsyncContextManager[Doorbell]:
         """See `Storage.watch`."""
