@@ -240,7 +240,7 @@ async def test_a_path_that_begins_with_two_slashes_or_takes_a_detour_is_the_same
     link = tmp_path / "link.db"
     link.symlink_to(real / "streams.db")
     (tmp_path / "folder").symlink_to(real / "deep")
-    names = [
+    names: list[Path | str] = [
         real / "streams.db",
         f"/{real}/streams.db",
         f"//{real}/streams.db",
@@ -396,7 +396,9 @@ async def test_all_processes_have_one_time_whatever_their_clocks_say(
         async with SQLiteStorage(path) as there:
             assert before <= there.time() <= here.time() <= before + BOUND_SECONDS
         command = [sys.executable, "-c", CLOCK, str(path), str(-hours * 3600)]
-        other = subprocess.run(command, check=True, capture_output=True, text=True, timeout=BOUND_SECONDS)
+        other = await asyncio.to_thread(
+            subprocess.run, command, check=True, capture_output=True, text=True, timeout=BOUND_SECONDS
+        )
         assert before <= float(other.stdout) <= here.time() <= before + BOUND_SECONDS
     async with SQLiteStorage(path) as again:
         assert before <= again.time() <= before + BOUND_SECONDS
