@@ -25,7 +25,7 @@ from streamkeep import (
     StreamNotFoundError,
     StreamTakenOverError,
 )
-from streamkeep._core import LOOK_SECONDS
+from streamkeep._core import LOOK_PAUSES, LOOK_SECONDS
 from streamkeep._lifecycle import (
     FORGET_OPEN_SECONDS,
     MAX_MAIL,
@@ -861,3 +861,20 @@ def test_only_what_was_the_same_in_all_reads_for_lease_and_grace_is_dead(
             assert beat is None or took is not None
         if observed.proven >= 10:
             assert same * PAUSE >= 10 - PAUSE
+
+
+async def test_a_look_that_fails_is_repeated_for_a_while_and_not_by_each_who_asks_for_it(
+    streams: StreamManager, elsewhere: StreamManager, storage: FaultyStorage
+) -> None:
+    stream = await streams.open("s")
+    core = core_of(streams)
+    storage.refuse("read", times=1_000)
+    for _ in range(3):
+        core.look(["s"])
+    await anyio.sleep(sum(LOOK_PAUSES) + 1)
+    assert not core._unsure  # it has given up, until somebody asks again
+    assert not stream.cancelled.is_set()
+    storage._steps["read"].clear()
+
+    await elsewhere.cancel("s")
+    await stream.cancelled.wait()
