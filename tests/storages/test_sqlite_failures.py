@@ -128,12 +128,12 @@ async def test_damage_in_one_stream_is_told_to_its_reader_only(path: Path) -> No
         assert isinstance(whole, Page)
 
 
-class Odd(Exception):
+class OddError(Exception):
     """Not one that anybody expects."""
 
 
 @pytest.mark.parametrize(
-    "raised", [RuntimeError, MemoryError, RecursionError, OSError, SystemExit, KeyboardInterrupt, GeneratorExit, Odd]
+    "raised", [RuntimeError, MemoryError, RecursionError, OSError, SystemExit, KeyboardInterrupt, GeneratorExit, OddError]
 )
 async def test_whatever_is_raised_in_a_thread_ends_what_it_concerns(path: Path, raised: type[BaseException]) -> None:
     class Records(Sequence[bytes]):

@@ -31,7 +31,7 @@ class SQLiteStorage(AsyncioStorage["_Entered"]):
     """Keeps streams in the SQLite database at `path`, which is created, readable by this user only, if it is missing.
 
     Any number of processes of one machine may share the file, each through a storage of its own; so may several storages of
-    one process. Beside it lie `-wal` and `-shm`, which are SQLite's, and `-lock` and `-notify`, which are streamkeep's: do not
+    one process; names that are symbolic links will do, hard links will not. Beside it lie `-wal` and `-shm`, which are SQLite's, and `-lock` and `-notify`, which are streamkeep's: do not
     delete them while a process has the database open. The file must be on a local disk, not on a network.
 
     What a commit that has returned True survives:
