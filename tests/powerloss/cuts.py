@@ -119,9 +119,9 @@ class Recording:
                 yield Moment(f"{self.name}, cut {number}", disk, entry, self.states, bounds, ledger)
             if isinstance(entry, Operation):
                 disk.do(entry)
-            bounds.hear(entry)
+            bounds.play(entry)
             if ledger is not None:
-                ledger.hear(entry)
+                ledger.play(entry)
 
 
 class Examiner:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -396,9 +397,8 @@ async def test_all_processes_have_one_time_whatever_their_clocks_say(
         async with SQLiteStorage(path) as there:
             assert before <= there.time() <= here.time() <= before + BOUND_SECONDS
         command = [sys.executable, "-c", CLOCK, str(path), str(-hours * 3600)]
-        other = await asyncio.to_thread(
-            subprocess.run, command, check=True, capture_output=True, text=True, timeout=BOUND_SECONDS
-        )
+        run = partial(subprocess.run, command, check=True, capture_output=True, text=True, timeout=BOUND_SECONDS)
+        other = await asyncio.to_thread(run)
         assert before <= float(other.stdout) <= here.time() <= before + BOUND_SECONDS
     async with SQLiteStorage(path) as again:
         assert before <= again.time() <= before + BOUND_SECONDS
