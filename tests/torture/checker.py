@@ -58,9 +58,9 @@ class Database:
         self._path = path
 
     def streams(self) -> Mapping[str, Stored]:
-        """Give all streams that are there, expired ones too."""
+        """Give all streams that are there, expired ones too; not the heads of sessions."""
         with self._opened() as db:
-            rows = db.execute("SELECT id, key, tail, state FROM streams").fetchall()
+            rows = db.execute("SELECT id, key, tail, state FROM streams WHERE id NOT LIKE '.%'").fetchall()
         return {id_: Stored(id_, key, tail, json.loads(state)["status"] == "open") for id_, key, tail, state in rows}
 
     def logs(self, streams: Iterable[Stored]) -> Iterator[tuple[str, Sequence[Event]]]:
