@@ -408,6 +408,7 @@ async def test_a_reader_that_learns_of_its_writers_death_while_it_reads_ends_the
     mortal.die()
     async with streams.subscribe("a") as events:
         assert (await anext(events)).error.status == "ABORTED"
+    await wait_all_tasks_blocked()  # the writer is told as well
     storage.skip("read")  # by which it is entered
     hold = storage.hold("read", after=True)
     async with streams.subscribe("b") as events:
