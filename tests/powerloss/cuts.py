@@ -21,7 +21,6 @@ from tests.powerloss.recovery import DATABASE, DamageError, State, digest_of, go
 from tests.powerloss.workload import Relief, Size, Workload, no_relief
 
 from streamkeep.storages.sqlite._database import Synchronous
-from streamkeep.testing.clock import FakeClock
 
 CREATION: Final = 25
 """So many operations, about, make a new database."""
@@ -231,7 +230,7 @@ class PowerCuts:
         tape = Tape(deepcopy(disk))
         history = History(tape, states)
         with recorded(tape, self._plan.checkpoint_pages):
-            async with WitnessedStorage(directory / DATABASE, self._plan.synchronous, history, FakeClock()) as storage:
+            async with WitnessedStorage(directory / DATABASE, self._plan.synchronous, history) as storage:
                 state = await read_all(storage)
                 history.show(state)
                 storage.earliest = latest_in(state)

@@ -4,7 +4,7 @@ All commits and deletions of one database are one sequence. After a cut the stat
 than what is sure, not longer than what was asked for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,7 +16,6 @@ from tests.powerloss.recovery import OneLoopStorage, State
 from streamkeep.errors import StorageFullError
 from streamkeep.storage import Head
 from streamkeep.storages.sqlite._database import Synchronous
-from streamkeep.testing.clock import FakeClock
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +84,17 @@ class History:
 
 
 class WitnessedStorage(OneLoopStorage):
-    """The real storage, with a history of what it was asked and what it answered."""
+    """The real storage, with a history of what it was asked and what it answered; and perhaps another clock."""
 
-    def __init__(self, path: Path, synchronous: Synchronous, history: History, clock: FakeClock) -> None:
-        super().__init__(path, synchronous, clock)
+    def __init__(
+        self, path: Path, synchronous: Synchronous, history: History, clock: Callable[[], float] | None = None
+    ) -> None:
+        super().__init__(path, synchronous=synchronous)
         self._history = history
+        self._clock = clock
+
+    def time(self) -> float:
+        return super().time() if self._clock is None else self._clock()
 
     async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
         number = self._history.ask(stream, head, records)

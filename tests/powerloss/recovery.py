@@ -28,12 +28,10 @@ from streamkeep import (
     StreamkeepError,
     StreamManager,
 )
-from streamkeep._lifecycle import SESSION_PREFIX, Terms, committed_at, life_of, renew, session_id, session_of
+from streamkeep._lifecycle import SESSION_PREFIX, Terms, life_of, renew, session_id, session_of
 from streamkeep.events import is_terminal
 from streamkeep.storage import Head, Storage
 from streamkeep.storages.sqlite import SQLiteStorage
-from streamkeep.storages.sqlite._database import Synchronous
-from streamkeep.testing.clock import FakeClock
 
 DATABASE: Final = "streams.db"
 BOUND_SECONDS: Final = 60
@@ -52,18 +50,7 @@ State = Mapping[str, Log]
 
 
 class OneLoopStorage(SQLiteStorage):
-    """All that is asked of it is asked in one event loop, the session's renewals as well, and so in an order; on a clock of one's own.
-
-    It goes by this clock, because the recorded workload does: what it had released would else be released in the future.
-    """
-
-    def __init__(self, path: Path, synchronous: Synchronous, clock: FakeClock) -> None:
-        super().__init__(path, synchronous=synchronous)
-        self.clock: Final = clock
-
-    def time(self) -> float:
-        """See `Storage.time`."""
-        return self.clock()
+    """All that is asked of it is asked in one event loop, the session's renewals as well, and so in an order."""
 
     earliest = 0.0
     """Its time is this or later: what it holds may have been written by a clock that is ahead of this one."""
@@ -86,7 +73,7 @@ async def recover(image: Image, directory: Path) -> State:
     path = directory / DATABASE
     try:
         with anyio.fail_after(BOUND_SECONDS):
-            async with OneLoopStorage(path, "NORMAL", FakeClock()) as storage:
+            async with OneLoopStorage(path, synchronous="NORMAL") as storage:
                 state = await read_all(storage)
                 _check_file(path)
                 _check_logs(state)
@@ -134,9 +121,8 @@ async def read_all(storage: Storage) -> State:
     return state
 
 
-async def go_on(storage: OneLoopStorage, state: State) -> None:
+async def go_on(storage: Storage, state: State) -> None:
     """Take over every open stream and complete it, begin and complete a new one. DamageError: they cannot be read as that."""
-    storage.clock.now = max([committed_at(head) for head, _ in state.values()], default=0.0) + 1
     lives = {stream: life_of(head) for stream, (head, _) in state.items() if not stream.startswith(SESSION_PREFIX)}
     open_streams = [stream for stream, life in lives.items() if life.state.status == "open"]
     new_stream = next(name for number in count() if (name := f"begun-afterwards-{number}") not in state)
