@@ -8,6 +8,7 @@ process has forked: a fork closes it first, so that the child inherits nothing o
 """
 
 import asyncio
+import logging
 import queue
 import threading
 import time
@@ -16,12 +17,14 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
 import anyio
 
 from streamkeep.errors import StorageError, StreamkeepError, WrongEventLoopError, fresh
 from streamkeep.storages import _before_fork
+
+logger: Final = logging.getLogger("streamkeep")
 
 _CLOSE_SECONDS = 60
 _NOT_RUN = StorageError("the job was not run")
@@ -157,6 +160,8 @@ class BatchThread(Generic[S]):
         with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
             await self._ended
             self._thread.join()  # it has nothing left to do
+            return
+        logger.error("%s has not ended in %d seconds, and is left to itself", self._thread.name, _CLOSE_SECONDS)
 
     def start(self, work: Callable[[S], T]) -> asyncio.Future[T]:
         """Queue `work`; give the future of what it returns or raises. If that is cancelled, the work may still be done."""

@@ -68,6 +68,7 @@ _SCHEMA: Final = f"""
 @contextmanager
 def open_writer(files: Files, synchronous: Synchronous) -> Generator[Writer]:
     """Open the database to write to it, creating what is missing; on leaving, close it and let go of its files."""
+    refuse_inherited(files)  # before it waits for the lock, which the parent may hold for long
     if files.size():
         _refuse_foreign(files)  # before anything is made beside it
     with ExitStack() as stack:
@@ -109,7 +110,6 @@ def _opened(stack: ExitStack, files: Files, path: Path) -> int:
 
 def _connect(files: Files, synchronous: Synchronous) -> sqlite3.Connection:
     files.create()
-    refuse_inherited(files)
     # Another thread closes it when it forks; never do two use it at once.
     db = sqlite3.connect(files.database, isolation_level=None, timeout=TIMEOUT_SECONDS, check_same_thread=False)
     try:

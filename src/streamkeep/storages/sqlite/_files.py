@@ -59,8 +59,8 @@ class Files:
 
     @property
     def identity(self) -> tuple[int, int] | None:
-        """What the system knows the database by, since the first `check`."""
-        return self._identity
+        """What the system knows the database by: at the first `check`, or now; None if there is none."""
+        return self._identity or self._current_identity()
 
     def open(self, path: Path) -> int:
         """Give a descriptor of one of the two others. If it is made here, whoever may use the database may use it."""

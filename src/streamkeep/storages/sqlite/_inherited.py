@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from streamkeep.errors import StorageError
 from streamkeep.storages.sqlite._files import Files
 
-_inherited: set[tuple[int, int] | None] = set()
+_inherited: set[tuple[int, int]] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,8 @@ class Inherited:
 
     def abandon(self) -> None:
         """Let go of it without disturbing the parent; this process can open the database no more."""
-        _inherited.add(self.files.identity)
+        if self.files.identity is not None:
+            _inherited.add(self.files.identity)
         # Never to be closed, not even by the garbage collector: SQLite would take the parent's locks for its own.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.db))
         for descriptor in self.descriptors:
