@@ -448,15 +448,24 @@ def test_a_child_that_was_forked_in_the_middle_of_a_transaction_keeps_no_lock(
     monkeypatch.setattr(_before_fork, "FORK_SECONDS", 0.2)
     alive = Pipe()
 
+    def be_a_grandchild() -> None:
+        pipe.send(str(os.getpid()))
+        alive.receive()
+
     async def be_a_parent() -> None:
         storage = SQLiteStorage(path)
         await storage.__aenter__()
         assert storage._entered is not None
         begun = threading.Event()
-        storage._entered.writer.start(lambda _: (begun.set(), time.sleep(BOUND_SECONDS)))
+
+        def hang(_: object) -> None:
+            begun.set()
+            time.sleep(BOUND_SECONDS)
+
+        hanging = storage._entered.writer.start(hang)
         await asyncio.to_thread(begun.wait, BOUND_SECONDS)
-        Child(lambda: (pipe.send(str(os.getpid())), alive.receive()))
-        await asyncio.sleep(BOUND_SECONDS)
+        Child(be_a_grandchild)
+        await hanging
 
     parent = Child(lambda: asyncio.run(be_a_parent()))
     grandchild = int(pipe.receive())
