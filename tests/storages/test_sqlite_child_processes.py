@@ -6,6 +6,7 @@ import asyncio
 import gc
 import multiprocessing
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -469,15 +470,16 @@ def test_a_child_that_was_forked_in_the_middle_of_a_transaction_keeps_no_lock(
 
     parent = Child(lambda: asyncio.run(be_a_parent()))
     grandchild = int(pipe.receive())
-    parent.kill()
-    assert parent.wait() == -9
-    os.kill(grandchild, 0)  # it lives
-    began_at = time.monotonic()
-    writes(path, "s")
-    assert time.monotonic() - began_at < 5
-    os.kill(grandchild, 0)
-    alive.send()
-    alive.close()
+    try:
+        parent.kill()
+        assert parent.wait() == -9
+        os.kill(grandchild, 0)  # it lives
+        began_at = time.monotonic()
+        writes(path, "s")
+        assert time.monotonic() - began_at < 5
+    finally:
+        os.kill(grandchild, signal.SIGKILL)
+        alive.close()
     asyncio.run(check(path, {"s": 20}))
 
 
