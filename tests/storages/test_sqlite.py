@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -82,7 +82,7 @@ async def main(path):
         pass
 
 if os.geteuid() == 0:
-    os.setgroups([])
+    os.setgroups([int(group) for group in sys.argv[3:]])
     os.setgid(int(sys.argv[2]))
     os.setuid(int(sys.argv[2]))
 try:
@@ -330,6 +330,36 @@ async def test_a_pipe_is_refused_without_waiting_for_it(path: Path) -> None:
     with pytest.raises(StorageError, match="no ordinary file"):
         await enter(path)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can be several users")
+async def test_who_may_only_read_a_database_leaves_nothing_that_locks_its_owner_out(path: Path) -> None:
+    await fill(path)
+    with reachable_by_nobody(path.parent):
+        path.parent.chmod(0o777)
+        for suffix in ("-lock", "-notify"):
+            path.with_name(path.name + suffix).unlink()
+        for mode in (0o644, 0o444, 0o600):
+            path.chmod(mode)
+            assert "allowed to read and write" in enter_as_nobody(path)
+            assert {file.name for file in path.parent.iterdir()} == {"streams.db"}
+        path.parent.chmod(0o755)
+    await fill(path, "another")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can be several users")
+async def test_what_a_member_of_the_group_makes_beside_a_database_is_the_groups(path: Path) -> None:
+    await fill(path)
+    with reachable_by_nobody(path.parent):
+        path.parent.chmod(0o777)
+        for suffix in ("-lock", "-notify"):
+            path.with_name(path.name + suffix).unlink()
+        os.chown(path, NOBODY, NOBODY)
+        path.chmod(0o660)
+        assert not enter_as(path, NOBODY - 1, groups=[NOBODY])
+        assert path.with_name("streams.db-lock").stat().st_uid == NOBODY - 1
+        assert not enter_as_nobody(path)
+        path.parent.chmod(0o755)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
@@ -869,7 +899,12 @@ def open_files() -> int:
 
 def enter_as_nobody(path: Path) -> str:
     """Give the error."""
-    command = [sys.executable, "-c", ENTER, str(path), str(NOBODY)]
+    return enter_as(path, NOBODY)
+
+
+def enter_as(path: Path, user: int, groups: Sequence[int] = ()) -> str:
+    """Give the error; as another user, if this one may."""
+    command = [sys.executable, "-c", ENTER, str(path), str(user), *map(str, groups)]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=BOUND_SECONDS).stdout
 
 

@@ -77,9 +77,12 @@ class Files:
             return
         with suppress(FileNotFoundError):
             database, own = self.database.stat(), os.fstat(descriptor)
-            if (database.st_uid, database.st_gid) != (own.st_uid, own.st_gid):
+            if database.st_gid != own.st_gid:
+                with suppress(PermissionError):  # a group that one belongs to
+                    os.fchown(descriptor, -1, database.st_gid)
+            if database.st_uid != own.st_uid:
                 with suppress(PermissionError):  # only root may give files away
-                    os.fchown(descriptor, database.st_uid, database.st_gid)
+                    os.fchown(descriptor, database.st_uid, -1)
             os.fchmod(descriptor, database.st_mode & 0o666)  # whatever the umask is
 
     def _current_identity(self) -> tuple[int, int] | None:
@@ -90,13 +93,18 @@ class Files:
         return status.st_dev, status.st_ino
 
     def size(self) -> int:
-        """Give the size of the database, 0 if there is none. StorageError: it is something else than a file."""
+        """Give the size of the database, 0 if there is none. StorageError: it is something else than a file, or not ours to write.
+
+        What is made beside a database by somebody who may not write it would only lock out those who may.
+        """
         try:
             status = self.database.stat()
         except FileNotFoundError:
             return 0
         if not stat.S_ISREG(status.st_mode):
             raise StorageError(f"{self.database}: cannot be opened, because it is no ordinary file")
+        if not os.access(self.database, os.R_OK | os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise StorageError(f"{self.database}: cannot be opened and written; this process must be allowed to read and write it")
         return status.st_size
 
     def has(self, suffix: str) -> bool:
