@@ -212,6 +212,9 @@ class _Cursor:
     def fetchone(self) -> tuple[Any, ...] | None:
         return next(self._rows, None)
 
+    def close(self) -> None:
+        self._rows = iter(())
+
 
 @contextmanager
 def _as_sqlite3() -> Generator[None]:

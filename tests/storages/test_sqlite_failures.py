@@ -18,7 +18,7 @@ from tests.powerloss.recorder import driven_by
 
 from streamkeep.errors import InvalidArgumentError, StorageCorruptError, StorageError
 from streamkeep.storage import Head, Page
-from streamkeep.storages.sqlite import SQLiteStorage
+from streamkeep.storages.sqlite import SQLiteStorage, _reader
 
 BOUND_SECONDS: Final = 20
 _serial: Final = count(1)
@@ -235,3 +235,28 @@ async def check(storage: SQLiteStorage, stream: str, number: int) -> None:
         assert page.records
         found += page.records
     assert [int(record.rstrip(b"\0")) for record in found] == list(range(number))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are seen in /proc")
+async def test_a_read_that_fails_half_way_keeps_no_connection_open(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does whoever keeps the exception, whose traceback holds the statement: a fork would hand the connection to its child."""
+
+    class NoMemory(int):
+        def __le__(self, other: object) -> bool:
+            raise MemoryError
+
+    def connections() -> int:
+        return sum(os.path.realpath(file) == f"{path}-wal" for file in Path("/proc/self/fd").iterdir())
+
+    async with SQLiteStorage(path) as storage:
+        await fill(storage, "s", 10)
+        with monkeypatch.context() as patch:
+            patch.setattr(_reader, "PAGE_BYTES", NoMemory())
+            with pytest.raises(StorageError, match="MemoryError") as raised:
+                await storage.read("s", 0, 10)
+        page = await storage.read("s", 0, 10)
+        assert page is not None
+        assert len(page.records) == 10
+        assert connections() == 2
+    assert connections() == 0
+    del raised

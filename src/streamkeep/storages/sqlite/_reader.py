@@ -1,7 +1,8 @@
 """The one connection of a SQLiteStorage that reads, in its thread."""
 
 import sqlite3
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
+from contextlib import closing
 from typing import Final
 
 from streamkeep.errors import StreamkeepError
@@ -72,11 +73,12 @@ class Reader:
         )
         records: list[bytes] = []
         size = 0
-        for (record,) in rows:
-            records.append(record)
-            size += len(record)
-            if size >= PAGE_BYTES:
-                break
+        with closing(rows):  # a statement that is not at its end would keep the connection open, whoever closes it
+            for (record,) in rows:
+                records.append(record)
+                size += len(record)
+                if size >= PAGE_BYTES:
+                    break
         self._size += size
         return records
 
@@ -91,14 +93,15 @@ class Reader:
         query = "SELECT id, version, tail, state, expires_at FROM streams WHERE expires_at <= ? ORDER BY expires_at LIMIT ?"
         return self._heads(self._db.execute(query, (before, limit)))
 
-    def _heads(self, rows: Iterable[tuple[str, int, int, bytes, float]]) -> Sequence[tuple[str, Head]]:
+    def _heads(self, rows: sqlite3.Cursor) -> Sequence[tuple[str, Head]]:
         """Give the first of these, in about as many bytes as a page of records has."""
         found: list[tuple[str, Head]] = []
         size = 0
-        for stream, version, tail, state, expires_at in rows:
-            found.append((stream, Head(version, tail, state, expires_at)))
-            size += len(state)
-            if size >= PAGE_BYTES:
-                break
+        with closing(rows):
+            for stream, version, tail, state, expires_at in rows:
+                found.append((stream, Head(version, tail, state, expires_at)))
+                size += len(state)
+                if size >= PAGE_BYTES:
+                    break
         self._size += size
         return found
