@@ -104,7 +104,9 @@ class Files:
         if not stat.S_ISREG(status.st_mode):
             raise StorageError(f"{self.database}: cannot be opened, because it is no ordinary file")
         if not os.access(self.database, os.R_OK | os.W_OK, effective_ids=os.access in os.supports_effective_ids):
-            raise StorageError(f"{self.database}: cannot be opened and written; this process must be allowed to read and write it")
+            raise StorageError(
+                f"{self.database}: cannot be opened and written; this process must be allowed to read and write it"
+            )
         return status.st_size
 
     def has(self, suffix: str) -> bool:
