@@ -123,7 +123,7 @@ class Bounds:
         self.sure = sure
         self.possible = possible
 
-    def hear(self, entry: object) -> None:
+    def play(self, entry: object) -> None:
         """Take in the next entry of the tape."""
         match entry:
             case Asked(number):

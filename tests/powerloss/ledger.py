@@ -63,7 +63,7 @@ class Ledger:
     def __init__(self) -> None:
         self._accounts: dict[str, _Account] = {}
 
-    def hear(self, entry: object) -> None:
+    def play(self, entry: object) -> None:
         """Take in the next entry of the tape."""
         match entry:
             case Begun(stream):

@@ -52,6 +52,13 @@ State = Mapping[str, Log]
 class OneLoopStorage(SQLiteStorage):
     """All that is asked of it is asked in one event loop, the session's renewals as well, and so in an order."""
 
+    earliest = 0.0
+    """Its time is this or later: what it holds may have been written by a clock that is ahead of this one."""
+
+    def time(self) -> float:
+        """See `Storage.time`."""
+        return max(super().time(), self.earliest)
+
     def clone(self) -> None:  # type: ignore[override] # the contract allows it
         """See `Storage.clone`."""
 
@@ -70,11 +77,18 @@ async def recover(image: Image, directory: Path) -> State:
                 state = await read_all(storage)
                 _check_file(path)
                 _check_logs(state)
+                storage.earliest = latest_in(state)
                 await go_on(storage, state)
             _check_file(path)
     except (StreamkeepError, sqlite3.Error, TimeoutError) as error:
         raise DamageError(f"{type(error).__name__}: {error}") from error
     return state
+
+
+def latest_in(state: State) -> float:
+    """Give the latest time at which a writer has let go of a stream, by the clock of that writer."""
+    streams = [life_of(head) for stream, (head, _) in state.items() if not stream.startswith(SESSION_PREFIX)]
+    return max((life.state.free_at for life in streams), default=0.0)
 
 
 def put_down(image: Image, directory: Path) -> None:

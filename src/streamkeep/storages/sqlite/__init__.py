@@ -31,8 +31,11 @@ class SQLiteStorage(AsyncioStorage["_Entered"]):
     """Keeps streams in the SQLite database at `path`, which is created, readable by this user only, if it is missing.
 
     Any number of processes of one machine may share the file, each through a storage of its own; so may several storages of
-    one process. Beside it lie `-wal` and `-shm`, which are SQLite's, and `-lock` and `-notify`, which are streamkeep's: do not
-    delete them while a process has the database open. The file must be on a local disk, not on a network.
+    one process. Names that are symbolic links lead to the same file; hard links must not be used. Beside it lie `-wal` and `-shm`,
+    which are SQLite's, and `-lock` and `-notify`, which are streamkeep's: do not delete them while a process has the database
+    open. The file must be on a local disk, not on a network.
+
+    The process may fork. The parent goes on; the child opens a storage of its own.
 
     What a commit that has returned True survives:
 

@@ -70,7 +70,7 @@ if sys.platform == "linux":
 
     def _boot_id() -> str | None:
         try:
-            return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+            return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         except OSError:
             return None
 

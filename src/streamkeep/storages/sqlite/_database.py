@@ -149,12 +149,14 @@ def _refuse_foreign(files: Files) -> None:
     try:
         is_undecided = _look(files, "mode=ro&immutable=1")
     except sqlite3.DatabaseError:
-        # A log may hold what is missing, or damaged, in the file itself.
-        if not files.has_log():
+        # A log or journal may hold what is missing, or damaged, in the file itself.
+        if not files.has("-wal") and not files.has("-journal"):
             raise
         is_undecided = True
-    if is_undecided and files.has_log():
-        _look(files, "mode=ro")
+    # Its log can be read too, without leaving a trace, if somebody has it open.
+    if is_undecided and files.has("-wal") and files.has("-shm"):
+        with suppress(sqlite3.Error):
+            _look(files, "mode=ro")
 
 
 def _look(files: Files, query: str) -> bool:

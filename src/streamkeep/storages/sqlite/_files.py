@@ -99,7 +99,6 @@ class Files:
             raise StorageError(f"{self.database}: cannot be opened, because it is no ordinary file")
         return status.st_size
 
-    def has_log(self) -> bool:
-        """Say whether there is a write-ahead log, with the shared memory of those who use it."""
-        names = (self.database.with_name(self.database.name + suffix) for suffix in ("-wal", "-shm"))
-        return all(path.exists() for path in names)
+    def has(self, suffix: str) -> bool:
+        """Say whether there is such a file of SQLite's beside the database."""
+        return self.database.with_name(self.database.name + suffix).exists()
