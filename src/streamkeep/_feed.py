@@ -77,8 +77,13 @@ class Feed:
         return self._failure is not None
 
     @property
+    def is_complete(self) -> bool:
+        """Whether the stream has ended, and all of it was read."""
+        return self.life.state.status != "open" and self.tail >= self.life.head.tail
+
+    @property
     def _is_over(self) -> bool:
-        return self.is_failed or (self.life.state.status != "open" and self.tail >= self.life.head.tail)
+        return self.is_failed or self.is_complete
 
     def start(self) -> None:
         """Read on in the background."""
