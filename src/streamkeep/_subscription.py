@@ -124,7 +124,9 @@ class Subscription(Generic[T]):
                 self._go_on_with(self._feed.life)
                 return records
             elif self._feed.is_complete:
-                raise _lifecycle.lost(self._next)  # whoever has read the end does not come here: a page was of another history than the feed
+                raise _lifecycle.lost(
+                    self._next
+                )  # whoever has read the end does not come here: a page was of another history than the feed
             else:
                 await self._wait(self._feed)
         return ()
