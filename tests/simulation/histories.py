@@ -186,7 +186,7 @@ async def _go_back(story: Story, nursery: trio.Nursery) -> None:
             with trio.move_on_after(STORM_SECONDS / 4):
                 await story.released.wait()
         moment = story.world.moment()
-        await trio.sleep(story.random.choice([0.1, 2.0, 30.0]) * story.random.random())
+        await trio.sleep(story.random.choice([0.1, 2.0, 30.0, 90.0]) * story.random.random())
         story.count("went back")
         story.world.go_back(moment)
         for process in story.processes:
