@@ -209,8 +209,7 @@ async def test_tail_is_told_of_a_cancel_from_a_third_process(streams: StreamMana
 
 
 async def test_ctrl_c_ends_tail_with_130_and_without_a_traceback(streams: StreamManager, sqlite_url: str) -> None:
-    stream = await streams.open("answer")
-    await stream.write(1)
+    await write_on(streams, "answer")
     async with tailing("answer", sqlite_url) as (process, lines):
         await anext(lines)
 

@@ -77,8 +77,13 @@ class Feed:
         return self._failure is not None
 
     @property
+    def is_complete(self) -> bool:
+        """Whether the stream has ended, and all of it was read."""
+        return self.life.state.status != "open" and self.tail >= self.life.head.tail
+
+    @property
     def _is_over(self) -> bool:
-        return self.is_failed or (self.life.state.status != "open" and self.tail >= self.life.head.tail)
+        return self.is_failed or self.is_complete
 
     def start(self) -> None:
         """Read on in the background."""
@@ -141,9 +146,12 @@ class Feed:
                     with CancelScope(deadline=self._deadline()) as waiting:
                         await doorbell.wait()
                 if is_dead or waiting.cancelled_caught:
-                    is_quiet, is_dead = not is_dead, False
-                    if not await self._core.end_if_abandoned(self._stream, self.life) and is_quiet:
-                        await self._core.ask_for_writer(self._stream, self.life)
+                    is_quiet = not is_dead
+                    # If it has changed, it may be by what the writer had stored, and not told anybody, before it died: once more then.
+                    if not await self._core.end_if_abandoned(self._stream, self.life):
+                        is_dead = False
+                        if is_quiet:
+                            await self._core.ask_for_writer(self._stream, self.life)
 
     def _deadline(self) -> float:
         at = _lifecycle.abandoned_at(self.life.state, self._core.terms)

@@ -231,9 +231,14 @@ def check_history(seen: Life, reached: int, life: Life) -> None:
     if life.state.life != seen.state.life:
         raise StreamNotFoundError("the stream was deleted, and created anew, while it was read")
     if life.head.tail < reached or _epoch_end(life.state, _epoch_at(seen.state, reached)) < reached:
-        raise OffsetOutOfRangeError(
-            f"the stream has no longer all of the {reached} events that were read: its storage has lost the last ones"
-        )
+        raise lost(reached)
+
+
+def lost(reached: int) -> OffsetOutOfRangeError:
+    """Say that the stream has not what was read of it."""
+    return OffsetOutOfRangeError(
+        f"the stream has no longer all of the {reached} events that were read: its storage has lost the last ones"
+    )
 
 
 def _finish_for(life: Life, now: float, error: Status, who: str) -> Life:

@@ -31,6 +31,7 @@ logger: Final = logging.getLogger("streamkeep")
 
 RELEASES_A_SECOND: Final = 1_000
 """Closing takes as much longer than a few seconds as many writers take on a slow storage."""
+UNDO_RETRY_SECONDS: Final = 1.0
 UNDO_PAUSES: Final = (0.0, 0.1, 1.0, 5.0, 30.0)
 """When to look for what an `open` whose answer was lost may have created: it may still be under way."""
 
@@ -155,13 +156,9 @@ class Running:
             try:
                 for pause in UNDO_PAUSES:
                     await anyio.sleep(pause)
-                    try:
-                        if await undo():
-                            return
-                    except StorageError as error:
-                        logger.info("stream %s: an attempt to open it cannot be undone yet: %s", stream, error)
-                    else:
-                        over.set()  # it is not there; it may still come, if it is under way
+                    if await _answer(undo, stream):
+                        return
+                    over.set()  # it is not there; it may still come, if it is under way
             finally:
                 over.set()
                 del self._doubts[stream, head.version]
@@ -197,3 +194,15 @@ async def _release(outbox: Outbox, seconds: float = RELEASE_SECONDS) -> None:
             await outbox.release(StreamManagerClosedError("the stream manager is closed"))
         except StreamkeepError as error:
             logger.warning("stream %s could not be released: %s", outbox.stream, error)
+
+
+async def _answer(undo: Callable[[], Awaitable[bool]], stream: str) -> bool:
+    """Undo, as often as it takes until the storage has answered: one that fails says nothing of what is there."""
+    pause = UNDO_RETRY_SECONDS
+    while True:
+        try:
+            return await undo()
+        except StorageError as error:
+            logger.info("stream %s: an attempt to open it cannot be undone yet: %s", stream, error)
+        await anyio.sleep(pause)
+        pause = min(2 * pause, UNDO_PAUSES[-1])

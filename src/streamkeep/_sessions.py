@@ -201,7 +201,9 @@ def _run_thread(renewal: "_Renewal", clone: GuardedStorage, host: _Elsewhere) ->
     error: StorageError | None = None
     while not renewal.is_stopped and not host.is_gone:
         try:
-            asyncio.run(run())
+            with asyncio.Runner() as runner:
+                runner.get_loop()  # first, so that there is no coroutine that nobody awaits if there can be no loop
+                runner.run(run())
             break
         except BaseException as failure:
             if not renewal.has_begun:

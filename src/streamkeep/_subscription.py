@@ -67,7 +67,7 @@ class Subscription(Generic[T]):
         self._page = page.records
         self._life = life
         if life.state.status == "open":
-            self._feed = self._following.enter_context(running.feeds.following(self.id, life))
+            self._follow(running)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -104,29 +104,36 @@ class Subscription(Generic[T]):
 
     async def _records(self) -> Sequence[bytes]:
         while not self._is_over:
-            core = self._check_running().core
+            running = self._check_running()
             if self._page:
                 page, self._page = self._page, ()
                 return page
             if self._feed is None:
-                return await self._read_ended(core)
+                assert self._life is not None, "enter the subscription with `async with` first"
+                if self._life.state.status == "open":  # the storage went back to before the stream's end
+                    self._follow(running)
+                elif self._next >= self._life.head.tail:
+                    break
+                else:
+                    await self._read_page(running.core)
+                continue
             records = self._feed.since(self._next)
             if records is None:
-                await self._read_page(core)
+                await self._read_page(running.core)
             elif records:
                 self._go_on_with(self._feed.life)
                 return records
+            elif self._feed.is_complete:
+                raise _lifecycle.lost(
+                    self._next
+                )  # whoever has read the end does not come here: a page was of another history than the feed
             else:
                 await self._wait(self._feed)
         return ()
 
-    async def _read_ended(self, core: Core) -> Sequence[bytes]:
-        assert self._life is not None, "enter the subscription with `async with` first"
-        if self._next >= self._life.head.tail:
-            return ()
-        await self._read_page(core)
-        page, self._page = self._page, ()
-        return page
+    def _follow(self, running: Running) -> None:
+        assert self._life is not None
+        self._feed = self._following.enter_context(running.feeds.following(self.id, self._life))
 
     async def _read_page(self, core: Core) -> None:
         assert self._life is not None

@@ -396,6 +396,21 @@ async def test_an_open_in_doubt_is_undone_when_the_storage_is_back(
 
 
 @pytest.mark.promise("P1")
+async def test_an_open_in_doubt_is_undone_however_long_the_storage_fails(
+    streams: StreamManager, elsewhere: StreamManager, storage: FaultyStorage
+) -> None:
+    await (await streams.open("first")).done()
+    await wait_all_tasks_blocked()
+    storage.lose_answer("commit")
+    storage.refuse("read", times=12)
+    with pytest.raises(StorageError):
+        await streams.open("s")
+    await anyio.sleep(300)
+
+    assert (await elsewhere.open("s")).tail == 0
+
+
+@pytest.mark.promise("P1")
 async def test_an_open_that_takes_over_and_then_loses_the_answer_for_good_releases_the_stream(
     streams: StreamManager, elsewhere: StreamManager, storage: FaultyStorage
 ) -> None:

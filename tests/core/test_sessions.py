@@ -384,6 +384,23 @@ async def test_whoever_asks_for_a_stream_ends_it_when_its_session_is_dead(stream
 
 
 @pytest.mark.promise("P6")
+async def test_what_a_writer_has_stored_and_told_nobody_before_it_died_is_read_before_its_stream_is_ended(
+    streams: StreamManager, mortal: Process, memory: MemoryStorage
+) -> None:
+    stream = await mortal.streams.open("s")
+    async with streams.subscribe("s") as events:
+        await wait_all_tasks_blocked()
+        told, memory._doorbells = memory._doorbells, type(memory._doorbells)()
+        await stream.write("stored")
+        memory._doorbells = told
+        mortal.die()
+
+        with anyio.fail_after(20):
+            assert [event.data async for event in events if event.offset == 0] == [b'"stored"']
+    assert (await streams.info("s")).error == "ABORTED"
+
+
+@pytest.mark.promise("P6")
 async def test_of_a_session_that_is_known_to_be_dead_the_next_reader_is_told_at_once(
     streams: StreamManager, mortal: Process, clock: Clock
 ) -> None:

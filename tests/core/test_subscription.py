@@ -695,6 +695,53 @@ async def test_a_reader_of_pages_never_takes_what_was_lost_from_what_is_shared(b
     assert set(kinds) == {"new"}
 
 
+@pytest.mark.promise("P19")
+async def test_a_reader_of_an_ended_stream_whose_storage_went_back_to_before_its_end_follows_it(backup: Backup) -> None:
+    await released(backup, 512)  # a page
+    async with backup.elsewhere.open("s", resume=True) as stream:
+        await stream.write("lost")
+        await stream.done()
+    async with backup.here.subscribe("s") as events:
+        for _ in range(512):
+            await anext(events)
+        backup.storage.go_back()
+        async with anyio.create_task_group() as tasks:
+
+            async def cancel() -> None:
+                await wait_all_tasks_blocked()
+                await backup.elsewhere.cancel("s")
+
+            tasks.start_soon(cancel)
+            with anyio.fail_after(1):
+                last = await anext(events)
+
+    assert (last.offset, last.error.status) == (512, "CANCELLED")
+
+
+@pytest.mark.promise("P19")
+async def test_a_reader_whose_page_was_of_another_history_than_what_is_shared_is_told(backup: Backup) -> None:
+    """The storage went back while the page was on its way: what is shared has ended before where the reader is."""
+    await released(backup, 3)
+    short = backup.storage._backup
+    await written_on(backup, 12)
+    backup.storage.back_up()
+    long = backup.storage._backup
+    backup.storage._backup = short
+    backup.storage.go_back()
+    async with backup.here.subscribe("s") as slow:
+        await backup.elsewhere.cancel("s")
+        await wait_all_tasks_blocked()
+        assert feed_of(backup.here).is_complete
+        backup.storage._backup = long
+        backup.storage.go_back()
+
+        async with backup.here.subscribe("s", 14) as ahead:
+            with anyio.fail_after(1), pytest.raises(OffsetOutOfRangeError):
+                await anext(ahead)
+
+        assert [event.offset async for event in slow] == [0, 1, 2, 3]
+
+
 # Damaged logs
 
 

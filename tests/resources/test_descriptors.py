@@ -9,7 +9,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 from tests.resources.census import left_over, take_census
-from tests.resources.clients import Client, get
+from tests.resources.clients import Client, get, post
 from tests.resources.crowd import SERVERS_LIMIT, meet_a_crowd
 from tests.resources.limits import descriptors_left
 from tests.resources.server import given_back, server
@@ -17,7 +17,7 @@ from tests.resources.server import given_back, server
 from streamkeep import StorageError, StreamEventType, StreamManager
 from streamkeep.storages.sqlite import SQLiteStorage
 
-MOST_NEEDED: Final = 10
+MOST_NEEDED: Final = 24
 """With so many descriptors a manager over SQLite can do everything."""
 
 pytestmark = pytest.mark.timeout(300)
@@ -66,6 +66,11 @@ async def test_a_manager_with_few_descriptors_left_works_or_says_why_and_leaks_n
 @pytest.mark.parametrize("left", range(4))
 async def test_a_manager_that_was_entered_in_time_stores_without_a_descriptor_left(tmp_path: Path, left: int) -> None:
     async with SQLiteStorage(tmp_path / "streams.db") as storage, StreamManager(storage) as streams:
+        assert await use(streams, "before") == [
+            0,
+            1,
+            2,
+        ]  # its session has a connection of its own, and begins with the first writer
         with descriptors_left(left):
             writer = await streams.open("stream")
             await writer.write("stored")
@@ -93,6 +98,11 @@ async def test_a_server_without_a_descriptor_left_goes_on_with_what_it_has_and_r
         streams.open("live") as writer,
         Client.connected(running.port) as faithful,
     ):
+        async with Client.connected(
+            running.port
+        ) as first:  # with whose flow the server's session begins, which has a connection of its own
+            await first.begin(post("/count"))
+            await first.read_to_the_end()
         await faithful.begin(get("/live"))
         await meet_a_crowd(running, writer, faithful)
         before = await running.report_in_motion()

@@ -67,6 +67,7 @@ class Story:
         may_forget: whether a clock jumps so far that open streams whose writer has died are forgotten.
         violations: promises that were seen to be broken.
         reached: how often the history came to this or that, so that it can be seen that something was tried.
+        released: is set, and replaced, when a writer has released a stream.
     """
 
     world: World
@@ -81,6 +82,7 @@ class Story:
     may_forget: bool = False
     violations: list[str] = field(default_factory=list)
     reached: dict[str, int] = field(default_factory=dict)
+    released: trio.Event = field(default_factory=trio.Event)
 
     def __post_init__(self) -> None:
         self.world.committed = self._see_commit
@@ -107,6 +109,9 @@ class Story:
             return
         was, state = _lifecycle.life_of(before).state, _lifecycle.life_of(head).state
         is_declared_dead = state.error == "ABORTED" or state.session not in {"", was.session}
+        if was.session and state.status == "open" and not state.session:
+            self.released.set()
+            self.released = trio.Event()
         if was.status == "open" and is_declared_dead:
             self.count("declared dead")
             self._expect_dead(way, _lifecycle.session_id(was.session), f"{stream} was taken from its writer")
@@ -324,12 +329,22 @@ class Writer:
                 return
 
     async def _open_once(self, process: Process, *, resume: bool) -> None:
+        if self._random.random() < 0.1:
+            await self._open_impatiently(process, resume=resume)
+            return
         opening = process.streams.open(self._stream, resume=resume)
         if self._random.random() < 0.5:
             async with opening as stream:
                 await self._write_and_end(process, stream)
         else:
             await self._write_and_end(process, await opening)
+
+    async def _open_impatiently(self, process: Process, *, resume: bool) -> None:
+        """Open it, and go away before it is open; or, if that is too late, let go of it."""
+        with trio.move_on_after(self._random.choice([0.1, 1.0, 20.0]) * self._random.random()) as patience:
+            await (await process.streams.open(self._stream, resume=resume)).close()
+        if patience.cancelled_caught:
+            self._story.count("opened impatiently")
 
     async def _write_and_end(self, process: Process, stream: StreamInput) -> None:
         self._handles += 1

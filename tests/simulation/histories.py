@@ -167,7 +167,7 @@ async def _storm(story: Story, scope: trio.CancelScope) -> None:
             if random.random() < 0.25:
                 nursery.start_soon(_jump, story)
             if random.random() < 0.2:
-                nursery.start_soon(_go_back, story)
+                nursery.start_soon(_go_back, story, nursery)
 
 
 async def _jump(story: Story) -> None:
@@ -179,13 +179,21 @@ async def _jump(story: Story) -> None:
         story.world.jump(seconds)
 
 
-async def _go_back(story: Story) -> None:
+async def _go_back(story: Story, nursery: trio.Nursery) -> None:
     for _ in range(story.random.randint(1, 2)):
         await trio.sleep(story.random.uniform(0, STORM_SECONDS / 2))
+        if story.random.random() < 0.5:
+            with trio.move_on_after(STORM_SECONDS / 4):
+                await story.released.wait()
         moment = story.world.moment()
-        await trio.sleep(story.random.choice([0.1, 2.0, 30.0]) * story.random.random())
+        await trio.sleep(story.random.choice([0.1, 2.0, 30.0, 90.0]) * story.random.random())
         story.count("went back")
         story.world.go_back(moment)
+        for process in story.processes:
+            if process.is_alive and story.random.random() < 0.5:  # somebody goes on at once with what is now there
+                nursery.start_soon(
+                    process.act, Writer(story, f"{process.name}-heir {trio.current_time()}", story.random.choice(story.ids))
+                )
 
 
 def _cast(story: Story, process: str) -> Sequence[Actor]:

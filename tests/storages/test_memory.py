@@ -35,3 +35,10 @@ class TestMemoryStorage(StorageSuite):
         assert await storage.commit("s", 1, Head(2, 1, b"", 9e9), [b"one"])
         assert await storage.delete("s", 2)
         assert await storage.commit("t", None, Head(1, 0, b"", 9e9))
+
+    async def test_what_was_due_and_is_deleted_is_not_kept_until_it_would_have_been(self) -> None:
+        storage = MemoryStorage()
+        for number in range(1, 2_000):
+            assert await storage.commit("s", None, Head(number, 0, b"", 9e9))
+            assert await storage.delete("s", number)
+        assert len(storage._due) < 200

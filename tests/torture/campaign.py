@@ -132,7 +132,7 @@ class Campaign:
                 actor.send(signal.SIGKILL)
                 if not actor.is_buried:
                     actor.bury()
-        await self._sweep()
+        await self._end_the_rest()
         self.ledger.judge(is_over=True)
         self.ledger.hold(self._database.complaints())
         for stream, evidence in self.ledger.evidence():
@@ -287,16 +287,18 @@ class Campaign:
             if not actor.is_buried:
                 self._blame(actor, actor.bury())
 
-    async def _sweep(self) -> None:
-        """End what nobody reads, as whoever starts a manager does."""
+    async def _end_the_rest(self) -> None:
+        """End what nobody reads: that takes somebody who looks at it."""
         try:
             async with StreamManager.connect(self._stage.url, lease=LEASE, grace=GRACE, ttl=TTL) as streams:
                 with anyio.move_on_after(HANG_SECONDS):
                     while any(stored.is_open for stored in self._database.streams().values()):
-                        await streams.sweep()
+                        for info in await streams.list(limit=10_000):
+                            if info.status == "open":
+                                await streams.info(info.id)
                         await anyio.sleep(0.2)
         except StreamkeepError as error:
-            self.ledger.hold([f"what was left could not be swept: {error}"])
+            self.ledger.hold([f"what was left could not be ended: {error}"])
 
     def counts(self) -> dict[str, object]:
         """Give what was done, and what came of it."""

@@ -185,8 +185,8 @@ async def test_while_a_process_is_stopped_that_holds_the_lock_readers_read_and_w
     opened = anyio.Event()
 
     async def open_another() -> None:
-        await streams.open("another")
-        opened.set()
+        async with streams.open("another"):
+            opened.set()
 
     async with (
         victim(tmp_path, "write", signal.SIGSTOP) as writer,

@@ -6,11 +6,15 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Final, Self
 
 from streamkeep.errors import StorageFullError
 from streamkeep.storage import PAGE_BYTES, Doorbell, Head, Page
 from streamkeep.storages._doorbells import Doorbells
+
+
+OUT_OF_DATE: Final = 100
+"""How much more of what is due may be out of date than there are streams: an open stream's day would keep it for as long."""
 
 
 @dataclass(slots=True)
@@ -58,9 +62,10 @@ class MemoryStorage:
         if seen is None:
             self._create(stream, head)
         found = self._streams[stream]
-        if seen is None or found.head.expires_at != head.expires_at:
-            heapq.heappush(self._due, (head.expires_at, stream))
+        is_due_anew = seen is None or found.head.expires_at != head.expires_at
         found.head = head
+        if is_due_anew:
+            self._note_due(stream, head.expires_at)
         found.records.extend(records)
         self._doorbells.ring((stream,))
         return True
@@ -107,6 +112,12 @@ class MemoryStorage:
     def watch(self, stream: str) -> AbstractAsyncContextManager[Doorbell]:
         """See `Storage.watch`."""
         return self._doorbells.watch(stream)
+
+    def _note_due(self, stream: str, expires_at: float) -> None:
+        heapq.heappush(self._due, (expires_at, stream))
+        if len(self._due) > 2 * len(self._streams) + OUT_OF_DATE:
+            self._due = [(there.head.expires_at, id) for id, there in self._streams.items()]
+            heapq.heapify(self._due)
 
     def _version(self, stream: str) -> int | None:
         found = self._streams.get(stream)
