@@ -208,11 +208,11 @@ class Core:
         session = life.state.session
         if session == self.session.name:
             self.look([stream])
-        elif session:
-            try:
-                await self.observer.tell(session, stream)
-            except StorageError as error:
-                logger.warning("stream %s: nobody could be asked whether it still has a writer: %s", stream, error)
+            return
+        try:
+            await self.observer.tell(session, stream)
+        except StorageError as error:
+            logger.warning("stream %s: nobody could be asked whether it still has a writer: %s", stream, error)
 
     async def tell_writer(self, stream: str, life: Life) -> None:
         """Let the writer that a stream had know that it is no longer its own; at once if it is one of this manager's."""

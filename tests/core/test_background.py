@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
+from threading import Event as ThreadEvent
 from threading import Thread, current_thread
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.core.helpers import core_of, replay
 from streamkeep import (
     InMemoryStreamManager,
     LimitExceededError,
+    StorageError,
     StreamCompletedError,
     StreamInput,
     StreamManager,
@@ -26,6 +28,9 @@ from streamkeep import (
     WrongEventLoopError,
 )
 from streamkeep._background import Background
+from streamkeep._lifecycle import session_id, session_of
+from streamkeep.storage import Head
+from streamkeep.storages.memory import MemoryStorage
 from streamkeep.storages.sqlite import SQLiteStorage
 from streamkeep.testing.faults import FaultyStorage
 
@@ -492,3 +497,85 @@ async def test_a_session_whose_thread_was_ended_by_an_error_is_begun_again(
     assert [record.getMessage() for record in quiet_logs.records if record.name == "streamkeep"] == [
         "the session ended by an error, and is begun again"
     ]
+
+
+class Cloned(MemoryStorage):
+    """A memory whose clone, for the session's thread, waits in its commits until it is let go on, or fails."""
+
+    def __init__(self, go_on: ThreadEvent | None = None, error: OSError | None = None) -> None:
+        super().__init__()
+        self.reached = ThreadEvent()
+        self._go_on = go_on
+        self._error = error
+
+    async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
+        if "session" in current_thread().name:
+            self.reached.set()
+            if self._error is not None:
+                raise self._error
+            assert self._go_on is None or self._go_on.wait(BOUND_SECONDS)
+        return await super().commit(stream, seen, head, records)
+
+    def clone(self) -> Any:
+        return self
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_session_that_cannot_begin_in_its_thread_is_told_and_begun_again_by_the_next(anyio_backend: str) -> None:
+    storage = Cloned(error=OSError(5, "the sentence"))
+    async with StreamManager(storage) as streams:
+        for _ in range(2):
+            with anyio.fail_after(BOUND_SECONDS), pytest.raises(StorageError, match="the sentence"):
+                await streams.open("s")
+        storage._error = None
+        await (await streams.open("s")).done()
+
+        assert (await streams.info("s")).status == "done"
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.promise("P14")
+async def test_a_manager_that_closes_while_its_session_begins_in_its_thread_ends_that_too(anyio_backend: str) -> None:
+    go_on = ThreadEvent()
+    storage = Cloned(go_on)
+    streams = StreamManager(storage)
+    await streams.__aenter__()
+    session = core_of(streams).session
+    async with anyio.create_task_group() as tasks:
+
+        async def open_it() -> None:
+            with pytest.raises(StreamManagerClosedError):
+                await streams.open("s")
+
+        tasks.start_soon(open_it)
+        await to_thread.run_sync(storage.reached.wait, BOUND_SECONDS)
+        tasks.start_soon(streams.aclose)
+        await wait_all_tasks_blocked()
+        go_on.set()
+
+    assert session._thread is not None
+    assert not session._thread.is_alive()
+    page = await storage.read(session_id(session.name))
+    assert page is not None
+    assert session_of(page.head).is_over
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.promise("P14")
+async def test_a_session_that_is_about_to_be_begun_again_is_not_when_its_manager_closes(
+    tmp_path: Path, anyio_backend: str, quiet_logs: pytest.LogCaptureFixture
+) -> None:
+    shared: list[BaseException] = []
+    async with (
+        Interrupting(tmp_path / "streams.db", shared) as storage,
+        StreamManager(storage, lease=timedelta(seconds=1)) as streams,
+    ):
+        await (await streams.open("s")).done()
+        session = core_of(streams).session
+        shared.append(SystemExit("mine"))
+        with anyio.fail_after(BOUND_SECONDS):
+            while "begun again" not in quiet_logs.text:  # noqa: ASYNC110 - nothing else tells
+                await anyio.sleep(0.001)
+
+    assert session._thread is not None
+    assert not session._thread.is_alive()

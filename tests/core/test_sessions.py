@@ -25,7 +25,7 @@ from streamkeep import (
     StreamNotFoundError,
     StreamTakenOverError,
 )
-from streamkeep._core import LOOK_SECONDS
+from streamkeep._core import LOOK_PAUSES, LOOK_SECONDS
 from streamkeep._lifecycle import (
     FORGET_OPEN_SECONDS,
     MAX_MAIL,
@@ -398,6 +398,43 @@ async def test_of_a_session_that_is_known_to_be_dead_the_next_reader_is_told_at_
     assert clock() - began < 0.1
     mortal.come_back()
     assert all([await woken(stream) for stream in handles])
+
+
+@pytest.mark.promise("P6")
+async def test_a_reader_that_learns_of_its_writers_death_while_it_reads_ends_the_stream(
+    streams: StreamManager, mortal: Process, storage: FaultyStorage
+) -> None:
+    handles = [await mortal.streams.open(stream) for stream in "ab"]
+    mortal.die()
+    async with streams.subscribe("a") as events:
+        assert (await anext(events)).error.status == "ABORTED"
+    await wait_all_tasks_blocked()  # the writer is told as well
+    storage.skip("read")  # by which it is entered
+    hold = storage.hold("read", after=True)
+    async with streams.subscribe("b") as events:
+        await hold.reached.wait()
+        await wait_all_tasks_blocked()
+        hold.release()
+        with anyio.fail_after(1):
+            assert (await anext(events)).error.status == "ABORTED"
+
+    mortal.come_back()
+    assert all([await woken(stream) for stream in handles])
+
+
+async def test_a_clock_that_goes_back_puts_off_the_end_of_what_was_released(
+    streams: StreamManager, storage: FaultyStorage, clock: Clock
+) -> None:
+    await (await streams.open("s")).close()
+    began = clock()
+    async with streams.subscribe("s") as events:
+        await wait_all_tasks_blocked()
+        storage.calls.clear()
+        storage.ahead_seconds = -100
+        assert (await anext(events)).error.status == "ABORTED"
+
+    assert clock() - began == pytest.approx(115)
+    assert storage.calls["read"] < 100
 
 
 # A storage that went back to where a stream was open
@@ -825,3 +862,20 @@ def test_only_what_was_the_same_in_all_reads_for_lease_and_grace_is_dead(
             assert beat is None or took is not None
         if observed.proven >= 10:
             assert same * PAUSE >= 10 - PAUSE
+
+
+async def test_a_look_that_fails_is_repeated_for_a_while_and_not_by_each_who_asks_for_it(
+    streams: StreamManager, elsewhere: StreamManager, storage: FaultyStorage
+) -> None:
+    stream = await streams.open("s")
+    core = core_of(streams)
+    storage.refuse("read", times=1_000)
+    for _ in range(3):
+        core.look(["s"])
+    await anyio.sleep(sum(LOOK_PAUSES) + 1)
+    assert not core._unsure  # it has given up, until somebody asks again
+    assert not stream.cancelled.is_set()
+    storage._steps["read"].clear()
+
+    await elsewhere.cancel("s")
+    await stream.cancelled.wait()

@@ -157,8 +157,9 @@ class GenkitClientSuite:
         gated = Gated()
         streams = StreamManager.connect(storage_url)
         async with serving(app_of(gated.work, streams=streams)) as url:
-            begin, *lines = await genkit_client(url=f"{url}/talk", input="Ada", abortAfter=2)
-            assert lines == [*LINES[:2], {"error": "This operation was aborted"}]
+            begin, *lines, last = await genkit_client(url=f"{url}/talk", input="Ada", abortAfter=2)
+            assert lines == LINES[:2]
+            assert "operation was aborted" in str(last["error"])  # the rest is Node's, and has changed
             gated.gate.set()
             await events_of(streams, str(begin["streamId"]))
             assert await genkit_client(url=f"{url}/talk", streamId=begin["streamId"]) == [begin, *LINES]

@@ -241,7 +241,7 @@ async def test_a_path_that_begins_with_two_slashes_or_takes_a_detour_is_the_same
     link = tmp_path / "link.db"
     link.symlink_to(real / "streams.db")
     (tmp_path / "folder").symlink_to(real / "deep")
-    names: list[str | Path] = [
+    names: list[Path | str] = [
         real / "streams.db",
         f"/{real}/streams.db",
         f"//{real}/streams.db",

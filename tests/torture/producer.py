@@ -41,9 +41,9 @@ async def produce(part: Part) -> None:
     async with AsyncExitStack() as stack:
         storage = await stack.enter_async_context(SQLiteStorage(part.stage.database, synchronous=part.stage.synchronous))
         lasting = await stack.enter_async_context(StreamManager(storage, ttl=TTL, lease=LEASE, grace=GRACE))
-        # What this one ends is soon forgotten. It must end its own streams only, so it has all the patience for others'.
+        # Streams of this one are soon forgotten.
         brief = await stack.enter_async_context(
-            StreamManager(storage, ttl=timedelta(seconds=BRIEF_SECONDS), lease=LEASE, grace=timedelta(hours=1))
+            StreamManager(storage, ttl=timedelta(seconds=BRIEF_SECONDS), lease=LEASE, grace=GRACE)
         )
         producer = _Producer(part, lasting, brief)
         slots = await stack.enter_async_context(anyio.create_task_group())
