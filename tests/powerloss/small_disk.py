@@ -94,7 +94,7 @@ async def sweeping_and_deleting_wait_for_space(disk: SmallDisk) -> None:
         await _write_until_full(disk, await streams.open("answer"))
         await _must_be_full(streams.delete("first"))
         assert await _tail(streams, "first") == 1
-        while (await streams.list(limit=1))[0].id != "answer":  # noqa: ASYNC110 - what expires tells nobody
+        while len(await streams.list()) > 1:  # noqa: ASYNC110 - what expires tells nobody
             await anyio.sleep(0.1)
         await _must_be_full(streams.sweep())
         disk.make_space()
