@@ -21,9 +21,7 @@ class Files:
     """
 
     def __init__(self, path: Path) -> None:
-        real = os.path.realpath(path)
-        # POSIX lets a path that begins with two slashes mean something else than with one; no system here makes use of that.
-        self.database: Final = Path("/" + real.lstrip("/") if os.name == "posix" else real)
+        self.database: Final = Path(os.path.realpath(path))
         self.lock: Final = self.database.with_name(self.database.name + "-lock")
         self.notify: Final = self.database.with_name(self.database.name + "-notify")
         self._identity: tuple[int, int] | None = None
