@@ -137,8 +137,9 @@ class Background:
 
     @property
     def is_here(self) -> bool:
-        """Whether this is called in the event loop that it belongs to."""
-        return self._loop is not None and self._loop.is_here()
+        """Whether this is called in the event loop, and in the process, that it belongs to."""
+        # A forked child may run the very loop that it has inherited.
+        return self._loop is not None and self._loop.is_here() and not self.is_forked
 
     @property
     def is_forked(self) -> bool:
@@ -147,7 +148,7 @@ class Background:
 
     def check_here(self) -> None:
         """Raise WrongEventLoopError if this is called in another event loop, thread or process."""
-        if self._loop is not None and not self._loop.is_here():
+        if self._loop is not None and not self.is_here:
             raise WrongEventLoopError(
                 "this stream manager was entered in another event loop, thread or process; open one of your own here"
             )
