@@ -146,12 +146,10 @@ class Feed:
                     with CancelScope(deadline=self._deadline()) as waiting:
                         await doorbell.wait()
                 if is_dead or waiting.cancelled_caught:
-                    is_quiet = not is_dead
                     # If it has changed, it may be by what the writer had stored, and not told anybody, before it died: once more then.
                     if not await self._core.end_if_abandoned(self._stream, self.life):
                         is_dead = False
-                        if is_quiet:
-                            await self._core.ask_for_writer(self._stream, self.life)
+                        await self._core.ask_for_writer(self._stream, self.life)
 
     def _deadline(self) -> float:
         at = _lifecycle.abandoned_at(self.life.state, self._core.terms)
