@@ -134,6 +134,11 @@ class Background:
         return self._loop is not None and self._loop.is_here()
 
     @property
+    def is_stopping(self) -> bool:
+        """Whether no more tasks are started."""
+        return self._is_stopping
+
+    @property
     def is_forked(self) -> bool:
         """Whether this process is a child of the one that it belongs to."""
         return self._process != os.getpid()

@@ -82,6 +82,8 @@ class Core:
         self._reported_at = 0.0
         self._outboxes: dict[str, list[Outbox]] = {}
         self._opening: set[str] = set()
+        self._is_to_look_at_all = False
+        self._is_looking_at_all = False
 
     def now(self) -> float:
         """Give the storage's time."""
@@ -126,11 +128,26 @@ class Core:
         """Have writers find out, soon, whether these streams are still theirs, and end what has no writer although it is this session's."""
         for stream in streams:
             if stream == _lifecycle.LOOK_AT_ALL:
-                self.background.start(partial(self._look_at, list(self.outboxes())), "looking at streams")
+                self._look_at_all()
             elif outboxes := list(self.outboxes(stream)):
                 self.background.start(partial(self._look_at, outboxes), "looking at a stream")
             else:
                 self.background.start(partial(self._end_without_writer, stream), f"looking at stream {stream}")
+
+    def _look_at_all(self) -> None:
+        self._is_to_look_at_all = True
+        if not self._is_looking_at_all:
+            self._is_looking_at_all = True
+            self.background.start(self._look_while_asked, "looking at all streams")
+
+    async def _look_while_asked(self) -> None:
+        # One look after another: who asks during one may mean a stream that it has passed already.
+        try:
+            while self._is_to_look_at_all:
+                self._is_to_look_at_all = False
+                await self._look_at(list(self.outboxes()))
+        finally:
+            self._is_looking_at_all = False
 
     async def _end_without_writer(self, stream: str) -> None:
         """End a stream that is open again because the storage went back to before this manager's writer had ended or released it."""
@@ -191,10 +208,7 @@ class Core:
         if session == self.session.name:
             self.look([stream])
         elif session:
-            try:
-                await self.observer.tell(session, stream)
-            except StorageError as error:
-                logger.warning("stream %s: nobody could be asked whether it still has a writer: %s", stream, error)
+            await self.observer.tell(session, stream)
 
     async def tell_writer(self, stream: str, life: Life) -> None:
         """Let the writer that a stream had know that it is no longer its own; at once if it is one of this manager's."""
@@ -202,7 +216,4 @@ class Core:
         for outbox in self.outboxes(stream):
             await self._look_once(outbox)
         if session and session != self.session.name:
-            try:
-                await self.observer.tell(session, stream)
-            except StorageError as error:
-                logger.warning("stream %s: its writer could not be told, and will find out: %s", stream, error)
+            await self.observer.tell(session, stream)

@@ -28,7 +28,7 @@ from . import _lifecycle
 from ._background import Background, is_asyncio_here, loop_here
 from ._guard import GuardedStorage, commit_once
 from ._lifecycle import SessionState, Terms
-from .errors import StorageError, fresh
+from .errors import StorageCorruptError, StorageError, fresh
 from .storage import Head
 
 logger: Final = logging.getLogger("streamkeep")
@@ -41,6 +41,8 @@ RETRY_SECONDS: Final = 1.0
 RENEWALS_A_LEASE: Final = 3
 READS_A_LEASE: Final = 5
 TRIES: Final = 20
+TELL_SECONDS: Final = 300.0
+"""How long it is tried to tell a session of a stream that is no longer its own; by then its writer looks by itself."""
 CHALLENGES: Final = 10
 """How many times as long as the observer's own challenge took, a session has for its answer: it may have a renewal under way that the
 challenge overtook, and has then to begin another one."""
@@ -229,11 +231,11 @@ class _Keeper:
         self._storage = storage
         self._name = name
         self._id = _lifecycle.session_id(name)
+        self._mailbox = _lifecycle.mailbox_id(name)
         self._terms = terms
         self._host = host
         self._period = terms.lease / RENEWALS_A_LEASE
         self._beat = 0
-        self._head: Head | None = None
         self._renewed_at = 0.0
         self._stop: Callable[[], object] | None = None
         self.is_stopped = False
@@ -299,7 +301,7 @@ class _Keeper:
     async def _take_mail(self) -> None:
         while True:
             try:
-                async with self._storage.watch(self._id) as doorbell:
+                async with self._storage.watch(self._mailbox) as doorbell:
                     while True:
                         await self._look_for_mail()
                         await doorbell.wait()
@@ -308,12 +310,16 @@ class _Keeper:
                 await anyio.sleep(RETRY_SECONDS)
 
     async def _look_for_mail(self) -> None:
-        page = await self._storage.read(self._id)
-        if page is not None and page.head != self._head and _lifecycle.session_of(page.head).mail:
-            await self._renew()
+        for _ in range(TRIES):
+            page = await self._storage.read(self._mailbox)
+            if page is None:
+                return
+            # Before it is taken out: to look twice does no harm, and what nobody has looked at must not be gone.
+            self._host.look(_lifecycle.mail_of(page.head))
+            await self._storage.delete(self._mailbox, page.head.version)
 
     async def _renew(self, *, is_over: bool = False) -> None:
-        """Give a sign of life, and take what mail there is."""
+        """Give a sign of life."""
         async with self._turn:
             began_at = anyio.current_time()
             for _ in range(TRIES):
@@ -324,16 +330,12 @@ class _Keeper:
 
     async def _try_to_renew(self, *, is_over: bool) -> bool:
         page = await self._storage.read(self._id)
-        seen = None if page is None else page.head
-        mail = () if seen is None else _lifecycle.session_of(seen).mail
+        seen = None if page is None else page.head  # whatever it says, also if that cannot be read
         now = self._storage.time()
         head = _lifecycle.renew(seen, self._beat + 1, now, self._name, self._terms, is_over=is_over)
         if not await commit_once(self._storage, self._id, None if seen is None else seen.version, head):
             return False
         self._beat += 1
-        self._head = head
-        if mail:
-            self._host.look(mail)
         return True
 
 
@@ -363,6 +365,12 @@ class Observed:
         if state is not None and state.is_challenged and self.challenged_at is None:
             self.challenged_at = self.silent
 
+    def see_unreadable(self, head: Head, after: float) -> None:
+        """Take in that the session's head is there and cannot be read: that it changes is a sign of life, and it cannot be asked for one."""
+        self.see(SessionState(head.version, self.terms.lease, self.terms.grace), after)
+        if self.is_to_be_challenged:
+            self.challenged_at, self.challenge_took = self.silent, 0.0
+
     @property
     def is_to_be_challenged(self) -> bool:
         """Whether it is time to ask for a sign of life; also if others have: only one's own commit shows how slow commits are."""
@@ -391,6 +399,7 @@ class _Observation:
     def __init__(self, terms: Terms) -> None:
         self.observed = Observed(terms)
         self.wanted_until = -inf
+        self.is_failing = False
         self.calls: dict[object, Callable[[], object]] = {}
 
     @property
@@ -407,6 +416,7 @@ class Observer:
         self._terms = terms
         self._own = own
         self._observations: dict[str, _Observation] = {}
+        self._outgoing: dict[str, _Outgoing] = {}
 
     def silence_of(self, session: str) -> tuple[float, Terms]:
         """Give for how many seconds a session is known to be silent, inf if it is over, and its terms; and observe it for a while."""
@@ -450,31 +460,111 @@ class Observer:
             del self._observations[session]
 
     async def _look(self, session: str, observation: _Observation, pause: float) -> None:
-        id, observed = _lifecycle.session_id(session), observation.observed
+        observed = observation.observed
+        was_dead = observed.is_dead
         try:
-            page = await self._storage.read(id)
-            state = None if page is None else _lifecycle.session_of(page.head)
-            was_dead = observed.is_dead
-            observed.see(state, pause)
-            if page is not None and state is not None and observed.is_to_be_challenged:
-                head = _lifecycle.challenge(page.head, state, self._storage.time(), self._own)
-                began_at = anyio.current_time()
-                await self._storage.commit(id, page.head.version, head)
-                observed.challenge_took = anyio.current_time() - began_at
+            await self._see(session, observed, pause)
+            observation.is_failing = False
         except StorageError as error:
-            logger.warning("a session cannot be observed: %s", error)
+            if not observation.is_failing:
+                observation.is_failing = True
+                logger.warning("a session cannot be observed: %s", error)
             return
         if observed.is_dead and not was_dead:
             for call in tuple(observation.calls.values()):
                 call()
 
-    async def tell(self, session: str, stream: str) -> None:
-        """Have a session look at a stream that is no longer its own. Raises StorageError."""
+    async def _see(self, session: str, observed: Observed, pause: float) -> None:
         id = _lifecycle.session_id(session)
+        page = await self._storage.read(id)
+        if page is None:
+            observed.see(None, pause)
+            return
+        try:
+            state = _lifecycle.session_of(page.head)
+        except StorageCorruptError:
+            observed.see_unreadable(page.head, pause)
+            return
+        observed.see(state, pause)
+        if observed.is_to_be_challenged:
+            head = _lifecycle.challenge(page.head, state, self._storage.time(), self._own)
+            began_at = anyio.current_time()
+            await self._storage.commit(id, page.head.version, head)
+            observed.challenge_took = anyio.current_time() - began_at
+
+    async def tell(self, session: str, stream: str) -> None:
+        """Have a session look at a stream that is no longer its own.
+
+        Returns when that is posted; or has failed, and is tried again in the background. There is one post at a time, for all who have
+        something to tell: thousands of streams that are cancelled at once are a few commits.
+        """
+        if self._background.is_stopping:
+            return
+        outgoing = self._outgoing.get(session)
+        if outgoing is None:
+            outgoing = self._outgoing[session] = _Outgoing()
+            self._background.start(partial(self._post_all, session, outgoing), "the mail to a session")
+        await outgoing.put(stream)
+
+    async def _post_all(self, session: str, outgoing: "_Outgoing") -> None:
+        failed_at: float | None = None
+        try:
+            while outgoing.streams:
+                streams, tried = outgoing.take()
+                try:
+                    await self._post(session, streams)
+                    failed_at = None
+                except StorageError as error:
+                    if failed_at is None:
+                        failed_at = anyio.current_time()
+                        logger.warning("writers cannot be told yet that their streams have ended: %s", error)
+                    elif anyio.current_time() - failed_at > TELL_SECONDS:
+                        return  # by now they have looked by themselves
+                    outgoing.put_back(streams)
+                    tried.set()
+                    await anyio.sleep(RETRY_SECONDS)
+                finally:
+                    tried.set()
+        finally:
+            del self._outgoing[session]
+            outgoing.tried.set()
+
+    async def _post(self, session: str, streams: Iterable[str]) -> None:
+        if await self._is_over(session):
+            return
+        mailbox = _lifecycle.mailbox_id(session)
         for _ in range(TRIES):
-            page = await self._storage.read(id)
-            if page is None or (state := _lifecycle.session_of(page.head)).is_over:
+            page = await self._storage.read(mailbox)
+            seen = None if page is None else page.head
+            head = _lifecycle.post(seen, streams, self._storage.time(), self._own)
+            if await commit_once(self._storage, mailbox, None if seen is None else seen.version, head):
                 return
-            head = _lifecycle.post(page.head, state, stream, self._storage.time(), self._own)
-            if await self._storage.commit(id, page.head.version, head):
-                return
+        raise StorageError("the mailbox of a session is changed by others all the time")
+
+    async def _is_over(self, session: str) -> bool:
+        page = await self._storage.read(_lifecycle.session_id(session))
+        try:
+            return page is None or _lifecycle.session_of(page.head).is_over
+        except StorageCorruptError:
+            return False
+
+
+class _Outgoing:
+    """What a session is still to be told."""
+
+    def __init__(self) -> None:
+        self.streams: dict[str, None] = {}  # a set that keeps the order
+        self.tried = anyio.Event()
+
+    async def put(self, stream: str) -> None:
+        """Return when it was tried to post this."""
+        self.streams[stream] = None
+        await self.tried.wait()
+
+    def take(self) -> tuple[list[str], anyio.Event]:
+        streams, tried = list(self.streams), self.tried
+        self.streams, self.tried = {}, anyio.Event()
+        return streams, tried
+
+    def put_back(self, streams: list[str]) -> None:
+        self.streams = {**dict.fromkeys(streams), **self.streams}
