@@ -15,6 +15,18 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+UNADAPTED = tuple(
+    line for line in (Path(__file__).parent / "unadapted.txt").read_text().splitlines() if line and not line.startswith("#")
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests that are named in `unadapted.txt`."""
+    for item in items:
+        if item.nodeid.startswith(UNADAPTED):
+            item.add_marker(pytest.mark.skip(reason="not yet adapted to the second edition of the core: tests/unadapted.txt"))
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """Run async tests on asyncio; a test that needs trio's clock is parametrized with another `anyio_backend`."""

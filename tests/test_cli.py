@@ -20,7 +20,7 @@ from anyio.abc import Process
 from anyio.streams.text import TextReceiveStream
 from tests.demo.server import Demo
 
-from streamkeep import PublicError, StreamManager
+from streamkeep import PublicError, StreamInput, StreamManager
 
 WAIT_SECONDS = 30
 COMMAND = [sys.executable, "-m", "streamkeep.cli"]
@@ -56,6 +56,16 @@ async def streams(sqlite_url: str) -> AsyncIterator[StreamManager]:
     """Give the manager of the process that writes: this one."""
     async with StreamManager.connect(sqlite_url, ttl=timedelta(hours=1)) as streams:
         yield streams
+    _held.clear()
+
+
+_held: list[StreamInput] = []
+
+
+async def write_on(streams: StreamManager, stream: str) -> None:
+    """Write a chunk to a stream whose writer lives as long as the process does."""
+    _held.append(await streams.open(stream))
+    await _held[-1].write(1)
 
 
 async def write_some(streams: StreamManager) -> None:
@@ -66,7 +76,7 @@ async def write_some(streams: StreamManager) -> None:
         await stream.done({"text": "Hello wörld"})
     async with streams.open("failed") as stream:
         await stream.error(PublicError("RESOURCE_EXHAUSTED", "the budget is used up"))
-    await (await streams.open("open")).write(1)
+    await write_on(streams, "open")
 
 
 async def run_beside(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -125,13 +135,13 @@ async def test_the_storage_may_come_from_the_environment(streams: StreamManager,
     assert lines_of(result)[0]["metadata"] == {"model": "alice"}
 
 
-async def test_info_says_whether_the_writer_lives(streams: StreamManager, sqlite_url: str) -> None:
+async def test_info_says_whether_there_is_a_writer(streams: StreamManager, sqlite_url: str) -> None:
     stream = await streams.open("answer")
-    assert "alive" in (await run_beside("info", "answer", "--storage", sqlite_url)).stdout
+    assert "writer        session " in (await run_beside("info", "answer", "--storage", sqlite_url)).stdout
 
     await stream.close()
 
-    assert "let go" in (await run_beside("info", "answer", "--storage", sqlite_url)).stdout
+    assert "released" in (await run_beside("info", "answer", "--storage", sqlite_url)).stdout
 
 
 # Tailing
@@ -336,7 +346,7 @@ async def test_serve_keeps_to_itself_what_belongs_to_somebody(streams: StreamMan
 
 
 async def test_serve_does_not_wait_for_readers_of_a_stream_that_goes_on(streams: StreamManager, sqlite_url: str) -> None:
-    await (await streams.open("open")).write(1)
+    await write_on(streams, "open")
     with serving("--storage", sqlite_url) as (process, url):
         async with httpx.AsyncClient(timeout=WAIT_SECONDS) as client, client.stream("GET", f"{url}/streams/open") as response:
             lines = response.aiter_lines()

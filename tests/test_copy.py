@@ -89,7 +89,8 @@ async def test_the_command_names_what_is_not_whole_and_exits_with_1(
 ) -> None:
     await write(database, "other", 1)
     await write(database, "whole", 1)
-    await (await database.open("written")).write(1)
+    writer = await database.open("written")
+    await writer.write(1)
     async with StreamManager.connect(target_url) as streams:
         await write(streams, "other", 1)
 
@@ -102,6 +103,7 @@ async def test_the_command_names_what_is_not_whole_and_exits_with_1(
         "written: writing: it is still being written, and its first 1 events are copied",
     ]
     assert last == "1 streams copied (3 events), 1 still being written, 1 refused"
+    await writer.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])

@@ -42,3 +42,8 @@ def test_what_a_page_links_to_is_there(page: Path) -> None:
 def test_the_python_that_a_page_shows_is_python(page: Path) -> None:
     for block in blocks(page):
         compile("async def shown():\n" + re.sub("^", "    ", block, flags=re.MULTILINE), str(page), "exec", dont_inherit=True)
+
+
+@pytest.mark.parametrize("block", [block for block in blocks(ROOT / "docs/how-to/write.md") if "asyncio.run" in block])
+def test_the_programs_on_writing_run_without_a_warning(block: str, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-W", "error", "-c", block], cwd=tmp_path, check=True, timeout=30)

@@ -85,4 +85,4 @@ async def open_when_lapsed(streams: StreamManager) -> StreamInput:
         try:
             return await streams.open("answer", resume=True)
         except StreamBusyError as busy:
-            await anyio.sleep(max(0.01, busy.lease_until - streams.clock()))
+            await anyio.sleep(max(0.01, busy.retry_after))

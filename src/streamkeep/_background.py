@@ -28,8 +28,8 @@ class Loop(Protocol):
         """Say whether it runs in this thread, and in the process that it was started in."""
         ...
 
-    def spawn(self, run: Callable[[], Any], context: Context) -> None:
-        """Run a task that nobody owns."""
+    def spawn(self, run: Callable[[], Any], context: Context, ended: Callable[[], object]) -> None:
+        """Run a task that nobody owns, and call `ended` when it is over, also if it never began."""
         ...
 
     def call(self, function: Callable[[], object]) -> None:
@@ -51,10 +51,11 @@ class _Asyncio:
         # A forked child has no running loop before it starts one of its own.
         return asyncio._get_running_loop() is self._loop  # noqa: SLF001 - documented, and quicker than raising
 
-    def spawn(self, run: Callable[[], Any], context: Context) -> None:
+    def spawn(self, run: Callable[[], Any], context: Context, ended: Callable[[], object]) -> None:
         task = self._loop.create_task(run(), context=context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: ended())
 
     def call(self, function: Callable[[], object]) -> None:
         self._loop.call_soon_threadsafe(function)
@@ -77,8 +78,14 @@ class _Trio:
         except RuntimeError:
             return False
 
-    def spawn(self, run: Callable[[], Any], context: Context) -> None:
-        self._trio.spawn_system_task(run, context=context)
+    def spawn(self, run: Callable[[], Any], context: Context, ended: Callable[[], object]) -> None:
+        async def run_to_end() -> None:  # trio begins every task
+            try:
+                await run()
+            finally:
+                ended()
+
+        self._trio.spawn_system_task(run_to_end, context=context)
 
     def call(self, function: Callable[[], object]) -> None:
         try:
@@ -155,14 +162,17 @@ class Background:
         if self._loop is None or self.is_forked or self._loop.is_closed:
             raise WrongEventLoopError("the event loop that this belongs to has ended, or is another process's")
 
-    def start(self, run: Run, what: str, context: Context | None = None) -> Task:
+    def start(self, run: Run, what: str, context: Context | None = None, ended: Callable[[], object] = lambda: None) -> Task:
         """Start a task, which is called `what` in the log; give what cancels it. After `stop` none is started.
 
-        It runs in `context`, or in an empty one: what many share is not done in the name of whoever happened to come first.
+        It runs in `context`, or in an empty one: what many share is not done in the name of whoever happened to come first. `ended` is
+        called when it is over, whatever becomes of it: asyncio may cancel a task before it begins.
         """
         task = Task()
         if self._loop is not None and not self._is_stopping:
-            self._loop.spawn(lambda: self._run(run, what, task), context or Context())
+            self._loop.spawn(lambda: self._run(run, what, task), context or Context(), ended)
+        else:
+            ended()
         return task
 
     def call(self, function: Callable[[], object]) -> bool:

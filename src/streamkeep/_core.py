@@ -15,7 +15,8 @@ from . import _lifecycle
 from ._background import Background
 from ._guard import GuardedStorage, commit_once
 from ._lifecycle import Life, Terms
-from ._sessions import Observer, Session
+from ._observer import Observer
+from ._sessions import Session
 from .errors import StorageError, StreamkeepError
 from .events import error_record
 
@@ -25,6 +26,8 @@ LOOK_SECONDS: Final = 300.0
 """How often a writer that is quiet looks whether its stream is still its own, in case that nobody could tell it; and after how long a
 feed that gets nothing asks whether the stream still has its writer."""
 LOOKS_AT_ONCE: Final = 50
+LOOK_PAUSES: Final = (1.0, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+"""When to look again, after a look that failed."""
 REPORT_SECONDS: Final = 1.0
 
 
@@ -54,8 +57,8 @@ class Outbox(Protocol):
         ...
 
     @property
-    def is_quiet(self) -> bool:
-        """Whether it has not committed for a while."""
+    def committed_at(self) -> float:
+        """When it has last committed, by the event loop's clock."""
         ...
 
     async def look(self) -> None:
@@ -84,6 +87,7 @@ class Core:
         self._opening: set[str] = set()
         self._is_to_look_at_all = False
         self._is_looking_at_all = False
+        self._unsure: set[Outbox] = set()
 
     def now(self) -> float:
         """Give the storage's time."""
@@ -104,11 +108,10 @@ class Core:
 
     def forget(self, outbox: Outbox) -> None:
         """Count it no more."""
-        there = self._outboxes.get(outbox.stream, [])
-        if outbox in there:
-            there.remove(outbox)
-            if not there:
-                del self._outboxes[outbox.stream]
+        there = self._outboxes[outbox.stream]
+        there.remove(outbox)
+        if not there:
+            del self._outboxes[outbox.stream]
 
     def outboxes(self, stream: str | None = None) -> Iterator[Outbox]:
         """Give the writers of a stream, or all, that this manager has now."""
@@ -171,12 +174,27 @@ class Core:
             await outbox.look()
         except StreamkeepError as error:
             logger.warning("stream %s: cannot see whether it is still its writer's: %s", outbox.stream, error)
+            if isinstance(error, StorageError) and outbox not in self._unsure:
+                self._unsure.add(outbox)
+                self.background.start(partial(self._look_again, outbox), f"looking at stream {outbox.stream} again")
+
+    async def _look_again(self, outbox: Outbox) -> None:
+        """Look until that succeeds, for a while: whoever has told the writer does so once."""
+        try:
+            for pause in LOOK_PAUSES:
+                await anyio.sleep(pause)
+                try:
+                    return await outbox.look()
+                except StorageError:
+                    continue
+        finally:
+            self._unsure.discard(outbox)
 
     async def tend(self) -> None:
         """Look now and then at what quiet writers have, a few at a time, and put off the day on which it would be forgotten."""
         while True:
             began_at = anyio.current_time()
-            quiet = [outbox for outbox in self.outboxes() if outbox.is_quiet]
+            quiet = [outbox for outbox in self.outboxes() if outbox.committed_at < began_at - LOOK_SECONDS / 2]
             pause = LOOK_SECONDS / (len(quiet) // LOOKS_AT_ONCE + 1)
             for first in range(0, len(quiet), LOOKS_AT_ONCE):
                 await anyio.sleep(pause)
@@ -199,7 +217,7 @@ class Core:
             return False
         await commit_once(self.storage, stream, life.head.version, ended.head, [error_record(_lifecycle.ABORTED)])
         # Readers need not wait until a writer has been told that is dead, or would be.
-        self.background.start(partial(self.tell_writer, stream, life), f"telling the writer of stream {stream}")
+        self.tell_writer_soon(stream, life)
         return True
 
     async def ask_for_writer(self, stream: str, life: Life) -> None:
@@ -212,8 +230,17 @@ class Core:
 
     async def tell_writer(self, stream: str, life: Life) -> None:
         """Let the writer that a stream had know that it is no longer its own; at once if it is one of this manager's."""
-        session = life.state.session
         for outbox in self.outboxes(stream):
             await self._look_once(outbox)
-        if session and session != self.session.name:
-            await self.observer.tell(session, stream)
+        if self._is_anothers(life):
+            await self.observer.tell(life.state.session, stream)
+
+    def tell_writer_soon(self, stream: str, life: Life) -> None:
+        """Do the same in the background."""
+        for outbox in self.outboxes(stream):
+            self.background.start(partial(self._look_once, outbox), f"looking at stream {stream}")
+        if self._is_anothers(life):
+            self.observer.tell_soon(life.state.session, stream)
+
+    def _is_anothers(self, life: Life) -> bool:
+        return life.state.session not in {self.session.name, ""}

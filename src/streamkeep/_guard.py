@@ -1,7 +1,7 @@
 """GuardedStorage: what the core sees of a storage. Whatever one raises is a StorageError here, and what it gives is whole."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Self, TypeVar
 
 from ._background import not_ours
@@ -70,17 +70,29 @@ class GuardedStorage:
 
     def clone(self) -> "GuardedStorage | None":
         """See `Storage.clone`."""
-        clone = self.storage.clone()
+        try:
+            clone = self.storage.clone()
+        except _passed_on():
+            raise
+        except BaseException as error:
+            raise _translated(error) from error
         return None if clone is None else GuardedStorage(clone)
 
     def watch(self, stream: str) -> AbstractAsyncContextManager[Doorbell]:
         """See `Storage.watch`."""
-        return self._watch(stream)
+        return _GuardedWatch(lambda: self.storage.watch(stream))
 
-    @asynccontextmanager
-    async def _watch(self, stream: str) -> AsyncGenerator[Doorbell]:
-        async with AsyncExitStack() as stack:
-            yield _GuardedDoorbell(await _translating(lambda: stack.enter_async_context(self.storage.watch(stream))))
+
+class _GuardedWatch:
+    def __init__(self, watch: Callable[[], AbstractAsyncContextManager[Doorbell]]) -> None:
+        self._watch = watch
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Doorbell:
+        return _GuardedDoorbell(await _translating(lambda: self._stack.enter_async_context(self._watch())))
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await _translating(self._stack.aclose)
 
 
 class _GuardedDoorbell:

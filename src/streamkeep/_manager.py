@@ -1,7 +1,7 @@
 """StreamManager: where streams are opened, subscribed to, cancelled, deleted and listed.
 
-What a stream may become is decided in `_lifecycle`; here it is only read, asked and committed. What runs in the background has files of its
-own: `_sessions`, `_sweeper`, `_feed`, `_input`.
+What a stream may become is decided in `_lifecycle`; here it is only read, asked and committed. What is there while a manager is open is in
+`_running`; what runs in the background has files of its own.
 """
 
 import logging
@@ -9,31 +9,25 @@ import re
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar, overload
 
-import anyio
 import msgspec
 from anyio import CancelScope
 
 from . import _lifecycle
-from ._background import Background
 from ._core import Core, Limits, new_name
-from ._feed import PAGE_RECORDS, Feeds
 from ._guard import GuardedStorage, commit_once
-from ._input import RELEASE_SECONDS, Outbox, StreamInput
+from ._input import StreamInput
 from ._lifecycle import Life, Terms
+from ._running import Running
 from ._subscription import Subscription
-from ._sweeper import Sweeper
 from .errors import (
     InvalidArgumentError,
     Status,
     StorageCorruptError,
     StorageError,
-    StorageFullError,
     StreamAlreadyExistsError,
-    StreamkeepError,
     StreamManagerClosedError,
     StreamNotFoundError,
 )
@@ -50,8 +44,6 @@ STREAM_ID: Final = re.compile(r"[A-Za-z0-9_~][A-Za-z0-9_~.:@=+-]{0,254}")
 SURROGATE: Final = re.compile("[\ud800-\udfff]")
 SCAN_STREAMS: Final = 1_000
 MAX_METADATA: Final = 4_096
-UNDO_PAUSES: Final = (0.0, 0.1, 1.0, 5.0, 30.0)
-"""When to look for what an `open` whose answer was lost may have created: it may still be under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +125,7 @@ class StreamManager:
         self._terms = Terms(ttl.total_seconds(), lease.total_seconds(), grace.total_seconds())
         self._limits = limits or Limits()
         self._owns_storage = False
-        self._running: _Running | None = None
+        self._running: Running | None = None
         self._was_entered = False
 
     @classmethod
@@ -161,7 +153,7 @@ class StreamManager:
         if self._running is not None:
             self._running.background.check_here()
             raise RuntimeError("this StreamManager is entered already")
-        running = _Running(self._storage, self._terms, self._limits, owns_storage=self._owns_storage)
+        running = Running(self._storage, self._terms, self._limits, owns_storage=self._owns_storage)
         self._running, self._was_entered = running, True
         try:
             await running.begin()
@@ -317,14 +309,13 @@ class StreamManager:
         after = max(after, _lifecycle.AFTER_RESERVED)
         found: list[StreamInfo] = []
         while len(found) < limit:
-            wanted = min(limit - len(found), SCAN_STREAMS)
-            page = await core.storage.scan(after, wanted)
+            page = await core.storage.scan(after, min(limit, SCAN_STREAMS))
             if not page:
                 break
             after = page[-1][0]
             now = core.now()
             found += [info for stream, head in page if (info := _listed(stream, head, now))]
-        return found
+        return found[:limit]
 
     async def sweep(self) -> None:
         """Remove what has expired. It is done every minute without asking. Raises StorageError."""
@@ -345,7 +336,7 @@ class StreamManager:
             if running.is_closed and self._running is running:
                 self._running = None
 
-    def _check_running(self) -> "_Running":
+    def _check_running(self) -> "Running":
         """Give what is open. Raises StreamManagerClosedError if it has not been entered, or is closed; WrongEventLoopError."""
         running = self._running
         if running is None:
@@ -358,14 +349,18 @@ class StreamManager:
         check_metadata(metadata)
         running = self._check_running()
         core = running.core
-        await core.session.start()
+        try:
+            await core.session.start()
+        except StorageError:
+            running.check()  # it could not begin because the manager is closed
+            raise
         await running.undone(stream)
         writer = new_name()
         with core.opening(writer):
             return await self._open_as(running, writer, stream, metadata, ttl, resume=resume)
 
     async def _open_as(
-        self, running: "_Running", writer: str, stream: str, metadata: Mapping[str, str], ttl: float, *, resume: bool
+        self, running: "Running", writer: str, stream: str, metadata: Mapping[str, str], ttl: float, *, resume: bool
     ) -> StreamInput:
         core, version = running.core, 0
         while True:
@@ -377,6 +372,8 @@ class StreamManager:
             if page is None:
                 continue
             version = page.head.version
+            if await running.undo_now(stream, page.head):
+                continue
             if _is_expired(page.head, core.now()):
                 await core.storage.delete(stream, version)
             elif not resume:
@@ -390,156 +387,6 @@ class StreamManager:
         if page is None or _lifecycle.is_expired(life := _lifecycle.life_of(page.head), core.now()):
             raise StreamNotFoundError("stream not found")
         return life
-
-
-class _Running:
-    """A manager from its being entered to its being closed."""
-
-    def __init__(self, storage: GuardedStorage, terms: Terms, limits: Limits, *, owns_storage: bool) -> None:
-        self.background = Background()
-        self.core = Core(storage, self.background, terms, limits)
-        self.feeds = Feeds(self.core)
-        self.sweeper = Sweeper(self.core)
-        self.is_closing = False
-        self.is_closed = False
-        self._owns_storage = owns_storage
-        self._turn = anyio.Lock()
-        self._undoing: dict[str, anyio.Event] = {}
-
-    async def begin(self) -> None:
-        """Open the storage, and begin the background work."""
-        self.background.begin()
-        if self._owns_storage:
-            await self.core.storage.__aenter__()
-        self.background.start(self.sweeper.run, "the sweeper")
-        self.background.start(self.core.tend, "tending writers")
-
-    def check(self) -> Self:
-        """Give this, if it is open and this is its event loop."""
-        if not self.background.is_here:
-            self.background.check_here()
-        if self.is_closing:
-            raise StreamManagerClosedError("the stream manager is closed")
-        return self
-
-    async def close(self) -> None:
-        """End everything; who comes second waits as well, and goes on where a cancelled first one stopped."""
-        self.is_closing = True
-        async with self._turn:
-            if self.is_closed:
-                return
-            try:
-                await self._release_all()
-                await self.core.session.stop()
-            finally:
-                # asyncio's own `Task.cancel` goes through shields, and must not leave anything behind.
-                self.core.session.give_up()
-                self.background.stop()
-                if self._owns_storage:
-                    self._owns_storage = False
-                    with CancelScope(shield=True):
-                        await self.core.storage.__aexit__(None, None, None)
-            await self.background.wait()
-            self.is_closed = True
-
-    async def create(self, stream: str, life: Life) -> bool:
-        """Store the first head of a stream; False if there is one. Nothing is left behind if this raises."""
-        try:
-            try:
-                return await commit_once(self.core.storage, stream, None, life.head)
-            except StorageFullError:
-                await self.sweeper.make_room()
-                return await commit_once(self.core.storage, stream, None, life.head)
-        except BaseException as error:
-            if not isinstance(error, StorageFullError):
-                self._undo(stream, partial(self._remove, stream, life.head))
-            raise
-
-    async def take_over(self, stream: str, head: Head, writer: str) -> StreamInput | None:
-        """Go on with an open stream; None if it has changed meanwhile."""
-        core = self.core
-        old = _lifecycle.life_of(head)
-        silent, terms = core.silence_of(old)
-        life = _lifecycle.take_over(old, core.now(), core.session.name, writer, silent, terms)
-        size = await self._size(stream, old)  # first, so that nothing can go wrong once the stream is ours
-        try:
-            if not await commit_once(core.storage, stream, head.version, life.head):
-                return None
-        except BaseException:
-            self._undo(stream, partial(self._release, stream, life))
-            raise
-        if old.state.session:
-            await core.tell_writer(stream, old)
-        return await self.give(stream, life, size)
-
-    async def give(self, stream: str, life: Life, size: int) -> StreamInput:
-        """Give the handle of a stream that is ours."""
-        outbox = Outbox(self.core, stream, life, size)
-        if self.is_closing:
-            await _release(outbox)
-            self.check()
-        return StreamInput(outbox)
-
-    async def undone(self, stream: str) -> None:
-        """Wait until nothing is left of an earlier `open` of this stream that failed; not for long."""
-        if (undoing := self._undoing.get(stream)) is not None:
-            with anyio.move_on_after(RELEASE_SECONDS):
-                await undoing.wait()
-
-    async def _size(self, stream: str, life: Life) -> int:
-        """Give how many bytes a stream's records have: what its state says, and what has come since."""
-        size, start = life.state.size, life.state.measured
-        while start < life.head.tail and (page := await self.core.storage.read(stream, start, PAGE_RECORDS)) and page.records:
-            size += sum(map(len, page.records))
-            start += len(page.records)
-        return size
-
-    def _undo(self, stream: str, undo: Callable[[], Awaitable[bool]]) -> None:
-        over = self._undoing[stream] = anyio.Event()
-
-        async def run() -> None:
-            try:
-                for pause in UNDO_PAUSES:
-                    await anyio.sleep(pause)
-                    try:
-                        if await undo():
-                            return
-                    except StorageError as error:
-                        logger.info("stream %s: an attempt to open it cannot be undone yet: %s", stream, error)
-                    else:
-                        over.set()  # it is not there; it may still come, if it is under way
-            finally:
-                over.set()
-                if self._undoing.get(stream) is over:
-                    del self._undoing[stream]
-
-        self.background.start(run, f"undoing the opening of stream {stream}")
-
-    async def _remove(self, stream: str, head: Head) -> bool:
-        page = await self.core.storage.read(stream)
-        return page is not None and page.head == head and await self.core.storage.delete(stream, head.version)
-
-    async def _release(self, stream: str, life: Life) -> bool:
-        page = await self.core.storage.read(stream)
-        if page is None or page.head != life.head:
-            return False
-        released = _lifecycle.release(life, self.core.now())
-        return await commit_once(self.core.storage, stream, life.head.version, released.head)
-
-    async def _release_all(self) -> None:
-        async with anyio.create_task_group() as releases:
-            for outbox in self.core.outboxes():
-                assert isinstance(outbox, Outbox)
-                releases.start_soon(_release, outbox)
-
-
-async def _release(outbox: Outbox) -> None:
-    outbox.cancelled.set()
-    with anyio.move_on_after(RELEASE_SECONDS):
-        try:
-            await outbox.release(StreamManagerClosedError("the stream manager is closed"))
-        except StreamkeepError as error:
-            logger.warning("stream %s could not be released: %s", outbox.stream, error)
 
 
 class InMemoryStreamManager(StreamManager):

@@ -8,32 +8,19 @@ feed. What a stream may become is decided in `_lifecycle`.
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 import anyio
 
 from . import _lifecycle
 from ._core import Core
-from ._feed import PAGE_RECORDS, Feed, Feeds
+from ._feed import PAGE_RECORDS, Feed
 from ._lifecycle import Life
+from ._running import Running
 from .errors import OffsetOutOfRangeError, StorageError, StreamNotFoundError, StreamTimeoutError
 from .events import StreamEvent, event_of, is_terminal
 
 T = TypeVar("T")
-
-
-class Running(Protocol):
-    """What a subscription needs of a manager that is open."""
-
-    @property
-    def core(self) -> Core:
-        """What its parts share."""
-        ...
-
-    @property
-    def feeds(self) -> Feeds:
-        """What is followed here."""
-        ...
 
 
 class Subscription(Generic[T]):
@@ -127,7 +114,7 @@ class Subscription(Generic[T]):
             if records is None:
                 await self._read_page(core)
             elif records:
-                self._life = self._feed.life
+                self._go_on_with(self._feed.life)
                 return records
             else:
                 await self._wait(self._feed)
@@ -151,10 +138,15 @@ class Subscription(Generic[T]):
         if page is None:
             raise StreamNotFoundError("the stream was deleted, or expired, while it was read")
         if page.head.version != self._life.head.version:
-            life = _lifecycle.life_of(page.head, self._life)
-            _lifecycle.check_history(self._life, self._next, life)
-            self._life = life
+            self._go_on_with(_lifecycle.life_of(page.head, self._life))
         self._page = page.records
+
+    def _go_on_with(self, life: Life) -> None:
+        """Take what comes next from the stream as it was at some moment. Pages and what is shared may be of two histories."""
+        assert self._life is not None  # there are records, so it was entered
+        if life.state is not self._life.state or life.head.tail < self._next:
+            _lifecycle.check_history(self._life, self._next, life)
+        self._life = life
 
     async def _wait(self, feed: Feed) -> None:
         if self._idle_seconds is None:

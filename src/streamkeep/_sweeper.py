@@ -38,9 +38,14 @@ class Sweeper:
 
     async def sweep(self) -> None:
         """Remove all that has expired. Raises StorageError."""
-        async with self._turn:
-            while await self._sweep_page(SWEEP_STREAMS):
-                pass
+        limit = SWEEP_STREAMS
+        while True:
+            async with self._turn:  # page by page: who needs room must not wait for all of it
+                found, removed = await self._sweep_page(limit)
+            if found < limit:
+                return
+            if removed < limit / 2:  # what cannot be removed is found again, and must not hide the rest
+                limit *= 2
 
     async def make_room(self) -> None:
         """Remove some of what has expired, unless somebody has just done so; for who finds the storage full. Raises StorageError."""
@@ -49,15 +54,16 @@ class Sweeper:
             if pages == self._pages:
                 await self._sweep_page(ROOM_STREAMS)
 
-    async def _sweep_page(self, limit: int) -> bool:
-        """Remove some of what has expired; False if there was no more that can be."""
+    async def _sweep_page(self, limit: int) -> tuple[int, int]:
+        """Remove some of what has expired; give how much there was, at most `limit`, and how much was removed."""
         found = await self._core.storage.expired(self._core.now(), limit)
         removed = await self._remove_all(found)
         self._pages += 1
-        return bool(removed) and len(found) >= limit
+        return len(found), removed
 
     async def _remove_all(self, found: Sequence[tuple[str, Head]]) -> int:
         removed = 0
+        damaged: list[tuple[str, StorageError]] = []
         failure: StorageError | None = None
 
         async def remove(stream: str, head: Head) -> None:
@@ -65,13 +71,15 @@ class Sweeper:
             try:
                 removed += self._is_removable(stream, head) and await self._core.storage.delete(stream, head.version)
             except StorageCorruptError as error:
-                logger.warning("stream %s cannot be swept: %s", stream, error)
+                damaged.append((stream, error))
             except StorageError as error:
                 failure = error
 
         async with anyio.create_task_group() as removals:
             for stream, head in found:
                 removals.start_soon(remove, stream, head)
+        if damaged:
+            logger.warning("%d streams cannot be swept, such as %s: %s", len(damaged), *damaged[0])
         if failure is not None:
             raise failure
         return removed

@@ -3,12 +3,12 @@
 import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
 import pytest
 import trio
+from tests.core.helpers import Process
 from trio.testing import MockClock
 
 from streamkeep import StreamManager
@@ -50,20 +50,6 @@ async def elsewhere(storage: FaultyStorage) -> AsyncIterator[StreamManager]:
     """Another process, over the same storage."""
     async with StreamManager(storage) as manager:
         yield manager
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process that can die, or be stopped for a while."""
-
-    streams: StreamManager
-    storage: FaultyStorage
-
-    def die(self) -> None:
-        self.storage.is_down = True
-
-    def come_back(self) -> None:
-        self.storage.is_down = False
 
 
 @pytest.fixture

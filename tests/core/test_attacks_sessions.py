@@ -7,13 +7,12 @@ from typing import TypeVar
 import anyio
 import pytest
 from msgspec.structs import replace
+from tests.core.helpers import Process
 
 from streamkeep import StorageError, StreamInput, StreamManager
-from streamkeep.storage import Head, Storage
+from streamkeep.storage import Head, Page, Storage
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage, Operation
-
-from .conftest import Process
 
 T = TypeVar("T")
 
@@ -48,13 +47,14 @@ async def damage(memory: MemoryStorage, stream: str, state: bytes = b"?") -> Non
 async def test_no_number_of_observers_makes_a_slow_storage_the_death_of_a_writer(memory: MemoryStorage, seconds: int) -> None:
     async with AsyncExitStack() as stack, anyio.create_task_group() as readers:
         streams = await stack.enter_async_context(StreamManager(SlowStorage(memory, seconds)))
-        await streams.open("s")
+        stream = await streams.open("s")
         for _ in range(10):
             reader = await stack.enter_async_context(StreamManager(SlowStorage(memory, seconds)))
             readers.start_soon(anext, await stack.enter_async_context(reader.subscribe("s")))
         await anyio.sleep(1_000)  # they ask whether it still has its writer, all at once
 
         assert (await streams.info("s")).status == "open"
+        assert not stream.cancelled.is_set()
         readers.cancel_scope.cancel()
 
 
@@ -87,7 +87,7 @@ async def test_a_producer_is_told_although_the_mail_could_not_be_posted_at_first
             await stream.cancelled.wait()
 
 
-@pytest.mark.parametrize("fault", ["lose", "refuse"])
+@pytest.mark.parametrize("fault", ["lose_answer", "refuse"])
 async def test_a_producer_is_told_although_its_session_has_trouble_with_its_mail(
     streams: StreamManager, storage: FaultyStorage, memory: MemoryStorage, fault: str
 ) -> None:
@@ -127,19 +127,20 @@ async def test_a_session_whose_head_was_damaged_is_renewed_all_the_same(
 async def test_a_session_that_died_with_a_damaged_head_is_seen_to_be_dead(
     mortal: Process, elsewhere: StreamManager, memory: MemoryStorage, quiet_logs: pytest.LogCaptureFixture
 ) -> None:
-    await mortal.streams.open("s")
+    stream = await mortal.streams.open("s")
     mortal.die()
     await damage(memory, await session_id(memory))
 
     async with elsewhere.subscribe("s") as events:
         with anyio.fail_after(30):
             assert (await anext(events)).error.status == "ABORTED"
+    assert not stream.cancelled.is_set()
 
 
 async def test_a_head_that_only_a_newer_version_can_read_is_alive_while_it_changes(
     mortal: Process, elsewhere: StreamManager, memory: MemoryStorage
 ) -> None:
-    await mortal.streams.open("s")
+    stream = await mortal.streams.open("s")
     mortal.die()
     session = await session_id(memory)
     async with elsewhere.subscribe("s") as events:
@@ -148,22 +149,24 @@ async def test_a_head_that_only_a_newer_version_can_read_is_alive_while_it_chang
             with anyio.move_on_after(5):
                 await anext(events)
         assert (await elsewhere.info("s")).status == "open"
+    assert not stream.cancelled.is_set()
 
 
 async def test_a_session_that_cannot_be_observed_is_mentioned_once(
     streams: StreamManager, memory: MemoryStorage, quiet_logs: pytest.LogCaptureFixture
 ) -> None:
     class Blind(FaultyStorage):
-        async def read(self, stream: str, start: int = 0, limit: int = 0):  # type: ignore[no-untyped-def] # as above
+        async def read(self, stream: str, start: int = 0, limit: int = 0) -> Page | None:
             if stream.startswith(".session."):
                 raise StorageError("nothing to see")
             return await super().read(stream, start, limit)
 
     async with StreamManager(Blind(memory)) as blind:
-        await streams.open("s")
+        stream = await streams.open("s")
         async with blind.subscribe("s") as events:
             with anyio.move_on_after(200):
                 await anext(events)
+        assert not stream.cancelled.is_set()
     assert len([record for record in quiet_logs.records if "observed" in record.message]) == 1
 
 

@@ -1,7 +1,6 @@
 """Copying: what is at the target afterwards, wherever it was interrupted, and whatever was there before."""
 
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from datetime import timedelta
 
 import anyio
@@ -41,14 +40,12 @@ async def these(ids: Iterable[str]) -> AsyncGenerator[str]:
         yield stream
 
 
-async def copy(
-    source: Storage, target: Storage, ids: Iterable[str] | None = None, *, clock: Callable[[], float] = time.time
-) -> dict[str, Copied]:
+async def copy(source: Storage, target: Storage, ids: Iterable[str] | None = None) -> dict[str, Copied]:
     done: list[Copied] = []
     moved: list[int] = []
     selected = ids_with(source, "") if ids is None else these(ids)
     with anyio.fail_after(20):
-        await copy_streams(source, target, selected, report=done.append, progress=moved.append, clock=clock)
+        await copy_streams(source, target, selected, report=done.append, progress=moved.append)
     assert sum(moved) == sum(copied.events for copied in done)
     return {copied.id: copied for copied in done}
 
@@ -133,7 +130,9 @@ async def test_large_events_arrive_whole_and_no_commit_is_larger_than_a_writers(
 async def test_what_has_expired_is_not_copied(source: FaultyStorage, target: FaultyStorage, writer: StreamManager) -> None:
     await write(writer, "s", 3)
 
-    done = await copy(source, target, clock=lambda: time.time() + 3601)
+    source.ahead_seconds = 3601
+
+    done = await copy(source, target)
 
     assert done["s"].outcome is Outcome.MISSING
     assert await target.read("s") is None
@@ -145,7 +144,7 @@ async def test_a_stream_that_is_not_there_is_named(source: FaultyStorage, target
     )
 
 
-async def test_a_stream_that_was_let_go_of_can_be_resumed_at_the_target(
+async def test_a_stream_that_was_released_can_be_resumed_at_the_target(
     source: FaultyStorage, target: FaultyStorage, writer: StreamManager
 ) -> None:
     async with writer.open("s") as stream:
@@ -183,7 +182,7 @@ async def test_a_copy_that_was_interrupted_at_any_commit_goes_on_there(
 ) -> None:
     await write(writer, "s", LONG)
     target.skip("commit", times=after)
-    (target.lose if loses_answer else target.refuse)("commit")
+    (target.lose_answer if loses_answer else target.refuse)("commit")
     with pytest.raises(StorageError, match="was made to"):
         await copy(source, target)
     before = await content(target, "s")
@@ -279,7 +278,7 @@ async def test_a_stream_that_is_being_written_is_copied_as_far_as_it_is_and_name
     assert await content(target, "s") == await content(source, "s")
 
 
-async def test_a_writer_that_lets_go_after_the_copy_has_the_copy_let_go_too(
+async def test_a_writer_that_releases_after_the_copy_has_the_copy_released_too(
     source: FaultyStorage, target: FaultyStorage, writer: StreamManager
 ) -> None:
     stream = await writer.open("s")
@@ -392,9 +391,10 @@ async def test_a_stream_that_is_being_written_at_the_target_is_left_alone(
     await (await writer.open("s")).close()
     await copy(source, target)
     async with StreamManager(target) as streams:
-        await streams.open("s", resume=True)
+        stream = await streams.open("s", resume=True)
 
         assert await refusal(source, target) == "it is being written at the target"
+        await stream.close()
 
 
 @pytest.mark.parametrize("more_at_the_source", [0, 1, 2])
@@ -416,7 +416,8 @@ async def test_a_stream_that_has_gone_on_at_the_target_is_left_alone(
 async def test_an_expired_stream_at_the_target_is_absent(
     source: FaultyStorage, target: FaultyStorage, writer: StreamManager
 ) -> None:
-    await target.commit("s", None, Head(version=1, tail=1, state=b"whatever", expires_at=1.0), [b"old"])
+    async with StreamManager(target, ttl=timedelta(0)) as streams:
+        await write(streams, "s", 3)
     await write(writer, "s", 1)
 
     assert (await copy(source, target))["s"].outcome is Outcome.COPIED
@@ -434,8 +435,66 @@ async def test_a_stream_that_is_damaged_is_named_and_stops_no_other(
 
     done = await copy(source, target)
 
-    assert (done["s"].outcome, done["s"].why) == (Outcome.REFUSED, "a head's state is not one of streamkeep's")
+    assert (done["s"].outcome, done["s"].why) == (
+        Outcome.REFUSED,
+        "the stream's head is damaged, or was written by a newer version of streamkeep",
+    )
     assert done["t"].is_whole
+
+
+async def test_a_head_at_the_target_that_cannot_be_read_is_left_alone(
+    source: FaultyStorage, target: FaultyStorage, writer: StreamManager
+) -> None:
+    await target.commit("s", None, Head(version=1, tail=1, state=b'{"new":1}', expires_at=1.0), [b"old"])
+    await write(writer, "s", 1)
+
+    assert "newer version" in (await copy(source, target))["s"].why
+    assert (page := await target.read("s", 0, 10)) is not None
+    assert page.records == [b"old"]
+
+
+@pytest.mark.promise("P17")
+@pytest.mark.parametrize("kept", [0, 5, PAGE_RECORDS, LONG])
+async def test_a_log_whose_records_are_missing_is_named_in_a_few_reads_and_stops_no_other(
+    target: FaultyStorage, kept: int
+) -> None:
+    memory = MemoryStorage()
+    source = FaultyStorage(memory)
+    async with StreamManager(source) as streams:
+        for stream in "st":
+            await write(streams, stream, LONG)
+    del memory._streams["s"].records[kept:]
+    source.calls.clear()
+
+    done = await copy(source, target)
+
+    assert (done["s"].outcome, done["s"].why) == (
+        Outcome.REFUSED,
+        f"the records from offset {kept} on are missing, and the stream should have {LONG + 1}",
+    )
+    assert done["t"].is_whole
+    assert source.calls["read"] < 20
+
+
+async def test_sessions_stay_where_they_are(source: FaultyStorage, target: FaultyStorage, writer: StreamManager) -> None:
+    await write(writer, "s", 1)
+    await copy(source, target)
+
+    assert len(await source.scan()) == 2
+    assert [stream for stream, _ in await target.scan()] == ["s"]
+
+
+async def test_a_stream_whose_writers_session_was_not_renewed_for_long_is_not_being_written(
+    source: FaultyStorage, target: FaultyStorage
+) -> None:
+    async with StreamManager(source) as streams:
+        stream = await streams.open("s")
+        await stream.write("a")
+        assert (await copy(source, target))["s"].outcome is Outcome.WRITING
+        source.ahead_seconds = 16  # since its last renewal
+
+        assert (await copy(source, target))["s"].is_whole
+        assert stream.tail == 1
 
 
 async def test_a_storage_that_fails_while_ids_are_listed_ends_the_copy_with_its_own_error(

@@ -1,7 +1,7 @@
 import pytest
 
 import streamkeep
-from streamkeep import StreamBusyError, StreamkeepError, errors
+from streamkeep import PublicError, StreamBusyError, StreamkeepError, errors
 
 
 def every_error() -> list[type[StreamkeepError]]:
@@ -24,5 +24,28 @@ def test_every_status_has_a_code() -> None:
     assert errors.STATUSES.keys() == errors.HTTP_CODES.keys()
 
 
-def test_a_busy_stream_says_until_when() -> None:
-    assert StreamBusyError("busy", lease_until=7.0).lease_until == 7.0
+def test_a_busy_stream_says_when_to_try_again() -> None:
+    assert StreamBusyError("busy", retry_after=7.0).retry_after == 7.0
+
+
+def examples() -> list[StreamkeepError]:
+    plain = [error for error in every_error() if error not in {StreamBusyError, PublicError}]
+    return [
+        *(error("the sentence") for error in plain),
+        StreamBusyError("the sentence", retry_after=7.0),
+        PublicError("ABORTED", "the sentence", {"a": 1}),
+    ]
+
+
+@pytest.mark.parametrize("error", examples(), ids=lambda error: type(error).__name__)
+@pytest.mark.promise("P18")
+def test_a_fresh_error_is_equal_and_was_never_raised(error: StreamkeepError) -> None:
+    try:
+        raise error
+    except StreamkeepError:
+        copy = errors.fresh(error)
+
+    assert copy is not error
+    assert type(copy) is type(error)
+    assert (str(copy), copy.args, vars(copy), copy.status) == (str(error), error.args, vars(error), error.status)
+    assert copy.__traceback__ is None

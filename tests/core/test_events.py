@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from streamkeep import (
     StreamNotFoundError,
 )
 from streamkeep.events import (
+    MAX_DEPTH,
     MAX_ERROR_TEXT,
     chunk_record,
     decoder_of,
@@ -96,7 +98,6 @@ def test_a_chunk_of_another_shape_is_told_when_it_is_looked_at() -> None:
         pytest.param("\ud800", id="lone surrogate"),
         pytest.param({"\udfff": 1}, id="lone surrogate as a key"),
         pytest.param(circle(), id="circular"),
-        pytest.param(nested(5_000, 1), id="5,000 deep"),
         pytest.param(nested(5_000, None), id="5,000 deep with null"),
         pytest.param(object(), id="odd object"),
         pytest.param({1, object()}, id="set of odd objects"),
@@ -110,9 +111,46 @@ def test_what_is_not_json_is_refused(value: object) -> None:
         encode_json(value)
 
 
-@pytest.mark.parametrize("value", [[None], (None, 1.5), Measure(x=None), {"a": {"b": None}}, nested(300, None)])
+@pytest.mark.parametrize("value", [[None], (None, 1.5), Measure(x=None), {"a": {"b": None}}, nested(200, None)])
 def test_null_is_no_nan(value: object) -> None:
     assert b"null" in encode_json(value)
+
+
+def nested_objects(depth: int) -> object:
+    value: object = {}
+    for _ in range(depth - 1):
+        value = {"a": value}
+    return value
+
+
+def nested_both(depth: int) -> object:
+    value: object = 1
+    for number in range(depth):
+        value = {"a": value, "b": 0} if number % 2 else [value, 0]
+    return value
+
+
+@pytest.mark.parametrize("make", [lambda depth: nested(depth, 1), nested_objects, nested_both])
+@pytest.mark.promise("P13")
+def test_json_is_nested_256_levels_deep_and_no_more(make: Callable[[int], object]) -> None:
+    assert msgspec.json.decode(encode_json(make(MAX_DEPTH))) == make(MAX_DEPTH)
+    for depth in (MAX_DEPTH + 1, 1_000, 5_000):
+        with pytest.raises(InvalidArgumentError):
+            encode_json(make(depth))
+
+
+@pytest.mark.promise("P13")
+def test_json_of_any_depth_is_refused_and_not_recursed_into() -> None:
+    for value in (nested(100_000, 1), msgspec.Raw(b"[" * 100_000 + b"]" * 100_000)):
+        with pytest.raises(InvalidArgumentError):
+            encode_json(value)
+
+
+def test_json_that_is_wide_is_not_deep() -> None:
+    value = [{"a": [number]} for number in range(10_000)]
+
+    assert msgspec.json.decode(encode_json(value)) == value
+    assert encode_json("[" * 1_000) == b'"' + b"[" * 1_000 + b'"'
 
 
 def test_an_event_has_only_what_its_type_says() -> None:

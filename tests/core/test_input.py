@@ -1,11 +1,13 @@
+import contextlib
 import gc
+import tracemalloc
 from collections.abc import Callable
-from typing import Any
 
 import anyio
 import pytest
 from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
+from tests.core.helpers import Process, core_of, frames, replay, resumed
 
 from streamkeep import (
     ErrorInfo,
@@ -17,7 +19,6 @@ from streamkeep import (
     StorageError,
     StorageFullError,
     StreamCompletedError,
-    StreamEventType,
     StreamInput,
     StreamInputClosedError,
     StreamkeepError,
@@ -26,26 +27,10 @@ from streamkeep import (
     StreamNotFoundError,
     StreamTakenOverError,
 )
+from streamkeep._outbox import Outbox
 from streamkeep.testing.faults import FaultyStorage
 
 Clock = Callable[[], float]
-
-
-async def replay(streams: StreamManager, stream: str = "s") -> list[Any]:
-    """Give what is stored: chunks, and last the output or the error's status if the stream has ended."""
-    found: list[Any] = []
-    tail = (await streams.info(stream)).tail
-    async with streams.subscribe(stream) as events:
-        while len(found) < tail:
-            event = await anext(events)
-            match event.type:
-                case StreamEventType.CHUNK:
-                    found.append(event.chunk)
-                case StreamEventType.DONE:
-                    found.append(("done", event.output))
-                case StreamEventType.ERROR:
-                    found.append((event.error.status, event.error.message))
-    return found
 
 
 # Writing
@@ -144,8 +129,8 @@ async def test_write_soon_goes_on_by_itself_when_the_write_it_waited_for_was_can
 
 
 @pytest.mark.promise("P3", "P13")
-async def test_the_queue_is_bounded(storage: FaultyStorage, clock: Clock) -> None:
-    async with StreamManager(storage, clock=clock, limits=Limits(max_queued_events=2)) as streams:
+async def test_the_queue_is_bounded(storage: FaultyStorage) -> None:
+    async with StreamManager(storage, limits=Limits(max_queued_events=2)) as streams:
         stream = await streams.open("s")
         stream.write_soon("a")
         stream.write_soon("b")
@@ -220,13 +205,20 @@ async def checkpoint_then(call: Callable[[], None]) -> None:
 # A storage that fails
 
 
-@pytest.mark.parametrize("fault", ["refuse", "lose"])
+async def fail(storage: FaultyStorage, fault: str) -> None:
+    """Let a commit fail so that nobody knows what became of it."""
+    await wait_all_tasks_blocked()  # a session that has just begun reads as well
+    getattr(storage, fault)("commit")
+    storage.refuse("read")
+
+
+@pytest.mark.parametrize("fault", ["refuse", "lose_answer"])
 @pytest.mark.promise("P3")
 async def test_flush_stores_what_waited_after_a_storage_error(
     streams: StreamManager, storage: FaultyStorage, fault: str
 ) -> None:
     stream = await streams.open("s")
-    getattr(storage, fault)("commit")
+    await fail(storage, fault)
 
     with pytest.raises(StorageError):
         await stream.write("a")
@@ -236,16 +228,16 @@ async def test_flush_stores_what_waited_after_a_storage_error(
     assert await replay(streams) == ["a", "b"]
 
 
-@pytest.mark.parametrize("fault", ["refuse", "lose"])
+@pytest.mark.parametrize("fault", ["refuse", "lose_answer"])
 @pytest.mark.promise("P3")
 async def test_a_failure_of_write_soon_shows_at_the_next_flush(
     streams: StreamManager, storage: FaultyStorage, fault: str, quiet_logs: pytest.LogCaptureFixture
 ) -> None:
     stream = await streams.open("s")
-    getattr(storage, fault)("commit")
+    await fail(storage, fault)
     stream.write_soon("a")
     await wait_all_tasks_blocked()
-    storage.refuse("commit")
+    await fail(storage, "refuse")
 
     with pytest.raises(StorageError):
         await stream.flush()
@@ -255,11 +247,11 @@ async def test_a_failure_of_write_soon_shows_at_the_next_flush(
     assert await replay(streams) == ["a"]
 
 
-@pytest.mark.parametrize("fault", ["refuse", "lose"])
+@pytest.mark.parametrize("fault", ["refuse", "lose_answer"])
 @pytest.mark.promise("P4")
 async def test_flush_completes_a_stream_whose_done_failed(streams: StreamManager, storage: FaultyStorage, fault: str) -> None:
     stream = await streams.open("s")
-    getattr(storage, fault)("commit")
+    await fail(storage, fault)
 
     with pytest.raises(StorageError):
         await stream.done("b")
@@ -270,7 +262,7 @@ async def test_flush_completes_a_stream_whose_done_failed(streams: StreamManager
 
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.promise("P3")
-async def test_all_who_wait_for_a_commit_hear_that_it_failed_and_nothing_is_lost(
+async def test_all_who_wait_for_a_commit_are_told_that_it_failed_and_nothing_is_lost(
     streams: StreamManager, storage: FaultyStorage, after: bool
 ) -> None:
     stream = await streams.open("s")
@@ -289,6 +281,7 @@ async def test_all_who_wait_for_a_commit_hear_that_it_failed_and_nothing_is_lost
         for text in "bcd":
             tasks.start_soon(write, text)
         await wait_all_tasks_blocked()
+        storage.refuse("read")
         hold.release(StorageError("too bad"))
     await stream.flush()
 
@@ -353,14 +346,14 @@ async def test_a_cancellation_while_a_lost_answer_is_looked_for_leaves_no_doubt(
     streams: StreamManager, storage: FaultyStorage
 ) -> None:
     stream = await streams.open("s")
-    storage.lose("commit")
+    await wait_all_tasks_blocked()
+    storage.lose_answer("commit")
     hold = storage.hold("read")
-    with pytest.raises(StorageError):
-        await stream.write("a")
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(stream.write, "b")
+        tasks.start_soon(stream.write, "a")
         await hold.reached.wait()
+        stream.write_soon("b")
         tasks.cancel_scope.cancel()
     assert await stream.write("c") == 2
 
@@ -387,7 +380,9 @@ async def test_a_commit_is_sent_again_as_it_was_and_not_with_what_came_later(
     streams: StreamManager, storage: FaultyStorage
 ) -> None:
     stream = await streams.open("s")
-    storage.lose("commit", times=2)
+    await wait_all_tasks_blocked()
+    storage.lose_answer("commit", times=2)
+    storage.refuse("read", times=3)
 
     for text in "ab":
         with pytest.raises(StorageError):
@@ -417,19 +412,23 @@ async def test_a_writer_whose_storage_has_gone_back_behind_what_it_acknowledged_
 
 @pytest.mark.promise("P4")
 async def test_a_writer_whose_answer_was_lost_and_who_was_taken_over_then_is_told(
-    streams: StreamManager, dead: StreamManager, storage: FaultyStorage
+    streams: StreamManager, mortal: Process
 ) -> None:
-    stream = await dead.open("s")
-    storage.lose("commit")
+    stream = await mortal.streams.open("s")
+    await wait_all_tasks_blocked()
+    mortal.storage.lose_answer("commit")
+    mortal.storage.refuse("read")
     with pytest.raises(StorageError):
         await stream.write("a")
-    heir = await streams.open("s", resume=True)
+    mortal.die()
+    successor = await resumed(streams, "s")
+    mortal.come_back()
 
     with pytest.raises(StreamTakenOverError):
         await stream.write("b")
-    await heir.done()
+    await successor.done()
 
-    assert heir.tail == 2
+    assert successor.tail == 2
     assert await replay(streams) == ["a", ("done", None)]
 
 
@@ -444,12 +443,24 @@ async def test_a_full_storage_is_told_and_nothing_is_lost(streams: StreamManager
     assert await replay(streams) == ["a"]
 
 
+@pytest.mark.promise("P2")
+async def test_a_commit_whose_answer_was_lost_is_looked_for_and_is_no_failure_if_it_is_there(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    stream = await streams.open("s")
+    storage.lose_answer("commit", times=2)
+    assert await stream.write("a") == 0
+    await stream.done("b")
+
+    assert await replay(streams) == ["a", ("done", "b")]
+
+
 # Limits
 
 
 @pytest.mark.promise("P13")
-async def test_an_event_may_have_so_many_bytes_and_not_one_more(storage: FaultyStorage, clock: Clock) -> None:
-    async with StreamManager(storage, clock=clock, limits=Limits(max_event_bytes=10)) as streams:
+async def test_an_event_may_have_so_many_bytes_and_not_one_more(storage: FaultyStorage) -> None:
+    async with StreamManager(storage, limits=Limits(max_event_bytes=10)) as streams:
         stream = await streams.open("s")
         await stream.write("x" * 8)
         with pytest.raises(LimitExceededError, match="max_event_bytes"):
@@ -464,8 +475,8 @@ async def test_an_event_may_have_so_many_bytes_and_not_one_more(storage: FaultyS
 
 
 @pytest.mark.promise("P13")
-async def test_a_stream_may_hold_so_many_events_and_not_one_more(storage: FaultyStorage, clock: Clock) -> None:
-    async with StreamManager(storage, clock=clock, limits=Limits(max_events=2)) as streams:
+async def test_a_stream_may_hold_so_many_events_and_not_one_more(storage: FaultyStorage) -> None:
+    async with StreamManager(storage, limits=Limits(max_events=2)) as streams:
         stream = await streams.open("s")
         await stream.write("a")
         await stream.close()
@@ -479,8 +490,8 @@ async def test_a_stream_may_hold_so_many_events_and_not_one_more(storage: Faulty
 
 
 @pytest.mark.promise("P13")
-async def test_a_stream_may_hold_so_many_bytes_and_not_one_more(storage: FaultyStorage, clock: Clock) -> None:
-    async with StreamManager(storage, clock=clock, limits=Limits(max_stream_bytes=8)) as streams:
+async def test_a_stream_may_hold_so_many_bytes_and_not_one_more(storage: FaultyStorage) -> None:
+    async with StreamManager(storage, limits=Limits(max_stream_bytes=8)) as streams:
         stream = await streams.open("s")
         await stream.write("a")
         await stream.close()
@@ -494,8 +505,8 @@ async def test_a_stream_may_hold_so_many_bytes_and_not_one_more(storage: FaultyS
 
 
 @pytest.mark.promise("P13", "P15")
-async def test_an_exception_is_stored_however_small_events_must_be(storage: FaultyStorage, clock: Clock) -> None:
-    async with StreamManager(storage, clock=clock, limits=Limits(max_event_bytes=100)) as streams:
+async def test_an_exception_is_stored_however_small_events_must_be(storage: FaultyStorage) -> None:
+    async with StreamManager(storage, limits=Limits(max_event_bytes=100)) as streams:
         with pytest.raises(ValueError, match="too long"):
             async with streams.open("s"):
                 raise ValueError("too long " * 1_000)
@@ -540,15 +551,15 @@ async def test_a_result_that_is_not_json_leaves_the_stream_open(streams: StreamM
 
 
 @pytest.mark.promise("P4")
-async def test_a_handle_says_what_somebody_else_did(
-    streams: StreamManager, elsewhere: StreamManager, dead: StreamManager
-) -> None:
+async def test_a_handle_says_what_somebody_else_did(streams: StreamManager, elsewhere: StreamManager, mortal: Process) -> None:
     cancelled = await streams.open("cancelled")
     deleted = await streams.open("deleted")
-    taken = await dead.open("taken")
+    taken = await mortal.streams.open("taken")
     await elsewhere.cancel("cancelled")
     await elsewhere.delete("deleted")
-    await elsewhere.open("taken", resume=True)
+    mortal.die()
+    successor = await resumed(elsewhere, "taken")
+    mortal.come_back()
 
     for stream, why in ((cancelled, StreamCompletedError), (deleted, StreamNotFoundError), (taken, StreamTakenOverError)):
         for call in (lambda: stream.write("x"), stream.done, stream.flush):  # noqa: B023
@@ -556,6 +567,7 @@ async def test_a_handle_says_what_somebody_else_did(
                 await call()
         assert stream.cancelled.is_set()
         await stream.close()
+    await successor.close()
 
 
 @pytest.mark.promise("P3")
@@ -587,24 +599,24 @@ async def test_leaving_the_block_by_an_exception_ends_the_stream_with_it_and_it_
 
 
 @pytest.mark.promise("P5")
-async def test_leaving_the_block_without_done_lets_go(streams: StreamManager, elsewhere: StreamManager) -> None:
+async def test_leaving_the_block_without_done_releases_the_stream(streams: StreamManager, elsewhere: StreamManager) -> None:
     async with streams.open("s") as stream:
         stream.write_soon("a")
 
-    async with elsewhere.open("s", resume=True) as heir:
-        assert heir.tail == 1
+    async with elsewhere.open("s", resume=True) as successor:
+        assert successor.tail == 1
 
 
 @pytest.mark.promise("P5")
-async def test_leaving_the_block_by_cancellation_lets_go(streams: StreamManager, elsewhere: StreamManager) -> None:
+async def test_leaving_the_block_by_cancellation_releases_the_stream(streams: StreamManager, elsewhere: StreamManager) -> None:
     with anyio.CancelScope() as scope:
         async with streams.open("s") as stream:
             stream.write_soon("a")
             scope.cancel()
             await checkpoint()
 
-    async with elsewhere.open("s", resume=True) as heir:
-        assert heir.tail == 1
+    async with elsewhere.open("s", resume=True) as successor:
+        assert successor.tail == 1
 
 
 async def test_a_handle_that_was_awaited_may_be_entered_too(streams: StreamManager) -> None:
@@ -676,18 +688,29 @@ async def test_a_block_that_cannot_be_entered_raises_why(streams: StreamManager)
 # Looking
 
 
-async def test_looking_while_a_commit_is_in_doubt_leaves_it_to_the_commit(
-    streams: StreamManager, storage: FaultyStorage
-) -> None:
+async def test_looking_while_a_commit_is_in_doubt_sends_it_again(streams: StreamManager, storage: FaultyStorage) -> None:
     stream = await streams.open("s")
     storage.refuse("commit")
     with pytest.raises(StorageError):
         await stream.write("a")
 
-    storage.calls.clear()
-    await stream.look()
+    await outbox_of(streams).look()
 
-    assert storage.calls["read"] == 0
+    assert stream.tail == 1
+
+
+async def test_looking_while_a_commit_is_under_way_leaves_it_to_the_commit(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    stream = await streams.open("s")
+    hold = storage.hold("commit")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stream.write, "a")
+        await hold.reached.wait()
+        storage.calls.clear()
+        await outbox_of(streams).look()
+        assert storage.calls.total() == 0
+        hold.release()
 
 
 async def test_looking_does_not_mistake_its_own_end_for_a_loss(streams: StreamManager, storage: FaultyStorage) -> None:
@@ -696,12 +719,34 @@ async def test_looking_does_not_mistake_its_own_end_for_a_loss(streams: StreamMa
     hold = storage.hold("read")
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(stream.look)
+        tasks.start_soon(outbox_of(streams).look)
         await hold.reached.wait()
         await stream.done()
         hold.release()
 
     assert not stream.cancelled.is_set()
+
+
+async def test_looking_at_what_has_ended_costs_nothing(streams: StreamManager, storage: FaultyStorage) -> None:
+    stream = await streams.open("s")
+    outbox = outbox_of(streams)
+    await stream.done()
+    storage.calls.clear()
+    await outbox.look()
+
+    assert storage.calls.total() == 0
+
+
+async def test_looking_sees_that_the_stream_is_somebody_elses(streams: StreamManager, storage: FaultyStorage) -> None:
+    stream = await streams.open("s")
+    there = await storage.read("s")
+    assert there is not None
+    assert await storage.delete("s", there.head.version)
+    await outbox_of(streams).look()
+
+    assert stream.cancelled.is_set()
+    with pytest.raises(StreamNotFoundError):
+        await stream.write("a")
 
 
 async def test_a_handle_of_a_closed_manager_says_so(streams: StreamManager) -> None:
@@ -713,9 +758,167 @@ async def test_a_handle_of_a_closed_manager_says_so(streams: StreamManager) -> N
         await stream.write("a")
 
 
-async def test_a_handle_that_was_dropped_is_collected(streams: StreamManager) -> None:
-    await streams.open("s")
+def outbox_of(streams: StreamManager) -> Outbox:
+    """Give the outbox of a manager's one writer."""
+    (outbox,) = core_of(streams).outboxes()
+    assert isinstance(outbox, Outbox)
+    return outbox
+
+
+# Order of calls
+
+
+@pytest.mark.promise("P2")
+async def test_chunks_take_their_places_at_the_calls_whoever_awaits_first(streams: StreamManager) -> None:
+    stream = await streams.open("s")
+    chunk = {"text": "before"}
+    first, second, third = stream.write(1), stream.write(2), stream.write(chunk)
+    chunk["text"] = "after"
+
+    assert (await third, await second, await first) == (2, 1, 0)
+    assert await replay(streams) == [1, 2, {"text": "before"}]
+
+
+@pytest.mark.promise("P2")
+async def test_a_call_that_is_refused_is_refused_at_the_call_and_takes_no_place(streams: StreamManager) -> None:
+    stream = await streams.open("s")
+    with pytest.raises(InvalidArgumentError):
+        stream.write(object()).close()
+    await stream.write("a")
+    await stream.done()
+    with pytest.raises(StreamInputClosedError):
+        stream.write("late").close()
+
+    assert await replay(streams) == ["a", ("done", None)]
+
+
+@pytest.mark.promise("P2")
+async def test_a_write_that_nobody_awaits_is_stored_with_what_comes_next(streams: StreamManager) -> None:
+    stream = await streams.open("s")
+    stream.write("a").close()
+    await stream.done("b")
+
+    assert await replay(streams) == ["a", ("done", "b")]
+
+
+@pytest.mark.promise("P2")
+async def test_chunks_of_one_writer_go_out_together(streams: StreamManager, storage: FaultyStorage) -> None:
+    stream = await streams.open("s")
+    storage.calls.clear()
+    for chunk in [stream.write(number) for number in range(1_000)]:
+        await chunk
+
+    assert storage.calls["commit"] == 1
+
+
+# Handles that are dropped
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.filterwarnings("always:the writer of stream:ResourceWarning")
+async def test_a_handle_that_is_dropped_is_warned_of_and_its_stream_is_released(
+    streams: StreamManager, elsewhere: StreamManager
+) -> None:
+    held = [await streams.open("s")]
+    held[0].write("a").close()
+    with pytest.warns(ResourceWarning, match="the writer of stream s was dropped"):
+        held.clear()
+    await wait_all_tasks_blocked()
+
+    assert (await elsewhere.open("s", resume=True)).tail == 1
+    assert list(core_of(streams).outboxes()) == []
+
+
+@pytest.mark.filterwarnings("error::ResourceWarning", "error::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("end", ["done", "close", "cancel", "aclose"])
+async def test_a_handle_whose_stream_has_ended_may_be_dropped(streams: StreamManager, end: str) -> None:
+    stream = await streams.open("s")
+    match end:
+        case "cancel":
+            await streams.cancel("s")
+        case "aclose":
+            await streams.aclose()
+        case _:
+            await getattr(stream, end)()
+    del stream
     gc.collect()
-    await anyio.sleep(10)
 
     assert not [found for found in gc.get_objects() if isinstance(found, StreamInput)]
+
+
+async def test_a_stream_that_cannot_be_released_when_its_handle_is_dropped_is_logged(
+    streams: StreamManager, storage: FaultyStorage, quiet_logs: pytest.LogCaptureFixture
+) -> None:
+    await streams.open("s")
+    storage.is_down = True
+    gc.collect()
+    await wait_all_tasks_blocked()
+    storage.is_down = False
+
+    assert "stream s could not be released" in quiet_logs.text
+
+
+# Refusals cost nothing
+
+
+@pytest.mark.promise("P18")
+async def test_a_callback_that_goes_on_writing_to_a_cancelled_stream_keeps_nothing_alive(streams: StreamManager) -> None:
+    stream = await streams.open("s")
+    await streams.cancel("s")
+
+    def refused(count: int) -> int:
+        for _ in range(count):
+            with contextlib.suppress(StreamCompletedError):
+                stream.write_soon("x" * 1_000)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = refused(100)
+        after = refused(20_000)
+    finally:
+        tracemalloc.stop()
+
+    assert after - before < 100_000  # one chunk each would be 20,000,000
+
+
+@pytest.mark.promise("P18")
+async def test_each_who_is_refused_gets_an_exception_of_its_own(streams: StreamManager) -> None:
+    stream = await streams.open("s")
+    await streams.cancel("s")
+    told: list[StreamCompletedError] = []
+    for _ in range(50):
+        with pytest.raises(StreamCompletedError) as refused:
+            stream.write_soon("late")
+        told.append(refused.value)
+
+    assert len(set(map(id, told))) == 50
+    assert len({frames(error) for error in told}) == 1
+
+
+@pytest.mark.promise("P18")
+async def test_a_commit_that_fails_gives_each_who_waits_for_it_an_exception_of_its_own(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    stream = await streams.open("s")
+    hold = storage.hold("commit")
+    told: list[StorageError] = []
+
+    async def write(number: int) -> None:
+        try:
+            await stream.write(number)
+        except StorageError as error:
+            told.append(error)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(100):
+            tasks.start_soon(write, number)
+        await hold.reached.wait()
+        await wait_all_tasks_blocked()
+        hold.release(StorageError("too bad"))
+
+    assert len(set(map(id, told))) == 100
+    assert max(map(frames, told)) < 20
+    await stream.flush()
+    assert stream.tail == 100

@@ -1,4 +1,5 @@
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -7,6 +8,7 @@ import msgspec
 import pydantic
 import pytest
 from anyio import wait_all_tasks_blocked
+from tests.core.helpers import BackupStorage, Process, frames, resumed, running_of
 
 from streamkeep import (
     InvalidArgumentError,
@@ -14,14 +16,16 @@ from streamkeep import (
     StorageCorruptError,
     StorageError,
     StreamEventType,
+    StreamkeepError,
     StreamManager,
     StreamManagerClosedError,
     StreamNotFoundError,
     StreamTimeoutError,
     Subscription,
 )
-from streamkeep._subscription import SHARED_BYTES, SHARED_RECORDS
+from streamkeep._feed import SHARED_BYTES, SHARED_RECORDS, Feed
 from streamkeep.storage import Head
+from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
 
 Clock = Callable[[], float]
@@ -37,6 +41,12 @@ async def fill(streams: StreamManager, count: int, stream: str = "s") -> None:
 async def offsets(streams: StreamManager, after: int | None = None, stream: str = "s") -> list[int]:
     async with streams.subscribe(stream, after) as events:
         return [event.offset async for event in events]
+
+
+def feed_of(streams: StreamManager) -> Feed:
+    """Give the feed of the one stream that is followed."""
+    (feed,) = running_of(streams).feeds._feeds.values()
+    return feed
 
 
 # Replay
@@ -218,7 +228,7 @@ async def test_unsubscribing_is_leaving_the_block(streams: StreamManager) -> Non
     await stream.write("b")
 
     assert [event async for event in events] == []
-    assert streams._feeds == {}
+    assert running_of(streams).feeds._feeds == {}
 
 
 @pytest.mark.promise("P11")
@@ -244,7 +254,7 @@ async def test_a_slow_subscriber_loses_nothing_and_its_memory_is_bounded(streams
         for number in range(5_000):
             await stream.write(number)
             assert (await anext(fast)).chunk == number
-        assert len(streams._feeds["s"]._records) <= SHARED_RECORDS
+        assert len(feed_of(streams)._records) <= SHARED_RECORDS
         await stream.done()
 
         assert [event.offset async for event in slow] == [*range(5_001)]
@@ -257,7 +267,7 @@ async def test_what_is_shared_is_bounded_in_bytes(streams: StreamManager) -> Non
         for number in range(30):
             await stream.write(str(number) * 100_000)
             await anext(fast)
-        feed = streams._feeds["s"]
+        feed = feed_of(streams)
         assert sum(map(len, feed._records)) == feed._bytes <= SHARED_BYTES
         await stream.done()
 
@@ -271,7 +281,7 @@ async def test_a_chunk_that_is_bigger_than_what_is_shared_reaches_all(streams: S
             await stream.write("x" * 2 * SHARED_BYTES)
             for events in (one, two):
                 assert len((await anext(events)).chunk) == 2 * SHARED_BYTES
-        assert len(streams._feeds["s"]._records) == 1
+        assert len(feed_of(streams)._records) == 1
 
 
 @pytest.mark.promise("P9", "P10")
@@ -298,7 +308,7 @@ async def test_a_thousand_subscribers_of_which_one_sleeps_cost_one_read_a_change
             await stream.write(number)
             await wait_all_tasks_blocked()
         assert [len(mine) for mine in seen] == [1] + [20] * 999
-        assert storage.calls["read"] <= 20 + 2  # the writer's listener looks as well
+        assert storage.calls["read"] <= 20
         awake.set()
         await stream.done()
 
@@ -403,12 +413,12 @@ async def test_a_new_subscriber_of_a_stream_that_was_created_anew_follows_the_ne
         hold = storage.hold("read")
         await hold.reached.wait()
         await elsewhere.delete("s")
-        heir = await elsewhere.open("s")
-        await heir.write("new")
+        successor = await elsewhere.open("s")
+        await successor.write("new")
         async with streams.subscribe("s") as new:
             hold.release()
             assert (await anext(new)).chunk == "new"
-            await heir.write("newer")
+            await successor.write("newer")
             assert (await anext(new)).chunk == "newer"
             with pytest.raises(StreamNotFoundError):
                 await anext(old)
@@ -465,3 +475,347 @@ async def test_a_reader_waits_as_long_as_the_writer_lives(streams: StreamManager
         await stream.done()
 
         assert (await anext(events)).type is StreamEventType.DONE
+
+
+# The price of a failure
+
+
+async def follow_and_tell(streams: StreamManager, stream: str, told: list[BaseException]) -> None:
+    async with streams.subscribe(stream) as events:
+        await tell(events, told)
+
+
+async def tell(events: Subscription[Any], told: list[BaseException]) -> None:
+    try:
+        await anext(events)
+    except StreamkeepError as error:
+        told.append(error)
+
+
+def tracebacks(logs: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in logs.records if record.exc_info]
+
+
+@pytest.mark.promise("P17", "P18")
+async def test_a_read_that_fails_gives_each_follower_a_small_exception_of_its_own_and_the_log_one_traceback(
+    streams: StreamManager, storage: FaultyStorage, quiet_logs: pytest.LogCaptureFixture
+) -> None:
+    stream = await streams.open("s")
+    told: list[BaseException] = []
+    async with anyio.create_task_group() as tasks:
+        for _ in range(400):
+            tasks.start_soon(follow_and_tell, streams, "s", told)
+        await wait_all_tasks_blocked()
+        storage.refuse("read", error=StorageError("the disk is on fire"))
+        await stream.write("a")
+
+    assert {type(error) for error in told} == {StorageError}
+    assert len(set(map(id, told))) == 400
+    assert max(map(frames, told)) < 15
+    assert len(tracebacks(quiet_logs)) == len(quiet_logs.records) == 1
+    assert quiet_logs.text.count("the disk is on fire") < 10
+
+
+@pytest.mark.promise("P18")
+async def test_deleting_a_stream_gives_each_follower_a_small_exception_of_its_own_and_logs_nothing(
+    streams: StreamManager, quiet_logs: pytest.LogCaptureFixture
+) -> None:
+    stream = await streams.open("s")
+    told: list[BaseException] = []
+    async with anyio.create_task_group() as tasks:
+        for _ in range(400):
+            tasks.start_soon(follow_and_tell, streams, "s", told)
+        await wait_all_tasks_blocked()
+        await streams.delete("s")
+
+    assert {type(error) for error in told} == {StreamNotFoundError}
+    assert len(set(map(id, told))) == 400
+    assert max(map(frames, told)) < 15
+    assert not quiet_logs.records
+    assert stream.cancelled.is_set()
+
+
+@pytest.mark.promise("P18")
+async def test_a_storage_that_fails_for_six_hundred_streams_at_once_is_logged_once(
+    streams: StreamManager, storage: FaultyStorage, quiet_logs: pytest.LogCaptureFixture
+) -> None:
+    told: list[BaseException] = []
+    writers = [await streams.open(f"s{number}") for number in range(600)]
+    async with anyio.create_task_group() as tasks:
+        for writer in writers:
+            tasks.start_soon(follow_and_tell, streams, writer.id, told)
+        await wait_all_tasks_blocked()
+        storage.refuse("read", times=600, error=StorageError("it is away"))
+        for writer in writers:
+            await writer.write("a")
+
+    assert len(told) == 600
+    assert len(tracebacks(quiet_logs)) == 1
+
+
+async def test_a_failure_of_another_kind_or_a_second_later_is_logged_again(
+    streams: StreamManager, storage: FaultyStorage, quiet_logs: pytest.LogCaptureFixture
+) -> None:
+    stream = await streams.open("s")
+    told: list[BaseException] = []
+    for sentence in ("one", "two", "two"):
+        after = stream.tail - 1 if stream.tail else None
+        async with streams.subscribe("s", after) as events, anyio.create_task_group() as tasks:
+            tasks.start_soon(tell, events, told)
+            await wait_all_tasks_blocked()
+            storage.refuse("read", error=StorageError(sentence))
+            await stream.write("a")
+        await anyio.sleep(1)
+
+    assert [str(error) for error in told] == ["one", "two", "two"]
+    assert len(tracebacks(quiet_logs)) == 3
+
+
+# A storage that went back
+
+
+@dataclass
+class Backup:
+    """Managers over a storage that can go back."""
+
+    storage: BackupStorage
+    here: StreamManager
+    elsewhere: StreamManager
+
+
+@pytest.fixture
+async def backup(clock: Clock) -> AsyncIterator[Backup]:
+    storage = BackupStorage(clock=clock)
+    async with StreamManager(storage) as here, StreamManager(storage) as elsewhere:
+        yield Backup(storage, here, elsewhere)
+
+
+async def released(backup: Backup, chunks: int) -> None:
+    """Make a stream that nobody writes to, and a backup of it."""
+    async with backup.elsewhere.open("s") as stream:
+        for number in range(chunks):
+            await stream.write(number)
+    backup.storage.back_up()
+
+
+async def written_on(backup: Backup, chunks: int) -> None:
+    async with backup.elsewhere.open("s", resume=True) as stream:
+        for number in range(chunks):
+            await stream.write(f"more {number}")
+
+
+@pytest.mark.parametrize("then", ["a shorter log", "a longer log", "cancelled", "cancelled at the same length", "done"])
+@pytest.mark.promise("P19")
+async def test_followers_of_a_stream_whose_storage_went_back_are_told_at_the_next_change(backup: Backup, then: str) -> None:
+    await released(backup, 10)
+    await written_on(backup, 1 if then == "cancelled at the same length" else 5)
+    reached = (await backup.here.info("s")).tail
+    async with backup.here.subscribe("s") as events:
+        for _ in range(reached):
+            await anext(events)
+        await wait_all_tasks_blocked()
+        backup.storage.go_back()
+        match then:
+            case "a shorter log":
+                await written_on(backup, 1)
+            case "a longer log":
+                await written_on(backup, 50)
+            case "done":
+                await (await backup.elsewhere.open("s", resume=True)).done()
+            case _:
+                await backup.elsewhere.cancel("s")
+
+        with anyio.fail_after(1), pytest.raises(OffsetOutOfRangeError, match="has lost"):
+            await anext(events)
+
+
+@pytest.mark.promise("P19")
+async def test_a_reader_of_pages_is_told_as_well_that_the_storage_went_back(backup: Backup) -> None:
+    await released(backup, 600)
+    async with backup.elsewhere.open("s", resume=True) as stream:
+        for number in range(1_000):
+            stream.write_soon(number)
+        await stream.done()
+    async with backup.here.subscribe("s") as events:
+        for _ in range(700):
+            await anext(events)
+        backup.storage.go_back()
+        async with backup.elsewhere.open("s", resume=True) as stream:
+            for number in range(2_000):
+                stream.write_soon(-number)
+            await stream.done()
+
+        with pytest.raises(OffsetOutOfRangeError):
+            async for event in events:
+                assert event.offset < 1_024  # what its page holds
+
+
+@pytest.mark.promise("P19")
+async def test_a_reader_who_had_not_read_what_was_lost_goes_on(backup: Backup) -> None:
+    await released(backup, 600)
+    await written_on(backup, 5)
+    async with backup.here.subscribe("s") as events:
+        for number in range(512):  # a page
+            assert (await anext(events)).chunk == number
+        backup.storage.go_back()
+        async with backup.elsewhere.open("s", resume=True) as stream:
+            await stream.write("instead")
+            await stream.done("end")
+
+        assert [event.data async for event in events] == [
+            *(b"%d" % number for number in range(512, 600)),
+            b'"instead"',
+            b'"end"',
+        ]
+
+
+@pytest.mark.promise("P19")
+async def test_a_reader_of_pages_never_takes_what_was_lost_from_what_is_shared(backup: Backup, clock: Clock) -> None:
+    """What is shared is still of the history that was lost; a reader behind it has read on in the new one."""
+    await released(backup, 0)
+    async with backup.elsewhere.open("s", resume=True) as stream, backup.here.subscribe("s") as fast:
+        slow = backup.here.subscribe("s")
+        async with slow:
+            for _ in range(20):
+                await stream.write("lost " + "x" * 300_000)
+                await anext(fast)
+            await wait_all_tasks_blocked()
+            assert 0 < feed_of(backup.here).base < 20
+            backup.storage.go_back()
+            backup.storage._doorbells = type(backup.storage._doorbells)()  # the feed does not know yet
+            async with backup.elsewhere.open("s", resume=True) as other:
+                for _ in range(40):
+                    await other.write("new " + "x" * 200_000)
+            kinds: list[str] = []
+            with pytest.raises(OffsetOutOfRangeError):
+                while True:
+                    kinds += [event.chunk.split()[0] for event in await slow.batch()]
+        await stream.close()
+
+    assert set(kinds) == {"new"}
+
+
+# Damaged logs
+
+
+async def damage(storage: MemoryStorage, stream: str, kept: int) -> None:
+    """Let the last records be missing behind the head."""
+    del storage._streams[stream].records[kept:]
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+@pytest.mark.promise("P17")
+async def test_records_that_are_missing_behind_a_head_are_told_in_a_few_reads(
+    streams: StreamManager, storage: FaultyStorage, memory: MemoryStorage, is_open: bool
+) -> None:
+    stream = await streams.open("s")
+    for number in range(10):
+        await stream.write(number)
+    if not is_open:
+        await stream.done()
+    await damage(memory, "s", 5)
+    storage.calls.clear()
+    seen: list[int] = []
+
+    async with streams.subscribe("s") as events:
+        with pytest.raises(StorageCorruptError, match="offset 5"):
+            await collect(events, seen)
+
+    assert seen == [*range(5)]
+    assert storage.calls["read"] < 5
+
+
+@pytest.mark.promise("P17")
+async def test_a_head_that_cannot_be_read_is_told_to_its_followers_and_to_nobody_else(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    stream, other = await streams.open("s"), await streams.open("other")
+    async with streams.subscribe("s") as events, streams.subscribe("other") as others:
+        page = await storage.read("s")
+        assert page is not None
+        await storage.commit("s", page.head.version, Head(page.head.version + 1, 0, b'{"new":1}', page.head.expires_at))
+        with pytest.raises(StorageCorruptError, match="newer version"):
+            await anext(events)
+        await other.write("a")
+        assert (await anext(others)).chunk == "a"
+
+    with pytest.raises(StorageCorruptError):
+        await stream.write("a")
+
+
+# What is shared
+
+
+@pytest.mark.promise("P9")
+async def test_what_everybody_has_read_is_not_kept(streams: StreamManager) -> None:
+    stream = await streams.open("s")
+    async with streams.subscribe("s") as one, streams.subscribe("s") as two, anyio.create_task_group() as tasks:
+        seen: list[int] = []
+        for events in (one, two):
+            tasks.start_soon(collect, events, seen)
+        for _ in range(100):
+            await stream.write("x" * 1_000)
+            await wait_all_tasks_blocked()
+            assert feed_of(streams)._records == []
+        await stream.done()
+
+    assert sorted(seen) == sorted([*range(101)] * 2)
+
+
+# A writer that dies
+
+
+@pytest.mark.promise("P6")
+async def test_a_reader_of_a_killed_processs_stream_is_told_after_lease_and_grace_and_not_before(
+    streams: StreamManager, mortal: Process, clock: Clock
+) -> None:
+    stream = await mortal.streams.open("s")
+    await stream.write("a")
+    async with streams.subscribe("s") as events:
+        await anext(events)
+        await anyio.sleep(100)
+        mortal.die()
+        died = clock()
+        event = await anext(events)
+
+    assert event.error.status == "ABORTED"
+    assert clock() - died + 10 / 3 >= 15  # its last sign of life was up to a third of its lease ago
+    assert clock() - died <= 15 + 2 * 2 + 1
+
+
+@pytest.mark.promise("P6")
+async def test_readers_of_one_dead_session_share_its_observation(
+    streams: StreamManager, mortal: Process, storage: FaultyStorage
+) -> None:
+    writers = [await mortal.streams.open(f"s{number}") for number in range(50)]
+    mortal.die()
+    ends: list[str] = []
+
+    async def follow(stream: str) -> None:
+        async with streams.subscribe(stream) as events:
+            ends.extend([event.error.status async for event in events])
+
+    storage.calls.clear()
+    async with anyio.create_task_group() as tasks:
+        for writer in writers:
+            tasks.start_soon(follow, writer.id)
+        await wait_all_tasks_blocked()
+        storage.calls.clear()
+        await anyio.sleep(13)
+        assert storage.calls["read"] <= 8
+
+    assert ends == ["ABORTED"] * 50
+
+
+@pytest.mark.promise("P6")
+async def test_a_successor_keeps_a_stream_from_being_aborted(
+    streams: StreamManager, mortal: Process, elsewhere: StreamManager
+) -> None:
+    await mortal.streams.open("s")
+    mortal.die()
+    successor = await resumed(streams, "s")
+    async with elsewhere.subscribe("s") as events:
+        await anyio.sleep(60)
+        await successor.done("mine")
+
+        assert (await anext(events)).output == "mine"

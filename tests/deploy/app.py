@@ -11,7 +11,7 @@ from tests.deploy.flows import FLOWS, PROCESS, Flow
 
 from streamkeep import StreamManager
 from streamkeep.http import StreamsHTTP
-from streamkeep.http.response import ASGIApp, Message, Pace, Receive, Scope, Send
+from streamkeep.http.response import ASGIApp, Message, Receive, Scope, Send, Timeouts
 from streamkeep.http.starlette import ASGIResponse
 from streamkeep.http.wire import GenkitRequest
 
@@ -27,7 +27,7 @@ def connected() -> StreamManager:
 
 def served(manager: StreamManager) -> StreamsHTTP:
     """Serve its streams at the pace of these tests."""
-    return StreamsHTTP(manager, pace=Pace(heartbeat=timedelta(milliseconds=200)), drain=DRAIN)
+    return StreamsHTTP(manager, timeouts=Timeouts(heartbeat=timedelta(milliseconds=200)), drain=DRAIN)
 
 
 class WithProcess:

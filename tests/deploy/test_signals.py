@@ -48,7 +48,7 @@ async def begins(stopping: Shutdown) -> None:
 
 async def test_a_signal_is_heard_and_its_handler_handles_it(handler: Handler) -> None:
     stopping = Shutdown()
-    with stopping.heard():
+    with stopping.listening():
         os.kill(os.getpid(), signal.SIGTERM)
         await begins(stopping)
     assert handler.calls == 1
@@ -56,8 +56,8 @@ async def test_a_signal_is_heard_and_its_handler_handles_it(handler: Handler) ->
 
 async def test_a_handler_is_put_back_when_the_last_listener_leaves(handler: Handler) -> None:
     first, second = Shutdown(), Shutdown()
-    with first.heard():
-        with second.heard():
+    with first.listening():
+        with second.listening():
             pass
         os.kill(os.getpid(), signal.SIGTERM)
         await begins(first)
@@ -69,7 +69,7 @@ async def test_a_handler_is_put_back_when_the_last_listener_leaves(handler: Hand
 async def test_a_handler_that_was_put_on_top_stays_and_the_one_below_is_still_called(handler: Handler) -> None:
     calls: list[int] = []
     stopping = Shutdown()
-    with stopping.heard():
+    with stopping.listening():
         below = signal.getsignal(signal.SIGTERM)
         assert callable(below)
 
@@ -85,9 +85,9 @@ async def test_a_handler_that_was_put_on_top_stays_and_the_one_below_is_still_ca
 
 async def test_a_server_that_takes_the_signals_later_is_heard_at_the_next_response(handler: Handler) -> None:
     stopping, later = Shutdown(), Handler()
-    with stopping.heard():
+    with stopping.listening():
         signal.signal(signal.SIGTERM, later)  # as uvicorn does, without a thought for the one before
-        with Shutdown().heard():
+        with Shutdown().listening():
             os.kill(os.getpid(), signal.SIGTERM)
             await begins(stopping)
         signal.signal(signal.SIGTERM, handler)
@@ -97,7 +97,7 @@ async def test_a_server_that_takes_the_signals_later_is_heard_at_the_next_respon
 @pytest.mark.parametrize("disposition", [signal.SIG_DFL, signal.SIG_IGN])
 async def test_a_signal_that_nobody_handles_means_what_it_meant(handler: Handler, disposition: signal.Handlers) -> None:
     signal.signal(signal.SIGTERM, disposition)
-    with Shutdown().heard():
+    with Shutdown().listening():
         assert signal.getsignal(signal.SIGTERM) is disposition
 
 
@@ -127,7 +127,7 @@ from streamkeep.http.shutdown import Shutdown
 async def main():
     stopping = Shutdown()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(7) if os.getpid() != parent else None)
-    with stopping.heard():
+    with stopping.listening():
         child = os.fork()
         if child == 0:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -47,7 +47,7 @@ def decode(found: Property, seed: int, examples: int) -> int:
 
 def attack(app: str, server: str, seed: int, examples: int) -> int:
     """Send random requests to one server."""
-    with house(app, pace=HASTY, server=server) as target:
+    with house(app, timeouts=HASTY, server=server) as target:
         found = Property(partial(fuzz_http.attack, target), {"data": fuzz_http.requests()})
         count = found.holds(seed=seed, examples=examples)
         expect_no_harm(target)
@@ -56,7 +56,7 @@ def attack(app: str, server: str, seed: int, examples: int) -> int:
 
 def probe_flows(mode: GenerationMode, seed: int, examples: int) -> int:
     """Send what the description of some flows allows, or does not."""
-    with house("durable_flow", pace=HASTY) as target:
+    with house("durable_flow", timeouts=HASTY) as target:
         count = sum(
             fuzz_openapi.probe(target, operation, mode=mode, examples=-(-examples // OPENAPI_COST), seed=seed)
             for operation in fuzz_openapi.operations_of_flows(target)

@@ -11,7 +11,7 @@ from tests.hostile.servers import APPS, HASTY, Apart, House, Target, command, ho
 @pytest.fixture(scope="module", params=APPS)
 def served(request: pytest.FixtureRequest) -> Generator[House]:
     """Give a server of each app, in a thread."""
-    with house(request.param, pace=HASTY) as target:
+    with house(request.param, timeouts=HASTY) as target:
         yield target
 
 

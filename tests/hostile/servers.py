@@ -23,13 +23,13 @@ from tests.test_cli import serving as serving_command
 
 from streamkeep import InMemoryStreamManager, StreamManager
 from streamkeep.http import StreamsHTTP
-from streamkeep.http.response import ASGIApp, Pace
+from streamkeep.http.response import ASGIApp, Timeouts
 
 T = TypeVar("T")
 
 APPS: Final[dict[str, Callable[..., ASGIApp]]] = {"durable_flow": durable_app, "DurableStreaming": wrapped_app}
 PROCESSES: Final = {"durable_flow": "durable", "DurableStreaming": "wrapped"}
-HASTY: Final = Pace(body=timedelta(milliseconds=100))
+HASTY: Final = Timeouts(body=timedelta(milliseconds=100))
 """For tests in which a body never comes."""
 
 STREAMING: Final = b"Accept: text/event-stream"
@@ -114,10 +114,10 @@ def until(condition: Callable[[], bool]) -> bool:
 
 
 @contextmanager
-def house(app: str, *, pace: Pace | None = None, server: str = "auto", **options: Any) -> Generator[House]:
+def house(app: str, *, timeouts: Timeouts | None = None, server: str = "auto", **options: Any) -> Generator[House]:
     """Serve one of `APPS` in a thread; `server` is uvicorn's HTTP implementation, options are those of `StreamsHTTP`."""
     streams = InMemoryStreamManager()
-    streams_http = StreamsHTTP(streams, pace=pace, drain=timedelta(0), **options)
+    streams_http = StreamsHTTP(streams, timeouts=timeouts, drain=timedelta(0), **options)
     served = APPS[app](echo, few, streams=streams_http)
     with serve(served, streams, streams_http, server=server, passes_on=app == "DurableStreaming") as target:
         yield target

@@ -19,7 +19,7 @@ from tests.inside import feeds_of
 
 from streamkeep import InMemoryStreamManager, StreamManager
 from streamkeep.http import DurableStreaming, StreamsHTTP
-from streamkeep.http.response import Pace
+from streamkeep.http.response import Timeouts
 
 both: Final = pytest.mark.parametrize("app", APPS)
 implementations: Final = pytest.mark.parametrize("server", ["httptools", "h11"])
@@ -42,7 +42,7 @@ def error_of(answer: Answer) -> Any:
 @implementations
 @both
 def test_a_body_that_does_not_come_is_given_up_and_its_connection_closed(app: str, server: str) -> None:
-    with house(app, pace=HASTY, server=server) as target:
+    with house(app, timeouts=HASTY, server=server) as target:
         for body in (b"", b'{"data":'):
             with Connection(target.address) as slow:
                 slow.send(request("POST", b"/echo", STREAMING, b"Content-Length: 100") + body)
@@ -56,7 +56,7 @@ def test_a_body_that_does_not_come_is_given_up_and_its_connection_closed(app: st
 
 @both
 def test_a_body_that_drips_is_given_up_however_steadily(app: str) -> None:
-    with house(app, pace=HASTY) as target, Connection(target.address) as slow:
+    with house(app, timeouts=HASTY) as target, Connection(target.address) as slow:
         slow.send(request("POST", b"/echo", STREAMING, b"Transfer-Encoding: chunked"))
         assert until(lambda: not (slow.send(b"1\r\n \r\n") and slow.is_silent_for(0.01)))
         assert slow.answer().code == 408
@@ -101,7 +101,7 @@ async def store_long(streams: StreamManager, megabytes: int) -> None:
 
 @both
 def test_a_response_that_is_not_read_ends_when_its_time_is_up_and_others_get_theirs(app: str) -> None:
-    with house(app, pace=Pace(longest=timedelta(milliseconds=300))) as target:
+    with house(app, timeouts=Timeouts(longest=timedelta(milliseconds=300))) as target:
         target.run(store_long, target.streams, 10)
         with connections(target.address, 20, receive_buffer=4096) as idle:
             for connection in idle:
@@ -139,7 +139,7 @@ def test_an_endless_stream_that_is_not_read_is_not_kept_for_its_reader(app: str)
                 await asyncio.sleep(0)
 
     scopes: list[anyio.CancelScope] = []
-    with house(app, pace=Pace(longest=timedelta(milliseconds=300))) as target:
+    with house(app, timeouts=Timeouts(longest=timedelta(milliseconds=300))) as target:
         stream = target.run(lambda: open_for_all(target.streams, "endless"))
         with connections(target.address, 10, receive_buffer=4096) as idle:
             for connection in idle:
@@ -262,7 +262,7 @@ def test_requests_that_come_before_their_turn_are_answered_in_turn(app: str, ser
 @implementations
 @both
 def test_a_body_that_waits_to_be_asked_for_is_asked_for(app: str, server: str) -> None:
-    with house(app, pace=HASTY, server=server) as target, Connection(target.address) as connection:
+    with house(app, timeouts=HASTY, server=server) as target, Connection(target.address) as connection:
         head = (STREAMING, b"Content-Type: application/json", b"Expect: 100-continue", b"Content-Length: 10")
         connection.send(request("POST", b"/echo", *head))
         connection.until(b"100 Continue\r\n\r\n")

@@ -14,16 +14,15 @@ from tests.hostile.sockets import ask
 from streamkeep import InMemoryStreamManager, Limits, StreamManager
 from streamkeep._manager import MAX_METADATA, check_id, check_metadata
 from streamkeep.errors import InvalidArgumentError, PublicError
-from streamkeep.events import MAX_ERROR_TEXT
+from streamkeep.events import MAX_DEPTH, MAX_ERROR_TEXT
 from streamkeep.http import Access, Runner, StreamsHTTP
 from streamkeep.http.app import MAX_QUERY_FIELDS
-from streamkeep.http.response import Pace
-from streamkeep.http.wire import MAX_DEPTH
+from streamkeep.http.response import Timeouts
 from streamkeep.storage import PAGE_BYTES
 
 PAGE: Final = Path(__file__).parents[2] / "docs/how-to/secure.md"
 CLASSES: Final[Mapping[str, type]] = {
-    class_.__name__: class_ for class_ in (StreamsHTTP, StreamManager, InMemoryStreamManager, Runner, Pace, Limits)
+    class_.__name__: class_ for class_ in (StreamsHTTP, StreamManager, InMemoryStreamManager, Runner, Timeouts, Limits)
 }
 UNITS: Final[Mapping[str, Any]] = {
     "KiB": 1 << 10,
@@ -70,7 +69,7 @@ def test_each_default_is_the_one_in_the_code(what: str, default: str, place: str
 
 def test_nothing_that_can_be_limited_is_left_out() -> None:
     shown = {place for _, _, place, _ in rows()}
-    for class_ in (CLASSES["Pace"], CLASSES["Limits"]):
+    for class_ in (CLASSES["Timeouts"], CLASSES["Limits"]):
         assert {f"`{class_.__name__}({name}=)`" for name in inspect.signature(class_).parameters} <= shown
     for class_ in (CLASSES["StreamsHTTP"], CLASSES["InMemoryStreamManager"]):
         bounds = [name for name in inspect.signature(class_).parameters if name.startswith("max_")]

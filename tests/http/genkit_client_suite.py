@@ -28,8 +28,8 @@ from tests.http.servers import (
 )
 
 from streamkeep import StreamManager
-from streamkeep.http import StreamsHTTP
-from streamkeep.http.response import ASGIApp, Pace
+from streamkeep.http import StreamsHTTP, response
+from streamkeep.http.response import ASGIApp, Timeouts
 
 if TYPE_CHECKING:
     from tests.http.conftest import GenkitClient
@@ -119,8 +119,16 @@ class GenkitClientSuite:
 
     @pytest.mark.parametrize("chunks", [1, 512, 1200])
     async def test_all_chunks_before_an_error_are_received_and_its_text_is_not(
-        self, app_of: AppOf, chunks: int, storage_url: str, genkit_client: "GenkitClient"
+        self,
+        app_of: AppOf,
+        chunks: int,
+        storage_url: str,
+        genkit_client: "GenkitClient",
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        # The client forgets what it has not given out when the error comes, and on a busy machine takes longer than most for it.
+        monkeypatch.setattr(response, "ERROR_PAUSE_SECONDS", 1.0)
+
         async def fails(to: int, ctx: ActionRunContext) -> None:
             await count(to, ctx)
             raise ValueError("secret://db-password")
@@ -149,8 +157,9 @@ class GenkitClientSuite:
         gated = Gated()
         streams = StreamManager.connect(storage_url)
         async with serving(app_of(gated.work, streams=streams)) as url:
-            begin, *lines = await genkit_client(url=f"{url}/talk", input="Ada", abortAfter=2)
-            assert lines == [*LINES[:2], {"error": "This operation was aborted"}]
+            begin, *lines, last = await genkit_client(url=f"{url}/talk", input="Ada", abortAfter=2)
+            assert lines == LINES[:2]
+            assert "operation was aborted" in str(last["error"])  # the rest is Node's, and has changed
             gated.gate.set()
             await events_of(streams, str(begin["streamId"]))
             assert await genkit_client(url=f"{url}/talk", streamId=begin["streamId"]) == [begin, *LINES]
@@ -166,7 +175,7 @@ class GenkitClientSuite:
             await anyio.sleep(0.1)
             return "done"
 
-        streams_http = StreamsHTTP(StreamManager.connect(storage_url), pace=Pace(heartbeat=timedelta(milliseconds=5)))
+        streams_http = StreamsHTTP(StreamManager.connect(storage_url), timeouts=Timeouts(heartbeat=timedelta(milliseconds=5)))
         async with serving(app_of(slow, streams=streams_http)) as url:
             _, *lines = await genkit_client(url=f"{url}/slow")
         assert lines == [{"chunk": 0}, {"chunk": 1}, {"chunk": 2}, {"output": "done"}]

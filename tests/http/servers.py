@@ -24,7 +24,7 @@ from genkit_fastapi import serve_flow
 
 from streamkeep import InMemoryStreamManager, StreamEvent, StreamEventType, StreamManager
 from streamkeep.http import DurableStreaming, StreamsHTTP
-from streamkeep.http.response import ASGIApp, Pace
+from streamkeep.http.response import ASGIApp, Timeouts
 from streamkeep.integrations.fastapi import durable_flow
 
 Flow = Action[Any, Any, Any, Any]
@@ -83,8 +83,8 @@ def _short_lived(storage_url: str) -> StreamManager:
 
 
 def _http(storage_url: str) -> StreamsHTTP:
-    heartbeat = Pace(heartbeat=timedelta(milliseconds=100))
-    return StreamsHTTP(_short_lived(storage_url), pace=heartbeat, drain=timedelta(milliseconds=200))
+    heartbeat = Timeouts(heartbeat=timedelta(milliseconds=100))
+    return StreamsHTTP(_short_lived(storage_url), timeouts=heartbeat, drain=timedelta(milliseconds=200))
 
 
 APPS: Final[dict[str, Callable[[str], ASGIApp]]] = {

@@ -33,7 +33,7 @@ from tests.http.servers import (
 from streamkeep import InMemoryStreamManager, Limits, StreamManager
 from streamkeep.errors import HTTP_CODES, PublicError, Status, StorageError
 from streamkeep.http import StreamsHTTP
-from streamkeep.http.response import ASGIApp, Pace, headers_of
+from streamkeep.http.response import ASGIApp, Timeouts, headers_of
 from streamkeep.integrations.fastapi import durable_flow
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
@@ -173,7 +173,7 @@ async def test_a_none_chunk_does_not_end_the_stream() -> None:
 
 async def test_a_silent_stream_is_kept_open_by_spaces_before_its_next_frame() -> None:
     gated = Gated()
-    streams_http = StreamsHTTP(InMemoryStreamManager(), pace=Pace(heartbeat=timedelta(milliseconds=20)))
+    streams_http = StreamsHTTP(InMemoryStreamManager(), timeouts=Timeouts(heartbeat=timedelta(milliseconds=20)))
     async with (
         http_to(durable_app(gated.work, streams=streams_http)) as http,
         http.stream("POST", "/talk", json={"data": "Ada"}, headers=STREAMING) as answer,
@@ -578,7 +578,7 @@ async def test_who_comes_while_the_server_stops_is_told_so_and_the_log_takes_it_
 async def test_a_response_that_lasts_too_long_is_cut_with_a_terminal_frame_and_the_stream_goes_on() -> None:
     gated = Gated()
     streams = InMemoryStreamManager()
-    streams_http = StreamsHTTP(streams, pace=Pace(longest=timedelta(milliseconds=50)))
+    streams_http = StreamsHTTP(streams, timeouts=Timeouts(longest=timedelta(milliseconds=50)))
     async with http_to(durable_app(gated.work, streams=streams_http)) as http:
         cut = await http.post("/talk", json={"data": "Ada"}, headers=STREAMING)
         gated.gate.set()
@@ -591,7 +591,7 @@ async def test_a_response_that_lasts_too_long_is_cut_with_a_terminal_frame_and_t
 
 async def test_a_reader_who_hears_nothing_for_the_idle_time_is_told_deadline_exceeded() -> None:
     gated = Gated()
-    streams_http = StreamsHTTP(InMemoryStreamManager(), pace=Pace(idle=timedelta(milliseconds=50)))
+    streams_http = StreamsHTTP(InMemoryStreamManager(), timeouts=Timeouts(idle=timedelta(milliseconds=50)))
     async with http_to(durable_app(gated.work, streams=streams_http)) as http:
         *_, last = frames_of((await http.post("/talk", json={"data": "Ada"}, headers=STREAMING)).content)
         gated.gate.set()

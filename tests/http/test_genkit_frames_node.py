@@ -137,6 +137,12 @@ async def test_an_error_in_a_packet_of_its_own_loses_no_chunk(
         assert [line async for line in client] == [{"error": says}]
 
 
+async def silence() -> AsyncIterator[bytes]:
+    """Answer with a head, and nothing after it."""
+    await anyio.sleep_forever()
+    yield b""
+
+
 async def test_a_client_that_aborts_is_told_so_and_ends(genkit_client: "GenkitClient") -> None:
     framing = GenkitFraming()
 
@@ -146,6 +152,7 @@ async def test_a_client_that_aborts_is_told_so_and_ends(genkit_client: "GenkitCl
 
     async with served(answer) as url:
         *received, late = await genkit_client(url=url, abortAfter=2)
+    async with served(silence) as url:
         started, early = await genkit_client(url=url, abortAfter=0)
     assert received == [STARTED, {"chunk": 0}, {"chunk": 1}]
     assert started == STARTED
@@ -187,20 +194,16 @@ async def test_the_client_dies_of_other_framing(genkit_client: "GenkitClient", n
     ids=["no-terminal-frame", "CRLF"],
 )
 async def test_the_client_spins_for_ever_and_is_killed(genkit_client: "GenkitClient", body: Sequence[bytes]) -> None:
-    async with served(packets(*body)) as url:
-        lines = await genkit_client(url=url, timeout_seconds=1)
-    assert lines[0] == STARTED
-    assert lines[-1] == {"hang": True}
-    assert not [line for line in lines if line.keys() & {"output", "error"}]
+    async with served(packets(*body)) as url, genkit_client.live(url=url) as client:
+        assert await client.next_line() == STARTED
+        with anyio.move_on_after(1) as spinning:
+            assert not [line async for line in client if line.keys() & {"output", "error"}]
+    assert spinning.cancelled_caught
 
 
 async def test_a_silent_server_is_reported_by_the_program_itself(genkit_client: "GenkitClient") -> None:
-    async def answer() -> AsyncIterator[bytes]:
-        await anyio.sleep_forever()
-        yield b""
-
-    async with served(answer) as url:
-        assert await genkit_client(url=url, timeout_seconds=1) == [STARTED, {"hang": True}]
+    async with served(silence) as url:
+        assert await genkit_client(url=url, timeout_seconds=3) == [STARTED, {"hang": True}]
 
 
 async def test_a_live_client_can_be_terminated(genkit_client: "GenkitClient") -> None:

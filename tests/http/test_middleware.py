@@ -21,7 +21,7 @@ from streamkeep import InMemoryStreamManager, StreamManager
 from streamkeep.errors import StorageError
 from streamkeep.http import DurableStreaming, StreamsHTTP
 from streamkeep.http.app import MAX_BODY_BYTES
-from streamkeep.http.response import ASGIApp, Message, Pace, Receive, Scope, Send
+from streamkeep.http.response import ASGIApp, Message, Receive, Scope, Send, Timeouts
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
 
@@ -400,7 +400,7 @@ async def test_a_heartbeat_fills_the_gaps_of_the_inner_app() -> None:
 
     app = FastAPI()
     app.include_router(serve_flow(flow_of(slow)))
-    streams_http = StreamsHTTP(InMemoryStreamManager(), pace=Pace(heartbeat=timedelta(milliseconds=5)))
+    streams_http = StreamsHTTP(InMemoryStreamManager(), timeouts=Timeouts(heartbeat=timedelta(milliseconds=5)))
     async with (
         http_to(DurableStreaming(app, streams_http)) as http,
         http.stream("POST", "/slow", json={}, headers=STREAMING) as answer,

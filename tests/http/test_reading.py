@@ -21,7 +21,7 @@ from tests.inside import feeds_of
 from streamkeep import InMemoryStreamManager, StreamInput, StreamManager
 from streamkeep.errors import PublicError
 from streamkeep.http import StreamsHTTP
-from streamkeep.http.response import ASGIApp, Pace
+from streamkeep.http.response import ASGIApp, Timeouts
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
 
@@ -120,7 +120,7 @@ async def test_an_error_is_an_event_with_an_id_and_without_internal_text() -> No
 
 async def test_heartbeats_are_comments() -> None:
     async with (
-        reading(pace=Pace(heartbeat=timedelta(milliseconds=5))) as (http, streams),
+        reading(timeouts=Timeouts(heartbeat=timedelta(milliseconds=5))) as (http, streams),
         streams.open("live") as stream,
         http.stream("GET", "/streams/live") as answer,
     ):
@@ -133,7 +133,10 @@ async def test_heartbeats_are_comments() -> None:
 
 
 async def test_a_response_that_lasts_too_long_just_ends_so_that_an_event_source_comes_back() -> None:
-    async with reading(pace=Pace(longest=timedelta(milliseconds=500))) as (http, streams), streams.open("live") as stream:
+    async with (
+        reading(timeouts=Timeouts(longest=timedelta(milliseconds=500))) as (http, streams),
+        streams.open("live") as stream,
+    ):
         await stream.write(0)
         assert await events_at(http, "/streams/live") == [("0", "chunk", 0)]
 

@@ -16,6 +16,7 @@ from tests.http.servers import events_of
 from streamkeep import InMemoryStreamManager, Limits, StreamEvent, StreamInput, StreamManager
 from streamkeep.errors import PublicError, StreamAlreadyExistsError, StreamManagerClosedError
 from streamkeep.http import Producer, Runner, StreamsHTTP
+from streamkeep.http.runner import ChunkWriter
 from streamkeep.storage import Head
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
@@ -189,7 +190,7 @@ async def test_an_id_that_is_taken_is_refused() -> None:
 # Storages that fail
 
 
-@pytest.mark.parametrize("how", ["refuse", "lose"])
+@pytest.mark.parametrize("how", ["refuse", "lose_answer"])
 @pytest.mark.parametrize("times", [1, 3])
 async def test_a_storage_that_fails_at_the_end_for_a_moment_is_asked_again(how: str, times: int) -> None:
     storage = FaultyStorage(MemoryStorage())
@@ -435,6 +436,28 @@ async def last_of(streams: StreamManager, stream: str) -> StreamEvent[Any]:
     with anyio.fail_after(10):
         async with streams.subscribe(stream) as events:
             return [event async for event in events][-1]
+
+
+async def test_where_the_storage_is_slow_chunks_go_out_together_and_where_it_is_quick_one_by_one() -> None:
+    class Slow(FaultyStorage):
+        seconds = 0.0
+
+        async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
+            await anyio.sleep(self.seconds)
+            return await super().commit(stream, seen, head, records)
+
+    async with Slow(MemoryStorage()) as storage, StreamManager(storage) as streams:
+        for seconds, most in ((0.0, 101), (0.02, 20)):
+            async with streams.open(f"after {seconds}".replace(" ", "-")) as stream:
+                storage.seconds = seconds
+                storage.calls.clear()
+                writer = ChunkWriter(stream)
+                for number in range(100):
+                    await writer.write(number)
+                await stream.done()
+                assert storage.calls["commit"] <= most
+            async with streams.subscribe(stream.id) as events:
+                assert [event.chunk async for event in events if event.type == "chunk"] == [*range(100)]
 
 
 async def test_what_a_producer_reads_of_its_context_is_what_its_request_has_set() -> None:

@@ -8,6 +8,7 @@ import asyncio
 import gc
 import logging
 import tempfile
+import warnings
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -147,7 +148,9 @@ def _undisturbed() -> Generator[None]:
     gc.collect()
     gc.freeze()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # of handles that are dropped on purpose
+            yield
     finally:
         gc.unfreeze()
         logger.setLevel(level)

@@ -13,7 +13,7 @@ from anyio.lowlevel import checkpoint
 from streamkeep.errors import StorageError
 from streamkeep.storage import Doorbell, Head, Page, Storage
 
-from .virtual_time import Workload
+from .virtual_time import Workload, clock
 
 T = TypeVar("T")
 
@@ -73,16 +73,18 @@ class ProbedStorage:
     Attributes:
         is_down: while it is true every call raises StorageError and does nothing.
         pass_point: called at each point.
+        clock: gives its time; virtual, as the event loop's, unless it is given.
         meanwhile: done at the next point, once, before the call goes on.
     """
 
-    def __init__(self, storage: Storage, workload: Workload) -> None:
+    def __init__(self, storage: Storage, workload: Workload, clock: Callable[[], float] = clock) -> None:
         self.is_down = False
         self.pass_point: Callable[[], None] = lambda: None
         self.meanwhile: Callable[[], Awaitable[None]] | None = None
         self._points = 0
         self._storage = storage
         self._workload = workload
+        self._clock = clock
         self._catching_up: set[asyncio.Future[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -103,8 +105,17 @@ class ProbedStorage:
     async def delete(self, stream: str, seen: int) -> bool:
         return await self._do(lambda: self._storage.delete(stream, seen))
 
-    async def scan(self, after: str = "", limit: int = 100) -> Sequence[str]:
+    async def scan(self, after: str = "", limit: int = 100) -> Sequence[tuple[str, Head]]:
         return await self._do(lambda: self._storage.scan(after, limit))
+
+    async def expired(self, before: float, limit: int = 100) -> Sequence[tuple[str, Head]]:
+        return await self._do(lambda: self._storage.expired(before, limit))
+
+    def time(self) -> float:
+        return self._clock()
+
+    def clone(self) -> None:
+        """All that a manager does is done in its event loop, whose time is virtual."""
 
     def watch(self, stream: str) -> AbstractAsyncContextManager[Doorbell]:
         return self._watch(stream)

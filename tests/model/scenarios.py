@@ -15,7 +15,7 @@ from streamkeep import StreamManager
 from streamkeep.errors import StreamManagerClosedError, StreamTakenOverError
 from streamkeep.storage import Head
 
-from .world import RIVALS, STREAM, Scribe, World
+from .world import LEASE, RIVALS, STREAM, Scribe, World
 
 Act = Callable[[], Awaitable[object]]
 Scenario = Callable[[World], Awaitable[Act]]
@@ -49,10 +49,8 @@ async def resuming_what_is_not_there(world: World) -> Act:
 
 
 async def taking_over_from_a_dead_writer(world: World) -> Act:
-    dead = await _writer(world, world.elsewhere)
-    dead.input = None
-    await anyio.sleep(world.streams.terms.lease + 1)
-    return lambda: world.scribe().open(world.streams, resume=True)
+    await world.dead_writer()
+    return lambda: world.resume(world.scribe(), world.streams)
 
 
 async def writing(world: World) -> Act:
@@ -60,9 +58,11 @@ async def writing(world: World) -> Act:
 
 
 async def writing_after_a_take_over(world: World) -> Act:
-    scribe = await _writer(world, await world.slow_manager())
+    scribe = await _writer(world)
     world.told.news = RIVALS
-    await world.scribe().open(world.elsewhere, resume=True)
+    world.storage.is_down = True  # until it is taken for dead
+    await world.resume(world.scribe())
+    world.storage.is_down = False
 
     async def act() -> None:
         with suppress(StreamTakenOverError):
@@ -175,17 +175,11 @@ async def leaving_the_block_by_cancellation(world: World) -> Act:
     return act
 
 
-async def renewing(world: World) -> Act:
-    scribe = await _writer(world)
-    scribe.write_soon()
-    return lambda: scribe.stream.renew()  # noqa: PLW0108 (a bound method would hold the handle)
-
-
 async def outliving_the_lease(world: World) -> Act:
     scribe = await _writer(world)
 
     async def act() -> None:
-        with anyio.move_on_after(world.streams.terms.lease + 1):
+        with anyio.move_on_after(LEASE + 1):
             await scribe.stream.cancelled.wait()
         await scribe.write()
 
@@ -278,18 +272,14 @@ async def writing_to_followers(world: World) -> Act:
 
 
 async def following_a_dead_writer(world: World) -> Act:
-    dead = await _writer(world, world.elsewhere)
-    dead.input = None
+    await world.dead_writer()
     return world.replay
 
 
 async def sweeping(world: World) -> Act:
-    async with world.one_more_manager(ttl=timedelta(seconds=1)) as forgetful:
-        async with forgetful.open("expired") as stream:
-            await stream.done()
-        dead = await _writer(world, forgetful)
-        dead.input = None
-        await anyio.sleep(world.streams.terms.lease + world.streams.terms.grace + 1)
+    async with world.one_more_manager(ttl=timedelta(seconds=1)) as forgetful, forgetful.open("expired") as stream:
+        await stream.done()
+    await anyio.sleep(2)
     return world.streams.sweep
 
 
@@ -371,7 +361,6 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     leaving_the_block_when_done,
     leaving_the_block_by_an_exception,
     leaving_the_block_by_cancellation,
-    renewing,
     outliving_the_lease,
     cancelling,
     hearing_of_a_cancellation_elsewhere,

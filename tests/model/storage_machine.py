@@ -170,7 +170,14 @@ class StorageMachine(RuleBasedStateMachine):
     @rule(handle=handles, after=st.one_of(st.just(""), ids, st.text(max_size=2)), limit=st.integers(1, len(IDS) + 1))
     def scan(self, handle: int, after: str, limit: int) -> None:
         found = self._portal.run(lambda: self._storages[handle][0].scan(after, limit))
-        assert list(found) == [stream for stream in sorted(self._streams) if stream > after][:limit]
+        assert list(found) == self._heads(after)[:limit]
+
+    @rule(handle=handles, before=st.floats(FAR, FAR * 2), limit=st.integers(1, len(IDS) + 1))
+    def ask_what_has_expired(self, handle: int, before: float, limit: int) -> None:
+        found = self._portal.run(lambda: self._storages[handle][0].expired(before, limit))
+        due = {stream: head for stream, head in self._heads() if head.expires_at <= before}
+        assert len(found) == min(limit, len(due))
+        assert dict(found).items() <= due.items()
 
     # Doorbells.
 
@@ -229,7 +236,7 @@ class StorageMachine(RuleBasedStateMachine):
             await self._look_at_all(storage)
 
     async def _look_at_all(self, storage: Storage) -> None:
-        assert list(await storage.scan("", len(IDS) + 1)) == sorted(self._streams)
+        assert list(await storage.scan("", len(IDS) + 1)) == self._heads()
         for stream in IDS:
             known = self._streams.get(stream)
             start = self._steps * 7 % (len(known.records) + 2) if known else 0
@@ -240,6 +247,9 @@ class StorageMachine(RuleBasedStateMachine):
         return self._watchers[data.draw(st.integers(0, len(self._watchers) - 1), "watcher")]
 
     # The model.
+
+    def _heads(self, after: str = "") -> list[tuple[str, Head]]:
+        return [(stream, self._streams[stream].head) for stream in sorted(self._streams) if stream > after]
 
     def _compare(self, stream: str, page: Page | None, start: int, limit: int) -> None:
         known = self._streams.get(stream)

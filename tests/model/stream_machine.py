@@ -3,6 +3,7 @@
 Time stands still unless a step lets it pass, so whatever the managers do in the background is done at a step that is known.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
@@ -14,9 +15,10 @@ from weakref import ref
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.inside import feeds_of, tasks_of, writers_of
 
 from streamkeep import Limits, StreamEvent, StreamEventType, StreamInfo, StreamInput, StreamManager
-from streamkeep.errors import InvalidArgumentError, StreamkeepError, StreamManagerClosedError
+from streamkeep.errors import InvalidArgumentError, StreamBusyError, StreamkeepError, StreamManagerClosedError
 from streamkeep.testing.clock import FakeClock
 
 from . import stream_model as rules
@@ -30,9 +32,7 @@ T = TypeVar("T")
 
 IDS: Final = ("a", "b")
 MANAGERS: Final = 2
-MOMENT: Final = 0.125
-"""A quiet writer looks after a tenth of a second."""
-
+SECONDS_UNTIL_DEAD: Final = 2 * int(rules.LEASE)
 LIMITS: Final = Limits(
     max_event_bytes=rules.MAX_EVENT_BYTES, max_events=rules.MAX_EVENTS, max_stream_bytes=rules.MAX_STREAM_BYTES
 )
@@ -79,20 +79,21 @@ class StreamMachine(RuleBasedStateMachine):
         self._model = Model(EPOCH)
         self._workload = Workload()
         open_storage = kind.at(self._portal.directory)
-        self._storages = [self._portal.keep(ProbedStorage(open_storage(), self._workload))[0] for _ in range(MANAGERS)]
+        self._storages = [
+            self._portal.keep(ProbedStorage(open_storage(), self._workload, self._clock))[0] for _ in range(MANAGERS)
+        ]
         self._pairs: list[tuple[StreamInput, Writer]] = []
         self._readers: list[Reader] = []
         self._closed: StreamManager | None = None
         self._managers = [self._start(index) for index in range(MANAGERS)]
 
     def teardown(self) -> None:
-        self._pairs.clear()
         try:
             for running in self._managers:
                 with running.leaving:
                     pass
-                manager = running.streams
-                assert (manager._scopes, manager._feeds, manager._inputs) == (set(), {}, {})
+                assert tasks_of(running.streams) == writers_of(running.streams) == len(feeds_of(running.streams)) == 0
+            self._pairs.clear()
             for reader in self._readers:
                 reader.task.result(rules.LEASE)
         finally:
@@ -250,19 +251,15 @@ class StreamMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self._pairs)
     @rule(data=st.data())
-    def renew(self, data: st.DataObject) -> None:
-        stream, model = self._draw(data)
-        self._agree(stream.renew, lambda: self._model.renew(model))
-
-    @precondition(lambda self: self._pairs)
-    @rule(data=st.data())
     def drop(self, data: st.DataObject) -> None:
         stream, model = self._draw(data)
         was_kept = model in self._model.kept
         handle = ref(stream)
         self._pairs.remove((stream, model))
         self._model.drop(model)
-        del stream
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            del stream
         assert handle() is None or not was_kept, "a handle that was dropped is gone"
 
     # Time.
@@ -272,29 +269,39 @@ class StreamMachine(RuleBasedStateMachine):
         self._clock.advance(seconds)
         self._model.now += seconds
 
-    @precondition(lambda self: not self._readers)
+    @precondition(
+        lambda self: not self._readers and all(log.writer or log.status != "open" for log in self._model.logs.values())
+    )
     @rule()
     def sleep_for_more_than_a_day(self) -> None:
         self.sleep_as_a_suspended_machine_does(rules.FORGET + 60)
 
-    @precondition(lambda self: all(due > self._model.elapsed + 1 for due in self._model.dues))
-    @rule()
-    def a_moment_passes_and_quiet_writers_look(self) -> None:
-        for _ in range(3):
-            self._pass_time(MOMENT)
-        for writer in self._model.kept:
-            self._model.look(writer)
-
-    @precondition(lambda self: not self._model.is_anybody_nearly_late())
     @rule(seconds=st.integers(1, 20))
     def seconds_pass(self, seconds: int) -> None:
-        for stream, model in self._pairs:  # so that who looks by himself in the first of these seconds sees nothing new
-            self._look(stream, model)
         for _ in range(seconds):
             self._pass_time(1)
 
-    def _look(self, stream: StreamInput, model: Writer) -> None:
-        self._agree(stream.look, lambda: self._model.look(model))
+    @precondition(lambda self: not self._readers and any(log.writer for log in self._model.logs.values()))
+    @rule(data=st.data())
+    def take_over_from_who_is_cut_off(self, data: st.DataObject) -> None:
+        held = [log for log in self._model.logs.values() if log.writer]
+        log = held[data.draw(st.integers(0, len(held) - 1), "log")]
+        assert log.writer is not None
+        there = next(index for index, running in enumerate(self._managers) if running.model is log.writer.manager)
+        here = self._managers[(there + 1) % MANAGERS]
+        self._storages[there].is_down = True
+        found: object = None
+        for _ in range(SECONDS_UNTIL_DEAD):
+            found = self._outcome(lambda: _awaited(here.streams.open(log.id, resume=True)))
+            if found is not StreamBusyError:
+                break
+            self._pass_time(1)
+        self._storages[there].is_down = False
+        assert isinstance(found, StreamInput), found
+        self._pairs.append((found, self._model.open(here.model, log.id, {}, resume=True, is_cut_off=True)))
+        self._pass_time(2)  # until it has seen that its storage is back, and taken its mail
+        for writer in self._model.kept:
+            self._model.look(writer)
 
     # What holds after each step.
 
@@ -311,7 +318,7 @@ class StreamMachine(RuleBasedStateMachine):
             found = (stream.tail, stream.is_closed, stream.cancelled.is_set())
             assert found == (model.tail, model.why is not None, model.is_cancelled)
         for running in self._managers:
-            assert set(running.streams._feeds) == {log.id for log in running.model.feeds}
+            assert feeds_of(running.streams).keys() == {log.id for log in running.model.feeds}
         assert self._portal.run(self._infos) == [self._model.list_streams("", len(IDS))] * MANAGERS
 
     async def _infos(self) -> Sequence[Sequence[object]]:
@@ -327,7 +334,6 @@ class StreamMachine(RuleBasedStateMachine):
                 lease=timedelta(seconds=rules.LEASE),
                 grace=timedelta(seconds=rules.GRACE),
                 limits=LIMITS,
-                clock=self._clock,
             )
         )
         self._settle()
@@ -423,7 +429,7 @@ def _outcome_of(model: Callable[[], T]) -> T | type[StreamkeepError]:
 
 
 def _info(info: StreamInfo) -> tuple[object, ...]:
-    is_held = bool(info.writer)
+    is_held = bool(info.session)
     return (
         info.id,
         info.status,
@@ -431,7 +437,6 @@ def _info(info: StreamInfo) -> tuple[object, ...]:
         info.tail,
         info.created_at,
         is_held,
-        info.lease_until,
         info.expires_at,
         dict(info.metadata),
     )

@@ -1,11 +1,13 @@
 """What becomes of streams, said once more and without a storage, a task or a wait: the model that managers are compared with.
 
 Its methods are those of StreamManager and StreamInput; they return what those return, and raise what those raise. It knows when
-background work is due, because time is told to it: `now` is the managers' clock, `elapsed` their event loop's time.
+background work is due, because time is told to it: `now` is the storage's clock, `elapsed` the event loops' time. A writer is alive as long
+as its manager is, whatever the clock says.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Final, Literal
 
 import msgspec
@@ -29,8 +31,6 @@ TTL: Final = 30.0
 LEASE: Final = 12.0
 GRACE: Final = 5.0
 FORGET: Final = 86_400.0
-RENEWAL: Final = LEASE / 3
-SWEEP: Final = 60.0
 MAX_EVENT_BYTES: Final = 40
 MAX_EVENTS: Final = 6
 MAX_STREAM_BYTES: Final = 45
@@ -47,7 +47,7 @@ class Log:
     created_at: float
     metadata: Mapping[str, str]
     writer: "Writer | None" = None
-    lease_until: float = 0.0
+    free_at: float = 0.0
     expires_at: float = 0.0
     events: list[Event] = field(default_factory=list)
     size: int = 0
@@ -56,7 +56,7 @@ class Log:
 
     @property
     def abandoned_at(self) -> float:
-        return self.lease_until + GRACE
+        return self.free_at + LEASE + GRACE
 
 
 @dataclass(eq=False)
@@ -75,16 +75,6 @@ class Writer:
         if self.why is not None:
             self.has_lost_unheard = False
             raise self.why("")
-
-
-@dataclass
-class Feed:
-    """How long a manager waits for the writer of a stream that it reads."""
-
-    patient_until: float
-    """Of the clock."""
-    deadline: float
-    """Of the event loop."""
 
 
 @dataclass(eq=False)
@@ -112,12 +102,10 @@ class Follower:
 
 @dataclass(eq=False)
 class Manager:
-    """A manager's background work: which handles it tends, what it follows, and what is due when."""
+    """A manager: which handles it has, and what it follows, each with the time at which its feed looks whether there is a writer."""
 
-    renewal_due: float
-    sweep_due: float
     kept: list[Writer] = field(default_factory=list)
-    feeds: dict[Log, Feed] = field(default_factory=dict)
+    feeds: dict[Log, float] = field(default_factory=dict)
 
 
 class Model:
@@ -133,7 +121,7 @@ class Model:
     # Managers.
 
     def start(self) -> Manager:
-        manager = Manager(self.elapsed + RENEWAL, self.elapsed + SWEEP)
+        manager = Manager()
         self.managers.append(manager)
         self.sweep()
         return manager
@@ -147,7 +135,9 @@ class Model:
                 follower.stop(StreamManagerClosedError)
         self.managers.remove(manager)
 
-    def open(self, manager: Manager, stream: str, metadata: Mapping[str, str], *, resume: bool) -> Writer:
+    def open(
+        self, manager: Manager, stream: str, metadata: Mapping[str, str], *, resume: bool, is_cut_off: bool = False
+    ) -> Writer:
         log = self._living(stream)
         if log is None:
             log = self.logs[stream] = Log(stream, self.now, metadata)
@@ -155,11 +145,12 @@ class Model:
             raise StreamAlreadyExistsError
         elif log.status != "open":
             raise StreamCompletedError
-        elif log.writer is not None and self.now < log.lease_until:
-            raise StreamBusyError("", lease_until=log.lease_until)
+        elif log.writer is not None and not is_cut_off:
+            raise StreamBusyError("", retry_after=LEASE)
         writer = log.writer = Writer(manager, log, len(log.events), log.size)
         manager.kept.append(writer)
-        self._lease(log)
+        log.expires_at = self.now + FORGET
+        self._set_deadlines(log)
         return writer
 
     def cancel(self, manager: Manager, stream: str) -> bool:
@@ -167,15 +158,18 @@ class Model:
         if log.status != "open":
             return False
         self._end(log, "CANCELLED")
-        self._tell(manager, stream)
+        self._tell(log)
         return True
 
     def delete(self, manager: Manager, stream: str) -> None:
-        self._forget(self._found(stream))
-        self._tell(manager, stream)
+        log = self._found(stream)
+        self._forget(log)
+        self._tell(log)
 
     def info(self, stream: str) -> tuple[object, ...]:
-        return self._info(self._found(stream))
+        log = self._found(stream)
+        self._abandon(log)
+        return self._info(log)
 
     def list_streams(self, after: str, limit: int) -> list[tuple[object, ...]]:
         living = [log for stream in sorted(self.logs) if (log := self._living(stream)) and stream > after]
@@ -183,10 +177,9 @@ class Model:
 
     def sweep(self) -> None:
         for log in tuple(self.logs.values()):
-            if self.now >= log.expires_at:
+            is_over = log.status != "open" or (log.writer is None and self.now >= log.abandoned_at)
+            if is_over and self.now >= log.expires_at:
                 self._forget(log)
-            else:
-                self._abandon(log)
 
     def read(self, manager: Manager, stream: str, after: int | None) -> list[Event]:
         """Give the events that are there for a reader who then leaves."""
@@ -200,7 +193,7 @@ class Model:
         follower = Follower(manager, log, 0 if after is None else after + 1)
         self.followers.append(follower)
         if log.status == "open" and log not in manager.feeds:
-            manager.feeds[log] = Feed(log.abandoned_at, self.elapsed + log.abandoned_at - self.now)
+            manager.feeds[log] = self._deadline(log)
             self._abandon(log)
         return follower
 
@@ -260,63 +253,35 @@ class Model:
         except StreamkeepError:
             return  # the exception that it is left by arrives instead
 
-    def renew(self, writer: Writer) -> None:
-        if writer in writer.manager.kept:
-            if self._is_its_own(writer):
-                self._lease(writer.log)
-            else:
-                self._lose(writer)
-
     def look(self, writer: Writer) -> None:
         if writer in writer.manager.kept and not self._is_its_own(writer):
             self._lose(writer)
 
     def drop(self, writer: Writer) -> None:
-        if writer in writer.manager.kept:
-            writer.manager.kept.remove(writer)
+        """Release it: what its dropping does."""
+        self._let_go(writer, StreamInputClosedError)
 
     # Time.
-
-    @property
-    def dues(self) -> Iterator[float]:
-        """When, in the event loop's time, something is due."""
-        for manager in self.managers:
-            yield manager.renewal_due
-            yield manager.sweep_due
-            for feed in manager.feeds.values():
-                yield feed.deadline
 
     @property
     def kept(self) -> list[Writer]:
         """All handles that their managers tend."""
         return [writer for manager in self.managers for writer in manager.kept]
 
-    def is_anybody_nearly_late(self) -> bool:
-        """Say whether a living writer's stream may be ended before its lease is renewed; for then it is a race."""
-        return any(self._is_its_own(writer) and self.now + RENEWAL + 2 >= writer.log.abandoned_at for writer in self.kept)
-
     def pass_time(self, seconds: float) -> None:
         """Let time pass, and what is due be done."""
         self.now += seconds
         self.elapsed += seconds
         for manager in self.managers:
-            if manager.renewal_due <= self.elapsed:
-                manager.renewal_due = self.elapsed + RENEWAL
-                for writer in tuple(manager.kept):
-                    self.renew(writer)
-        for manager in self.managers:
-            for log, feed in tuple(manager.feeds.items()):
-                if feed.deadline <= self.elapsed:
+            for log, deadline in tuple(manager.feeds.items()):
+                if deadline <= self.elapsed:
                     self._abandon(log)
-            if manager.sweep_due <= self.elapsed:
-                manager.sweep_due = self.elapsed + SWEEP
-                self.sweep()
 
     # What these have in common.
 
     def _living(self, stream: str) -> Log | None:
         log = self.logs.get(stream)
-        return None if log is None or self.now >= log.expires_at else log
+        return None if log is None or (log.status != "open" and self.now >= log.expires_at) else log
 
     def _found(self, stream: str) -> Log:
         log = self._living(stream)
@@ -333,15 +298,17 @@ class Model:
     def _info(self, log: Log) -> tuple[object, ...]:
         is_held = log.writer is not None
         tail = len(log.events)
-        return log.id, log.status, log.error, tail, log.created_at, is_held, log.lease_until, log.expires_at, dict(log.metadata)
+        return log.id, log.status, log.error, tail, log.created_at, is_held, log.expires_at, dict(log.metadata)
 
     def _is_its_own(self, writer: Writer) -> bool:
         return self.logs.get(writer.log.id) is writer.log and writer.log.writer is writer
 
     def _put(self, writer: Writer, chunk: object) -> int:
         size = len(_json(chunk)) + 1
+        if size - 1 > MAX_EVENT_BYTES:
+            raise LimitExceededError
         writer.check()
-        if size - 1 > MAX_EVENT_BYTES or writer.tail >= MAX_EVENTS or writer.size + size > MAX_STREAM_BYTES:
+        if writer.tail >= MAX_EVENTS or writer.size + size > MAX_STREAM_BYTES:
             raise LimitExceededError
         writer.size += size
         return writer.tail
@@ -371,7 +338,9 @@ class Model:
             writer.why = why
             self._stop(writer)
             writer.log.writer = None
-            self._lease(writer.log)
+            writer.log.free_at = self.now
+            writer.log.expires_at = self.now + FORGET
+            self._set_deadlines(writer.log)
         else:
             self._lose(writer)
 
@@ -390,27 +359,27 @@ class Model:
         if writer in writer.manager.kept:
             writer.manager.kept.remove(writer)
 
-    def _tell(self, manager: Manager, stream: str) -> None:
-        for writer in tuple(manager.kept):
-            if writer.log.id == stream:
+    def _tell(self, log: Log) -> None:
+        for writer in self.kept:
+            if writer.log is log:
                 self.look(writer)
 
-    def _lease(self, log: Log) -> None:
-        log.lease_until = self.now + LEASE
-        log.expires_at = log.abandoned_at + FORGET
+    def _deadline(self, log: Log) -> float:
+        return inf if log.writer else self.elapsed + log.abandoned_at - self.now
+
+    def _set_deadlines(self, log: Log) -> None:
         for manager in self.managers:
-            feed = manager.feeds.get(log)
-            if feed is not None and feed.patient_until != log.abandoned_at:
-                manager.feeds[log] = Feed(log.abandoned_at, self.elapsed + log.abandoned_at - self.now)
+            if log in manager.feeds:
+                manager.feeds[log] = self._deadline(log)
 
     def _abandon(self, log: Log) -> None:
-        if log.status == "open" and self.now >= log.abandoned_at:
+        if log.status == "open" and log.writer is None and self.now >= log.abandoned_at:
             self._end(log, "ABORTED")
 
     def _end(self, log: Log, error: Status | None, output: object = None) -> None:
         log.status, log.error = "error" if error else "done", error
         log.events.append((log.status, error or output))
-        log.writer, log.lease_until, log.expires_at = None, 0.0, self.now + TTL
+        log.writer, log.expires_at = None, self.now + TTL
         self._no_feeds(log)
 
     def _forget(self, log: Log) -> None:

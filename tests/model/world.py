@@ -15,9 +15,13 @@ from typing import Any, Final, Literal
 
 import anyio
 import sniffio
+from tests.inside import feeds_of, tasks_of, writers_of
 
 from streamkeep import StreamEvent, StreamEventType, StreamInput, StreamManager
+from streamkeep._observer import WANTED_SECONDS
+from streamkeep._running import UNDO_PAUSES
 from streamkeep.errors import (
+    StreamBusyError,
     StreamCompletedError,
     StreamInputClosedError,
     StreamkeepError,
@@ -27,15 +31,18 @@ from streamkeep.errors import (
 
 from .kinds import OpenStorage
 from .probes import ProbedStorage
-from .virtual_time import Workload, clock
+from .virtual_time import Workload
 
 STREAM: Final = "answer"
 OUTPUT: Final = "all said"
 PATIENCE: Final = 1_000.0
 """Virtual seconds that nothing here may take: many times lease and grace."""
 BOUND_SECONDS: Final = 10
-OWN_TASKS: Final = 2
-"""What a manager does whatever happens: it renews leases, and sweeps."""
+LEASE: Final = 10.0
+SETTLE_SECONDS: Final = max(sum(UNDO_PAUSES), WANTED_SECONDS) + 10.0
+"""After this nothing is undone any more, dropped handles are released, and no session is observed for who asked once."""
+OWN_TASKS: Final = 3
+"""What a manager does whatever happens: it sweeps, tends its writers, and renews its session."""
 
 RIVALS: Final = (StreamCompletedError, StreamTakenOverError, StreamNotFoundError)
 """What a writer may be told whose stream others may end, take over or delete."""
@@ -136,12 +143,13 @@ class World:
         self.heard: list[list[Event]] = []
         self.is_storage_well = False
         self.storage = ProbedStorage(open_storage(), workload)
-        self.streams = StreamManager(self.storage, clock=clock)
+        self.streams = StreamManager(self.storage)
         self._storage_elsewhere = ProbedStorage(open_storage(), workload)
-        self.elsewhere = StreamManager(self._storage_elsewhere, clock=clock)
+        self.elsewhere = StreamManager(self._storage_elsewhere)
         self._open_storage = open_storage
         self._workload = workload
         self._scribes: list[Scribe] = []
+        self._dead: list[StreamInput | None] = []  # nobody drops what a dead process had
         self._resources = AsyncExitStack()
         self._managers = [self.streams, self.elsewhere]
 
@@ -154,7 +162,7 @@ class World:
             await anyio.sleep(1)  # until both have swept for the first time
             yield
         for manager in self._managers:
-            assert (manager._scopes, manager._feeds, manager._inputs) == (set(), {}, {}), "a manager that is left has nothing"
+            assert tasks_of(manager) == writers_of(manager) == len(feeds_of(manager)) == 0, "a manager that is left has nothing"
         await assert_nobody_else_runs()
 
     # For scenarios.
@@ -182,15 +190,32 @@ class World:
 
     def one_more_manager(self, ttl: timedelta = timedelta(minutes=5)) -> StreamManager:
         """Give a manager over `storage`, not entered."""
-        manager = StreamManager(self.storage, clock=clock, ttl=ttl)
+        manager = StreamManager(self.storage, ttl=ttl)
         self._managers.append(manager)
         return manager
 
-    async def slow_manager(self) -> StreamManager:
-        """Give a manager, entered, whose writers count as dead, because its clock is slow by an hour."""
-        manager = self.one_more_manager()
-        manager.clock = lambda: clock() - 3_600
-        return await self._resources.enter_async_context(manager)
+    async def dead_writer(self) -> None:
+        """Have the stream written by a process that then dies."""
+        storage = ProbedStorage(self._open_storage(), self._workload)
+        manager = StreamManager(storage)
+        self._managers.append(manager)
+        for resource in (storage, manager):
+            await self._resources.enter_async_context(resource)
+        scribe = self.scribe()
+        await scribe.open(manager)
+        await scribe.write()
+        self._dead.append(scribe.input)
+        scribe.input = None
+        storage.is_down = True
+
+    async def resume(self, heir: Scribe, streams: StreamManager | None = None) -> None:
+        """Have a scribe go on with the stream, as soon as that can be."""
+        with anyio.fail_after(PATIENCE):
+            while True:
+                try:
+                    return await heir.open(streams or self.elsewhere, resume=True)
+                except StreamBusyError:
+                    await anyio.sleep(1)
 
     async def cancel_elsewhere(self) -> None:
         """Have the stream cancelled by the other process, if it is there."""
@@ -209,8 +234,9 @@ class World:
     async def recover(self, recovery: Recovery) -> None:
         """Go on as somebody would, until the stream has ended, will end by itself, or was found not to be there."""
         await anyio.sleep(1)  # for threads that are still at something that was cancelled
-        if not self.streams.is_running:
-            await self.streams.aclose()  # goes on where it was stopped
+        for manager in self._managers:
+            if not manager.is_running:
+                await manager.aclose()  # goes on where it was stopped
         if recovery == "the writer goes on":
             await self._go_on()
         self._drop_handles()
@@ -230,13 +256,11 @@ class World:
 
     async def settle(self) -> None:
         """Assert that managers whose streams are over are left with their own tasks."""
-        await anyio.sleep(
-            self.streams.terms.lease / 2
-        )  # dropped handles are noticed when leases are renewed, each third of one
+        await anyio.sleep(SETTLE_SECONDS)
         for manager in (self.streams, self.elsewhere):
             if manager.is_running:
-                assert (manager._feeds, manager._inputs) == ({}, {}), "nobody is tended who is gone"
-                assert len(manager._scopes) == OWN_TASKS, "no task goes on"
+                assert writers_of(manager) == len(feeds_of(manager)) == 0, "nobody is tended who is gone"
+                assert tasks_of(manager) <= OWN_TASKS, "no task goes on"
 
     async def _find_out_about_deletion(self) -> None:
         if self.told.is_void:
@@ -271,10 +295,9 @@ class World:
             await scribe.done()
 
     async def _take_over(self) -> None:
-        await anyio.sleep(self.elsewhere.terms.lease + 1)
         heir = self.scribe()
         try:
-            await heir.open(self.elsewhere, resume=True)
+            await self.resume(heir)
         except StreamCompletedError:
             return
         if self.told.outcome == "deleted":

@@ -16,6 +16,7 @@ import anyio
 from anyio.abc import TaskGroup
 from playwright.async_api import Page
 from tests.http.servers import until
+from tests.inside import feeds_of
 from tests.network.proxy import End, Fate, Network
 from tests.network.readers import (
     HANG,
@@ -203,7 +204,7 @@ class Campaign:
                 kinds = ("complete", "live", "flow") if starts_flows else ("complete", "live")
                 readings = [await self._reading(self._choices.choice(kinds), tasks) for _ in range(readings_each)]
                 tasks.start_soon(read_and_judge, self.tally, client, self._page, readings)
-        await until(lambda: not self._streams._feeds)
+        await until(lambda: not feeds_of(self._streams))
 
     async def _reading(self, kind: str, tasks: TaskGroup) -> Reading:
         choices = self._choices

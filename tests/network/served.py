@@ -14,12 +14,13 @@ from anyio.abc import TaskStatus
 from genkit import ActionRunContext
 from starlette.middleware.cors import CORSMiddleware
 from tests.http.servers import durable_app, serving, until
+from tests.inside import feeds_of
 from tests.network.proxy import Network, bad_network
 from tests.network.readers import HANG, READ_SECONDS, Outcome
 
 from streamkeep import InMemoryStreamManager, StreamManager
 from streamkeep.http import StreamsHTTP
-from streamkeep.http.response import ASGIApp, Pace
+from streamkeep.http.response import ASGIApp, Timeouts
 
 FLOW: Final = "/tell"
 HEARTBEAT: Final = timedelta(milliseconds=20)
@@ -72,7 +73,7 @@ async def write_stream(
 
 def app_of(streams: StreamManager) -> ASGIApp:
     """Give an app with the flow at /tell and all streams under /streams, for pages of any origin."""
-    app: Any = durable_app(tell, streams=StreamsHTTP(streams, pace=Pace(heartbeat=HEARTBEAT)))
+    app: Any = durable_app(tell, streams=StreamsHTTP(streams, timeouts=Timeouts(heartbeat=HEARTBEAT)))
     return CORSMiddleware(app, allow_origins=["*"])
 
 
@@ -82,7 +83,7 @@ async def served() -> AsyncGenerator[tuple[StreamManager, str]]:
     streams = InMemoryStreamManager()
     async with serving(app_of(streams)) as url:
         yield streams, url
-        await until(lambda: not streams._feeds)
+        await until(lambda: not feeds_of(streams))
 
 
 @asynccontextmanager

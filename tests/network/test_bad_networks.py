@@ -14,6 +14,7 @@ import httpx
 import pytest
 from tests.http.servers import STREAM_ID, STREAMING, server_process, until
 from tests.http.servers import Reading as ReadAnswer
+from tests.inside import feeds_of
 from tests.network.campaign import CLIENTS, Reading, Tally, campaign, read_and_judge
 from tests.network.proxy import End, Fate, Network, bad_network
 from tests.network.readers import (
@@ -129,7 +130,7 @@ async def test_the_server_forgets_readers_that_were_cut_while_the_stream_goes_on
                 tasks.start_soon(read_by_httpx, f"{network.path(repeat(fate))}/streams/told")
             await until(lambda: network.struck.total() >= 20)
             tasks.cancel_scope.cancel()
-        await until(lambda: not streams._feeds)
+        await until(lambda: not feeds_of(streams))
         assert (await streams.info("told")).status == "open"
 
 

@@ -17,7 +17,7 @@ from tests.powerloss.disk import Disk, Image, Operation, Sync, Write
 from tests.powerloss.history import Bounds, History, WitnessedStorage, why_impossible
 from tests.powerloss.ledger import Ledger
 from tests.powerloss.recorder import CHECKPOINT_PAGES, Tape, recorded
-from tests.powerloss.recovery import DATABASE, DamageError, State, digest_of, go_on, put_down, read_all, recover
+from tests.powerloss.recovery import DATABASE, DamageError, State, digest_of, go_on, latest_in, put_down, read_all, recover
 from tests.powerloss.workload import Relief, Size, Workload, no_relief
 
 from streamkeep.storages.sqlite._database import Synchronous
@@ -119,9 +119,9 @@ class Recording:
                 yield Moment(f"{self.name}, cut {number}", disk, entry, self.states, bounds, ledger)
             if isinstance(entry, Operation):
                 disk.do(entry)
-            bounds.hear(entry)
+            bounds.play(entry)
             if ledger is not None:
-                ledger.hear(entry)
+                ledger.play(entry)
 
 
 class Examiner:
@@ -233,6 +233,7 @@ class PowerCuts:
             async with WitnessedStorage(directory / DATABASE, self._plan.synchronous, history) as storage:
                 state = await read_all(storage)
                 history.show(state)
+                storage.earliest = latest_in(state)
                 await go_on(storage, state)
         return Recording(name, disk, tape.entries, history.states(), bounds)
 

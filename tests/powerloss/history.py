@@ -4,18 +4,17 @@ All commits and deletions of one database are one sequence. After a cut the stat
 than what is sure, not longer than what was asked for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from tests.powerloss.disk import Sync
 from tests.powerloss.recorder import Tape
-from tests.powerloss.recovery import State
+from tests.powerloss.recovery import OneLoopStorage, State
 
 from streamkeep.errors import StorageFullError
 from streamkeep.storage import Head
-from streamkeep.storages.sqlite import SQLiteStorage
 from streamkeep.storages.sqlite._database import Synchronous
 
 
@@ -84,12 +83,18 @@ class History:
         return states
 
 
-class WitnessedStorage(SQLiteStorage):
-    """The real storage, with a history of what it was asked and what it answered."""
+class WitnessedStorage(OneLoopStorage):
+    """The real storage, with a history of what it was asked and what it answered; and perhaps another clock."""
 
-    def __init__(self, path: Path, synchronous: Synchronous, history: History) -> None:
+    def __init__(
+        self, path: Path, synchronous: Synchronous, history: History, clock: Callable[[], float] | None = None
+    ) -> None:
         super().__init__(path, synchronous=synchronous)
         self._history = history
+        self._clock = clock
+
+    def time(self) -> float:
+        return super().time() if self._clock is None else self._clock()
 
     async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
         number = self._history.ask(stream, head, records)
@@ -118,7 +123,7 @@ class Bounds:
         self.sure = sure
         self.possible = possible
 
-    def hear(self, entry: object) -> None:
+    def play(self, entry: object) -> None:
         """Take in the next entry of the tape."""
         match entry:
             case Asked(number):

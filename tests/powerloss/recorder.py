@@ -71,11 +71,18 @@ def recorded(tape: Tape, checkpoint_pages: int = CHECKPOINT_PAGES) -> Generator[
     """Have every SQLite storage that is opened and closed in this block note on the tape what it does to its files."""
     vfs = _VFS(f"streamkeep-recorder-{next(_serial)}", tape)
     try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_database, "sqlite3", _Driver(vfs.vfs_name, checkpoint_pages))
+        with driven_by(vfs.vfs_name, checkpoint_pages):
             yield
     finally:
         vfs.unregister()
+
+
+@contextmanager
+def driven_by(vfs: str, checkpoint_pages: int) -> Generator[None]:
+    """Have every SQLite storage that is opened and closed in this block use this VFS."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_database, "sqlite3", _Driver(vfs, checkpoint_pages))
+        yield
 
 
 class _VFS(apsw.VFS):
@@ -137,7 +144,13 @@ class _Driver:
         return getattr(sqlite3, name)
 
     def connect(
-        self, database: str | os.PathLike[str], *, isolation_level: None, timeout: float, uri: bool = False
+        self,
+        database: str | os.PathLike[str],
+        *,
+        isolation_level: None = None,
+        timeout: float = 5.0,
+        uri: bool = False,
+        check_same_thread: bool = True,
     ) -> "_Connection":
         flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | (apsw.SQLITE_OPEN_URI if uri else 0)
         with _as_sqlite3():

@@ -19,12 +19,19 @@ from urllib.parse import quote
 import anyio
 from tests.powerloss.disk import Image
 
-from streamkeep import StreamEvent, StreamEventType, StreamInfo, StreamkeepError, StreamManager
-from streamkeep._lifecycle import life_of
+from streamkeep import (
+    StreamBusyError,
+    StreamEvent,
+    StreamEventType,
+    StreamInfo,
+    StreamInput,
+    StreamkeepError,
+    StreamManager,
+)
+from streamkeep._lifecycle import SESSION_PREFIX, Terms, life_of, renew, session_id, session_of
 from streamkeep.events import is_terminal
 from streamkeep.storage import Head, Storage
 from streamkeep.storages.sqlite import SQLiteStorage
-from streamkeep.testing.clock import FakeClock
 
 DATABASE: Final = "streams.db"
 BOUND_SECONDS: Final = 60
@@ -42,6 +49,20 @@ State = Mapping[str, Log]
 """All streams, by id."""
 
 
+class OneLoopStorage(SQLiteStorage):
+    """All that is asked of it is asked in one event loop, the session's renewals as well, and so in an order."""
+
+    earliest = 0.0
+    """Its time is this or later: what it holds may have been written by a clock that is ahead of this one."""
+
+    def time(self) -> float:
+        """See `Storage.time`."""
+        return max(super().time(), self.earliest)
+
+    def clone(self) -> None:  # type: ignore[override] # the contract allows it
+        """See `Storage.clone`."""
+
+
 class DamageError(Exception):
     """What survived is not whole, or cannot be gone on with."""
 
@@ -52,15 +73,22 @@ async def recover(image: Image, directory: Path) -> State:
     path = directory / DATABASE
     try:
         with anyio.fail_after(BOUND_SECONDS):
-            async with SQLiteStorage(path, synchronous="NORMAL") as storage:
+            async with OneLoopStorage(path, synchronous="NORMAL") as storage:
                 state = await read_all(storage)
                 _check_file(path)
                 _check_logs(state)
+                storage.earliest = latest_in(state)
                 await go_on(storage, state)
             _check_file(path)
     except (StreamkeepError, sqlite3.Error, TimeoutError) as error:
         raise DamageError(f"{type(error).__name__}: {error}") from error
     return state
+
+
+def latest_in(state: State) -> float:
+    """Give the latest time at which a writer has let go of a stream, by the clock of that writer."""
+    streams = [life_of(head) for stream, (head, _) in state.items() if not stream.startswith(SESSION_PREFIX)]
+    return max((life.state.free_at for life in streams), default=0.0)
 
 
 def put_down(image: Image, directory: Path) -> None:
@@ -84,9 +112,9 @@ async def read_all(storage: Storage) -> State:
     """Give all that a storage holds."""
     state: dict[str, Log] = {}
     after = ""
-    while ids := await storage.scan(after):
-        after = ids[-1]
-        for stream in ids:
+    while page := await storage.scan(after):
+        after = page[-1][0]
+        for stream, _ in page:
             log = await _read(storage, stream)
             if log is not None:
                 state[stream] = log
@@ -95,19 +123,39 @@ async def read_all(storage: Storage) -> State:
 
 async def go_on(storage: Storage, state: State) -> None:
     """Take over every open stream and complete it, begin and complete a new one. DamageError: they cannot be read as that."""
-    lives = {stream: life_of(head) for stream, (head, _) in state.items()}
+    lives = {stream: life_of(head) for stream, (head, _) in state.items() if not stream.startswith(SESSION_PREFIX)}
     open_streams = [stream for stream, life in lives.items() if life.state.status == "open"]
     new_stream = next(name for number in count() if (name := f"begun-afterwards-{number}") not in state)
-    when_all_have_lapsed = FakeClock(max([life.state.lease_until for life in lives.values()], default=0.0) + 1)
-    async with StreamManager(storage, grace=timedelta(days=9999), clock=when_all_have_lapsed) as streams:
+    await end_sessions(storage)
+    async with StreamManager(storage, grace=timedelta(days=9999)) as streams:
         await asyncio.gather(*(_complete(streams, stream) for stream in [*open_streams, new_stream]))
         for info in await streams.list():
             async with streams.subscribe(info.id) as events:
                 _check_events([event async for event in events], info)
 
 
+async def end_sessions(storage: Storage) -> None:
+    """Say of all sessions that they are over, so that nobody has to wait until it is seen that their processes are dead."""
+    heads = dict(await storage.scan(limit=1_000))
+    written = {life_of(head).state.session for stream, head in heads.items() if not stream.startswith(SESSION_PREFIX)}
+    for session in sorted(written - {""}):
+        head = heads.get(session_id(session))
+        if head is None or not session_of(head).is_over:
+            over = renew(head, 1_000_000, storage.time(), session, Terms(0.0, 1.0, 1.0), is_over=True)
+            assert await storage.commit(session_id(session), None if head is None else head.version, over)
+
+
+async def resume(streams: StreamManager, stream: str) -> StreamInput:
+    """Take over from a writer whose session is over, as soon as that is seen."""
+    while True:
+        try:
+            return await streams.open(stream, resume=True)
+        except StreamBusyError:
+            await anyio.sleep(0.001)
+
+
 async def _complete(streams: StreamManager, stream: str) -> None:
-    async with streams.open(stream, resume=True) as heir:
+    async with await resume(streams, stream) as heir:
         tail = heir.tail
         if heir.write_soon("after the cut") != tail:
             raise DamageError(f"a new writer of {stream} does not go on at offset {tail}")
@@ -125,6 +173,8 @@ def _check_events(events: Sequence[StreamEvent[object]], info: StreamInfo) -> No
 
 def _check_logs(state: State) -> None:
     for stream, (head, records) in state.items():
+        if stream.startswith(SESSION_PREFIX):
+            continue
         if len(records) != head.tail:
             raise DamageError(f"{stream} has {len(records)} records, and its head says {head.tail}")
         ends = [offset for offset, record in enumerate(records) if is_terminal(record)]

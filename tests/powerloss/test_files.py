@@ -12,13 +12,13 @@ from streamkeep.storages.sqlite import SQLiteStorage
 
 BOUND_SECONDS = 20
 
-# The counts of what was begun and what was told, as no process leaves them.
+# The counts of what was begun and what was published, as no process leaves them.
 ODD_NOTIFY_FILES = {
     "all ones": b"\xff" * 16_400,
     "one byte": b"\xff",
-    "told more than was begun": (1).to_bytes(8, "little") + (1 << 40).to_bytes(8, "little"),
+    "published more than was begun": (1).to_bytes(8, "little") + (1 << 40).to_bytes(8, "little"),
     "about to overflow": ((1 << 64) - 1).to_bytes(8, "little") * 2,
-    "told only": bytes(8) + (1 << 40).to_bytes(8, "little"),
+    "published only": bytes(8) + (1 << 40).to_bytes(8, "little"),
 }
 
 

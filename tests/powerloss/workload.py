@@ -15,10 +15,11 @@ from typing import Final, TypeVar
 
 import anyio
 import pytest
+from tests.inside import storage_of
 from tests.powerloss.history import History, WitnessedStorage
 from tests.powerloss.ledger import Begun, Gone, Stored, Unwanted, Written
 from tests.powerloss.recorder import Tape
-from tests.powerloss.recovery import DATABASE
+from tests.powerloss.recovery import DATABASE, end_sessions, resume
 
 from streamkeep import ErrorInfo, StorageError, StreamInput, StreamManager, StreamTakenOverError
 from streamkeep._lifecycle import CANCELLED
@@ -81,7 +82,7 @@ class Workload:
                 await self._resume(streams, stream)
             for _ in range(steps):
                 await self._step(streams)
-            self._inputs.clear()
+        self._inputs.clear()
 
     async def _step(self, streams: StreamManager) -> None:
         step = self._random.choice(_STEPS) if len(self._inputs) > 1 else Workload._begin
@@ -92,8 +93,8 @@ class Workload:
         async with AsyncExitStack() as stack:
 
             async def enter() -> StreamManager:
-                storage = await stack.enter_async_context(WitnessedStorage(self._path, self._synchronous, self.history))
-                return StreamManager(storage, ttl=TTL, lease=LEASE, grace=GRACE, clock=self._clock)
+                storage = WitnessedStorage(self._path, self._synchronous, self.history, self._clock)
+                return StreamManager(await stack.enter_async_context(storage), ttl=TTL, lease=LEASE, grace=GRACE)
 
             yield await stack.enter_async_context(await self._insist(enter))
 
@@ -144,16 +145,13 @@ class Workload:
 
     async def _be_taken_over_from(self, streams: StreamManager) -> None:
         old = self._some_input()
+        await self._insist(lambda: end_sessions(storage_of(streams)))  # as if its process had died
         async with self._manager() as neighbour:
             heir = await self._resume(neighbour, old.id)
             await self._write(heir)
             with pytest.raises(StreamTakenOverError):
                 await self._insist(lambda: old.write("too late"))
         await self._resume(streams, old.id)
-
-    async def _renew(self, streams: StreamManager) -> None:
-        for stream_input in self._inputs.values():
-            await self._insist(stream_input.renew)
 
     async def _cancel(self, streams: StreamManager) -> None:
         chosen = self._some_input()
@@ -192,8 +190,7 @@ class Workload:
         self._tape.mark(Stored(stream_input.id, stream_input.tail))
 
     async def _resume(self, streams: StreamManager, stream: str) -> StreamInput:
-        self._clock.advance(LEASE.total_seconds() + 1)
-        heir = self._inputs[stream] = await self._insist(lambda: streams.open(stream, resume=True))
+        heir = self._inputs[stream] = await self._insist(lambda: resume(streams, stream))
         return heir
 
     async def _stubbornly(self, stream_input: StreamInput, call: Awaitable[object]) -> None:
@@ -210,7 +207,6 @@ class Workload:
                 return await call()
             except StorageError as error:
                 self._relief(error)
-                self._clock.advance(LEASE.total_seconds() + 1)  # should it have happened, it is the stream of nobody
         raise AssertionError(f"it has failed {TRIES} times")
 
     def _has_ended(self, stream: str, tail: int) -> None:
@@ -234,7 +230,6 @@ _STEPS: Final[Sequence[Callable[[Workload, StreamManager], Awaitable[None]]]] = 
     *[Workload._finish] * 2,
     Workload._hand_over,
     Workload._be_taken_over_from,
-    Workload._renew,
     Workload._cancel,
     Workload._delete,
     Workload._expire,

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 import anyio
+from tests.inside import feeds_of, storage_of, tasks_of, writers_of
 
 from streamkeep import StreamManager
 from streamkeep.http import StreamsHTTP
@@ -104,19 +105,20 @@ def _inotify_watches(descriptor: str) -> int:
 
 def registries(streams: StreamManager) -> Census:
     """Count what a manager, and its storage's doorbells, keep account of."""
+    feeds, storage = feeds_of(streams), storage_of(streams)
     census = Census(
         {
-            "background task": len(streams._scopes),
-            "writer": len(streams._inputs),
-            "feed": len(streams._feeds),
-            "follower": sum(feed.followers for feed in streams._feeds.values()),
+            "background task": tasks_of(streams),
+            "writer": writers_of(streams),
+            "feed": len(feeds),
+            "follower": sum(feed.followers for feed in feeds.values()),
         }
     )
-    if isinstance(streams.storage, MemoryStorage | SQLiteStorage):
-        watchers = streams.storage._doorbells._by_stream
+    if isinstance(storage, MemoryStorage | SQLiteStorage):
+        watchers = storage._doorbells._by_stream
         census.update({"watched stream": len(watchers), "watcher": sum(map(len, watchers.values()))})
-    if isinstance(streams.storage, MemoryStorage):
-        kept = streams.storage._streams.values()
+    if isinstance(storage, MemoryStorage):
+        kept = storage._streams.values()
         census.update({"row of streams": len(kept), "row of records": sum(len(stream.records) for stream in kept)})
     return census
 

@@ -11,14 +11,18 @@ from typing import Final
 
 import anyio
 from tests.http.servers import until
+from tests.inside import storage_of, tasks_of, writers_of
 from tests.resources.census import Census, left_over, take_census
 
 from streamkeep import StreamInput, StreamManager, StreamNotFoundError, StreamTimeoutError
+from streamkeep._lifecycle import AFTER_RESERVED
 from streamkeep.storage import Storage
-from streamkeep.testing.clock import FakeClock
 
 CHUNK: Final = {"text": "nothing is lost " * 8}
 AT_A_TIME: Final = 100
+TTL: Final = timedelta(seconds=0.5)
+OWN_TASKS: Final = 3
+"""A manager sweeps, tends its writers, and renews its session, if no thread does that."""
 
 Fate = Callable[[StreamManager, StreamInput], Coroutine[object, object, None]]
 Visit = Callable[[StreamManager, str], Coroutine[object, object, None]]
@@ -148,11 +152,13 @@ async def _come(visit: Visit, streams: StreamManager, stream: str) -> None:
         await visit(streams, stream)
 
 
-async def let_all_expire(streams: StreamManager, clock: FakeClock) -> None:
-    """Let the abandoned be ended, and all that has ended be swept away."""
-    clock.advance(streams.terms.lease + streams.terms.grace)
-    await streams.sweep()
-    clock.advance(streams.terms.ttl)
+async def let_all_expire(streams: StreamManager) -> None:
+    """Let the abandoned be ended, which takes somebody who looks, and all that has ended be swept away."""
+    while there := await streams.list():
+        for info in there:
+            with suppress(StreamNotFoundError):
+                await streams.info(info.id)
+        await anyio.sleep(TTL.total_seconds() / 5)
     await streams.sweep()
 
 
@@ -161,9 +167,8 @@ async def let_all_expire(streams: StreamManager, clock: FakeClock) -> None:
 
 @asynccontextmanager
 async def manager_over(storage: Storage) -> AsyncGenerator[StreamManager]:
-    """Give a manager whose clock stands still, and who looks soon after writers that were dropped."""
-    lease, grace = timedelta(seconds=0.3), timedelta(hours=1)
-    async with storage, StreamManager(storage, lease=lease, grace=grace, clock=FakeClock()) as streams:
+    """Give a manager that soon ends what was dropped, and soon forgets what has ended."""
+    async with storage, StreamManager(storage, ttl=TTL, lease=TTL, grace=timedelta(0)) as streams:
         yield streams
 
 
@@ -175,9 +180,8 @@ def rounds_of_streams(streams: StreamManager, number: int, seed: int) -> Callabl
     async def one_round() -> None:
         name = next(rounds)
         await come_and_go(streams, (f"stream-{name}-{n}" for n in range(number)), rng)
-        assert isinstance(streams.clock, FakeClock)
-        await let_all_expire(streams, streams.clock)
-        await until(lambda: not streams._inputs and len(streams._scopes) == 2)  # who renews leases, and who sweeps
+        await let_all_expire(streams)
+        await until(lambda: not writers_of(streams) and tasks_of(streams) <= OWN_TASKS)
 
     return one_round
 
@@ -206,7 +210,7 @@ async def live_and_count(streams: StreamManager, files: Path, *, number: int, ro
         await work()
         censuses.append(take_census(streams))
         sizes.append(_size(files))
-    kept = await streams.storage.scan()
+    kept = await storage_of(streams).scan(AFTER_RESERVED)
     return Aftermath(left_over(censuses[0] | censuses[1], censuses[-1]), len(kept), sizes)
 
 

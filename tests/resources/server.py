@@ -27,7 +27,7 @@ from tests.resources.clients import Client, get
 
 from streamkeep import StreamInput, StreamManager
 from streamkeep.http import StreamsHTTP
-from streamkeep.http.response import Pace, Receive, Scope, Send, send_response
+from streamkeep.http.response import Receive, Scope, Send, Timeouts, send_response
 
 ROOT: Final = Path(__file__).parents[2]
 COUNT_TO: Final = 200
@@ -180,9 +180,9 @@ def _main() -> None:
     logging.disable()  # asyncio says of each accept() without a descriptor that it failed, thousands of times a second
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (arguments.descriptors or hard, hard))
-    pace = Pace(heartbeat=timedelta(seconds=arguments.heartbeat))
+    timeouts = Timeouts(heartbeat=timedelta(seconds=arguments.heartbeat))
     streams = StreamManager.connect(f"sqlite:///{arguments.database}", lease=LEASE, grace=timedelta(minutes=1))
-    app = _App(StreamsHTTP(streams, pace=pace))
+    app = _App(StreamsHTTP(streams, timeouts=timeouts))
     config = uvicorn.Config(
         cast("Any", app),
         port=0,

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import anyio
 from tests.http.servers import count, durable_app, serving, until
+from tests.inside import tasks_of
 from tests.resources.census import Census, census_in_motion, left_over, take_census
 from tests.resources.clients import Client, Disconnect, get, post, storm
 
@@ -62,7 +63,7 @@ async def storms(
     async with http.streams.open(LIVE, metadata={"route": "/count"}) as writer, Client.connected(port) as faithful:
         await faithful.begin(get(f"/streams/{LIVE}"))
         await storm(port, disconnects())
-        await until(lambda: not http.runner._runs and len(http.streams._scopes) == 4)
+        await until(lambda: not http.runner._runs and tasks_of(http.streams) == 4)
         before = await census_in_motion(lambda: _census_of(http))
         left: list[dict[str, int]] = []
         for number in range(rounds):

@@ -15,7 +15,6 @@ from weakref import ReferenceType, ref
 
 import trio
 
-from streamkeep import _lifecycle
 from streamkeep import (
     OffsetOutOfRangeError,
     StorageError,
@@ -29,6 +28,7 @@ from streamkeep import (
     StreamNotFoundError,
     StreamTakenOverError,
     StreamTimeoutError,
+    _lifecycle,
 )
 from streamkeep.errors import StorageCorruptError
 from streamkeep.events import StreamEventType, event_of
@@ -558,7 +558,9 @@ class Meddler:
                 asked_at = trio.current_time()
                 if await process.streams.cancel(stream):
                     story.count("cancelled")
-                    if asked_at >= process.calm_since and not any(story.world.commit_seconds):  # else they find out by themselves
+                    if asked_at >= process.calm_since and not any(
+                        story.world.commit_seconds
+                    ):  # else they find out by themselves
                         await _expect_to_be_told(story, stream, asked_at)
             case "delete" | "replace" as how:
                 story.deleted.add(stream)

@@ -36,11 +36,11 @@ import trio.testing
 from streamkeep import _core, _sessions, _sweeper
 from streamkeep._core import LOOK_SECONDS
 from streamkeep._lifecycle import FORGET_OPEN_SECONDS, KEEP_SESSION_SECONDS, life_of, session_id
-from streamkeep._manager import UNDO_PAUSES
+from streamkeep._running import UNDO_PAUSES
 from streamkeep.storage import Storage
 
 from .accounts import check_all
-from .actors import PROMPT_SECONDS, Actor, Meddler, Process, Reader, Story, Writer
+from .actors import Actor, Meddler, Process, Reader, Story, Writer
 from .world import CALM, LONGEST_STALL, Weather, World, asking
 
 # The one way to have trio's order of tasks from a seed: it is there for Hypothesis, and is not documented.
@@ -237,7 +237,7 @@ async def _settle(story: Story, last: Process, nursery: trio.Nursery) -> None:
                 for stream in _open_streams(story):
                     nursery.start_soon(last.act, Reader(story, f"somebody who looks at {stream}", stream))
         with trio.move_on_after(TELL_SECONDS):
-            while any(handle.should_be_told for handle in story.handles):
+            while any(handle.should_be_told for handle in story.handles):  # noqa: ASYNC110 - nor does who finds out
                 await trio.sleep(10)
         for handle in story.handles:
             if handle.should_be_told:
@@ -264,7 +264,7 @@ async def _see_all_removed(story: Story) -> None:
     """Wait until nothing is kept any more, and say what is."""
     longest = 2 * KEEP_SESSION_SECONDS + story.ttl.total_seconds() + 600 + story.world.put_back
     with trio.move_on_after(longest):
-        while story.world.streams:
+        while story.world.streams:  # noqa: ASYNC110 - sweeps tell nobody
             await trio.sleep(60)
     for stream in story.world.streams:
         story.complain(f"{stream} was never removed")

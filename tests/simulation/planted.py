@@ -12,10 +12,12 @@ import trio
 from streamkeep import _lifecycle
 from streamkeep._core import Core
 from streamkeep._feed import Feed
-from streamkeep._input import Outbox, StreamInput
+from streamkeep._input import StreamInput
 from streamkeep._lifecycle import Life
-from streamkeep._manager import _Running
-from streamkeep._sessions import Observed, Observer, _Keeper
+from streamkeep._observer import Observed, Observer
+from streamkeep._outbox import Outbox
+from streamkeep._running import Running
+from streamkeep._sessions import _Renewal
 from streamkeep._subscription import Subscription
 from streamkeep._sweeper import Sweeper
 from streamkeep.errors import StorageError
@@ -122,22 +124,22 @@ def what_has_ended_is_cancelled_again(patch: pytest.MonkeyPatch) -> None:
 def sessions_are_not_renewed(patch: pytest.MonkeyPatch) -> None:
     """A writer that lives is taken for dead."""
 
-    async def sleep(self: _Keeper) -> None:
+    async def sleep(self: _Renewal) -> None:
         await trio.sleep_forever()
 
-    patch.setattr(_Keeper, "_renew_on", sleep)
+    patch.setattr(_Renewal, "_renew_on", sleep)
 
 
 def a_session_is_not_begun_again(patch: pytest.MonkeyPatch) -> None:
     """A writer that lives is taken for dead, once the storage has gone back to before its session."""
-    renew = _Keeper._try_to_renew
+    renew = _Renewal._try_to_renew
 
-    async def only_what_is_there(self: _Keeper, *, is_over: bool) -> bool:
-        if self._head is not None and await self._storage.read(self._id) is None:
+    async def only_what_is_there(self: _Renewal, *, is_over: bool) -> bool:
+        if self._beat and await self._storage.read(self._id) is None:
             return True
         return await renew(self, is_over=is_over)
 
-    patch.setattr(_Keeper, "_try_to_renew", only_what_is_there)
+    patch.setattr(_Renewal, "_try_to_renew", only_what_is_there)
 
 
 def nobody_is_challenged(patch: pytest.MonkeyPatch) -> None:
@@ -174,10 +176,10 @@ def nobody_ends_what_has_no_writer(patch: pytest.MonkeyPatch) -> None:
 def an_open_that_failed_is_not_undone(patch: pytest.MonkeyPatch) -> None:
     """An id belongs to nobody for a while."""
 
-    def content(self: _Running, *_: object) -> None:
+    def content(self: Running, *_: object) -> None:
         pass
 
-    patch.setattr(_Running, "_undo", content)
+    patch.setattr(Running, "_undo", content)
 
 
 def no_mail_is_sent(patch: pytest.MonkeyPatch) -> None:
@@ -191,13 +193,13 @@ def no_mail_is_sent(patch: pytest.MonkeyPatch) -> None:
 
 def mail_is_lost_at_a_renewal(patch: pytest.MonkeyPatch) -> None:
     """A writer is not told that it was cancelled, and goes on being paid for."""
-    begin = _Keeper.__init__
+    begin = _Renewal.__init__
 
-    def deaf(self: _Keeper, *args: Any) -> None:
+    def deaf(self: _Renewal, *args: Any) -> None:
         begin(self, *args)
         self._host.look = _do_nothing  # type: ignore[method-assign] # that is the bug
 
-    patch.setattr(_Keeper, "__init__", deaf)
+    patch.setattr(_Renewal, "__init__", deaf)
 
 
 def _do_nothing(_: Iterable[str]) -> None:

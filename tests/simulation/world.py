@@ -35,6 +35,7 @@ MAX_OPERATIONS: Final = 40_000
 """After so many operations a history goes round in circles."""
 EPOCH: Final = 4_000_000_000.0
 """What the storage's clock shows when a history begins; in the future, because an engine may forget what by its own clock is over."""
+RECONNECT_SECONDS: Final = 10.0
 BATCH: Final = 1_000
 """How many records are restored at once."""
 
@@ -206,7 +207,7 @@ class World:
         return {stream: (past, past.head, len(past.records)) for stream, past in self.streams.items()}
 
     def go_back(self, moment: Mapping[str, tuple[Past, Head, int]]) -> None:
-        """Let the storage hold what it held then. Every bell rings, because every connection to it was lost."""
+        """Let the storage hold what it held then. Every bell rings when its connection is found to be lost."""
         self.note(f"the storage goes back to {len(moment)} heads")
         self.times_gone_back += 1
         for stream, past in list(self.streams.items()):
@@ -217,8 +218,9 @@ class World:
         for stream, (past, head, tail) in moment.items():
             if stream not in self.streams:
                 self._restore(past, head, tail)
-        for stream in list(self._bells):
-            self._ring(stream)
+        for bells in list(self._bells.values()):
+            for bell in bells:
+                bell.ring_after(RECONNECT_SECONDS * self.random.random())
 
     def _restore(self, origin: Past, head: Head, tail: int) -> None:
         past = Past(origin.id, head, trio.current_time(), origin.records[:tail], origin.stored_at[:tail], origin=origin)
@@ -279,7 +281,9 @@ class World:
         """Scan, and compare."""
         found: Sequence[tuple[str, Head]] = self._ask(self._storage.scan(after, limit))
         there = sorted(stream for stream in self.streams if stream > after)[:limit]
-        self._expect(list(found) == [(stream, self.streams[stream].head) for stream in there], f"a scan after {after!r} gives {found}")
+        self._expect(
+            list(found) == [(stream, self.streams[stream].head) for stream in there], f"a scan after {after!r} gives {found}"
+        )
         return found
 
     def expired(self, before: float, limit: int) -> Sequence[tuple[str, Head]]:
@@ -287,7 +291,9 @@ class World:
         found: Sequence[tuple[str, Head]] = self._ask(self._storage.expired(before, limit))
         due = {stream: past.head for stream, past in self.streams.items() if past.head.expires_at <= before}
         self._expect(all(due.get(stream) == head for stream, head in found), f"what has expired by {before} is {found}")
-        self._expect(len(found) == min(limit, len(due)) == len(dict(found)), f"of {len(due)} expired streams {len(found)} are given")
+        self._expect(
+            len(found) == min(limit, len(due)) == len(dict(found)), f"of {len(due)} expired streams {len(found)} are given"
+        )
         return sorted(found)
 
     def watch(self, stream: str, bell: "_Bell") -> None:
@@ -452,11 +458,13 @@ class _Bell:
 
     def ring_later(self) -> None:
         chance, weather = self._world.random.random, self._way.weather
-        self._send(chance() * weather.stall_seconds if chance() < weather.late_rings else self._way.delay())
+        self.ring_after(chance() * weather.stall_seconds if chance() < weather.late_rings else self._way.delay())
         if chance() < weather.false_rings:
-            self._send(chance() * weather.stall_seconds)
+            self.ring_after(chance() * weather.stall_seconds)
 
-    def _send(self, delay: float) -> None:
+    def ring_after(self, delay: float) -> None:
+        """Ring once, then."""
+
         async def carry() -> None:
             await trio.sleep(delay)
             self._rung.set()

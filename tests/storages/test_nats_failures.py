@@ -6,6 +6,8 @@ import gc
 import json
 import os
 import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
@@ -275,6 +277,16 @@ async def test_a_server_that_speaks_no_nats_is_an_error_of_ours() -> None:
             with anyio.fail_after(BOUND_SECONDS), pytest.raises(StorageError, match=f"127.0.0.1:{port}"):
                 async with NATSStorage([f"nats://127.0.0.1:{port}"]):
                     pass
+
+
+def test_no_other_client_is_needed() -> None:
+    program = """
+import sys
+sys.modules["nats"] = sys.modules["nkeys"] = None  # as if they were not installed
+from streamkeep.storages import storage_for
+storage_for("nats://localhost")
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=BOUND_SECONDS)
 
 
 # -- forks

@@ -13,14 +13,12 @@ from typing import Any
 
 import anyio
 import asyncpg  # type: ignore[import-untyped]  # it has no types
+import asyncpg.prepared_stmt  # type: ignore[import-untyped]  # as above
 import pytest
 from tests.engines.pgbouncer import PgBouncer
 from tests.engines.postgres import SYSTEM, Postgres
-<<<<<<< HEAD
 from tests.simulation.suite import SimulationSuite
-=======
 from tests.storages.failures import assert_each_has_its_own, forked
->>>>>>> redispg
 
 from streamkeep.errors import (
     InvalidArgumentError,
@@ -34,13 +32,8 @@ from streamkeep.storages import postgres, storage_for
 from streamkeep.storages.postgres import PostgresStorage, _link, _schema
 from streamkeep.storages.postgres._notifications import Polling
 from streamkeep.storages.retrying import RetryingStorage
-<<<<<<< HEAD
 from streamkeep.testing import StorageSuite, StreamsSuite
-from streamkeep.testing._storage_suite import ODD_IDS
-=======
-from streamkeep.testing import SimulationSuite, StorageSuite, StreamsSuite
 from streamkeep.testing._storage_suite import ODD_IDS, ids_of
->>>>>>> redispg
 
 BOUND_SECONDS = 20
 

@@ -22,8 +22,10 @@ from tests.engines.redis import REDIS, Cluster, Replicated, Server, until
 from tests.simulation.suite import SimulationSuite
 from tests.storages.failures import assert_each_has_its_own, forked
 
+from streamkeep import StreamManager
 from streamkeep.errors import (
     InvalidArgumentError,
+    OffsetOutOfRangeError,
     StorageCorruptError,
     StorageError,
     StorageFullError,
@@ -610,6 +612,27 @@ async def test_a_server_that_comes_back_with_an_older_snapshot_is_believed(tmp_p
             assert await ids_of(storage) == ["deleted", "s"]
             assert await storage.commit("s", 3, a_head(9, 4), [b"other"])
             assert await every_record(storage, "s", 4) == [b"1", b"2", b"3", b"other"]
+
+
+async def test_a_reader_is_told_when_the_server_comes_back_with_less_than_it_has_read(tmp_path: Path) -> None:
+    with Server(tmp_path / "own", "--appendonly", "no") as own:
+        async with StreamManager.connect(own.url) as streams, StreamManager.connect(own.url) as elsewhere:
+            stream = await streams.open("s")
+            await stream.write("kept")
+            own.ask("SAVE")
+            await stream.write("lost")
+            async with elsewhere.subscribe("s") as reader, elsewhere.subscribe("s", 0) as other:
+                with anyio.fail_after(BOUND_SECONDS):
+                    assert [(await anext(reader)).chunk for _ in range(2)] == ["kept", "lost"]
+                    assert (await anext(other)).chunk == "lost"
+                    own.kill()
+                    own.start()
+                    for events in (reader, other):
+                        with pytest.raises(OffsetOutOfRangeError):
+                            await anext(events)
+                    with pytest.raises(StorageCorruptError, match="taken the last moments"):
+                        await stream.write("more")
+            assert (await elsewhere.info("s")).tail == 1
 
 
 # -- one failure, many who wait

@@ -45,9 +45,9 @@ def storage(faulty: FaultyStorage) -> RetryingStorage:
 async def test_a_commit_whose_answers_are_lost_happens_once_and_is_acknowledged(
     faulty: FaultyStorage, storage: RetryingStorage, times: int
 ) -> None:
-    faulty.lose("commit", times=times, error=GONE)
+    faulty.lose_answer("commit", times=times, error=GONE)
     assert await storage.commit("s", None, FIRST, [b"one"])
-    faulty.lose("commit", times=times, error=GONE)
+    faulty.lose_answer("commit", times=times, error=GONE)
     assert await storage.commit("s", 1, SECOND, [b"two"])
     page = await faulty.read("s", 0, 10)
     assert page is not None
@@ -85,13 +85,13 @@ async def test_a_refusal_without_a_lost_answer_is_believed(faulty: FaultyStorage
 async def test_a_read_that_loses_its_connection_after_a_lost_commit_is_made_again(
     faulty: FaultyStorage, storage: RetryingStorage
 ) -> None:
-    faulty.lose("commit", error=GONE)
+    faulty.lose_answer("commit", error=GONE)
     faulty.refuse("read", times=2, error=GONE)
     assert await storage.commit("s", None, FIRST, [b"one"])
 
 
 async def test_a_full_storage_does_not_deny_what_was_stored_before(faulty: FaultyStorage, storage: RetryingStorage) -> None:
-    faulty.lose("commit", error=GONE)
+    faulty.lose_answer("commit", error=GONE)
     faulty.refuse("commit", error=StorageFullError("full"))
     assert await storage.commit("s", None, FIRST, [b"one"])
     faulty.refuse("commit", error=GONE)
@@ -102,7 +102,7 @@ async def test_a_full_storage_does_not_deny_what_was_stored_before(faulty: Fault
 
 async def test_a_deletion_whose_answer_is_lost_is_acknowledged(faulty: FaultyStorage, storage: RetryingStorage) -> None:
     await faulty.commit("s", None, FIRST, [b"one"])
-    faulty.lose("delete", error=GONE)
+    faulty.lose_answer("delete", error=GONE)
     assert await storage.delete("s", 1)
     assert not await storage.delete("s", 1)
 

@@ -10,8 +10,10 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,7 +23,7 @@ import pytest
 from streamkeep.errors import InvalidArgumentError, StorageCorruptError, StorageError, StorageFullError
 from streamkeep.storage import Head, Storage
 from streamkeep.storages import sqlite
-from streamkeep.storages.sqlite import SQLiteStorage, _database, _interlock
+from streamkeep.storages.sqlite import SQLiteStorage, _clock, _interlock, _writer
 from streamkeep.testing import StorageSuite
 
 T = TypeVar("T")
@@ -119,8 +121,8 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_database, "_TIMEOUT_SECONDS", 0.2)
+def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_writer, "TIMEOUT_SECONDS", 0.2)
 
 
 # -- what the file is
@@ -233,6 +235,206 @@ async def test_paths_with_odd_names_are_just_names(tmp_path: Path) -> None:
         assert (tmp_path / name).is_file()
 
 
+async def test_a_path_that_begins_with_two_slashes_or_takes_a_detour_is_the_same_file(tmp_path: Path) -> None:
+    real = tmp_path / "real"
+    (real / "deep").mkdir(parents=True)
+    link = tmp_path / "link.db"
+    link.symlink_to(real / "streams.db")
+    (tmp_path / "folder").symlink_to(real / "deep")
+    names: list[Path | str] = [
+        real / "streams.db",
+        f"/{real}/streams.db",
+        f"//{real}/streams.db",
+        link,
+        tmp_path / "folder" / ".." / "streams.db",
+    ]
+    for number, name in enumerate(names):
+        async with SQLiteStorage(name) as storage, SQLiteStorage(names[0]) as other:
+            assert await storage.commit(f"s{number}", None, a_head(1, 0))
+            assert len(await other.scan()) == number + 1
+    assert {file.name for file in tmp_path.iterdir()} == {"real", "link.db", "folder"}
+    assert {file.name for file in real.iterdir()} == {"deep", "streams.db", "streams.db-lock", "streams.db-notify"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux")
+async def test_a_name_that_is_no_text_is_just_a_name(tmp_path: Path) -> None:
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.db")
+    await fill(Path(name))
+    async with SQLiteStorage(name) as storage:
+        assert await tail_of(storage, "s") == (1, 1)
+
+
+async def test_a_name_with_a_nul_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="NUL"):
+        SQLiteStorage("a\0b")
+
+
+async def test_a_clone_is_over_the_same_file_wherever_the_process_is_by_then(
+    path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    monkeypatch.chdir(path.parent)
+    storage = SQLiteStorage(path.name, synchronous="NORMAL")
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    async with storage:
+        assert await storage.commit("s", None, a_head(1, 1), [b"x"])
+
+        async def use() -> tuple[int, int] | None:
+            async with storage.clone() as clone:
+                assert abs(clone.time() - storage_time) < 5
+                return await tail_of(clone, "s")
+
+        storage_time = storage.time()
+        assert await asyncio.to_thread(lambda: asyncio.run(use())) == (1, 1)
+    assert path.is_file()
+
+
+# -- who else has the file
+
+
+FOREIGN = {
+    "text": lambda path: path.write_bytes(b"text, and no database at all" * 100),
+    "a database": lambda path: foreign(path, "DELETE").close(),
+    "a database with a log": lambda path: foreign(path, "WAL").close(),
+}
+
+
+def foreign(path: Path, mode: str) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute(f"PRAGMA journal_mode = {mode}")
+    db.execute("CREATE TABLE theirs (x)")
+    return db
+
+
+@pytest.mark.parametrize("make", FOREIGN.values(), ids=FOREIGN)
+async def test_nothing_is_left_beside_a_foreign_file(path: Path, make: Callable[[Path], object]) -> None:
+    make(path)
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    with pytest.raises(StorageCorruptError, match="not a streamkeep database"):
+        await enter(path)
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
+
+
+async def test_nothing_is_left_beside_a_foreign_database_that_is_in_use(path: Path) -> None:
+    """All of it may be in its log."""
+    db = foreign(path, "WAL")
+    before = {file.name for file in path.parent.iterdir()}
+    with pytest.raises(StorageCorruptError, match="not a streamkeep database"):
+        await enter(path)
+    assert {file.name for file in path.parent.iterdir()} == before
+    db.execute("INSERT INTO theirs VALUES (1)")
+    db.close()
+
+
+async def test_a_pipe_is_refused_without_waiting_for_it(path: Path) -> None:
+    os.mkfifo(path)
+    with pytest.raises(StorageError, match="no ordinary file"):
+        await enter(path)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
+async def test_what_root_makes_beside_a_users_database_is_the_users(path: Path) -> None:
+    await fill(path)
+    with reachable_by_nobody(path.parent):
+        path.parent.chmod(0o777)
+        for mode in (0o600, 0o660):
+            for file in path.parent.iterdir():
+                if file != path:
+                    file.unlink()
+            os.chown(path, NOBODY, NOBODY)
+            path.chmod(mode)
+            mask = os.umask(0o077)
+            try:
+                async with SQLiteStorage(path) as storage, storage.watch("s"):
+                    status = [file.stat() for file in path.parent.iterdir()]
+                    assert len(status) == 5
+                    assert {(s.st_uid, s.st_gid, s.st_mode & 0o777) for s in status} == {(NOBODY, NOBODY, mode)}
+                    assert not enter_as_nobody(path)
+            finally:
+                os.umask(mask)
+            assert not enter_as_nobody(path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such links")
+async def test_a_lock_file_that_is_a_link_is_not_followed(path: Path) -> None:
+    """Who may write in the directory could otherwise have root write anywhere."""
+    await fill(path)
+    victim = path.with_name("victim")
+    lock = path.with_name("streams.db-notify")
+    lock.unlink()
+    lock.symlink_to(victim)
+    with pytest.raises(StorageError):
+        await enter(path)
+    assert not victim.exists()
+
+
+# -- the clock
+
+CLOCK = """
+import asyncio, sys, time
+from streamkeep.storages.sqlite import SQLiteStorage
+
+real, ahead = time.time, float(sys.argv[2])
+time.time = lambda: real() + ahead
+
+async def main():
+    async with SQLiteStorage(sys.argv[1]) as storage:
+        print(storage.time())
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system says which boot this is")
+@pytest.mark.parametrize("hours", [1, -1, 24 * 365])
+async def test_all_processes_have_one_time_whatever_their_clocks_say(
+    path: Path, hours: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with SQLiteStorage(path) as here:
+        before = here.time()
+        wall = time.time
+        monkeypatch.setattr(time, "time", lambda: wall() + hours * 3600)
+        async with SQLiteStorage(path) as there:
+            assert before <= there.time() <= here.time() <= before + BOUND_SECONDS
+        command = [sys.executable, "-c", CLOCK, str(path), str(-hours * 3600)]
+        run = partial(subprocess.run, command, check=True, capture_output=True, text=True, timeout=BOUND_SECONDS)
+        other = await asyncio.to_thread(run)
+        assert before <= float(other.stdout) <= here.time() <= before + BOUND_SECONDS
+    async with SQLiteStorage(path) as again:
+        assert before <= again.time() <= before + BOUND_SECONDS
+
+
+async def test_time_does_not_go_back_when_the_machine_boots_with_an_earlier_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_clock, "_boot_id", lambda: "one")
+    monkeypatch.setattr(_clock, "SAVE_SECONDS", 0)
+    async with SQLiteStorage(path) as storage:
+        assert await storage.commit("s", None, a_head(1, 0))
+        before = storage.time()
+    wall = time.time
+    monkeypatch.setattr(time, "time", lambda: wall() - 3600)
+    monkeypatch.setattr(_clock, "_boot_id", lambda: "two")
+    async with SQLiteStorage(path) as storage:
+        assert before - 1 <= storage.time() <= before + BOUND_SECONDS
+    monkeypatch.setattr(time, "time", lambda: wall() + 3600)
+    monkeypatch.setattr(_clock, "_boot_id", lambda: "three")
+    async with SQLiteStorage(path) as storage:
+        assert storage.time() >= before + 3000
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+async def test_where_no_boot_can_be_told_from_another_a_time_does_not_jump_either(
+    path: Path, hours: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_clock, "_boot_id", lambda: None)
+    async with SQLiteStorage(path) as storage:
+        before = storage.time()
+        wall = time.time
+        monkeypatch.setattr(time, "time", lambda: wall() + hours * 3600)
+        assert before <= storage.time() <= before + BOUND_SECONDS
+
+
 async def test_synchronous_is_one_of_two(path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="FULL or NORMAL"):
         SQLiteStorage(path, synchronous="OFF")  # type: ignore[arg-type]  # that is the point
@@ -296,9 +498,9 @@ async def test_a_value_that_cannot_be_stored_fails_its_caller_only(path: Path) -
             surrogate = asyncio.create_task(storage.commit("\ud800", None, a_head(1, 0)))
             await queued(storage, 7)
         assert all([await task for task in good])
-        with pytest.raises(StorageError):
+        with pytest.raises(StorageError, match="OverflowError"):
             await bad
-        with pytest.raises(StorageError):
+        with pytest.raises(InvalidArgumentError, match="surrogates"):
             await surrogate
         assert [stream for stream, _ in await storage.scan()] == [f"s{i}" for i in range(5)]
         # Keys that were given out in the batch that was rolled back must be forgotten.
@@ -498,11 +700,11 @@ async def test_a_database_restored_from_an_older_copy_rings_as_before(path: Path
 async def test_a_commit_by_another_process_rings_here(path: Path) -> None:
     async with SQLiteStorage(path) as storage, storage.watch("s") as doorbell, process(WRITER, path, "s") as other:
         for tail in range(1, 11):
-            tell(other)
+            write_line(other)
             with anyio.fail_after(BOUND_SECONDS):
                 while await tail_of(storage, "s") != (tail, tail):
                     await doorbell.wait()
-            assert await hear(other) == str(tail)
+            assert await line_of(other) == str(tail)
 
 
 async def test_a_commit_by_another_process_rings_here_without_inotify(path: Path, without_inotify: None) -> None:
@@ -516,7 +718,7 @@ async def test_two_busy_processes_lose_nothing_and_both_get_on(path: Path) -> No
 
         async def follow(which: int, other: asyncio.subprocess.Process) -> None:
             while min(counts) < 500:
-                stream, tail = (await hear(other)).split()
+                stream, tail = (await line_of(other)).split()
                 acknowledged[stream] = int(tail)
                 counts[which] += 1
 
@@ -535,14 +737,14 @@ async def test_what_a_killed_process_had_acknowledged_is_there(path: Path) -> No
     for attempt in range(5):
         async with process(BUSY_WRITER, path, f"{attempt}-") as other:
             for _ in range(dice.randrange(50, 400)):
-                stream, tail = (await hear(other)).split()
+                stream, tail = (await line_of(other)).split()
                 acknowledged[stream] = int(tail)
             other.send_signal(signal.SIGKILL)
             await other.wait()
     await check_whole(path, acknowledged)
 
 
-async def test_a_process_that_holds_the_database_too_long_is_named(path: Path, impatient: None) -> None:
+async def test_a_process_that_holds_the_database_too_long_is_named(path: Path, short_timeout: None) -> None:
     async with SQLiteStorage(path) as storage:
         async with paused(path):
             with pytest.raises(StorageError, match="another program has held the database"):
@@ -587,7 +789,7 @@ async def tail_of(storage: Storage, stream: str) -> tuple[int, int] | None:
     return None if page is None else (page.head.version, page.head.tail)
 
 
-async def in_writer(storage: SQLiteStorage, work: Callable[[_database.Writer], T]) -> T:
+async def in_writer(storage: SQLiteStorage, work: Callable[[_writer.Writer], T]) -> T:
     assert storage._entered is not None
     return await storage._entered.writer.start(work)
 
@@ -627,7 +829,7 @@ async def process(script: str, path: Path, argument: str) -> AsyncGenerator[asyn
     )
     try:
         if script is WRITER:
-            assert await hear(other) == "ready"
+            assert await line_of(other) == "ready"
         yield other
     finally:
         if other.returncode is None:
@@ -635,7 +837,7 @@ async def process(script: str, path: Path, argument: str) -> AsyncGenerator[asyn
         await other.communicate()
 
 
-async def hear(other: asyncio.subprocess.Process) -> str:
+async def line_of(other: asyncio.subprocess.Process) -> str:
     assert other.stdout is not None
     with anyio.fail_after(BOUND_SECONDS):
         line = await other.stdout.readline()
@@ -643,7 +845,7 @@ async def hear(other: asyncio.subprocess.Process) -> str:
     return line.decode().strip()
 
 
-def tell(other: asyncio.subprocess.Process) -> None:
+def write_line(other: asyncio.subprocess.Process) -> None:
     assert other.stdin is not None
     other.stdin.write(b"\n")
 

@@ -4,7 +4,6 @@ It decides by its random numbers, and notes in its journal whatever it is about 
 """
 
 import random
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
@@ -42,9 +41,9 @@ async def produce(part: Part) -> None:
     async with AsyncExitStack() as stack:
         storage = await stack.enter_async_context(SQLiteStorage(part.stage.database, synchronous=part.stage.synchronous))
         lasting = await stack.enter_async_context(StreamManager(storage, ttl=TTL, lease=LEASE, grace=GRACE))
-        # What this one ends is soon forgotten. It must end its own streams only, so it has all the patience for others'.
+        # Streams of this one are soon forgotten.
         brief = await stack.enter_async_context(
-            StreamManager(storage, ttl=timedelta(seconds=BRIEF_SECONDS), lease=LEASE, grace=timedelta(hours=1))
+            StreamManager(storage, ttl=timedelta(seconds=BRIEF_SECONDS), lease=LEASE, grace=GRACE)
         )
         producer = _Producer(part, lasting, brief)
         slots = await stack.enter_async_context(anyio.create_task_group())
@@ -87,7 +86,7 @@ class _Producer:
     async def _go_on(self) -> None:
         # Only lasting streams: another one could be gone by now, and would be created anew under the same id.
         there = await self._open_streams(LASTING)
-        if left_behind := [info for info in there if not info.writer or info.lease_until < time.time()] or there:
+        if left_behind := [info for info in there if not info.session] or there:
             await self._open(self._random.choice(left_behind).id, self._name(), "resume")
 
     async def _cancel(self) -> None:

@@ -56,15 +56,15 @@ async def _be_struck(stage: Stage, deed: str, blow: signal.Signals, go: Connecti
 
 
 def _await_the_blow(database: Database, blow: signal.Signals) -> None:
-    tell, before = Notify.tell, database.streams()
+    publish, before = Notify.publish, database.streams()
 
-    def tell_no_more(notify: Notify, checksums: Sequence[int]) -> Changes:
+    def publish_no_more(notify: Notify, checksums: Sequence[int]) -> Changes:
         if database.streams() != before:  # or else it was only a lease that was renewed
-            Notify.tell = tell  # type: ignore[method-assign]  # the next one is told as ever
+            Notify.publish = publish  # type: ignore[method-assign]  # the next one is told as ever
             signal.pthread_kill(threading.get_ident(), blow)  # a process's signal another thread may take, a little later
-        return tell(notify, checksums)
+        return publish(notify, checksums)
 
-    Notify.tell = tell_no_more  # type: ignore[method-assign,assignment]  # nothing else is called between the two
+    Notify.publish = publish_no_more  # type: ignore[method-assign,assignment]  # nothing else is called between the two
 
 
 # In the test's
@@ -135,7 +135,7 @@ async def take_over(streams: StreamManager) -> StreamInput:
             try:
                 return await streams.open(STREAM, resume=True)
             except StreamBusyError as busy:
-                await anyio.sleep(max(0.01, busy.lease_until - streams.clock()))
+                await anyio.sleep(max(0.01, busy.retry_after))
 
 
 @pytest.mark.timeout(180)

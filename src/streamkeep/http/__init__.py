@@ -3,7 +3,7 @@
 from .access import Access, Authorize
 from .app import StreamsHTTP
 from .middleware import DurableStreaming
-from .response import Pace
+from .response import Timeouts
 from .runner import Producer, Runner
 
-__all__ = ["Access", "Authorize", "DurableStreaming", "Pace", "Producer", "Runner", "StreamsHTTP"]
+__all__ = ["Access", "Authorize", "DurableStreaming", "Producer", "Runner", "StreamsHTTP", "Timeouts"]

@@ -25,10 +25,10 @@ from .access import Access, Action, Authorize, check_route, owner_of
 from .response import (
     STREAM_ID_HEADER,
     ASGIApp,
-    Pace,
     Receive,
     Scope,
     Send,
+    Timeouts,
     disconnected,
     errors_answered,
     headers_of,
@@ -36,7 +36,7 @@ from .response import (
     send_events,
     send_response,
 )
-from .runner import MAX_PRODUCERS, Producer, Runner
+from .runner import MAX_PRODUCERS, ChunkWriter, Producer, Runner
 from .shutdown import shutdown_of
 from .wire import Framing, GenkitFraming, GenkitRequest, SSEFraming, parse_body, parse_offset, result_body, wants_stream
 
@@ -79,7 +79,7 @@ class StreamsHTTP:
         streams: the manager.
         authorize: asked before every start, read, resume and stop; see `Authorize`.
         route: read only streams that were started through this route (a request path); None: those of all routes.
-        pace: heartbeat and time bounds of requests and responses.
+        timeouts: heartbeat and time bounds of requests and responses.
         drain: how long producers may go on when this is left.
         drain_on_signal: begin to drain when the process gets SIGTERM or SIGINT. Servers leave this only when the last response has
             ended, which may be never. The server's own handling of the signals goes on as it would.
@@ -93,7 +93,7 @@ class StreamsHTTP:
         *,
         authorize: Authorize | None = None,
         route: str | None = None,
-        pace: Pace | None = None,
+        timeouts: Timeouts | None = None,
         drain: timedelta = timedelta(seconds=10),
         drain_on_signal: bool = True,
         max_body_bytes: int = MAX_BODY_BYTES,
@@ -102,10 +102,10 @@ class StreamsHTTP:
         self.streams = streams
         self._authorize = authorize
         self._route = route
-        self._pace = pace or Pace()
+        self._timeouts = timeouts or Timeouts()
         self._drain = drain
         self._shutdown = shutdown_of(streams)
-        self._heard = self._shutdown.heard if drain_on_signal else nullcontext
+        self._listening = self._shutdown.listening if drain_on_signal else nullcontext
         self._max_body_bytes = max_body_bytes
         self._max_producers = max_producers
         self._runner: Runner | None = None
@@ -121,7 +121,7 @@ class StreamsHTTP:
             self._runner = await stack.enter_async_context(runner)
             runner.drain_at(self._shutdown.begun)
             stack.enter_context(self._shutdown.draining(runner.drained))
-            stack.enter_context(self._heard())
+            stack.enter_context(self._listening())
             self._resources = stack.pop_all()
         return self
 
@@ -129,7 +129,7 @@ class StreamsHTTP:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self._resources.__aexit__(exc_type, exc, traceback)
-        await self._shutdown.farewell()
+        await self._shutdown.responses_ended()
 
     async def drain(self) -> None:
         """Do what a signal sets off: take no more producers, and return when those that run have ended, as at the end.
@@ -199,9 +199,10 @@ class StreamsHTTP:
 
     def _generator_app(self, chunks: AsyncGenerator[object, None], context: Mapping[str, Any]) -> ASGIApp:
         async def produce(stream: StreamInput, _stop: anyio.Event) -> None:
+            writer = ChunkWriter(stream)
             async with aclosing(chunks):
                 async for chunk in chunks:
-                    await stream.write(chunk)
+                    await writer.write(chunk)
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             async with errors_answered(send):
@@ -221,7 +222,7 @@ class StreamsHTTP:
 
     async def read_body(self, scope: Scope, receive: Receive) -> bytes | None:
         """Give a request's body, or None if the client went away. Raises BodyRefusedError."""
-        return await read_body(scope, receive, max_bytes=self._max_body_bytes, within=self._pace.body)
+        return await read_body(scope, receive, max_bytes=self._max_body_bytes, within=self._timeouts.body)
 
     async def launch(self, scope: Scope, stream: str, produce: Producer, context: Mapping[str, Any]) -> None:
         """Run a producer under an id, for the route and the owner that the request comes from."""
@@ -244,7 +245,7 @@ class StreamsHTTP:
     async def follow(self, receive: Receive, send: Send, stream: str, after: int | None = None) -> None:
         """Answer with a stream's events in Genkit's framing. Raises before the answer has begun only."""
         headers = [(STREAM_ID_HEADER, stream), ("access-control-expose-headers", "X-Genkit-Stream-Id")]
-        async with self.streams.subscribe(stream, after, idle_timeout=self._pace.idle) as events:
+        async with self.streams.subscribe(stream, after, idle_timeout=self._timeouts.idle) as events:
             await self._send_events(receive, send, events, GenkitFraming(), headers)
 
     async def _post(self, scope: Scope, receive: Receive, send: Send, work: Work, context: Mapping[str, Any]) -> None:
@@ -286,14 +287,14 @@ class StreamsHTTP:
             # What an EventSource that has seen the end is told, so that it does not come back for ever.
             await send_response(send, 204)
             return
-        async with self.streams.subscribe(stream, after, idle_timeout=self._pace.idle) as events:
+        async with self.streams.subscribe(stream, after, idle_timeout=self._timeouts.idle) as events:
             await self._send_events(receive, send, events, SSEFraming())
 
     async def _send_events(
         self, receive: Receive, send: Send, events: Subscription[Any], framing: Framing, headers: Iterable[tuple[str, str]] = ()
     ) -> None:
-        with self._heard(), self._shutdown.responding():
-            await send_events(receive, send, events, framing, self._pace, headers, until=self._shutdown.last_call)
+        with self._listening(), self._shutdown.responding():
+            await send_events(receive, send, events, framing, self._timeouts, headers, until=self._shutdown.time_to_end)
 
     async def _cancel(self, send: Send, info: StreamInfo) -> None:
         stopped = await self.streams.cancel(info.id)

@@ -28,7 +28,7 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 STREAM_ID_HEADER: Final = "x-genkit-stream-id"
-LAST_WORDS_SECONDS: Final = 1.0
+LAST_FRAME_SECONDS: Final = 1.0
 SHUTTING_DOWN: Final = ErrorInfo("UNAVAILABLE", "the server is shutting down; the stream can be resumed by its id")
 TOO_LONG: Final = ErrorInfo("DEADLINE_EXCEEDED", "the response took as long as it may; the stream can be resumed by its id")
 NO_SNIFFING: Final = ("x-content-type-options", "nosniff")
@@ -40,7 +40,7 @@ ERROR_PAUSE_SECONDS: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class Timeouts:
     """How long a request's body may take, and how a response that streams keeps time.
 
     Attributes:
@@ -148,7 +148,7 @@ async def send_events(
     send: Send,
     events: Subscription[Any],
     framing: Framing,
-    pace: Pace,
+    timeouts: Timeouts,
     headers: Iterable[tuple[str, str]] = (),
     *,
     until: Callable[[], Awaitable[None]] = anyio.sleep_forever,
@@ -158,7 +158,7 @@ async def send_events(
         # A server's `send` may say nothing when the client has gone: without this task a response to nobody goes on for ever.
         response.start_soon(_end_after, lambda: disconnected(receive), response.cancel_scope)
         response.start_soon(_end_after, until, response.cancel_scope)
-        await _Response(send, framing, pace).run(events, headers)
+        await _Response(send, framing, timeouts).run(events, headers)
         response.cancel_scope.cancel()
 
 
@@ -170,28 +170,28 @@ async def _end_after(wait: Callable[[], Awaitable[None]], response: anyio.Cancel
 class _Response:
     """One response that streams."""
 
-    def __init__(self, send: Send, framing: Framing, pace: Pace) -> None:
+    def __init__(self, send: Send, framing: Framing, timeouts: Timeouts) -> None:
         self._send = send
         self._framing = framing
-        self._pace = pace
+        self._timeouts = timeouts
 
     async def run(self, events: Subscription[Any], headers: Iterable[tuple[str, str]]) -> None:
         kind = ("content-type", self._framing.content_type)
         head = _raw([kind, NO_SNIFFING, ("cache-control", "no-cache"), ("x-accel-buffering", "no"), *headers])
         await self._send({"type": "http.response.start", "status": 200, "headers": head})
-        last_words: ErrorInfo | None = SHUTTING_DOWN
+        final_error: ErrorInfo | None = SHUTTING_DOWN
         try:
-            last_words = await self._events(events)
+            final_error = await self._events(events)
         finally:
             # Also when this is cancelled, by a server that shuts down: then it is the last chance to say so.
-            with anyio.move_on_after(LAST_WORDS_SECONDS, shield=True):
-                await self._end(last_words)
+            with anyio.move_on_after(LAST_FRAME_SECONDS, shield=True):
+                await self._end(final_error)
 
     async def _events(self, events: Subscription[Any]) -> ErrorInfo | None:
         """Send all events; if something else than the terminal event ends them, say what."""
         try:
             await self._write(self._framing.preamble())
-            with anyio.move_on_after(self._pace.longest.total_seconds()) as longest:
+            with anyio.move_on_after(self._timeouts.longest.total_seconds()) as longest:
                 while await self._pass_on(events):
                     pass
         except OSError:
@@ -213,7 +213,7 @@ class _Response:
 
     async def _next(self, events: Subscription[Any]) -> list[StreamEvent[Any]]:
         while True:
-            with anyio.move_on_after(self._pace.heartbeat.total_seconds()):
+            with anyio.move_on_after(self._timeouts.heartbeat.total_seconds()):
                 return await events.batch()
             await self._write(self._framing.heartbeat())
 
@@ -240,8 +240,8 @@ class _Response:
             # A server's `send` need not suspend, and a long replay must not freeze everybody else.
             await checkpoint()
 
-    async def _end(self, last_words: ErrorInfo | None) -> None:
-        body = b"" if last_words is None or self._comes_back(last_words) else self._framing.error(last_words)
+    async def _end(self, final_error: ErrorInfo | None) -> None:
+        body = b"" if final_error is None or self._comes_back(final_error) else self._framing.error(final_error)
         with suppress(OSError):
             try:
                 if body:
@@ -250,9 +250,9 @@ class _Response:
                 # An event loop that is closing cancels the pause too.
                 await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
-    def _comes_back(self, last_words: ErrorInfo) -> bool:
+    def _comes_back(self, final_error: ErrorInfo) -> bool:
         # An EventSource whose response just ends comes back by itself; Genkit's clients spin.
-        return last_words in (SHUTTING_DOWN, TOO_LONG) and not isinstance(self._framing, GenkitFraming)
+        return final_error in (SHUTTING_DOWN, TOO_LONG) and not isinstance(self._framing, GenkitFraming)
 
 
 def _raw(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:

@@ -31,8 +31,34 @@ SHUT_DOWN: Final = ErrorInfo("ABORTED", "the server was shut down before the str
 DIED: Final = ErrorInfo("ABORTED", "the producer was cancelled before the stream was completed")
 
 MAX_PRODUCERS: Final = 1_000
+SLOW_SECONDS: Final = 0.005
+MOST_QUEUED: Final = 32
 END_SECONDS: Final = 5.0
 END_RETRY_SECONDS: Final = 0.2
+
+
+class ChunkWriter:
+    """Stores a producer's chunks: one by one where that is quick; where the storage is slow, as many together as have come meanwhile.
+
+    So a producer is never held up for longer than a slow storage needs for some chunks, instead of for each.
+    """
+
+    def __init__(self, stream: StreamInput) -> None:
+        self._stream = stream
+        self._is_slow = False
+        self._queued = 0
+
+    async def write(self, chunk: object) -> None:
+        """Store a chunk, or queue it behind what is being stored. Raises as `StreamInput.write` and `flush` do."""
+        if self._is_slow:
+            self._stream.write_soon(chunk)
+            self._queued += 1
+            if self._queued < MOST_QUEUED:
+                return
+        began_at = anyio.current_time()
+        await (self._stream.flush() if self._is_slow else self._stream.write(chunk))
+        self._is_slow = anyio.current_time() - began_at > SLOW_SECONDS
+        self._queued = 0
 
 
 class _Run:
@@ -127,7 +153,7 @@ class Runner:
         run = _Run(stream)
         self._runs.add(run)
         what = f"the producer of stream {stream.id}"
-        self._tasks.start(partial(self._run, run, produce), what, copy_context())
+        self._tasks.start(partial(self._run, run, produce), what, copy_context(), partial(self._forget, run))
         self._tasks.start(partial(self._stop_when_unwanted, run), what)
 
     def drain_at(self, shutdown: anyio.Event) -> None:
@@ -182,12 +208,14 @@ class Runner:
             logger.exception("stream %s could not be completed", run.stream.id)
         finally:
             with anyio.move_on_after(END_SECONDS, shield=True):
-                await self._bury(run)
-            self._runs.discard(run)
-            run.listening.cancel()
-            run.over.set()
+                await self._end_anyway(run)
 
-    async def _bury(self, run: _Run) -> None:
+    def _forget(self, run: _Run) -> None:
+        self._runs.discard(run)
+        run.listening.cancel()
+        run.over.set()
+
+    async def _end_anyway(self, run: _Run) -> None:
         """Tell readers of the end, whatever has happened. If even that fails, it is released or abandoned in the end."""
         try:
             await self._end(run.stream, lambda: run.stream.error(run.end_as))

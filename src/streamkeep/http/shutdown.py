@@ -1,7 +1,7 @@
-"""The server's shutdown, heard in time to end what streams.
+"""The server's shutdown, noticed in time to end what streams.
 
 ASGI tells an app of it when the last response has ended, and one that follows a stream may never end. So the signals that stop a
-process are heard here as well: whoever handled them handles them as before, and alone when nobody listens any more. Nothing is
+process are handled here as well: whoever handled them handles them as before, and alone when nobody listens any more. Nothing is
 stopped here; those who are told stop themselves.
 """
 
@@ -20,7 +20,7 @@ from .._manager import StreamManager
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 LAST_RESPONSES_SECONDS: Final = 2.0
 """How long responses may take to end by themselves when the producers have; readers of other processes' streams do not."""
-FAREWELL_SECONDS: Final = 1.5
+LAST_FRAME_SECONDS: Final = 1.5
 """How long a response may take to say its last words, and a little more."""
 
 
@@ -37,7 +37,7 @@ class Shutdown:
         self._responses: set[anyio.Event] = set()
 
     @contextmanager
-    def heard(self) -> Generator[None]:
+    def listening(self) -> Generator[None]:
         """Begin if the process gets a signal to stop while within."""
         with _told_of_signals(self.begun.set):
             yield
@@ -62,19 +62,19 @@ class Shutdown:
             self._responses.discard(over)
             over.set()
 
-    async def last_call(self) -> None:
+    async def time_to_end(self) -> None:
         """Return when responses must end: the producers have, and readers have had a moment to be told."""
         await self.begun.wait()
         for drained in tuple(self._drains):
             await drained.wait()
         await anyio.sleep(LAST_RESPONSES_SECONDS)
 
-    async def farewell(self) -> None:
+    async def responses_ended(self) -> None:
         """Return when the responses that are being ended have said so, and soon in any case.
 
         A server that has cancelled them does not wait for that, and may kill its own process next.
         """
-        with anyio.move_on_after(FAREWELL_SECONDS):
+        with anyio.move_on_after(LAST_FRAME_SECONDS):
             for over in tuple(self._responses):
                 await over.wait()
 

@@ -58,7 +58,7 @@ def _memory_storage(parts: SplitResult, url: str) -> Storage:
 def _sqlite_storage(parts: SplitResult, url: str) -> Storage:
     from streamkeep.storages.sqlite import SQLiteStorage
 
-    path = unquote(parts.path.removeprefix("/"))
+    path = unquote(parts.path.removeprefix("/"), errors="surrogateescape")  # as Python has names that are not UTF-8
     if parts.netloc or parts.fragment or path in {"", ":memory:"}:
         raise _unknown(url)
     return SQLiteStorage(path, synchronous=_synchronous(parts.query, url))

@@ -1,6 +1,7 @@
 """How a storage is entered and left whose driver, or threads, need asyncio."""
 
 import asyncio
+import os
 from abc import ABC, abstractmethod
 from contextlib import AsyncExitStack
 from typing import Generic, Self, TypeVar
@@ -26,19 +27,20 @@ class AsyncioStorage(ABC, Generic[E]):
 
     async def __aenter__(self) -> Self:
         if self._entered is not None:
+            self._check_loop()
             raise StorageError(f"{self._name} is open already: enter a storage once, or make another one")
-        try:
-            self._loop = asyncio.get_running_loop()
-        except RuntimeError:
+        loop = _running_loop()
+        if loop is None:
             storage = type(self).__name__
-            raise StorageError(f"{storage} needs asyncio, and this is another event loop; MemoryStorage runs on any") from None
+            raise StorageError(f"{storage} needs asyncio, and this is another event loop; MemoryStorage runs on any")
+        self._loop, self._process = loop, os.getpid()
         async with AsyncExitStack() as stack:
             self._entered = await self._enter(stack)
             self._exit_stack = stack.pop_all()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self._check_loop()  # a forked child must not say goodbye over its parent's connections
+        self._check_loop()  # a forked child must not close its parent's connections
         self._entered = None
         with anyio.CancelScope(shield=True):  # each step of it ends in time
             await self._exit_stack.aclose()
@@ -55,6 +57,14 @@ class AsyncioStorage(ABC, Generic[E]):
         return self._entered
 
     def _check_loop(self) -> None:
-        # A forked child has no running loop until it starts one of its own.
-        if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 - documented, and quicker than raising
-            raise WrongEventLoopError(f"{self._name} was opened in another event loop; open a storage of your own in this one")
+        # The process too, because a forked child may run the very loop that it has inherited.
+        if _running_loop() is not self._loop or os.getpid() != self._process:
+            where = "event loop" if os.getpid() == self._process else "process"
+            raise WrongEventLoopError(f"{self._name} was opened in another {where}; open a storage of your own in this one")
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -26,7 +26,8 @@ class MemoryStorage:
     may share one storage. No method but a doorbell's `wait` ever suspends, so each is atomic.
 
     Args:
-        max_streams: how many streams it holds at most; a commit that would create one more raises StorageFullError.
+        max_streams: how many streams it holds at most; a commit that would create one more raises StorageFullError. Ids that begin with a
+            dot are the package's own, and not counted.
         clock: gives seconds since the epoch; for tests. Unless given, it is one that never jumps.
     """
 
@@ -34,6 +35,7 @@ class MemoryStorage:
         self._max_streams = max_streams
         self._clock = clock or _steady_clock()
         self._streams: dict[str, _Stream] = {}
+        self._reserved = 0
         self._sorted_ids: list[str] | None = []
         self._due: list[tuple[float, str]] = []  # a heap; what is out of date in it is dropped when it is met
         self._doorbells: Doorbells[str] = Doorbells()
@@ -68,6 +70,7 @@ class MemoryStorage:
         if self._version(stream) != seen:
             return False
         del self._streams[stream]
+        self._reserved -= stream.startswith(".")
         self._sorted_ids = None
         self._doorbells.ring((stream,))
         return True
@@ -110,9 +113,11 @@ class MemoryStorage:
         return None if found is None else found.head.version
 
     def _create(self, stream: str, head: Head) -> None:
-        if self._max_streams is not None and len(self._streams) >= self._max_streams:
+        is_reserved = stream.startswith(".")
+        if self._max_streams is not None and not is_reserved and len(self._streams) - self._reserved >= self._max_streams:
             raise StorageFullError(f"this storage keeps {self._max_streams} streams in memory, and no more")
         self._streams[stream] = _Stream(head)
+        self._reserved += is_reserved
         self._sorted_ids = None
 
 

@@ -4,7 +4,7 @@ import time
 
 
 class FakeClock:
-    """Seconds since the epoch, for `StreamManager(clock=...)`; they begin at the present, and stand still until `advance`.
+    """Seconds since the epoch, for `MemoryStorage(clock=...)`; they begin at the present, and stand still until `advance`.
 
     Attributes:
         now: what calling the clock gives.

@@ -65,9 +65,10 @@ class NATSStorage(AsyncioStorage["_JetStream"]):
     What a commit that has returned True survives:
 
     - the death of any process of ours, and of any server (kill -9): its data are in the kernel's hands;
-    - with `replicas=3` the loss of any one machine, its power and its disk included;
-    - a power failure of the only machine, or of a majority at once, only if the servers have `sync_interval: always`: else what
-      was written in the last two minutes may be lost.
+    - with `replicas=3` the loss of any one disk, and of any one machine that does not come back;
+    - a power failure, or the crash of a machine's kernel, only if the servers have `sync_interval: always`, also with three replicas. Else
+      what was acknowledged in the last two minutes may be lost: by one server for certain, by three if the one that lost power comes
+      back, without its last moments, while another is away or behind.
 
     Args:
         servers: URLs of some servers of one cluster, `nats://host:4222`, or `tls://host:4222` to speak over TLS only; the others are

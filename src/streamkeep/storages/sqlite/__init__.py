@@ -2,30 +2,27 @@
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from streamkeep.errors import InvalidArgumentError
+from streamkeep.errors import InvalidArgumentError, StorageError
 from streamkeep.storage import Doorbell, Head, Page
+from streamkeep.storages import _before_fork
 from streamkeep.storages._asyncio_storage import AsyncioStorage
-from streamkeep.storages._batch_thread import BatchThread, Job, Outcome
+from streamkeep.storages._batch_thread import BatchThread, Done, Job
 from streamkeep.storages._doorbells import Doorbells
-from streamkeep.storages.sqlite._clock import steady
-from streamkeep.storages.sqlite._database import (
-    Files,
-    Reader,
-    Synchronous,
-    Writer,
-    open_reader,
-    open_writer,
-    translating,
-)
+from streamkeep.storages.sqlite._clock import Clock
+from streamkeep.storages.sqlite._database import Synchronous, open_reader, open_writer
+from streamkeep.storages.sqlite._errors import translated, translating
+from streamkeep.storages.sqlite._files import Files
 from streamkeep.storages.sqlite._inotify import drain, open_inotify
 from streamkeep.storages.sqlite._notify import Changes, Notify, checksum
+from streamkeep.storages.sqlite._reader import Reader
+from streamkeep.storages.sqlite._writer import Writer
 
 _POLL_SECONDS: Final = 0.025
 
@@ -34,8 +31,11 @@ class SQLiteStorage(AsyncioStorage["_Entered"]):
     """Keeps streams in the SQLite database at `path`, which is created, readable by this user only, if it is missing.
 
     Any number of processes of one machine may share the file, each through a storage of its own; so may several storages of
-    one process. Beside it lie `-wal` and `-shm`, which are SQLite's, and `-lock` and `-notify`, which are streamkeep's: do not
-    delete them while a process has the database open. The file must be on a local disk, not on a network.
+    one process. Names that are symbolic links lead to the same file; hard links must not be used. Beside it lie `-wal` and `-shm`,
+    which are SQLite's, and `-lock` and `-notify`, which are streamkeep's: do not delete them while a process has the database
+    open. The file must be on a local disk, not on a network.
+
+    The process may fork. The parent goes on; the child opens a storage of its own.
 
     What a commit that has returned True survives:
 
@@ -50,9 +50,10 @@ class SQLiteStorage(AsyncioStorage["_Entered"]):
     def __init__(self, path: str | os.PathLike[str], *, synchronous: Synchronous = "FULL") -> None:
         if synchronous not in {"FULL", "NORMAL"}:
             raise InvalidArgumentError(f"synchronous is FULL or NORMAL, not {synchronous!r}")
-        # By its one real name, so that all who open it lock the same files; and the working directory may change.
-        self._files = Files(Path(os.path.realpath(path).replace("//", "/", 1)))
-        super().__init__(str(self._files.database))
+        if "\0" in os.fspath(path):
+            raise InvalidArgumentError("a path cannot hold a NUL character")
+        self._path = _absolute(Path(path))
+        super().__init__(str(self._path))
         self._synchronous: Synchronous = synchronous
         self._doorbells: Doorbells[int] = Doorbells()
 
@@ -77,32 +78,33 @@ class SQLiteStorage(AsyncioStorage["_Entered"]):
         return await self._open.reader.start(lambda reader: reader.expired(before, limit))
 
     def time(self) -> float:
-        """See `Storage.time`: the machine's, whatever its wall clock says meanwhile."""
-        return steady() + self._open.clock_offset
+        """See `Storage.time`."""
+        return self._open.clock.time()
 
     def clone(self) -> "SQLiteStorage":
         """See `Storage.clone`."""
-        return SQLiteStorage(self._files.database, synchronous=self._synchronous)
+        return SQLiteStorage(self._path, synchronous=self._synchronous)
 
     @asynccontextmanager
     async def watch(self, stream: str) -> AsyncGenerator[Doorbell]:
         """See `Storage.watch`."""
-        self._open.news.listen()
+        self._open.listener.listen()
         async with self._doorbells.watch(checksum(stream)) as doorbell:
             yield doorbell
 
     async def _enter(self, stack: AsyncExitStack) -> "_Entered":
-        reader = BatchThread("streamkeep-sqlite-reader", partial(open_reader, self._files), _read)
-        news = _News(asyncio.get_running_loop(), self._files, self._doorbells)
+        files = Files(self._path)
+        translate = partial(translated, files.database)
+        listener = _Listener(asyncio.get_running_loop(), files, self._doorbells)
         writer = BatchThread(
-            "streamkeep-sqlite-writer", partial(open_writer, self._files, self._synchronous), partial(_write, news)
+            "streamkeep-sqlite-writer", partial(open_writer, files, self._synchronous), partial(_write, listener), translate
         )
+        reader = BatchThread("streamkeep-sqlite-reader", partial(open_reader, files, self._synchronous), Reader.run, translate)
         # The writer comes first and goes last: it creates the files, and what there is to tidy up is tidied up by it.
         await stack.enter_async_context(writer)
         await stack.enter_async_context(reader)
-        stack.callback(news.stop)
-        clock_offset = await writer.start(lambda writer: writer.clock_offset)
-        return _Entered(writer, reader, news, clock_offset)
+        stack.callback(listener.stop)
+        return _Entered(writer, reader, listener, await writer.start(lambda writer: writer.clock))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,20 +113,23 @@ class _Entered:
 
     writer: BatchThread[Writer]
     reader: BatchThread[Reader]
-    news: "_News"
-    clock_offset: float
+    listener: "_Listener"
+    clock: Clock
 
 
-def _write(news: "_News", writer: Writer, jobs: Sequence[Job[Writer]]) -> Outcome:
-    changes = writer.run(jobs)
-    return len(jobs), partial(news.ring, changes) if changes else None
+def _absolute(path: Path) -> Path:
+    try:
+        return path.absolute()
+    except FileNotFoundError:
+        raise StorageError(f"{path}: the current working directory does not exist any more; use an absolute path") from None
 
 
-def _read(reader: Reader, jobs: Sequence[Job[Reader]]) -> Outcome:
-    return reader.run(jobs)
+def _write(listener: "_Listener", writer: Writer, jobs: Collection[Job[Writer]]) -> Done:
+    number, changes = writer.run(jobs)
+    return Done(number, partial(listener.ring, changes) if changes else None, is_broken=writer.is_broken)
 
 
-class _News:
+class _Listener:
     """Rings the doorbells: for this storage's own commits as they happen, for others' when the `-notify` file says so.
 
     Changes are counted, and all up to `_seen` have been rung. It is set before somebody watches, and what is committed later
@@ -163,11 +168,29 @@ class _News:
             self._timer.cancel()
         if self._inotify is not None:
             self._loop.remove_reader(self._inotify)
-            os.close(self._inotify)
         if self._file is not None:
-            os.close(self._file)
+            _before_fork.unregister(self._fork_number)
+        self._close()
+
+    def before_fork(self, deadline: float) -> None:
+        """See `Forkable`. These descriptors carry no locks, so the parent keeps them."""
+
+    def after_fork(self) -> None:
+        """See `Forkable`."""
+
+    def in_child(self) -> None:
+        """See `Forkable`."""
+        self._close()
+
+    def _close(self) -> None:
+        inotify, file = self._inotify, self._file
+        self._inotify = self._file = None
+        for descriptor in (inotify, file):
+            if descriptor is not None:
+                os.close(descriptor)
 
     def _start(self) -> int:
+        self._fork_number = _before_fork.register(self)
         with translating(self._files.database):
             self._file = self._files.open(self._files.notify)
         self._inotify = open_inotify(self._files.notify)

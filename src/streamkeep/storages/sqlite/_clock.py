@@ -1,39 +1,83 @@
-"""The one clock that all who share a database have: the machine's time since it was booted, which nobody sets and no jump of the wall clock
-touches, and an offset in the database that makes seconds since the epoch of it.
+"""The clock of a SQLite database: one for all processes of the machine, which no setting of the system's clock moves.
 
-Whoever comes first after a boot makes the offset, from the wall clock. Where a system does not tell which boot it is, each process goes by
-the wall clock as it was when it came, and counts on from there.
+It is the time since the machine was booted, which all processes read alike, plus an offset. Whoever opens the database first after a
+boot makes the offset from the system's clock, and stores it.
 """
 
 import sqlite3
+import sys
 import time
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+SAVE_SECONDS: Final = 60
+"""How often the time is stored, so that it does not go back when the next boot has an earlier one."""
+
+TABLE: Final = "CREATE TABLE clock (boot TEXT NOT NULL, offset REAL NOT NULL, latest REAL NOT NULL)"
+"""Holds one row. `latest` is a time that has been."""
 
 
-def steady() -> float:
-    """Give the seconds since this machine was booted, its sleep included where the system tells."""
-    clock = getattr(time, "CLOCK_BOOTTIME", None)
-    return time.monotonic() if clock is None else time.clock_gettime(clock)
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Gives the seconds since the epoch, about; from one boot to the next it does not go back, and within one it does not jump."""
+
+    offset: float
+
+    def time(self) -> float:
+        """Give the time."""
+        return _since_boot() + self.offset
 
 
-def offset_of(db: sqlite3.Connection) -> float:
-    """Give what is to be added to `steady`, and note it for others if it is the first time since the boot. The caller holds the lock."""
-    wall = time.time() - steady()
-    try:
-        boot = _BOOT_ID.read_text().strip()
-    except OSError:
-        return wall
+def open_clock(db: sqlite3.Connection) -> Clock:
+    """Give the clock of this boot; made, if this is the first to ask. To be called by one process at a time."""
+    boot = _boot_id()
     row = db.execute("SELECT boot, offset, latest FROM clock").fetchone()
-    if row is not None and row[0] == boot:
-        return float(row[1])
-    offset = wall if row is None else max(wall, row[2] - steady())  # a clock that was set back makes no time go back here
-    db.execute("INSERT OR REPLACE INTO clock (id, boot, offset, latest) VALUES (1, ?, ?, ?)", (boot, offset, offset + steady()))
-    return offset
+    if row is not None and boot is not None and row[0] == boot:
+        return Clock(row[1])
+    now = time.time() if row is None else max(time.time(), row[2])
+    clock = Clock(now - _since_boot())
+    if row is None or boot is not None:
+        _store(db, boot or "", clock, now)
+    return clock
 
 
-def note(db: sqlite3.Connection, offset: float) -> None:
-    """Note what time it is, for the first one after the next boot."""
-    db.execute("UPDATE clock SET latest = max(latest, ?)", (offset + steady(),))
+def save(db: sqlite3.Connection, now: float) -> None:
+    """Note, in a transaction, that it has been this time."""
+    db.execute("UPDATE clock SET latest = max(latest, ?)", (now,))
+
+
+def _store(db: sqlite3.Connection, boot: str, clock: Clock, now: float) -> None:
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("DELETE FROM clock")
+        db.execute("INSERT INTO clock VALUES (?, ?, ?)", (boot, clock.offset, now))
+        db.execute("COMMIT")
+    except sqlite3.OperationalError as error:
+        with suppress(sqlite3.OperationalError):
+            db.execute("ROLLBACK")
+        # On a full disk one can still read. The next one stores what it finds then.
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL:
+            raise
+
+
+if sys.platform == "linux":
+
+    def _since_boot() -> float:
+        # It goes on while the machine is suspended.
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def _boot_id() -> str | None:
+        try:
+            return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        except OSError:
+            return None
+
+else:
+
+    def _since_boot() -> float:
+        return time.monotonic()
+
+    def _boot_id() -> None:
+        """Give none: so each process has a clock of its own, which begins with the system's and does not jump either."""

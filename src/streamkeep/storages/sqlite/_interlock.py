@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
+from streamkeep.storages import _before_fork
+
 if sys.platform == "win32":
     import msvcrt
     import os
@@ -55,10 +57,13 @@ class Interlock:
 
     @contextmanager
     def held(self, deadline: float) -> Generator[None]:
-        """Hold the lock in this block; raises TimeoutError when `deadline` (of `time.monotonic`) has passed."""
-        retry_until(lambda: _try_lock(self._turnstile), deadline)
+        """Hold the lock in this block; raises TimeoutError when `deadline` (of `time.monotonic`) has passed.
+
+        ForkUnderWayError: it has to wait, and some thread waits to fork meanwhile.
+        """
+        retry_until(deadline, lambda: _try_lock_unless_forking(self._turnstile))
         try:
-            retry_until(lambda: _try_lock(self._lock), deadline)
+            retry_until(deadline, lambda: _try_lock_unless_forking(self._lock))
         finally:
             _unlock(self._turnstile)
         try:
@@ -67,9 +72,16 @@ class Interlock:
             _unlock(self._lock)
 
 
-def retry_until(attempt: Callable[[], bool], deadline: float) -> None:
+def retry_until(deadline: float, attempt: Callable[[], bool]) -> None:
     """Try until it succeeds, at times that differ from anybody else's; raises TimeoutError after the deadline."""
     while not attempt():
         if time.monotonic() >= deadline:
-            raise TimeoutError
+            raise TimeoutError("timed out")
         time.sleep(random.uniform(0.000_2, 0.001))  # noqa: S311 (jitter, not cryptography)
+
+
+def _try_lock_unless_forking(descriptor: int) -> bool:
+    if _try_lock(descriptor):
+        return True
+    _before_fork.check()
+    return False

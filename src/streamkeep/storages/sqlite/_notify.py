@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Final
 from zlib import crc32
 
+from streamkeep.storages._ids import id_bytes
+
 _RING: Final = 4096
 _BEGUN_AT: Final = 0
-_TOLD_AT: Final = 8
+_PUBLISHED_AT: Final = 8
 _RING_AT: Final = 16
 _ENTRY: Final = 4
 _MOST: Final = 1 << 62
@@ -22,7 +24,7 @@ _MOST: Final = 1 << 62
 
 def checksum(stream: str) -> int:
     """Give what stands for a stream in the file. Two streams may share it; then one is rung for the other."""
-    return crc32(stream.encode())
+    return crc32(id_bytes(stream))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +43,18 @@ class Notify:
         self._descriptor = descriptor
 
     def count(self) -> int:
-        """Say how many changes were ever told."""
-        return self._count_at(_TOLD_AT)
+        """Say how many changes were ever published."""
+        return self._count_at(_PUBLISHED_AT)
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         """Begin anew if the counts cannot be right. Nobody syncs the file, so after a power failure anything may be in it.
 
-        Only one may do so at a time, as with `tell`, and before anybody relies on the counts.
+        Only one may do so at a time, as with `publish`, and before anybody relies on the counts.
         """
-        if not self._count_at(_TOLD_AT) <= self._count_at(_BEGUN_AT) < _MOST:
+        if not self._count_at(_PUBLISHED_AT) <= self._count_at(_BEGUN_AT) < _MOST:
             self._write(_BEGUN_AT, bytes(_RING_AT))
 
-    def tell(self, checksums: Sequence[int]) -> Changes:
+    def publish(self, checksums: Sequence[int]) -> Changes:
         """Add these changes, and give them back with their place. Only one may do so at a time, among all processes."""
         since = self._count_at(_BEGUN_AT)
         count = since + len(checksums)
@@ -61,7 +63,7 @@ class Notify:
             first = since % _RING
             self._write(_RING_AT + first * _ENTRY, array("I", checksums[: _RING - first]).tobytes())
             self._write(_RING_AT, array("I", checksums[_RING - first :]).tobytes())
-        self._write(_TOLD_AT, count.to_bytes(8, "little"))
+        self._write(_PUBLISHED_AT, count.to_bytes(8, "little"))
         return Changes(since, count, checksums)
 
     def since(self, since: int) -> Changes:

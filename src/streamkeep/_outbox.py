@@ -1,0 +1,352 @@
+"""Outbox: what a writer has to store. Everything that a stream's writer stores goes through one commit loop.
+
+An outbox is in one of three states:
+
+    open     takes records
+    ending   takes no more; what is queued is stored, and then the ending: completing the stream, or releasing it
+    over     nothing more is committed: the ending is stored, or the stream has become somebody else's
+
+Records queue up; whichever task finds no commit under way commits all that is queued, for itself and for the others, so that what
+arrives while one commit is under way goes into the next as one. It never decides who may write (that is `_lifecycle`), and never
+leaves a doubt behind: a commit whose answer was lost is noted, and sent again as it was, before anything else.
+"""
+
+import logging
+from collections.abc import Callable
+from enum import Enum, auto
+from threading import Lock
+from typing import Final
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from . import _lifecycle
+from ._core import Core
+from ._guard import commit_once
+from ._lifecycle import Life
+from .errors import (
+    LimitExceededError,
+    Status,
+    StorageError,
+    StreamInputClosedError,
+    StreamkeepError,
+    WrongEventLoopError,
+    fresh,
+)
+
+Change = Callable[[Life, float], Life]
+
+logger: Final = logging.getLogger("streamkeep")
+
+BATCH_RECORDS: Final = 1_024
+BATCH_BYTES: Final = 1 << 20
+YIELD_WRITES: Final = 64
+"""A storage may answer without suspending; a producer that never waits must let readers run all the same."""
+RELEASE_SECONDS: Final = 5.0
+"""How long leaving the block may hold up a cancellation, for releasing the stream or storing its error."""
+RETRY_SECONDS: Final = 1.0
+
+
+class _State(Enum):
+    OPEN = auto()
+    ENDING = auto()
+    OVER = auto()
+
+
+class _Round:
+    """One commit under way, for those whose records wait for it."""
+
+    __slots__ = ("_error", "_is_over")
+
+    def __init__(self) -> None:
+        self._is_over: anyio.Event | None = None  # made when somebody waits: most commits have nobody who does
+        self._error: StorageError | None = None
+
+    async def wait(self) -> None:
+        """Return when the commit is over. Raises a StorageError like the one that it raised."""
+        self._is_over = self._is_over or anyio.Event()
+        await self._is_over.wait()
+        if self._error is not None:
+            raise fresh(self._error)
+
+    def end(self, error: StorageError | None) -> None:
+        """Wake those who wait."""
+        self._error = error and fresh(error)
+        if self._is_over is not None:
+            self._is_over.set()
+
+
+class Outbox:
+    """What a writer has to store.
+
+    Attributes:
+        stream: the id.
+        life: the stream, as this writer last committed it.
+        cancelled: set when nothing more can be written, because of somebody else.
+        committed_at: when it has last committed, by the event loop's clock.
+        max_event_bytes: how many bytes an event may have.
+    """
+
+    def __init__(self, core: Core, stream: str, life: Life, size: int) -> None:
+        self.stream = stream
+        self.life = life
+        self.cancelled = anyio.Event()
+        self._core = core
+        self._limits = core.limits
+        self.max_event_bytes = core.limits.max_event_bytes
+        self._writer = life.state.writer
+        self._state = _State.OPEN
+        self._why_closed: StreamkeepError | None = None  # copied for each who is told
+        self._lock = Lock()  # callbacks in other threads queue records too
+        self._queue: list[bytes] = []
+        self._next = life.head.tail  # the offset of the next record to be queued
+        self._bytes = size  # of all records, queued ones included
+        self._stored_bytes = size
+        self._ending: tuple[Change, list[bytes]] | None = None
+        self._doubt: tuple[Life, list[bytes]] | None = None  # a commit whose answer is not known
+        self._round: _Round | None = None
+        self._has_task = False  # whether a background task commits what is queued
+        self._owes_loss = False  # whether records were lost, and no call has said so yet
+        self.committed_at = anyio.current_time()
+        core.keep(self)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes records."""
+        return self._state is _State.OPEN
+
+    @property
+    def _is_over(self) -> bool:
+        return self._state is _State.OVER
+
+    def check_open(self) -> None:
+        """Raise why it takes no records, if it does not."""
+        if self._why_closed is not None:
+            self._owes_loss = False
+            raise fresh(self._why_closed)
+
+    def check_here(self) -> None:
+        """Raise WrongEventLoopError if this is another event loop than the manager's, and nothing was changed."""
+        if not self._core.background.is_here:
+            self._core.background.check_here()
+
+    def put(self, record: bytes, max_queued: int | None = None) -> int:
+        """Queue a record, from any thread, and give its offset."""
+        limits = self._limits
+        size = len(record)
+        if size - 1 > limits.max_event_bytes:
+            raise _too_large(size - 1, limits.max_event_bytes)
+        with self._lock:
+            if self._state is not _State.OPEN:
+                self.check_open()
+            if max_queued is not None and len(self._queue) >= max_queued:
+                raise LimitExceededError(f"{len(self._queue)} events wait to be stored (max_queued_events)")
+            offset = self._next
+            if offset >= limits.max_events:
+                raise LimitExceededError(f"the stream holds {offset} events (max_events)")
+            size += self._bytes
+            if size > limits.max_stream_bytes:
+                raise LimitExceededError(f"the stream would hold more than {limits.max_stream_bytes} bytes (max_stream_bytes)")
+            self._bytes = size
+            self._next = offset + 1
+            self._queue.append(record)
+        return offset
+
+    def put_soon(self, record: bytes) -> int:
+        """Queue a record, from any thread, and have it committed by a background task."""
+        background = self._core.background
+        if background.is_here:
+            offset = self.put(record, self._limits.max_queued_events)
+            self._start_task()
+        else:
+            background.check_callable()
+            offset = self.put(record, self._limits.max_queued_events)
+            if not background.call(self._start_task):
+                raise WrongEventLoopError("the event loop that this belongs to has ended")
+        return offset
+
+    async def stored(self, offset: int) -> int:
+        """Return the offset when the record there is stored."""
+        while self.life.head.tail <= offset:
+            await self._advance()
+        if offset % YIELD_WRITES == 0:
+            await checkpoint()
+        return offset
+
+    async def flush(self) -> None:
+        """Return when all that was queued is stored, the ending included."""
+        await self._commit_all()
+        if not isinstance(self._why_closed, StreamInputClosedError):
+            self.check_open()
+
+    async def finish(self, record: bytes, status: Status | None, *, max_bytes: int | None) -> None:
+        """Complete the stream with its last record."""
+        self.check_open()
+        if max_bytes is not None and len(record) - 1 > max_bytes:
+            raise _too_large(len(record) - 1, max_bytes)
+        self._close(
+            StreamInputClosedError("the stream input has completed the stream"),
+            (lambda life, now: _lifecycle.finish(life, now, status), [record]),
+        )
+        await self._store_ending()
+        if not isinstance(self._why_closed, StreamInputClosedError):
+            self.check_open()
+
+    async def release(self, why: StreamkeepError) -> None:
+        """Store what is queued and release the stream; further calls raise errors like `why`."""
+        if self._state is _State.OPEN:
+            self._close(why, (_lifecycle.release, []))
+        await self._store_ending()
+        if self._owes_loss:
+            self.check_open()
+
+    def release_soon(self) -> bool:
+        """Release the stream in the background, from any thread; False if its manager can do that no more, or is another process's."""
+        background = self._core.background
+        return not background.is_forked and background.call(
+            lambda: background.start(self._release_dropped, f"releasing stream {self.stream}")
+        )
+
+    async def _release_dropped(self) -> None:
+        try:
+            await self.release(StreamInputClosedError("the stream input was dropped"))
+        except StreamkeepError as error:
+            logger.warning("stream %s could not be released: %s", self.stream, error)
+
+    async def look(self) -> None:
+        """Find out whether the stream is still this writer's. A commit under way finds out by itself."""
+        if self._round is not None or self._is_over:
+            return
+        if self._doubt is not None:  # sent again, it finds out too
+            await self._advance()
+            return
+        there = await self._read_life()
+        if self._is_over or self._doubt is not None or self._round is not None:
+            return
+        if there is None or not _lifecycle.is_written(there.state) or there.state.writer != self._writer:
+            self._lose(_lifecycle.why_refused(there, self._writer))
+        elif there.head.expires_at - self._core.now() < _lifecycle.EXTEND_SECONDS and self._ending is None:
+            self._doubt = (_lifecycle.extend(self.life, self._core.now()), [])
+            await self._advance()
+
+    def _close(self, why: StreamkeepError, ending: tuple[Change, list[bytes]]) -> None:
+        with self._lock:
+            self._state = _State.ENDING
+            self._why_closed = why
+            self._ending = ending
+
+    def _start_task(self) -> None:
+        if not self._has_task:
+            self._has_task = True
+            self._core.background.start(self._commit_queued, f"storing what is queued for stream {self.stream}")
+
+    async def _commit_queued(self) -> None:
+        try:
+            while True:
+                try:
+                    await self._commit_all()
+                except StorageError as error:
+                    logger.warning("stream %s: queued events are not stored yet: %s", self.stream, error)
+                    await anyio.sleep(RETRY_SECONDS)
+                else:
+                    return
+        finally:
+            self._has_task = False
+
+    async def _store_ending(self) -> None:
+        """Return when all is stored, the ending included. If that fails, or is cancelled, it goes on in the background: nobody else can
+        write to the stream before, and nobody may ask again.
+        """
+        try:
+            await self._commit_all()
+        except BaseException:
+            self._start_task()
+            raise
+
+    async def _commit_all(self) -> None:
+        while not self._is_over and (self._queue or self._doubt or self._ending):
+            await self._advance()
+
+    async def _advance(self) -> None:
+        """Make one commit, or wait for the one that is under way. Raises what it raised, or why there can be none."""
+        if self._is_over:
+            self.check_open()
+        if self._round is not None:
+            await self._round.wait()
+            return
+        under_way = self._round = _Round()
+        failure: StorageError | None = None
+        try:
+            await self._commit()
+        except StorageError as error:
+            failure = error
+            raise
+        finally:
+            self._round = None
+            under_way.end(failure)
+            del failure  # its traceback holds this frame
+
+    async def _commit(self) -> None:
+        if self._doubt is None:
+            self._doubt = self._plan()
+        life, records = self._doubt
+        if not await commit_once(self._core.storage, self.stream, self.life.head.version, life.head, records):
+            self._lose(_lifecycle.why_refused(await self._read_life(), self._writer))
+            return
+        self._doubt = None
+        self.life = life
+        self.committed_at = anyio.current_time()
+        if not _lifecycle.is_written(life.state):
+            self._stop()
+
+    def _plan(self) -> tuple[Life, list[bytes]]:
+        """Take what goes into the next commit off the queue, and say what becomes of the head."""
+        now = self._core.now()
+        records, is_all = self._take()
+        life = self.life
+        if records:
+            self._stored_bytes += sum(map(len, records))
+            life = _lifecycle.grow(life, len(records), self._stored_bytes, now)
+        if self._ending is not None and is_all:
+            change, last = self._ending
+            self._ending = None
+            return change(life, now), records + last
+        return life, records
+
+    def _take(self) -> tuple[list[bytes], bool]:
+        with self._lock:
+            queue = self._queue
+            if len(queue) <= 1:
+                self._queue = []
+                return queue, True
+            size = count = 0
+            for record in queue[:BATCH_RECORDS]:
+                size += len(record)
+                if size > BATCH_BYTES and count:
+                    break
+                count += 1
+            self._queue = queue[count:]
+            return queue[:count], not self._queue
+
+    async def _read_life(self) -> Life | None:
+        page = await self._core.storage.read(self.stream)
+        return None if page is None else _lifecycle.life_of(page.head)
+
+    def _lose(self, why: StreamkeepError) -> None:
+        """Give the stream up, because it is somebody else's now."""
+        with self._lock:
+            self._why_closed = why
+            self._owes_loss = bool(self._queue or (self._doubt and self._doubt[1]))
+            self._queue.clear()
+            self._doubt = self._ending = None
+            self._state = _State.OVER
+        self.cancelled.set()
+        self._core.forget(self)
+
+    def _stop(self) -> None:
+        self._state = _State.OVER
+        self._core.forget(self)
+
+
+def _too_large(size: int, limit: int) -> LimitExceededError:
+    return LimitExceededError(f"the event has {size} bytes, {limit} are allowed (max_event_bytes)")

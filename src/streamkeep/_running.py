@@ -1,0 +1,201 @@
+"""Running: a manager from its being entered to its being closed; it begins and ends all that runs in the background, and opens streams."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Final, Self, TypeVar
+
+import anyio
+from anyio import CancelScope
+
+from . import _lifecycle
+from ._background import Background
+from ._core import Core, Limits
+from ._feed import PAGE_RECORDS, Feeds
+from ._guard import GuardedStorage, commit_once
+from ._input import StreamInput
+from ._lifecycle import Life, Terms
+from ._outbox import RELEASE_SECONDS, Outbox
+from ._sweeper import Sweeper
+from .errors import (
+    StorageError,
+    StorageFullError,
+    StreamkeepError,
+    StreamManagerClosedError,
+)
+from .storage import Head
+
+T = TypeVar("T")
+
+logger: Final = logging.getLogger("streamkeep")
+
+RELEASES_A_SECOND: Final = 1_000
+"""Closing takes as much longer than a few seconds as many writers take on a slow storage."""
+UNDO_PAUSES: Final = (0.0, 0.1, 1.0, 5.0, 30.0)
+"""When to look for what an `open` whose answer was lost may have created: it may still be under way."""
+
+
+class Running:
+    """A manager from its being entered to its being closed."""
+
+    def __init__(self, storage: GuardedStorage, terms: Terms, limits: Limits, *, owns_storage: bool) -> None:
+        self.background = Background()
+        self.core = Core(storage, self.background, terms, limits)
+        self.feeds = Feeds(self.core)
+        self.sweeper = Sweeper(self.core)
+        self.is_closing = False
+        self.is_closed = False
+        self._owns_storage = owns_storage
+        self._turn = anyio.Lock(fast_acquire=True)  # a cancellation before anything is ended would leave all of it running
+        self._undoing: dict[str, anyio.Event] = {}
+        self._doubts: dict[tuple[str, int], Callable[[], Awaitable[bool]]] = {}
+
+    async def begin(self) -> None:
+        """Open the storage, and begin the background work."""
+        self.background.begin()
+        if self._owns_storage:
+            await self.core.storage.__aenter__()
+        self.background.start(self.sweeper.run, "the sweeper")
+        self.background.start(self.core.tend, "tending writers")
+
+    def check(self) -> Self:
+        """Give this, if it is open and this is its event loop."""
+        if not self.background.is_here:
+            self.background.check_here()
+        if self.is_closing:
+            raise StreamManagerClosedError("the stream manager is closed")
+        return self
+
+    async def close(self) -> None:
+        """End everything; who comes second waits as well, and goes on where a cancelled first one stopped."""
+        self.is_closing = True
+        async with self._turn:
+            if self.is_closed:
+                return
+            try:
+                await self._release_all()
+                with anyio.move_on_after(RELEASE_SECONDS):
+                    await self.core.observer.finish()
+                await self.core.session.stop()
+            finally:
+                # asyncio's own `Task.cancel` goes through shields, and must not leave anything behind.
+                self.core.session.give_up()
+                self.background.stop()
+                if self._owns_storage:
+                    self._owns_storage = False
+                    with CancelScope(shield=True):
+                        await self.core.storage.__aexit__(None, None, None)
+            await self.background.wait()
+            self.is_closed = True
+
+    async def create(self, stream: str, life: Life) -> bool:
+        """Store the first head of a stream; False if there is one. Nothing is left behind if this raises."""
+        try:
+            try:
+                return await commit_once(self.core.storage, stream, None, life.head)
+            except StorageFullError:
+                await self.sweeper.make_room()
+                return await commit_once(self.core.storage, stream, None, life.head)
+        except BaseException as error:
+            if not isinstance(error, StorageFullError):
+                self._undo(stream, life.head, partial(self._remove, stream, life.head))
+            raise
+
+    async def take_over(self, stream: str, head: Head, writer: str) -> StreamInput | None:
+        """Go on with an open stream; None if it has changed meanwhile."""
+        core = self.core
+        old = _lifecycle.life_of(head)
+        silent, terms = core.silence_of(old)
+        life = _lifecycle.take_over(old, core.now(), core.session.name, writer, silent, terms)
+        size = await self._size(stream, old)  # first, so that nothing can go wrong once the stream is ours
+        try:
+            if not await commit_once(core.storage, stream, head.version, life.head):
+                return None
+        except BaseException:
+            self._undo(stream, life.head, partial(self._release, stream, life))
+            raise
+        if old.state.session:
+            # Not here, where a cancellation would leave the stream to nobody.
+            core.tell_writer_soon(stream, old)
+        return await self.give(stream, life, size)
+
+    async def give(self, stream: str, life: Life, size: int) -> StreamInput:
+        """Give the handle of a stream that is ours."""
+        outbox = Outbox(self.core, stream, life, size)
+        if self.is_closing:
+            await _release(outbox)
+            self.check()
+        return StreamInput(outbox)
+
+    async def undone(self, stream: str) -> None:
+        """Wait until nothing is left of an earlier `open` of this stream that failed; not for long."""
+        if (undoing := self._undoing.get(stream)) is not None:
+            with anyio.move_on_after(RELEASE_SECONDS):
+                await undoing.wait()
+
+    async def _size(self, stream: str, life: Life) -> int:
+        """Give how many bytes a stream's records have: what its state says, and what has come since."""
+        size, start = life.state.size, life.state.measured
+        while start < life.head.tail and (page := await self.core.storage.read(stream, start, PAGE_RECORDS)) and page.records:
+            size += sum(map(len, page.records))
+            start += len(page.records)
+        return size
+
+    async def undo_now(self, stream: str, head: Head) -> bool:
+        """Say whether this is the head of an earlier `open` that failed and has arrived only now; it is undone then."""
+        undo = self._doubts.get((stream, head.version))
+        if undo is None:
+            return False
+        await undo()
+        return True
+
+    def _undo(self, stream: str, head: Head, undo: Callable[[], Awaitable[bool]]) -> None:
+        over = self._undoing[stream] = anyio.Event()
+        self._doubts[stream, head.version] = undo
+
+        async def run() -> None:
+            try:
+                for pause in UNDO_PAUSES:
+                    await anyio.sleep(pause)
+                    try:
+                        if await undo():
+                            return
+                    except StorageError as error:
+                        logger.info("stream %s: an attempt to open it cannot be undone yet: %s", stream, error)
+                    else:
+                        over.set()  # it is not there; it may still come, if it is under way
+            finally:
+                over.set()
+                del self._doubts[stream, head.version]
+                if self._undoing.get(stream) is over:
+                    del self._undoing[stream]
+
+        self.background.start(run, f"undoing the opening of stream {stream}")
+
+    async def _remove(self, stream: str, head: Head) -> bool:
+        page = await self.core.storage.read(stream)
+        return page is not None and page.head == head and await self.core.storage.delete(stream, head.version)
+
+    async def _release(self, stream: str, life: Life) -> bool:
+        page = await self.core.storage.read(stream)
+        if page is None or page.head != life.head:
+            return False
+        released = _lifecycle.release(life, self.core.now())
+        return await commit_once(self.core.storage, stream, life.head.version, released.head)
+
+    async def _release_all(self) -> None:
+        outboxes = list(self.core.outboxes())
+        seconds = RELEASE_SECONDS + len(outboxes) / RELEASES_A_SECOND
+        async with anyio.create_task_group() as releases:
+            for outbox in outboxes:
+                assert isinstance(outbox, Outbox)
+                releases.start_soon(_release, outbox, seconds)
+
+
+async def _release(outbox: Outbox, seconds: float = RELEASE_SECONDS) -> None:
+    outbox.cancelled.set()
+    with anyio.move_on_after(seconds):
+        try:
+            await outbox.release(StreamManagerClosedError("the stream manager is closed"))
+        except StreamkeepError as error:
+            logger.warning("stream %s could not be released: %s", outbox.stream, error)
