@@ -226,3 +226,9 @@ def loop_here() -> Loop:
 def is_asyncio_here() -> bool:
     """Say whether the event loop that runs here is asyncio's."""
     return asyncio._get_running_loop() is not None  # noqa: SLF001 - as above
+
+
+def is_cancelled_here() -> bool:
+    """Say whether somebody has cancelled the task of asyncio's that runs here; True where there is none."""
+    task = asyncio.current_task() if is_asyncio_here() else None
+    return task is None or task.cancelling() > 0

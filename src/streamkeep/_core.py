@@ -81,7 +81,7 @@ class Core:
         self.limits = limits
         self.session = Session(storage, background, terms, self.look)
         self.observer = Observer(storage, background, terms, self.session.name)
-        self._reported = ""
+        self._reported: set[object] = set()
         self._reported_at = 0.0
         self._outboxes: dict[str, list[Outbox]] = {}
         self._opening: set[str] = set()
@@ -94,11 +94,17 @@ class Core:
         return self.storage.time()
 
     def report(self, what: str, error: StorageError) -> None:
-        """Log that the storage has failed; the same sentence once a second at most, however many streams it concerns."""
-        sentence = str(error)
-        if sentence != self._reported or anyio.current_time() - self._reported_at >= REPORT_SECONDS:
-            self._reported, self._reported_at = sentence, anyio.current_time()
-            logger.warning("%s: %s", what, error, exc_info=error)
+        """Log that the storage has failed; a sentence, and the traceback of a kind of error, once a second at most.
+
+        It may concern thousands of streams, and may name each of them.
+        """
+        if anyio.current_time() - self._reported_at >= REPORT_SECONDS:
+            self._reported.clear()
+            self._reported_at = anyio.current_time()
+        sentence, kind = str(error), (type(error), type(error.__cause__))
+        if sentence not in self._reported:
+            logger.warning("%s: %s", what, error, exc_info=None if kind in self._reported else error)
+            self._reported.update((sentence, kind))
 
     # Writers
 

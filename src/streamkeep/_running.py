@@ -46,15 +46,18 @@ class Running:
         self.is_closing = False
         self.is_closed = False
         self._owns_storage = owns_storage
+        self._has_storage = False
         self._turn = anyio.Lock(fast_acquire=True)  # a cancellation before anything is ended would leave all of it running
         self._undoing: dict[str, anyio.Event] = {}
         self._doubts: dict[tuple[str, int], Callable[[], Awaitable[bool]]] = {}
 
     async def begin(self) -> None:
-        """Open the storage, and begin the background work."""
-        self.background.begin()
-        if self._owns_storage:
-            await self.core.storage.__aenter__()
+        """Open the storage, and begin the background work. Who closes meanwhile waits until that is done."""
+        async with self._turn:
+            self.background.begin()
+            if self._owns_storage:
+                await self.core.storage.__aenter__()
+                self._has_storage = True
         self.background.start(self.sweeper.run, "the sweeper")
         self.background.start(self.core.tend, "tending writers")
 
@@ -81,8 +84,8 @@ class Running:
                 # asyncio's own `Task.cancel` goes through shields, and must not leave anything behind.
                 self.core.session.give_up()
                 self.background.stop()
-                if self._owns_storage:
-                    self._owns_storage = False
+                if self._has_storage:
+                    self._has_storage = False
                     with CancelScope(shield=True):
                         await self.core.storage.__aexit__(None, None, None)
             await self.background.wait()

@@ -54,9 +54,12 @@ class Subscription(Generic[T]):
         self._life: Life | None = None
         self._feed: Feed | None = None
         self._following = ExitStack()
+        self._is_read = False
         self._is_over = False
 
     async def __aenter__(self) -> Self:
+        if self._life is not None:
+            raise RuntimeError("this subscription was entered already; subscribe again")
         running = self._check_running()
         core = running.core
         page = await core.storage.read(self.id, self._next, PAGE_RECORDS)
@@ -66,8 +69,7 @@ class Subscription(Generic[T]):
             raise OffsetOutOfRangeError(f"offset {self._next - 1} is beyond the stream's last event, {page.head.tail - 1}")
         self._page = page.records
         self._life = life
-        if life.state.status == "open":
-            self._feed = self._following.enter_context(running.feeds.following(self.id, life))
+        self._follow(running, life)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -94,22 +96,33 @@ class Subscription(Generic[T]):
             ready = list(self._ready)
             self._ready.clear()
             return ready
-        records = await self._records()
-        first = self._next
-        self._next += len(records)
-        self._is_over = self._is_over or (bool(records) and is_terminal(records[-1]))
-        return [
-            event_of(record, offset, self._decode_chunk, self._decode_output) for offset, record in enumerate(records, first)
+        if self._is_read:
+            raise RuntimeError("another task iterates over this subscription; one at a time may")
+        self._is_read = True
+        try:
+            records = await self._records()
+        finally:
+            self._is_read = False
+        events = [
+            event_of(record, offset, self._decode_chunk, self._decode_output)
+            for offset, record in enumerate(records, self._next)
         ]
+        self._next += len(records)  # now that none of them is damaged, which would leave a gap
+        self._is_over = self._is_over or (bool(records) and is_terminal(records[-1]))
+        return events
 
     async def _records(self) -> Sequence[bytes]:
         while not self._is_over:
-            core = self._check_running().core
+            running = self._check_running()
+            core = running.core
             if self._page:
                 page, self._page = self._page, ()
                 return page
             if self._feed is None:
-                return await self._read_ended(core)
+                if not await self._read_ended(core):
+                    return ()
+                self._follow(running, self._life)
+                continue
             records = self._feed.since(self._next)
             if records is None:
                 await self._read_page(core)
@@ -120,13 +133,18 @@ class Subscription(Generic[T]):
                 await self._wait(self._feed)
         return ()
 
-    async def _read_ended(self, core: Core) -> Sequence[bytes]:
+    def _follow(self, running: Running, life: Life | None) -> None:
+        """Share what comes next with others who follow the stream, unless it has ended."""
+        if life is not None and life.state.status == "open":
+            self._feed = self._following.enter_context(running.feeds.following(self.id, life))
+
+    async def _read_ended(self, core: Core) -> bool:
+        """Read a page of a stream that had ended; False if there is no more. It may be open again, if the storage went back."""
         assert self._life is not None, "enter the subscription with `async with` first"
         if self._next >= self._life.head.tail:
-            return ()
+            return False
         await self._read_page(core)
-        page, self._page = self._page, ()
-        return page
+        return True
 
     async def _read_page(self, core: Core) -> None:
         assert self._life is not None
@@ -139,6 +157,8 @@ class Subscription(Generic[T]):
             raise StreamNotFoundError("the stream was deleted, or expired, while it was read")
         if page.head.version != self._life.head.version:
             self._go_on_with(_lifecycle.life_of(page.head, self._life))
+        if self._feed is not None and not page.records:  # although others were given more
+            raise OffsetOutOfRangeError("the stream's storage has lost its last events")
         self._page = page.records
 
     def _go_on_with(self, life: Life) -> None:

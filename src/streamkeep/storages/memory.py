@@ -6,11 +6,14 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Final, Self
 
 from streamkeep.errors import StorageFullError
 from streamkeep.storage import PAGE_BYTES, Doorbell, Head, Page
 from streamkeep.storages._doorbells import Doorbells
+
+
+SPARE_DUE: Final = 100
 
 
 @dataclass(slots=True)
@@ -59,7 +62,7 @@ class MemoryStorage:
             self._create(stream, head)
         found = self._streams[stream]
         if seen is None or found.head.expires_at != head.expires_at:
-            heapq.heappush(self._due, (head.expires_at, stream))
+            self._note_due(head.expires_at, stream)
         found.head = head
         found.records.extend(records)
         self._doorbells.ring((stream,))
@@ -111,6 +114,12 @@ class MemoryStorage:
     def _version(self, stream: str) -> int | None:
         found = self._streams.get(stream)
         return None if found is None else found.head.version
+
+    def _note_due(self, expires_at: float, stream: str) -> None:
+        heapq.heappush(self._due, (expires_at, stream))
+        if len(self._due) > 2 * len(self._streams) + SPARE_DUE:  # most of it is of streams that have ended or gone since
+            self._due = [(found.head.expires_at, stream) for stream, found in self._streams.items()]
+            heapq.heapify(self._due)
 
     def _create(self, stream: str, head: Head) -> None:
         is_reserved = stream.startswith(".")
