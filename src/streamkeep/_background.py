@@ -142,6 +142,11 @@ class Background:
         return self._loop is not None and self._loop.is_here() and not self.is_forked
 
     @property
+    def is_stopping(self) -> bool:
+        """Whether no more tasks are started."""
+        return self._is_stopping
+
+    @property
     def is_forked(self) -> bool:
         """Whether this process is a child of the one that it belongs to."""
         return self._process != os.getpid()
@@ -222,3 +227,9 @@ def loop_here() -> Loop:
 def is_asyncio_here() -> bool:
     """Say whether the event loop that runs here is asyncio's."""
     return asyncio._get_running_loop() is not None  # noqa: SLF001 - as above
+
+
+def is_cancelled_here() -> bool:
+    """Say whether somebody has cancelled the task of asyncio's that runs here; True where there is none."""
+    task = asyncio.current_task() if is_asyncio_here() else None
+    return task is None or task.cancelling() > 0

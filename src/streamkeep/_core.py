@@ -17,7 +17,7 @@ from ._guard import GuardedStorage, commit_once
 from ._lifecycle import Life, Terms
 from ._observer import Observer
 from ._sessions import Session
-from .errors import StorageError, StreamkeepError
+from .errors import StorageError
 from .events import error_record
 
 logger: Final = logging.getLogger("streamkeep")
@@ -81,10 +81,12 @@ class Core:
         self.limits = limits
         self.session = Session(storage, background, terms, self.look)
         self.observer = Observer(storage, background, terms, self.session.name)
-        self._reported = ""
+        self._reported: set[object] = set()
         self._reported_at = 0.0
         self._outboxes: dict[str, list[Outbox]] = {}
         self._opening: set[str] = set()
+        self._is_to_look_at_all = False
+        self._is_looking_at_all = False
         self._unsure: set[Outbox] = set()
 
     def now(self) -> float:
@@ -92,11 +94,17 @@ class Core:
         return self.storage.time()
 
     def report(self, what: str, error: StorageError) -> None:
-        """Log that the storage has failed; the same sentence once a second at most, however many streams it concerns."""
-        sentence = str(error)
-        if sentence != self._reported or anyio.current_time() - self._reported_at >= REPORT_SECONDS:
-            self._reported, self._reported_at = sentence, anyio.current_time()
-            logger.warning("%s: %s", what, error, exc_info=error)
+        """Log that the storage has failed; a sentence, and the traceback of a kind of error, once a second at most.
+
+        It may concern thousands of streams, and may name each of them.
+        """
+        if anyio.current_time() - self._reported_at >= REPORT_SECONDS:
+            self._reported.clear()
+            self._reported_at = anyio.current_time()
+        sentence, kind = str(error), (type(error), type(error.__cause__))
+        if sentence not in self._reported:
+            logger.warning("%s: %s", what, error, exc_info=None if kind in self._reported else error)
+            self._reported.update((sentence, kind))
 
     # Writers
 
@@ -129,11 +137,26 @@ class Core:
         """Have writers find out, soon, whether these streams are still theirs, and end what has no writer although it is this session's."""
         for stream in streams:
             if stream == _lifecycle.LOOK_AT_ALL:
-                self.background.start(partial(self._look_at, list(self.outboxes())), "looking at streams")
+                self._look_at_all()
             elif outboxes := list(self.outboxes(stream)):
                 self.background.start(partial(self._look_at, outboxes), "looking at a stream")
             else:
                 self.background.start(partial(self._end_without_writer, stream), f"looking at stream {stream}")
+
+    def _look_at_all(self) -> None:
+        self._is_to_look_at_all = True
+        if not self._is_looking_at_all:
+            self._is_looking_at_all = True
+            self.background.start(self._look_while_asked, "looking at all streams")
+
+    async def _look_while_asked(self) -> None:
+        # One look after another: who asks during one may mean a stream that it has passed already.
+        try:
+            while self._is_to_look_at_all:
+                self._is_to_look_at_all = False
+                await self._look_at(list(self.outboxes()))
+        finally:
+            self._is_looking_at_all = False
 
     async def _end_without_writer(self, stream: str) -> None:
         """End a stream that is open again because the storage went back to before this manager's writer had ended or released it."""
@@ -144,7 +167,7 @@ class Core:
             if state.writer not in self._opening and not any(self.outboxes(stream)):
                 await self._abandon(stream, _lifecycle.life_of(page.head), inf, self.terms)
         except StorageError as error:
-            logger.warning("stream %s: cannot see whether it still has a writer: %s", stream, error)
+            self.report(f"stream {stream}: cannot see whether it still has a writer", error)
 
     async def _look_at(self, outboxes: list[Outbox]) -> None:
         for first in range(0, len(outboxes), LOOKS_AT_ONCE):
@@ -155,9 +178,9 @@ class Core:
     async def _look_once(self, outbox: Outbox) -> None:
         try:
             await outbox.look()
-        except StreamkeepError as error:
-            logger.warning("stream %s: cannot see whether it is still its writer's: %s", outbox.stream, error)
-            if isinstance(error, StorageError) and outbox not in self._unsure:
+        except StorageError as error:
+            self.report(f"stream {outbox.stream}: cannot see whether it is still its writer's", error)
+            if outbox not in self._unsure:
                 self._unsure.add(outbox)
                 self.background.start(partial(self._look_again, outbox), f"looking at stream {outbox.stream} again")
 
@@ -200,7 +223,7 @@ class Core:
             return False
         await commit_once(self.storage, stream, life.head.version, ended.head, [error_record(_lifecycle.ABORTED)])
         # Readers need not wait until a writer has been told that is dead, or would be.
-        self.background.start(partial(self.tell_writer, stream, life), f"telling the writer of stream {stream}")
+        self.tell_writer_soon(stream, life)
         return True
 
     async def ask_for_writer(self, stream: str, life: Life) -> None:
@@ -208,19 +231,22 @@ class Core:
         session = life.state.session
         if session == self.session.name:
             self.look([stream])
-            return
-        try:
+        elif session:
             await self.observer.tell(session, stream)
-        except StorageError as error:
-            logger.warning("stream %s: nobody could be asked whether it still has a writer: %s", stream, error)
 
     async def tell_writer(self, stream: str, life: Life) -> None:
         """Let the writer that a stream had know that it is no longer its own; at once if it is one of this manager's."""
-        session = life.state.session
         for outbox in self.outboxes(stream):
             await self._look_once(outbox)
-        if session and session != self.session.name:
-            try:
-                await self.observer.tell(session, stream)
-            except StorageError as error:
-                logger.warning("stream %s: its writer could not be told, and will find out: %s", stream, error)
+        if self._is_anothers(life):
+            await self.observer.tell(life.state.session, stream)
+
+    def tell_writer_soon(self, stream: str, life: Life) -> None:
+        """Do the same in the background."""
+        for outbox in self.outboxes(stream):
+            self.background.start(partial(self._look_once, outbox), f"looking at stream {stream}")
+        if self._is_anothers(life):
+            self.observer.tell_soon(life.state.session, stream)
+
+    def _is_anothers(self, life: Life) -> bool:
+        return life.state.session not in {self.session.name, ""}

@@ -30,7 +30,7 @@ class Feeds:
     def following(self, stream: str, life: Life) -> "Generator[Feed]":
         """Give the feed of a stream to one more follower; the first one starts it, the last one stops it."""
         feed = self._feeds.get(stream)
-        if feed is None or feed.is_failed or feed.life.state.life != life.state.life:
+        if feed is None or feed.is_failed or feed.is_behind(life):
             feed = self._feeds[stream] = Feed(self._core, stream, life)
             feed.start()
         feed.followers += 1
@@ -84,6 +84,20 @@ class Feed:
     @property
     def _is_over(self) -> bool:
         return self.is_failed or self.is_complete
+
+    def is_behind(self, life: Life) -> bool:
+        """Say whether who has just read the stream knows that it has not what is shared here: the storage went back, or it is another one.
+
+        Then the followers are told, and what is shared is for nobody else.
+        """
+        if life.head.version <= self.life.head.version:
+            return False
+        try:
+            _lifecycle.check_history(self.life, self.tail, life)
+        except StreamkeepError as error:
+            self._fail(error)
+            self.stop()
+        return self.is_failed
 
     def start(self) -> None:
         """Read on in the background."""
@@ -145,11 +159,12 @@ class Feed:
                 if not is_dead:
                     with CancelScope(deadline=self._deadline()) as waiting:
                         await doorbell.wait()
-                if is_dead or waiting.cancelled_caught:
-                    # If it has changed, it may be by what the writer had stored, and not told anybody, before it died: once more then.
-                    if not await self._core.end_if_abandoned(self._stream, self.life):
-                        is_dead = False
-                        await self._core.ask_for_writer(self._stream, self.life)
+                if not (is_dead or waiting.cancelled_caught):
+                    continue
+                # If it has changed, it may be by what the writer had stored, and not told anybody, before it died: once more then.
+                if not await self._core.end_if_abandoned(self._stream, self.life):
+                    is_dead = False
+                    await self._core.ask_for_writer(self._stream, self.life)
 
     def _deadline(self) -> float:
         at = _lifecycle.abandoned_at(self.life.state, self._core.terms)

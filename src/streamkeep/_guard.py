@@ -1,10 +1,11 @@
 """GuardedStorage: what the core sees of a storage. Whatever one raises is a StorageError here, and what it gives is whole."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Self, TypeVar
 
-from ._background import not_ours
+from ._background import is_cancelled_here, not_ours
 from .errors import StorageCorruptError, StorageError, StorageFullError, StreamkeepError
 from .storage import Doorbell, Head, Page, Storage, has
 
@@ -28,9 +29,9 @@ class GuardedStorage:
         """See `Storage.read`. StorageCorruptError: records are missing behind the head."""
         try:
             page = await self.storage.read(stream, start, limit)
-        except _passed_on():
-            raise
         except BaseException as error:
+            if _is_passed_on(error):
+                raise
             raise _translated(error) from error
         if page is not None and limit and not page.records and start < page.head.tail:
             raise StorageCorruptError(
@@ -42,9 +43,9 @@ class GuardedStorage:
         """See `Storage.commit`."""
         try:
             return await self.storage.commit(stream, seen, head, records)
-        except _passed_on():
-            raise
         except BaseException as error:
+            if _is_passed_on(error):
+                raise
             raise _translated(error) from error
 
     async def delete(self, stream: str, seen: int) -> bool:
@@ -63,18 +64,18 @@ class GuardedStorage:
         """See `Storage.time`."""
         try:
             return self.storage.time()
-        except _passed_on():
-            raise
         except BaseException as error:
+            if _is_passed_on(error):
+                raise
             raise _translated(error) from error
 
     def clone(self) -> "GuardedStorage | None":
         """See `Storage.clone`."""
         try:
             clone = self.storage.clone()
-        except _passed_on():
-            raise
         except BaseException as error:
+            if _is_passed_on(error):
+                raise
             raise _translated(error) from error
         return None if clone is None else GuardedStorage(clone)
 
@@ -100,25 +101,22 @@ class _GuardedDoorbell:
         self._doorbell = doorbell
 
     async def wait(self) -> None:
-        try:
-            await self._doorbell.wait()
-        except _passed_on():
-            raise
-        except BaseException as error:
-            raise _translated(error) from error
+        await _translating(self._doorbell.wait)
 
 
 async def _translating(call: Callable[[], Awaitable[T]]) -> T:
     try:
         return await call()
-    except _passed_on():
-        raise
     except BaseException as error:
+        if _is_passed_on(error):
+            raise
         raise _translated(error) from error
 
 
-def _passed_on() -> tuple[type[BaseException], ...]:
-    return (StreamkeepError, *not_ours())
+def _is_passed_on(error: BaseException) -> bool:
+    if isinstance(error, asyncio.CancelledError):
+        return is_cancelled_here()  # else a driver has cancelled a future of its own, and nobody this task
+    return isinstance(error, (StreamkeepError, *not_ours()))
 
 
 def _translated(error: BaseException) -> StorageError:

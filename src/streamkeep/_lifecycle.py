@@ -13,7 +13,7 @@ not changed meanwhile. That condition is what keeps two writers apart; no clock 
 the session of the stream's writer is not renewed; `math.inf` once that session has said that it is over.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import Final, Literal
@@ -293,7 +293,7 @@ def committed_at(head: Head) -> float:
 _decoder: Final = msgspec.json.Decoder(State)
 
 
-def _encode(state: "State | SessionState") -> bytes:
+def _encode(state: "State | SessionState | Mail") -> bytes:
     return msgspec.json.encode(state)
 
 
@@ -318,7 +318,12 @@ class SessionState(msgspec.Struct, frozen=True):
     is_over: bool = False
     is_challenged: bool = False
     """Somebody has asked for a sign of life, by a commit of their own: what is as slow for them as for the session is no silence."""
-    mail: tuple[str, ...] = ()
+
+
+class Mail(msgspec.Struct, frozen=True):
+    """What the head of a session's mailbox says. It is a head of its own, so that no number of senders can get in the way of a renewal."""
+
+    streams: tuple[str, ...]
     """Streams that are, or may be, no longer the session's; LOOK_AT_ALL when there are too many to say."""
 
 
@@ -327,11 +332,16 @@ def session_id(session: str) -> str:
     return SESSION_PREFIX + session
 
 
+def mailbox_id(session: str) -> str:
+    """Give the id under which a session has its mailbox, while there is something in it."""
+    return session_id(session) + ".mail"
+
+
 def session_of(head: Head) -> SessionState:
     """Read a session's head. StorageCorruptError: it is none."""
     try:
         return _session_decoder.decode(head.state)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise StorageCorruptError(
             "the head of a session is damaged, or was written by a newer version of streamkeep"
         ) from error
@@ -355,10 +365,19 @@ def challenge(head: Head, state: SessionState, now: float, who: str) -> Head:
     return _session_head(head.version, replace(state, is_challenged=True), now, who)
 
 
-def post(head: Head, state: SessionState, stream: str, now: float, who: str) -> Head:
-    """Ask a session to look at a stream."""
-    mail = (*state.mail, stream) if len(state.mail) < MAX_MAIL else (LOOK_AT_ALL,)
-    return _session_head(head.version, replace(state, mail=mail), now, who)
+def mail_of(head: Head) -> tuple[str, ...]:
+    """Read a mailbox. One that cannot be read may say anything."""
+    try:
+        return _mail_decoder.decode(head.state).streams
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return (LOOK_AT_ALL,)
+
+
+def post(head: Head | None, streams: Iterable[str], now: float, who: str) -> Head:
+    """Ask a session to look at streams, by the next head of its mailbox; None: that is empty."""
+    mail = (*(() if head is None else mail_of(head)), *streams)
+    state = Mail(mail if len(mail) <= MAX_MAIL else (LOOK_AT_ALL,))
+    return Head(_version(0 if head is None else head.version, now, who), 0, _encode(state), now + KEEP_SESSION_SECONDS)
 
 
 def _session_head(seen: int, state: SessionState, now: float, who: str) -> Head:
@@ -366,3 +385,4 @@ def _session_head(seen: int, state: SessionState, now: float, who: str) -> Head:
 
 
 _session_decoder: Final = msgspec.json.Decoder(SessionState)
+_mail_decoder: Final = msgspec.json.Decoder(Mail)

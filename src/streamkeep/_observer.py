@@ -1,7 +1,7 @@
 """Observer: whether the sessions of other managers are alive, as this process has itself seen it. See `_sessions`."""
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,14 +12,18 @@ import anyio
 
 from . import _lifecycle
 from ._background import Background
-from ._guard import GuardedStorage
+from ._guard import GuardedStorage, commit_once
 from ._lifecycle import SessionState, Terms
-from .errors import StorageError
+from .errors import StorageCorruptError, StorageError
+from .storage import Head
 
 logger: Final = logging.getLogger("streamkeep")
 
 READS_A_LEASE: Final = 5
 TRIES: Final = 20
+RETRY_SECONDS: Final = 1.0
+TELL_SECONDS: Final = 300.0
+"""How long it is tried to tell a session of a stream that is no longer its own; by then its writer looks by itself."""
 WANTED_SECONDS: Final = 150.0
 """How long a session is observed at least for who asked once: until the next sweep, which asks again."""
 CHALLENGES: Final = 10
@@ -52,6 +56,12 @@ class Observed:
             self.beat, self.silent, self.challenged_at, self.challenge_took = beat, 0.0, None, None
         if state is not None and state.is_challenged and self.challenged_at is None:
             self.challenged_at = self.silent
+
+    def see_unreadable(self, head: Head, after: float) -> None:
+        """Take in that its head cannot be read: that it changes is a sign of life, and it cannot be asked for one."""
+        self.see(SessionState(head.version, self.terms.lease, self.terms.grace), after)
+        if self.is_to_be_challenged:
+            self.challenged_at, self.challenge_took = self.silent, 0.0
 
     @property
     def is_to_be_challenged(self) -> bool:
@@ -98,6 +108,7 @@ class Observer:
         self._terms = terms
         self._own = own
         self._observations: dict[str, _Observation] = {}
+        self._outgoing: dict[str, _Outgoing] = {}
 
     def silence_of(self, session: str) -> tuple[float, Terms]:
         """Give for how many seconds a session is known to be silent, inf if it is over, and its terms; and observe it for a while."""
@@ -141,17 +152,10 @@ class Observer:
             del self._observations[session]
 
     async def _look(self, session: str, observation: _Observation, pause: float) -> None:
-        id, observed = _lifecycle.session_id(session), observation.observed
+        observed = observation.observed
+        was_dead = observed.is_dead
         try:
-            page = await self._storage.read(id)
-            state = None if page is None else _lifecycle.session_of(page.head)
-            was_dead = observed.is_dead
-            observed.see(state, pause)
-            if page is not None and state is not None and observed.is_to_be_challenged:
-                head = _lifecycle.challenge(page.head, state, self._storage.time(), self._own)
-                began_at = anyio.current_time()
-                await self._storage.commit(id, page.head.version, head)
-                observed.challenge_took = anyio.current_time() - began_at
+            await self._see(session, observed, pause)
         except StorageError as error:
             if not observation.is_told:
                 observation.is_told = True
@@ -162,13 +166,106 @@ class Observer:
             for call in tuple(observation.calls.values()):
                 call()
 
-    async def tell(self, session: str, stream: str) -> None:
-        """Have a session look at a stream that is no longer its own. Raises StorageError."""
+    async def _see(self, session: str, observed: Observed, pause: float) -> None:
         id = _lifecycle.session_id(session)
+        page = await self._storage.read(id)
+        if page is None:
+            observed.see(None, pause)
+            return
+        try:
+            state = _lifecycle.session_of(page.head)
+        except StorageCorruptError:
+            observed.see_unreadable(page.head, pause)
+            return
+        observed.see(state, pause)
+        if observed.is_to_be_challenged:
+            head = _lifecycle.challenge(page.head, state, self._storage.time(), self._own)
+            began_at = anyio.current_time()
+            await self._storage.commit(id, page.head.version, head)
+            observed.challenge_took = anyio.current_time() - began_at
+
+    async def tell(self, session: str, stream: str) -> None:
+        """Have a session look at a stream that is no longer its own.
+
+        Returns when that is posted; or has failed, and is tried again in the background. There is one post at a time, for all who have
+        something to tell: thousands of streams that are cancelled at once are a few commits.
+        """
+        if (tried := self.tell_soon(session, stream)) is not None:
+            await tried.wait()
+
+    def tell_soon(self, session: str, stream: str) -> anyio.Event | None:
+        """Do the same in the background; give the event that `tell` waits for, or None if it is too late for that."""
+        if self._background.is_stopping:
+            return None
+        outgoing = self._outgoing.get(session)
+        if outgoing is None:
+            outgoing = self._outgoing[session] = _Outgoing()
+            self._background.start(partial(self._post_all, session, outgoing), "the mail to a session")
+        outgoing.streams[stream] = None
+        return outgoing.tried
+
+    async def finish(self) -> None:
+        """Return when it was tried to post all mail."""
+        for outgoing in tuple(self._outgoing.values()):
+            await outgoing.tried.wait()
+
+    async def _post_all(self, session: str, outgoing: "_Outgoing") -> None:
+        failed_at: float | None = None
+        try:
+            while outgoing.streams:
+                streams, tried = outgoing.take()
+                try:
+                    await self._post(session, streams)
+                    failed_at = None
+                except StorageError as error:
+                    if failed_at is None:
+                        failed_at = anyio.current_time()
+                        logger.warning(
+                            "a session could not be told of streams that may be no longer its own, and will be: %s", error
+                        )
+                    elif anyio.current_time() - failed_at > TELL_SECONDS:
+                        return  # by now they have looked by themselves
+                    outgoing.put_back(streams)
+                    tried.set()
+                    await anyio.sleep(RETRY_SECONDS)
+                finally:
+                    tried.set()
+        finally:
+            del self._outgoing[session]
+            outgoing.tried.set()
+
+    async def _post(self, session: str, streams: Iterable[str]) -> None:
+        if await self._is_over(session):
+            return
+        mailbox = _lifecycle.mailbox_id(session)
         for _ in range(TRIES):
-            page = await self._storage.read(id)
-            if page is None or (state := _lifecycle.session_of(page.head)).is_over:
+            page = await self._storage.read(mailbox)
+            seen = None if page is None else page.head
+            head = _lifecycle.post(seen, streams, self._storage.time(), self._own)
+            if await commit_once(self._storage, mailbox, None if seen is None else seen.version, head):
                 return
-            head = _lifecycle.post(page.head, state, stream, self._storage.time(), self._own)
-            if await self._storage.commit(id, page.head.version, head):
-                return
+        raise StorageError("the mailbox of a session is changed by others all the time")
+
+    async def _is_over(self, session: str) -> bool:
+        page = await self._storage.read(_lifecycle.session_id(session))
+        try:
+            return page is None or _lifecycle.session_of(page.head).is_over
+        except StorageCorruptError:
+            return False
+
+
+class _Outgoing:
+    """What a session is still to be told."""
+
+    def __init__(self) -> None:
+        self.streams: dict[str, None] = {}  # a set that keeps the order
+        self.tried = anyio.Event()
+        """That it was tried to post these."""
+
+    def take(self) -> tuple[list[str], anyio.Event]:
+        streams, tried = list(self.streams), self.tried
+        self.streams, self.tried = {}, anyio.Event()
+        return streams, tried
+
+    def put_back(self, streams: list[str]) -> None:
+        self.streams = {**dict.fromkeys(streams), **self.streams}

@@ -241,12 +241,15 @@ class Outbox:
             self._core.background.start(self._commit_queued, f"storing what is queued for stream {self.stream}")
 
     async def _commit_queued(self) -> None:
+        is_told = False
         try:
             while True:
                 try:
                     await self._commit_all()
                 except StorageError as error:
-                    logger.warning("stream %s: queued events are not stored yet: %s", self.stream, error)
+                    if not is_told:
+                        is_told = True
+                        self._core.report(f"stream {self.stream}: queued events are not stored yet", error)
                     await anyio.sleep(RETRY_SECONDS)
                 else:
                     return

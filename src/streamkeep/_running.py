@@ -47,15 +47,18 @@ class Running:
         self.is_closing = False
         self.is_closed = False
         self._owns_storage = owns_storage
+        self._has_storage = False
         self._turn = anyio.Lock(fast_acquire=True)  # a cancellation before anything is ended would leave all of it running
         self._undoing: dict[str, anyio.Event] = {}
         self._doubts: dict[tuple[str, int], Callable[[], Awaitable[bool]]] = {}
 
     async def begin(self) -> None:
-        """Open the storage, and begin the background work."""
-        self.background.begin()
-        if self._owns_storage:
-            await self.core.storage.__aenter__()
+        """Open the storage, and begin the background work. Who closes meanwhile waits until that is done."""
+        async with self._turn:
+            self.background.begin()
+            if self._owns_storage:
+                await self.core.storage.__aenter__()
+                self._has_storage = True
         self.background.start(self.sweeper.run, "the sweeper")
         self.background.start(self.core.tend, "tending writers")
 
@@ -75,13 +78,15 @@ class Running:
                 return
             try:
                 await self._release_all()
+                with anyio.move_on_after(RELEASE_SECONDS):
+                    await self.core.observer.finish()
                 await self.core.session.stop()
             finally:
                 # asyncio's own `Task.cancel` goes through shields, and must not leave anything behind.
                 self.core.session.give_up()
                 self.background.stop()
-                if self._owns_storage:
-                    self._owns_storage = False
+                if self._has_storage:
+                    self._has_storage = False
                     with CancelScope(shield=True):
                         await self.core.storage.__aexit__(None, None, None)
             await self.background.wait()
@@ -115,7 +120,7 @@ class Running:
             raise
         if old.state.session:
             # Not here, where a cancellation would leave the stream to nobody.
-            core.background.start(partial(core.tell_writer, stream, old), f"telling the writer of stream {stream}")
+            core.tell_writer_soon(stream, old)
         return await self.give(stream, life, size)
 
     async def give(self, stream: str, life: Life, size: int) -> StreamInput:

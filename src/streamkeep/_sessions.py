@@ -27,7 +27,6 @@ from ._background import Background, is_asyncio_here, loop_here
 from ._guard import GuardedStorage, commit_once
 from ._lifecycle import Terms
 from .errors import StorageError, fresh
-from .storage import Head
 
 logger: Final = logging.getLogger("streamkeep")
 
@@ -225,11 +224,11 @@ class _Renewal:
         self._storage = storage
         self._name = name
         self._id = _lifecycle.session_id(name)
+        self._mailbox = _lifecycle.mailbox_id(name)
         self._terms = terms
         self._host = host
         self._period = terms.lease / RENEWALS_A_LEASE
         self._beat = 0
-        self._head: Head | None = None
         self._renewed_at = 0.0
         self._stop: Callable[[], object] | None = None
         self.is_stopped = False
@@ -296,7 +295,7 @@ class _Renewal:
         is_told = False
         while True:
             try:
-                async with self._storage.watch(self._id) as doorbell:
+                async with self._storage.watch(self._mailbox) as doorbell:
                     while True:
                         await self._look_for_mail()
                         is_told = False
@@ -308,12 +307,16 @@ class _Renewal:
                 await anyio.sleep(RETRY_SECONDS)
 
     async def _look_for_mail(self) -> None:
-        page = await self._storage.read(self._id)
-        if page is not None and page.head != self._head and _lifecycle.session_of(page.head).mail:
-            await self._renew()
+        for _ in range(TRIES):
+            page = await self._storage.read(self._mailbox)
+            if page is None:
+                return
+            # Before it is taken out: to look twice does no harm, and what nobody has looked at must not be gone.
+            self._host.look(_lifecycle.mail_of(page.head))
+            await self._storage.delete(self._mailbox, page.head.version)
 
     async def _renew(self, *, is_over: bool = False) -> None:
-        """Give a sign of life, and take what mail there is."""
+        """Give a sign of life."""
         async with self._turn:
             began_at = anyio.current_time()
             for _ in range(TRIES):
@@ -324,13 +327,10 @@ class _Renewal:
 
     async def _try_to_renew(self, *, is_over: bool) -> bool:
         page = await self._storage.read(self._id)
-        seen = None if page is None else page.head
-        if seen is not None and (mail := _lifecycle.session_of(seen).mail):
-            self._host.look(mail)  # before it is taken: the answer of the commit that takes it may be lost
+        seen = None if page is None else page.head  # whatever it says, also if that cannot be read
         now = self._storage.time()
         head = _lifecycle.renew(seen, self._beat + 1, now, self._name, self._terms, is_over=is_over)
         if not await commit_once(self._storage, self._id, None if seen is None else seen.version, head):
             return False
         self._beat += 1
-        self._head = head
         return True

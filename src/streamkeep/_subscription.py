@@ -54,9 +54,12 @@ class Subscription(Generic[T]):
         self._life: Life | None = None
         self._feed: Feed | None = None
         self._following = ExitStack()
+        self._is_read = False
         self._is_over = False
 
     async def __aenter__(self) -> Self:
+        if self._life is not None:
+            raise RuntimeError("this subscription was entered already; subscribe again")
         running = self._check_running()
         core = running.core
         page = await core.storage.read(self.id, self._next, PAGE_RECORDS)
@@ -94,13 +97,20 @@ class Subscription(Generic[T]):
             ready = list(self._ready)
             self._ready.clear()
             return ready
-        records = await self._records()
-        first = self._next
-        self._next += len(records)
-        self._is_over = self._is_over or (bool(records) and is_terminal(records[-1]))
-        return [
-            event_of(record, offset, self._decode_chunk, self._decode_output) for offset, record in enumerate(records, first)
+        if self._is_read:
+            raise RuntimeError("another task iterates over this subscription; one at a time may")
+        self._is_read = True
+        try:
+            records = await self._records()
+        finally:
+            self._is_read = False
+        events = [
+            event_of(record, offset, self._decode_chunk, self._decode_output)
+            for offset, record in enumerate(records, self._next)
         ]
+        self._next += len(records)  # now that none of them is damaged, which would leave a gap
+        self._is_over = self._is_over or (bool(records) and is_terminal(records[-1]))
+        return events
 
     async def _records(self) -> Sequence[bytes]:
         while not self._is_over:
@@ -124,9 +134,8 @@ class Subscription(Generic[T]):
                 self._go_on_with(self._feed.life)
                 return records
             elif self._feed.is_complete:
-                raise _lifecycle.lost(
-                    self._next
-                )  # whoever has read the end does not come here: a page was of another history than the feed
+                # Whoever has read the end does not come here: a page was of another history than the feed.
+                raise _lifecycle.lost(self._next)
             else:
                 await self._wait(self._feed)
         return ()
@@ -146,6 +155,8 @@ class Subscription(Generic[T]):
             raise StreamNotFoundError("the stream was deleted, or expired, while it was read")
         if page.head.version != self._life.head.version:
             self._go_on_with(_lifecycle.life_of(page.head, self._life))
+        if self._feed is not None and not page.records:  # although others were given more
+            raise _lifecycle.lost(self._next)
         self._page = page.records
 
     def _go_on_with(self, life: Life) -> None:

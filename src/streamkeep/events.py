@@ -80,6 +80,8 @@ MAX_OFFSET: Final = 2**53 - 1
 MAX_DEPTH: Final = 256
 """How deep JSON may be nested. Python's own limit is met later, differs from version to version, and would be met by whoever reads it."""
 
+_TOO_DEEP: Final = f"the value is circular, or nested more than {MAX_DEPTH} levels deep"
+
 _CHUNK: Final = b"c"
 _DONE: Final = b"d"
 _ERROR: Final = b"e"
@@ -138,14 +140,16 @@ def encode_json(value: object) -> bytes:
     """
     try:
         data = _encoder.encode(value)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InvalidArgumentError(f"the value is not JSON: {error}") from error
+    except RecursionError as error:  # how deep that is depends on the interpreter
+        raise InvalidArgumentError(_TOO_DEEP) from error
+    # What has few brackets is not deep: only the rest is worth walking through.
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _is_too_deep(data):
+        raise InvalidArgumentError(_TOO_DEEP)
     # The encoder writes null for NaN; only then is it worth walking the value, to refuse what would be read back as another.
     if b"null" in data and _has_non_finite(value):
         raise InvalidArgumentError("the value is not JSON: it holds NaN or an infinity")
-    # What has few brackets is not deep: only the rest is worth walking through.
-    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _is_too_deep(data):
-        raise InvalidArgumentError(f"the value is nested more than {MAX_DEPTH} levels deep")
     return data
 
 

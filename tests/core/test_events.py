@@ -97,8 +97,6 @@ def test_a_chunk_of_another_shape_is_told_when_it_is_looked_at() -> None:
         pytest.param({"a": Token(math.inf)}, id="infinity in a dataclass"),  # type: ignore[arg-type]  # on purpose
         pytest.param("\ud800", id="lone surrogate"),
         pytest.param({"\udfff": 1}, id="lone surrogate as a key"),
-        pytest.param(circle(), id="circular"),
-        pytest.param(nested(5_000, None), id="5,000 deep with null"),
         pytest.param(object(), id="odd object"),
         pytest.param({1, object()}, id="set of odd objects"),
         pytest.param({(1, 2): 3}, id="tuple as a key"),
@@ -135,14 +133,14 @@ def nested_both(depth: int) -> object:
 def test_json_is_nested_256_levels_deep_and_no_more(make: Callable[[int], object]) -> None:
     assert msgspec.json.decode(encode_json(make(MAX_DEPTH))) == make(MAX_DEPTH)
     for depth in (MAX_DEPTH + 1, 1_000, 5_000):
-        with pytest.raises(InvalidArgumentError):
+        with pytest.raises(InvalidArgumentError, match="more than 256 levels"):
             encode_json(make(depth))
 
 
 @pytest.mark.promise("P13")
 def test_json_of_any_depth_is_refused_and_not_recursed_into() -> None:
-    for value in (nested(100_000, 1), msgspec.Raw(b"[" * 100_000 + b"]" * 100_000)):
-        with pytest.raises(InvalidArgumentError):
+    for value in (nested(100_000, 1), nested(5_000, None), circle(), msgspec.Raw(b"[" * 100_000 + b"]" * 100_000)):
+        with pytest.raises(InvalidArgumentError, match="more than 256 levels"):
             encode_json(value)
 
 

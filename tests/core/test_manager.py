@@ -267,31 +267,41 @@ async def test_of_many_who_open_an_id_exactly_one_wins(
 
 
 @pytest.mark.promise("P5", "P6")
-async def test_of_many_who_take_over_exactly_one_wins(
-    streams: StreamManager, elsewhere: StreamManager, storage: FaultyStorage
-) -> None:
-    async with streams.open("s") as stream:
-        await stream.write("a")
-    await (await elsewhere.open("other")).done()
-    await wait_all_tasks_blocked()
+async def test_of_many_who_take_over_exactly_one_wins(memory: MemoryStorage) -> None:
+    class Meeting(FaultyStorage):
+        """Where ten who have seen the same head wait for one another, before they commit."""
+
+        came = 0
+        all_are_there = anyio.Event()
+
+        async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
+            if stream == "s" and seen == released and self.came < 10:
+                self.came += 1
+                if self.came == 10:
+                    self.all_are_there.set()
+                await self.all_are_there.wait()
+            return await super().commit(stream, seen, head, records)
+
     results: list[object] = []
-    # All see the same head: each has its creation refused first, then looks whether it is there, and then at what is.
-    storage.skip("read", times=10)
-    holds = [storage.hold("read", after=True) for _ in range(10)]
+    released = -1
+    storage = Meeting(memory)
+    async with StreamManager(storage) as streams, StreamManager(storage) as elsewhere:
+        async with streams.open("s") as stream:
+            await stream.write("a")
+        page = await memory.read("s")
+        assert page is not None
+        released = page.head.version
 
-    async def rival(number: int) -> None:
-        try:
-            results.append(await (streams, elsewhere)[number % 2].open("s", resume=True))
-        except StreamBusyError as error:
-            results.append(error)
+        async def rival(number: int) -> None:
+            try:
+                results.append(await (streams, elsewhere)[number % 2].open("s", resume=True))
+            except StreamBusyError as error:
+                results.append(error)
 
-    async with anyio.create_task_group() as tasks:
-        for number in range(10):
-            tasks.start_soon(rival, number)
-        for hold in holds:
-            await hold.reached.wait()
-        for hold in holds:
-            hold.release()
+        with anyio.fail_after(1):
+            async with anyio.create_task_group() as tasks:
+                for number in range(10):
+                    tasks.start_soon(rival, number)
 
     assert sum(isinstance(result, StreamInput) for result in results) == 1
     assert sum(isinstance(result, StreamBusyError) for result in results) == 9

@@ -135,7 +135,7 @@ def a_session_is_not_begun_again(patch: pytest.MonkeyPatch) -> None:
     renew = _Renewal._try_to_renew
 
     async def only_what_is_there(self: _Renewal, *, is_over: bool) -> bool:
-        if self._head is not None and await self._storage.read(self._id) is None:
+        if self._beat and await self._storage.read(self._id) is None:
             return True
         return await renew(self, is_over=is_over)
 
