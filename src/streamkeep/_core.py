@@ -242,9 +242,7 @@ class Core:
             await self.observer.tell(life.state.session, stream)
 
     def tell_writer_soon(self, stream: str, life: Life) -> None:
-        """Do the same in the background."""
-        for outbox in self.outboxes(stream):
-            self.background.start(partial(self._look_once, outbox), f"looking at stream {stream}")
+        """Let another manager's writer know it in the background."""
         if self._is_anothers(life):
             self.observer.tell_soon(life.state.session, stream)
 

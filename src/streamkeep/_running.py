@@ -56,11 +56,14 @@ class Running:
         """Open the storage, and begin the background work. Who closes meanwhile waits until that is done."""
         async with self._turn:
             self.background.begin()
-            if self._owns_storage:
-                await self.core.storage.__aenter__()
-                self._has_storage = True
+            await self._open_storage()
         self.background.start(self.sweeper.run, "the sweeper")
         self.background.start(self.core.tend, "tending writers")
+
+    async def _open_storage(self) -> None:
+        if self._owns_storage:
+            await self.core.storage.__aenter__()
+            self._has_storage = True
 
     def check(self) -> Self:
         """Give this, if it is open and this is its event loop."""
@@ -118,9 +121,7 @@ class Running:
         except BaseException:
             self._undo(stream, life.head, partial(self._release, stream, life))
             raise
-        if old.state.session:
-            # Not here, where a cancellation would leave the stream to nobody.
-            core.tell_writer_soon(stream, old)
+        core.tell_writer_soon(stream, old)  # not here, where a cancellation would leave the stream to nobody
         return await self.give(stream, life, size)
 
     async def give(self, stream: str, life: Life, size: int) -> StreamInput:

@@ -307,11 +307,10 @@ class _Renewal:
                 await anyio.sleep(RETRY_SECONDS)
 
     async def _look_for_mail(self) -> None:
-        for _ in range(TRIES):
-            page = await self._storage.read(self._mailbox)
-            if page is None:
-                return
-            # Before it is taken out: to look twice does no harm, and what nobody has looked at must not be gone.
+        page = await self._storage.read(self._mailbox)
+        if page is not None:
+            # Before it is taken out: to look twice does no harm, and what nobody has looked at must not be gone. If there is more by now,
+            # the doorbell has rung.
             self._host.look(_lifecycle.mail_of(page.head))
             await self._storage.delete(self._mailbox, page.head.version)
 

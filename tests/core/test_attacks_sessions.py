@@ -1,15 +1,17 @@
 """Attacks on sessions: many observers, slow commits, mail by the thousand, heads that are damaged or whose answers get lost."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import TypeVar
 
 import anyio
 import pytest
 from msgspec.structs import replace
-from tests.core.helpers import Process
+from tests.core.helpers import Process, core_of
+from trio.testing import wait_all_tasks_blocked
 
 from streamkeep import StorageError, StreamInput, StreamManager
+from streamkeep._lifecycle import LOOK_AT_ALL
 from streamkeep.storage import Head, Page, Storage
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage, Operation
@@ -181,3 +183,70 @@ async def test_mail_that_cannot_be_read_has_all_writers_look(
 
     with anyio.fail_after(10):
         await stream.cancelled.wait()
+
+
+class BusyMailbox(FaultyStorage):
+    """Somebody else is faster to post, `times` times."""
+
+    times = 0
+
+    async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
+        if self.times and stream.endswith(".mail"):
+            self.times -= 1
+            self.calls["commit"] += 1
+            return False
+        return await super().commit(stream, seen, head, records)
+
+
+async def test_a_producer_is_told_however_busy_its_mailbox_is(streams: StreamManager, memory: MemoryStorage) -> None:
+    busy = BusyMailbox(memory)
+    async with StreamManager(busy) as elsewhere:
+        stream = await streams.open("s")
+        busy.times = 50
+        await elsewhere.cancel("s")
+
+        with anyio.fail_after(10):
+            await stream.cancelled.wait()
+        assert busy.times == 0
+
+
+async def test_who_cannot_post_for_as_long_as_a_writer_needs_to_find_out_by_itself_gives_up(
+    streams: StreamManager, memory: MemoryStorage
+) -> None:
+    busy = BusyMailbox(memory)
+    async with StreamManager(busy) as elsewhere:
+        stream = await streams.open("s")
+        busy.times = 1_000_000
+        await elsewhere.cancel("s")
+        await anyio.sleep(1_000)
+        busy.calls.clear()
+        await anyio.sleep(1_000)
+
+        assert stream.cancelled.is_set()
+        assert busy.calls["commit"] < 1_000  # it renews its session
+
+
+async def test_who_asks_for_a_look_at_all_during_one_gets_another_and_no_more(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    inputs = [await streams.open(f"s{number}") for number in range(5)]
+    hold = storage.hold("read")
+    core_of(streams).look([LOOK_AT_ALL])
+    await hold.reached.wait()
+    storage.calls.clear()
+    for _ in range(3):
+        core_of(streams).look([LOOK_AT_ALL])
+    await wait_all_tasks_blocked()
+    hold.release()
+    await wait_all_tasks_blocked()
+
+    assert storage.calls["read"] == len(inputs)
+
+
+async def test_a_manager_that_is_closed_has_nothing_to_tell(streams: StreamManager, storage: FaultyStorage) -> None:
+    observer = core_of(streams).observer
+    await streams.aclose()
+    storage.calls.clear()
+    await observer.tell("s2", "s")
+
+    assert not storage.calls
