@@ -1,18 +1,16 @@
-"""`python -m benchmarks`: prints the table of ratios."""
+"""`python -m benchmarks`: prints the table of ratios, and what it costs to have many."""
 
 import argparse
 import asyncio
-import tempfile
 import time
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import uvloop
 
-from benchmarks import bare
-from benchmarks.work import CHUNK, HEADER, REPLAYED, WRITERS, Work, append, append_to, counted, rate, replay
+from benchmarks import bare, many
+from benchmarks.work import CHUNK, HEADER, REPLAYED, WRITERS, Work, append, append_to, counted, folder, rate, replay
 from streamkeep import InMemoryStreamManager, StreamManager
 
 
@@ -97,12 +95,6 @@ def all_work(scale: float) -> Sequence[Work[Path]]:
     return works
 
 
-@contextmanager
-def folder() -> Generator[Path]:
-    with tempfile.TemporaryDirectory() as path:
-        yield Path(path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="how many times each is measured (7)")
@@ -111,9 +103,12 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="a tenth of the work")
     options = parser.parse_args()
+    run = uvloop.run if options.uvloop else asyncio.run
     print(HEADER)
     for work in all_work(0.1 if options.quick else 1.0):
-        print(work.measure(options.rounds, uvloop.run if options.uvloop else asyncio.run, folder), flush=True)
+        print(work.measure(options.rounds, run, folder), flush=True)
+    print()
+    many.print_rows(run, quick=options.quick)
 
 
 if __name__ == "__main__":

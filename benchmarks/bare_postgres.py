@@ -5,7 +5,7 @@ import time
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-import asyncpg
+import asyncpg  # type: ignore[import-untyped]  # it has no types
 
 from benchmarks.bare import STATE, encode
 

@@ -64,8 +64,8 @@ class Bare:
         name = f"{self._name}-{uuid.uuid4().hex}"
         await self._redis.rpush(f"{name}-log", *[encode(CHUNK)] * count)
         started = time.perf_counter()
-        events = []
-        while page := await self._redis.lrange(f"{name}-log", len(events), len(events) + PAGE - 1):
+        events: list[StreamEvent[object]] = []
+        while page := await _range(self._redis, f"{name}-log", len(events), len(events) + PAGE - 1):
             events += [StreamEvent(StreamEventType.CHUNK, len(events) + i, data) for i, data in enumerate(page)]
         assert len(events) == count
         return count / (time.perf_counter() - started)
@@ -86,11 +86,15 @@ class Bare:
 
     async def _next(self, bells: PubSub, log: str, offset: int) -> list[bytes]:
         await bells.get_message(timeout=None)
-        return await self._other.lrange(log, offset, offset)
+        return await _range(self._other, log, offset, offset)
 
     async def _commit(self, names: list[str], version: int) -> None:
         async with self._redis.pipeline(transaction=False) as pipeline:
             for name in names:
                 head = b"%d %d 1795396526.8 %s" % (version + 1, version + 1, STATE)
-                pipeline.evalsha(self._append, 2, f"{name}-head", f"{name}-log", version, head, encode(CHUNK))
+                await pipeline.evalsha(self._append, 2, f"{name}-head", f"{name}-log", version, head, encode(CHUNK))
             assert await pipeline.execute() == [1] * len(names)
+
+
+async def _range(redis: Redis, log: str, first: int, last: int) -> list[bytes]:
+    return await redis.lrange(log, first, last)  # type: ignore[return-value]  # without decode_responses they are bytes

@@ -19,7 +19,7 @@ from tests.engines.running import ENGINES, in_namespace
 
 from benchmarks.work import CHUNK, HEADER, REPLAYED, WRITERS, Work, append, append_to, counted, replay
 from streamkeep import StreamManager
-from streamkeep._lifecycle import Life, Terms, begin, grow
+from streamkeep._lifecycle import Life, begin, grow
 from streamkeep.events import chunk_record
 from streamkeep.storage import Storage
 from streamkeep.storages import storage_for
@@ -53,8 +53,9 @@ class BareLog:
         self._life = life
 
     async def write(self, chunk: object) -> int:
-        life = grow(self._life, 1, time.time())
-        assert await self._storage.commit(self._stream, self._life.head.version, life.head, [chunk_record(chunk)])
+        record = chunk_record(chunk)
+        life = grow(self._life, 1, len(record), self._storage.time())
+        assert await self._storage.commit(self._stream, self._life.head.version, life.head, [record])
         self._life = life
         return life.head.tail - 1
 
@@ -63,7 +64,7 @@ async def append_to_storage(writers: int, each: int, url: str) -> float:
     async with storage_for(url) as storage:
         logs: list[BareLog] = []
         for number in range(writers):
-            life = begin(time.time(), "benchmark", Terms(300, 10, 5), {})
+            life = begin(storage.time(), "benchmark", "benchmark", 300, {})
             assert await storage.commit(f"s{number}", None, life.head)
             logs.append(BareLog(storage, f"s{number}", life))
         return await append_to(logs, each)
@@ -102,7 +103,7 @@ def all_work(open_bare: OpenBare, scale: float) -> Sequence[Work[str]]:
 
     works: list[Work[str]] = []
     for writers, each in ((1, times(1_000)), (WRITERS, times(200))):
-        plain = bare(lambda driver, writers=writers, each=each: driver.append(writers, each))
+        plain = bare(partial(Bare.append, writers=writers, each=each))
         name = f"append, {counted(writers, 'writer')}"
         works.append(Work(name, "commits/s", partial(append, StreamManager.connect, writers, each), plain))
         works.append(Work(f"{name}, the storage alone", "commits/s", partial(append_to_storage, writers, each), plain))

@@ -2,10 +2,12 @@
 
 import asyncio
 import statistics
+import tempfile
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from streamkeep import StreamManager
@@ -46,9 +48,9 @@ class Work(Generic[P]):
             for way, figures in ((self.ours, ours), (self.bare, plain)):
                 with place() as somewhere:
                     figures.append(run(_go(way, somewhere)))
-        ratio = statistics.median(mine / theirs for mine, theirs in zip(ours, plain, strict=True))
-        figures = [f"{statistics.median(some):,.{self.digits}f}" for some in (ours, plain)]
-        return f"| {self.name} | {self.unit} | {figures[0]} | {figures[1]} | {ratio:.2f} |"
+        ratio = statistics.median(one / other for one, other in zip(ours, plain, strict=True))
+        mine, theirs = (f"{statistics.median(some):,.{self.digits}f}" for some in (ours, plain))
+        return f"| {self.name} | {self.unit} | {mine} | {theirs} | {ratio:.2f} |"
 
 
 async def append(connect: Connect[P], writers: int, each: int, place: P) -> float:
@@ -81,6 +83,13 @@ async def replay(connect: Connect[P], place: P) -> float:
             async for _event in events:
                 count += 1
         return rate(count, started)
+
+
+@contextmanager
+def folder() -> Generator[Path]:
+    """Give an empty folder."""
+    with tempfile.TemporaryDirectory() as path:
+        yield Path(path)
 
 
 def counted(number: int, noun: str) -> str:

@@ -17,6 +17,8 @@ logger: Final = logging.getLogger("streamkeep")
 SWEEP_SECONDS: Final = 60.0
 SWEEP_STREAMS: Final = 500
 ROOM_STREAMS: Final = 100
+REMOVED_AT_ONCE: Final = 64
+"""Enough for a storage to remove many in one go, and few enough for the event loop to do other things."""
 
 
 class Sweeper:
@@ -75,9 +77,15 @@ class Sweeper:
             except StorageError as error:
                 failure = error
 
+        rest = iter(found)
+
+        async def remove_rest() -> None:
+            for stream, head in rest:
+                await remove(stream, head)
+
         async with anyio.create_task_group() as removals:
-            for stream, head in found:
-                removals.start_soon(remove, stream, head)
+            for _ in range(REMOVED_AT_ONCE):
+                removals.start_soon(remove_rest)
         if damaged:
             logger.warning("%d streams cannot be swept, such as %s: %s", len(damaged), *damaged[0])
         if failure is not None:
