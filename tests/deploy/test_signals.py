@@ -1,4 +1,4 @@
-"""Signals that stop a process are heard by those who serve streams, and stay with whoever handles them."""
+"""Signals that stop a process reach those who serve streams, and stay with whoever handles them."""
 
 import asyncio
 import os

@@ -16,7 +16,7 @@ from typing import Final
 import anyio
 import anyio.to_thread
 from tests.engines.engine import Engine
-from tests.engines.load import PATIENCE_SECONDS, connected, stored
+from tests.engines.load import BOUND_SECONDS, connected, stored
 from tests.engines.suite import bad_way_to, kill_and_start
 from tests.network.proxy import End, Fate, Network
 
@@ -61,7 +61,7 @@ class Campaign:
         """Go through all of it."""
         random = Random(self.seed)
         async with bad_way_to(self.engine) as (network, url):
-            with anyio.CancelScope() as patience:
+            with anyio.CancelScope() as scope:
                 async with anyio.create_task_group() as tasks:
                     for number in range(self.writers):
                         tasks.start_soon(self._play, self._write, f"writer-{number}", url)
@@ -74,8 +74,8 @@ class Campaign:
                         if not self.violations:
                             await self._do(random, network)
                     self._is_over = True
-                    patience.deadline = anyio.current_time() + 2 * PATIENCE_SECONDS
-            if patience.cancelled_caught:
+                    scope.deadline = anyio.current_time() + 2 * BOUND_SECONDS
+            if scope.cancelled_caught:
                 self.violations.append("not all came to an end")
 
     async def _do(self, random: Random, network: Network) -> None:
@@ -99,7 +99,7 @@ class Campaign:
         await self._all_advance(deed, before)
 
     async def _all_advance(self, deed: str, before: dict[str, int]) -> None:
-        with anyio.move_on_after(PATIENCE_SECONDS):
+        with anyio.move_on_after(BOUND_SECONDS):
             await self._until(lambda: all(actor.steps >= before[actor.name] + ADVANCE for actor in self._actors))
             return
         stuck = [actor.name for actor in self._actors if actor.steps < before[actor.name] + ADVANCE]

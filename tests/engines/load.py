@@ -11,7 +11,7 @@ import anyio
 from streamkeep import StreamManager
 
 PACE_SECONDS: Final = 0.002
-PATIENCE_SECONDS: Final = 60
+BOUND_SECONDS: Final = 60
 """For what an engine does after a fault: it may replay a log first."""
 LEASE: Final = timedelta(seconds=40)
 """Longer than any fault that is not meant to kill: what is tested is the storage, not the machine's speed."""
@@ -86,7 +86,7 @@ class Load:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Return when it is so; TimeoutError if it never comes."""
-        with anyio.move_on_after(PATIENCE_SECONDS):
+        with anyio.move_on_after(BOUND_SECONDS):
             while not condition():
                 await self._changed.wait()
             return
@@ -117,7 +117,7 @@ async def load(writers_url: str, readers_url: str, *, streams: int = 3, readers:
         await under_way.advances(5)
         yield under_way
         under_way.finish()
-        tasks.cancel_scope.deadline = anyio.current_time() + PATIENCE_SECONDS
+        tasks.cancel_scope.deadline = anyio.current_time() + BOUND_SECONDS
     await check(under_way.accounts, readers_url)
 
 
@@ -133,7 +133,7 @@ async def check(accounts: Sequence[Account], url: str) -> None:
 
 async def stored(streams: StreamManager, stream: str) -> list[Seen]:
     """Read a stream to its end."""
-    with anyio.fail_after(PATIENCE_SECONDS):
+    with anyio.fail_after(BOUND_SECONDS):
         async with streams.subscribe(stream) as events:
             return [(event.type.value, event.offset, event.data) async for event in events]
 

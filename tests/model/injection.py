@@ -25,7 +25,7 @@ from .kinds import Kind, OpenStorage
 from .probes import Countdown, Counted
 from .scenarios import Act, Scenario
 from .virtual_time import Backend, Workload, run_virtually
-from .world import PATIENCE, RIVALS, Recovery, World
+from .world import BOUND_SECONDS, RIVALS, Recovery, World
 
 OUTAGE_SECONDS: Final = 5.0
 SOON_SECONDS: Final = 2.0
@@ -178,10 +178,10 @@ async def _attempt(world: World, scenario: Scenario, way: Way, recovery: Recover
         async with anyio.create_task_group() as tasks:
             attempt = Attempt(world, tasks, CancelScope())
             countdown = Countdown(number, lambda: way.strike(attempt))
-            with anyio.fail_after(PATIENCE):
+            with anyio.fail_after(BOUND_SECONDS):
                 ended = await _struck(attempt, act, way, countdown)
             if attempt.struck_at is not None:
-                assert anyio.current_time() - attempt.struck_at <= SOON_SECONDS, "what happens elsewhere is heard of"
+                assert anyio.current_time() - attempt.struck_at <= SOON_SECONDS, "what happens elsewhere is told"
             world.storage.pass_point, world.storage.meanwhile = lambda: None, None
         world.told.news += tuple(error for error in way.errors if error is not StorageError)
         await world.recover(recovery)

@@ -35,9 +35,9 @@ from .virtual_time import Workload
 
 STREAM: Final = "answer"
 OUTPUT: Final = "all said"
-PATIENCE: Final = 1_000.0
+BOUND_SECONDS: Final = 1_000.0
 """Virtual seconds that nothing here may take: many times lease and grace."""
-BOUND_SECONDS: Final = 10
+THREAD_SECONDS: Final = 10
 LEASE: Final = 10.0
 SETTLE_SECONDS: Final = max(sum(UNDO_PAUSES), WANTED_SECONDS) + 10.0
 """After this nothing is undone any more, dropped handles are released, and no session is observed for who asked once."""
@@ -134,13 +134,13 @@ class World:
         streams: the manager that the scenario uses, over `storage`.
         elsewhere: another one, over another handle of the same storage, to which nothing happens.
         told: what the caller knows.
-        heard: lists of events, one for each reader of the scenario, which must each be a part of the log.
+        delivered: lists of events, one for each reader of the scenario, which must each be a part of the log.
         is_storage_well: whether nothing worse will happen than that the caller is cancelled.
     """
 
     def __init__(self, open_storage: OpenStorage, workload: Workload) -> None:
         self.told = Told()
-        self.heard: list[list[Event]] = []
+        self.delivered: list[list[Event]] = []
         self.is_storage_well = False
         self.storage = ProbedStorage(open_storage(), workload)
         self.streams = StreamManager(self.storage)
@@ -176,7 +176,7 @@ class World:
     async def replay(self, after: int | None = None, streams: StreamManager | None = None) -> None:
         """Read the stream to its end."""
         events: list[Event] = []
-        self.heard.append(events)
+        self.delivered.append(events)
         async with (streams or self.streams).subscribe(STREAM, after) as subscription:
             async for event in subscription:
                 events.append(event)  # noqa: PERF401 (what was read before a strike counts)
@@ -208,12 +208,12 @@ class World:
         scribe.input = None
         storage.is_down = True
 
-    async def resume(self, heir: Scribe, streams: StreamManager | None = None) -> None:
+    async def resume(self, successor: Scribe, streams: StreamManager | None = None) -> None:
         """Have a scribe go on with the stream, as soon as that can be."""
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(BOUND_SECONDS):
             while True:
                 try:
-                    return await heir.open(streams or self.elsewhere, resume=True)
+                    return await successor.open(streams or self.elsewhere, resume=True)
                 except StreamBusyError:
                     await anyio.sleep(1)
 
@@ -246,7 +246,7 @@ class World:
 
     async def examine(self) -> None:
         """Assert that what was told is so, for all readers, and that the stream has ended exactly once."""
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(BOUND_SECONDS):
             log, *same = [await self._log(manager) for manager in (self.elsewhere, self.streams) if manager.is_running]
         assert all(_values(other) == _values(log) for other in same), "readers of two processes read the same"
         if log:
@@ -266,7 +266,7 @@ class World:
         if self.told.is_void:
             self.told.is_open, self.told.outcome = False, None
             self.told.chunks.clear()
-            self.heard.clear()
+            self.delivered.clear()
         if self.told.may_be_deleted:
             with suppress(StreamNotFoundError):
                 await self.elsewhere.info(STREAM)
@@ -274,7 +274,7 @@ class World:
                 return
             self.told.outcome = "deleted"
             self.told.chunks.clear()
-            self.heard.clear()
+            self.delivered.clear()
 
     async def _go_on(self) -> None:
         for scribe in self._scribes:
@@ -295,16 +295,16 @@ class World:
             await scribe.done()
 
     async def _take_over(self) -> None:
-        heir = self.scribe()
+        successor = self.scribe()
         try:
-            await self.resume(heir)
+            await self.resume(successor)
         except StreamCompletedError:
             return
         if self.told.outcome == "deleted":
             self.told.outcome = None
-        await heir.write()
-        await heir.done()
-        heir.input = None
+        await successor.write()
+        await successor.done()
+        successor.input = None
 
     def _drop_handles(self) -> None:
         for scribe in self._scribes:
@@ -327,7 +327,7 @@ class World:
         assert written == self._in_order(written), "each chunk is there at most once, in the order of calls"
         for offset, chunk in self.told.chunks.items():
             assert written[offset : offset + 1] == [chunk], "what was acknowledged is there"
-        for events in filter(None, self.heard):
+        for events in filter(None, self.delivered):
             first = events[0].offset
             assert _values(events) == _values(log[first : first + len(events)]), "what was read is what is there"
 
@@ -352,7 +352,7 @@ async def assert_nobody_else_runs() -> None:
         assert asyncio.all_tasks() == {asyncio.current_task()}
     for thread in threading.enumerate():
         if thread.name.startswith("streamkeep"):
-            thread.join(BOUND_SECONDS)  # one whose leaving was cut short is on its way
+            thread.join(THREAD_SECONDS)  # one whose leaving was cut short is on its way
             assert not thread.is_alive()
 
 

@@ -155,11 +155,11 @@ async def resume(streams: StreamManager, stream: str) -> StreamInput:
 
 
 async def _complete(streams: StreamManager, stream: str) -> None:
-    async with await resume(streams, stream) as heir:
-        tail = heir.tail
-        if heir.write_soon("after the cut") != tail:
+    async with await resume(streams, stream) as successor:
+        tail = successor.tail
+        if successor.write_soon("after the cut") != tail:
             raise DamageError(f"a new writer of {stream} does not go on at offset {tail}")
-        await heir.done()
+        await successor.done()
 
 
 def _check_events(events: Sequence[StreamEvent[object]], info: StreamInfo) -> None:

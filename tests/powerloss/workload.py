@@ -147,8 +147,8 @@ class Workload:
         old = self._some_input()
         await self._insist(lambda: end_sessions(storage_of(streams)))  # as if its process had died
         async with self._manager() as neighbour:
-            heir = await self._resume(neighbour, old.id)
-            await self._write(heir)
+            successor = await self._resume(neighbour, old.id)
+            await self._write(successor)
             with pytest.raises(StreamTakenOverError):
                 await self._insist(lambda: old.write("too late"))
         await self._resume(streams, old.id)
@@ -190,8 +190,8 @@ class Workload:
         self._tape.mark(Stored(stream_input.id, stream_input.tail))
 
     async def _resume(self, streams: StreamManager, stream: str) -> StreamInput:
-        heir = self._inputs[stream] = await self._insist(lambda: resume(streams, stream))
-        return heir
+        successor = self._inputs[stream] = await self._insist(lambda: resume(streams, stream))
+        return successor
 
     async def _stubbornly(self, stream_input: StreamInput, call: Awaitable[object]) -> None:
         # What was accepted keeps its place: it is not to be written again, but flushed.

@@ -67,8 +67,8 @@ async def _deleted(streams: StreamManager, writer: StreamInput) -> None:
 
 async def _taken_over(streams: StreamManager, writer: StreamInput) -> None:
     await _let_go(streams, writer)
-    async with streams.open(writer.id, resume=True) as heir:
-        await _completed(streams, heir)
+    async with streams.open(writer.id, resume=True) as successor:
+        await _completed(streams, successor)
 
 
 async def _cancelled_in_mid_write(streams: StreamManager, writer: StreamInput) -> None:

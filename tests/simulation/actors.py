@@ -1,6 +1,6 @@
 """Those who use streams in a simulated history: processes, and in them writers, readers and people who interfere.
 
-They behave as users are told to, and as badly as users do: they pause, lose patience, drop handles, come back, and die. What they
+They behave as users are told to, and as badly as users do: they pause, give up waiting, drop handles, come back, and die. What they
 are told they write down; whether it is true is not theirs to judge, but for what only they can know at that moment.
 """
 
@@ -43,7 +43,7 @@ SURELY_ALIVE_SECONDS: Final = 2 * LONGEST_STALL + 40.0
 """A process whose way to the storage was good for so long is not dead to anybody: what others have read, or sent, before is over."""
 LEASE: Final = timedelta(seconds=10)
 GRACE: Final = timedelta(seconds=5)
-PATIENCE: Final = 6
+ATTEMPTS: Final = 6
 """How often somebody tries again what failed."""
 LETTERS: Final = {StreamEventType.CHUNK: b"c", StreamEventType.DONE: b"d", StreamEventType.ERROR: b"e"}
 
@@ -305,9 +305,9 @@ class Writer:
             gc.collect()
 
     async def open_and_write(self, process: Process) -> None:
-        """Open the stream, as often as it takes or patience lasts, write to it, and end."""
+        """Open the stream, trying a few times, write to it, and end."""
         resume = self._random.random() < 0.7
-        for _ in range(PATIENCE):
+        for _ in range(ATTEMPTS):
             try:
                 with trio.CancelScope() as self._scope:
                     await self._open_once(process, resume=resume)
@@ -341,9 +341,9 @@ class Writer:
 
     async def _open_impatiently(self, process: Process, *, resume: bool) -> None:
         """Open it, and go away before it is open; or, if that is too late, let go of it."""
-        with trio.move_on_after(self._random.choice([0.1, 1.0, 20.0]) * self._random.random()) as patience:
+        with trio.move_on_after(self._random.choice([0.1, 1.0, 20.0]) * self._random.random()) as timeout:
             await (await process.streams.open(self._stream, resume=resume)).close()
-        if patience.cancelled_caught:
+        if timeout.cancelled_caught:
             self._story.count("opened impatiently")
 
     async def _write_and_end(self, process: Process, stream: StreamInput) -> None:
@@ -420,7 +420,7 @@ class Writer:
                 self._story.complain(f"{account.name} calls its storage damaged: {error}")
 
     async def _flush(self, stream: StreamInput, account: Writing) -> bool:
-        for _ in range(PATIENCE):
+        for _ in range(ATTEMPTS):
             asked = account.calls
             try:
                 await stream.flush()

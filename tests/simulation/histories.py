@@ -192,7 +192,8 @@ async def _go_back(story: Story, nursery: trio.Nursery) -> None:
         for process in story.processes:
             if process.is_alive and story.random.random() < 0.5:  # somebody goes on at once with what is now there
                 nursery.start_soon(
-                    process.act, Writer(story, f"{process.name}-heir {trio.current_time()}", story.random.choice(story.ids))
+                    process.act,
+                    Writer(story, f"{process.name}-successor {trio.current_time()}", story.random.choice(story.ids)),
                 )
 
 

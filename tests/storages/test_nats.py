@@ -738,7 +738,7 @@ async def test_a_gap_in_the_bells_rings_everybody(storage: Storage, url: str, na
             await api(client, f"STREAM.UPDATE.{name}", {**config, "republish": None})
             assert await writer.commit("unheard", None, a_head(0))
             await api(client, f"STREAM.UPDATE.{name}", config)
-            assert await writer.commit("heard", None, a_head(0))
+            assert await writer.commit("told", None, a_head(0))
             with anyio.fail_after(BOUND_SECONDS):
                 await doorbell.wait()
 

@@ -269,10 +269,10 @@ def _of_acknowledgements(case: Case) -> Iterator[str]:
 
 def _of_refusals(case: Case) -> Iterator[str]:
     """Who was refused was refused for a reason."""
-    heirs = {meant.handle for meant in case.meant("resume")}
+    successors = {meant.handle for meant in case.meant("resume")}
     for entry in case.entries:
         match entry:
-            case Refused(why="StreamTakenOverError", handle=handle) if not heirs - {handle}:
+            case Refused(why="StreamTakenOverError", handle=handle) if not successors - {handle}:
                 yield f"{handle} was taken over from by nobody"
             case Refused(why="StreamNotFoundError", handle=handle, at=at) if not case.may_be_gone(at):
                 yield f"{handle} did not find it"

@@ -22,7 +22,7 @@ from streamkeep.http.wire import Failure, GenkitDecoder, GenkitFrame, Message, S
 
 READINGS: Final = 6
 """How many streams a reader reads at a time."""
-PATIENCE: Final = httpx.Timeout(3.0)
+TIMEOUT: Final = httpx.Timeout(3.0)
 """A server that is stopped sends nothing, not even heartbeats."""
 
 Unfinished = tuple[str, tuple[str, int]]
@@ -42,7 +42,7 @@ async def read(part: Part) -> None:
     """Play a reader until it is calm, which is when everything that it began to read has ended."""
     async with AsyncExitStack() as stack:
         streams = await stack.enter_async_context(StreamManager.connect(part.stage.url, ttl=TTL, lease=LEASE, grace=GRACE))
-        http = await stack.enter_async_context(httpx.AsyncClient(timeout=PATIENCE, verify=False, trust_env=False))
+        http = await stack.enter_async_context(httpx.AsyncClient(timeout=TIMEOUT, verify=False, trust_env=False))
         reader = _Reader(part, streams, _Servers(part.stage, part.choices(), http))
         readings = await stack.enter_async_context(anyio.create_task_group())
         for unfinished in itertools.islice(itertools.chain(part.unfinished.items(), itertools.repeat(None)), READINGS):

@@ -117,7 +117,7 @@ DOCTORED: Final = {
     "cancelled by nobody": (log(*LOG[:5], Event(ERROR, "CANCELLED")), "it was cancelled by nobody"),
     "cancelled, but it ends otherwise": (plus(Told(1, STREAM, "c", "cancel", offset=1)), "its cancelling was acknowledged"),
     "ended by two": (plus(Told(1, STREAM, "c", "error")), "several have ended it"),
-    "the heir was told another tail": (
+    "the successor was told another tail": (
         replace(GOOD, entries=[*without(ENTRIES[9]).entries, Told(1, STREAM, "b", "resume", offset=4)]),
         "b began at 3, but was told that the tail is 4",
     ),

@@ -48,7 +48,7 @@ def be_struck(part: Part, deed: str, blow: signal.Signals, go: Connection) -> No
 async def _be_struck(stage: Stage, deed: str, blow: signal.Signals, go: Connection) -> None:
     async with short_lived(stage) as streams:
         stream = await streams.open(STREAM)
-        await stream.write("heard")
+        await stream.write("first")
         await anyio.to_thread.run_sync(go.recv)
         _await_the_blow(Database(stage.database), blow)
         await DEEDS[deed](streams, stream)
@@ -116,12 +116,12 @@ async def following(streams: StreamManager) -> AsyncGenerator[Subscription[Any]]
         while not await streams.list():  # noqa: ASYNC110 - it is written in another process
             await anyio.sleep(0.05)
     async with streams.subscribe(STREAM) as events:
-        assert (await anext(events)).chunk == "heard"
+        assert (await anext(events)).chunk == "first"
         yield events
 
 
 async def the_rest(events: Subscription[Any]) -> list[object]:
-    """Read to the end; give what was heard."""
+    """Read to the end; give what was read."""
     with anyio.fail_after(WAIT_SECONDS):
         try:
             return [event.error.status if event.type is StreamEventType.ERROR else event.data async for event in events]
@@ -141,7 +141,7 @@ async def take_over(streams: StreamManager) -> StreamInput:
 @pytest.mark.timeout(180)
 @pytest.mark.promise("P6")
 async def test_what_a_process_died_over_telling_is_heard_when_its_lease_and_grace_have_passed(tmp_path: Path) -> None:
-    heard: dict[str, list[object]] = {}
+    read: dict[str, list[object]] = {}
 
     async def hear_of(deed: str) -> None:
         async with (
@@ -150,13 +150,13 @@ async def test_what_a_process_died_over_telling_is_heard_when_its_lease_and_grac
             following(streams) as events,
         ):
             writer.strike()
-            heard[deed] = await the_rest(events)
+            read[deed] = await the_rest(events)
 
     async with anyio.create_task_group() as tasks:
         for deed in DEEDS:
             (tmp_path / deed).mkdir()
             tasks.start_soon(hear_of, deed)
-    assert heard == {
+    assert read == {
         "write": [b'"unheard"', "ABORTED"],
         "done": [b'"unheard"'],
         "cancel": ["CANCELLED"],
@@ -174,8 +174,8 @@ async def test_what_a_process_died_over_telling_is_heard_with_the_next_change(tm
     ):
         writer.strike()
         await anyio.to_thread.run_sync(writer.process.join, WAIT_SECONDS)
-        heir = await take_over(elsewhere)
-        assert heir.tail == 2
+        successor = await take_over(elsewhere)
+        assert successor.tail == 2
         with anyio.fail_after(WAIT_SECONDS):
             assert (await anext(events)).chunk == "unheard"
 
