@@ -117,7 +117,8 @@ async def test_a_server_that_stops_without_a_signal_tells_its_clients_at_its_bou
 async def test_a_reader_whose_answer_the_server_cancels_is_told_so_in_a_last_frame(tmp_path: Path) -> None:
     kind = uvicorn("--timeout-graceful-shutdown", "1", terminated=UVICORN.terminated)  # sooner than answers end by themselves
     async with running(kind, tmp_path) as server, StreamManager.connect(server.storage) as streams:
-        await (await streams.open("a", metadata={"route": "/quiet"})).write(0)
+        stream = await streams.open("a", metadata={"route": "/quiet"})
+        await stream.write(0)
         readers = [Client("quiet", way, "a") for way in ("resume", "get")]
         async with anyio.create_task_group() as reading:
             for reader in readers:
@@ -129,6 +130,7 @@ async def test_a_reader_whose_answer_the_server_cancels_is_told_so_in_a_last_fra
             (Ending.COME_BACK, "UNAVAILABLE"),
             (Ending.COME_BACK, None),
         ]
+        await stream.done()
 
 
 async def test_readers_of_other_processes_streams_come_back_to_streamkeep_serve_and_get_the_rest(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -21,7 +21,7 @@ from tests.hostile.sockets import WAIT_SECONDS, Address, ask
 from tests.http.servers import durable_app, server_process, serving, wrapped_app
 from tests.test_cli import serving as serving_command
 
-from streamkeep import InMemoryStreamManager, StreamManager
+from streamkeep import InMemoryStreamManager, StreamInput, StreamManager
 from streamkeep.http import StreamsHTTP
 from streamkeep.http.response import ASGIApp, Timeouts
 
@@ -73,6 +73,8 @@ class House(Target):
     portal: BlockingPortal
     at_rest: int
     """How many tasks there are while nobody asks anything."""
+    kept: list[StreamInput] = field(default_factory=list)
+    """Handles of streams that are to be open for as long as it is there."""
 
     def run(self, function: Callable[..., Awaitable[T]], *arguments: object) -> T:
         """Run something in the server's event loop."""

@@ -105,10 +105,11 @@ def told_apart(target: House, name: str, stream_ids: Sequence[str], ways: Sequen
     return [way for way, answer, expected in compared if answer != expected and "x-genkit-stream-id" not in expected.headers]
 
 
-async def leave_streams_of_alice(streams: StreamManager) -> list[str]:
+async def leave_streams_of_alice(house: House) -> list[str]:
     """Give the ids of streams in each state that were started through /echo; a chunk of each is secret."""
     stream_ids = [str(uuid.uuid4()) for _ in range(3)]
-    handles = [await streams.open(stream, metadata={"route": "/echo", "owner": ALICE}) for stream in stream_ids]
+    handles = [await house.streams.open(stream, metadata={"route": "/echo", "owner": ALICE}) for stream in stream_ids]
+    house.kept.append(handles[0])
     for handle in handles:
         await handle.write("secret")
     await handles[1].done("secret")
@@ -124,14 +125,14 @@ async def states(streams: StreamManager, stream_ids: Sequence[str]) -> list[tupl
 
 @pytest.mark.parametrize("name", [MALLORY, NOBODY], ids=["another-user", "nobody"])
 def test_a_stream_of_another_is_an_unknown_one_in_every_way_of_asking(guarded: House, name: str) -> None:
-    stream_ids = guarded.run(leave_streams_of_alice, guarded.streams)
+    stream_ids = guarded.run(leave_streams_of_alice, guarded)
     before = guarded.run(states, guarded.streams, stream_ids)
     assert told_apart(guarded, name, stream_ids, EVERY_WAY) == []
     assert guarded.run(states, guarded.streams, stream_ids) == before
 
 
 def test_a_stream_of_another_route_is_an_unknown_one_even_to_its_owner(guarded: House) -> None:
-    stream_ids = guarded.run(leave_streams_of_alice, guarded.streams)
+    stream_ids = guarded.run(leave_streams_of_alice, guarded)
     before = guarded.run(states, guarded.streams, stream_ids)
     elsewhere = [way for way in EVERY_WAY if not way[1].startswith((b"/echo", b"/streams"))]
     assert told_apart(guarded, ALICE, stream_ids, elsewhere) == []
@@ -140,7 +141,7 @@ def test_a_stream_of_another_route_is_an_unknown_one_even_to_its_owner(guarded: 
 
 def test_its_owner_is_told_it_apart_in_the_ways_that_are_meant(guarded: House) -> None:
     """The comparison above sees what there is to see."""
-    stream_ids = guarded.run(leave_streams_of_alice, guarded.streams)[1:2]
+    stream_ids = guarded.run(leave_streams_of_alice, guarded)[1:2]
     plainly = [way for way in EVERY_WAY if way[2] in FIELDS[:3]]
     seen = {(method, path) for method, path, _ in told_apart(guarded, ALICE, stream_ids, plainly)}
     by_header = {(method, path) for method in ("POST", "DELETE") for path in TARGETS if path.startswith(b"/echo")}
@@ -150,7 +151,7 @@ def test_its_owner_is_told_it_apart_in_the_ways_that_are_meant(guarded: House) -
 
 
 def test_who_is_rejected_is_rejected_before_anything_is_said_of_a_stream(guarded: House) -> None:
-    stream = guarded.run(leave_streams_of_alice, guarded.streams)[0]
+    stream = guarded.run(leave_streams_of_alice, guarded)[0]
     ours = [
         ("GET", b"/streams/%b"),
         ("GET", b"/streams/%b/info"),

@@ -21,6 +21,7 @@ def one_of_three(number: int) -> Sequence[Recovery]:
     return [RECOVERIES[number % len(RECOVERIES)]]
 
 
+@pytest.mark.timeout(400)  # hundreds of runs
 @pytest.mark.promise("P2", "P4", "P6", "P8", "P14")
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)

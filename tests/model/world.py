@@ -214,8 +214,8 @@ class World:
             while True:
                 try:
                     return await successor.open(streams or self.elsewhere, resume=True)
-                except StreamBusyError:
-                    await anyio.sleep(1)
+                except StreamBusyError as busy:
+                    await anyio.sleep(busy.retry_after)
 
     async def cancel_elsewhere(self) -> None:
         """Have the stream cancelled by the other process, if it is there."""

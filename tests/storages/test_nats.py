@@ -804,8 +804,8 @@ async def test_ten_thousand_ids_and_more_are_scanned(storage: Storage, name: str
     message = encode(a_head(0), [], 0, 0, 10_000)[0]
     for number in range(12_000):
         await client.publish(f"{name}.s.id-{number:05}", message)
-    await client.flush()
-    await client.request(f"{name}.s.last", message)
+    await client.flush(BOUND_SECONDS)
+    await client.request(f"{name}.s.last", message, timeout=BOUND_SECONDS)
     found: list[str] = []
     while page := await storage.scan(found[-1] if found else "", 1000):
         found.extend(stream for stream, _ in page)
