@@ -57,6 +57,6 @@ _EXPLAINED: Final[dict[int, tuple[type[StorageError], str]]] = {
     sqlite3.SQLITE_FULL: (StorageFullError, _FULL),
     # Not StorageFullError: when the file must grow in a COMMIT, the log holds all of it already.
     sqlite3.SQLITE_IOERR_SHMSIZE: (StorageError, "no space left for the -shm file beside it; make space and try again"),
-    sqlite3.SQLITE_CORRUPT: (StorageCorruptError, "is damaged"),
+    sqlite3.SQLITE_CORRUPT: (StorageCorruptError, "is damaged, or its disk cannot be read"),
     sqlite3.SQLITE_NOTADB: (StorageCorruptError, "is not a streamkeep database, or its first page is damaged"),
 }
