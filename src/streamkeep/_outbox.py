@@ -225,7 +225,7 @@ class Outbox:
             return
         if there is None or not _lifecycle.is_written(there.state) or there.state.writer != self._writer:
             self._lose(_lifecycle.why_refused(there, self._writer))
-        elif there.head.expires_at - self._core.now() < _lifecycle.EXTEND_SECONDS and self._ending is None:
+        elif _lifecycle.is_to_be_extended(there.head, self._core.now()) and self._ending is None:
             self._doubt = (_lifecycle.extend(self.life, self._core.now()), [])
             await self._advance()
 

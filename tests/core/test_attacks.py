@@ -283,3 +283,14 @@ async def test_a_driver_that_cancels_a_future_of_its_own_cancels_nobody_here(mem
             await streams.open("s")
         with pytest.raises(StorageError, match="CancelledError"):
             await streams.info("s")
+
+
+async def test_a_writer_that_is_never_quiet_keeps_its_stream_from_being_forgotten(
+    streams: StreamManager, storage: FaultyStorage, memory: MemoryStorage
+) -> None:
+    stream = await streams.open("s")
+    for number in range(30):
+        storage.ahead_seconds += 3_600
+        await anyio.sleep(100)
+        await stream.write(number)
+        assert (await page_of(memory, "s")).head.expires_at > storage.time()  # else a storage may forget it
