@@ -64,12 +64,14 @@ class StreamEvent(msgspec.Struct, Generic[T], frozen=True):
     def error(self) -> ErrorInfo:
         """Why the stream failed; AttributeError unless the type is ERROR."""
         self._must_be(StreamEventType.ERROR)
-        return msgspec.json.decode(self.data, type=ErrorInfo)
+        return _error_decoder.decode(self.data)
 
     def _must_be(self, type_: StreamEventType) -> None:
         if self.type is not type_:
             raise AttributeError(f"the event at offset {self.offset} is a {self.type}, not a {type_}")
 
+
+_error_decoder: Final = msgspec.json.Decoder(ErrorInfo)
 
 MAX_ERROR_TEXT: Final = 64 * 1024
 """How much of an exception's text is kept, so that a stream can always be told of its end."""
@@ -103,8 +105,13 @@ def done_record(output: object) -> bytes:
 
 
 def error_record(error: ErrorInfo) -> bytes:
-    """Give the record that ends a stream in failure."""
-    return _ERROR + encode_json(error)
+    """Give the record that ends a stream in failure. InvalidArgumentError: nobody could read it."""
+    data = encode_json(error)
+    try:
+        _error_decoder.decode(data)
+    except msgspec.ValidationError as why:
+        raise InvalidArgumentError(f"this is not an ErrorInfo: {why}") from why
+    return _ERROR + data
 
 
 def is_terminal(record: bytes) -> bool:
