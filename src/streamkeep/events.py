@@ -225,12 +225,22 @@ def error_info(error: BaseException) -> ErrorInfo:
     Public are `PublicError`, Genkit's `PublicError` and `UserFacingError` (known by name and attributes, because Genkit need not be
     installed), and the public errors of this package. Of all others readers see the status (INTERNAL without one) in words.
     """
-    internal = _storable("".join(traceback.format_exception(error)))[-MAX_ERROR_TEXT:]
+    try:
+        internal = _storable("".join(traceback.format_exception(error)))[-MAX_ERROR_TEXT:]
+    except Exception as failure:  # as in `shown_info`
+        internal = f"{type(error).__qualname__}, which cannot be written down: {type(failure).__qualname__}"
     return replace(shown_info(error), internal=internal)
 
 
 def shown_info(error: BaseException) -> ErrorInfo:
     """Say the same without the exception in full, which takes longer to write down than all the rest."""
+    try:
+        return _shown_info(error)
+    except Exception:  # its attributes are somebody else's code; a stream has to end all the same
+        return hidden_error("INTERNAL", "")
+
+
+def _shown_info(error: BaseException) -> ErrorInfo:
     status = STATUSES.get(str(getattr(error, "status", None)), "INTERNAL")
     if not _is_public(error):
         return hidden_error(status, "")
@@ -261,7 +271,7 @@ def _storable(text: str) -> str:
 
 def _json_or_none(value: object) -> object:
     try:
-        data = encode_json(value)
+        data = encode_json([value])  # one level deeper, as it will be
     except InvalidArgumentError:
         return None
-    return msgspec.json.decode(data) if len(data) <= MAX_ERROR_TEXT else None
+    return msgspec.json.decode(data)[0] if len(data) <= MAX_ERROR_TEXT else None
