@@ -211,7 +211,14 @@ class Outbox:
         try:
             await self.release(StreamInputClosedError("the stream input was dropped"))
         except StreamkeepError as error:
-            logger.warning("stream %s could not be released: %s", self.stream, error)
+            self.warn("could not be released", error)
+
+    def warn(self, what: str, error: StreamkeepError) -> None:
+        """Log what could not be done. If it is the storage that failed, that may concern thousands of streams, and is logged once."""
+        if isinstance(error, StorageError):
+            self._core.report(f"stream {self.stream} {what}", error)
+        else:
+            logger.warning("stream %s %s: %s", self.stream, what, error)
 
     async def look(self) -> None:
         """Find out whether the stream is still this writer's. A commit under way finds out by itself."""
