@@ -1,10 +1,9 @@
 """StreamInput: the one writer of a stream, as users have it. What it stores goes through its `_outbox`."""
 
-import logging
 import warnings
 from collections.abc import Coroutine
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import anyio
 
@@ -14,8 +13,6 @@ from .errors import (
     StreamkeepError,
 )
 from .events import ErrorInfo, chunk_record, done_record, error_info, error_record
-
-logger: Final = logging.getLogger("streamkeep")
 
 
 class StreamInput:
@@ -126,7 +123,7 @@ class StreamInput:
                 else:
                     await self.close()
             except StreamkeepError as error:
-                logger.warning("stream %s could not be told of its writer's end: %s", self.id, error)
+                self._outbox.warn("could not be told of its writer's end", error)
 
     def __del__(self) -> None:
         outbox: Outbox | None = getattr(self, "_outbox", None)

@@ -38,7 +38,7 @@ from .storage import Head
 FORGET_OPEN_SECONDS: Final = 86_400.0
 """An open stream expires so long after it was opened or extended, in case that nobody ever looks at it again."""
 EXTEND_SECONDS: Final = FORGET_OPEN_SECONDS / 2
-"""A writer extends its stream when less than this is left."""
+"""A writer extends its stream when less than this is left; one that writes does so by writing."""
 
 COPY_SECONDS: Final = 86_400.0
 """How long a copy that was interrupted can be gone on with; then the stream counts as abandoned."""
@@ -144,10 +144,16 @@ def grow(life: Life, count: int, size: int, now: float) -> Life:
     head, state = life.head, life.state
     tail = head.tail + count
     version = _version(head.version, now, state.writer)
+    expires_at = now + FORGET_OPEN_SECONDS if is_to_be_extended(head, now) else head.expires_at
     if size - state.size < MEASURE_BYTES and tail - state.measured < MEASURE_RECORDS:
-        return Life(Head(version, tail, head.state, head.expires_at), state)
+        return Life(Head(version, tail, head.state, expires_at), state)
     state = replace(state, size=size, measured=tail)
-    return Life(Head(version, tail, _encode(state), head.expires_at), state)
+    return Life(Head(version, tail, _encode(state), expires_at), state)
+
+
+def is_to_be_extended(head: Head, now: float) -> bool:
+    """Say whether the day on which an open stream is forgotten is near."""
+    return head.expires_at - now < EXTEND_SECONDS
 
 
 def extend(life: Life, now: float) -> Life:

@@ -211,7 +211,14 @@ class Outbox:
         try:
             await self.release(StreamInputClosedError("the stream input was dropped"))
         except StreamkeepError as error:
-            logger.warning("stream %s could not be released: %s", self.stream, error)
+            self.warn("could not be released", error)
+
+    def warn(self, what: str, error: StreamkeepError) -> None:
+        """Log what could not be done. If it is the storage that failed, that may concern thousands of streams, and is logged once."""
+        if isinstance(error, StorageError):
+            self._core.report(f"stream {self.stream} {what}", error)
+        else:
+            logger.warning("stream %s %s: %s", self.stream, what, error)
 
     async def look(self) -> None:
         """Find out whether the stream is still this writer's. A commit under way finds out by itself."""
@@ -225,7 +232,7 @@ class Outbox:
             return
         if there is None or not _lifecycle.is_written(there.state) or there.state.writer != self._writer:
             self._lose(_lifecycle.why_refused(there, self._writer))
-        elif there.head.expires_at - self._core.now() < _lifecycle.EXTEND_SECONDS and self._ending is None:
+        elif _lifecycle.is_to_be_extended(there.head, self._core.now()) and self._ending is None:
             self._doubt = (_lifecycle.extend(self.life, self._core.now()), [])
             await self._advance()
 

@@ -191,6 +191,12 @@ class Running:
             for outbox in outboxes:
                 assert isinstance(outbox, Outbox)
                 releases.start_soon(_release, outbox, seconds)
+        if left := list(self.core.outboxes()):
+            logger.warning(
+                "%d streams, such as %s, could not be released in time; what was queued for them may not be stored",
+                len(left),
+                left[0].stream,
+            )
 
 
 async def _release(outbox: Outbox, seconds: float = RELEASE_SECONDS) -> None:
@@ -199,7 +205,7 @@ async def _release(outbox: Outbox, seconds: float = RELEASE_SECONDS) -> None:
         try:
             await outbox.release(StreamManagerClosedError("the stream manager is closed"))
         except StreamkeepError as error:
-            logger.warning("stream %s could not be released: %s", outbox.stream, error)
+            outbox.warn("could not be released", error)
 
 
 async def _answer(undo: Callable[[], Awaitable[bool]], stream: str) -> bool:

@@ -44,9 +44,9 @@ class Sweeper:
         while True:
             async with self._turn:  # page by page: who needs room must not wait for all of it
                 found, removed = await self._sweep_page(limit)
-            if found < limit:
+            if not removed and found < limit:  # a page may be short because its heads are large
                 return
-            if removed < limit / 2:  # what cannot be removed is found again, and must not hide the rest
+            if found - removed > limit / 2:  # what cannot be removed is found again, and must not hide the rest
                 limit *= 2
 
     async def make_room(self) -> None:

@@ -64,12 +64,14 @@ class StreamEvent(msgspec.Struct, Generic[T], frozen=True):
     def error(self) -> ErrorInfo:
         """Why the stream failed; AttributeError unless the type is ERROR."""
         self._must_be(StreamEventType.ERROR)
-        return msgspec.json.decode(self.data, type=ErrorInfo)
+        return _error_decoder.decode(self.data)
 
     def _must_be(self, type_: StreamEventType) -> None:
         if self.type is not type_:
             raise AttributeError(f"the event at offset {self.offset} is a {self.type}, not a {type_}")
 
+
+_error_decoder: Final = msgspec.json.Decoder(ErrorInfo)
 
 MAX_ERROR_TEXT: Final = 64 * 1024
 """How much of an exception's text is kept, so that a stream can always be told of its end."""
@@ -103,8 +105,13 @@ def done_record(output: object) -> bytes:
 
 
 def error_record(error: ErrorInfo) -> bytes:
-    """Give the record that ends a stream in failure."""
-    return _ERROR + encode_json(error)
+    """Give the record that ends a stream in failure. InvalidArgumentError: nobody could read it."""
+    data = encode_json(error)
+    try:
+        _error_decoder.decode(data)
+    except msgspec.ValidationError as why:
+        raise InvalidArgumentError(f"this is not an ErrorInfo: {why}") from why
+    return _ERROR + data
 
 
 def is_terminal(record: bytes) -> bool:
@@ -218,12 +225,22 @@ def error_info(error: BaseException) -> ErrorInfo:
     Public are `PublicError`, Genkit's `PublicError` and `UserFacingError` (known by name and attributes, because Genkit need not be
     installed), and the public errors of this package. Of all others readers see the status (INTERNAL without one) in words.
     """
-    internal = _storable("".join(traceback.format_exception(error)))[-MAX_ERROR_TEXT:]
+    try:
+        internal = _storable("".join(traceback.format_exception(error)))[-MAX_ERROR_TEXT:]
+    except Exception as failure:  # as in `shown_info`
+        internal = f"{type(error).__qualname__}, which cannot be written down: {type(failure).__qualname__}"
     return replace(shown_info(error), internal=internal)
 
 
 def shown_info(error: BaseException) -> ErrorInfo:
     """Say the same without the exception in full, which takes longer to write down than all the rest."""
+    try:
+        return _shown_info(error)
+    except Exception:  # its attributes are somebody else's code; a stream has to end all the same
+        return hidden_error("INTERNAL", "")
+
+
+def _shown_info(error: BaseException) -> ErrorInfo:
     status = STATUSES.get(str(getattr(error, "status", None)), "INTERNAL")
     if not _is_public(error):
         return hidden_error(status, "")
@@ -254,7 +271,7 @@ def _storable(text: str) -> str:
 
 def _json_or_none(value: object) -> object:
     try:
-        data = encode_json(value)
+        data = encode_json([value])  # one level deeper, as it will be
     except InvalidArgumentError:
         return None
-    return msgspec.json.decode(data) if len(data) <= MAX_ERROR_TEXT else None
+    return msgspec.json.decode(data)[0] if len(data) <= MAX_ERROR_TEXT else None

@@ -88,7 +88,8 @@ class Storage(Protocol):
         ...
 
     async def expired(self, before: float, limit: int = 100) -> Sequence[tuple[str, Head]]:
-        """Give at most `limit` streams whose `expires_at` is `before` or earlier, with their heads; in any order.
+        """Give at most `limit` streams whose `expires_at` is `before` or earlier, with their heads; in any order, and at least one if
+        there are any.
 
         It costs what it gives, and not what is kept. What the engine forgets by itself need not be given.
         """

@@ -1,6 +1,7 @@
 """Attacks on readers and managers: storages that go back unnoticed, errors by the thousand, and use that is out of order."""
 
 import asyncio
+import gc
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -226,6 +227,45 @@ async def test_of_errors_that_name_their_streams_each_is_a_line_and_one_is_a_tra
     assert sum(bool(record.exc_info) for record in quiet_logs.records) == 1
 
 
+@pytest.mark.parametrize("end", ["closing", "leaving", "dropping"])
+async def test_writers_by_the_hundred_that_end_while_the_storage_is_away_are_a_few_lines(
+    storage: FaultyStorage, end: str, quiet_logs: pytest.LogCaptureFixture
+) -> None:
+    async def leave(stream: StreamInput) -> None:
+        with pytest.raises(RuntimeError):
+            async with stream:
+                raise RuntimeError
+
+    async with StreamManager(storage) as streams, anyio.create_task_group() as tasks:
+        inputs = [await streams.open(f"s{number}") for number in range(300)]
+        storage.is_down = True
+        match end:
+            case "closing":
+                await streams.aclose()
+            case "leaving":
+                for stream in inputs:
+                    tasks.start_soon(leave, stream)
+            case _:
+                inputs.clear()
+                gc.collect()
+        await wait_all_tasks_blocked()
+        storage.is_down = False
+
+    assert "could not be" in quiet_logs.text
+    assert len(quiet_logs.records) < 5
+
+
+async def test_who_closes_over_a_storage_that_is_too_slow_is_told_that_something_is_left(
+    storage: FaultyStorage, quiet_logs: pytest.LogCaptureFixture
+) -> None:
+    async with StreamManager(storage) as streams:
+        stream = await streams.open("s")
+        hold = storage.hold("commit")
+        stream.write_soon(1)
+        await hold.reached.wait()
+    assert "1 streams, such as s, could not be released in time" in quiet_logs.text
+
+
 class OwnedStorage(FaultyStorage):
     """Says whether it is open."""
 
@@ -283,3 +323,14 @@ async def test_a_driver_that_cancels_a_future_of_its_own_cancels_nobody_here(mem
             await streams.open("s")
         with pytest.raises(StorageError, match="CancelledError"):
             await streams.info("s")
+
+
+async def test_a_writer_that_is_never_quiet_keeps_its_stream_from_being_forgotten(
+    streams: StreamManager, storage: FaultyStorage, memory: MemoryStorage
+) -> None:
+    stream = await streams.open("s")
+    for number in range(30):
+        storage.ahead_seconds += 3_600
+        await anyio.sleep(100)
+        await stream.write(number)
+        assert (await page_of(memory, "s")).head.expires_at > storage.time()  # else a storage may forget it

@@ -240,3 +240,34 @@ def test_of_a_long_exception_so_much_is_kept_that_it_can_be_stored() -> None:
 @pytest.mark.promise("P15")
 def test_whatever_an_exception_says_can_be_stored(error: Exception) -> None:
     assert error_record(error_info(error))
+
+
+class OddError(Exception):
+    """One whose attributes are code, which fails."""
+
+    def __init__(self, odd: str) -> None:
+        super().__init__("odd")
+        self.odd = odd
+
+    def __getattribute__(self, name: str) -> object:
+        if name == super().__getattribute__("odd"):
+            raise RuntimeError("no such thing")
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("odd", ["status", "__notes__"])
+@pytest.mark.promise("P15")
+def test_an_exception_that_cannot_be_looked_at_is_internal(odd: str) -> None:
+    info = error_info(OddError(odd))
+
+    assert (info.status, info.message) == ("INTERNAL", "internal")
+    assert "OddError" in info.internal
+
+
+@pytest.mark.promise("P15")
+def test_details_that_are_as_deep_as_may_be_do_not_keep_a_stream_from_ending() -> None:
+    allowed, too_deep = nested(MAX_DEPTH - 1, 1), nested(MAX_DEPTH, 1)
+
+    assert error_info(PublicError("ABORTED", "deep", allowed)).details == allowed
+    assert error_info(PublicError("ABORTED", "deep", too_deep)).details is None
+    assert error_record(error_info(PublicError("ABORTED", "deep", too_deep)))

@@ -2,6 +2,7 @@ import contextlib
 import gc
 import tracemalloc
 from collections.abc import Callable
+from typing import Any
 
 import anyio
 import pytest
@@ -539,6 +540,16 @@ async def test_an_error_may_be_told_in_words(streams: StreamManager) -> None:
     await stream.error(ErrorInfo("NOT_FOUND", "no such model"))
 
     assert await replay(streams) == [("NOT_FOUND", "no such model")]
+
+
+@pytest.mark.parametrize(("status", "message"), [("BOGUS", "x"), ("INTERNAL", None), (["INTERNAL"], "x")])
+async def test_an_error_that_nobody_could_read_is_refused(streams: StreamManager, status: Any, message: Any) -> None:
+    stream = await streams.open("s")
+    with pytest.raises(InvalidArgumentError, match="not an ErrorInfo"):
+        await stream.error(ErrorInfo(status, message))
+    await stream.done()
+
+    assert (await streams.info("s")).status == "done"
 
 
 async def test_a_result_that_is_not_json_leaves_the_stream_open(streams: StreamManager) -> None:

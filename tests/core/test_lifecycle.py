@@ -110,6 +110,15 @@ def test_extending_puts_off_the_expiry_and_changes_nothing_else() -> None:
     assert EXTEND_SECONDS < FORGET_OPEN_SECONDS
 
 
+def test_writing_puts_off_the_expiry_when_that_is_near_and_leaves_it_else() -> None:
+    life = opened()
+    early, late = grow(life, 1, 10, NOW + EXTEND_SECONDS), grow(life, 1, 10, NOW + EXTEND_SECONDS + 1)
+
+    assert early.head.expires_at == life.head.expires_at
+    assert late.head.expires_at == NOW + EXTEND_SECONDS + 1 + FORGET_OPEN_SECONDS
+    assert late.head.state == life.head.state
+
+
 @pytest.mark.promise("P5", "P6")
 def test_a_stream_is_taken_over_when_its_session_has_been_silent_for_its_lease_and_no_moment_before() -> None:
     with pytest.raises(StreamBusyError) as busy:

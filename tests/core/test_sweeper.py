@@ -1,6 +1,6 @@
 """Sweeping: what goes, what stays, and what it costs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import anyio
 import pytest
@@ -49,7 +49,7 @@ async def test_a_sweep_of_what_has_expired_comes_to_its_end(streams: StreamManag
     await streams.sweep()
 
     assert await kept(storage) == []
-    assert storage.calls["expired"] == 3
+    assert storage.calls["expired"] == 4  # the last one finds nothing
     assert storage.calls["read"] == 0
 
 
@@ -63,7 +63,21 @@ async def test_a_sweep_costs_what_has_expired_and_not_what_is_kept(streams: Stre
 
     assert len(await kept(storage)) == 1_000
     assert storage.calls["scan"] == 1  # this test's own
-    assert (storage.calls["expired"], storage.calls["delete"], storage.calls["read"]) == (1, 10, 0)
+    assert (storage.calls["expired"], storage.calls["delete"], storage.calls["read"]) == (2, 10, 0)
+
+
+async def test_a_sweep_does_not_end_at_a_page_that_large_heads_have_cut_short(clock: Clock) -> None:
+    class CutShort(MemoryStorage):
+        async def expired(self, before: float, limit: int = 100) -> Sequence[tuple[str, Head]]:
+            return await super().expired(before, min(limit, 10))
+
+    storage = FaultyStorage(CutShort(clock=clock))
+    async with StreamManager(storage) as streams:
+        await complete(streams, 45)
+        storage.ahead_seconds = 301
+        await streams.sweep()
+
+        assert await kept(storage) == []
 
 
 async def test_sweeping_goes_on_when_the_storage_is_back(

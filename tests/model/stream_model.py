@@ -318,6 +318,8 @@ class Model:
             return False
         writer.log.events.append(("chunk", chunk))
         writer.log.size = writer.size
+        if writer.log.expires_at - self.now < FORGET / 2:
+            writer.log.expires_at = self.now + FORGET
         writer.tail += 1
         return True
 
