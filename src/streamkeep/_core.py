@@ -13,10 +13,11 @@ import anyio
 
 from . import _lifecycle
 from ._background import Background
-from ._guard import GuardedStorage, commit_once
+from ._guard import GuardedStorage
 from ._lifecycle import Life, Terms
 from ._observer import Observer
 from ._sessions import Session
+from ._sweeper import Sweeper
 from .errors import StorageError
 from .events import error_record
 
@@ -81,6 +82,7 @@ class Core:
         self.limits = limits
         self.session = Session(storage, background, terms, self.look)
         self.observer = Observer(storage, background, terms, self.session.name)
+        self.sweeper = Sweeper(storage, self.observer)
         self._reported: set[object] = set()
         self._reported_at = 0.0
         self._outboxes: dict[str, list[Outbox]] = {}
@@ -221,7 +223,7 @@ class Core:
         ended = _lifecycle.abandon(life, self.now(), silent, terms, new_name())
         if ended is None:
             return False
-        await commit_once(self.storage, stream, life.head.version, ended.head, [error_record(_lifecycle.ABORTED)])
+        await self.sweeper.commit(stream, life.head.version, ended.head, [error_record(_lifecycle.ABORTED)])
         # Readers need not wait until a writer has been told that is dead, or would be.
         self.tell_writer_soon(stream, life)
         return True

@@ -17,7 +17,7 @@ from anyio import CancelScope
 
 from . import _lifecycle
 from ._core import Core, Limits, new_name
-from ._guard import GuardedStorage, commit_once
+from ._guard import GuardedStorage
 from ._input import StreamInput
 from ._lifecycle import Life, Terms
 from ._running import Running
@@ -263,7 +263,7 @@ class StreamManager:
             ended = _lifecycle.cancel(life, core.now(), new_name())
             if ended is None:
                 return False
-            if await commit_once(core.storage, stream, life.head.version, ended.head, [record]):
+            if await core.sweeper.commit(stream, life.head.version, ended.head, [record]):
                 await core.tell_writer(stream, life)
                 return True
 
@@ -285,7 +285,7 @@ class StreamManager:
                     raise
                 return  # somebody else has deleted it meanwhile
             first = _same_life(first, life)
-            if await _delete_once(core, stream, life.head.version):
+            if await _delete_once(core, stream, life):
                 await core.tell_writer(stream, life)
                 return
 
@@ -319,7 +319,7 @@ class StreamManager:
 
     async def sweep(self) -> None:
         """Remove what has expired. It is done every minute without asking. Raises StorageError."""
-        await self._check_running().sweeper.sweep()
+        await self._check_running().core.sweeper.sweep()
 
     async def aclose(self) -> None:
         """Release the writers' streams, end all waits with StreamManagerClosedError, and return when no background work is left.
@@ -438,13 +438,13 @@ def _is_expired(head: Head, now: float) -> bool:
         return False
 
 
-async def _delete_once(core: Core, stream: str, seen: int) -> bool:
+async def _delete_once(core: Core, stream: str, life: Life) -> bool:
     """Delete, and say whether it is gone: the same question as `commit_once` asks."""
     try:
-        return await core.storage.delete(stream, seen)
+        return await core.storage.delete(stream, life.head.version)
     except StorageError:
         page = await core.storage.read(stream)
-        if page is not None:
+        if page is not None and _lifecycle.life_of(page.head).state.life == life.state.life:
             raise
         return True
 
@@ -452,7 +452,7 @@ async def _delete_once(core: Core, stream: str, seen: int) -> bool:
 async def _delete_unreadable(core: Core, stream: str) -> None:
     page = await core.storage.read(stream)
     if page is not None:
-        await _delete_once(core, stream, page.head.version)
+        await core.storage.delete(stream, page.head.version)
 
 
 def _listed(stream: str, head: Head, now: float) -> StreamInfo | None:

@@ -22,7 +22,6 @@ from anyio.lowlevel import checkpoint
 
 from . import _lifecycle
 from ._core import Core
-from ._guard import commit_once
 from ._lifecycle import Life
 from .errors import (
     LimitExceededError,
@@ -33,6 +32,7 @@ from .errors import (
     WrongEventLoopError,
     fresh,
 )
+from .storage import Head
 
 Change = Callable[[Life, float], Life]
 
@@ -227,12 +227,12 @@ class Outbox:
         if self._doubt is not None:  # sent again, it finds out too
             await self._advance()
             return
-        there = await self._read_life()
+        head = await self._read_head()
         if self._is_over or self._doubt is not None or self._round is not None:
             return
-        if there is None or not _lifecycle.is_written(there.state) or there.state.writer != self._writer:
-            self._lose(_lifecycle.why_refused(there, self._writer))
-        elif _lifecycle.is_to_be_extended(there.head, self._core.now()) and self._ending is None:
+        if head is None or not _lifecycle.is_written_by(head, self._writer):
+            self._lose(_lifecycle.why_refused(head, self._writer))
+        elif _lifecycle.is_to_be_extended(head, self._core.now()) and self._ending is None:
             self._doubt = (_lifecycle.extend(self.life, self._core.now()), [])
             await self._advance()
 
@@ -300,8 +300,8 @@ class Outbox:
         if self._doubt is None:
             self._doubt = self._plan()
         life, records = self._doubt
-        if not await commit_once(self._core.storage, self.stream, self.life.head.version, life.head, records):
-            self._lose(_lifecycle.why_refused(await self._read_life(), self._writer))
+        if not await self._core.sweeper.commit(self.stream, self.life.head.version, life.head, records):
+            self._lose(_lifecycle.why_refused(await self._read_head(), self._writer))
             return
         self._doubt = None
         self.life = life
@@ -338,9 +338,9 @@ class Outbox:
             self._queue = queue[count:]
             return queue[:count], not self._queue
 
-    async def _read_life(self) -> Life | None:
+    async def _read_head(self) -> Head | None:
         page = await self._core.storage.read(self.stream)
-        return None if page is None else _lifecycle.life_of(page.head)
+        return None if page is None else page.head
 
     def _lose(self, why: StreamkeepError) -> None:
         """Give the stream up, because it is somebody else's now."""

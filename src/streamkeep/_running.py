@@ -7,6 +7,7 @@ from typing import Final, Self, TypeVar
 
 import anyio
 from anyio import CancelScope
+from anyio.lowlevel import checkpoint
 
 from . import _lifecycle
 from ._background import Background
@@ -16,7 +17,6 @@ from ._guard import GuardedStorage, commit_once
 from ._input import StreamInput
 from ._lifecycle import Life, Terms
 from ._outbox import RELEASE_SECONDS, Outbox
-from ._sweeper import Sweeper
 from .errors import (
     StorageError,
     StorageFullError,
@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 logger: Final = logging.getLogger("streamkeep")
 
+RELEASES_AT_ONCE: Final = 64
 RELEASES_A_SECOND: Final = 1_000
 """Closing takes as much longer than a few seconds as many writers take on a slow storage."""
 UNDO_RETRY_SECONDS: Final = 1.0
@@ -43,7 +44,6 @@ class Running:
         self.background = Background()
         self.core = Core(storage, self.background, terms, limits)
         self.feeds = Feeds(self.core)
-        self.sweeper = Sweeper(self.core)
         self.is_closing = False
         self.is_closed = False
         self._owns_storage = owns_storage
@@ -57,7 +57,7 @@ class Running:
         async with self._turn:
             self.background.begin()
             await self._open_storage()
-        self.background.start(self.sweeper.run, "the sweeper")
+        self.background.start(self.core.sweeper.run, "the sweeper")
         self.background.start(self.core.tend, "tending writers")
 
     async def _open_storage(self) -> None:
@@ -98,11 +98,7 @@ class Running:
     async def create(self, stream: str, life: Life) -> bool:
         """Store the first head of a stream; False if there is one. Nothing is left behind if this raises."""
         try:
-            try:
-                return await commit_once(self.core.storage, stream, None, life.head)
-            except StorageFullError:
-                await self.sweeper.make_room()
-                return await commit_once(self.core.storage, stream, None, life.head)
+            return await self.core.sweeper.commit(stream, None, life.head)
         except BaseException as error:
             if not isinstance(error, StorageFullError):
                 self._undo(stream, life.head, partial(self._remove, stream, life.head))
@@ -116,7 +112,7 @@ class Running:
         life = _lifecycle.take_over(old, core.now(), core.session.name, writer, silent, terms)
         size = await self._size(stream, old)  # first, so that nothing can go wrong once the stream is ours
         try:
-            if not await commit_once(core.storage, stream, head.version, life.head):
+            if not await core.sweeper.commit(stream, head.version, life.head):
                 return None
         except BaseException:
             self._undo(stream, life.head, partial(self._release, stream, life))
@@ -188,9 +184,11 @@ class Running:
         outboxes = list(self.core.outboxes())
         seconds = RELEASE_SECONDS + len(outboxes) / RELEASES_A_SECOND
         async with anyio.create_task_group() as releases:
-            for outbox in outboxes:
+            for number, outbox in enumerate(outboxes):
                 assert isinstance(outbox, Outbox)
                 releases.start_soon(_release, outbox, seconds)
+                if number % RELEASES_AT_ONCE == 0:
+                    await checkpoint()  # to begin thousands at once would hold the event loop up
         if left := list(self.core.outboxes()):
             logger.warning(
                 "%d streams, such as %s, could not be released in time; what was queued for them may not be stored",

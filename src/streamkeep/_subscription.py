@@ -51,6 +51,7 @@ class Subscription(Generic[T]):
         self._decode_output = decode_output
         self._ready: deque[StreamEvent[T]] = deque()
         self._page: Sequence[bytes] = ()
+        self._running: Running | None = None
         self._life: Life | None = None
         self._feed: Feed | None = None
         self._following = ExitStack()
@@ -67,6 +68,7 @@ class Subscription(Generic[T]):
             raise StreamNotFoundError("stream not found")
         if self._next > page.head.tail:
             raise OffsetOutOfRangeError(f"offset {self._next - 1} is beyond the stream's last event, {page.head.tail - 1}")
+        self._running = running
         self._page = page.records
         self._life = life
         if life.state.status == "open":
@@ -74,6 +76,8 @@ class Subscription(Generic[T]):
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        if self._running is not None and not self._running.is_closed:
+            self._running.background.check_here()
         self._is_over = True
         self._ready.clear()
         self._following.close()

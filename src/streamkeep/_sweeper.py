@@ -6,17 +6,20 @@ from collections.abc import Sequence
 from typing import Final
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from . import _lifecycle
-from ._core import Core
-from .errors import StorageCorruptError, StorageError
+from ._guard import GuardedStorage, commit_once
+from ._observer import Observer
+from .errors import StorageCorruptError, StorageError, StorageFullError
 from .storage import Head
 
 logger: Final = logging.getLogger("streamkeep")
 
 SWEEP_SECONDS: Final = 60.0
 SWEEP_STREAMS: Final = 500
-ROOM_STREAMS: Final = 100
+ROOM_STREAMS: Final = tuple(100 << doubled for doubled in range(8))
+"""How many are removed at the first try to make room, the second, …: thousands may need room at once, and take what others have made."""
 REMOVED_AT_ONCE: Final = 64
 """Enough for a storage to remove many in one go, and few enough for the event loop to do other things."""
 
@@ -24,8 +27,9 @@ REMOVED_AT_ONCE: Final = 64
 class Sweeper:
     """Sweeps a manager's storage, one sweep at a time."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, storage: GuardedStorage, observer: Observer) -> None:
+        self._storage = storage
+        self._observer = observer
         self._turn = anyio.Lock()
         self._pages = 0
 
@@ -49,16 +53,28 @@ class Sweeper:
             if found - removed > limit / 2:  # what cannot be removed is found again, and must not hide the rest
                 limit *= 2
 
-    async def make_room(self) -> None:
-        """Remove some of what has expired, unless somebody has just done so; for who finds the storage full. Raises StorageError."""
+    async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
+        """Commit as `commit_once` does, and make room for it in a full storage. StorageFullError: nothing more has expired."""
+        for limit in ROOM_STREAMS:
+            try:
+                return await commit_once(self._storage, stream, seen, head, records)
+            except StorageFullError:
+                if not await self._make_room(limit):
+                    raise
+        return await commit_once(self._storage, stream, seen, head, records)
+
+    async def _make_room(self, limit: int) -> bool:
+        """Remove some of what has expired, unless somebody has just done so; False if there is no more of it."""
         pages = self._pages
         async with self._turn:
-            if pages == self._pages:
-                await self._sweep_page(ROOM_STREAMS)
+            if pages != self._pages:
+                return True
+            _, removed = await self._sweep_page(limit)
+            return removed > 0
 
     async def _sweep_page(self, limit: int) -> tuple[int, int]:
         """Remove some of what has expired; give how much there was, at most `limit`, and how much was removed."""
-        found = await self._core.storage.expired(self._core.now(), limit)
+        found = await self._storage.expired(self._storage.time(), limit)
         removed = await self._remove_all(found)
         self._pages += 1
         return len(found), removed
@@ -71,7 +87,7 @@ class Sweeper:
         async def remove(stream: str, head: Head) -> None:
             nonlocal removed, failure
             try:
-                removed += self._is_removable(stream, head) and await self._core.storage.delete(stream, head.version)
+                removed += self._is_removable(stream, head) and await self._storage.delete(stream, head.version)
             except StorageCorruptError as error:
                 damaged.append((stream, error))
             except StorageError as error:
@@ -82,6 +98,7 @@ class Sweeper:
         async def remove_rest() -> None:
             for stream, head in rest:
                 await remove(stream, head)
+                await checkpoint()  # a storage in memory waits for nothing
 
         async with anyio.create_task_group() as removals:
             for _ in range(REMOVED_AT_ONCE):
@@ -99,5 +116,5 @@ class Sweeper:
         life = _lifecycle.life_of(head)
         if life.state.status != "open":
             return True
-        silent, terms = self._core.silence_of(life)
-        return _lifecycle.is_abandoned(life.state, silent, self._core.now(), terms)
+        silent, terms = self._observer.silence_of(life.state.session)
+        return _lifecycle.is_abandoned(life.state, silent, self._storage.time(), terms)

@@ -25,6 +25,7 @@ from streamkeep import (
     StreamInput,
     StreamManager,
     StreamManagerClosedError,
+    Subscription,
     WrongEventLoopError,
 )
 from streamkeep._background import Background
@@ -173,6 +174,24 @@ async def test_a_thread_without_an_event_loop_is_told_at_the_call_too(streams: S
     await to_thread.run_sync(wrong)
     await stream.done()
     assert stream.tail == 1
+
+
+@pytest.mark.promise("P20")
+async def test_a_subscription_is_left_where_it_was_entered(streams: StreamManager) -> None:
+    stream = await streams.open("s")
+    async with streams.subscribe("s") as events:
+        with pytest.raises(WrongEventLoopError):
+            await to_thread.run_sync(lambda: asyncio.run(leave(events)))
+        await stream.done("all of it")
+        assert (await anext(events)).output == "all of it"
+    left = streams.subscribe("s")
+    await left.__aenter__()
+    await streams.aclose()
+    await to_thread.run_sync(lambda: asyncio.run(leave(left)))  # there is nothing any more that it could disturb
+
+
+async def leave(events: Subscription[object]) -> None:
+    await events.__aexit__(None, None, None)
 
 
 @pytest.mark.promise("P20")

@@ -435,6 +435,7 @@ async def test_a_writer_whose_answer_was_lost_and_who_was_taken_over_then_is_tol
 
 async def test_a_full_storage_is_told_and_nothing_is_lost(streams: StreamManager, storage: FaultyStorage) -> None:
     stream = await streams.open("s")
+    await anyio.sleep(1)
     storage.refuse("commit", error=StorageFullError("no space left"))
 
     with pytest.raises(StorageFullError):

@@ -35,6 +35,7 @@ from streamkeep._lifecycle import (
     finish,
     grow,
     is_expired,
+    is_written_by,
     life_of,
     mail_of,
     post,
@@ -204,7 +205,14 @@ def test_cancelling_ends_the_stream() -> None:
     ],
 )
 def test_why_a_commit_was_refused(there: Life | None, why: type[StreamkeepError]) -> None:
-    assert type(why_refused(there, "w1")) is why
+    assert type(why_refused(None if there is None else there.head, "w1")) is why
+
+
+def test_a_head_that_cannot_be_read_is_somebody_elses() -> None:
+    head = Head(1, 0, b"?", inf)
+
+    assert not is_written_by(head, "w1")
+    assert type(why_refused(head, "w1")) is StorageCorruptError
 
 
 CHANGES: list[Change] = [

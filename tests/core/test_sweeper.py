@@ -1,13 +1,14 @@
 """Sweeping: what goes, what stays, and what it costs."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import anyio
 import pytest
 from anyio import wait_all_tasks_blocked
 from tests.core.helpers import Process
 
-from streamkeep import StorageError, StorageFullError, StreamManager
+from streamkeep import StorageError, StorageFullError, StreamInput, StreamManager
 from streamkeep._lifecycle import FORGET_OPEN_SECONDS, SESSION_PREFIX
 from streamkeep._sweeper import ROOM_STREAMS, SWEEP_STREAMS
 from streamkeep.storage import Head
@@ -203,9 +204,9 @@ async def test_a_full_storage_makes_room_for_who_opens_a_stream(clock: Clock) ->
         storage.calls.clear()
         await (await streams.open("new")).done()
 
-        assert storage.calls["delete"] == ROOM_STREAMS
+        assert storage.calls["delete"] == ROOM_STREAMS[0]
         assert storage.calls["expired"] == 1
-        for number in range(ROOM_STREAMS - 1):
+        for number in range(ROOM_STREAMS[0] - 1):
             await (await streams.open(f"new{number}")).done()
         assert storage.calls["expired"] == 1
 
@@ -233,6 +234,34 @@ async def test_of_many_who_find_the_storage_full_one_makes_room(clock: Clock) ->
 
         assert len(opened) == 50
         assert storage.calls["expired"] == 1
+
+
+async def test_hundreds_who_find_the_storage_full_at_once_all_get_room(clock: Clock) -> None:
+    storage = FaultyStorage(MemoryStorage(max_streams=2_000, clock=clock))
+    async with StreamManager(storage) as streams:
+        await complete(streams, 2_000)
+        storage.ahead_seconds = 301
+        inputs: list[StreamInput] = []
+
+        async def open_one(number: int) -> None:
+            inputs.append(await streams.open(f"new{number}"))
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(1_000):
+                tasks.start_soon(open_one, number)
+
+        assert len(inputs) == 1_000
+
+
+async def test_room_is_made_for_who_writes_and_ends_too(streams: StreamManager, storage: FaultyStorage) -> None:
+    stream = await streams.open("new")
+    for store in (partial(stream.write, 1), stream.done):
+        await complete(streams, 1)
+        storage.ahead_seconds += 301
+        storage.refuse("commit", error=StorageFullError("full"))
+        await store()
+
+    assert [info.tail for info in await streams.list() if info.id == "new"] == [2]
 
 
 async def test_who_finds_the_storage_full_and_nothing_expired_is_told(clock: Clock) -> None:

@@ -58,8 +58,8 @@ def a_failed_commit_is_made_anew(patch: pytest.MonkeyPatch) -> None:
             assert self._doubt is not None
             self._queue[:0] = self._doubt[1]
             self._doubt = None
-            there = await self._read_life()
-            self.life = there or self.life
+            head = await self._read_head()
+            self.life = _lifecycle.life_of(head) if head else self.life
             raise
 
     patch.setattr(Outbox, "_commit", eager)
@@ -84,9 +84,9 @@ def a_refused_commit_is_tried_on_the_newest_head(patch: pytest.MonkeyPatch) -> N
     commit = Outbox._commit
 
     async def stubborn(self: Outbox) -> None:
-        there = await self._read_life()
-        if there is not None and self._doubt is None:
-            self.life = there
+        head = await self._read_head()
+        if head is not None and self._doubt is None:
+            self.life = _lifecycle.life_of(head)
         await commit(self)
 
     patch.setattr(Outbox, "_commit", stubborn)
