@@ -27,6 +27,7 @@ from ._lifecycle import Life
 from .errors import (
     LimitExceededError,
     Status,
+    StorageCorruptError,
     StorageError,
     StreamInputClosedError,
     StreamkeepError,
@@ -227,12 +228,16 @@ class Outbox:
         if self._doubt is not None:  # sent again, it finds out too
             await self._advance()
             return
-        there = await self._read_life()
+        try:
+            there, is_readable = await self._read_life(), True
+        except StorageCorruptError:
+            there, is_readable = self.life, False
         if self._is_over or self._doubt is not None or self._round is not None:
             return
         if there is None or not _lifecycle.is_written(there.state) or there.state.writer != self._writer:
             self._lose(_lifecycle.why_refused(there, self._writer))
-        elif _lifecycle.is_to_be_extended(there.head, self._core.now()) and self._ending is None:
+        elif self._ending is None and (not is_readable or _lifecycle.is_to_be_extended(there.head, self._core.now())):
+            # A commit also says whose a head is that cannot be read: one that is still ours is replaced by a good one.
             self._doubt = (_lifecycle.extend(self.life, self._core.now()), [])
             await self._advance()
 
@@ -301,7 +306,7 @@ class Outbox:
             self._doubt = self._plan()
         life, records = self._doubt
         if not await commit_once(self._core.storage, self.stream, self.life.head.version, life.head, records):
-            self._lose(_lifecycle.why_refused(await self._read_life(), self._writer))
+            self._lose(await self._why_refused())
             return
         self._doubt = None
         self.life = life
@@ -337,6 +342,12 @@ class Outbox:
                 count += 1
             self._queue = queue[count:]
             return queue[:count], not self._queue
+
+    async def _why_refused(self) -> StreamkeepError:
+        try:
+            return _lifecycle.why_refused(await self._read_life(), self._writer)
+        except StorageCorruptError as error:
+            return fresh(error)  # whoever has written that head, this writer has not
 
     async def _read_life(self) -> Life | None:
         page = await self._core.storage.read(self.stream)
