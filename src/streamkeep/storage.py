@@ -62,7 +62,8 @@ class Storage(Protocol):
         """Give the head and at most `limit` records from offset `start` on, or None if the stream does not exist.
 
         Head and records are of one moment. When there are records from `start` on and `limit` is not 0, at least one comes;
-        fewer than `limit` may, to keep a page within about a mebibyte.
+        fewer than `limit` may, to keep a page within about a mebibyte. Where records are missing a page ends: what is behind them must
+        not take their place.
         """
         ...
 

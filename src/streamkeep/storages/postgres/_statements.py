@@ -34,11 +34,12 @@ _SHORT_LOG: Final = 64
 _READ: Final = """
     SELECT s.version, s.tail, s.state, s.expires_at, CASE WHEN a."limit" > 0 THEN ARRAY(
         SELECT p.data FROM (
-            SELECT r.data, r."offset", sum(octet_length(r.data)) OVER (ORDER BY r."offset") - octet_length(r.data) AS before
+            SELECT r.data, r."offset", sum(octet_length(r.data)) OVER (ORDER BY r."offset") - octet_length(r.data) AS before,
+                a.start + row_number() OVER (ORDER BY r."offset") - 1 AS place
             FROM {schema}.records r
             WHERE r.stream = s.key AND r."offset" >= a.start
             ORDER BY r."offset" LIMIT a."limit"
-        ) p WHERE p.before < $4::bigint ORDER BY p."offset"
+        ) p WHERE p.before < $4::bigint AND p."offset" = p.place ORDER BY p."offset"
     ) END AS records
     FROM unnest($1::bytea[], $2::bigint[], $3::bigint[]) WITH ORDINALITY AS a(id, start, "limit", n)
     LEFT JOIN {schema}.streams s ON s.id = a.id

@@ -69,12 +69,14 @@ class Reader:
 
     def _records(self, key: int, start: int, limit: int) -> Sequence[bytes]:
         rows = self._db.execute(
-            "SELECT data FROM records WHERE stream = ? AND offset >= ? ORDER BY offset LIMIT ?", (key, start, limit)
+            "SELECT offset, data FROM records WHERE stream = ? AND offset >= ? ORDER BY offset LIMIT ?", (key, start, limit)
         )
         records: list[bytes] = []
         size = 0
         with closing(rows):  # a statement that is not at its end would keep the connection open, whoever closes it
-            for (record,) in rows:
+            for offset, record in rows:
+                if offset != start + len(records):  # some are missing, and the next one must not take their place
+                    break
                 records.append(record)
                 size += len(record)
                 if size >= PAGE_BYTES:
