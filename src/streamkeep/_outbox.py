@@ -26,6 +26,7 @@ from ._lifecycle import Life
 from .errors import (
     LimitExceededError,
     Status,
+    StorageCorruptError,
     StorageError,
     StreamInputClosedError,
     StreamkeepError,

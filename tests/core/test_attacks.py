@@ -10,6 +10,7 @@ from typing import Self, TypeVar
 
 import anyio
 import pytest
+from msgspec.structs import replace
 from tests.core.helpers import Process
 from trio.testing import wait_all_tasks_blocked
 
@@ -21,8 +22,9 @@ from streamkeep import (
     StreamManager,
     Subscription,
 )
+from streamkeep._core import LOOK_SECONDS
 from streamkeep._lifecycle import Terms, grow, life_of, take_over
-from streamkeep.storage import Page
+from streamkeep.storage import Head, Page
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage, Operation
 
@@ -334,3 +336,34 @@ async def test_a_writer_that_is_never_quiet_keeps_its_stream_from_being_forgotte
         await anyio.sleep(100)
         await stream.write(number)
         assert (await page_of(memory, "s")).head.expires_at > storage.time()  # else a storage may forget it
+
+
+def put_head(memory: MemoryStorage, stream: str, head: Head) -> None:
+    memory._streams[stream].head = head
+
+
+async def test_a_writer_whose_stream_a_newer_version_has_taken_over_is_told_so_for_good(
+    streams: StreamManager, memory: MemoryStorage, storage: FaultyStorage
+) -> None:
+    stream, quiet = await streams.open("s"), await streams.open("quiet")
+    for id in ("s", "quiet"):
+        head = (await page_of(memory, id)).head
+        put_head(memory, id, replace(head, version=head.version + 10_000_000, state=b'{"format":3}'))
+    with pytest.raises(StorageCorruptError, match="newer version"):
+        await stream.write(1)
+    await anyio.sleep(3 * LOOK_SECONDS)
+
+    assert (stream.cancelled.is_set(), quiet.cancelled.is_set()) == (True, True)
+    storage.calls.clear()
+    with pytest.raises(StorageCorruptError, match="newer version"):
+        await stream.write(1)
+    assert storage.calls["commit"] == 0
+
+
+async def test_a_head_that_was_damaged_under_a_quiet_writer_is_made_good(streams: StreamManager, memory: MemoryStorage) -> None:
+    stream = await streams.open("s")
+    put_head(memory, "s", replace((await page_of(memory, "s")).head, state=b"\xff"))
+    await anyio.sleep(3 * LOOK_SECONDS)
+
+    assert (await streams.info("s")).status == "open"
+    await stream.done()

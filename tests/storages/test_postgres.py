@@ -900,6 +900,16 @@ async def test_other_tables_in_the_schema_are_left_alone(here: Postgres) -> None
     assert here.run(f"SELECT count(*) FROM pg_tables WHERE schemaname = '{here.schema}'") == "4"
 
 
+async def test_what_is_behind_missing_records_does_not_take_their_place(here: Postgres) -> None:
+    async with PostgresStorage(here.url) as storage:
+        records = [b"%d" % number for number in range(10)]
+        assert await storage.commit("s", None, a_head(1, 10), records)
+        here.run(f'DELETE FROM {here.schema}.records WHERE "offset" BETWEEN 3 AND 5')
+        pages = [await storage.read("s", start, 100) for start in (0, 3, 6)]
+
+    assert [page and list(page.records) for page in pages] == [records[:3], [], records[6:]]
+
+
 async def test_tables_that_are_dropped_under_us_are_named(here: Postgres) -> None:
     async with PostgresStorage(here.url) as storage:
         assert await storage.commit("s", None, a_head(1, 0))

@@ -174,6 +174,18 @@ async def test_damage_inside_is_reported_to_who_meets_it(path: Path) -> None:
             await storage.commit("s", 1, a_head(2, 10_001), [b"x"])
 
 
+async def test_what_is_behind_missing_records_does_not_take_their_place(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        records = [b"%d" % number for number in range(10)]
+        assert await storage.commit("s", None, a_head(1, 10), records)
+        with sqlite3.connect(path) as db:
+            db.execute("DELETE FROM records WHERE offset BETWEEN 3 AND 5")
+        db.close()
+        pages = [await storage.read("s", start, 100) for start in (0, 3, 6)]
+
+    assert [page and list(page.records) for page in pages] == [records[:3], [], records[6:]]
+
+
 async def test_a_database_of_a_newer_streamkeep_is_refused(path: Path) -> None:
     await fill(path)
     with sqlite3.connect(path) as db:
