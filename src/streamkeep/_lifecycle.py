@@ -217,15 +217,6 @@ def is_written(state: State) -> bool:
     return state.status == "open" and bool(state.session)
 
 
-def is_written_by(head: Head, writer: str) -> bool:
-    """Say whether this is the writer of an open stream. What cannot be read is somebody else's."""
-    try:
-        state = life_of(head).state
-    except StorageCorruptError:
-        return False
-    return is_written(state) and state.writer == writer
-
-
 def why_refused(head: Head | None, writer: str) -> StreamkeepError:
     """Say why a commit of `writer` was refused, from the head that is there now."""
     if head is None:

@@ -26,7 +26,6 @@ from ._lifecycle import Life
 from .errors import (
     LimitExceededError,
     Status,
-    StorageCorruptError,
     StorageError,
     StreamInputClosedError,
     StreamkeepError,
@@ -231,7 +230,7 @@ class Outbox:
         head = await self._read_head()
         if self._is_over or self._doubt is not None or self._round is not None:
             return
-        if head is None or not _lifecycle.is_written_by(head, self._writer):
+        if head is None or head.version != self.life.head.version:
             self._lose(_lifecycle.why_refused(head, self._writer))
         elif _lifecycle.is_to_be_extended(head, self._core.now()) and self._ending is None:
             self._doubt = (_lifecycle.extend(self.life, self._core.now()), [])

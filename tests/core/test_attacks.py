@@ -358,12 +358,3 @@ async def test_a_writer_whose_stream_a_newer_version_has_taken_over_is_told_so_f
     with pytest.raises(StorageCorruptError, match="newer version"):
         await stream.write(1)
     assert storage.calls["commit"] == 0
-
-
-async def test_a_head_that_was_damaged_under_a_quiet_writer_is_made_good(streams: StreamManager, memory: MemoryStorage) -> None:
-    stream = await streams.open("s")
-    put_head(memory, "s", replace((await page_of(memory, "s")).head, state=b"\xff"))
-    await anyio.sleep(3 * LOOK_SECONDS)
-
-    assert (await streams.info("s")).status == "open"
-    await stream.done()

@@ -358,14 +358,6 @@ async def test_leaving_that_is_cancelled_leaves_no_connection_and_no_task(here: 
         await until_async(lambda: asyncio.all_tasks() == before)
 
 
-async def test_a_page_ends_where_a_record_is_missing(here: Postgres) -> None:
-    async with storage_for(here.url) as storage:
-        assert await storage.commit("s", None, Head(1, 4, b"", 4e9), [b"0", b"1", b"2", b"3"])
-        here.run(f'DELETE FROM {here.schema}.records WHERE "offset" = 2')
-        pages = [await storage.read("s", start, 10) for start in range(4)]
-    assert [page and [*page.records] for page in pages] == [[b"0", b"1"], [b"1"], [], [b"3"]]
-
-
 async def test_a_failed_entering_leaves_no_connection(here: Postgres) -> None:
     here.run(f"CREATE SCHEMA {here.schema}; CREATE TABLE {here.schema}.format (theirs int)")
     with pytest.raises(StorageCorruptError):

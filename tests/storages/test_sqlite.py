@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -298,15 +298,6 @@ async def test_a_clone_is_over_the_same_file_wherever_the_process_is_by_then(
         storage_time = storage.time()
         assert await asyncio.to_thread(lambda: asyncio.run(use())) == (1, 1)
     assert path.is_file()
-
-
-async def test_a_page_ends_where_a_record_is_missing(path: Path) -> None:
-    async with SQLiteStorage(path) as storage:
-        assert await storage.commit("s", None, Head(1, 4, b"", 4e9), [b"0", b"1", b"2", b"3"])
-        with closing(sqlite3.connect(path, isolation_level=None)) as db:
-            db.execute("DELETE FROM records WHERE offset = 2")
-        pages = [await storage.read("s", start, 10) for start in range(4)]
-    assert [page and [*page.records] for page in pages] == [[b"0", b"1"], [b"1"], [], [b"3"]]
 
 
 # -- who else has the file
