@@ -44,6 +44,14 @@ def test_the_python_that_a_page_shows_is_python(page: Path) -> None:
         compile("async def shown():\n" + re.sub("^", "    ", block, flags=re.MULTILINE), str(page), "exec", dont_inherit=True)
 
 
-@pytest.mark.parametrize("block", [block for block in blocks(ROOT / "docs/how-to/write.md") if "asyncio.run" in block])
-def test_the_programs_on_writing_run_without_a_warning(block: str, tmp_path: Path) -> None:
+PROGRAMS = [
+    block
+    for page in ("write", "read")
+    for block in blocks(ROOT / f"docs/how-to/{page}.md")
+    if "from streamkeep import StreamManager" in block or "from streamkeep import StreamEventType" in block
+]
+
+
+@pytest.mark.parametrize("block", PROGRAMS)
+def test_the_programs_on_reading_and_writing_run_without_a_warning(block: str, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", block], cwd=tmp_path, check=True, timeout=30)

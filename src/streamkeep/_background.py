@@ -155,7 +155,8 @@ class Background:
         """Raise WrongEventLoopError if this is called in another event loop, thread or process."""
         if self._loop is not None and not self.is_here:
             raise WrongEventLoopError(
-                "this stream manager was entered in another event loop, thread or process; open one of your own here"
+                "this stream manager was entered in another event loop, thread or process: call it there (in a thread, with "
+                "`asyncio.run_coroutine_threadsafe`; `write_soon` may be called in any), or open another one here"
             )
 
     def check_callable(self) -> None:

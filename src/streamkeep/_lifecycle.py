@@ -225,6 +225,8 @@ def why_refused(head: Head | None, writer: str) -> StreamkeepError:
         life = life_of(head)
     except StorageCorruptError as error:
         return error
+    if life.state.error == ABORTED.status:
+        return StreamCompletedError("the stream was ended with ABORTED: no sign of life of its writer was seen for too long")
     if life.state.status != "open":
         return StreamCompletedError(f"the stream was completed by somebody else ({_ending(life.state)})")
     if life.state.writer != writer:

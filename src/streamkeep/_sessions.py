@@ -230,6 +230,7 @@ class _Renewal:
         self._period = terms.lease / RENEWALS_A_LEASE
         self._beat = 0
         self._renewed_at = 0.0
+        self._failure = ""
         self._stop: Callable[[], object] | None = None
         self.is_stopped = False
         self.has_begun = False
@@ -273,8 +274,10 @@ class _Renewal:
             try:
                 if self._host.answers():
                     await self._renew()
+                    self._failure = ""
                     continue
             except StorageError as error:
+                self._failure = str(error)
                 if told != self._renewed_at:  # once for each time that it fails
                     told = self._renewed_at
                     logger.warning("the session could not be renewed: %s", error)
@@ -284,12 +287,20 @@ class _Renewal:
         """Say when a renewal is overdue: it may be under way, and is not begun anew for that."""
         told = -1.0
         while True:
+            slept_at = anyio.current_time()
             await anyio.sleep(self._period)
             since = anyio.current_time() - self._renewed_at
             if since > self._terms.lease and told != self._renewed_at:
                 told = self._renewed_at
-                why = "the storage is slow, or away" if self._host.answers() else "the event loop is blocked"
+                why = self._why_overdue(anyio.current_time() - slept_at - self._period)
                 logger.warning("the session was not renewed for %.1f seconds: %s", since, why)
+
+    def _why_overdue(self, late: float) -> str:
+        if late > self._period:
+            return f"for {late:.1f} of them nothing ran here; others may have ended its streams"  # stopped, or the interpreter was locked
+        if not self._host.answers():
+            return "the event loop is blocked"
+        return self._failure or "the storage is slow"
 
     async def _take_mail(self) -> None:
         is_told = False

@@ -123,7 +123,8 @@ class Subscription(Generic[T]):
                 page, self._page = self._page, ()
                 return page
             if self._feed is None:
-                assert self._life is not None, "enter the subscription with `async with` first"
+                if self._life is None:
+                    raise RuntimeError("enter the subscription with `async with` first")
                 if self._life.state.status == "open":  # the storage went back to before the stream's end
                     self._follow(running)
                 elif self._next >= self._life.head.tail:

@@ -68,7 +68,7 @@ class StreamEvent(msgspec.Struct, Generic[T], frozen=True):
 
     def _must_be(self, type_: StreamEventType) -> None:
         if self.type is not type_:
-            raise AttributeError(f"the event at offset {self.offset} is a {self.type}, not a {type_}")
+            raise AttributeError(f"the event at offset {self.offset} is of type {self.type}, not {type_}")
 
 
 _error_decoder: Final = msgspec.json.Decoder(ErrorInfo)

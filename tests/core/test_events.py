@@ -160,7 +160,7 @@ def test_an_event_has_only_what_its_type_says() -> None:
     assert (done.type, done.offset, done.output) == (StreamEventType.DONE, 4, {"a": 1})
     assert (error.type, error.offset, error.error) == (StreamEventType.ERROR, 5, ErrorInfo("ABORTED", "gone"))
     for event, name in ((chunk, "output"), (chunk, "error"), (done, "chunk"), (error, "output")):
-        with pytest.raises(AttributeError, match=f"is a {event.type}"):
+        with pytest.raises(AttributeError, match=f"is of type {event.type}"):
             getattr(event, name)
 
 

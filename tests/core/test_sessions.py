@@ -11,10 +11,12 @@ from typing import Any
 
 import anyio
 import pytest
+import trio
 from anyio import wait_all_tasks_blocked
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.core.helpers import BackupStorage, Process, core_of, replay, resumed
+from trio.testing import MockClock
 
 from streamkeep import (
     StorageError,
@@ -240,9 +242,25 @@ async def test_a_renewal_that_is_overdue_is_logged_once_and_not_begun_again(
 
         assert slow.calls["commit"] == 1
         assert [record.getMessage() for record in quiet_logs.records] == [
-            "the session was not renewed for 13.3 seconds: the storage is slow, or away"
+            "the session was not renewed for 13.3 seconds: the storage is slow"
         ]
         slow.commit_seconds = 0
+        await stream.done()
+
+
+async def test_a_process_that_did_not_run_says_so_and_blames_nobody(
+    slow: SlowStorage, quiet_logs: pytest.LogCaptureFixture
+) -> None:
+    async with StreamManager(slow) as streams:
+        stream = await streams.open("s")
+        slow.commit_seconds = 1
+        clock = trio.lowlevel.current_clock()
+        assert isinstance(clock, MockClock)
+        clock.jump(30)
+        await anyio.sleep(2)
+
+        (record,) = quiet_logs.records
+        assert "nothing ran here" in record.getMessage()
         await stream.done()
 
 

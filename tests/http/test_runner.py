@@ -523,7 +523,11 @@ async def _write_soon_and_wait(stream: StreamInput) -> None:
 # StreamsHTTP around it
 
 
-async def test_streams_http_is_entered_once_and_can_be_left_twice() -> None:
+async def _say_hello(stream: StreamInput, _: anyio.Event) -> None:
+    await stream.write("hello")
+
+
+async def test_streams_http_can_be_left_twice_and_entered_again() -> None:
     streams = InMemoryStreamManager()
     streams_http = StreamsHTTP(streams, drain=SOON)
     with pytest.raises(RuntimeError, match="not running"):
@@ -532,8 +536,12 @@ async def test_streams_http_is_entered_once_and_can_be_left_twice() -> None:
     async with streams_http:
         assert streams.is_running
         assert streams_http.is_running
-        with pytest.raises(RuntimeError, match="entered once"):
+        with pytest.raises(RuntimeError, match="entered already"):
             await streams_http.__aenter__()
     await streams_http.__aexit__(None, None, None)
     assert not streams_http.is_running
     assert not streams.is_running
+    async with streams_http:  # as the next test of an app does
+        await streams_http.runner.start("again", _say_hello)
+        async with streams.subscribe("again") as events:
+            assert [event.data async for event in events] == [b'"hello"', b"null"]

@@ -72,8 +72,8 @@ class StreamsHTTP:
         GET    /{id}/info    what is known of the stream, as JSON
         DELETE /{id}         stop it; POST /{id}/cancel is the same
 
-    Entering it enters the manager too, unless that is running already, and leaving it drains the producers it has started. As a
-    lifespan: `FastAPI(lifespan=streams_http.lifespan)`.
+    Entering it enters the manager too, unless that is running already, and leaving it drains the producers it has started. It may be
+    entered again when it has been left, as tests of an app do. As a lifespan: `FastAPI(lifespan=streams_http.lifespan)`.
 
     Args:
         streams: the manager.
@@ -110,25 +110,30 @@ class StreamsHTTP:
         self._max_producers = max_producers
         self._runner: Runner | None = None
         self._resources = AsyncExitStack()
+        self._is_entered = False
 
     async def __aenter__(self) -> Self:
-        if self._runner is not None:
-            raise RuntimeError("a StreamsHTTP is entered once")
+        if self._is_entered:
+            raise RuntimeError("this StreamsHTTP was entered already; leave it first")
         async with AsyncExitStack() as stack:
             if not self.streams.is_running:
                 await stack.enter_async_context(self.streams)
             runner = Runner(self.streams, drain=self._drain, max_producers=self._max_producers)
             self._runner = await stack.enter_async_context(runner)
-            runner.drain_at(self._shutdown.begun)
             stack.enter_context(self._shutdown.draining(runner.drained))
+            runner.drain_at(self._shutdown.begun)
             stack.enter_context(self._listening())
             self._resources = stack.pop_all()
+        self._is_entered = True
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._resources.__aexit__(exc_type, exc, traceback)
+        try:
+            await self._resources.__aexit__(exc_type, exc, traceback)
+        finally:
+            self._is_entered = False
         await self._shutdown.responses_ended()
 
     async def drain(self) -> None:

@@ -105,6 +105,7 @@ class Runner:
         self._is_entered = False
         self._starting = 0
         self._runs: set[_Run] = set()
+        self._unfinished: set[StreamInput] = set()
         self._closing = False
         self.drained = anyio.Event()
 
@@ -242,23 +243,27 @@ class Runner:
             return
         try:
             await end()
-        except StorageError:
-            await self._end_later(stream)
+        except StorageError as error:
+            await self._end_later(stream, error)
         except StreamkeepError as error:
             if not stream.is_closed:
                 raise  # the output is not JSON, or too large
             logger.info("stream %s was ended by somebody else: %s", stream.id, error)
 
-    async def _end_later(self, stream: StreamInput) -> None:
-        with anyio.move_on_after(END_SECONDS):
-            while True:
-                await anyio.sleep(END_RETRY_SECONDS)
-                try:
-                    return await stream.flush()
-                except StorageError as error:
-                    logger.warning("stream %s cannot be completed yet: %s", stream.id, error)
-                except StreamkeepError:
-                    return None  # it was ended by somebody else meanwhile
+    async def _end_later(self, stream: StreamInput, error: StorageError) -> None:
+        if not self._unfinished:  # told of one, whatever thousands have met the same
+            logger.warning("stream %s cannot be completed yet, and any that end meanwhile: %s", stream.id, error)
+        self._unfinished.add(stream)
+        try:
+            with anyio.move_on_after(END_SECONDS):
+                while True:
+                    await anyio.sleep(END_RETRY_SECONDS)
+                    if await _is_flushed(stream):
+                        return
+        finally:
+            self._unfinished.discard(stream)
+            if not self._unfinished:
+                logger.warning("no stream waits to be completed any more")
 
     async def _stop_when_unwanted(self, run: _Run) -> None:
         with run.listening:
@@ -266,3 +271,13 @@ class Runner:
             run.stop.set()
             await anyio.sleep(self._stop_seconds)
             run.scope.cancel()
+
+
+async def _is_flushed(stream: StreamInput) -> bool:
+    try:
+        await stream.flush()
+    except StorageError:
+        return False
+    except StreamkeepError:  # it was ended by somebody else meanwhile
+        return True
+    return True

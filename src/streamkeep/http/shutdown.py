@@ -44,7 +44,9 @@ class Shutdown:
 
     @contextmanager
     def draining(self, drained: anyio.Event) -> Generator[None]:
-        """While within, let responses go on until an event, and a moment longer."""
+        """While within, let responses go on until an event, and a moment longer. Who comes first after an end begins anew."""
+        if not self._drains:
+            self.begun = anyio.Event()
         self._drains.add(drained)
         try:
             yield

@@ -32,7 +32,7 @@ class AsyncioStorage(ABC, Generic[E]):
         loop = _running_loop()
         if loop is None:
             storage = type(self).__name__
-            raise StorageError(f"{storage} needs asyncio, and this is another event loop; MemoryStorage runs on any")
+            raise StorageError(f"{storage} needs asyncio, and this is trio; MemoryStorage (memory://) runs on both")
         self._loop, self._process = loop, os.getpid()
         async with AsyncExitStack() as stack:
             self._entered = await self._enter(stack)
