@@ -20,6 +20,7 @@ from streamkeep import (
     StorageError,
     StreamInput,
     StreamManager,
+    StreamManagerClosedError,
     Subscription,
 )
 from streamkeep._core import LOOK_SECONDS
@@ -367,3 +368,18 @@ async def test_a_head_that_was_damaged_under_a_quiet_writer_is_made_good(streams
 
     assert (await streams.info("s")).status == "open"
     await stream.done()
+
+
+def test_a_reader_whose_feed_was_cancelled_before_it_began_is_told() -> None:
+    async def main() -> None:
+        async with StreamManager(MemoryStorage()) as streams:
+            stream = await streams.open("s")
+            await stream.write(1)
+            async with streams.subscribe("s") as events:
+                assert (await anext(events)).offset == 0
+                for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                    task.cancel()  # as some programs do when they are to end
+                with anyio.fail_after(5), pytest.raises(StreamManagerClosedError):
+                    await anext(events)
+
+    asyncio.run(main())
