@@ -101,7 +101,7 @@ class Feed:
 
     def start(self) -> None:
         """Read on in the background."""
-        self._reading = self._core.background.start(self._follow, f"following stream {self._stream}")
+        self._reading = self._core.background.start(self._follow, f"following stream {self._stream}", ended=self._ended)
 
     def stop(self) -> None:
         """Read no more."""
@@ -134,9 +134,11 @@ class Feed:
             if isinstance(error, StorageError):
                 self._core.report(f"stream {self._stream} cannot be read, and its readers are told", error)
             self._fail(error)
-        finally:
-            if not self._is_over:  # stopped by the last follower's leaving, or with the manager; or by a bug
-                self._fail(StreamManagerClosedError("the stream manager is closed"))
+
+    def _ended(self) -> None:
+        # Stopped by the last follower's leaving, or with the manager; or by a bug, or by asyncio, which may be before it began.
+        if not self._is_over:
+            self._fail(StreamManagerClosedError("the stream manager is closed"))
 
     async def _read_on(self, doorbell: Doorbell) -> None:
         """Read until the stream is over or has another writer; meanwhile, see whether the one that it has is alive."""

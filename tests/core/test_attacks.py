@@ -20,6 +20,7 @@ from streamkeep import (
     StorageError,
     StreamInput,
     StreamManager,
+    StreamManagerClosedError,
     Subscription,
 )
 from streamkeep._core import LOOK_SECONDS
@@ -358,3 +359,18 @@ async def test_a_writer_whose_stream_a_newer_version_has_taken_over_is_told_so_f
     with pytest.raises(StorageCorruptError, match="newer version"):
         await stream.write(1)
     assert storage.calls["commit"] == 0
+
+
+def test_a_reader_whose_feed_was_cancelled_before_it_began_is_told() -> None:
+    async def main() -> None:
+        async with StreamManager(MemoryStorage()) as streams:
+            stream = await streams.open("s")
+            await stream.write(1)
+            async with streams.subscribe("s") as events:
+                assert (await anext(events)).offset == 0
+                for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                    task.cancel()  # as some programs do when they are to end
+                with anyio.fail_after(5), pytest.raises(StreamManagerClosedError):
+                    await anext(events)
+
+    asyncio.run(main())

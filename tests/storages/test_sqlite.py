@@ -648,6 +648,16 @@ async def test_a_storage_is_entered_once_at_a_time(path: Path) -> None:
         assert await storage.read("s") is None
 
 
+async def test_of_two_who_enter_a_storage_at_once_one_is_refused_and_no_thread_is_left(path: Path) -> None:
+    threads = threading.active_count()
+    storage = SQLiteStorage(path)
+    entered = await asyncio.gather(storage.__aenter__(), storage.__aenter__(), return_exceptions=True)
+    await storage.__aexit__()
+
+    assert [type(one) for one in entered] == [SQLiteStorage, StorageError]
+    assert threading.active_count() == threads
+
+
 def test_trio_is_refused_with_advice(path: Path) -> None:
     async def main() -> None:
         async with SQLiteStorage(path):

@@ -24,9 +24,10 @@ class AsyncioStorage(ABC, Generic[E]):
     def __init__(self, name: str) -> None:
         self._name = name
         self._entered: E | None = None
+        self._is_entering = False
 
     async def __aenter__(self) -> Self:
-        if self._entered is not None:
+        if self._entered is not None or self._is_entering:
             self._check_loop()
             raise StorageError(f"{self._name} is open already: enter a storage once, or make another one")
         loop = _running_loop()
@@ -34,9 +35,13 @@ class AsyncioStorage(ABC, Generic[E]):
             storage = type(self).__name__
             raise StorageError(f"{storage} needs asyncio, and this is trio; MemoryStorage (memory://) runs on both")
         self._loop, self._process = loop, os.getpid()
-        async with AsyncExitStack() as stack:
-            self._entered = await self._enter(stack)
-            self._exit_stack = stack.pop_all()
+        self._is_entering = True
+        try:
+            async with AsyncExitStack() as stack:
+                self._entered = await self._enter(stack)
+                self._exit_stack = stack.pop_all()
+        finally:
+            self._is_entering = False
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
