@@ -45,6 +45,7 @@ YIELD_WRITES: Final = 64
 RELEASE_SECONDS: Final = 5.0
 """How long leaving the block may hold up a cancellation, for releasing the stream or storing its error."""
 RETRY_SECONDS: Final = 1.0
+MAX_RETRY_SECONDS: Final = 5.0
 
 
 class _State(Enum):
@@ -248,7 +249,7 @@ class Outbox:
             self._core.background.start(self._commit_queued, f"storing what is queued for stream {self.stream}")
 
     async def _commit_queued(self) -> None:
-        is_told = False
+        is_told, pause = False, RETRY_SECONDS
         try:
             while True:
                 try:
@@ -257,7 +258,8 @@ class Outbox:
                     if not is_told:
                         is_told = True
                         self._core.report(f"stream {self.stream}: queued events are not stored yet", error)
-                    await anyio.sleep(RETRY_SECONDS)
+                    await anyio.sleep(pause)
+                    pause = min(2 * pause, MAX_RETRY_SECONDS)
                 else:
                     return
         finally:

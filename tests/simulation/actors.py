@@ -139,6 +139,7 @@ class Handle:
     """A StreamInput that somebody has, or has had."""
 
     process: "Process"
+    id: str
     stream: ReferenceType[StreamInput]
     name: str
     opened_at: float
@@ -351,7 +352,7 @@ class Writer:
         name = f"{self.name}.{self._handles}"
         account = Writing(name, stream.id, stream.tail)
         self._story.writings.append(account)
-        self._story.handles.append(Handle(process, ref(stream), name, trio.current_time()))
+        self._story.handles.append(Handle(process, stream.id, ref(stream), name, trio.current_time()))
         self._story.count("opened" if stream.tail == 0 else "resumed")
         self._story.world.note(f"{process.name} {name} opened {stream.id} at {stream.tail}")
         try:
@@ -592,9 +593,9 @@ class Meddler:
 
 
 async def _expect_to_be_told(story: Story, stream: str, asked_at: float) -> None:
-    """Check that who wrote a stream that has been cancelled since then learns of it at once; it may long have been another's."""
+    """Check that who wrote a stream that has been cancelled since then learns of it at once; whoever wrote it before is told otherwise."""
     await trio.sleep(PROMPT_SECONDS)
-    for handle in story.handles:
-        written = handle.stream()
-        if written is not None and written.id == stream and handle.opened_at < asked_at and handle.should_be_told:
-            story.complain(f"{handle.name} was not told within {PROMPT_SECONDS} s that {stream} was cancelled")
+    writers = [handle for handle in story.handles if handle.id == stream and handle.opened_at < asked_at]
+    last = max(writers, key=lambda handle: handle.opened_at, default=None)
+    if last is not None and last.should_be_told:
+        story.complain(f"{last.name} was not told within {PROMPT_SECONDS} s that {stream} was cancelled")
