@@ -169,7 +169,8 @@ def take_over(life: Life, now: float, session: str, writer: str, silent: float, 
     state = life.state
     if state.status != "open":
         raise StreamCompletedError(f"the stream has already completed ({_ending(state)})")
-    wait = terms.lease - silent if state.session else state.free_at - now
+    # A clock that went back since the stream was released does not make it somebody's again.
+    wait = terms.lease - silent if state.session else state.free_at - max(now, committed_at(life.head))
     if wait > 0:
         raise StreamBusyError("the stream has a writer that may be alive", retry_after=wait)
     return _change(life, replace(state, session=session, epochs=_epochs(life, writer)), now)

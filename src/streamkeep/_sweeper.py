@@ -55,13 +55,14 @@ class Sweeper:
 
     async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
         """Commit as `commit_once` does, and make room for it in a full storage. StorageFullError: nothing more has expired."""
-        for limit in ROOM_STREAMS:
+        limits = iter(ROOM_STREAMS)
+        while True:
             try:
                 return await commit_once(self._storage, stream, seen, head, records)
             except StorageFullError:
-                if not await self._make_room(limit):
+                limit = next(limits, 0)
+                if not limit or not await self._make_room(limit):
                     raise
-        return await commit_once(self._storage, stream, seen, head, records)
 
     async def _make_room(self, limit: int) -> bool:
         """Remove some of what has expired, unless somebody has just done so; False if there is no more of it."""

@@ -29,6 +29,7 @@ from streamkeep import (
     StreamTakenOverError,
 )
 from streamkeep._outbox import Outbox
+from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
 
 Clock = Callable[[], float]
@@ -638,6 +639,22 @@ async def test_a_handle_that_was_awaited_may_be_entered_too(streams: StreamManag
 
     assert entered is stream
     assert await replay(streams) == [("done", "a")]
+
+
+async def test_leaving_the_block_by_an_exception_says_what_the_stream_has_not(
+    streams: StreamManager, memory: MemoryStorage, storage: FaultyStorage, quiet_logs: pytest.LogCaptureFixture
+) -> None:
+    async with StreamManager(memory) as elsewhere:
+        with pytest.raises(ZeroDivisionError):
+            async with streams.open("s") as stream:
+                hold = storage.hold("commit")
+                stream.write_soon("lost")
+                await hold.reached.wait()
+                await elsewhere.cancel("s")
+                hold.release()
+                raise ZeroDivisionError
+
+    assert "could not be told of its writer's end: the stream was completed by somebody else" in quiet_logs.text
 
 
 async def test_leaving_the_block_by_cancellation_in_done_carries_it_out(streams: StreamManager, storage: FaultyStorage) -> None:

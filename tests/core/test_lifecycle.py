@@ -172,6 +172,12 @@ def test_a_stream_is_abandoned_after_lease_and_grace_of_silence_and_no_moment_be
     assert (ended.state.status, ended.state.error, ended.head.tail) == ("error", "ABORTED", 1)
 
 
+def test_a_released_stream_is_free_also_when_the_clock_went_back() -> None:
+    released = release(opened(), NOW + 3_600)
+
+    assert take_over(released, NOW, "s2", "w2", 0.0, TERMS).state.writer == "w2"
+
+
 def test_a_stream_that_was_released_is_abandoned_as_if_its_writer_had_died_then() -> None:
     released = release(opened(), NOW + 7)
 

@@ -237,11 +237,6 @@ def nobody_compares_histories(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_lifecycle, "check_history", lambda *_: None)
 
 
-def epochs_are_not_compared(patch: pytest.MonkeyPatch) -> None:
-    """A reader is shown two histories as one, if the newer one is as long as the older one."""
-    patch.setattr(_lifecycle, "_epoch_end", lambda *_: float("inf"))
-
-
 def a_feed_waits_before_it_reads(patch: pytest.MonkeyPatch) -> None:
     """What was stored between a reader's first page and the watching comes late, or never."""
     read_on = Feed._read_on
@@ -339,7 +334,6 @@ BUGS: tuple[Plant, ...] = (
     sessions_are_kept_for_ever,
     after_is_read_as_from,
     nobody_compares_histories,
-    epochs_are_not_compared,
     a_feed_waits_before_it_reads,
     followers_are_not_told_that_their_feed_failed,
     a_failed_feed_reads_as_the_end,
