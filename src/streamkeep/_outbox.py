@@ -107,7 +107,7 @@ class Outbox:
         self._doubt: tuple[Life, list[bytes]] | None = None  # a commit whose answer is not known
         self._round: _Round | None = None
         self._has_task = False  # whether a background task commits what is queued
-        self._owes_loss = False  # whether records were lost, and no call has said so yet
+        self._has_untold_loss = False  # whether records were lost, and no call has said so yet
         self.committed_at = anyio.current_time()
         core.keep(self)
 
@@ -123,7 +123,7 @@ class Outbox:
     def check_open(self) -> None:
         """Raise why it takes no records, if it does not."""
         if self._why_closed is not None:
-            self._owes_loss = False
+            self._has_untold_loss = False
             raise fresh(self._why_closed)
 
     def check_here(self) -> None:
@@ -198,7 +198,7 @@ class Outbox:
         if self._state is _State.OPEN:
             self._close(why, (_lifecycle.release, []))
         await self._store_ending()
-        if self._owes_loss:
+        if self._has_untold_loss:
             self.check_open()
 
     def release_soon(self) -> bool:
@@ -232,7 +232,7 @@ class Outbox:
         if self._is_over or self._doubt is not None or self._round is not None:
             return
         if head is None or head.version != self.life.head.version:
-            self._lose(_lifecycle.why_refused(head, self._writer))
+            self._fence(_lifecycle.why_refused(head, self._writer))
         elif _lifecycle.is_to_be_extended(head, self._core.now()) and self._ending is None:
             self._doubt = (_lifecycle.extend(self.life, self._core.now()), [])
             await self._advance()
@@ -303,7 +303,7 @@ class Outbox:
             self._doubt = self._plan()
         life, records = self._doubt
         if not await self._core.sweeper.commit(self.stream, self.life.head.version, life.head, records):
-            self._lose(_lifecycle.why_refused(await self._read_head(), self._writer))
+            self._fence(_lifecycle.why_refused(await self._read_head(), self._writer))
             return
         self._doubt = None
         self.life = life
@@ -344,11 +344,11 @@ class Outbox:
         page = await self._core.storage.read(self.stream)
         return None if page is None else page.head
 
-    def _lose(self, why: StreamkeepError) -> None:
-        """Give the stream up, because it is somebody else's now."""
+    def _fence(self, why: StreamkeepError) -> None:
+        """Write no more: the stream is somebody else's now (Kafka's word)."""
         with self._lock:
             self._why_closed = why
-            self._owes_loss = bool(self._queue or (self._doubt and self._doubt[1]))
+            self._has_untold_loss = bool(self._queue or (self._doubt and self._doubt[1]))
             self._queue.clear()
             self._doubt = self._ending = None
             self._state = _State.OVER

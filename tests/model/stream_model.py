@@ -68,12 +68,12 @@ class Writer:
     tail: int
     size: int
     why: Why | None = None
-    has_lost_unheard: bool = False
+    has_untold_loss: bool = False
     is_cancelled: bool = False
 
     def check(self) -> None:
         if self.why is not None:
-            self.has_lost_unheard = False
+            self.has_untold_loss = False
             raise self.why("")
 
 
@@ -208,15 +208,15 @@ class Model:
     def write(self, writer: Writer, chunk: object) -> int:
         offset = self._put(writer, chunk)
         if not self._append(writer, chunk):
-            self._lose(writer)
+            self._fence(writer)
             writer.check()
         return offset
 
     def write_soon(self, writer: Writer, chunk: object) -> int:
         offset = self._put(writer, chunk)
         if not self._append(writer, chunk):
-            self._lose(writer)
-            writer.has_lost_unheard = True
+            self._fence(writer)
+            writer.has_untold_loss = True
         return offset
 
     def write_soon_and_flush(self, writer: Writer, chunk: object) -> int:
@@ -241,7 +241,7 @@ class Model:
 
     def close(self, writer: Writer) -> None:
         self._let_go(writer, StreamInputClosedError)
-        if writer.has_lost_unheard:
+        if writer.has_untold_loss:
             writer.check()
 
     def leave_by_exception(self, writer: Writer) -> None:
@@ -255,7 +255,7 @@ class Model:
 
     def look(self, writer: Writer) -> None:
         if writer in writer.manager.kept and not self._is_its_own(writer):
-            self._lose(writer)
+            self._fence(writer)
 
     def drop(self, writer: Writer) -> None:
         """Release it: what its dropping does."""
@@ -330,7 +330,7 @@ class Model:
             self._end(writer.log, error, output)
             writer.tail += 1
         else:
-            self._lose(writer)
+            self._fence(writer)
             writer.check()
 
     def _let_go(self, writer: Writer, why: Why) -> None:
@@ -344,9 +344,9 @@ class Model:
             writer.log.expires_at = self.now + FORGET
             self._set_deadlines(writer.log)
         else:
-            self._lose(writer)
+            self._fence(writer)
 
-    def _lose(self, writer: Writer) -> None:
+    def _fence(self, writer: Writer) -> None:
         there = self.logs.get(writer.log.id)
         if there is None:
             writer.why = StreamNotFoundError
