@@ -228,8 +228,10 @@ class Outbox:
         if self._doubt is not None:  # sent again, it finds out too
             await self._advance()
             return
+        life = self.life
         head = await self._read_head()
-        if self._is_over or self._doubt is not None or self._round is not None:
+        # What has been committed meanwhile has found out by itself, and the head that was read may be older.
+        if self._is_over or self._doubt is not None or self._round is not None or self.life is not life:
             return
         if head is None or head.version != self.life.head.version:
             self._lose(_lifecycle.why_refused(head, self._writer))
