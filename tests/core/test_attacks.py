@@ -11,7 +11,7 @@ from typing import Self, TypeVar
 import anyio
 import pytest
 from msgspec.structs import replace
-from tests.core.helpers import Process
+from tests.core.helpers import Process, core_of
 from trio.testing import wait_all_tasks_blocked
 
 from streamkeep import (
@@ -372,5 +372,19 @@ def test_a_reader_whose_feed_was_cancelled_before_it_began_is_told() -> None:
                     task.cancel()  # as some programs do when they are to end
                 with anyio.fail_after(5), pytest.raises(StreamManagerClosedError):
                     await anext(events)
+
+    asyncio.run(main())
+
+
+def test_who_cancels_a_stream_is_not_kept_waiting_by_mail_that_was_cancelled_before_it_began() -> None:
+    async def main() -> None:
+        memory = MemoryStorage()
+        async with StreamManager(memory) as streams, StreamManager(memory) as elsewhere:
+            await streams.open("s")
+            core_of(elsewhere).observer.tell_soon(core_of(streams).session.name, "s")
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+            with anyio.fail_after(5):
+                assert await elsewhere.cancel("s")
 
     asyncio.run(main())
