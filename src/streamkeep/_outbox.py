@@ -248,7 +248,13 @@ class Outbox:
     def _start_task(self) -> None:
         if not self._has_task:
             self._has_task = True
-            self._core.background.start(self._commit_queued, f"storing what is queued for stream {self.stream}")
+            what = f"storing what is queued for stream {self.stream}"
+            self._core.background.start(
+                self._commit_queued, what, ended=self._end_task
+            )  # asyncio may cancel it before it begins
+
+    def _end_task(self) -> None:
+        self._has_task = False
 
     async def _commit_queued(self) -> None:
         is_told, pause = False, RETRY_SECONDS
@@ -265,7 +271,7 @@ class Outbox:
                 else:
                     return
         finally:
-            self._has_task = False
+            self._end_task()
 
     async def _store_ending(self) -> None:
         """Return when all is stored, the ending included. If that fails, or is cancelled, it goes on in the background: nobody else can

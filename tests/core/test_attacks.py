@@ -381,10 +381,27 @@ def test_who_cancels_a_stream_is_not_kept_waiting_by_mail_that_was_cancelled_bef
         memory = MemoryStorage()
         async with StreamManager(memory) as streams, StreamManager(memory) as elsewhere:
             await streams.open("s")
+            await anyio.sleep(0.01)  # until its session's tasks have begun
             core_of(elsewhere).observer.tell_soon(core_of(streams).session.name, "s")
             for task in asyncio.all_tasks() - {asyncio.current_task()}:
                 task.cancel()
             with anyio.fail_after(5):
                 assert await elsewhere.cancel("s")
+
+    asyncio.run(main())
+
+
+def test_what_is_written_soon_is_stored_although_an_earlier_task_was_cancelled_before_it_began() -> None:
+    async def main() -> None:
+        async with StreamManager(MemoryStorage()) as streams:
+            stream = await streams.open("s")
+            await anyio.sleep(0.01)  # until its session's tasks have begun
+            stream.write_soon(1)
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+            await anyio.sleep(0.01)
+            stream.write_soon(2)
+            await anyio.sleep(0.1)
+            assert stream.tail == 2
 
     asyncio.run(main())
