@@ -88,7 +88,8 @@ class Sweeper:
         async def remove(stream: str, head: Head) -> None:
             nonlocal removed, failure
             try:
-                removed += self._is_removable(stream, head) and await self._storage.delete(stream, head.version)
+                if self._is_removable(stream, head) and await self._storage.delete(stream, head.version):
+                    removed += 1  # not above, where the sum would be begun before the others' deletions and ended after them
             except StorageCorruptError as error:
                 damaged.append((stream, error))
             except StorageError as error:

@@ -193,6 +193,36 @@ async def test_heads_of_sessions_are_removed_an_hour_after_their_end(
     assert streams.is_running
 
 
+class SlowToDelete(MemoryStorage):
+    """Deletes only after a while.
+
+    Attributes:
+        limits: how many streams each sweep has asked for.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock=clock)
+        self.limits: list[int] = []
+
+    async def delete(self, stream: str, seen: int) -> bool:
+        await anyio.sleep(0.1)
+        return await super().delete(stream, seen)
+
+    async def expired(self, before: float, limit: int = 100) -> Sequence[tuple[str, Head]]:
+        self.limits.append(limit)
+        return await super().expired(before, limit)
+
+
+async def test_a_sweep_counts_what_it_removes_at_once(clock: Clock) -> None:
+    storage = SlowToDelete(clock)
+    async with StreamManager(storage) as streams:
+        await complete(streams, 3 * SWEEP_STREAMS)
+        await anyio.sleep(400)
+
+    assert max(storage.limits) == SWEEP_STREAMS
+    assert await storage.scan("/") == []
+
+
 # A storage that is full
 
 
