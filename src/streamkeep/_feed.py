@@ -95,9 +95,12 @@ class Feed:
         try:
             _lifecycle.check_history(self.life, self.tail, life)
         except StreamkeepError as error:
-            self._fail(error)
-            self.stop()
+            self._give_up(error)
         return self.is_failed
+
+    def lose(self) -> None:
+        """Tell the followers that the storage has not all that is shared any more."""
+        self._give_up(_lifecycle.lost(self.tail))
 
     def start(self) -> None:
         """Read on in the background."""
@@ -199,6 +202,10 @@ class Feed:
         self._bytes -= sum(map(len, self._records[:count]))
         del self._records[:count]
         self.base += count
+
+    def _give_up(self, why: StreamkeepError) -> None:
+        self._fail(why)
+        self.stop()
 
     def _fail(self, why: StreamkeepError) -> None:
         self._failure = why

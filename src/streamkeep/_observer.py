@@ -200,7 +200,8 @@ class Observer:
         outgoing = self._outgoing.get(session)
         if outgoing is None:
             outgoing = self._outgoing[session] = _Outgoing()
-            self._background.start(partial(self._post_all, session, outgoing), "the mail to a session")
+            ended = partial(self._posted, session, outgoing)  # asyncio may cancel it before it begins
+            self._background.start(partial(self._post_all, session, outgoing), "the mail to a session", ended=ended)
         outgoing.streams[stream] = None
         return outgoing.tried
 
@@ -231,8 +232,12 @@ class Observer:
                 finally:
                     tried.set()
         finally:
+            self._posted(session, outgoing)
+
+    def _posted(self, session: str, outgoing: "_Outgoing") -> None:
+        if self._outgoing.get(session) is outgoing:
             del self._outgoing[session]
-            outgoing.tried.set()
+        outgoing.tried.set()
 
     async def _post(self, session: str, streams: Iterable[str]) -> None:
         if await self._is_over(session):

@@ -228,8 +228,10 @@ class Outbox:
         if self._doubt is not None:  # sent again, it finds out too
             await self._advance()
             return
+        life = self.life
         head = await self._read_head()
-        if self._is_over or self._doubt is not None or self._round is not None:
+        # What has been committed meanwhile has found out by itself, and the head that was read may be older.
+        if self._is_over or self._doubt is not None or self._round is not None or self.life is not life:
             return
         if head is None or head.version != self.life.head.version:
             self._fence(_lifecycle.why_refused(head, self._writer))
@@ -246,7 +248,13 @@ class Outbox:
     def _start_task(self) -> None:
         if not self._has_task:
             self._has_task = True
-            self._core.background.start(self._commit_queued, f"storing what is queued for stream {self.stream}")
+            what = f"storing what is queued for stream {self.stream}"
+            self._core.background.start(
+                self._commit_queued, what, ended=self._end_task
+            )  # asyncio may cancel it before it begins
+
+    def _end_task(self) -> None:
+        self._has_task = False
 
     async def _commit_queued(self) -> None:
         is_told, pause = False, RETRY_SECONDS
@@ -263,7 +271,7 @@ class Outbox:
                 else:
                     return
         finally:
-            self._has_task = False
+            self._end_task()
 
     async def _store_ending(self) -> None:
         """Return when all is stored, the ending included. If that fails, or is cancelled, it goes on in the background: nobody else can

@@ -31,7 +31,8 @@ class Sweeper:
         self._storage = storage
         self._observer = observer
         self._turn = anyio.Lock()
-        self._pages = 0
+        self._pages = 0  # how many it has swept, and what was removed by that
+        self._removed = 0
 
     async def run(self) -> None:
         """Sweep every minute or so: not all processes at the same moment."""
@@ -57,27 +58,27 @@ class Sweeper:
         """Commit as `commit_once` does, and make room for it in a full storage. StorageFullError: nothing more has expired."""
         limits = iter(ROOM_STREAMS)
         while True:
+            before = (self._pages, self._removed)  # room that is made while this is refused is room for it
             try:
                 return await commit_once(self._storage, stream, seen, head, records)
             except StorageFullError:
                 limit = next(limits, 0)
-                if not limit or not await self._make_room(limit):
+                if not limit or not await self._make_room(limit, *before):
                     raise
 
-    async def _make_room(self, limit: int) -> bool:
-        """Remove some of what has expired, unless somebody has just done so; False if there is no more of it."""
-        pages = self._pages
+    async def _make_room(self, limit: int, pages: int, removed: int) -> bool:
+        """Remove some of what has expired, unless somebody has swept since there were so many `pages`; False if nothing was removed."""
         async with self._turn:
-            if pages != self._pages:
-                return True
-            _, removed = await self._sweep_page(limit)
-            return removed > 0
+            if pages == self._pages:
+                await self._sweep_page(limit)
+            return self._removed > removed
 
     async def _sweep_page(self, limit: int) -> tuple[int, int]:
         """Remove some of what has expired; give how much there was, at most `limit`, and how much was removed."""
         found = await self._storage.expired(self._storage.time(), limit)
         removed = await self._remove_all(found)
         self._pages += 1
+        self._removed += removed
         return len(found), removed
 
     async def _remove_all(self, found: Sequence[tuple[str, Head]]) -> int:
@@ -88,7 +89,8 @@ class Sweeper:
         async def remove(stream: str, head: Head) -> None:
             nonlocal removed, failure
             try:
-                removed += self._is_removable(stream, head) and await self._storage.delete(stream, head.version)
+                if self._is_removable(stream, head) and await self._storage.delete(stream, head.version):
+                    removed += 1  # not above, where the sum would be begun before the others' deletions and ended after them
             except StorageCorruptError as error:
                 damaged.append((stream, error))
             except StorageError as error:

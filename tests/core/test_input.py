@@ -756,6 +756,22 @@ async def test_looking_does_not_mistake_its_own_end_for_a_loss(streams: StreamMa
     assert not stream.cancelled.is_set()
 
 
+async def test_looking_does_not_mistake_what_was_written_meanwhile_for_a_loss(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    stream = await streams.open("s")
+    await wait_all_tasks_blocked()
+    hold = storage.hold("read", after=True)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(outbox_of(streams).look)
+        await hold.reached.wait()
+        assert await stream.write("a") == 0
+        hold.release()
+
+    assert await stream.write("b") == 1
+
+
 async def test_looking_at_what_has_ended_costs_nothing(streams: StreamManager, storage: FaultyStorage) -> None:
     stream = await streams.open("s")
     outbox = outbox_of(streams)

@@ -742,6 +742,35 @@ async def test_a_reader_whose_page_was_of_another_history_than_what_is_shared_is
         assert [event.offset async for event in slow] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("lost", ["chunks", "the end"])
+@pytest.mark.promise("P19")
+async def test_who_comes_when_the_storage_has_gone_back_goes_on_whatever_others_have_read(backup: Backup, lost: str) -> None:
+    """Nothing has changed since then: what is shared is still of the history that was lost."""
+    await released(backup, 3)
+    async with backup.here.subscribe("s") as before, anyio.create_task_group() as tasks:
+        for _ in range(3):
+            await anext(before)
+        tasks.start_soon(anext, before)
+        await wait_all_tasks_blocked()
+        if lost == "chunks":
+            await written_on(backup, 2)
+        else:
+            await (await backup.elsewhere.open("s", resume=True)).done()
+        await wait_all_tasks_blocked()
+        assert feed_of(backup.here).base == 3
+        assert feed_of(backup.here).tail > 3
+        feed_of(backup.here)._drop(1)  # as when all who follow have it
+        backup.storage.go_back()
+        async with backup.here.subscribe("s") as events:
+            for _ in range(3):
+                await anext(events)
+            tasks.start_soon(backup.elsewhere.cancel, "s")
+            with anyio.fail_after(1):
+                last = await anext(events)
+
+    assert (last.offset, last.error.status) == (3, "CANCELLED")
+
+
 # Damaged logs
 
 

@@ -193,6 +193,36 @@ async def test_heads_of_sessions_are_removed_an_hour_after_their_end(
     assert streams.is_running
 
 
+class SlowToDelete(MemoryStorage):
+    """Deletes only after a while.
+
+    Attributes:
+        limits: how many streams each sweep has asked for.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock=clock)
+        self.limits: list[int] = []
+
+    async def delete(self, stream: str, seen: int) -> bool:
+        await anyio.sleep(0.1)
+        return await super().delete(stream, seen)
+
+    async def expired(self, before: float, limit: int = 100) -> Sequence[tuple[str, Head]]:
+        self.limits.append(limit)
+        return await super().expired(before, limit)
+
+
+async def test_a_sweep_counts_what_it_removes_at_once(clock: Clock) -> None:
+    storage = SlowToDelete(clock)
+    async with StreamManager(storage) as streams:
+        await complete(streams, 3 * SWEEP_STREAMS)
+        await anyio.sleep(400)
+
+    assert max(storage.limits) == SWEEP_STREAMS
+    assert await storage.scan("/") == []
+
+
 # A storage that is full
 
 
@@ -272,6 +302,49 @@ async def test_who_finds_the_storage_full_and_nothing_expired_is_told(clock: Clo
                 await streams.open("new")
         await streams.delete("s00000")
         await (await streams.open("new")).done()
+
+
+async def test_who_finds_the_storage_full_while_others_make_room_tries_again(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    stream = await streams.open("new")
+    await complete(streams, 1)
+    storage.ahead_seconds = 301
+    hold = storage.hold("commit")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stream.write, 1)
+        await hold.reached.wait()
+        await streams.sweep()
+        hold.release(StorageFullError("full"))
+
+    assert stream.tail == 1
+
+
+async def test_many_who_find_the_storage_full_and_nothing_expired_look_for_room_once(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    inputs = [await streams.open(f"new{number}") for number in range(50)]
+    refused: list[int] = []
+
+    async def write(stream: StreamInput) -> None:
+        with pytest.raises(StorageFullError):
+            await stream.write(1)
+        refused.append(1)
+
+    await wait_all_tasks_blocked()
+    storage.calls.clear()
+    storage.refuse("commit", times=1_000, error=StorageFullError("full"))
+    hold = storage.hold("expired", after=True)
+    async with anyio.create_task_group() as tasks:
+        for stream in inputs:
+            tasks.start_soon(write, stream)
+        await hold.reached.wait()
+        await wait_all_tasks_blocked()
+        hold.release()
+
+    assert len(refused) == 50
+    assert (storage.calls["expired"], storage.calls["commit"]) == (1, 50)
+    storage._steps["commit"].clear()
 
 
 async def test_who_needs_room_does_not_wait_until_everything_is_swept(streams: StreamManager, storage: FaultyStorage) -> None:
