@@ -174,13 +174,14 @@ def _strike_once(
 async def _attempt(world: World, scenario: Scenario, way: Way, recovery: Recovery, number: int) -> tuple[bool, bool]:
     async with world.running():
         act = await scenario(world)
+        world.has_waited = False
         world.is_storage_well = way in {CANCELLED, CANCELLED_AT_THE_STORAGE}
         async with anyio.create_task_group() as tasks:
             attempt = Attempt(world, tasks, CancelScope())
             countdown = Countdown(number, lambda: way.strike(attempt))
             with anyio.fail_after(BOUND_SECONDS):
                 ended = await _struck(attempt, act, way, countdown)
-            if attempt.struck_at is not None:
+            if attempt.struck_at is not None and not world.has_waited:
                 assert anyio.current_time() - attempt.struck_at <= SOON_SECONDS, "what happens elsewhere is told"
             world.storage.pass_point, world.storage.meanwhile = lambda: None, None
         world.told.news += tuple(error for error in way.errors if error is not StorageError)

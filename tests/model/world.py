@@ -136,12 +136,14 @@ class World:
         told: what the caller knows.
         delivered: lists of events, one for each reader of the scenario, which must each be a part of the log.
         is_storage_well: whether nothing worse will happen than that the caller is cancelled.
+        has_waited: whether somebody has waited to take over, and looks again only when it is time.
     """
 
     def __init__(self, open_storage: OpenStorage, workload: Workload) -> None:
         self.told = Told()
         self.delivered: list[list[Event]] = []
         self.is_storage_well = False
+        self.has_waited = False
         self.storage = ProbedStorage(open_storage(), workload)
         self.streams = StreamManager(self.storage)
         self._storage_elsewhere = ProbedStorage(open_storage(), workload)
@@ -215,6 +217,7 @@ class World:
                 try:
                     return await successor.open(streams or self.elsewhere, resume=True)
                 except StreamBusyError as busy:
+                    self.has_waited = True
                     await anyio.sleep(busy.retry_after)
 
     async def cancel_elsewhere(self) -> None:

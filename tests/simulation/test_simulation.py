@@ -17,8 +17,8 @@ from .histories import Outcome, simulate
 from .planted import BUGS, Plant
 from .suite import SimulationSuite
 
-SEEDS = (82, 27, 462, *range(200))
-"""The first three find what most do not."""
+SEEDS = (462, 131, 82, 27, *range(200))
+"""The first four find what most do not."""
 
 DIGESTS = """
 import hashlib
