@@ -27,6 +27,7 @@ from ._background import Background, is_asyncio_here, loop_here
 from ._guard import GuardedStorage, commit_once
 from ._lifecycle import Terms
 from .errors import StorageError, fresh
+from .storage import Head
 
 logger: Final = logging.getLogger("streamkeep")
 
@@ -231,6 +232,7 @@ class _Renewal:
         self._beat = 0
         self._renewed_at = 0.0
         self._failure = ""
+        self._mail: Head | None = None
         self._stop: Callable[[], object] | None = None
         self.is_stopped = False
         self.has_begun = False
@@ -322,7 +324,9 @@ class _Renewal:
         if page is not None:
             # Before it is taken out: to look twice does no harm, and what nobody has looked at must not be gone. If there is more by now,
             # the doorbell has rung.
-            self._host.look(_lifecycle.mail_of(page.head))
+            if page.head != self._mail:  # else it could not be taken out, and has been looked at
+                self._mail = page.head
+                self._host.look(_lifecycle.mail_of(page.head))
             await self._storage.delete(self._mailbox, page.head.version)
 
     async def _renew(self, *, is_over: bool = False) -> None:

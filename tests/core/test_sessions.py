@@ -681,6 +681,23 @@ async def test_mail_is_not_lost_with_the_answer_of_the_renewal_that_takes_it(
     assert clock() - began < 5
 
 
+async def test_mail_that_cannot_be_taken_out_is_looked_at_once(mortal: Process, memory: MemoryStorage) -> None:
+    """As when the disk is full: nothing can be changed, and everything be read."""
+    handles = [await mortal.streams.open(f"{number}") for number in range(100)]
+    await wait_all_tasks_blocked()
+    mortal.storage.refuse("delete", times=60)
+    mortal.storage.calls.clear()
+    name = core_of(mortal.streams).session.name
+    await memory.commit(mailbox_id(name), None, post(None, ["*"], memory.time(), "who"))
+    await anyio.sleep(50)
+
+    assert mortal.storage.calls["read"] < 100 + 2 * 50 + 20
+    await anyio.sleep(20)
+    assert await memory.read(mailbox_id(name)) is None
+    for stream in handles:
+        await stream.done()
+
+
 @pytest.mark.promise("P7")
 async def test_a_writer_that_could_not_be_told_is_told_a_little_later(
     streams: StreamManager, elsewhere: StreamManager, storage: FaultyStorage, quiet_logs: pytest.LogCaptureFixture
