@@ -149,6 +149,19 @@ async def test_the_timeout_ends_it(faulty: FaultyStorage) -> None:
     assert faulty.calls["read"] < 100
 
 
+async def test_a_clone_is_entered_although_its_engine_is_away_at_that_moment() -> None:
+    class Away(MemoryStorage):
+        def clone(self) -> Storage:  # type: ignore[override]  # memory itself has none
+            faulty = FaultyStorage(MemoryStorage())
+            faulty.refuse("enter", times=3, error=StorageUnavailableError("away"))
+            return faulty
+
+    clone = RetryingStorage(Away()).clone()
+    assert clone is not None
+    async with clone:
+        assert await clone.read("s") is None
+
+
 def test_a_clone_is_one_of_the_wrapped_storage_with_the_same_timeout() -> None:
     class Cloneable(MemoryStorage):
         def clone(self) -> Storage:  # type: ignore[override]  # memory itself has none

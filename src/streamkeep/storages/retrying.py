@@ -24,8 +24,8 @@ _LONGEST_PAUSE_SECONDS: Final = 1.0
 class RetryingStorage:
     """Does what `storage` does, and tries again what raised StorageUnavailableError, for as long as `timeout`.
 
-    Every other error is raised at once, and so is what entering raises: a program that starts while its engine is down is told so. The
-    wrapped storage is entered and left with this one.
+    Every other error is raised at once, and so is what entering raises: a program that starts while its engine is down is told so. Only a
+    clone, whose original could be entered, is tried to be entered for as long. The wrapped storage is entered and left with this one.
 
     Args:
         storage: not yet entered.
@@ -35,9 +35,13 @@ class RetryingStorage:
     def __init__(self, storage: Storage, *, timeout: timedelta = timedelta(seconds=30)) -> None:
         self.storage: Final = storage
         self._timeout_seconds = timeout.total_seconds()
+        self._is_clone = False
 
     async def __aenter__(self) -> Self:
-        await self.storage.__aenter__()
+        if self._is_clone:
+            await self._try(self.storage.__aenter__)
+        else:
+            await self.storage.__aenter__()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -72,8 +76,12 @@ class RetryingStorage:
 
     def clone(self) -> "RetryingStorage | None":
         """See `Storage.clone`."""
-        clone = self.storage.clone()
-        return None if clone is None else RetryingStorage(clone, timeout=timedelta(seconds=self._timeout_seconds))
+        storage = self.storage.clone()
+        if storage is None:
+            return None
+        clone = RetryingStorage(storage, timeout=timedelta(seconds=self._timeout_seconds))
+        clone._is_clone = True
+        return clone
 
     def watch(self, stream: str) -> AbstractAsyncContextManager[Doorbell]:
         """See `Storage.watch`."""
