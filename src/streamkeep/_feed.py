@@ -86,17 +86,16 @@ class Feed:
         return self.is_failed or self.is_complete
 
     def is_behind(self, life: Life) -> bool:
-        """Say whether who has just read the stream knows that it has not what is shared here: the storage went back, or it is another one.
+        """Say whether who has just read the stream needs another feed: the storage went back, or the stream is another one.
 
-        Then the followers are told, and what is shared is for nobody else.
+        If what was read is newer, the followers here are told so. Of two streams under one id it need not be, where clocks differ.
         """
-        if life.head.version <= self.life.head.version:
-            return False
-        try:
-            _lifecycle.check_history(self.life, self.tail, life)
-        except StreamkeepError as error:
-            self._give_up(error)
-        return self.is_failed
+        if life.head.version > self.life.head.version:
+            try:
+                _lifecycle.check_history(self.life, self.tail, life)
+            except StreamkeepError as error:
+                self._give_up(error)
+        return self.is_failed or life.state.life != self.life.state.life
 
     def lose(self) -> None:
         """Tell the followers that the storage has not all that is shared any more."""

@@ -24,7 +24,7 @@ from streamkeep import (
     Subscription,
 )
 from streamkeep._core import LOOK_SECONDS
-from streamkeep._lifecycle import Terms, grow, life_of, take_over
+from streamkeep._lifecycle import Terms, begin, finish, grow, life_of, take_over
 from streamkeep.storage import Head, Page
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage, Operation
@@ -405,3 +405,21 @@ def test_what_is_written_soon_is_stored_although_an_earlier_task_was_cancelled_b
             assert stream.tail == 2
 
     asyncio.run(main())
+
+
+async def test_who_follows_a_new_stream_under_an_id_is_not_told_of_the_old_ones_end_whatever_clocks_say(
+    memory: MemoryStorage, streams: StreamManager
+) -> None:
+    old = await streams.open("s")
+    await old.write("old")
+    async with streams.subscribe("s") as following:
+        await anext(following)
+        await wait_all_tasks_blocked()
+        new = begin(memory.time() - 3_600, "s2", "w2", 300, {})
+        memory._streams["s"].head = new.head
+        memory._streams["s"].records.clear()
+        async with streams.subscribe("s") as events:
+            await anyio.sleep(1)
+            put_back(memory, "s", Page(finish(grow(new, 1, 5, memory.time()), memory.time()).head, [b'c"new"', b"dnull"]))
+            memory._doorbells.ring(["s"])
+            assert [event.offset async for event in events] == [0, 1]
