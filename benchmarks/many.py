@@ -320,7 +320,7 @@ def all_rows(scale: float) -> Sequence[Row]:
             ["0.1 % of a core", "3 pages' time"],
         ),
         Row(
-            ["60,000 streams that have expired"],
+            ["60,000 streams that have expired are deleted, beside 64 writers"],
             partial(sweep_expired, count=times(60_000)),
             ["3,600 ms (memory)"],
             ["5,000/s"],
