@@ -93,15 +93,31 @@ async def fill(kept: Storage, count: int, at: float) -> None:
     await in_parts(count, add)
 
 
+async def opened(streams: StreamManager, count: int) -> list[StreamInput]:
+    """Open so many writers."""
+    inputs: list[StreamInput] = []
+
+    async def open_one(number: int) -> None:
+        inputs.append(await streams.open(f"s{number}"))
+
+    await in_parts(count, open_one)
+    return inputs
+
+
+async def median_seconds(do: Callable[[], Awaitable[object]]) -> float:
+    """Give how long something takes that is done again and again."""
+    seconds: list[float] = []
+    for _ in range(21):
+        began_at = time.perf_counter()
+        await do()
+        seconds.append(time.perf_counter() - began_at)
+    return statistics.median(seconds)
+
+
 async def idle_writers(url: str, count: int) -> Sequence[str]:
     """Open writers that write nothing, for two leases."""
     async with StreamManager.connect(url) as streams:
-        inputs: list[StreamInput] = []
-
-        async def open_one(number: int) -> None:
-            inputs.append(await streams.open(f"s{number}"))
-
-        await in_parts(count, open_one)
+        inputs = await opened(streams, count)
         await asyncio.sleep(2)
         busy_at = time.process_time()
         await asyncio.sleep(WATCHED_SECONDS)
@@ -115,18 +131,8 @@ async def idle_writers(url: str, count: int) -> Sequence[str]:
 async def cancel_among(url: str, count: int) -> Sequence[str]:
     """Cancel, where the process has so many open writers."""
     async with StreamManager.connect(url) as streams:
-        inputs: list[StreamInput] = []
-
-        async def open_one(number: int) -> None:
-            inputs.append(await streams.open(f"s{number}"))
-
-        await in_parts(count, open_one)
-        seconds: list[float] = []
-        for number in range(min(21, count)):
-            began_at = time.perf_counter()
-            await streams.cancel(f"s{number}")
-            seconds.append(time.perf_counter() - began_at)
-        return [f"{statistics.median(seconds) * 1_000:.1f} ms"]
+        inputs = iter(await opened(streams, count))
+        return [f"{await median_seconds(lambda: streams.cancel(next(inputs).id)) * 1_000:.1f} ms"]
 
 
 async def keep(url: str, count: int) -> Sequence[str]:
@@ -137,27 +143,12 @@ async def keep(url: str, count: int) -> Sequence[str]:
             for _ in range(10):
                 await streams.sweep()
         each = cost.busy / 10
-        seconds: list[float] = []
-        for _ in range(21):
-            began_at = time.perf_counter()
-            await streams.list(limit=100)
-            seconds.append(time.perf_counter() - began_at)
-        page = await page_seconds(kept)
-        listing = statistics.median(seconds)
+        listing = await median_seconds(lambda: streams.list(limit=100))
+        page = await median_seconds(lambda: kept.scan("", 100))
         return [
             f"{each * 1_000:.1f} ms of CPU, {each / 60:.4%} of a core",
             f"{listing * 1_000:.1f} ms, {listing / page:.1f} pages' time",
         ]
-
-
-async def page_seconds(kept: Storage) -> float:
-    """Give how long the storage takes for a page of 100."""
-    seconds: list[float] = []
-    for _ in range(21):
-        began_at = time.perf_counter()
-        await kept.scan("", 100)
-        seconds.append(time.perf_counter() - began_at)
-    return statistics.median(seconds)
 
 
 async def sweep_expired(url: str, count: int) -> Sequence[str]:

@@ -249,9 +249,8 @@ class Outbox:
         if not self._has_task:
             self._has_task = True
             what = f"storing what is queued for stream {self.stream}"
-            self._core.background.start(
-                self._commit_queued, what, ended=self._end_task
-            )  # asyncio may cancel it before it begins
+            # `ended`, because asyncio may cancel it before it begins.
+            self._core.background.start(self._commit_queued, what, ended=self._end_task)
 
     def _end_task(self) -> None:
         self._has_task = False

@@ -160,9 +160,8 @@ class Subscription(Generic[T]):
             raise StreamNotFoundError("the stream was deleted, or expired, while it was read")
         if page.head.version != self._life.head.version:
             self._go_on_with(_lifecycle.life_of(page.head, self._life))
-        if (
-            self._feed is not None and not page.records
-        ):  # others were given more, which the storage has lost, and this reader nothing
+        if self._feed is not None and not page.records:
+            # Others were given more, which the storage has lost, and this reader nothing.
             self._feed.lose()
             self._following.close()
             self._feed = None

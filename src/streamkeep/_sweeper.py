@@ -104,7 +104,7 @@ class Sweeper:
                 await checkpoint()  # a storage in memory waits for nothing
 
         async with anyio.create_task_group() as removals:
-            for _ in range(REMOVED_AT_ONCE):
+            for _ in range(min(len(found), REMOVED_AT_ONCE)):
                 removals.start_soon(remove_rest)
         if damaged:
             logger.warning("%d streams cannot be swept, such as %s: %s", len(damaged), *damaged[0])

@@ -344,13 +344,17 @@ async def test_a_pipe_is_refused_without_waiting_for_it(path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def remove_what_is_beside(path: Path) -> None:
+    for suffix in ("-lock", "-notify"):
+        path.with_name(path.name + suffix).unlink()
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can be several users")
 async def test_who_may_only_read_a_database_leaves_nothing_that_locks_its_owner_out(path: Path) -> None:
     await fill(path)
     with reachable_by_nobody(path.parent):
         path.parent.chmod(0o777)
-        for suffix in ("-lock", "-notify"):
-            path.with_name(path.name + suffix).unlink()
+        remove_what_is_beside(path)
         for mode in (0o644, 0o444, 0o600):
             path.chmod(mode)
             assert "allowed to read and write" in enter_as_nobody(path)
@@ -364,8 +368,7 @@ async def test_what_a_member_of_the_group_makes_beside_a_database_is_the_groups(
     await fill(path)
     with reachable_by_nobody(path.parent):
         path.parent.chmod(0o777)
-        for suffix in ("-lock", "-notify"):
-            path.with_name(path.name + suffix).unlink()
+        remove_what_is_beside(path)
         os.chown(path, NOBODY, NOBODY)
         path.chmod(0o660)
         assert not enter_as(path, NOBODY - 1, groups=[NOBODY])

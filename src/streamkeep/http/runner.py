@@ -276,8 +276,6 @@ class Runner:
 async def _is_flushed(stream: StreamInput) -> bool:
     try:
         await stream.flush()
-    except StorageError:
-        return False
-    except StreamkeepError:  # it was ended by somebody else meanwhile
-        return True
+    except StreamkeepError as error:
+        return not isinstance(error, StorageError)  # else it was ended by somebody else meanwhile
     return True

@@ -24,8 +24,8 @@ _LONGEST_PAUSE_SECONDS: Final = 1.0
 class RetryingStorage:
     """Does what `storage` does, and tries again what raised StorageUnavailableError, for as long as `timeout`.
 
-    Every other error is raised at once, and so is what entering raises: a program that starts while its engine is down is told so. Only a
-    clone, whose original could be entered, is tried to be entered for as long. The wrapped storage is entered and left with this one.
+    Every other error is raised at once, and so is what entering raises: a program that starts while its engine is down is told so. Only
+    entering a clone, whose original could be entered, is tried again too. The wrapped storage is entered and left with this one.
 
     Args:
         storage: not yet entered.
