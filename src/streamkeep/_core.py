@@ -14,7 +14,7 @@ import anyio
 from . import _lifecycle
 from ._background import Background
 from ._guard import GuardedStorage
-from ._lifecycle import Life, Terms
+from ._lifecycle import Life, Mail, Terms
 from ._observer import Observer
 from ._sessions import Session
 from ._sweeper import Sweeper
@@ -66,6 +66,10 @@ class Outbox(Protocol):
         """Find out whether the stream is still its own. Raises StorageError."""
         ...
 
+    def cancel(self, life: str) -> None:
+        """End the stream with CANCELLED, soon, if it is the one that has this `life`."""
+        ...
+
 
 def new_name() -> str:
     """Give a name that nobody else has."""
@@ -80,7 +84,7 @@ class Core:
         self.background = background
         self.terms = terms
         self.limits = limits
-        self.session = Session(storage, background, terms, self.look)
+        self.session = Session(storage, background, terms, self._take)
         self.observer = Observer(storage, background, terms, self.session.name)
         self.sweeper = Sweeper(storage, self.observer)
         self._reported: set[object] = set()
@@ -134,6 +138,15 @@ class Core:
             yield
         finally:
             self._opening.discard(writer)
+
+    def _take(self, mail: Mail) -> None:
+        for stream, life in mail.cancel.items():
+            self._cancel(stream, life)
+        self.look(mail.streams)
+
+    def _cancel(self, stream: str, life: str) -> None:
+        for outbox in self.outboxes(stream):
+            outbox.cancel(life)
 
     def look(self, streams: Iterable[str]) -> None:
         """Have writers find out, soon, whether these streams are still theirs, and end what has no writer although it is this session's."""
@@ -235,6 +248,12 @@ class Core:
             self.look([stream])
         elif session:
             await self.observer.tell(session, stream)
+
+    async def ask_writer_to_cancel(self, stream: str, life: Life) -> None:
+        """Have the writer of a stream cancel it, whatever manager's it is; it may be written faster than others can cancel it."""
+        self._cancel(stream, life.state.life)
+        if self._is_anothers(life):
+            await self.observer.tell(life.state.session, stream, cancel=life.state.life)
 
     async def tell_writer(self, stream: str, life: Life) -> None:
         """Let the writer that a stream had know that it is no longer its own; at once if it is one of this manager's."""

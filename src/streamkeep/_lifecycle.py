@@ -13,7 +13,7 @@ not changed meanwhile. That condition is what keeps two writers apart; no clock 
 the session of the stream's writer is not renewed; `math.inf` once that session has said that it is over.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import Final, Literal
@@ -317,6 +317,7 @@ SESSION_PREFIX: Final = ".session."
 AFTER_RESERVED: Final = "/"
 KEEP_SESSION_SECONDS: Final = 3_600.0
 """How long the head of a session that is not renewed, or over, may be looked up; one that is gone is observed as one that is silent."""
+ABSENT: Final = -1
 MAX_MAIL: Final = 256
 LOOK_AT_ALL: Final = "*"
 
@@ -325,7 +326,7 @@ class SessionState(msgspec.Struct, frozen=True):
     """What the head of a session says."""
 
     beat: int
-    """Counts its renewals; nobody else changes it."""
+    """Counts its renewals, from 1; nobody else changes it. ABSENT, if somebody has asked a session that is not there."""
     lease: float
     grace: float
     is_over: bool = False
@@ -338,6 +339,9 @@ class Mail(msgspec.Struct, frozen=True):
 
     streams: tuple[str, ...]
     """Streams that are, or may be, no longer the session's; LOOK_AT_ALL when there are too many to say."""
+    cancel: Mapping[str, str] = {}
+    """Streams that their writers are to cancel themselves, with their `life`: they commit faster than whoever wishes it. What is too much
+    is left out, and asked for again."""
 
 
 def session_id(session: str) -> str:
@@ -363,7 +367,7 @@ def session_of(head: Head) -> SessionState:
 def seems_alive(head: Head, now: float) -> bool:
     """Say whether a session was renewed lately, by the storage's time: good enough to wait for it, and for nothing else."""
     state = session_of(head)
-    return not state.is_over and now < committed_at(head) + state.lease + state.grace
+    return not state.is_over and state.beat != ABSENT and now < committed_at(head) + state.lease + state.grace
 
 
 def renew(head: Head | None, beat: int, now: float, session: str, terms: Terms, *, is_over: bool = False) -> Head:
@@ -373,23 +377,25 @@ def renew(head: Head | None, beat: int, now: float, session: str, terms: Terms, 
     )
 
 
-def challenge(head: Head, state: SessionState, now: float, who: str) -> Head:
-    """Ask a session for a sign of life."""
-    return _session_head(head.version, replace(state, is_challenged=True), now, who)
+def challenge(head: Head | None, state: SessionState, now: float, who: str) -> Head:
+    """Ask a session for a sign of life; None: also one that is not there, because the storage has lost it, or a clock that jumped."""
+    return _session_head(0 if head is None else head.version, replace(state, is_challenged=True), now, who)
 
 
-def mail_of(head: Head) -> tuple[str, ...]:
+def mail_of(head: Head) -> Mail:
     """Read a mailbox. One that cannot be read may say anything."""
     try:
-        return _mail_decoder.decode(head.state).streams
+        return _mail_decoder.decode(head.state)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return (LOOK_AT_ALL,)
+        return Mail((LOOK_AT_ALL,))
 
 
-def post(head: Head | None, streams: Iterable[str], now: float, who: str) -> Head:
-    """Ask a session to look at streams, by the next head of its mailbox; None: that is empty."""
-    mail = (*(() if head is None else mail_of(head)), *streams)
-    state = Mail(mail if len(mail) <= MAX_MAIL else (LOOK_AT_ALL,))
+def post(head: Head | None, mail: Mail, now: float, who: str) -> Head:
+    """Send a session mail, by the next head of its mailbox; None: that is empty."""
+    there = Mail(()) if head is None else mail_of(head)
+    streams = (*there.streams, *mail.streams)
+    cancel = {**there.cancel, **mail.cancel}
+    state = Mail(streams if len(streams) <= MAX_MAIL else (LOOK_AT_ALL,), dict(list(cancel.items())[:MAX_MAIL]))
     return Head(_version(0 if head is None else head.version, now, who), 0, _encode(state), now + KEEP_SESSION_SECONDS)
 
 

@@ -43,6 +43,8 @@ logger: Final = logging.getLogger("streamkeep")
 STREAM_ID: Final = re.compile(r"[A-Za-z0-9_~][A-Za-z0-9_~.:@=+-]{0,254}")
 SURROGATE: Final = re.compile("[\ud800-\udfff]")
 SCAN_STREAMS: Final = 1_000
+ASK_EVERY: Final = 3
+"""After so many changes that came too late, each time, its writer is asked to end a stream."""
 MAX_METADATA: Final = 4_096
 
 
@@ -251,29 +253,36 @@ class StreamManager:
     async def cancel(self, stream: str) -> bool:
         """End an open stream with ERROR, status CANCELLED; its producer, in whatever process, learns of it at once.
 
-        False: it had ended already. Raises StreamNotFoundError, InvalidArgumentError, StorageError, StreamManagerClosedError,
-        WrongEventLoopError.
+        One that is written so fast that this is always too late is ended so by its writer, which is asked to. False: it had ended already.
+
+        Raises StreamNotFoundError, InvalidArgumentError, StorageError, StreamManagerClosedError, WrongEventLoopError.
         """
         core = self._check_running().core
         record = error_record(_lifecycle.CANCELLED)
         first: Life | None = None
+        lost = 0
         while True:
             life = await self._life(core, stream)
             first = _same_life(first, life)
             ended = _lifecycle.cancel(life, core.now(), new_name())
             if ended is None:
-                return False
+                return lost >= ASK_EVERY and life.state.error == _lifecycle.CANCELLED.status
             if await core.sweeper.commit(stream, life.head.version, ended.head, [record]):
                 await core.tell_writer(stream, life)
                 return True
+            lost += 1
+            if lost % ASK_EVERY == 0:
+                await core.ask_writer_to_cancel(stream, life)
 
     async def delete(self, stream: str) -> None:
         """Forget a stream and its events at once, open or not, and also if its head cannot be read.
 
+        One that is written so fast that this is always too late is cancelled first.
         Raises StreamNotFoundError, InvalidArgumentError, StorageError, StreamManagerClosedError, WrongEventLoopError.
         """
         core = self._check_running().core
         first: Life | None = None
+        lost = 0
         while True:
             try:
                 life = await self._life(core, stream)
@@ -288,6 +297,9 @@ class StreamManager:
             if await _delete_once(core, stream, life):
                 await core.tell_writer(stream, life)
                 return
+            lost += 1
+            if lost % ASK_EVERY == 0 and life.state.status == "open":
+                await core.ask_writer_to_cancel(stream, life)
 
     async def info(self, stream: str) -> StreamInfo:
         """Say what is known of a stream. One whose writer is known to have died is ended with ABORTED first.

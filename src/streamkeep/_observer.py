@@ -1,7 +1,7 @@
 """Observer: whether the sessions of other managers are alive, as this process has itself seen it. See `_sessions`."""
 
 import logging
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ import anyio
 from . import _lifecycle
 from ._background import Background
 from ._guard import GuardedStorage, commit_once
-from ._lifecycle import SessionState, Terms
+from ._lifecycle import Mail, SessionState, Terms
 from .errors import StorageCorruptError, StorageError
 from .storage import Head
 
@@ -37,24 +37,20 @@ class Observed:
 
     terms: Terms
     silent: float = 0.0
-    beat: int | None = None
+    beat: int = _lifecycle.ABSENT
     challenged_at: float | None = None
     challenge_took: float | None = None
 
-    def see(self, state: SessionState | None, after: float) -> None:
-        """Take in what a read has shown, `after` seconds of waiting since the last one. None: the session is not there."""
-        if state is None:
-            beat = None
-        else:
-            beat = state.beat
-            self.terms = Terms(0.0, state.lease, state.grace)
-        if state is not None and state.is_over:
+    def see(self, state: SessionState, after: float) -> None:
+        """Take in what a read has shown, `after` seconds of waiting since the last one."""
+        self.terms = Terms(0.0, state.lease, state.grace)
+        if state.is_over:
             self.silent = inf
-        elif beat == self.beat:
+        elif state.beat == self.beat:
             self.silent += after
         else:
-            self.beat, self.silent, self.challenged_at, self.challenge_took = beat, 0.0, None, None
-        if state is not None and state.is_challenged and self.challenged_at is None:
+            self.beat, self.silent, self.challenged_at, self.challenge_took = state.beat, 0.0, None, None
+        if state.is_challenged and self.challenged_at is None:
             self.challenged_at = self.silent
 
     def see_unreadable(self, head: Head, after: float) -> None:
@@ -62,6 +58,11 @@ class Observed:
         self.see(SessionState(head.version, self.terms.lease, self.terms.grace), after)
         if self.is_to_be_challenged:
             self.challenged_at, self.challenge_took = self.silent, 0.0
+
+    @property
+    def absent(self) -> SessionState:
+        """What stands for a session that is not there."""
+        return SessionState(_lifecycle.ABSENT, self.terms.lease, self.terms.grace)
 
     @property
     def is_to_be_challenged(self) -> bool:
@@ -72,7 +73,7 @@ class Observed:
     def proven(self) -> float:
         """For how long the session is known to be silent: less than its lease, unless it has left a challenge unanswered."""
         lease = self.terms.lease
-        if self.silent < lease or self.silent == inf or self.beat is None:
+        if self.silent < lease or self.silent == inf:
             return self.silent
         if self.challenged_at is None or self.challenge_took is None:
             return lease * (1 - 1 / READS_A_LEASE)
@@ -169,31 +170,30 @@ class Observer:
     async def _see(self, session: str, observed: Observed, pause: float) -> None:
         id = _lifecycle.session_id(session)
         page = await self._storage.read(id)
-        if page is None:
-            observed.see(None, pause)
-            return
+        seen = None if page is None else page.head
         try:
-            state = _lifecycle.session_of(page.head)
+            state = observed.absent if seen is None else _lifecycle.session_of(seen)
         except StorageCorruptError:
-            observed.see_unreadable(page.head, pause)
+            assert seen is not None
+            observed.see_unreadable(seen, pause)
             return
         observed.see(state, pause)
         if observed.is_to_be_challenged:
-            head = _lifecycle.challenge(page.head, state, self._storage.time(), self._own)
+            head = _lifecycle.challenge(seen, state, self._storage.time(), self._own)
             began_at = anyio.current_time()
-            await self._storage.commit(id, page.head.version, head)
+            await self._storage.commit(id, None if seen is None else seen.version, head)
             observed.challenge_took = anyio.current_time() - began_at
 
-    async def tell(self, session: str, stream: str) -> None:
-        """Have a session look at a stream that is no longer its own.
+    async def tell(self, session: str, stream: str, *, cancel: str = "") -> None:
+        """Have a session look at a stream that is no longer its own; or, if the `life` of one is given, cancel it.
 
         Returns when that is posted; or has failed, and is tried again in the background. There is one post at a time, for all who have
         something to tell: thousands of streams that are cancelled at once are a few commits.
         """
-        if (tried := self.tell_soon(session, stream)) is not None:
+        if (tried := self.tell_soon(session, stream, cancel=cancel)) is not None:
             await tried.wait()
 
-    def tell_soon(self, session: str, stream: str) -> anyio.Event | None:
+    def tell_soon(self, session: str, stream: str, *, cancel: str = "") -> anyio.Event | None:
         """Do the same in the background; give the event that `tell` waits for, or None if it is too late for that."""
         if self._background.is_stopping:
             return None
@@ -202,7 +202,7 @@ class Observer:
             outgoing = self._outgoing[session] = _Outgoing()
             ended = partial(self._posted, session, outgoing)  # asyncio may cancel it before it begins
             self._background.start(partial(self._post_all, session, outgoing), "the mail to a session", ended=ended)
-        outgoing.streams[stream] = None
+        outgoing.add(stream, cancel)
         return outgoing.tried
 
     async def finish(self) -> None:
@@ -213,10 +213,10 @@ class Observer:
     async def _post_all(self, session: str, outgoing: "_Outgoing") -> None:
         failed_at: float | None = None
         try:
-            while outgoing.streams:
-                streams, tried = outgoing.take()
+            while not outgoing.is_empty:
+                mail, tried = outgoing.take()
                 try:
-                    await self._post(session, streams)
+                    await self._post(session, mail)
                     failed_at = None
                 except StorageError as error:
                     if failed_at is None:
@@ -226,7 +226,7 @@ class Observer:
                         )
                     elif anyio.current_time() - failed_at > TELL_SECONDS:
                         return  # by now they have looked by themselves
-                    outgoing.put_back(streams)
+                    outgoing.put_back(mail)
                     tried.set()
                     await anyio.sleep(RETRY_SECONDS)
                 finally:
@@ -239,14 +239,14 @@ class Observer:
             del self._outgoing[session]
         outgoing.tried.set()
 
-    async def _post(self, session: str, streams: Iterable[str]) -> None:
+    async def _post(self, session: str, mail: Mail) -> None:
         if await self._is_over(session):
             return
         mailbox = _lifecycle.mailbox_id(session)
         for _ in range(TRIES):
             page = await self._storage.read(mailbox)
             seen = None if page is None else page.head
-            head = _lifecycle.post(seen, streams, self._storage.time(), self._own)
+            head = _lifecycle.post(seen, mail, self._storage.time(), self._own)
             if await commit_once(self._storage, mailbox, None if seen is None else seen.version, head):
                 return
         raise StorageError("the mailbox of a session is changed by others all the time")
@@ -263,14 +263,26 @@ class _Outgoing:
     """What a session is still to be told."""
 
     def __init__(self) -> None:
-        self.streams: dict[str, None] = {}  # a set that keeps the order
+        self._streams: dict[str, None] = {}  # a set that keeps the order
+        self._cancel: dict[str, str] = {}
         self.tried = anyio.Event()
         """That it was tried to post these."""
 
-    def take(self) -> tuple[list[str], anyio.Event]:
-        streams, tried = list(self.streams), self.tried
-        self.streams, self.tried = {}, anyio.Event()
-        return streams, tried
+    @property
+    def is_empty(self) -> bool:
+        return not (self._streams or self._cancel)
 
-    def put_back(self, streams: list[str]) -> None:
-        self.streams = {**dict.fromkeys(streams), **self.streams}
+    def add(self, stream: str, cancel: str) -> None:
+        if cancel:
+            self._cancel[stream] = cancel
+        else:
+            self._streams[stream] = None
+
+    def take(self) -> tuple[Mail, anyio.Event]:
+        mail, tried = Mail(tuple(self._streams), self._cancel), self.tried
+        self._streams, self._cancel, self.tried = {}, {}, anyio.Event()
+        return mail, tried
+
+    def put_back(self, mail: Mail) -> None:
+        self._streams = {**dict.fromkeys(mail.streams), **self._streams}
+        self._cancel = {**mail.cancel, **self._cancel}

@@ -27,11 +27,13 @@ from .errors import (
     LimitExceededError,
     Status,
     StorageError,
+    StreamCompletedError,
     StreamInputClosedError,
     StreamkeepError,
     WrongEventLoopError,
     fresh,
 )
+from .events import error_record
 from .storage import Head
 
 Change = Callable[[Life, float], Life]
@@ -220,6 +222,17 @@ class Outbox:
             self._core.report(f"stream {self.stream} {what}", error)
         else:
             logger.warning("stream %s %s: %s", self.stream, what, error)
+
+    def cancel(self, life: str) -> None:
+        """End the stream with CANCELLED, soon, if it is the one that has this `life`: after what is queued, in the background."""
+        if self._state is _State.OPEN and self.life.state.life == life:
+            record = error_record(_lifecycle.CANCELLED)
+            self._close(
+                StreamCompletedError("the stream was completed by somebody else (CANCELLED)"),
+                (lambda life, now: _lifecycle.finish(life, now, _lifecycle.CANCELLED.status), [record]),
+            )
+            self.cancelled.set()
+            self._start_task()
 
     async def look(self) -> None:
         """Find out whether the stream is still this writer's. A commit under way finds out by itself."""

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from threading import Thread
@@ -25,7 +25,7 @@ import anyio
 from . import _lifecycle
 from ._background import Background, is_asyncio_here, loop_here
 from ._guard import GuardedStorage, commit_once
-from ._lifecycle import Terms
+from ._lifecycle import Mail, Terms
 from .errors import StorageError, fresh
 from .storage import Head
 
@@ -47,17 +47,15 @@ class Session:
         storage: the manager's, open.
         background: the manager's.
         terms: its lease and grace.
-        look: called in the manager's event loop with the ids of streams that may have become somebody else's; LOOK_AT_ALL for all.
+        take: called in the manager's event loop with the mail for its writers.
     """
 
-    def __init__(
-        self, storage: GuardedStorage, background: Background, terms: Terms, look: Callable[[Iterable[str]], None]
-    ) -> None:
+    def __init__(self, storage: GuardedStorage, background: Background, terms: Terms, take: Callable[[Mail], None]) -> None:
         self.name: Final = uuid.uuid4().hex
         self._storage = storage
         self._background = background
         self._terms = terms
-        self._look = look
+        self._take = take
         self._starting: _Start | None = None
         self._renewal: _Renewal | None = None
         self._thread: Thread | None = None
@@ -93,10 +91,10 @@ class Session:
     def _begin(self, starting: "_Start") -> None:
         clone = self._storage.clone() if is_asyncio_here() else None
         if clone is None:
-            renewal = self._renewal = _Renewal(self._storage, self.name, self._terms, _Here(self._look, starting))
+            renewal = self._renewal = _Renewal(self._storage, self.name, self._terms, _Here(self._take, starting))
             self._background.start(partial(_run_here, renewal, starting), "the session", ended=lambda: starting.end(None))
         else:
-            host = _Elsewhere(self._background, self._look, starting)
+            host = _Elsewhere(self._background, self._take, starting)
             renewal = self._renewal = _Renewal(clone, self.name, self._terms, host)
             run = partial(_run_thread, renewal, clone, host)
             thread = Thread(target=run, name="streamkeep-session", daemon=True)
@@ -128,8 +126,8 @@ class _Host(Protocol):
     def started(self) -> None:
         """Tell that the session is stored."""
 
-    def look(self, streams: Iterable[str], /) -> None:
-        """Have writers look whether these streams are still theirs."""
+    def take(self, mail: Mail, /) -> None:
+        """Have writers do what the mail says."""
 
     def answers(self) -> bool:
         """Say whether the manager's event loop has answered within a minute."""
@@ -144,9 +142,9 @@ class _Host(Protocol):
 class _Here:
     """The manager's event loop is the renewal's own."""
 
-    def __init__(self, look: Callable[[Iterable[str]], None], starting: _Start) -> None:
+    def __init__(self, take: Callable[[Mail], None], starting: _Start) -> None:
         self._starting = starting
-        self.look = look
+        self.take = take
         self.is_gone = False
 
     def started(self) -> None:
@@ -159,9 +157,9 @@ class _Here:
 class _Elsewhere:
     """The manager's event loop is that of another thread."""
 
-    def __init__(self, background: Background, look: Callable[[Iterable[str]], None], starting: _Start) -> None:
+    def __init__(self, background: Background, take: Callable[[Mail], None], starting: _Start) -> None:
         self._background = background
-        self._look = look
+        self._take = take
         self._starting = starting
         self._answered_at = time.monotonic()
         self.is_gone = False
@@ -172,8 +170,8 @@ class _Elsewhere:
     def ended(self, error: StorageError | None) -> None:
         self._call(lambda: self._starting.end(error))
 
-    def look(self, streams: Iterable[str]) -> None:
-        self._call(lambda: self._look(streams))
+    def take(self, mail: Mail) -> None:
+        self._call(lambda: self._take(mail))
 
     def answers(self) -> bool:
         self._call(self._answer)
@@ -326,7 +324,7 @@ class _Renewal:
             # the doorbell has rung.
             if page.head != self._mail:  # else it could not be taken out, and has been looked at
                 self._mail = page.head
-                self._host.look(_lifecycle.mail_of(page.head))
+                self._host.take(_lifecycle.mail_of(page.head))
             await self._storage.delete(self._mailbox, page.head.version)
 
     async def _renew(self, *, is_over: bool = False) -> None:

@@ -24,6 +24,7 @@ from streamkeep._lifecycle import (
     MEASURE_BYTES,
     MEASURE_RECORDS,
     Life,
+    Mail,
     Terms,
     abandon,
     begin,
@@ -361,14 +362,22 @@ def test_a_session_counts_its_renewals_and_others_do_not() -> None:
 
 def test_of_more_mail_than_fits_it_is_said_that_there_is_much() -> None:
     streams = tuple(f"s{number}" for number in range(MAX_MAIL))
-    head = post(post(None, streams[:1], NOW, "s2"), streams[1:], NOW, "s2")
-    assert mail_of(head) == streams
+    head = post(post(None, Mail(streams[:1]), NOW, "s2"), Mail(streams[1:]), NOW, "s2")
+    assert mail_of(head) == Mail(streams)
 
-    assert mail_of(post(head, ["one more"], NOW, "s2")) == (LOOK_AT_ALL,)
+    assert mail_of(post(head, Mail(("one more",)), NOW, "s2")) == Mail((LOOK_AT_ALL,))
+
+
+def test_what_is_too_much_to_be_cancelled_is_left_out() -> None:
+    cancel = {f"s{number}": "life" for number in range(MAX_MAIL)}
+    head = post(post(None, Mail(("a",)), NOW, "s2"), Mail((), cancel), NOW, "s2")
+    assert mail_of(head) == Mail(("a",), cancel)
+
+    assert mail_of(post(head, Mail(("b",), {"one more": "life"}), NOW, "s2")) == Mail(("a", "b"), cancel)
 
 
 def test_mail_that_cannot_be_read_may_say_anything() -> None:
-    assert mail_of(Head(1, 0, b"?", inf)) == (LOOK_AT_ALL,)
+    assert mail_of(Head(1, 0, b"?", inf)) == Mail((LOOK_AT_ALL,))
 
 
 def test_a_session_that_cannot_be_read_is_corruption() -> None:

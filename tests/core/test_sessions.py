@@ -29,8 +29,10 @@ from streamkeep import (
 )
 from streamkeep._core import LOOK_PAUSES, LOOK_SECONDS
 from streamkeep._lifecycle import (
+    ABSENT,
     FORGET_OPEN_SECONDS,
     MAX_MAIL,
+    Mail,
     SessionState,
     Terms,
     challenge,
@@ -688,7 +690,7 @@ async def test_mail_that_cannot_be_taken_out_is_looked_at_once(mortal: Process, 
     mortal.storage.refuse("delete", times=60)
     mortal.storage.calls.clear()
     name = core_of(mortal.streams).session.name
-    await memory.commit(mailbox_id(name), None, post(None, ["*"], memory.time(), "who"))
+    await memory.commit(mailbox_id(name), None, post(None, Mail(("*",)), memory.time(), "who"))
     await anyio.sleep(50)
 
     assert mortal.storage.calls["read"] < 100 + 2 * 50 + 20
@@ -753,7 +755,7 @@ async def test_telling_goes_on_when_somebody_else_was_first(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(core_of(elsewhere).observer.tell, name, "s")
         await hold.reached.wait()
-        await memory.commit(mailbox_id(name), None, post(None, ["another"], memory.time(), "who"))
+        await memory.commit(mailbox_id(name), None, post(None, Mail(("another",)), memory.time(), "who"))
         hold.release()
 
     assert await woken(stream, 1)
@@ -779,7 +781,7 @@ def seen(beat: int, *, is_challenged: bool = False, is_over: bool = False) -> Se
 PAUSE = 10.0 / READS_A_LEASE
 
 
-def watched(observed: Observed, state: SessionState | None, seconds: float) -> None:
+def watched(observed: Observed, state: SessionState, seconds: float) -> None:
     """Look for so long at a session that stays as it is."""
     for _ in range(round(seconds / PAUSE)):
         observed.see(state, PAUSE)
@@ -857,10 +859,13 @@ def test_a_session_that_is_over_is_dead_at_once() -> None:
 
 def test_a_session_that_is_not_there_is_dead_when_it_was_not_there_for_lease_and_grace() -> None:
     observed = Observed(TERMS)
-    observed.see(None, 0)
-    watched(observed, None, 14)
+    observed.see(observed.absent, 0)
+    watched(observed, observed.absent, 8)
+    assert observed.is_to_be_challenged
+    observed.challenge_took = 0.01
+    watched(observed, seen(ABSENT, is_challenged=True), 6)
     assert not observed.is_dead
-    watched(observed, None, 2)
+    watched(observed, seen(ABSENT, is_challenged=True), 2)
     assert observed.is_dead
     observed.see(seen(1), PAUSE)
 
@@ -871,11 +876,22 @@ def test_a_session_whose_head_is_removed_while_it_is_looked_at_has_as_long_to_co
     observed = Observed(TERMS)
     observed.see(seen(7), 0)
     watched(observed, seen(7), 8)
-    watched(observed, None, 14)
+    watched(observed, observed.absent, 8)
+    assert observed.is_to_be_challenged
+    observed.challenge_took = 0.01
+    watched(observed, seen(ABSENT, is_challenged=True), 6)
     assert not observed.is_dead
-    watched(observed, None, 4)
+    watched(observed, seen(ABSENT, is_challenged=True), 4)
 
     assert observed.is_dead
+
+
+def test_a_session_that_is_not_there_is_not_dead_before_it_was_asked() -> None:
+    """The storage has lost it, and its renewal may be on a slow way."""
+    observed = Observed(TERMS)
+    watched(observed, observed.absent, 1_000)
+
+    assert not observed.is_dead
 
 
 def test_terms_are_those_that_the_session_has_told() -> None:
@@ -886,16 +902,14 @@ def test_terms_are_those_that_the_session_has_told() -> None:
 
 
 READS = st.lists(
-    st.one_of(st.none(), st.builds(seen, st.integers(1, 3), is_challenged=st.booleans())),
+    st.builds(seen, st.one_of(st.just(ABSENT), st.integers(1, 3)), is_challenged=st.booleans()),
     min_size=1,
     max_size=60,
 )
 
 
 @given(reads=READS, took=st.one_of(st.none(), st.floats(0, 5)))
-def test_only_what_was_the_same_in_all_reads_for_lease_and_grace_is_dead(
-    reads: list[SessionState | None], took: float | None
-) -> None:
+def test_only_what_was_the_same_in_all_reads_for_lease_and_grace_is_dead(reads: list[SessionState], took: float | None) -> None:
     observed = Observed(TERMS)
     same = 0
     last: object = object()
@@ -903,13 +917,12 @@ def test_only_what_was_the_same_in_all_reads_for_lease_and_grace_is_dead(
         observed.see(read, PAUSE)
         if observed.is_to_be_challenged:
             observed.challenge_took = took
-        beat = None if read is None else read.beat
-        same = same + 1 if beat == last else 0
-        last = beat
+        same = same + 1 if read.beat == last else 0
+        last = read.beat
 
         if observed.is_dead:
             assert same * PAUSE >= 15 - PAUSE  # what is not there at first counts from the first read on
-            assert beat is None or took is not None
+            assert took is not None
         if observed.proven >= 10:
             assert same * PAUSE >= 10 - PAUSE
 

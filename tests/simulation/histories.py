@@ -53,9 +53,27 @@ TELL_SECONDS: Final = 3 * LOOK_SECONDS + 2 * LONGEST_STALL
 """Within this a writer that nobody could tell has found out that its stream is no longer its own."""
 JUMPS: Final = (16.0, 3_600.0, 5 * 3_600.0, 30 * 3_600.0, -20.0, -3_600.0)
 UNDO_SECONDS: Final = 2 * sum(UNDO_PAUSES)
-SLOW: Final = (4.0, 20.0)
+SLOW: Final = (4.0, 40.0)
 QUICK: Final = (0.0, 0.0)
 CROWD: Final = (200, 400)
+
+
+@dataclass(frozen=True, slots=True)
+class Climate:
+    """How probable it is, in a history, that this comes over the storage or its processes."""
+
+    slow_commits: float = 0.15
+    jumps: float = 0.25
+    goes_back: float = 0.2
+    calm: float = 1 / 3
+    """For each process: that its way to the storage is good."""
+    holds: float = 0.5
+    """For each process: that it is blocked or stopped now and then."""
+    crowds: float = 0.01
+    """For each process."""
+
+
+TEMPERATE: Final = Climate()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +98,13 @@ class Outcome:
         return "\n".join([f"seed {self.seed}:", *self.violations, "", self.trace.decode()])
 
 
-def simulate(seed: int, open_storage: Callable[[], Storage]) -> Outcome:
-    """Live through the history that follows from a seed, and give what became of it.
+def simulate(seed: int, open_storage: Callable[[], Storage], climate: Climate = TEMPERATE) -> Outcome:
+    """Live through the history that follows from a seed and a climate, and give what became of it.
 
     Args:
         seed: any whole number.
         open_storage: gives a storage that holds nothing, not entered. It runs on asyncio, in a thread of its own.
+        climate: what is likely in it.
 
     An exception that nothing here expects, of the storage or of streamkeep, is a violation too.
     """
@@ -95,7 +114,7 @@ def simulate(seed: int, open_storage: Callable[[], Storage]) -> Outcome:
         story = Story(world, random, ["a", "b"][: random.randint(1, 2)], timedelta(seconds=random.choice([1, 20, 300])))
         clock = trio.testing.MockClock(autojump_threshold=0)
         try:
-            trio.run(partial(_tell, story), clock=clock)
+            trio.run(partial(_tell, story, climate), clock=clock)
         except Exception as error:  # whatever breaks a history is reported with its seed
             story.violations.append("".join(traceback.format_exception(error)))
     broken = [*story.violations, *world.surprises, *check_all(world.pasts, story.writings)]
@@ -131,14 +150,16 @@ def _deterministic(seed: int) -> Generator[None]:
         gc.unfreeze()
 
 
-async def _tell(story: Story) -> None:
+async def _tell(story: Story, climate: Climate) -> None:
     random = story.random
     async with story.world.network(), trio.open_nursery() as nursery:
-        processes = [Process(story, f"p{number}", Weather.random(random)) for number in range(random.randint(2, 4))]
+        processes = [
+            Process(story, f"p{number}", Weather.random(random, climate.calm)) for number in range(random.randint(2, 4))
+        ]
         storm = trio.CancelScope()
-        nursery.start_soon(_storm, story, storm)
+        nursery.start_soon(_storm, story, storm, climate)
         for process in processes:
-            nursery.start_soon(_live, story, process, _cast(story, process.name))
+            nursery.start_soon(_live, story, process, _cast(story, process.name, climate), climate)
         await trio.sleep(STORM_SECONDS)
         storm.cancel()
         for process in processes:
@@ -156,17 +177,17 @@ async def _tell(story: Story) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def _storm(story: Story, scope: trio.CancelScope) -> None:
+async def _storm(story: Story, scope: trio.CancelScope, climate: Climate) -> None:
     """Let come over the storage what can, until the storm is over."""
     random, world = story.random, story.world
     with scope:
         async with trio.open_nursery() as nursery:
-            if random.random() < 0.15:
+            if random.random() < climate.slow_commits:
                 story.count("slow commits")
                 world.commit_seconds = SLOW
-            if random.random() < 0.25:
+            if random.random() < climate.jumps:
                 nursery.start_soon(_jump, story)
-            if random.random() < 0.2:
+            if random.random() < climate.goes_back:
                 nursery.start_soon(_go_back, story, nursery)
 
 
@@ -185,7 +206,7 @@ async def _go_back(story: Story, nursery: trio.Nursery) -> None:
         if story.random.random() < 0.5:
             with trio.move_on_after(STORM_SECONDS / 4):
                 await story.released.wait()
-        moment = story.world.moment()
+        moment = {} if story.random.random() < 0.3 else story.world.moment()
         await trio.sleep(story.random.choice([0.1, 2.0, 30.0, 90.0]) * story.random.random())
         story.count("went back")
         story.world.go_back(moment)
@@ -197,12 +218,12 @@ async def _go_back(story: Story, nursery: trio.Nursery) -> None:
                 )
 
 
-def _cast(story: Story, process: str) -> Sequence[Actor]:
+def _cast(story: Story, process: str, climate: Climate) -> Sequence[Actor]:
     """Give those who live in a process."""
     random = story.random
     writers = [Writer(story, f"{process}-writer{number}", random.choice(story.ids)) for number in range(random.randint(0, 3))]
     readers = [Reader(story, f"{process}-reader{number}", random.choice(story.ids)) for number in range(random.randint(0, 3))]
-    if random.random() < 0.01:
+    if random.random() < climate.crowds:
         story.count("crowds")
         stream = random.choice(story.ids)
         readers += [Reader(story, f"{process}-one of many {number}", stream) for number in range(random.randint(*CROWD))]
@@ -210,13 +231,14 @@ def _cast(story: Story, process: str) -> Sequence[Actor]:
     return [*writers, *readers, *meddlers]
 
 
-async def _live(story: Story, process: Process, actors: Sequence[Actor]) -> None:
+async def _live(story: Story, process: Process, actors: Sequence[Actor], climate: Climate) -> None:
     """Run a process from some moment on, and perhaps end it in one way or another."""
     await story.pause(30)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(process.run, actors)
         await process.up.wait()
-        nursery.start_soon(_hold, story, process)
+        if story.random.random() < climate.holds:
+            nursery.start_soon(_hold, story, process)
         fate = story.random.choice(["stays", "stays", "is killed", "leaves"])
         if fate != "stays":
             await story.pause(STORM_SECONDS)
@@ -228,7 +250,7 @@ async def _live(story: Story, process: Process, actors: Sequence[Actor]) -> None
 
 async def _hold(story: Story, process: Process) -> None:
     """Block the process now and then, or stop it."""
-    for _ in range(story.random.choice([0, 0, 1, 2])):
+    for _ in range(story.random.choice([1, 2])):
         await story.pause(40)
         hold = story.random.choice([process.be_blocked, process.be_stopped])
         await hold(story.random.uniform(1.0, 59.0))
@@ -271,7 +293,11 @@ def _see_whose_all_is(story: Story) -> None:
 
 async def _see_all_removed(story: Story) -> None:
     """Wait until nothing is kept any more, and say what is."""
+    await trio.sleep(2 * LONGEST_STALL)
     longest = 2 * KEEP_SESSION_SECONDS + story.ttl.total_seconds() + 600 + story.world.put_back
+    if _open_streams(story):  # what was under way when its process left, and nobody has looked at
+        story.may_forget = True
+        longest += FORGET_OPEN_SECONDS
     with trio.move_on_after(longest):
         while story.world.streams:  # noqa: ASYNC110 - sweeps tell nobody
             await trio.sleep(60)

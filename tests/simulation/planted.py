@@ -3,8 +3,8 @@
 A bug replaces one function of streamkeep for a while. Each says which promise it breaks.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol
 
 import pytest
 import trio
@@ -13,7 +13,7 @@ from streamkeep import _lifecycle
 from streamkeep._core import Core
 from streamkeep._feed import Feed
 from streamkeep._input import StreamInput
-from streamkeep._lifecycle import Life
+from streamkeep._lifecycle import Life, Mail
 from streamkeep._observer import Observed, Observer
 from streamkeep._outbox import Outbox
 from streamkeep._running import Running
@@ -23,6 +23,8 @@ from streamkeep._sweeper import Sweeper
 from streamkeep.errors import StorageError
 from streamkeep.storage import Doorbell, Head, Page
 from streamkeep.storages.memory import MemoryStorage
+
+from .histories import TEMPERATE, Climate
 
 
 class Plant(Protocol):
@@ -151,7 +153,7 @@ def a_first_look_counts_as_silence(patch: pytest.MonkeyPatch) -> None:
     """A writer that lives is taken for dead by who sees it for the first time."""
     see = Observed.see
 
-    def impatient(self: Observed, state: _lifecycle.SessionState | None, after: float) -> None:
+    def impatient(self: Observed, state: _lifecycle.SessionState, after: float) -> None:
         see(self, state, after)
         self.silent += 2 * self.terms.lease
         self.challenged_at, self.challenge_took = 0.0, 0.0
@@ -185,7 +187,7 @@ def an_open_that_failed_is_not_undone(patch: pytest.MonkeyPatch) -> None:
 def no_mail_is_sent(patch: pytest.MonkeyPatch) -> None:
     """A writer is not told that it was cancelled, and goes on being paid for."""
 
-    async def silent(self: Observer, session: str, stream: str) -> None:
+    async def silent(self: Observer, session: str, stream: str, *, cancel: str = "") -> None:
         pass
 
     patch.setattr(Observer, "tell", silent)
@@ -197,12 +199,12 @@ def mail_is_lost_at_a_renewal(patch: pytest.MonkeyPatch) -> None:
 
     def deaf(self: _Renewal, *args: Any) -> None:
         begin(self, *args)
-        self._host.look = _do_nothing  # type: ignore[method-assign] # that is the bug
+        self._host.take = _do_nothing  # type: ignore[method-assign] # that is the bug
 
     patch.setattr(_Renewal, "__init__", deaf)
 
 
-def _do_nothing(_: Iterable[str]) -> None:
+def _do_nothing(_: Mail) -> None:
     pass
 
 
@@ -313,32 +315,38 @@ def a_storage_does_not_find_all_that_is_due(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(MemoryStorage, "expired", lazy)
 
 
-BUGS: tuple[Plant, ...] = (
-    a_failed_commit_is_forgotten,
-    a_failed_commit_is_made_anew,
-    a_refused_commit_counts_as_done,
-    a_refused_commit_is_tried_on_the_newest_head,
-    a_write_returns_before_it_is_stored,
-    done_overtakes_what_is_queued,
-    what_has_ended_is_cancelled_again,
-    sessions_are_not_renewed,
-    a_session_is_not_begun_again,
-    nobody_is_challenged,
-    a_first_look_counts_as_silence,
-    nobody_ends_what_was_abandoned,
-    nobody_ends_what_has_no_writer,
-    an_open_that_failed_is_not_undone,
-    no_mail_is_sent,
-    mail_is_lost_at_a_renewal,
-    an_open_stream_expires,
-    sessions_are_kept_for_ever,
-    after_is_read_as_from,
-    nobody_compares_histories,
-    a_feed_waits_before_it_reads,
-    followers_are_not_told_that_their_feed_failed,
-    a_failed_feed_reads_as_the_end,
-    what_is_shared_is_dropped_and_not_counted,
-    a_storage_compares_no_versions,
-    a_storage_reads_head_and_records_apart,
-    a_storage_does_not_find_all_that_is_due,
-)
+CALM: Final = Climate(slow_commits=0, jumps=0, goes_back=0, calm=1, holds=0)
+ROUGH: Final = Climate(slow_commits=0, jumps=0, goes_back=0, calm=0, holds=1)
+SLUGGISH: Final = Climate(slow_commits=1, jumps=0, goes_back=0, calm=0.8, holds=0)
+FORGETFUL: Final = Climate(slow_commits=0, jumps=0, goes_back=1, calm=0.8, holds=0)
+
+BUGS: Final[Mapping[Plant, Climate]] = {
+    a_failed_commit_is_forgotten: TEMPERATE,
+    a_failed_commit_is_made_anew: TEMPERATE,
+    a_refused_commit_counts_as_done: TEMPERATE,
+    a_refused_commit_is_tried_on_the_newest_head: TEMPERATE,
+    a_write_returns_before_it_is_stored: TEMPERATE,
+    done_overtakes_what_is_queued: TEMPERATE,
+    what_has_ended_is_cancelled_again: TEMPERATE,
+    sessions_are_not_renewed: CALM,
+    a_session_is_not_begun_again: FORGETFUL,
+    nobody_is_challenged: SLUGGISH,
+    a_first_look_counts_as_silence: TEMPERATE,
+    nobody_ends_what_was_abandoned: TEMPERATE,
+    nobody_ends_what_has_no_writer: FORGETFUL,
+    an_open_that_failed_is_not_undone: ROUGH,
+    no_mail_is_sent: CALM,
+    mail_is_lost_at_a_renewal: CALM,
+    an_open_stream_expires: TEMPERATE,
+    sessions_are_kept_for_ever: TEMPERATE,
+    after_is_read_as_from: TEMPERATE,
+    nobody_compares_histories: FORGETFUL,
+    a_feed_waits_before_it_reads: TEMPERATE,
+    followers_are_not_told_that_their_feed_failed: TEMPERATE,
+    a_failed_feed_reads_as_the_end: TEMPERATE,
+    what_is_shared_is_dropped_and_not_counted: TEMPERATE,
+    a_storage_compares_no_versions: TEMPERATE,
+    a_storage_reads_head_and_records_apart: TEMPERATE,
+    a_storage_does_not_find_all_that_is_due: TEMPERATE,
+}
+"""The bugs, each with a climate in which it does harm in one history of fifty at least."""

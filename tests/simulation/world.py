@@ -19,7 +19,7 @@ from typing import Any, Final, Self, TypeVar
 
 import trio
 
-from streamkeep._lifecycle import SESSION_PREFIX
+from streamkeep._lifecycle import SESSION_PREFIX, session_of
 from streamkeep.errors import StorageError
 from streamkeep.events import is_terminal
 from streamkeep.storage import Doorbell, Head, Page, Storage
@@ -110,9 +110,9 @@ class Weather:
         return not (self.lost_requests or self.lost_answers or self.stalls)
 
     @classmethod
-    def random(cls, random: Random) -> "Weather":
-        """Give some weather, calm in one case of three."""
-        if random.random() < 1 / 3:
+    def random(cls, random: Random, calm: float) -> "Weather":
+        """Give some weather; `calm` is the chance that it is calm."""
+        if random.random() < calm:
             return CALM
 
         def chance(most: float) -> float:
@@ -368,7 +368,7 @@ class SimulatedStorage:
     async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
         """See `Storage.commit`."""
         kept = tuple(records)
-        if seen is None and stream.startswith(SESSION_PREFIX):
+        if _is_renewal(stream, head):
             self.session = stream
         what = f"commit {stream} {seen} -> {head.version} +{len(kept)}"
         seconds = self._world.random.uniform(*self._world.commit_seconds)
@@ -433,10 +433,13 @@ class SimulatedStorage:
 
     async def _until_it_runs(self, stream: str) -> None:
         """Wait while the process does nothing. Raises StorageError if it is dead."""
-        while not self.is_cut and (self._is_stopped or (self._is_blocked and (not stream or stream != self.session))):
+        while not self.is_cut and (self._is_stopped or (self._is_blocked and not self._is_for_session(stream))):
             await self._runs_again.wait()
         if self.is_cut:
             raise StorageError("this process is dead")
+
+    def _is_for_session(self, stream: str) -> bool:
+        return bool(self.session) and stream.startswith(self.session)  # its mailbox too
 
     def delay(self) -> float:
         """Give how long something is under way this time."""
@@ -521,6 +524,11 @@ def _shown(answer: object) -> str:
             return f"{head.version} of {head.tail}, {len(records)} records"
         case _:
             return str(answer)
+
+
+def _is_renewal(stream: str, head: Head) -> bool:
+    is_session = stream.startswith(SESSION_PREFIX) and "." not in stream[len(SESSION_PREFIX) :]  # else it is a mailbox
+    return is_session and not session_of(head).is_challenged
 
 
 def _nothing(*_: object) -> None:
