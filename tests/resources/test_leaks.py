@@ -18,7 +18,7 @@ from streamkeep.storage import Storage
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.storages.sqlite import SQLiteStorage
 
-STREAMS: Final = 4_000
+STREAMS: Final = 2_000
 ROUNDS: Final = 10
 SEED: Final = 20_240_229
 BYTES_PER_STREAM: Final = 100
@@ -46,7 +46,7 @@ async def test_thousands_of_streams_in_sqlite_leave_nothing_behind_and_their_spa
 
 @pytest.mark.parametrize("make", [lambda _: MemoryStorage(), SQLiteStorage], ids=["memory", "sqlite"])
 async def test_no_stream_leaves_bytes_behind(tmp_path: Path, make: Callable[[Path], Storage]) -> None:
-    streams_a_round, rounds = 100, 8
+    streams_a_round, rounds = 100, 6
     async with manager_over(make(tmp_path / "streams.db")) as streams:
         growth = await growth_by_round(rounds_of_streams(streams, streams_a_round, SEED), rounds=rounds)
 
@@ -54,7 +54,7 @@ async def test_no_stream_leaves_bytes_behind(tmp_path: Path, make: Callable[[Pat
     assert sum(growth) < rounds * streams_a_round * BYTES_PER_STREAM, growth
 
 
-async def test_two_hundred_managers_leave_no_thread_and_no_descriptor_behind(tmp_path: Path) -> None:
+async def test_a_hundred_managers_leave_no_thread_and_no_descriptor_behind(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'streams.db'}"
     rng = random.Random(SEED)
 
@@ -64,7 +64,7 @@ async def test_two_hundred_managers_leave_no_thread_and_no_descriptor_behind(tmp
 
     await enter_and_leave(0)
     before = take_census()
-    for number in range(1, 201):
+    for number in range(1, 101):
         await enter_and_leave(number)
 
     assert left_over(before, take_census()) == {}

@@ -13,7 +13,7 @@ HISTORIES_A_TEST: Final = 5
 
 
 class SimulationSuite:
-    """Subclass it like `StorageSuite`, and pytest lives through a hundred random histories over your storage; see `simulate`.
+    """Subclass it like `StorageSuite`, and pytest lives through fifty random histories over your storage; see `simulate`.
 
     The storage runs on asyncio, whatever the histories run on.
     """
@@ -23,7 +23,7 @@ class SimulationSuite:
         """Give a function whose every call gives a storage, not entered, over this test's data."""
         raise NotImplementedError("override the fixture open_storage")
 
-    @pytest.mark.parametrize("first_seed", range(0, 100, HISTORIES_A_TEST))
+    @pytest.mark.parametrize("first_seed", range(0, 50, HISTORIES_A_TEST))
     def test_the_promises_hold_in_random_histories(self, open_storage: Callable[[], Storage], first_seed: int) -> None:
         opened = 0
         for seed in range(first_seed, first_seed + HISTORIES_A_TEST):
