@@ -300,6 +300,7 @@ def all_rows(scale: float) -> Sequence[Row]:
         return Row([name], partial(idle_writers, count=times(number)), [before], [f"{goal}, 20 ms"])
 
     return [
+        Row(["no writers, for comparison"], partial(idle_writers, count=0), [""], [""]),
         writers(1_000, "3 %, 27 ms", "1 %"),
         writers(5_000, "14 %, 376 ms", "2 %"),
         writers(20_000, "63 %, 1,600 ms", "5 %"),
