@@ -1,6 +1,6 @@
 """A writer that never stops writing, and those who want to end its stream, and are slower."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -60,7 +60,7 @@ async def far(memory: MemoryStorage, seconds: tuple[float, float]) -> AsyncItera
 
 
 @asynccontextmanager
-async def writing(stream: StreamInput) -> AsyncIterator[list[StreamkeepError]]:
+async def writing(stream: StreamInput) -> AsyncGenerator[list[StreamkeepError]]:
     """Write all the time; give, at the end, what the writer was told."""
     told: list[StreamkeepError] = []
 

@@ -202,9 +202,9 @@ async def test_a_response_of_an_app_that_was_never_entered_ends_as_well(
             await stream.write(1)
             async with http_to(StreamsHTTP(streams), lifespan="off") as http, http.stream("GET", "/open") as answer:
                 reading = Reading(answer)
-                await reading.until(b"data: 1\n\n")
+                await reading.until(b"data: 1\nid: 0\n\n")
                 os.kill(os.getpid(), signal.SIGTERM)
-                assert (await reading.whole()).endswith(b"data: 1\n\n")  # an EventSource comes back by itself
+                assert (await reading.whole()).endswith(b"data: 1\nid: 0\n\n")  # an EventSource comes back by itself
             await stream.done()
     assert signal.getsignal(signal.SIGTERM) is handler
 

@@ -48,7 +48,7 @@ GENKIT: Final = (
     'data: {"message":"é\u2028"}\n\n'.encode(),
 )
 SSE: Final = (
-    b"retry: 2000\nid: 0\nevent: chunk\ndata: 1\n\n",
+    b"retry: 2000\nevent: chunk\ndata: 1\nid: 0\n\n",
     b"data: a\ndata: b\r\n\r\n",
     b"id\nevent: done\rdata\r\r",
     b"\xef\xbb\xbfdata: x\n\n",

@@ -137,7 +137,7 @@ def test_a_generator_that_finds_no_room_is_never_started() -> None:
 
     @app.post("/numbers")
     async def answer(request: Request) -> Response:
-        return streams_http.respond(request, numbers())
+        return await streams_http.respond(request, numbers())
 
     app.mount("/streams", streams_http)
     with serve(app, streams, streams_http) as target:

@@ -752,7 +752,7 @@ async def test_a_context_dependency_runs_before_a_start_a_resume_and_a_stop_in_o
 
 def generator_app(streams_http: StreamsHTTP, chunks: Callable[[], AsyncGenerator[object, None]], framework: str) -> ASGIApp:
     async def endpoint(request: Request) -> Response:
-        response: Response = streams_http.respond(request, chunks())
+        response: Response = await streams_http.respond(request, chunks())
         return response
 
     if framework == "starlette":

@@ -68,7 +68,7 @@ async def test_a_get_gives_native_server_sent_events() -> None:
         assert await events_at(http, "/streams/counted") == COUNTED
     assert answer.headers["content-type"] == "text/event-stream"
     assert answer.headers["cache-control"] == "no-cache"
-    assert answer.text.startswith('retry: 2000\nid: 0\nevent: chunk\ndata: {"n":0}\n\n')
+    assert answer.text.startswith('retry: 2000\nevent: chunk\ndata: {"n":0}\nid: 0\n\n')
 
 
 @pytest.mark.parametrize("after", ["-1", "0", "1"])
@@ -95,15 +95,15 @@ async def test_a_running_stream_is_replayed_and_then_followed() -> None:
     async with reading() as (http, streams), streams.open("live") as stream:
         await stream.write(0)
         async with http.stream("GET", "/streams/live") as answer:
-            await Reading(answer).until(b"data: 0\n\n")
+            await Reading(answer).until(b"data: 0\nid: 0\n\n")
         async with http.stream("GET", "/streams/live", headers={"Last-Event-ID": "0"}) as answer:
             one = Reading(answer)
             await one.until(b"retry: 2000\n")
             await stream.write(1)
-            await one.until(b"data: 1\n\n")
+            await one.until(b"data: 1\nid: 1\n\n")
             await stream.done()
             assert b"id: 0\n" not in await one.whole()
-            assert one.body.endswith(b"id: 2\nevent: done\ndata: null\n\n")
+            assert one.body.endswith(b"event: done\ndata: null\nid: 2\n\n")
 
 
 async def test_an_error_is_an_event_with_an_id_and_without_internal_text() -> None:
@@ -129,7 +129,7 @@ async def test_heartbeats_are_comments() -> None:
         await stream.done()
         *comments, end = (await one.whole()).split(b": \n")
         assert set(comments) == {b"retry: 2000\n", b""}
-        assert end == b"id: 0\nevent: done\ndata: null\n\n"
+        assert end == b"event: done\ndata: null\nid: 0\n\n"
 
 
 async def test_a_response_that_lasts_too_long_just_ends_so_that_an_event_source_comes_back() -> None:
@@ -153,9 +153,9 @@ async def test_a_server_that_shuts_down_just_ends_so_that_an_event_source_comes_
             async with http_to(app_of(streams)) as server:
                 answer = await http.send(http.build_request("GET", f"{server.base_url}/streams/live"), stream=True)
                 one = Reading(answer)
-                await one.until(b"data: 0\n\n")
+                await one.until(b"data: 0\nid: 0\n\n")
                 tasks.start_soon(read, one)
-    assert bodies == [b"retry: 2000\nid: 0\nevent: chunk\ndata: 0\n\n"]
+    assert bodies == [b"retry: 2000\nevent: chunk\ndata: 0\nid: 0\n\n"]
 
 
 async def test_a_manager_that_is_closed_under_its_readers_just_ends_their_answers() -> None:
@@ -164,9 +164,9 @@ async def test_a_manager_that_is_closed_under_its_readers_just_ends_their_answer
         await stream.write(0)
         async with http.stream("GET", "/streams/live") as answer:
             one = Reading(answer)
-            await one.until(b"data: 0\n\n")
+            await one.until(b"data: 0\nid: 0\n\n")
             await streams.aclose()
-            assert (await one.whole()).endswith(b"data: 0\n\n")
+            assert (await one.whole()).endswith(b"data: 0\nid: 0\n\n")
         after = await http.get("/streams/live")
     assert after.status_code == 503
     assert after.json()["error"]["status"] == "UNAVAILABLE"
@@ -180,11 +180,11 @@ async def test_a_storage_that_fails_ends_the_answer_with_an_error_that_has_no_id
         await stream.write(0)
         async with http.stream("GET", "/streams/live") as answer:
             one = Reading(answer)
-            await one.until(b"data: 0\n\n")
+            await one.until(b"data: 0\nid: 0\n\n")
             storage.refuse("read")
             await stream.write(1)
             shown = b'{"status":"UNAVAILABLE","message":"unavailable","details":null}'
-            assert (await one.whole()).endswith(b"data: 0\n\nevent: error\ndata: %b\n\n" % shown)
+            assert (await one.whole()).endswith(b"data: 0\nid: 0\n\nevent: error\ndata: %b\n\n" % shown)
 
 
 async def test_a_stream_that_is_deleted_under_its_reader_ends_as_not_found() -> None:
@@ -193,7 +193,7 @@ async def test_a_stream_that_is_deleted_under_its_reader_ends_as_not_found() -> 
         await stream.write(0)
         async with http.stream("GET", "/streams/live") as answer:
             one = Reading(answer)
-            await one.until(b"data: 0\n\n")
+            await one.until(b"data: 0\nid: 0\n\n")
             await streams.delete("live")
             assert b'event: error\ndata: {"status":"NOT_FOUND"' in await one.whole()
 
@@ -342,13 +342,13 @@ async def test_readers_that_have_gone_leave_no_task_and_no_subscription_behind()
         stream = await streams.open("live", metadata={"route": "", "owner": ""})
         await stream.write(0)
         async with http.stream("GET", "/streams/live") as answer:  # whatever is made once
-            await Reading(answer).until(b"data: 0\n\n")
+            await Reading(answer).until(b"data: 0\nid: 0\n\n")
         await until(lambda: not feeds_of(streams))
         before = len(asyncio.all_tasks())
         answers = [await http.send(http.build_request("GET", "/streams/live"), stream=True) for _ in range(50)]
         readings = [Reading(answer) for answer in answers]
         for one in readings:
-            await one.until(b"data: 0\n\n")
+            await one.until(b"data: 0\nid: 0\n\n")
         assert feeds_of(streams)["live"].followers == 50
         assert len(asyncio.all_tasks()) >= before + 100
         for answer in answers:

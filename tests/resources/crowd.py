@@ -22,7 +22,7 @@ async def meet_a_crowd(running: RunningServer, writer: StreamInput, faithful: Cl
         await early.begin(post("/count"))
         assert (await early.read_to_the_end()).endswith(b'data: {"result":%d,"offset":%d}\n\n' % (COUNT_TO, COUNT_TO))
         offset = await writer.write("while nobody can come")
-        await faithful.read_until(b'id: %d\nevent: chunk\ndata: "while nobody can come"\n\n' % offset)
+        await faithful.read_until(b'event: chunk\ndata: "while nobody can come"\nid: %d\n\n' % offset)
     assert await answer_of(running, get("/live/info"))
 
 

@@ -19,9 +19,9 @@ LAST_CHUNK: Final = {"text": "nothing is lost"}
 HEARTBEAT: Final = b": \n"
 BODY: Final = (
     b"retry: 2000\n"
-    b'id: 0\nevent: chunk\ndata: "begun"\n\n'
-    b'id: 1\nevent: chunk\ndata: {"text":"nothing is lost"}\n\n'
-    b"id: 2\nevent: done\ndata: null\n\n"
+    b'event: chunk\ndata: "begun"\nid: 0\n\n'
+    b'event: chunk\ndata: {"text":"nothing is lost"}\nid: 1\n\n'
+    b"event: done\ndata: null\nid: 2\n\n"
 )
 
 

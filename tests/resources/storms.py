@@ -104,5 +104,5 @@ async def _write_a_long_stream(streams: StreamManager) -> None:
 
 
 def _body(chunks: int) -> bytes:
-    written = [b"id: %d\nevent: chunk\ndata: %d\n\n" % (number, number) for number in range(chunks)]
-    return b"retry: 2000\n" + b"".join(written) + b"id: %d\nevent: done\ndata: null\n\n" % chunks
+    written = [b"event: chunk\ndata: %d\nid: %d\n\n" % (number, number) for number in range(chunks)]
+    return b"retry: 2000\n" + b"".join(written) + b"event: done\ndata: null\nid: %d\n\n" % chunks

@@ -51,8 +51,8 @@ async def test_clients_that_do_not_read_cost_a_few_pages_each_and_lose_nothing(t
                 await write_much(writer, CHUNKS)
                 assert memory.peak() < 4 * PAGE_BYTES * SLOW_READERS
                 body = await slow.read_to_the_end()
-    chunks = (f'id: {offset}\nevent: chunk\ndata: "{CHUNK}"\n\n' for offset in range(CHUNKS))
-    assert bytes(body) == f"retry: 2000\n{''.join(chunks)}id: {CHUNKS}\nevent: done\ndata: null\n\n".encode()
+    chunks = (f'event: chunk\ndata: "{CHUNK}"\nid: {offset}\n\n' for offset in range(CHUNKS))
+    assert bytes(body) == f"retry: 2000\n{''.join(chunks)}event: done\ndata: null\nid: {CHUNKS}\n\n".encode()
 
 
 async def test_a_client_that_has_caught_up_costs_nothing_for_what_it_has_read() -> None:
@@ -67,7 +67,7 @@ async def test_a_client_that_has_caught_up_costs_nothing_for_what_it_has_read() 
         for number in range(100):
             await writer.write(number)
         await caught_up.begin(get("/much"))
-        await caught_up.read_until(b"data: 99\n\n")
+        await caught_up.read_until(b"data: 99\nid: 99\n\n")
         await until(lambda: objects()[event] <= held_by_others)
 
 

@@ -5,5 +5,17 @@ from .app import StreamsHTTP
 from .middleware import DurableStreaming
 from .response import Timeouts
 from .runner import Producer, Runner
+from .wire import Framing, GenkitFraming, SSEFraming
 
-__all__ = ["Access", "Authorize", "DurableStreaming", "Producer", "Runner", "StreamsHTTP", "Timeouts"]
+__all__ = [
+    "Access",
+    "Authorize",
+    "DurableStreaming",
+    "Framing",
+    "GenkitFraming",
+    "Producer",
+    "Runner",
+    "SSEFraming",
+    "StreamsHTTP",
+    "Timeouts",
+]

@@ -43,9 +43,14 @@ async def owner_of(authorize: Authorize | None, access: Access) -> str:
     """Ask who is asking. Raises whatever `authorize` raises, and StreamNotFoundError if the stream is somebody else's."""
     answer = authorize(access) if authorize else None
     owner = (await answer if inspect.isawaitable(answer) else answer) or ""
-    if access.stream is not None and access.stream.metadata.get("owner", "") != owner:
-        raise StreamNotFoundError("stream not found")
+    check_owner(access.stream, owner)
     return owner
+
+
+def check_owner(stream: StreamInfo | None, owner: str) -> None:
+    """Raise StreamNotFoundError if the stream, if there is one, is somebody else's."""
+    if stream is not None and stream.metadata.get("owner", "") != owner:
+        raise StreamNotFoundError("stream not found")
 
 
 def check_route(stream: StreamInfo, route: str | None) -> None:

@@ -7,7 +7,7 @@ By GET it is an app of its own, for `EventSource`, curl and the like. By POST it
 import re
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
@@ -16,12 +16,11 @@ from urllib.parse import parse_qsl
 import anyio
 import msgspec
 
-from .._input import StreamInput
 from .._manager import StreamInfo, StreamManager
 from .._subscription import Subscription
 from ..errors import InvalidArgumentError, StreamNotFoundError
 from ..events import encode_json
-from .access import Access, Action, Authorize, check_route, owner_of
+from .access import Access, Action, Authorize, check_owner, check_route, owner_of
 from .response import (
     STREAM_ID_HEADER,
     ASGIApp,
@@ -36,13 +35,15 @@ from .response import (
     send_events,
     send_response,
 )
-from .runner import MAX_PRODUCERS, ChunkWriter, Producer, Runner
+from .runner import MAX_PRODUCERS, Producer, Runner
 from .shutdown import shutdown_of
+from .sources import Source, close, producer_of
 from .wire import Framing, GenkitFraming, GenkitRequest, SSEFraming, parse_body, parse_offset, result_body, wants_stream
 
 if TYPE_CHECKING:
     from starlette.requests import Request
-    from starlette.responses import Response
+
+    from .starlette import ASGIResponse
 
 OFFSET_HEADER: Final = "x-genkit-stream-offset"
 MAX_BODY_BYTES: Final = 4 << 20
@@ -186,36 +187,130 @@ class StreamsHTTP:
             stream = headers_of(scope).get(STREAM_ID_HEADER, "")
             await self._cancel(send, await self._admit("stop", scope, stream, scope["path"], context))
 
-    def respond(
+    async def respond(
         self,
-        request: "Request",  # noqa: ARG002 - the response is called with it
-        chunks: AsyncGenerator[object, None],
+        request: "Request",
+        source: Source,
         *,
+        id: str | None = None,
+        owner: object = None,
+        metadata: Mapping[str, str] | None = None,
+        ttl: timedelta | None = None,
         context: Mapping[str, Any] | None = None,
-    ) -> "Response":
-        """Give the Starlette or FastAPI response that makes an async generator a durable stream, in Genkit's framing.
+        framing: Framing | None = None,
+    ) -> "ASGIResponse":
+        """Make an iterable a durable stream, and give the Starlette or FastAPI response that shows it.
 
-        The generator runs apart from the request. A request that names a stream by `X-Genkit-Stream-Id` resumes that one
-        instead, and the generator is never started.
+            @app.post("/chat")
+            async def chat(request: Request, question: Question):
+                return await streams_http.respond(request, answer(question))
+
+        The stream is open, and its producer has begun apart from the request, when this returns: `response.stream` is its id. Headers,
+        cookies and background tasks of the response count. A request that names a stream by `X-Genkit-Stream-Id` gets that one instead,
+        and the source is closed without being used. What goes wrong is answered as JSON, by its status.
+
+        Args:
+            request: the request; not a GET, which browsers repeat.
+            source: the chunks. An async iterable, as SDKs give them; or any other, which is iterated in a thread; or a function that
+                makes one. A function is called in the producer's task, so what it opens lives as long as the stream. If it takes an
+                argument, that is the `StreamInput`: it has the `id`, `cancelled`, and `done` for a result. What it returns, if that is no
+                iterator, is the result.
+            id: the stream's id; a new one unless given.
+            owner: who may read, resume and stop it, as text; unless given, who `authorize` says.
+            metadata: is kept with the stream.
+            ttl: how long it is kept when it has ended, if not as long as the manager says.
+            context: what `authorize` gets.
+            framing: how the events travel: `GenkitFraming()` unless given.
+
+        Raises TypeError: that is no source. RuntimeError: the request is a GET, or this has not been entered.
         """
         from .starlette import ASGIResponse  # only who has Starlette comes here
 
-        return ASGIResponse(self._generator_app(chunks, context or {}))
+        if request.method in {"GET", "HEAD"}:
+            await close(source)
+            raise RuntimeError(
+                "respond() starts a stream, and a GET is repeated by whoever lost its answer: start it by POST, and follow() it by GET"
+            )
+        runner, produce = self.runner, producer_of(source)
+        frames, scope, known = framing or GenkitFraming(), request.scope, context or {}
+        named = headers_of(scope).get(STREAM_ID_HEADER)
+        try:
+            if named is not None:
+                await close(source)
+                return await self._resumption(scope, named, known, owner=owner, framing=frames, route=scope["path"])
+            stream = str(uuid.uuid4()) if id is None else id
+            owned_by = await self._owner_or(owner, "start", scope, known)
+            kept = {**(metadata or {}), "route": scope["path"], "owner": owned_by}
+            await runner.start(stream, produce, metadata=kept, ttl=ttl)
+        except Exception as error:
+            await close(source)
+            return ASGIResponse(_failed(error))
+        return ASGIResponse(self._showing(stream, None, frames), stream)
 
-    def _generator_app(self, chunks: AsyncGenerator[object, None], context: Mapping[str, Any]) -> ASGIApp:
-        async def produce(stream: StreamInput, _stop: anyio.Event) -> None:
-            writer = ChunkWriter(stream)
-            async with aclosing(chunks):
-                async for chunk in chunks:
-                    await writer.write(chunk)
+    async def follow(
+        self,
+        request: "Request",
+        stream: str,
+        *,
+        owner: object = None,
+        context: Mapping[str, Any] | None = None,
+        framing: Framing | None = None,
+    ) -> "ASGIResponse":
+        """Give the Starlette or FastAPI response that shows a stream, on a route of the app's own.
 
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            @app.get("/chat/{chat}/stream")
+            async def stream(request: Request, chat: str, user: CurrentUser):
+                return await streams_http.follow(request, chat, owner=user.id)
+
+        It begins behind the offset that `Last-Event-ID`, `X-Genkit-Stream-Offset` or `?after=` names. It is an empty 204 when there is no
+        such stream, when it is somebody else's, and when nothing is left of it to show. What else goes wrong is answered as JSON.
+
+        Args:
+            request: the request.
+            stream: the stream's id.
+            owner: who is asking, as text; unless given, who `authorize` says.
+            context: what `authorize` gets.
+            framing: how the events travel: `SSEFraming()`, what an EventSource reads, unless given.
+
+        Raises RuntimeError: this has not been entered.
+        """
+        from .starlette import ASGIResponse
+
+        self.runner  # noqa: B018 - raises if this was not entered
+        try:
+            return await self._resumption(
+                request.scope, stream, context or {}, owner=owner, framing=framing or SSEFraming(), route=None
+            )
+        except Exception as error:
+            return ASGIResponse(_failed(error))
+
+    async def _resumption(
+        self,
+        scope: Scope,
+        stream: str,
+        context: Mapping[str, Any],
+        *,
+        owner: object,
+        framing: Framing,
+        route: str | None,
+    ) -> "ASGIResponse":
+        from .starlette import ASGIResponse
+
+        try:
+            info = await self._admit("resume", scope, stream, route, context, owner)
+        except StreamNotFoundError:
+            return ASGIResponse(_nothing, status=204)
+        after = _place_of(scope)
+        if info.status == "open" or after != info.tail - 1:
+            return ASGIResponse(self._showing(stream, after, framing), stream)
+        if not isinstance(framing, GenkitFraming):
+            return ASGIResponse(_nothing, status=204)
+        return ASGIResponse(self._showing(stream, _again(after), framing), stream)
+
+    def _showing(self, stream: str, after: int | None, framing: Framing) -> ASGIApp:
+        async def app(_scope: Scope, receive: Receive, send: Send) -> None:
             async with errors_answered(send):
-                if (stream := headers_of(scope).get(STREAM_ID_HEADER)) is not None:
-                    await chunks.aclose()
-                    await self.resume(scope, receive, send, stream, context)
-                else:
-                    await self.start(scope, receive, send, produce, context)
+                await self.show(receive, send, stream, after, framing=framing)
 
         return app
 
@@ -223,7 +318,7 @@ class StreamsHTTP:
         """Run a producer under a new id, and answer with what it writes. Raises before the answer has begun only."""
         stream = str(uuid.uuid4())
         await self.launch(scope, stream, produce, context)
-        await self.follow(receive, send, stream)
+        await self.show(receive, send, stream)
 
     async def read_body(self, scope: Scope, receive: Receive) -> bytes | None:
         """Give a request's body, or None if the client went away. Raises BodyRefusedError."""
@@ -238,20 +333,20 @@ class StreamsHTTP:
         """Answer with a stream that was started before; 204 if there is none. Raises before the answer has begun only."""
         try:
             info = await self._admit("resume", scope, stream, scope["path"], context)
-            headers = headers_of(scope)
-            after = parse_offset(headers.get("last-event-id") or headers.get(OFFSET_HEADER))
+            after = _place_of(scope)
             if info.status != "open" and after == info.tail - 1:
-                # The terminal event is sent again: Genkit's clients need one in every response.
-                after = after - 1 if after else None
-            await self.follow(receive, send, info.id, after)
+                after = _again(after)
+            await self.show(receive, send, info.id, after)
         except StreamNotFoundError:
             await send_response(send, 204)
 
-    async def follow(self, receive: Receive, send: Send, stream: str, after: int | None = None) -> None:
-        """Answer with a stream's events in Genkit's framing. Raises before the answer has begun only."""
+    async def show(
+        self, receive: Receive, send: Send, stream: str, after: int | None = None, *, framing: Framing | None = None
+    ) -> None:
+        """Answer with a stream's events, in Genkit's framing unless told otherwise. Raises before the answer has begun only."""
         headers = [(STREAM_ID_HEADER, stream), ("access-control-expose-headers", "X-Genkit-Stream-Id")]
         async with self.streams.subscribe(stream, after, idle_timeout=self._timeouts.idle) as events:
-            await self._send_events(receive, send, events, GenkitFraming(), headers)
+            await self._send_events(receive, send, events, framing or GenkitFraming(), headers)
 
     async def _post(self, scope: Scope, receive: Receive, send: Send, work: Work, context: Mapping[str, Any]) -> None:
         headers = headers_of(scope)
@@ -306,7 +401,13 @@ class StreamsHTTP:
         await send_response(send, 200, encode_json({"stopped": stopped}))
 
     async def _admit(
-        self, action: Action, scope: Scope, stream: str, route: str | None, context: Mapping[str, Any]
+        self,
+        action: Action,
+        scope: Scope,
+        stream: str,
+        route: str | None,
+        context: Mapping[str, Any],
+        owner: object = None,
     ) -> StreamInfo:
         """Give what is known of a stream that the caller may use. StreamNotFoundError: there is none, for this caller."""
         try:
@@ -314,13 +415,45 @@ class StreamsHTTP:
             check_route(info, route)
         except StreamNotFoundError:
             # Who would be rejected is rejected here too, or the difference would tell which ids exist.
-            await self._owner(action, scope, None, context)
+            await self._owner_or(owner, action, scope, context)
             raise
-        await self._owner(action, scope, info, context)
+        await self._owner_or(owner, action, scope, context, info)
         return info
+
+    async def _owner_or(
+        self, owner: object, action: Action, scope: Scope, context: Mapping[str, Any], info: StreamInfo | None = None
+    ) -> str:
+        """Give who is asking: who the endpoint says, or else `authorize`. StreamNotFoundError: the stream is somebody else's."""
+        if owner is None:
+            return await self._owner(action, scope, info, context)
+        check_owner(info, str(owner))
+        return str(owner)
 
     async def _owner(self, action: Action, scope: Scope, info: StreamInfo | None, context: Mapping[str, Any]) -> str:
         return await owner_of(self._authorize, Access(action, scope, headers_of(scope), info, context))
+
+
+def _place_of(scope: Scope) -> int | None:
+    """Give the offset behind which a request wants to go on. InvalidArgumentError: it is none."""
+    headers = headers_of(scope)
+    return parse_offset(headers.get("last-event-id") or headers.get(OFFSET_HEADER) or query_of(scope).get("after"))
+
+
+def _again(after: int | None) -> int | None:
+    """Give where to begin so that the last event is sent again: Genkit's clients need a terminal one in every response."""
+    return after - 1 if after else None
+
+
+async def _nothing(_scope: Scope, _receive: Receive, send: Send) -> None:
+    await send_response(send, 204)
+
+
+def _failed(error: Exception) -> ASGIApp:
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        async with errors_answered(send):
+            raise error
+
+    return app
 
 
 def shown_info(info: StreamInfo) -> dict[str, object]:

@@ -131,7 +131,9 @@ class Runner:
         """Whether it has been entered, and takes producers."""
         return self._is_entered and not self._closing
 
-    async def start(self, stream: str, produce: Producer, *, metadata: Mapping[str, str] | None = None) -> None:
+    async def start(
+        self, stream: str, produce: Producer, *, metadata: Mapping[str, str] | None = None, ttl: timedelta | None = None
+    ) -> None:
         """Open a stream and run its producer in the background.
 
         Raises as `StreamManager.open` does, StreamManagerClosedError when the runner is not running or is being left, and
@@ -141,7 +143,7 @@ class Runner:
         self._check_room()
         self._starting += 1
         try:
-            stream_input = await self._streams.open(stream, metadata=metadata)
+            stream_input = await self._streams.open(stream, metadata=metadata, ttl=ttl)
         finally:
             self._starting -= 1
         if not self.is_running:

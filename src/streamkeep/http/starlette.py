@@ -1,18 +1,43 @@
-"""What Starlette and FastAPI need: a response that is any ASGI app."""
+"""What Starlette and FastAPI need: a response that is any ASGI app, and counts as a response all the same."""
+
+from typing import Final
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .response import ASGIApp
+from .response import ASGIApp, Message
+
+OURS: Final = {b"content-length", b"content-type", b"transfer-encoding"}
+"""Headers that say how the body is sent, and are not the endpoint's."""
 
 
 class ASGIResponse(Response):
-    """A response that leaves everything to an ASGI app, so that an endpoint can return one."""
+    """A response that leaves its body to an ASGI app. Headers, cookies, a status and background tasks that it was given count.
 
-    def __init__(self, app: ASGIApp) -> None:
-        super().__init__()
+    Attributes:
+        stream: the id of the stream that it shows; None if it shows none.
+    """
+
+    def __init__(self, app: ASGIApp, stream: str | None = None, *, status: int = 200) -> None:
+        super().__init__(status_code=status)
+        self.stream = stream
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the app answer."""
-        await self._app(scope, receive, send)
+        """Let the app answer; then run the background tasks, if there are any."""
+        await self._app(scope, receive, self._adding_to(send))
+        if self.background is not None:
+            await self.background()
+
+    def _adding_to(self, send: Send) -> Send:
+        given = [(name.lower(), value) for name, value in self.raw_headers if name.lower() not in OURS]
+        names = {name for name, _ in given}
+
+        async def send_with_ours(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [header for header in message["headers"] if header[0].lower() not in names]
+                status = self.status_code if message["status"] == 200 else message["status"]
+                message = {**message, "status": status, "headers": [*headers, *given]}
+            await send(message)
+
+        return send_with_ours

@@ -113,9 +113,9 @@ class SSEFraming:
         return b"retry: %d\n" % self._retry_ms
 
     def event(self, event: StreamEvent[T]) -> bytes:
-        """Give an event of the same name, with its offset as the id."""
+        """Give an event of the same name, and its offset as the id: last, for clients that believe an id before they have the rest."""
         data = _error_json(event.error) if event.type is StreamEventType.ERROR else _one_line(event.data)
-        return b"id: %d\nevent: %b\ndata: %b\n\n" % (event.offset, event.type.encode(), data)
+        return b"event: %b\ndata: %b\nid: %d\n\n" % (event.type.encode(), data, event.offset)
 
     def heartbeat(self) -> bytes:
         """Give a comment."""

@@ -1,0 +1,141 @@
+"""Sources: what an endpoint gives as the chunks of its answer, whatever kind of iterable that is.
+
+Language-model SDKs give async iterators with `aclose`, or with an async `close`, or plain iterators with `close`; apps give
+generators, and functions that make one of these.
+"""
+
+import inspect
+import time
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from contextvars import copy_context
+from threading import Thread
+from typing import Any, Final, cast
+
+import anyio
+
+from .._background import loop_here
+from .._input import StreamInput
+from .runner import ChunkWriter, Producer
+
+Chunks = AsyncIterable[object] | Iterable[object]
+Source = Chunks | Callable[[StreamInput], object] | Callable[[], object]
+"""An iterable of chunks, or a function that makes one: see `StreamsHTTP.respond`."""
+
+CLOSE_SECONDS: Final = 5.0
+"""How long closing an iterable may take when its producer is cancelled."""
+MOST_AHEAD: Final = 256
+PAUSE_SECONDS: Final = 0.002
+"""How far a thread may be ahead of the storage, and how long it waits when it is."""
+
+
+def producer_of(source: Source) -> Producer:
+    """Give what writes a source's chunks to a stream. TypeError: it is no source. A function is called when that runs, in its task."""
+    if _is_chunks(source):
+        chunks = cast("Chunks", source)
+        return lambda stream, _stop: _write_all(stream, chunks)
+    if inspect.iscoroutine(source):
+        source.close()  # or Python warns that nobody awaited it
+    if not callable(source) or isinstance(source, type):
+        raise TypeError(
+            f"a stream is made of an iterable of chunks, async or not, or of a function that makes one, and not of {_kind(source)}"
+        )
+    return _made_by(source)
+
+
+async def close(source: object) -> None:
+    """Close an iterable that is iterated no further, if it can be closed."""
+    function = getattr(source, "aclose", None) or getattr(source, "close", None)
+    if callable(function) and _is_chunks(source):
+        closing = function()
+        if inspect.isawaitable(closing):
+            await closing
+
+
+def _made_by(function: Callable[..., object]) -> Producer:
+    takes_stream = _takes_argument(function)
+
+    async def produce(stream: StreamInput, _stop: anyio.Event) -> object:
+        made = function(stream) if takes_stream else function()
+        if inspect.isawaitable(made):
+            made = await cast("Awaitable[object]", made)
+        # A list may be a result; what has to be iterated to be known is none.
+        if isinstance(made, AsyncIterable | Iterator):
+            await _write_all(stream, cast("Chunks", made))
+            return None
+        return made
+
+    return produce
+
+
+def _takes_argument(function: Callable[..., object]) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # some that are written in C
+        return False
+    required = [parameter for parameter in parameters if parameter.default is parameter.empty and _is_positional(parameter)]
+    if len(required) > 1:
+        raise TypeError("a function that makes a stream's chunks takes one argument, the stream, or none")
+    return bool(required)
+
+
+def _is_positional(parameter: inspect.Parameter) -> bool:
+    return parameter.kind in {parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD}
+
+
+def _is_chunks(source: object) -> bool:
+    return isinstance(source, AsyncIterable | Iterable) and not isinstance(source, str | bytes | bytearray | Mapping | type)
+
+
+def _kind(source: object) -> str:
+    name = type(source).__name__
+    if inspect.iscoroutine(source):
+        return f"a {name}: await it first, or give the function"
+    if hasattr(source, "__aenter__") or hasattr(source, "__enter__"):
+        return f"a {name}, which is a context manager: enter it in a generator"
+    return f"a {name}"
+
+
+async def _write_all(stream: StreamInput, chunks: Chunks) -> None:
+    if isinstance(chunks, AsyncIterable):
+        writer = ChunkWriter(stream)
+        try:
+            async for chunk in chunks:
+                await writer.write(chunk)
+        finally:
+            with anyio.move_on_after(CLOSE_SECONDS, shield=True):
+                await close(chunks)
+    else:
+        await _write_from_thread(stream, chunks)
+
+
+async def _write_from_thread(stream: StreamInput, chunks: Iterable[object]) -> None:
+    """Iterate in a thread. It cannot be cancelled: it is left alone then, and ends at its next chunk, which nobody takes."""
+    loop, over = loop_here(), anyio.Event()
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            _write_here(stream, chunks)
+        except BaseException as error:  # what native libraries raise may be no Exception
+            failures.append(error)
+        with suppress(RuntimeError):  # its event loop has ended
+            loop.call(over.set)
+
+    # A daemon: one that waits for its next chunk for ever must not keep the process from ending.
+    Thread(target=copy_context().run, args=[run], name=f"streamkeep-producer-{stream.id}", daemon=True).start()
+    await over.wait()
+    for failure in failures:
+        raise failure
+
+
+def _write_here(stream: StreamInput, chunks: Iterable[object]) -> None:
+    try:
+        for chunk in chunks:
+            offset = stream.write_soon(chunk)
+            while offset - stream.tail >= MOST_AHEAD and not stream.is_closed:
+                time.sleep(PAUSE_SECONDS)
+    finally:
+        function: Any = getattr(chunks, "close", None)
+        if callable(function):
+            function()

@@ -1,0 +1,415 @@
+"""`respond` and `follow`: streams on an app's own routes, by the means that the app has already."""
+
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from datetime import timedelta
+from typing import Any, Final
+
+import anyio
+import anyio.lowlevel
+import httpx
+import pytest
+from fastapi import BackgroundTasks, Depends, FastAPI, Header, Request, Response
+from starlette.background import BackgroundTask
+from tests.http.servers import STREAM_ID, Reading, events_of, frames_of, http_to
+
+from streamkeep import InMemoryStreamManager, StreamInput, StreamManager
+from streamkeep.http import SSEFraming, StreamsHTTP
+from streamkeep.http.response import Timeouts
+from streamkeep.http.sources import Source, producer_of
+from streamkeep.http.starlette import ASGIResponse
+
+WHOLE: Final = [{"message": 0, "offset": 0}, {"message": 1, "offset": 1}, {"result": None, "offset": 2}]
+
+Made = Callable[[], Source]
+
+
+async def generated() -> AsyncGenerator[int, None]:
+    for number in range(2):
+        yield number
+
+
+class SDKStream:
+    """What Anthropic's and OpenAI's SDKs give: an async iterator with `close`, which is async, and no `aclose`."""
+
+    def __init__(self) -> None:
+        self._numbers = iter(range(2))
+        self.is_closed = False
+
+    def __aiter__(self) -> AsyncIterator[int]:
+        return self
+
+    async def __anext__(self) -> int:
+        await anyio.lowlevel.checkpoint()
+        try:
+            return next(self._numbers)
+        except StopIteration:
+            raise StopAsyncIteration from None
+
+    async def close(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.is_closed = True
+
+
+class SyncSDKStream:
+    """The same for their synchronous clients."""
+
+    def __init__(self) -> None:
+        self._numbers = iter(range(2))
+        self.is_closed = False
+        self.thread = ""
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        self.thread = threading.current_thread().name
+        return next(self._numbers)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def blocking() -> Iterator[int]:
+    for number in range(2):
+        time.sleep(0.01)
+        yield number
+
+
+async def sdk_call() -> SDKStream:
+    await anyio.lowlevel.checkpoint()
+    return SDKStream()
+
+
+async def writing(stream: StreamInput) -> None:
+    await stream.write(0)
+    await stream.write(1)
+
+
+SOURCES: Final[dict[str, Made]] = {
+    "async generator": generated,
+    "SDK's stream": SDKStream,
+    "synchronous SDK's stream": SyncSDKStream,
+    "generator": blocking,
+    "list": lambda: [0, 1],
+    "function that makes an async generator": lambda: generated,
+    "function that makes a generator": lambda: blocking,
+    "coroutine function that asks an SDK": lambda: sdk_call,
+    "function that writes": lambda: writing,
+}
+
+
+def app_of(streams_http: StreamsHTTP, respond: Callable[..., Awaitable[Response]]) -> FastAPI:
+    app = FastAPI(lifespan=streams_http.lifespan)
+    app.post("/chat")(respond)
+    return app
+
+
+@asynccontextmanager
+async def chat(source: Made, streams: StreamManager | None = None, **options: Any) -> AsyncGenerator[httpx.AsyncClient]:
+    """Serve an app whose `/chat` responds with a source."""
+    streams_http = StreamsHTTP(streams or InMemoryStreamManager())
+
+    async def respond(request: Request) -> Response:
+        return await streams_http.respond(request, source(), **options)
+
+    async with http_to(app_of(streams_http, respond)) as http:
+        yield http
+
+
+# What can be a stream
+
+
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+async def test_whatever_can_be_iterated_is_a_stream(source: Made) -> None:
+    async with chat(source) as http:
+        answer = await http.post("/chat")
+        again = await http.post("/chat", headers={STREAM_ID: answer.headers[STREAM_ID]})
+    assert frames_of(answer.content) == WHOLE
+    assert again.content == answer.content
+
+
+@pytest.mark.parametrize("make", [SDKStream, SyncSDKStream])
+async def test_an_sdks_stream_is_closed_at_its_end_and_when_it_is_not_wanted(make: Callable[[], Any]) -> None:
+    made: list[Any] = []
+
+    def source() -> Source:
+        made.append(make())
+        sdk: Source = made[-1]
+        return sdk
+
+    async with chat(source) as http:
+        answer = await http.post("/chat")
+        await http.post("/chat", headers={STREAM_ID: answer.headers[STREAM_ID]})
+    assert [sdk.is_closed for sdk in made] == [True, True]
+
+
+async def test_what_blocks_runs_in_a_thread_with_the_context_of_its_request() -> None:
+    user = ContextVar[str]("user")
+    seen: list[tuple[str, bool]] = []
+
+    def source() -> Source:
+        user.set("Ada")
+
+        def blocking() -> Iterator[int]:
+            seen.append((user.get(), threading.current_thread() is threading.main_thread()))
+            yield 0
+
+        return blocking()
+
+    async with chat(source) as http:
+        await http.post("/chat")
+    assert seen == [("Ada", False)]
+
+
+async def test_a_thread_that_is_faster_than_the_storage_waits_for_it() -> None:
+    async with chat(lambda: iter(range(30_000))) as http:
+        answer = await http.post("/chat")
+    assert len(frames_of(answer.content)) == 30_001
+
+
+async def test_a_generator_in_a_thread_that_fails_ends_its_stream() -> None:
+    def failing() -> Iterator[int]:
+        yield 0
+        raise ValueError("secret")
+
+    async with chat(failing) as http:
+        answer = await http.post("/chat")
+    assert [frame.get("error") for frame in frames_of(answer.content)][1] == {
+        "status": "INTERNAL",
+        "message": "internal",
+        "details": None,
+    }
+    assert "secret" not in answer.text
+
+
+async def test_a_thread_that_waits_for_ever_holds_up_neither_a_stop_nor_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    streams = InMemoryStreamManager()
+    go_on = threading.Event()
+
+    def waiting() -> Iterator[int]:
+        yield 0
+        go_on.wait(30)
+        yield 1
+
+    async with chat(waiting, streams) as http:
+        async with http.stream("POST", "/chat") as answer:
+            await Reading(answer).until()
+        stream = answer.headers[STREAM_ID]
+        with anyio.fail_after(10):
+            await streams.cancel(stream)
+            async with http.stream("POST", "/chat") as answer:  # and one more runs when all ends
+                await Reading(answer).until()
+            await streams.cancel(answer.headers[STREAM_ID])
+    go_on.set()
+    assert "Traceback" not in caplog.text
+
+
+NO_SOURCES: Final[Sequence[tuple[Callable[[], Any], str]]] = [
+    (lambda: "text", "not of a str"),
+    (lambda: b"bytes", "not of a bytes"),
+    (lambda: {"a": 1}, "not of a dict"),
+    (lambda: None, "not of a NoneType"),
+    (lambda: 7, "not of a int"),
+    (sdk_call, "await it first"),
+    (anyio.create_task_group, "context manager: enter it"),
+    (lambda: SDKStream, "not of a type"),
+    (lambda: lambda _a, _b: [], "takes one argument, the stream, or none"),
+]
+
+
+@pytest.mark.parametrize(("make", "sentence"), NO_SOURCES)
+async def test_what_cannot_be_a_stream_is_a_type_error_at_the_call(make: Callable[[], Any], sentence: str) -> None:
+    with pytest.raises(TypeError, match=sentence):
+        producer_of(make())
+
+
+# What a function may do
+
+
+async def test_a_function_gets_the_stream_and_gives_its_result() -> None:
+    ids: list[str] = []
+
+    async def answer(stream: StreamInput) -> AsyncGenerator[str, None]:
+        ids.append(stream.id)
+        yield "a"
+        await stream.done({"tokens": 1})
+
+    async def returning(stream: StreamInput) -> list[str]:
+        await stream.write("a")
+        return ["whole"]
+
+    async with chat(lambda: answer, id="answer-1") as http:
+        yielded = await http.post("/chat")
+    async with chat(lambda: returning) as http:
+        returned = await http.post("/chat")
+    assert (ids, yielded.headers[STREAM_ID]) == (["answer-1"], "answer-1")
+    assert frames_of(yielded.content)[-1] == {"result": {"tokens": 1}, "offset": 1}
+    assert frames_of(returned.content)[-1] == {"result": ["whole"], "offset": 1}
+
+
+async def test_what_a_function_opens_lives_as_long_as_the_stream() -> None:
+    events: list[str] = []
+
+    @asynccontextmanager
+    async def session() -> AsyncGenerator[str, None]:
+        events.append("opened")
+        yield "rows"
+        events.append("closed")
+
+    async def answer() -> AsyncGenerator[str, None]:
+        async with session() as rows:
+            yield rows
+            await anyio.sleep(0.2)
+            events.append("used")
+            yield rows
+
+    streams = InMemoryStreamManager()
+    async with chat(lambda: answer, streams) as http:
+        async with http.stream("POST", "/chat") as response:
+            await Reading(response).until()
+        assert events == ["opened"]
+        with anyio.fail_after(10):
+            assert [data for _, data in await events_of(streams, response.headers[STREAM_ID])] == ["rows", "rows", None]
+    assert events == ["opened", "used", "closed"]
+
+
+# What the endpoint knows and says
+
+
+async def test_the_endpoint_names_the_stream_and_says_whose_it_is_and_how_long_it_lives() -> None:
+    streams = InMemoryStreamManager()
+    async with chat(
+        generated, streams, id="a1", owner=7, metadata={"chat": "c", "owner": "mallory"}, ttl=timedelta(seconds=50)
+    ) as http:
+        await http.post("/chat")
+        info = await streams.info("a1")
+        refused = await http.post("/chat")
+    assert info.metadata == {"chat": "c", "owner": "7", "route": "/chat"}
+    assert info.expires_at - info.updated_at == pytest.approx(50, abs=1)
+    assert (refused.status_code, refused.json()["error"]["status"]) == (409, "ALREADY_EXISTS")
+
+
+async def test_the_endpoint_knows_the_id_and_its_headers_cookies_and_background_tasks_count() -> None:
+    streams_http = StreamsHTTP(InMemoryStreamManager())
+    known: list[str | None] = []
+    ran = anyio.Event()
+
+    async def respond(request: Request, tasks: BackgroundTasks) -> ASGIResponse:
+        tasks.add_task(ran.set)
+        response = await streams_http.respond(request, generated())
+        known.append(response.stream)
+        response.headers["X-Chat"] = "c1"
+        response.headers["Cache-Control"] = "no-store"
+        response.set_cookie("last", str(response.stream))
+        response.status_code = 201
+        return response
+
+    async with http_to(app_of(streams_http, respond)) as http:
+        answer = await http.post("/chat")
+        with anyio.fail_after(5):
+            await ran.wait()
+    assert known == [answer.headers[STREAM_ID]]
+    assert (answer.status_code, answer.headers["x-chat"]) == (201, "c1")
+    assert answer.headers.get_list("cache-control") == ["no-store"]
+    assert answer.cookies["last"] == known[0]
+    assert frames_of(answer.content) == WHOLE
+
+
+async def test_a_background_task_of_the_response_itself_runs_when_it_has_ended() -> None:
+    streams_http = StreamsHTTP(InMemoryStreamManager())
+    ran = anyio.Event()
+
+    async def respond(request: Request) -> Response:
+        response = await streams_http.respond(request, generated())
+        response.background = BackgroundTask(ran.set)
+        return response
+
+    async with http_to(app_of(streams_http, respond)) as http:
+        await http.post("/chat")
+        with anyio.fail_after(5):
+            await ran.wait()
+
+
+async def test_respond_by_get_is_refused_in_words(caplog: pytest.LogCaptureFixture) -> None:
+    streams_http = StreamsHTTP(InMemoryStreamManager())
+    app = FastAPI(lifespan=streams_http.lifespan)
+
+    @app.get("/chat")
+    async def chat(request: Request) -> Response:
+        return await streams_http.respond(request, generated())
+
+    async with http_to(app) as http:
+        answer = await http.get("/chat")
+    assert answer.status_code == 500
+    assert "start it by POST, and follow() it by GET" in caplog.text
+
+
+# Following
+
+
+def following(streams_http: StreamsHTTP) -> FastAPI:
+    """Give an app that starts and shows streams for who is signed in, by means of its own."""
+    app = FastAPI(lifespan=streams_http.lifespan)
+
+    def current_user(x_user: str = Header()) -> str:
+        return x_user
+
+    @app.post("/chat/{chat}")
+    async def start(request: Request, chat: str, user: str = Depends(current_user)) -> Response:
+        return await streams_http.respond(request, generated(), id=chat, owner=user, framing=SSEFraming())
+
+    @app.get("/chat/{chat}/stream")
+    async def follow(request: Request, chat: str, user: str = Depends(current_user)) -> Response:
+        response = await streams_http.follow(request, chat, owner=user)
+        response.headers["X-Shown"] = str(response.stream)
+        return response
+
+    return app
+
+
+async def test_a_stream_is_followed_on_a_route_of_the_apps_own_by_whom_it_belongs_to() -> None:
+    async with http_to(following(StreamsHTTP(InMemoryStreamManager()))) as http:
+        ada, eve = {"X-User": "ada"}, {"X-User": "eve"}
+        started = await http.post("/chat/c1", headers=ada)
+        shown = await http.get("/chat/c1/stream", headers=ada)
+        rest = await http.get("/chat/c1/stream", headers={**ada, "Last-Event-ID": "0"})
+        by_query = await http.get("/chat/c1/stream?after=0", headers=ada)
+        nothing_left = await http.get("/chat/c1/stream", headers={**ada, "Last-Event-ID": "2"})
+        foreign = await http.get("/chat/c1/stream", headers=eve)
+        unknown = await http.get("/chat/c2/stream", headers=ada)
+        anonymous = await http.get("/chat/c1/stream")
+        malformed = await http.get("/chat/c1/stream?after=x", headers=ada)
+    assert shown.headers["content-type"].startswith("text/event-stream")
+    assert (shown.content, shown.headers["x-shown"]) == (started.content, "c1")
+    assert rest.content == started.content.replace(b"event: chunk\ndata: 0\nid: 0\n\n", b"")
+    assert by_query.content == rest.content
+    assert [answer.status_code for answer in (nothing_left, foreign, unknown)] == [204, 204, 204]
+    assert (foreign.content, foreign.headers["x-shown"]) == (b"", "None")
+    assert (anonymous.status_code, malformed.status_code) == (422, 400)
+
+
+async def test_a_stream_is_followed_while_it_comes() -> None:
+    streams = InMemoryStreamManager()
+    streams_http = StreamsHTTP(streams, timeouts=Timeouts(heartbeat=timedelta(seconds=0.1)))
+    async with http_to(following(streams_http)) as http:
+        stream = await streams.open("live", metadata={"owner": "ada", "route": "/elsewhere"})
+        async with http.stream("GET", "/chat/live/stream", headers={"X-User": "ada"}) as answer:
+            reading = Reading(answer)
+            await stream.write("first")
+            await reading.until(b"first")
+            await stream.done("last")
+            body = await reading.whole()
+    assert b"event: done" in body
+
+
+async def test_respond_and_follow_say_that_they_are_not_entered() -> None:
+    streams_http = StreamsHTTP(InMemoryStreamManager())
+    request = Request({"type": "http", "method": "POST", "headers": [], "path": "/chat"})
+    with pytest.raises(RuntimeError, match="is not running"):
+        await streams_http.respond(request, [1])
+    with pytest.raises(RuntimeError, match="is not running"):
+        await streams_http.follow(request, "s")
