@@ -48,6 +48,7 @@ RELEASE_SECONDS: Final = 5.0
 """How long leaving the block may hold up a cancellation, for releasing the stream or storing its error."""
 RETRY_SECONDS: Final = 1.0
 MAX_RETRY_SECONDS: Final = 5.0
+CANCELLED_RECORD: Final = error_record(_lifecycle.CANCELLED)
 
 
 class _State(Enum):
@@ -226,10 +227,9 @@ class Outbox:
     def cancel(self, life: str) -> None:
         """End the stream with CANCELLED, soon, if it is the one that has this `life`: after what is queued, in the background."""
         if self._state is _State.OPEN and self.life.state.life == life:
-            record = error_record(_lifecycle.CANCELLED)
             self._close(
                 StreamCompletedError("the stream was completed by somebody else (CANCELLED)"),
-                (lambda life, now: _lifecycle.finish(life, now, _lifecycle.CANCELLED.status), [record]),
+                (lambda life, now: _lifecycle.finish(life, now, _lifecycle.CANCELLED.status), [CANCELLED_RECORD]),
             )
             self.cancelled.set()
             self._start_task()
@@ -368,7 +368,8 @@ class Outbox:
         """Write no more: the stream is somebody else's now (Kafka's word)."""
         with self._lock:
             self._why_closed = why
-            self._has_untold_loss = bool(self._queue or (self._doubt and self._doubt[1]))
+            # Whoever asked this writer to cancel the stream may have been quicker after all: nothing of its own is lost by that.
+            self._has_untold_loss = bool(self._queue or (self._doubt and self._doubt[1] not in ([], [CANCELLED_RECORD])))
             self._queue.clear()
             self._doubt = self._ending = None
             self._state = _State.OVER

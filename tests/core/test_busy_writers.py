@@ -153,6 +153,23 @@ async def test_a_writer_that_completes_its_stream_does_not_cancel_it_as_well(
     assert await replay(streams) == [("done", "end")]
 
 
+async def test_a_writer_loses_nothing_if_its_stream_was_cancelled_before_it_has_done_so_itself(
+    streams: StreamManager, elsewhere: StreamManager, storage: FaultyStorage
+) -> None:
+    async with streams.open("s") as stream:
+        await stream.write("a")
+        life = await streams_life(streams)
+        hold = storage.hold("commit")
+        for outbox in core_of(streams).outboxes("s"):
+            outbox.cancel(life)
+        await hold.reached.wait()
+        assert await elsewhere.cancel("s") is True
+        hold.release()
+        await anyio.sleep(1)
+
+    assert await replay(streams) == ["a", CANCELLED]
+
+
 async def test_a_wish_to_cancel_an_earlier_stream_of_the_same_id_does_no_harm(
     streams: StreamManager, elsewhere: StreamManager
 ) -> None:
