@@ -50,8 +50,11 @@ class Observed:
             self.silent += after
         else:
             self.beat, self.silent, self.challenged_at, self.challenge_took = state.beat, 0.0, None, None
-        if state.is_challenged and self.challenged_at is None:
-            self.challenged_at = self.silent
+        if self.challenged_at is None:
+            if state.is_challenged:
+                self.challenged_at = self.silent
+            else:
+                self.challenge_took = None  # its storage has lost the challenge, if there was one
 
     def see_unreadable(self, head: Head, after: float) -> None:
         """Take in that its head cannot be read: that it changes is a sign of life, and it cannot be asked for one."""

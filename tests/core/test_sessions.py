@@ -894,6 +894,20 @@ def test_a_session_that_is_not_there_is_not_dead_before_it_was_asked() -> None:
     assert not observed.is_dead
 
 
+@pytest.mark.parametrize("beat", [ABSENT, 1])
+def test_a_challenge_that_the_storage_has_lost_is_made_again(beat: int) -> None:
+    observed = Observed(TERMS)
+    observed.see(seen(beat), 0)
+    watched(observed, seen(beat), 8)
+    observed.challenge_took = 0.01
+    watched(observed, seen(beat), 2)
+    assert observed.is_to_be_challenged
+    observed.challenge_took = 0.01
+    watched(observed, seen(beat, is_challenged=True), 8)
+
+    assert observed.is_dead
+
+
 def test_terms_are_those_that_the_session_has_told() -> None:
     observed = Observed(TERMS)
     observed.see(SessionState(1, 100.0, 50.0), 0)
