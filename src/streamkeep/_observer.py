@@ -43,7 +43,8 @@ class Observed:
 
     def see(self, state: SessionState, after: float) -> None:
         """Take in what a read has shown, `after` seconds of waiting since the last one."""
-        self.terms = Terms(0.0, state.lease, state.grace)
+        if state.beat != _lifecycle.ABSENT:  # else these are the terms of whoever has asked
+            self.terms = Terms(0.0, state.lease, state.grace)
         if state.is_over:
             self.silent = inf
         elif state.beat == self.beat:

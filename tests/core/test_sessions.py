@@ -915,6 +915,13 @@ def test_terms_are_those_that_the_session_has_told() -> None:
     assert (observed.terms.lease, observed.terms.grace) == (100, 50)
 
 
+def test_terms_are_not_those_of_who_asks_a_session_that_is_not_there() -> None:
+    observed = Observed(TERMS)
+    observed.see(SessionState(ABSENT, 3_600.0, 5.0, is_challenged=True), 0)
+
+    assert observed.terms == TERMS
+
+
 READS = st.lists(
     st.builds(seen, st.one_of(st.just(ABSENT), st.integers(1, 3)), is_challenged=st.booleans()),
     min_size=1,
