@@ -14,7 +14,7 @@ from . import _lifecycle
 from ._background import Background
 from ._guard import GuardedStorage, commit_once
 from ._lifecycle import Mail, SessionState, Terms
-from .errors import StorageCorruptError, StorageError
+from .errors import StorageCorruptError, StorageError, StorageFullError
 from .storage import Head
 
 logger: Final = logging.getLogger("streamkeep")
@@ -185,7 +185,12 @@ class Observer:
         if observed.is_to_be_challenged:
             head = _lifecycle.challenge(seen, state, self._storage.time(), self._own)
             began_at = anyio.current_time()
-            await self._storage.commit(id, None if seen is None else seen.version, head)
+            try:
+                await self._storage.commit(id, None if seen is None else seen.version, head)
+            except StorageFullError:
+                if seen is not None:
+                    raise
+                observed.challenged_at = observed.silent  # else what it has left in a full storage could never be removed
             observed.challenge_took = anyio.current_time() - began_at
 
     async def tell(self, session: str, stream: str, *, cancel: str = "") -> None:

@@ -294,6 +294,19 @@ async def test_room_is_made_for_who_writes_and_ends_too(streams: StreamManager, 
     assert [info.tail for info in await streams.list() if info.id == "new"] == [2]
 
 
+async def test_what_an_absent_session_has_left_is_removed_from_a_storage_that_has_no_room_to_ask_it(
+    mortal: Process, elsewhere: StreamManager, storage: FaultyStorage, memory: MemoryStorage
+) -> None:
+    """As Redis at its maxmemory: it removes, and stores nothing."""
+    await mortal.streams.open("s")
+    mortal.die()
+    storage.ahead_seconds = FORGET_OPEN_SECONDS + 1
+    storage.refuse("commit", times=1_000, error=StorageFullError("full"))
+    await anyio.sleep(300)
+
+    assert await memory.read("s") is None
+
+
 async def test_who_finds_the_storage_full_and_nothing_expired_is_told(clock: Clock) -> None:
     async with StreamManager(MemoryStorage(max_streams=2, clock=clock)) as streams:
         await complete(streams, 2)
