@@ -263,7 +263,8 @@ class Observer:
     async def _is_over(self, session: str) -> bool:
         page = await self._storage.read(_lifecycle.session_id(session))
         try:
-            return page is None or _lifecycle.session_of(page.head).is_over
+            # One that is not there may be alive all the same: its storage has lost it, or a clock jumped.
+            return page is not None and _lifecycle.session_of(page.head).is_over
         except StorageCorruptError:
             return False
 

@@ -728,18 +728,29 @@ async def test_listening_goes_on_when_the_storage_is_back(
     assert quiet_logs.text.count("noticed late") == 1
 
 
-async def test_telling_a_session_that_is_gone_or_over_does_nothing(
+async def test_a_session_that_is_not_there_is_told_all_the_same(
+    streams: StreamManager, elsewhere: StreamManager, memory: MemoryStorage
+) -> None:
+    """A clock that jumped has expired it, and it is not renewed yet."""
+    stream = await streams.open("s")
+    id = session_id(core_of(streams).session.name)
+    page = await memory.read(id)
+    assert page is not None
+    assert await memory.delete(id, page.head.version)
+    await elsewhere.cancel("s")
+
+    assert await woken(stream, 1)
+
+
+async def test_telling_a_session_that_is_over_does_nothing(
     streams: StreamManager, memory: MemoryStorage, storage: FaultyStorage
 ) -> None:
     async with StreamManager(memory) as brief:
         name = core_of(brief).session.name
         await (await brief.open("s")).close()
-    observer = core_of(streams).observer
-    await observer.tell(name, "s")
-    await observer.tell("never-was", "s")
+    await core_of(streams).observer.tell(name, "s")
 
     assert await storage.read(mailbox_id(name)) is None
-    assert await storage.read(mailbox_id("never-was")) is None
 
 
 async def test_telling_goes_on_when_somebody_else_was_first(

@@ -137,7 +137,8 @@ def a_session_is_not_begun_again(patch: pytest.MonkeyPatch) -> None:
     renew = _Renewal._try_to_renew
 
     async def only_what_is_there(self: _Renewal, *, is_over: bool) -> bool:
-        if self._beat and await self._storage.read(self._id) is None:
+        page = await self._storage.read(self._id)
+        if self._beat and (page is None or _lifecycle.session_of(page.head).beat == _lifecycle.ABSENT):
             return True
         return await renew(self, is_over=is_over)
 
