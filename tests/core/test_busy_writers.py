@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 import anyio
 import pytest
@@ -105,6 +106,13 @@ async def test_who_is_slower_than_a_writer_can_delete_its_stream(
     assert isinstance(told[0], StreamCompletedError | StreamNotFoundError)
     with pytest.raises(StreamNotFoundError):
         await far.info("s")
+
+
+async def test_a_stream_that_expires_before_who_cancels_it_sees_its_end_was_cancelled(
+    near: StreamManager, far: StreamManager
+) -> None:
+    async with writing(await near.open("s", ttl=timedelta(milliseconds=20))):
+        assert await far.cancel("s") is True
 
 
 async def test_all_that_wait_for_a_stream_to_be_cancelled_are_told_that_it_is(near: StreamManager, far: StreamManager) -> None:

@@ -307,6 +307,20 @@ async def test_what_an_absent_session_has_left_is_removed_from_a_storage_that_ha
     assert await memory.read("s") is None
 
 
+async def test_a_writer_whose_session_a_full_storage_cannot_renew_is_not_taken_for_dead(
+    streams: StreamManager, elsewhere: StreamManager, storage: FaultyStorage
+) -> None:
+    stream = await streams.open("s")
+    storage.refuse("commit", times=1_000, error=StorageFullError("full"))
+    async with elsewhere.subscribe("s") as events:
+        with anyio.move_on_after(300):
+            await anext(events)
+        storage._steps["commit"].clear()
+        await stream.done("end")
+
+        assert [event.output async for event in events] == ["end"]
+
+
 async def test_who_finds_the_storage_full_and_nothing_expired_is_told(clock: Clock) -> None:
     async with StreamManager(MemoryStorage(max_streams=2, clock=clock)) as streams:
         await complete(streams, 2)
