@@ -245,7 +245,12 @@ def _shown_info(error: BaseException) -> ErrorInfo:
     if not _is_public(error):
         return hidden_error(status, "")
     message = _storable(str(getattr(error, "original_message", None) or error))
-    return ErrorInfo(status, message[:MAX_ERROR_TEXT], _json_or_none(getattr(error, "details", None)))
+    details: Any = getattr(error, "details", None)
+    if isinstance(details, dict) and not isinstance(error, StreamkeepError):
+        details = {
+            key: value for key, value in details.items() if key != "stack"
+        }  # Genkit adds it, and it is for nobody outside
+    return ErrorInfo(status, message[:MAX_ERROR_TEXT], _json_or_none(details))
 
 
 def hidden_error(status: Status, internal: str) -> ErrorInfo:

@@ -236,6 +236,14 @@ def test_of_a_long_exception_so_much_is_kept_that_it_can_be_stored() -> None:
     assert (len(info.message), len(info.internal), info.details) == (MAX_ERROR_TEXT, MAX_ERROR_TEXT, None)
 
 
+def test_the_stack_that_genkit_adds_to_a_public_error_is_for_nobody() -> None:
+    class PublicError(Exception):  # Genkit's, known by name and attributes
+        status = "NOT_FOUND"
+        details: object = {"stack": "secret.py, line 1", "model": "m"}
+
+    assert error_info(PublicError("no such model")).details == {"model": "m"}
+
+
 @pytest.mark.parametrize("error", [ValueError("\ud800"), PublicError("ABORTED", "\ud800", "\ud800")])
 @pytest.mark.promise("P15")
 def test_whatever_an_exception_says_can_be_stored(error: Exception) -> None:

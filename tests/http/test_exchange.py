@@ -100,7 +100,7 @@ async def test_a_streaming_answer_has_the_id_and_exactly_the_frames_chunk_chunk_
     assert answer.status_code == 200
     assert answer.headers[STREAM_ID]
     assert answer.headers["content-type"] == "text/event-stream"
-    assert answer.headers["cache-control"] == "no-cache"
+    assert answer.headers["cache-control"] == "no-cache, no-transform"
     assert answer.headers["access-control-expose-headers"] == "X-Genkit-Stream-Id"
     assert answer.content == (
         b'data: {"message":0,"offset":0}\n\ndata: {"message":1,"offset":1}\n\ndata: {"result":{"counted":2},"offset":2}\n\n'

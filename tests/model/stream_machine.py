@@ -32,7 +32,8 @@ T = TypeVar("T")
 
 IDS: Final = ("a", "b")
 MANAGERS: Final = 2
-SECONDS_UNTIL_DEAD: Final = 2 * int(rules.LEASE)
+SECONDS_UNTIL_DEAD: Final = 3 * int(rules.LEASE)
+"""Twice the lease, and some looks: a session is observed anew when somebody removes its head meanwhile, because a clock jumped."""
 LIMITS: Final = Limits(
     max_event_bytes=rules.MAX_EVENT_BYTES, max_events=rules.MAX_EVENTS, max_stream_bytes=rules.MAX_STREAM_BYTES
 )

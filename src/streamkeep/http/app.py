@@ -33,6 +33,7 @@ from .response import (
     headers_of,
     read_body,
     send_events,
+    send_head,
     send_response,
 )
 from .runner import MAX_PRODUCERS, Producer, Runner
@@ -48,7 +49,9 @@ if TYPE_CHECKING:
 OFFSET_HEADER: Final = "x-genkit-stream-offset"
 MAX_BODY_BYTES: Final = 4 << 20
 MAX_QUERY_FIELDS: Final = 100
-_ALLOWED: Final = {None: "GET, DELETE", "/info": "GET", "/cancel": "POST"}
+STOP_SECONDS: Final = 1.0
+"""How long work without a stream may go on when its client has gone and it was told to stop."""
+_ALLOWED: Final = {None: "GET, HEAD, DELETE", "/info": "GET, HEAD", "/cancel": "POST"}
 _READ_PATH: Final = re.compile(r"/(?P<stream>[^/]+)(?P<sub>/info|/cancel)?")
 
 
@@ -365,14 +368,18 @@ class StreamsHTTP:
             await _run_once(receive, send, work, request, context)
 
     async def _read(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._runner is None and not self.streams.is_running:
+            raise RuntimeError(
+                "neither StreamsHTTP nor its manager is running: enter one of them, or give its `lifespan` to the app"
+            )
         path = _READ_PATH.fullmatch(_path_below(scope))
         if path is None:
             raise StreamNotFoundError("not found")
         stream = path["stream"]
         match scope["method"], path["sub"]:
-            case ("GET", None):
+            case ("GET" | "HEAD", None):
                 await self._read_events(scope, receive, send, stream)
-            case ("GET", "/info"):
+            case ("GET" | "HEAD", "/info"):
                 info = await self._admit("read", scope, stream, self._route, {})
                 await send_response(send, 200, msgspec.json.encode(shown_info(info)), [("cache-control", "no-store")])
             case ("DELETE", None) | ("POST", "/cancel"):
@@ -386,6 +393,10 @@ class StreamsHTTP:
         if info.status != "open" and after == info.tail - 1:
             # What an EventSource that has seen the end is told, so that it does not come back for ever.
             await send_response(send, 204)
+            return
+        if scope["method"] == "HEAD":
+            await send_head(send, SSEFraming())
+            await send({"type": "http.response.body"})
             return
         async with self.streams.subscribe(stream, after, idle_timeout=self._timeouts.idle) as events:
             await self._send_events(receive, send, events, SSEFraming())
@@ -491,6 +502,7 @@ async def _run_once(receive: Receive, send: Send, work: Work, request: GenkitReq
 async def _stop_on_disconnect(receive: Receive, stop: anyio.Event, exchange: anyio.CancelScope) -> None:
     await disconnected(receive)
     stop.set()
+    await anyio.sleep(STOP_SECONDS)
     exchange.cancel()
 
 
@@ -499,9 +511,16 @@ def _ignore(_chunk: object) -> None:
 
 
 def _path_below(scope: Scope) -> str:
-    """Give the path below where the app is mounted (ASGI: `path` contains `root_path`)."""
+    """Give the path below where the app is mounted.
+
+    ASGI has `path` begin with `root_path`. Behind a proxy that takes a prefix off it begins with the end of that only.
+    """
     path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
+    root: str = scope.get("root_path", "")
+    while root and not path.startswith(root):
+        _, slash, rest = root[1:].partition("/")
+        root = slash + rest
+    return path.removeprefix(root)
 
 
 def query_of(scope: Scope) -> Mapping[str, str]:

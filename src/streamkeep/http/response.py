@@ -15,7 +15,15 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from .._subscription import Subscription
-from ..errors import HTTP_CODES, Status, StorageError, StreamkeepError, StreamManagerClosedError
+from ..errors import (
+    HTTP_CODES,
+    PublicError,
+    Status,
+    StorageError,
+    StorageFullError,
+    StreamkeepError,
+    StreamManagerClosedError,
+)
 from ..events import ErrorInfo, StreamEvent, StreamEventType, shown_info
 from .wire import Framing, GenkitFraming, error_body
 
@@ -29,6 +37,10 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 STREAM_ID_HEADER: Final = "x-genkit-stream-id"
 LAST_FRAME_SECONDS: Final = 1.0
+FIRST_PAUSE_SECONDS: Final = 0.001
+LAST_PAUSE_SECONDS: Final = 1.0
+FULL_CODE: Final = 507
+"""For a storage without space: 429, which RESOURCE_EXHAUSTED is otherwise, says that the client has asked for too much."""
 SHUTTING_DOWN: Final = ErrorInfo("UNAVAILABLE", "the server is shutting down; the stream can be resumed by its id")
 TOO_LONG: Final = ErrorInfo("DEADLINE_EXCEEDED", "the response took as long as it may; the stream can be resumed by its id")
 NO_SNIFFING: Final = ("x-content-type-options", "nosniff")
@@ -121,6 +133,10 @@ def shown_error(error: Exception) -> ErrorInfo:
     info = shown_info(error)
     if isinstance(error, StreamManagerClosedError):
         logger.info("a request came too late: %s", error)  # at every shutdown under load, and its client is told
+    elif isinstance(error, PublicError):
+        logger.info("a request was refused: %s", error)
+    elif isinstance(error, StorageFullError):
+        logger.error("a request failed: %s", error)
     elif info.status in ("INTERNAL", "UNKNOWN", "DATA_LOSS", "UNAVAILABLE"):
         logger.error("a request failed", exc_info=error)
     return info
@@ -133,14 +149,19 @@ async def errors_answered(send: Send) -> AsyncGenerator[None]:
         yield
     except BodyRefusedError as error:
         await send_error(send, shown_error(error), error.code, error.headers)
+    except StorageFullError as error:
+        await send_error(send, shown_error(error), FULL_CODE)
     except Exception as error:
         await send_error(send, shown_error(error))
 
 
 async def disconnected(receive: Receive) -> None:
     """Return when the client has gone. Nothing else may read the request's body meanwhile."""
+    pause = 0.0
     while (await receive())["type"] != "http.disconnect":
-        pass
+        # A server has nothing more to say before; a middleware that keeps bodies may give the same one at once, again and again.
+        await anyio.sleep(pause)
+        pause = min(2 * pause + FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS)
 
 
 async def send_events(
@@ -162,6 +183,18 @@ async def send_events(
         response.cancel_scope.cancel()
 
 
+async def send_head(send: Send, framing: Framing, headers: Iterable[tuple[str, str]] = ()) -> None:
+    """Begin an answer that streams."""
+    # `no-transform` because compression holds back what is small, and what is small is all there is.
+    ours = [
+        ("content-type", framing.content_type),
+        NO_SNIFFING,
+        ("cache-control", "no-cache, no-transform"),
+        ("x-accel-buffering", "no"),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": _raw([*ours, *headers])})
+
+
 async def _end_after(wait: Callable[[], Awaitable[None]], response: anyio.CancelScope) -> None:
     await wait()
     response.cancel()
@@ -176,9 +209,10 @@ class _Response:
         self._timeouts = timeouts
 
     async def run(self, events: Subscription[Any], headers: Iterable[tuple[str, str]]) -> None:
-        kind = ("content-type", self._framing.content_type)
-        head = _raw([kind, NO_SNIFFING, ("cache-control", "no-cache"), ("x-accel-buffering", "no"), *headers])
-        await self._send({"type": "http.response.start", "status": 200, "headers": head})
+        try:
+            await send_head(self._send, self._framing, headers)
+        except OSError:
+            return  # the client is gone (ASGI 2.4)
         final_error: ErrorInfo | None = SHUTTING_DOWN
         try:
             final_error = await self._events(events)

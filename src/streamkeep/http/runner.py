@@ -18,8 +18,15 @@ from anyio import CancelScope
 from .._background import Background, not_ours
 from .._input import StreamInput
 from .._manager import StreamManager
-from ..errors import LimitExceededError, StorageError, StreamkeepError, StreamManagerClosedError
-from ..events import ErrorInfo
+from ..errors import (
+    InvalidArgumentError,
+    LimitExceededError,
+    PublicError,
+    StorageError,
+    StreamkeepError,
+    StreamManagerClosedError,
+)
+from ..events import ErrorInfo, error_info, hidden_error
 
 logger: Final = logging.getLogger("streamkeep")
 
@@ -234,9 +241,12 @@ class Runner:
             raise
         except BaseException as error:  # what native libraries raise may be no Exception
             # What a producer raises because it was told to stop says less than why it was told.
-            failure = run.end_as if run.stop.is_set() else error
-            expected = run.stop.is_set() or stream.cancelled.is_set()
-            logger.log(logging.DEBUG if expected else logging.ERROR, "stream %s failed", stream.id, exc_info=error)
+            failure = run.end_as if run.stop.is_set() else _told_to_readers(error)
+            if isinstance(error, PublicError):
+                logger.info("stream %s failed: %s", stream.id, error)
+            else:
+                expected = run.stop.is_set() or stream.cancelled.is_set()
+                logger.log(logging.DEBUG if expected else logging.ERROR, "stream %s failed", stream.id, exc_info=error)
             await self._end(stream, lambda: stream.error(failure))
 
     async def _end(self, stream: StreamInput, end: Callable[[], Awaitable[None]]) -> None:
@@ -273,6 +283,11 @@ class Runner:
             run.stop.set()
             await anyio.sleep(self._stop_seconds)
             run.scope.cancel()
+
+
+def _told_to_readers(error: BaseException) -> BaseException | ErrorInfo:
+    # A chunk or an output that is not JSON is the producer's fault; its readers have given no argument.
+    return hidden_error("INTERNAL", error_info(error).internal) if isinstance(error, InvalidArgumentError) else error
 
 
 async def _is_flushed(stream: StreamInput) -> bool:

@@ -1,11 +1,15 @@
-"""What Starlette and FastAPI need: a response that is any ASGI app, and counts as a response all the same."""
+"""What Starlette and FastAPI need: a response that is any ASGI app, and counts as a response all the same; and answers to our errors."""
 
 from typing import Final
 
+from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .response import ASGIApp, Message
+from ..errors import HTTP_CODES, StorageFullError, StreamkeepError
+from .response import FULL_CODE, ASGIApp, Message, shown_error
+from .wire import error_body
 
 OURS: Final = {b"content-length", b"content-type", b"transfer-encoding"}
 """Headers that say how the body is sent, and are not the endpoint's."""
@@ -41,3 +45,17 @@ class ASGIResponse(Response):
             await send(message)
 
         return send_with_ours
+
+
+def answer_errors(app: Starlette) -> None:
+    """Have an app answer what its endpoints and dependencies raise of streamkeep's errors: as JSON, by their status.
+
+    So `await streams.info(id)` in an endpoint is a 404 where there is no such stream, and a `PublicError` is what it says.
+    """
+    app.add_exception_handler(StreamkeepError, _answer)
+
+
+async def _answer(_request: Request, error: Exception) -> Response:
+    info = shown_error(error)
+    code = FULL_CODE if isinstance(error, StorageFullError) else HTTP_CODES[info.status]
+    return Response(error_body(info), code, media_type="application/json")
