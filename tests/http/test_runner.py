@@ -4,7 +4,7 @@ import asyncio
 import gc
 import warnings
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, Final
@@ -281,6 +281,52 @@ async def swallows(stream: StreamInput, _: anyio.Event) -> None:
             with anyio.CancelScope(shield=True):
                 await anyio.sleep(0.02)
     await anyio.sleep_forever()
+
+
+@pytest.mark.parametrize("way", ["stopped", "left"])
+async def test_what_a_producer_does_at_its_end_is_not_cancelled_as_well(way: str) -> None:
+    waits, saved = anyio.Event(), anyio.Event()
+
+    async def produce(stream: StreamInput, _stop: anyio.Event) -> None:
+        try:
+            await stream.write("a")
+            waits.set()
+            await anyio.sleep_forever()
+        finally:
+            await anyio.sleep(0.2)
+            saved.set()
+
+    async with InMemoryStreamManager() as streams:
+        async with Runner(streams, drain=timedelta(), stop_grace=timedelta()) as runner:
+            await runner.start("s", produce)
+            await waits.wait()
+            if way == "stopped":
+                await streams.cancel("s")
+                with anyio.fail_after(5):
+                    await saved.wait()
+        assert saved.is_set()
+        assert (await streams.info("s")).error == ("CANCELLED" if way == "stopped" else "ABORTED")
+
+
+async def test_a_producer_that_never_ends_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("streamkeep.http.runner.SAVE_SECONDS", 0.1)
+    monkeypatch.setattr("streamkeep.http.runner.END_SECONDS", 0.2)
+    go_on = anyio.Event()
+
+    async def produce(_stream: StreamInput, _stop: anyio.Event) -> None:
+        while not go_on.is_set():
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+
+    async with InMemoryStreamManager() as streams:
+        with anyio.fail_after(5):
+            async with Runner(streams, drain=timedelta(), stop_grace=timedelta()) as runner:
+                await runner.start("s", produce)
+        assert "stream s: its producer does not end" in caplog.text
+        go_on.set()
+        await anyio.wait_all_tasks_blocked()
 
 
 async def test_a_producer_that_swallows_cancellation_for_a_while_is_ended_all_the_same() -> None:

@@ -4,6 +4,7 @@ Each runs in a task of its own until it is done, fails, is stopped or the runner
 gets a terminal event, and the others go on. It decides nothing about requests or frames.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import copy_context
@@ -15,7 +16,7 @@ from typing import Final, Self
 import anyio
 from anyio import CancelScope
 
-from .._background import Background, not_ours
+from .._background import Background, is_asyncio_here, not_ours
 from .._input import StreamInput
 from .._manager import StreamManager
 from ..errors import (
@@ -42,6 +43,8 @@ SLOW_SECONDS: Final = 0.005
 MOST_QUEUED: Final = 32
 END_SECONDS: Final = 5.0
 END_RETRY_SECONDS: Final = 0.2
+SAVE_SECONDS: Final = 5.0
+"""How long a producer that is cancelled may take for what it does at its end."""
 
 
 class ChunkWriter:
@@ -78,6 +81,14 @@ class _Run:
         self.listening = CancelScope()
         self.over = anyio.Event()
         self.end_as = DIED
+        self.task: asyncio.Task[object] | None = None
+
+    def cancel(self) -> None:
+        """Cancel it. On asyncio once, so that what a producer does at its end (`finally: await save(partial)`) is not cancelled as well."""
+        if self.task is not None:
+            self.task.cancel()
+        else:
+            self.scope.cancel()
 
 
 class Runner:
@@ -89,7 +100,8 @@ class Runner:
     Args:
         streams: a running manager.
         drain: how long to wait for producers when the runner is left.
-        stop_grace: how long a producer that was told to stop may take before it is cancelled.
+        stop_grace: how long a producer that was told to stop may take before it is cancelled. Then it has five seconds more for what it
+            does at its end (on asyncio, where one cancellation is one).
         max_producers: how many may run at a time. A server bounds what lives as long as its connection; these do not.
 
     Attributes:
@@ -130,7 +142,7 @@ class Runner:
             self.drained.set()
             self._is_entered = False
             self._tasks.stop()  # nobody is left, unless this has been cancelled
-        with CancelScope(shield=True):
+        with anyio.move_on_after(END_SECONDS, shield=True):
             await self._tasks.wait()
 
     @property
@@ -181,9 +193,15 @@ class Runner:
         with anyio.move_on_after(self._stop_seconds):
             await self._all_over()
         for run in tuple(self._runs):
-            run.scope.cancel()
-        with CancelScope(shield=True):
+            run.cancel()
+        with anyio.move_on_after(SAVE_SECONDS):
             await self._all_over()
+        for run in tuple(self._runs):
+            run.scope.cancel()
+        with anyio.move_on_after(2 * END_SECONDS, shield=True):
+            await self._all_over()
+        for run in self._runs:
+            logger.error("stream %s: its producer does not end, whatever is done, and is left alone", run.stream.id)
         self.drained.set()
 
     async def _drain_at(self, shutdown: anyio.Event) -> None:
@@ -206,11 +224,14 @@ class Runner:
             await run.over.wait()
 
     async def _run(self, run: _Run, produce: Producer) -> None:
+        run.task = asyncio.current_task() if is_asyncio_here() else None
         try:
             with run.scope:
                 await self._produce(run, produce)
         except anyio.get_cancelled_exc_class():
             # From outside, or raised by the producer itself. The task ends here either way; let out, it would end all others.
+            while run.task is not None and run.task.cancelling():
+                run.task.uncancel()
             logger.info("stream %s: its producer was cancelled", run.stream.id)
         except not_ours():
             raise
@@ -282,6 +303,8 @@ class Runner:
             await run.stream.cancelled.wait()
             run.stop.set()
             await anyio.sleep(self._stop_seconds)
+            run.cancel()
+            await anyio.sleep(SAVE_SECONDS)
             run.scope.cancel()
 
 
