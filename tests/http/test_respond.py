@@ -13,7 +13,9 @@ import anyio.lowlevel
 import httpx
 import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI, Header, Request, Response
+from starlette.applications import Starlette
 from starlette.background import BackgroundTask
+from starlette.routing import Route
 from tests.http.servers import STREAM_ID, Reading, events_of, frames_of, http_to
 
 from streamkeep import InMemoryStreamManager, StreamInput, StreamManager
@@ -404,6 +406,22 @@ async def test_a_stream_is_followed_while_it_comes() -> None:
             await stream.done("last")
             body = await reading.whole()
     assert b"event: done" in body
+
+
+async def test_a_head_of_what_is_followed_does_not_wait_for_the_streams_end() -> None:
+    streams = InMemoryStreamManager()
+    streams_http = StreamsHTTP(streams)
+
+    async def follow(request: Request) -> Response:
+        return await streams_http.follow(request, "live")
+
+    app = Starlette(routes=[Route("/stream", follow)], lifespan=streams_http.lifespan)  # HEAD comes with GET there
+    async with http_to(app) as http, streams.open("live"):
+        with anyio.fail_after(5):
+            await http.head("/stream")
+            head = await http.head("/stream")  # on the same connection, which the first one would occupy
+    assert (head.status_code, head.headers[STREAM_ID], head.content) == (200, "live", b"")
+    assert head.headers["content-type"].startswith("text/event-stream")
 
 
 async def test_respond_and_follow_say_that_they_are_not_entered() -> None:

@@ -311,9 +311,13 @@ class StreamsHTTP:
         return ASGIResponse(self._showing(stream, _again(after), framing), stream)
 
     def _showing(self, stream: str, after: int | None, framing: Framing) -> ASGIApp:
-        async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
             async with errors_answered(send):
-                await self.show(receive, send, stream, after, framing=framing)
+                if scope["method"] == "HEAD":
+                    await send_head(send, framing, _naming(stream))
+                    await send({"type": "http.response.body"})
+                else:
+                    await self.show(receive, send, stream, after, framing=framing)
 
         return app
 
@@ -347,9 +351,8 @@ class StreamsHTTP:
         self, receive: Receive, send: Send, stream: str, after: int | None = None, *, framing: Framing | None = None
     ) -> None:
         """Answer with a stream's events, in Genkit's framing unless told otherwise. Raises before the answer has begun only."""
-        headers = [(STREAM_ID_HEADER, stream), ("access-control-expose-headers", "X-Genkit-Stream-Id")]
         async with self.streams.subscribe(stream, after, idle_timeout=self._timeouts.idle) as events:
-            await self._send_events(receive, send, events, framing or GenkitFraming(), headers)
+            await self._send_events(receive, send, events, framing or GenkitFraming(), _naming(stream))
 
     async def _post(self, scope: Scope, receive: Receive, send: Send, work: Work, context: Mapping[str, Any]) -> None:
         headers = headers_of(scope)
@@ -442,6 +445,11 @@ class StreamsHTTP:
 
     async def _owner(self, action: Action, scope: Scope, info: StreamInfo | None, context: Mapping[str, Any]) -> str:
         return await owner_of(self._authorize, Access(action, scope, headers_of(scope), info, context))
+
+
+def _naming(stream: str) -> list[tuple[str, str]]:
+    """Give the headers that tell a client the stream's id."""
+    return [(STREAM_ID_HEADER, stream), ("access-control-expose-headers", "X-Genkit-Stream-Id")]
 
 
 def _place_of(scope: Scope) -> int | None:
