@@ -149,6 +149,29 @@ async def test_an_sdks_stream_is_closed_at_its_end_and_when_it_is_not_wanted(mak
     assert [sdk.is_closed for sdk in made] == [True, True]
 
 
+class Unclosable(SDKStream):
+    async def close(self) -> None:
+        await super().close()
+        raise OSError("the connection is closed already")
+
+
+class SyncUnclosable(SyncSDKStream):
+    def close(self) -> None:
+        super().close()
+        raise OSError("the connection is closed already")
+
+
+@pytest.mark.parametrize("source", [Unclosable, SyncUnclosable])
+async def test_a_source_that_cannot_be_closed_spoils_no_answer(source: Made, caplog: pytest.LogCaptureFixture) -> None:
+    async with chat(source, id="a1") as http:
+        answer = await http.post("/chat")
+        again = await http.post("/chat", headers={STREAM_ID: "a1"})
+        taken = await http.post("/chat")
+    assert (frames_of(answer.content), again.content) == (WHOLE, answer.content)
+    assert taken.status_code == 409
+    assert "could not be closed" in caplog.text
+
+
 async def test_what_blocks_runs_in_a_thread_with_the_context_of_its_request() -> None:
     user = ContextVar[str]("user")
     seen: list[tuple[str, bool]] = []

@@ -5,6 +5,7 @@ generators, and functions that make one of these.
 """
 
 import inspect
+import logging
 import time
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -18,12 +19,14 @@ from .._background import loop_here
 from .._input import StreamInput
 from .runner import ChunkWriter, Producer
 
+logger: Final = logging.getLogger("streamkeep")
+
 Chunks = AsyncIterable[object] | Iterable[object]
 Source = Chunks | Callable[[StreamInput], object] | Callable[[], object]
 """An iterable of chunks, or a function that makes one: see `StreamsHTTP.respond`."""
 
 CLOSE_SECONDS: Final = 5.0
-"""How long closing an iterable may take when its producer is cancelled."""
+"""How long closing an iterable may take."""
 MOST_AHEAD: Final = 256
 PAUSE_SECONDS: Final = 0.002
 """How far a thread may be ahead of the storage, and how long it waits when it is."""
@@ -44,12 +47,20 @@ def producer_of(source: Source) -> Producer:
 
 
 async def close(source: object) -> None:
-    """Close an iterable that is iterated no further, if it can be closed."""
+    """Close an iterable that is iterated no further, if it can be closed. What that raises is logged: what came before matters more."""
     function = getattr(source, "aclose", None) or getattr(source, "close", None)
     if callable(function) and _is_chunks(source):
-        closing = function()
-        if inspect.isawaitable(closing):
-            await closing
+        with anyio.move_on_after(CLOSE_SECONDS, shield=True):
+            try:
+                closing = function()
+                if inspect.isawaitable(closing):
+                    await closing
+            except Exception as error:
+                _log_unclosed(source, error)
+
+
+def _log_unclosed(source: object, error: Exception) -> None:
+    logger.warning("a stream's source, a %s, could not be closed", type(source).__name__, exc_info=error)
 
 
 def _made_by(function: Callable[..., object]) -> Producer:
@@ -103,8 +114,7 @@ async def _write_all(stream: StreamInput, chunks: Chunks) -> None:
             async for chunk in chunks:
                 await writer.write(chunk)
         finally:
-            with anyio.move_on_after(CLOSE_SECONDS, shield=True):
-                await close(chunks)
+            await close(chunks)
     else:
         await _write_from_thread(stream, chunks)
 
@@ -138,4 +148,7 @@ def _write_here(stream: StreamInput, chunks: Iterable[object]) -> None:
     finally:
         function: Any = getattr(chunks, "close", None)
         if callable(function):
-            function()
+            try:
+                function()
+            except Exception as error:
+                _log_unclosed(chunks, error)
