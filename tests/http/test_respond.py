@@ -19,7 +19,7 @@ from starlette.routing import Route
 from tests.http.servers import STREAM_ID, Reading, events_of, frames_of, http_to
 
 from streamkeep import InMemoryStreamManager, StreamInput, StreamManager
-from streamkeep.http import SSEFraming, StreamsHTTP
+from streamkeep.http import Access, SSEFraming, StreamsHTTP
 from streamkeep.http.response import Timeouts
 from streamkeep.http.sources import Source, producer_of
 from streamkeep.http.starlette import ASGIResponse
@@ -170,6 +170,19 @@ async def test_a_source_that_cannot_be_closed_spoils_no_answer(source: Made, cap
     assert (frames_of(answer.content), again.content) == (WHOLE, answer.content)
     assert taken.status_code == 409
     assert "could not be closed" in caplog.text
+
+
+async def test_a_source_is_closed_when_its_endpoint_is_cancelled_before_the_stream_is_open() -> None:
+    async def authorize(_access: Access) -> str:
+        await anyio.sleep_forever()
+        return ""
+
+    sdk = SDKStream()
+    request = Request({"type": "http", "method": "POST", "headers": [], "path": "/chat"})
+    async with StreamsHTTP(InMemoryStreamManager(), authorize=authorize) as streams_http:
+        with anyio.move_on_after(0.1):
+            await streams_http.respond(request, sdk)
+    assert sdk.is_closed
 
 
 async def test_what_blocks_runs_in_a_thread_with_the_context_of_its_request() -> None:

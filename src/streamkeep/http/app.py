@@ -245,8 +245,10 @@ class StreamsHTTP:
             owned_by = await self._owner_or(owner, "start", scope, known)
             kept = {**(metadata or {}), "route": scope["path"], "owner": owned_by}
             await runner.start(stream, produce, metadata=kept, ttl=ttl)
-        except Exception as error:
+        except BaseException as error:
             await close(source)
+            if not isinstance(error, Exception):
+                raise  # the endpoint was cancelled
             return ASGIResponse(_failed(error))
         return ASGIResponse(self._showing(stream, None, frames), stream)
 
