@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final
 
 import anyio
@@ -256,6 +257,8 @@ NO_SOURCES: Final[Sequence[tuple[Callable[[], Any], str]]] = [
     (anyio.create_task_group, "context manager: enter it"),
     (lambda: SDKStream, "not of a type"),
     (lambda: lambda _a, _b: [], "takes one argument, the stream, or none"),
+    (lambda: lambda *, _session: [], "that makes a stream.s chunks takes one argument"),
+    (lambda: partial(lambda _question, _stream: [], _question="why?"), "takes one argument, the stream"),
 ]
 
 

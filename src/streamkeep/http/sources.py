@@ -84,14 +84,14 @@ def _takes_argument(function: Callable[..., object]) -> bool:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:  # some that are written in C
         return False
-    required = [parameter for parameter in parameters if parameter.default is parameter.empty and _is_positional(parameter)]
-    if len(required) > 1:
+    required = [parameter for parameter in parameters if parameter.default is parameter.empty and not _is_variadic(parameter)]
+    if len(required) > 1 or any(parameter.kind is parameter.KEYWORD_ONLY for parameter in required):
         raise TypeError("a function that makes a stream's chunks takes one argument, the stream, or none")
     return bool(required)
 
 
-def _is_positional(parameter: inspect.Parameter) -> bool:
-    return parameter.kind in {parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD}
+def _is_variadic(parameter: inspect.Parameter) -> bool:
+    return parameter.kind in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}
 
 
 def _is_chunks(source: object) -> bool:
