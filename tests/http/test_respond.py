@@ -1,5 +1,6 @@
 """`respond` and `follow`: streams on an app's own routes, by the means that the app has already."""
 
+import asyncio
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ import anyio.lowlevel
 import httpx
 import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI, Header, Request, Response
+from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.routing import Route
@@ -247,6 +249,10 @@ async def test_a_thread_that_waits_for_ever_holds_up_neither_a_stop_nor_the_end(
     assert "Traceback" not in caplog.text
 
 
+class Answer(BaseModel):
+    text: str = "yes"
+
+
 NO_SOURCES: Final[Sequence[tuple[Callable[[], Any], str]]] = [
     (lambda: "text", "not of a str"),
     (lambda: b"bytes", "not of a bytes"),
@@ -254,6 +260,8 @@ NO_SOURCES: Final[Sequence[tuple[Callable[[], Any], str]]] = [
     (lambda: None, "not of a NoneType"),
     (lambda: 7, "not of a int"),
     (sdk_call, "await it first"),
+    (asyncio.Future, "not of a Future: await it first"),
+    (Answer, "not of a Answer"),
     (anyio.create_task_group, "context manager: enter it"),
     (lambda: SDKStream, "not of a type"),
     (lambda: lambda _a, _b: [], "takes one argument, the stream, or none"),

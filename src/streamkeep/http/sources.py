@@ -95,12 +95,16 @@ def _is_variadic(parameter: inspect.Parameter) -> bool:
 
 
 def _is_chunks(source: object) -> bool:
-    return isinstance(source, AsyncIterable | Iterable) and not isinstance(source, str | bytes | bytearray | Mapping | type)
+    if isinstance(source, str | bytes | bytearray | Mapping | type):
+        return False
+    # Futures and Pydantic's models have an `__iter__` for ends of their own.
+    is_other = inspect.isawaitable(source) or hasattr(source, "model_dump")
+    return isinstance(source, AsyncIterable) or (isinstance(source, Iterable) and not is_other)
 
 
 def _kind(source: object) -> str:
     name = type(source).__name__
-    if inspect.iscoroutine(source):
+    if inspect.isawaitable(source):
         return f"a {name}: await it first, or give the function"
     if hasattr(source, "__aenter__") or hasattr(source, "__enter__"):
         return f"a {name}, which is a context manager: enter it in a generator"
