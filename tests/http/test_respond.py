@@ -21,11 +21,12 @@ from starlette.background import BackgroundTask
 from starlette.routing import Route
 from tests.http.servers import STREAM_ID, Reading, events_of, frames_of, http_to
 
-from streamkeep import InMemoryStreamManager, StreamInput, StreamManager
+from streamkeep import InMemoryStreamManager, Limits, StreamInput, StreamManager
 from streamkeep.http import Access, SSEFraming, StreamsHTTP
 from streamkeep.http.response import Timeouts
 from streamkeep.http.sources import Source, producer_of
 from streamkeep.http.starlette import ASGIResponse
+from streamkeep.storages.memory import MemoryStorage
 
 WHOLE: Final = [{"message": 0, "offset": 0}, {"message": 1, "offset": 1}, {"result": None, "offset": 2}]
 
@@ -210,6 +211,16 @@ async def test_a_thread_that_is_faster_than_the_storage_waits_for_it() -> None:
     async with chat(lambda: iter(range(30_000))) as http:
         answer = await http.post("/chat")
     assert len(frames_of(answer.content)) == 30_001
+
+
+async def test_a_thread_waits_although_the_queue_is_shorter_than_what_it_may_be_ahead() -> None:
+    streams = StreamManager(MemoryStorage(), limits=Limits(max_queued_events=2, max_events=500))
+    async with chat(lambda: iter(range(500)), streams) as http:
+        answer = await http.post("/chat")
+    assert frames_of(answer.content)[-1] == {"result": None, "offset": 500}
+    async with chat(lambda: iter(range(501)), streams) as http:
+        answer = await http.post("/chat")
+    assert frames_of(answer.content)[-1]["error"]["status"] == "RESOURCE_EXHAUSTED"  # type: ignore[index]
 
 
 async def test_a_generator_in_a_thread_that_fails_ends_its_stream() -> None:

@@ -17,6 +17,7 @@ import anyio
 
 from .._background import loop_here
 from .._input import StreamInput
+from ..errors import LimitExceededError
 from .runner import ChunkWriter, Producer
 
 logger: Final = logging.getLogger("streamkeep")
@@ -144,9 +145,10 @@ async def _write_from_thread(stream: StreamInput, chunks: Iterable[object]) -> N
 
 
 def _write_here(stream: StreamInput, chunks: Iterable[object]) -> None:
+    offset = stream.tail - 1
     try:
         for chunk in chunks:
-            offset = stream.write_soon(chunk)
+            offset = _write_when_there_is_room(stream, chunk, offset)
             while offset - stream.tail >= MOST_AHEAD and not stream.is_closed:
                 time.sleep(PAUSE_SECONDS)
     finally:
@@ -156,3 +158,15 @@ def _write_here(stream: StreamInput, chunks: Iterable[object]) -> None:
                 function()
             except Exception as error:
                 _log_unclosed(chunks, error)
+
+
+def _write_when_there_is_room(stream: StreamInput, chunk: object, last: int) -> int:
+    while True:
+        is_stored = stream.tail > last
+        try:
+            return stream.write_soon(chunk)
+        except LimitExceededError:
+            # Of the storage's queue, which may be shorter than what a thread may be ahead, or of the stream.
+            if is_stored:
+                raise
+        time.sleep(PAUSE_SECONDS)
