@@ -223,6 +223,21 @@ async def test_a_thread_waits_although_the_queue_is_shorter_than_what_it_may_be_
     assert frames_of(answer.content)[-1]["error"]["status"] == "RESOURCE_EXHAUSTED"  # type: ignore[index]
 
 
+async def test_a_slow_storage_with_a_short_queue_holds_a_producer_up_and_does_not_end_it() -> None:
+    class Slow(MemoryStorage):
+        async def commit(self, *args: Any, **options: Any) -> Any:
+            await anyio.sleep(0.02)
+            return await super().commit(*args, **options)
+
+    async def numbers() -> AsyncGenerator[int, None]:
+        for number in range(50):
+            yield number
+
+    async with chat(numbers, StreamManager(Slow(), limits=Limits(max_queued_events=5))) as http:
+        answer = await http.post("/chat")
+    assert frames_of(answer.content)[-1] == {"result": None, "offset": 50}
+
+
 async def test_a_generator_in_a_thread_that_fails_ends_its_stream() -> None:
     def failing() -> Iterator[int]:
         yield 0

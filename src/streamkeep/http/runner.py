@@ -61,7 +61,11 @@ class ChunkWriter:
     async def write(self, chunk: object) -> None:
         """Store a chunk, or queue it behind what is being stored. Raises as `StreamInput.write` and `flush` do."""
         if self._is_slow:
-            self._stream.write_soon(chunk)
+            try:
+                self._stream.write_soon(chunk)
+            except LimitExceededError:
+                await self._stream.flush()  # the queue may be shorter than MOST_QUEUED
+                self._stream.write_soon(chunk)
             self._queued += 1
             if self._queued < MOST_QUEUED:
                 return
