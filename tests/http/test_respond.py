@@ -207,6 +207,18 @@ async def test_what_blocks_runs_in_a_thread_with_the_context_of_its_request() ->
     assert seen == [("Ada", False)]
 
 
+async def test_a_plain_function_is_called_in_a_thread_for_it_may_block() -> None:
+    threads: list[bool] = []
+
+    def client_create() -> Iterator[int]:  # as a synchronous client's, which waits for the head of its answer
+        threads.append(threading.current_thread() is threading.main_thread())
+        return iter([0, 1])
+
+    async with chat(lambda: client_create) as http:
+        answer = await http.post("/chat")
+    assert (threads, frames_of(answer.content)) == ([False], WHOLE)
+
+
 async def test_a_thread_that_is_faster_than_the_storage_waits_for_it() -> None:
     async with chat(lambda: iter(range(30_000))) as http:
         answer = await http.post("/chat")

@@ -214,13 +214,13 @@ class StreamsHTTP:
 
         Args:
             request: the request; not a GET, which browsers repeat.
-            source: the chunks. An async iterable, as SDKs give them; or any other, which is iterated in a thread; or a function that
-                makes one. A function is called in the producer's task, so what it opens lives as long as the stream. If it takes an
-                argument, that is the `StreamInput`: it has the `id`, `cancelled`, and `done` for a result. What it returns, if that is no
-                iterator, is the result.
+            source: the chunks. An async iterable, as SDKs give them; or any other, which is iterated in a thread; or a function: a
+                generator function, or one that returns an iterator. A function is called when the producer runs, so what it opens lives as
+                long as the stream; in a thread if it is a plain one. If it requires an argument, that is the `StreamInput`: it has the
+                `id`, `cancelled`, and `done` for a result. What it returns, if that is no iterator, is the result.
             id: the stream's id; a new one unless given.
             owner: who may read, resume and stop it, as text; unless given, who `authorize` says.
-            metadata: is kept with the stream.
+            metadata: text that is kept with the stream, beside its `owner` and `route`.
             ttl: how long it is kept when it has ended, if not as long as the manager says.
             context: what `authorize` gets.
             framing: how the events travel: `GenkitFraming()` unless given.
@@ -527,7 +527,7 @@ def _path_below(scope: Scope) -> str:
     """
     path: str = scope["path"]
     root: str = scope.get("root_path", "")
-    while root and not path.startswith(root):
+    while root and not f"{path}/".startswith(f"{root}/"):
         _, slash, rest = root[1:].partition("/")
         root = slash + rest
     return path.removeprefix(root)

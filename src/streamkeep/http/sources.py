@@ -10,10 +10,12 @@ import time
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
 from threading import Thread
 from typing import Any, Final, cast
 
 import anyio
+from anyio import to_thread
 
 from .._background import loop_here
 from .._input import StreamInput
@@ -65,10 +67,12 @@ def _log_unclosed(source: object, error: Exception) -> None:
 
 
 def _made_by(function: Callable[..., object]) -> Producer:
-    takes_stream = _takes_argument(function)
+    takes_stream, blocks = _takes_argument(function), _may_block(function)
 
     async def produce(stream: StreamInput, _stop: anyio.Event) -> object:
-        made = function(stream) if takes_stream else function()
+        call = partial(function, stream) if takes_stream else function
+        # As FastAPI does with what is no coroutine function: a synchronous client waits for its answer's head.
+        made = await to_thread.run_sync(call, abandon_on_cancel=True) if blocks else call()
         if inspect.isawaitable(made):
             made = await cast("Awaitable[object]", made)
         # A list may be a result; what has to be iterated to be known is none.
@@ -78,6 +82,12 @@ def _made_by(function: Callable[..., object]) -> Producer:
         return made
 
     return produce
+
+
+def _may_block(function: Callable[..., object]) -> bool:
+    plain = function.func if isinstance(function, partial) else function
+    kinds = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
+    return not any(is_kind(plain) for is_kind in kinds)
 
 
 def _takes_argument(function: Callable[..., object]) -> bool:
