@@ -325,7 +325,8 @@ class _Renewal:
             if page.head != self._mail:  # else it could not be taken out, and has been looked at
                 self._mail = page.head
                 self._host.take(_lifecycle.mail_of(page.head))
-            await self._storage.delete(self._mailbox, page.head.version)
+            if await self._storage.delete(self._mailbox, page.head.version):
+                self._mail = None
 
     async def _renew(self, *, is_over: bool = False) -> None:
         """Give a sign of life."""

@@ -316,6 +316,7 @@ def test_another_method_does_nothing(anywhere: Target, method: str) -> None:
     overrides = (b"X-HTTP-Method-Override: DELETE", b"X-Method-Override: DELETE", b"X-HTTP-Method: DELETE")
     for path in (f"/streams/{KNOWN}".encode(), f"/streams/{KNOWN}/cancel".encode(), b"/few?_method=DELETE"):
         answer = ask(anywhere.address, method, path, *overrides, ID + KNOWN.encode(), b"Connection: close", body=b"")
-        assert answer.code in {404, 405}, (path, answer)
+        is_read = method == "HEAD" and path.endswith(KNOWN.encode())
+        assert answer.code in ({200} if is_read else {404, 405}), (path, answer)
         assert b"Override" not in answer.body  # a TRACE would repeat what was sent, cookies included
     assert anywhere.is_alive()

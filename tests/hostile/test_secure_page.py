@@ -18,6 +18,7 @@ from streamkeep.events import MAX_DEPTH, MAX_ERROR_TEXT
 from streamkeep.http import Access, Runner, StreamsHTTP
 from streamkeep.http.app import MAX_QUERY_FIELDS
 from streamkeep.http.response import Timeouts
+from streamkeep.http.runner import SAVE_SECONDS
 from streamkeep.storage import PAGE_BYTES
 
 PAGE: Final = Path(__file__).parents[2] / "docs/how-to/secure.md"
@@ -39,6 +40,7 @@ FIXED: Final = {
     "what a reader that does not read holds": PAGE_BYTES,
     "metadata of a stream, characters": MAX_METADATA,
     "what is kept of an exception's text": MAX_ERROR_TEXT,
+    "and how long it may then take for what it does at its end": timedelta(seconds=SAVE_SECONDS),
 }
 
 

@@ -300,7 +300,8 @@ class StreamMachine(RuleBasedStateMachine):
         self._storages[there].is_down = False
         assert isinstance(found, StreamInput), found
         self._pairs.append((found, self._model.open(here.model, log.id, {}, resume=True, is_cut_off=True)))
-        self._pass_time(2)  # until it has seen that its storage is back, and taken its mail
+        for _ in range(4):  # until it has seen that its storage is back, and taken its mail, and has itself been seen
+            self._pass_time(1)
         for writer in self._model.kept:
             self._model.look(writer)
 
