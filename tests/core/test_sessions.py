@@ -742,6 +742,19 @@ async def test_a_session_that_is_not_there_is_told_all_the_same(
     assert await woken(stream, 1)
 
 
+async def test_two_cancellations_of_one_moment_under_one_id_are_both_told(
+    streams: StreamManager, elsewhere: StreamManager
+) -> None:
+    await anyio.sleep(1)
+    for _ in range(2):
+        stream = await streams.open("s")
+        await wait_all_tasks_blocked()
+        await elsewhere.cancel("s")
+        await wait_all_tasks_blocked()
+        assert stream.cancelled.is_set()
+        await elsewhere.delete("s")
+
+
 async def test_telling_a_session_that_is_over_does_nothing(
     streams: StreamManager, memory: MemoryStorage, storage: FaultyStorage
 ) -> None:
