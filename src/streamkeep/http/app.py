@@ -33,7 +33,7 @@ from .response import (
     headers_of,
     read_body,
     send_events,
-    send_head,
+    send_only_head,
     send_response,
 )
 from .runner import MAX_PRODUCERS, Producer, Runner
@@ -306,7 +306,7 @@ class StreamsHTTP:
         except StreamNotFoundError:
             return ASGIResponse(_nothing, status=204)
         after = _place_of(scope)
-        if info.status == "open" or after != info.tail - 1:
+        if not _is_all_seen(info, after):
             return ASGIResponse(self._showing(stream, after, framing), stream)
         if not isinstance(framing, GenkitFraming):
             return ASGIResponse(_nothing, status=204)
@@ -316,8 +316,7 @@ class StreamsHTTP:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             async with errors_answered(send):
                 if scope["method"] == "HEAD":
-                    await send_head(send, framing, _naming(stream))
-                    await send({"type": "http.response.body"})
+                    await send_only_head(send, framing, _naming(stream))
                 else:
                     await self.show(receive, send, stream, after, framing=framing)
 
@@ -343,7 +342,7 @@ class StreamsHTTP:
         try:
             info = await self._admit("resume", scope, stream, scope["path"], context)
             after = _place_of(scope)
-            if info.status != "open" and after == info.tail - 1:
+            if _is_all_seen(info, after):
                 after = _again(after)
             await self.show(receive, send, info.id, after)
         except StreamNotFoundError:
@@ -395,13 +394,12 @@ class StreamsHTTP:
     async def _read_events(self, scope: Scope, receive: Receive, send: Send, stream: str) -> None:
         info = await self._admit("read", scope, stream, self._route, {})
         after = parse_offset(headers_of(scope).get("last-event-id") or query_of(scope).get("after"))
-        if info.status != "open" and after == info.tail - 1:
+        if _is_all_seen(info, after):
             # What an EventSource that has seen the end is told, so that it does not come back for ever.
             await send_response(send, 204)
             return
         if scope["method"] == "HEAD":
-            await send_head(send, SSEFraming())
-            await send({"type": "http.response.body"})
+            await send_only_head(send, SSEFraming())
             return
         async with self.streams.subscribe(stream, after, idle_timeout=self._timeouts.idle) as events:
             await self._send_events(receive, send, events, SSEFraming())
@@ -458,6 +456,11 @@ def _place_of(scope: Scope) -> int | None:
     """Give the offset behind which a request wants to go on. InvalidArgumentError: it is none."""
     headers = headers_of(scope)
     return parse_offset(headers.get("last-event-id") or headers.get(OFFSET_HEADER) or query_of(scope).get("after"))
+
+
+def _is_all_seen(info: StreamInfo, after: int | None) -> bool:
+    """Say whether who has seen the event at `after` has seen the stream's end."""
+    return info.status != "open" and after == info.tail - 1
 
 
 def _again(after: int | None) -> int | None:

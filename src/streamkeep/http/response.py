@@ -123,6 +123,11 @@ async def send_response(send: Send, code: int, body: bytes = b"", headers: Itera
     await send({"type": "http.response.body", "body": body})
 
 
+def code_of(error: Exception) -> int | None:
+    """Give an error's HTTP code where it is not its status's."""
+    return FULL_CODE if isinstance(error, StorageFullError) else None
+
+
 async def send_error(send: Send, error: ErrorInfo, code: int | None = None, headers: Iterable[tuple[str, str]] = ()) -> None:
     """Send an error as JSON, under its status's HTTP code unless another is given."""
     await send_response(send, code or HTTP_CODES[error.status], error_body(error), headers)
@@ -149,10 +154,8 @@ async def errors_answered(send: Send) -> AsyncGenerator[None]:
         yield
     except BodyRefusedError as error:
         await send_error(send, shown_error(error), error.code, error.headers)
-    except StorageFullError as error:
-        await send_error(send, shown_error(error), FULL_CODE)
     except Exception as error:
-        await send_error(send, shown_error(error))
+        await send_error(send, shown_error(error), code_of(error))
 
 
 async def disconnected(receive: Receive) -> None:
@@ -193,6 +196,12 @@ async def send_head(send: Send, framing: Framing, headers: Iterable[tuple[str, s
         ("x-accel-buffering", "no"),
     ]
     await send({"type": "http.response.start", "status": 200, "headers": _raw([*ours, *headers])})
+
+
+async def send_only_head(send: Send, framing: Framing, headers: Iterable[tuple[str, str]] = ()) -> None:
+    """Answer a HEAD with what an answer that streams begins with."""
+    await send_head(send, framing, headers)
+    await send({"type": "http.response.body"})
 
 
 async def _end_after(wait: Callable[[], Awaitable[None]], response: anyio.CancelScope) -> None:

@@ -7,8 +7,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..errors import HTTP_CODES, StorageFullError, StreamkeepError
-from .response import FULL_CODE, ASGIApp, Message, shown_error
+from ..errors import HTTP_CODES, StreamkeepError
+from .response import ASGIApp, Message, code_of, shown_error
 from .wire import error_body
 
 OURS: Final = {b"content-length", b"content-type", b"transfer-encoding"}
@@ -57,5 +57,4 @@ def answer_errors(app: Starlette) -> None:
 
 async def _answer(_request: Request, error: Exception) -> Response:
     info = shown_error(error)
-    code = FULL_CODE if isinstance(error, StorageFullError) else HTTP_CODES[info.status]
-    return Response(error_body(info), code, media_type="application/json")
+    return Response(error_body(info), code_of(error) or HTTP_CODES[info.status], media_type="application/json")
