@@ -330,7 +330,7 @@ async def test_serve_gives_the_streams_of_other_processes(streams: StreamManager
             stopped = await client.delete("/streams/open")
             answers = [(await client.get(path)).status_code for path in ("/healthz", "/", "/streams/", "/streams/nobodys")]
 
-        assert 'event: chunk\ndata: " w\\u00f6rld"\nid: 1\n\n' in events.text
+        assert b'event: chunk\ndata: " w\\u00f6rld"\nid: 1\n\n' in without_lives(events.content)
         assert (info.json()["status"], stopped.json()) == ("open", {"stopped": True})
         assert answers == [200, 404, 404, 404]
         assert (await streams.info("open")).error == "CANCELLED"

@@ -54,6 +54,7 @@ class StreamInfo:
 
     Attributes:
         id: the stream's id.
+        life: what tells this stream from others that live under its id before and after; empty if that cannot be read.
         status: `open`, `done` or `error`; `unreadable` (in lists only) if its head is damaged, or from a newer version.
         error: the status of the error it ended with (`CANCELLED`, `ABORTED`, …), if it did.
         tail: how many events it holds, the terminal one included.
@@ -65,6 +66,7 @@ class StreamInfo:
     """
 
     id: str
+    life: str
     status: Literal["open", "done", "error", "unreadable"]
     error: Status | None
     tail: int
@@ -477,7 +479,7 @@ def _listed(stream: str, head: Head, now: float) -> StreamInfo | None:
         life = _lifecycle.life_of(head)
     except StorageCorruptError as error:
         updated_at = _lifecycle.committed_at(head)
-        return StreamInfo(stream, "unreadable", error.status, head.tail, updated_at, updated_at, "", head.expires_at, {})
+        return StreamInfo(stream, "", "unreadable", error.status, head.tail, updated_at, updated_at, "", head.expires_at, {})
     return None if _lifecycle.is_expired(life, now) else _info_of(stream, life)
 
 
@@ -485,6 +487,7 @@ def _info_of(stream: str, life: Life) -> StreamInfo:
     head, state = life.head, life.state
     return StreamInfo(
         id=stream,
+        life=state.life,
         status=state.status,
         error=state.error,
         tail=head.tail,

@@ -2,20 +2,24 @@
 
 from .access import Access, Authorize
 from .app import StreamsHTTP
+from .framing import AISDKFraming, Framing, GenkitFraming, NDJSONFraming, PassThroughFraming, SSEFraming, TextFraming
 from .middleware import DurableStreaming
 from .response import Timeouts
 from .runner import Producer, Runner
-from .wire import Framing, GenkitFraming, SSEFraming
 
 __all__ = [
+    "AISDKFraming",
     "Access",
     "Authorize",
     "DurableStreaming",
     "Framing",
     "GenkitFraming",
+    "NDJSONFraming",
+    "PassThroughFraming",
     "Producer",
     "Runner",
     "SSEFraming",
     "StreamsHTTP",
+    "TextFraming",
     "Timeouts",
 ]

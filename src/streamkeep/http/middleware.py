@@ -86,7 +86,7 @@ class DurableStreaming:
         await self._http.launch(scope, stream, exchange.produce, {})
         await exchange.answered.wait()
         if exchange.is_stream:
-            await self._http.show(receive, send, stream)
+            await self._http.show(scope, receive, send, stream)
         else:
             try:
                 await exchange.passed_on(receive)
