@@ -173,6 +173,11 @@ class StreamManager:
             await self.aclose()
 
     @property
+    def limits(self) -> Limits:
+        """What one stream may hold here."""
+        return self._limits
+
+    @property
     def is_running(self) -> bool:
         """Whether it has been entered and not been closed."""
         return self._running is not None and not self._running.is_closing

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 from urllib.parse import parse_qsl
 
@@ -27,6 +27,7 @@ from .framing import (
     Cursor,
     Framing,
     GenkitFraming,
+    PassThroughFraming,
     SSEFraming,
     kept_framing,
     parse_cursor,
@@ -358,26 +359,44 @@ class StreamsHTTP:
         """Give a request's body, or None if the client went away. Raises BodyRefusedError."""
         return await read_body(scope, receive, max_bytes=self._max_body_bytes, within=self._timeouts.body)
 
-    async def launch(self, scope: Scope, stream: str, produce: Producer, context: Mapping[str, Any]) -> None:
+    async def launch(
+        self,
+        scope: Scope,
+        stream: str,
+        produce: Producer,
+        context: Mapping[str, Any],
+        metadata: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         """Run a producer under an id, for the route and the owner that the request comes from."""
         owner = await self._owner("start", scope, None, context)
-        await self.runner.start(stream, produce, metadata={"route": scope["path"], "owner": owner})
+        await self.runner.start(stream, produce, metadata={**metadata, "route": scope["path"], "owner": owner})
 
-    async def resume(self, scope: Scope, receive: Receive, send: Send, stream: str, context: Mapping[str, Any]) -> None:
-        """Answer with a stream that was started before; 204 if there is none. Raises before the answer has begun only."""
+    async def resume(self, scope: Scope, receive: Receive, send: Send, context: Mapping[str, Any]) -> None:
+        """Answer with the stream that a POST names instead of starting one. Raises before the answer has begun only.
+
+        Where there is none, or nothing is left of it, it is a 204; to who came with a cursor an event stream, for that one repeats its
+        request until it gets one.
+        """
+        stream, by_cursor = _stream_named_in(scope)
+        assert stream is not None
         try:
             info = await self._admit("resume", scope, stream, scope["path"], context)
-        except StreamNotFoundError:
-            await send_response(send, 204)
+            place = _place_of(scope, info)
+        except (StreamNotFoundError, OffsetOutOfRangeError) as error:
+            if by_cursor:
+                await _told(PassThroughFraming(), error)(scope, receive, send)
+            elif isinstance(error, OffsetOutOfRangeError):
+                raise
+            else:
+                await send_response(send, 204)
             return
-        framing = framing_of(info, scope, GenkitFraming)
-        place = _place_of(scope, info)
+        framing = framing_of(info, scope, SSEFraming if by_cursor else GenkitFraming)
         if not _is_all_seen(info, place):
             await self.show(scope, receive, send, stream, place, framing=framing)
         elif isinstance(framing, GenkitFraming):
             await self.show(scope, receive, send, stream, _again(place), framing=framing)
         else:
-            await send_response(send, 204)
+            await (_told(framing) if by_cursor else _nothing)(scope, receive, send)
 
     async def show(
         self,
@@ -388,11 +407,11 @@ class StreamsHTTP:
         place: "Place | None" = None,
         *,
         framing: Framing | None = None,
-        headers: Iterable[tuple[str, str]] | None = None,
+        headers: Iterable[tuple[str, str]] = (),
     ) -> None:
         """Answer with a stream's events, in Genkit's framing unless told otherwise. Raises before the answer has begun only."""
         place = place or START
-        headers = _naming(stream) if headers is None else headers
+        headers = [*_naming(stream), *headers]
         async with self.streams.subscribe(stream, place.after, idle_timeout=self._timeouts.idle) as events:
             _check_life(place, events.life)
             with self._listening(), self._shutdown.responding():
@@ -412,8 +431,8 @@ class StreamsHTTP:
         body = await self.read_body(scope, receive)
         if body is None:
             return
-        if (stream := headers.get(STREAM_ID_HEADER)) is not None:
-            await self.resume(scope, receive, send, stream, context)
+        if STREAM_ID_HEADER in headers:
+            await self.resume(scope, receive, send, context)
             return
         request = parse_body(body)
         work.check(request)
@@ -450,9 +469,9 @@ class StreamsHTTP:
             # What an EventSource that has seen the end is told, so that it does not come back for ever.
             await send_response(send, 204)
         elif scope["method"] == "HEAD":
-            await send_only_head(send, framing)
+            await send_only_head(send, framing, _naming(stream))
         else:
-            await self.show(scope, receive, send, stream, place, framing=framing, headers=())
+            await self.show(scope, receive, send, stream, place, framing=framing)
 
     async def _cancel(self, send: Send, info: StreamInfo) -> None:
         stopped = await self.streams.cancel(info.id)

@@ -17,6 +17,7 @@ from ..events import MAX_OFFSET, ErrorInfo, StreamEvent, StreamEventType, encode
 T = TypeVar("T")
 
 LIFE_CHARACTERS: Final = 8
+_CURSOR: Final = re.compile(r"(?P<stream>[A-Za-z0-9_~.:@=+-]{1,255})/(?P<life>[0-9a-f]{8})/(?P<offset>[0-9]{1,15})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +38,9 @@ def cursor_prefix(stream: str, life: str) -> str:
 
 
 def parse_cursor(text: str | None) -> Cursor | None:
-    """Give the cursor that a text is, if it looks like one."""
-    stream, _, rest = (text or "").partition("/")
-    life, slash, offset = rest.partition("/")
-    return Cursor(stream, life, _offset(offset)) if stream and life and slash else None
+    """Give the cursor that a text is, if it is one."""
+    match = _CURSOR.fullmatch(text or "")
+    return match and Cursor(match["stream"], match["life"], int(match["offset"]))
 
 
 def parse_offset(text: str | None) -> int | None:
@@ -49,10 +49,8 @@ def parse_offset(text: str | None) -> int | None:
     For `X-Genkit-Stream-Offset`, `?after=`, and a `Last-Event-ID` that is no cursor. InvalidArgumentError: it is no whole number that
     JavaScript can name.
     """
-    return None if not text or text == "-1" else _offset(text)
-
-
-def _offset(text: str) -> int:
+    if not text or text == "-1":
+        return None
     if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_OFFSET))) or int(text) > MAX_OFFSET:
         raise InvalidArgumentError(f"an offset is a whole number from 0 to {MAX_OFFSET}, in ASCII digits")
     return int(text)
@@ -194,9 +192,10 @@ class Block(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class PassThroughFraming:
-    """Somebody's own server-sent events, with our cursors as ids. Each is a chunk `{"data": …, "event": …}`: so `DurableStreaming` stores them.
+    """Somebody's own server-sent events, with our cursors as ids.
 
-    How a stream failed is told by an event `error`; as not all clients know that, the response is then cut.
+    `DurableStreaming` stores each as a chunk `{"data": …, "event": …}`. How a stream failed is told by an event `error`; as not all clients
+    know that, the response is then cut.
 
     Args:
         id_first: whether the id comes directly before the first `data` line, as TanStack AI's client needs it, instead of last.
