@@ -12,8 +12,9 @@ from typing import ClassVar, Final, Protocol, TypeVar, assert_never
 
 import msgspec
 
+from streamkeep._depth import MAX_DEPTH, is_deep
 from streamkeep.errors import STATUSES, InvalidArgumentError, LimitExceededError, Status, StreamkeepError
-from streamkeep.events import MAX_DEPTH, MAX_OFFSET, ErrorInfo, StreamEvent, StreamEventType, encode_json, is_deep
+from streamkeep.events import MAX_OFFSET, ErrorInfo, StreamEvent, StreamEventType, encode_json
 
 T = TypeVar("T")
 
