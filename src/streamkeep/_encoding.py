@@ -1,24 +1,25 @@
 """JSONEncoding: how chunks and outputs become JSON.
 
-msgspec encodes what is plain, in one call. What it does not know, or would write in another way than is promised here, is made plain first, one
-level at a time and without recursion.
+msgspec encodes in one call what it knows, and models as they dump themselves. What it does not know, or would write in another way than is
+promised here, is made plain first, one level at a time and without recursion.
 """
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import isfinite
+from threading import get_ident
 from typing import Any, Final, Literal, final
 
 import msgspec
 
 from ._depth import MAX_DEPTH, MAX_SHALLOW, TOO_DEEP, check_depth
 from ._pydantic import dump_of, dumped, private_fields
-from ._sse_text import ADVICE, is_sse_object
+from ._sse_text import check_no_sse_object
 from .errors import InvalidArgumentError
 
 Encode = Callable[[object], bytes]
@@ -39,12 +40,12 @@ class JSONEncoding:
     """How chunks and outputs are encoded: `StreamManager.connect(url, encode=JSONEncoding(exclude_none=True))`.
 
     Called with a value, it gives its JSON in UTF-8. It takes what the standard library's `json.dumps` takes, subclasses included; enums;
-    dataclasses, attrs classes and msgspec structs; pydantic models and dataclasses, by alias, as their own JSON mode writes them; and what
-    msgspec documents, such as datetimes, UUIDs, decimals, sets, bytes (as base64) and `msgspec.Raw`, JSON that is ready. Fields of dataclasses
-    whose names begin with `_` never go out.
+    dataclasses, attrs classes and msgspec structs; pydantic models and dataclasses, by alias, as their own JSON mode writes them; and
+    what msgspec documents, such as datetimes, UUIDs, decimals, sets, bytes (as base64) and `msgspec.Raw`, JSON that is ready. Fields of
+    dataclasses whose names begin with `_` never go out.
 
-    Raises InvalidArgumentError, when called: anything else; nesting that is circular or deeper than 256 levels; bytes, and objects of known
-    libraries, that are server-sent events already.
+    Raises InvalidArgumentError, when called: anything else; nesting that is circular or deeper than 256 levels; objects of known
+    libraries that are server-sent events already.
 
     Args:
         exclude_none: leave out fields that are None, of models, dataclasses, attrs classes and structs. A null in a dict or a list is the
@@ -61,44 +62,98 @@ class JSONEncoding:
     non_finite: Literal["raise", "null"] = "raise"
     surrogates: Literal["raise", "replace"] = "raise"
     default: Callable[[object], object] | None = None
+    _encode: Encode = field(init=False, repr=False, compare=False)
+    _options: Mapping[str, bool] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.non_finite not in {"raise", "null"} or self.surrogates not in {"raise", "replace"}:
             raise InvalidArgumentError("non_finite is 'raise' or 'null', and surrogates is 'raise' or 'replace'")
+        options = {"exclude_none": self.exclude_none, "exclude_unset": self.exclude_unset}
+        object.__setattr__(self, "_options", {name: True for name, is_on in options.items() if is_on})
+        object.__setattr__(self, "_encode", msgspec.json.Encoder(enc_hook=partial(_known, self._options)).encode)
 
     def __call__(self, value: object) -> bytes:
         """Give the value's JSON. InvalidArgumentError: it has none."""
         if type(value) is msgspec.Raw:
             return checked_json(bytes(value))
         try:
-            data = _encode(value)
+            data = self._encode(value)
+        except InvalidArgumentError:
+            _taken_dumps()
+            raise
         except (*_ERRORS, RecursionError):
-            data = self._encoded(value)
+            data = self._encoded(value, _taken_dumps())
         else:
+            dumps = _taken_dumps() if _dumps else {}
             # msgspec writes null for NaN, writes private fields, and takes pydantic's dataclasses for plain ones. Only where one of
             # that may be is the value worth walking. (One byte is found much faster than two.)
             if (
                 b"null" in data or (_UNDERSCORE in data and b'"_' in data) or "pydantic.dataclasses" in sys.modules
             ) and not _is_plain(value):
-                data = self._encoded(value)
+                data = self._encoded(value, dumps)
         if len(data) > MAX_SHALLOW:
             check_depth(data)
         return data
 
-    def _encoded(self, value: object) -> bytes:
-        plain = self._plain(value)
-        return bytes(plain) if type(plain) is msgspec.Raw else _encoded(plain)
-
-    def _plain(self, value: object) -> object:
-        """Give what msgspec encodes by the rules here. InvalidArgumentError: there is nothing."""
+    def _encoded(self, value: object, dumps: "_Dumps") -> bytes:
         try:
-            return self._walk(value)
+            plain = _Walk(self, dumps).plain(value)
         except InvalidArgumentError:
             raise
         except Exception as error:  # somebody else's code runs in there, and what it says may quote the value
             raise InvalidArgumentError(f"the value is not JSON: it cannot be read ({type(error).__qualname__})") from error
+        try:
+            return _encode(plain)
+        except RecursionError as error:  # how deep that is depends on the interpreter
+            raise InvalidArgumentError(TOO_DEEP) from error
+        except _ERRORS as error:
+            raise InvalidArgumentError(f"the value is not JSON: {error}") from error
 
-    def _walk(self, value: object) -> object:
+
+_Dumps = dict[int, tuple[object, object]]
+"""What models were dumped as, by their ids; to dump one again may give another: what iterators give they give once."""
+
+_dumps: Final[dict[int, _Dumps]] = {}
+"""By the thread that encodes. Empty but while a model is being encoded."""
+
+
+def _taken_dumps() -> _Dumps:
+    return _dumps.pop(get_ident(), {})
+
+
+def _known(options: Mapping[str, bool], value: object) -> object:
+    """Give what msgspec encodes in place of what it does not know: a model's dump, and what a subclass is derived from."""
+    type_ = type(value)
+    if dump := dump_of(type_):
+        check_no_sse_object(type_)
+        tree = dumped(value, dump, options)
+        _dumps.setdefault(get_ident(), {}).setdefault(id(value), (value, tree))
+        return tree
+    if isinstance(value, str | int | float):
+        return _base_of(value)
+    raise TypeError
+
+
+def _base_of(value: str | float) -> str | float:
+    """Give what a subclass of these is derived from, whatever it says of itself, as the standard library does."""
+    match value:
+        case str():
+            return str.__str__(value)
+        case int():
+            return int.__int__(value)
+        case _:
+            return float.__float__(value)
+
+
+class _Walk:
+    """Makes one value plain, by the rules of an encoding."""
+
+    def __init__(self, rules: JSONEncoding, dumps: _Dumps) -> None:
+        self._rules = rules
+        self._dumps = dumps
+
+    def plain(self, value: object) -> object:
+        """Give what msgspec encodes by the rules. InvalidArgumentError: there is nothing."""
         root = self._shallow(value)
         todo = [(root, 1)] if isinstance(root, _CONTAINERS) else []
         while todo:
@@ -132,12 +187,8 @@ class JSONEncoding:
     def _builtin(self, value: object) -> object:
         # As the standard library does it, a subclass counts as what it is derived from, whatever it says of itself.
         match value:
-            case str():
-                return self._text(str.__str__(value))
-            case int():
-                return int.__int__(value)
-            case float():
-                return self._number(float.__float__(value))
+            case str() | int() | float():
+                return self._scalar(value)
             case dict():
                 return {self._key(key): item for key, item in dict.items(value)}
             case list():
@@ -150,6 +201,16 @@ class JSONEncoding:
                 assert isinstance(value, set | frozenset)
                 return list(value)
 
+    def _scalar(self, value: str | float) -> object:
+        plain = _base_of(value)
+        match plain:
+            case str():
+                return self._text(plain)
+            case float():
+                return self._number(plain)
+            case _:
+                return plain
+
     def _object(self, value: object) -> tuple[bool, object]:
         """Give what takes an object's place, and whether that is plain."""
         type_ = type(value)
@@ -161,39 +222,34 @@ class JSONEncoding:
         try:
             return True, msgspec.Raw(_encode(value))
         except _ERRORS:
-            if is_sse_object(type_):
-                raise InvalidArgumentError(f"{type_.__qualname__} is a server-sent event already. {ADVICE}") from None
-            if self.default is None:
+            check_no_sse_object(type_)
+            if self._rules.default is None:
                 raise InvalidArgumentError(f"the value is not JSON: {type_.__qualname__} has no JSON form") from None
-        return False, self.default(value)
+        return False, self._rules.default(value)
 
     def _dump(self, value: object, dump: Callable[..., object]) -> tuple[bool, object]:
-        if is_sse_object(type(value)):
-            raise InvalidArgumentError(f"{type(value).__qualname__} is a server-sent event already. {ADVICE}")
-        options = {"exclude_none": True} if self.exclude_none else {}
-        if self.exclude_unset:
-            options["exclude_unset"] = True
-        tree = dumped(value, dump, **options)
+        known = self._dumps.get(id(value))
+        tree = known[1] if known else dumped(value, dump, self._rules._options)  # noqa: SLF001  # its own walk
         try:
             data = _encode(tree)
         except (*_ERRORS, RecursionError):
             data = None
         if (data is None or b'"_' in data) and (private := private_fields(value)):
-            return False, dumped(value, dump, exclude=private, **options)
+            return False, dumped(value, dump, {**self._rules._options, "exclude": private})  # noqa: SLF001
         if data is None or (b"null" in data and not _is_plain(tree)):
             return False, tree
         return True, msgspec.Raw(data)
 
     def _struct(self, value: msgspec.Struct) -> msgspec.Struct:
         new = copy(value)
-        if self.exclude_none and not value.__struct_config__.array_like:
+        if self._rules.exclude_none and not value.__struct_config__.array_like:
             for name in value.__struct_fields__:
                 if getattr(value, name) is None:
                     msgspec.structs.force_setattr(new, name, msgspec.UNSET)
         return new
 
     def _is_left_out(self, item: object) -> bool:
-        return item is msgspec.UNSET or (item is None and self.exclude_none)
+        return item is msgspec.UNSET or (item is None and self._rules.exclude_none)
 
     def _key(self, key: object) -> object:
         """Give a dict's key as `json.dumps` would write it. What only msgspec knows is left to it."""
@@ -204,22 +260,22 @@ class JSONEncoding:
                 return "null"
             case bool():
                 return "true" if key else "false"
-            case float():
-                return float.__float__(key)  # a key is text, whatever number it stands for
-            case str() | int():
-                return self._shallow(key)
+            case str():
+                return self._text(str.__str__(key))
+            case int() | float():
+                return _base_of(key)  # a key is text, whatever number it stands for
             case _:
                 return key
 
     def _number(self, number: float) -> float | None:
         if isfinite(number):
             return number
-        if self.non_finite == "raise":
+        if self._rules.non_finite == "raise":
             raise InvalidArgumentError("the value is not JSON: it holds NaN or an infinity")
         return None
 
     def _text(self, text: str) -> str:
-        if self.surrogates == "raise" or not _SURROGATE.search(text):
+        if self._rules.surrogates == "raise" or not _SURROGATE.search(text):
             return text  # msgspec refuses what is no text
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
@@ -253,15 +309,6 @@ def checked_json(data: bytes) -> bytes:
         raise InvalidArgumentError("these bytes are not JSON in UTF-8") from error
     check_depth(data)
     return data
-
-
-def _encoded(plain: object) -> bytes:
-    try:
-        return _encode(plain)
-    except RecursionError as error:  # how deep that is depends on the interpreter
-        raise InvalidArgumentError(TOO_DEEP) from error
-    except _ERRORS as error:
-        raise InvalidArgumentError(f"the value is not JSON: {error}") from error
 
 
 def _is_plain(value: object) -> bool:
@@ -310,7 +357,7 @@ def _put(container: Any, place: Any, item: object) -> None:  # noqa: ANN401
 def _fields(type_: type) -> Sequence[str] | None:
     """Give the names of a dataclass' fields, or of an attrs class'; None if it is neither."""
     if is_dataclass(type_):
-        return [field.name for field in fields(type_)]
+        return [known.name for known in fields(type_)]
     if (attributes := getattr(type_, "__attrs_attrs__", None)) is not None:
         return [attribute.name for attribute in attributes]
     return None

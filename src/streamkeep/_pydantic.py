@@ -5,7 +5,7 @@ are left out, by the `exclude` that pydantic itself takes.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ._depth import MAX_DEPTH, TOO_DEEP
@@ -19,7 +19,7 @@ def dump_of(type_: type) -> Callable[..., object] | None:
     return getattr(type_, "model_dump", None)
 
 
-def dumped(value: object, dump: Callable[..., object], **options: object) -> object:
+def dumped(value: object, dump: Callable[..., object], options: Mapping[str, object]) -> object:
     """Give what `dump` makes of a value in JSON mode. InvalidArgumentError: it raised."""
     try:
         return dump(value, mode="json", by_alias=True, **options)

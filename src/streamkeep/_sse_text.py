@@ -4,7 +4,9 @@ import re
 from functools import lru_cache
 from typing import Final
 
-ADVICE: Final = (
+from .errors import InvalidArgumentError
+
+_ADVICE: Final = (
     "Give the object itself, which is what is stored and framed for each reader; or have the response that is made of such text "
     "stored as it is, by the pass-through framing"
 )
@@ -31,7 +33,18 @@ def is_sse_text(text: str) -> bool:
     )
 
 
+def check_no_sse_text(text: str) -> None:
+    """Raise InvalidArgumentError if this is server-sent events."""
+    if is_sse_text(text):
+        raise InvalidArgumentError(f"the chunk is server-sent events already. {_ADVICE}")
+
+
+def check_no_sse_object(type_: type) -> None:
+    """Raise InvalidArgumentError if instances of this type are events, or responses of them, of a library that is known."""
+    if _is_sse_object(type_):
+        raise InvalidArgumentError(f"{type_.__qualname__} is a server-sent event already. {_ADVICE}")
+
+
 @lru_cache(maxsize=1_024)
-def is_sse_object(type_: type) -> bool:
-    """Say whether instances of this type are events, or responses of them, of a library that is known; it is not imported."""
+def _is_sse_object(type_: type) -> bool:
     return any(class_.__name__ in _NAMES and class_.__module__.partition(".")[0] in _PACKAGES for class_ in type_.__mro__)

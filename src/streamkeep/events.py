@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 
 from ._encoding import Encode, JSONEncoding
-from ._sse_text import ADVICE, is_sse_text
+from ._sse_text import check_no_sse_text
 from .errors import STATUSES, InvalidArgumentError, PublicError, Status, StorageCorruptError, StreamkeepError
 
 T = TypeVar("T")
@@ -111,8 +111,7 @@ def _check_no_sse(chunk: object, data: bytes, encode: Encode) -> None:
         text = str(chunk, "latin-1") if isinstance(encode, JSONEncoding) else ""
     else:
         text = msgspec.json.decode(data, type=str)
-    if is_sse_text(text):
-        raise InvalidArgumentError(f"the chunk is server-sent events already. {ADVICE}")
+    check_no_sse_text(text)
 
 
 def done_record(output: object, encode: Encode = encode_json) -> bytes:
