@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from functools import lru_cache, partial
 from math import isfinite
@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, final
 import msgspec
 
 from ._depth import MAX_DEPTH, MAX_SHALLOW, TOO_DEEP, check_depth
-from ._pydantic import dump_of, dumped, private_fields
+from ._pydantic import dump_of, dumped, dumped_without, is_dataclass, private_fields
 from ._sse_text import check_no_sse_object
 from .errors import InvalidArgumentError
 
@@ -129,6 +129,8 @@ def _known(options: Mapping[str, bool], value: object) -> object:
         tree = dumped(value, dump, options)
         _dumps.setdefault(get_ident(), {}).setdefault(id(value), (value, tree))
         return tree
+    if isinstance(value, bool):  # a key: as a value it is known
+        return "true" if value else "false"
     if isinstance(value, str | int | float):
         return _base_of(value)
     raise TypeError
@@ -235,7 +237,7 @@ class _Walk:
         except (*_ERRORS, RecursionError):
             data = None
         if (data is None or b'"_' in data) and (private := private_fields(value)):
-            return False, dumped(value, dump, {**self._rules._options, "exclude": private})  # noqa: SLF001
+            return False, dumped_without(private, value, dump, self._rules._options)  # noqa: SLF001
         if data is None or (b"null" in data and not _is_plain(tree)):
             return False, tree
         return True, msgspec.Raw(data)
