@@ -49,9 +49,9 @@ class JSONEncoding:
 
     Args:
         exclude_none: leave out fields that are None, of models, dataclasses, attrs classes and structs. A null in a dict or a list is the
-            user's own, and stays.
+            user's own, and stays; so does one that stands for NaN.
         exclude_unset: leave out the fields of pydantic models that were not given, as pydantic's own `exclude_unset`.
-        non_finite: `raise` refuses NaN and infinities, `null` writes null in their place, as JavaScript does.
+        non_finite: `raise` refuses NaN and infinities, `null` writes null in their place, as JavaScript does. (Keys are text: `"nan"`.)
         surrogates: `raise` refuses lone surrogates, which are no text; `replace` writes U+FFFD in their place.
         default: is asked for what to encode in place of an object that nothing here takes, as by `json.dumps`. It is called in the thread
             that writes.
@@ -104,9 +104,7 @@ class JSONEncoding:
             raise InvalidArgumentError(f"the value is not JSON: it cannot be read ({type(error).__qualname__})") from error
         try:
             return _encode(plain)
-        except RecursionError as error:  # how deep that is depends on the interpreter
-            raise InvalidArgumentError(TOO_DEEP) from error
-        except _ERRORS as error:
+        except (*_ERRORS, RecursionError) as error:
             raise InvalidArgumentError(f"the value is not JSON: {error}") from error
 
 
