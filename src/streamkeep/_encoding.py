@@ -97,7 +97,7 @@ class JSONEncoding:
 
     def _encoded(self, value: object, dumps: "_Dumps") -> bytes:
         try:
-            plain = _Walk(self, dumps).plain(value)
+            plain = _Walk(self, self._options, dumps).plain(value)
         except InvalidArgumentError:
             raise
         except Exception as error:  # somebody else's code runs in there, and what it says may quote the value
@@ -148,8 +148,9 @@ def _base_of(value: str | float) -> str | float:
 class _Walk:
     """Makes one value plain, by the rules of an encoding."""
 
-    def __init__(self, rules: JSONEncoding, dumps: _Dumps) -> None:
+    def __init__(self, rules: JSONEncoding, options: Mapping[str, bool], dumps: _Dumps) -> None:
         self._rules = rules
+        self._options = options  # of pydantic's
         self._dumps = dumps
 
     def plain(self, value: object) -> object:
@@ -229,13 +230,13 @@ class _Walk:
 
     def _dump(self, value: object, dump: Callable[..., object]) -> tuple[bool, object]:
         known = self._dumps.get(id(value))
-        tree = known[1] if known else dumped(value, dump, self._rules._options)  # noqa: SLF001  # its own walk
+        tree = known[1] if known else dumped(value, dump, self._options)
         try:
             data = _encode(tree)
         except (*_ERRORS, RecursionError):
             data = None
         if (data is None or b'"_' in data) and (private := private_fields(value)):
-            return False, dumped_without(private, value, dump, self._rules._options)  # noqa: SLF001
+            return False, dumped_without(private, value, dump, self._options)
         if data is None or (b"null" in data and not _is_plain(tree)):
             return False, tree
         return True, msgspec.Raw(data)

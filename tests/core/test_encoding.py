@@ -9,7 +9,7 @@ import math
 import sys
 import types
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import anyio.to_thread
 import attrs
@@ -63,8 +63,9 @@ class Table(dict[Any, Any]):
     pass
 
 
-class Pair(collections.namedtuple("Pair", "left right")):  # noqa: PYI024  # as many are
-    __slots__ = ()
+class Pair(NamedTuple):
+    left: object
+    right: object
 
 
 class Colour(enum.StrEnum):
