@@ -13,6 +13,7 @@ _ADVICE: Final = (
 
 _LINE_END: Final = re.compile(r"\r\n|\r|\n")
 _FIELDS: Final = ("data:", "event:", "id:", "retry:")
+_BEGINNINGS: Final = (*_FIELDS, ":")
 _PACKAGES: Final = frozenset({"fastapi", "httpx_sse", "litestar", "sse_starlette", "starlette"})
 _NAMES: Final = frozenset({"EventSourceResponse", "ServerSentEvent", "ServerSentEventMessage"})
 
@@ -22,13 +23,14 @@ def is_sse_text(text: str) -> bool:
 
     A comment alone is none, because `:` and a blank line are a common token of models; nor is a field that has no value.
     """
-    if not text.endswith(("\n", "\r")):
+    text = text.lstrip("\ufeff\r\n")
+    if not text.startswith(_BEGINNINGS):  # nearly all text, at little cost
         return False
-    lines = _LINE_END.split(text.removeprefix("\ufeff"))
+    lines = _LINE_END.split(text)
     written = [line for line in lines if line]
     return (
         lines[-2:] == ["", ""]
-        and all(line.startswith((*_FIELDS, ":")) for line in written)
+        and all(line.startswith(_BEGINNINGS) for line in written)
         and any(line.startswith(_FIELDS) and line.partition(":")[2].strip() for line in written)
     )
 
