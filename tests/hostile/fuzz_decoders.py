@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from tests.http.servers import frames_of
 
 from streamkeep import InMemoryStreamManager, StreamEvent, StreamEventType
+from streamkeep._depth import MAX_DEPTH
 from streamkeep._lifecycle import life_of
 from streamkeep.errors import InvalidArgumentError, LimitExceededError, StorageCorruptError
-from streamkeep.events import MAX_DEPTH, MAX_OFFSET, ErrorInfo, chunk_record, done_record, error_record, event_of
+from streamkeep.events import MAX_OFFSET, ErrorInfo, chunk_record, done_record, error_record, event_of
 from streamkeep.http import DurableStreaming
 from streamkeep.http.app import query_of
 from streamkeep.http.framing import GenkitFraming, SSEFraming, parse_offset

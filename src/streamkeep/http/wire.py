@@ -9,8 +9,9 @@ from typing import Final
 
 import msgspec
 
+from .._depth import MAX_DEPTH, is_deep
 from ..errors import STATUSES, InvalidArgumentError, LimitExceededError, Status, StreamkeepError
-from ..events import MAX_DEPTH, MAX_OFFSET, ErrorInfo, is_deep
+from ..events import MAX_OFFSET, ErrorInfo
 
 MAX_FRAME_BYTES: Final = 8 * 1024 * 1024
 """How long a frame may be that a decoder takes, unless it is told otherwise."""
