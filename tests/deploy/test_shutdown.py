@@ -128,7 +128,7 @@ async def test_a_reader_whose_answer_the_server_cancels_is_told_so_in_a_last_fra
         assert await server.exit_code() == kind.terminated
         assert [(reader.ending, reader.status) for reader in readers] == [
             (Ending.COME_BACK, "UNAVAILABLE"),
-            (Ending.COME_BACK, None),
+            (Ending.CUT, None),
         ]
         await stream.done()
 
@@ -145,7 +145,7 @@ async def test_readers_of_other_processes_streams_come_back_to_streamkeep_serve_
                 await reader.begun.wait()
             server.signal(signal.SIGTERM)
         assert await server.exit_code() == SERVE.terminated
-        assert {reader.ending for reader in readers} == {Ending.COME_BACK}
+        assert {reader.ending for reader in readers} == {Ending.CUT}
         for stream in written:
             await stream.write(1)
             await stream.done(2)

@@ -25,6 +25,7 @@ both: Final = pytest.mark.parametrize("app", APPS)
 implementations: Final = pytest.mark.parametrize("server", ["httptools", "h11"])
 
 READ: Final = f"/streams/{KNOWN}".encode()
+ONE_OF_OURS: Final = b"X-Genkit-Stream-Id: one"  # without it, what is inside DurableStreaming sees to its bodies itself
 
 
 def error_of(answer: Answer) -> Any:
@@ -45,7 +46,7 @@ def test_a_body_that_does_not_come_is_given_up_and_its_connection_closed(app: st
     with house(app, timeouts=HASTY, server=server) as target:
         for body in (b"", b'{"data":'):
             with Connection(target.address) as slow:
-                slow.send(request("POST", b"/echo", STREAMING, b"Content-Length: 100") + body)
+                slow.send(request("POST", b"/echo", STREAMING, ONE_OF_OURS, b"Content-Length: 100") + body)
                 answer = slow.answer()
                 assert slow.rest() == b""
             assert (answer.code, error_of(answer)["status"]) == (408, "DEADLINE_EXCEEDED")
@@ -57,7 +58,7 @@ def test_a_body_that_does_not_come_is_given_up_and_its_connection_closed(app: st
 @both
 def test_a_body_that_drips_is_given_up_however_steadily(app: str) -> None:
     with house(app, timeouts=HASTY) as target, Connection(target.address) as slow:
-        slow.send(request("POST", b"/echo", STREAMING, b"Transfer-Encoding: chunked"))
+        slow.send(request("POST", b"/echo", STREAMING, ONE_OF_OURS, b"Transfer-Encoding: chunked"))
         assert until(lambda: not (slow.send(b"1\r\n \r\n") and slow.is_silent_for(0.01)))
         assert slow.answer().code == 408
 
@@ -222,7 +223,6 @@ def test_what_an_app_does_after_its_answer_is_not_cut_short() -> None:
         answer = ask(target.address, "POST", b"/text", STREAMING, b"Connection: close", body=b"")
         assert (answer.code, answer.body) == (200, b"all")
         assert all(target.is_alive() for _ in range(20))
-        assert len(target.stream_ids()) == 1  # forgetting it is what would tell the app to stop
         target.portal.call(go_on.set)
         assert target.comes_to_rest()
         assert finished == ["yes"]

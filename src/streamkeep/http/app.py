@@ -343,7 +343,7 @@ class StreamsHTTP:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             async with errors_answered(send):
                 if scope["method"] == "HEAD":
-                    await send_only_head(send, framing, _naming(stream))
+                    await send_only_head(send, framing, naming(stream))
                 else:
                     await self.show(scope, receive, send, stream, place, framing=framing)
 
@@ -407,11 +407,14 @@ class StreamsHTTP:
         place: "Place | None" = None,
         *,
         framing: Framing | None = None,
-        headers: Iterable[tuple[str, str]] = (),
+        headers: Iterable[tuple[str, str]] | None = None,
     ) -> None:
-        """Answer with a stream's events, in Genkit's framing unless told otherwise. Raises before the answer has begun only."""
+        """Answer with a stream's events, in Genkit's framing unless told otherwise. Raises before the answer has begun only.
+
+        The headers name the stream, unless others are given.
+        """
         place = place or START
-        headers = [*_naming(stream), *headers]
+        headers = naming(stream) if headers is None else headers
         async with self.streams.subscribe(stream, place.after, idle_timeout=self._timeouts.idle) as events:
             _check_life(place, events.life)
             with self._listening(), self._shutdown.responding():
@@ -469,9 +472,9 @@ class StreamsHTTP:
             # What an EventSource that has seen the end is told, so that it does not come back for ever.
             await send_response(send, 204)
         elif scope["method"] == "HEAD":
-            await send_only_head(send, framing, _naming(stream))
+            await send_only_head(send, framing)
         else:
-            await self.show(scope, receive, send, stream, place, framing=framing)
+            await self.show(scope, receive, send, stream, place, framing=framing, headers=())
 
     async def _cancel(self, send: Send, info: StreamInfo) -> None:
         stopped = await self.streams.cancel(info.id)
@@ -510,7 +513,7 @@ class StreamsHTTP:
         return await owner_of(self._authorize, Access(action, scope, headers_of(scope), info, context))
 
 
-def _naming(stream: str) -> list[tuple[str, str]]:
+def naming(stream: str) -> list[tuple[str, str]]:
     """Give the headers that tell a client the stream's id."""
     return [(STREAM_ID_HEADER, stream), ("access-control-expose-headers", "X-Genkit-Stream-Id")]
 
@@ -544,10 +547,10 @@ def _place_of(scope: Scope, info: StreamInfo) -> Place:
 
     InvalidArgumentError: it names no place, or one of another stream. OffsetOutOfRangeError: one of another life of this id.
     """
-    cursor = _cursor_in(scope)
+    headers, query = headers_of(scope), query_of(scope)
+    named = headers.get("last-event-id") or query.get("lastEventId") or headers.get(OFFSET_HEADER) or query.get("after")
+    cursor = parse_cursor(named)
     if cursor is None:
-        headers, query = headers_of(scope), query_of(scope)
-        named = headers.get("last-event-id") or query.get("lastEventId") or headers.get(OFFSET_HEADER) or query.get("after")
         return Place(parse_offset(named))
     if cursor.stream != info.id:
         raise InvalidArgumentError("the cursor is one of another stream")

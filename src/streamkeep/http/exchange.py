@@ -24,7 +24,7 @@ from .._background import is_asyncio_here, loop_here, not_ours
 from .._input import StreamInput
 from ..errors import InvalidArgumentError, StreamkeepError
 from ..events import ErrorInfo, hidden_error
-from .app import StreamsHTTP, query_of
+from .app import StreamsHTTP, naming, query_of
 from .framing import ANSWER, Block, GenkitFraming, KeptAnswer, keep_answer, kept_framing, media_type_of
 from .response import ASGIApp, Message, Receive, Scope, Send, errors_answered, headers_of
 from .runner import SAVE_SECONDS, SHUT_DOWN, ChunkWriter
@@ -137,7 +137,9 @@ class Exchange:
             GenkitFraming() if is_genkits else kept_framing(keep_answer(answer), id_first="x-run-id" in headers_of(self._scope))
         )
         shown = [(name.decode("latin-1"), text.decode("latin-1")) for name, text in _shown_headers(head, framing.headers)]
-        await self._http.show(self._scope, self._messages.for_reader, self._send, stream, framing=framing, headers=shown)
+        await self._http.show(
+            self._scope, self._messages.for_reader, self._send, stream, framing=framing, headers=[*naming(stream), *shown]
+        )
 
     async def _is_genkits(self) -> bool:
         if not self._may_be_genkits():
