@@ -9,10 +9,12 @@ import anyio
 import httpx
 import pytest
 from fastapi import Depends, FastAPI, Request, Response
+from genkit import ActionRunContext
 from genkit import PublicError as GenkitPublicError
+from genkit_fastapi import serve_flow
 from starlette.applications import Starlette
 from starlette.middleware.gzip import GZipMiddleware
-from tests.http.servers import STREAM_ID, Reading, count, flow_of, frames_of, http_to
+from tests.http.servers import STREAM_ID, STREAMING, Reading, count, flow_of, frames_of, http_to
 
 from streamkeep import InMemoryStreamManager, PublicError, StorageFullError, StreamManager
 from streamkeep.http import DurableStreaming, StreamsHTTP
@@ -271,3 +273,73 @@ async def test_a_flow_of_an_app_that_is_wrapped_counts_too() -> None:
         with anyio.fail_after(10):
             answer = await http.post("/count", json={"data": 2}, headers={"Accept": "text/event-stream"})
     assert frames_of(answer.content)[-1]["result"] is not None
+
+
+# Dependencies of a flow
+
+
+def flow_app(flow: Any, context: Any) -> FastAPI:
+    """Give an app that serves one flow, with a dependency for its context."""
+    app = FastAPI()
+    app.include_router(durable_flow(flow_of(flow), InMemoryStreamManager(), context=context))
+    return app
+
+
+async def test_a_context_dependency_may_read_the_body() -> None:
+    """Genkit's context providers are given method, headers and input."""
+
+    async def as_json(request: Request) -> dict[str, Any]:
+        return {"asked": (await request.json())["data"]}
+
+    async def told(_: int, ctx: ActionRunContext) -> object:
+        return ctx.context["asked"]
+
+    async with http_to(flow_app(told, as_json)) as http:
+        whole = await http.post("/told", json={"data": 3})
+        streamed = await http.post("/told", json={"data": 4}, headers=STREAMING)
+        resumed = await http.post("/told", json={"data": 5}, headers={STREAM_ID: streamed.headers[STREAM_ID]})
+    assert whole.json() == {"result": 3}
+    assert frames_of(streamed.content) == frames_of(resumed.content) == [{"result": 4, "offset": 0}]
+
+
+async def test_headers_and_cookies_that_a_dependency_sets_are_sent_with_whatever_is_answered() -> None:
+    def setting(response: Response) -> dict[str, Any]:
+        response.headers["X-Budget"] = "7"
+        response.set_cookie("seen", "yes")
+        return {}
+
+    async with http_to(flow_app(count, setting)) as http:
+        answers = [
+            await http.post("/count", json={"data": 1}),
+            await http.post("/count", json={"data": 1}, headers=STREAMING),
+            await http.delete("/count", headers={STREAM_ID: "nobodys"}),
+        ]
+    assert [answer.headers["x-budget"] for answer in answers] == ["7"] * 3
+    assert all(answer.headers["set-cookie"].startswith("seen=yes") for answer in answers)
+    assert frames_of(answers[1].content)[-1]["result"] == {"counted": 1}
+    assert STREAM_ID in answers[1].headers
+
+
+async def test_what_a_flow_raises_is_logged_with_what_it_comes_from(caplog: pytest.LogCaptureFixture) -> None:
+    async def fails(_: int) -> None:
+        raise KeyError("the very cause")
+
+    async with http_to(flow_app(fails, None)) as http:
+        answer = await http.post("/fails", json={"data": 1}, headers=STREAMING)
+    assert "very cause" not in answer.text
+    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR and record.exc_info]
+    assert "KeyError: 'the very cause'" in logging.Formatter().formatException(record.exc_info)  # type: ignore[arg-type]
+
+
+async def test_a_flow_that_fails_inside_durable_streaming_is_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def fails(_: int) -> None:
+        raise KeyError("the very cause")
+
+    app = FastAPI()
+    app.include_router(serve_flow(flow_of(fails)))
+    async with http_to(DurableStreaming(app, InMemoryStreamManager())) as http:
+        answer = await http.post("/fails", json={"data": 1}, headers=STREAMING)
+    assert "very cause" not in answer.text
+    assert [
+        record.message for record in caplog.records if record.levelno >= logging.ERROR and "the very cause" in record.message
+    ]

@@ -484,12 +484,13 @@ def _shown_headers(head: Message, kept: Collection[tuple[str, str]]) -> Iterator
 
 
 def _plainly_asking(scope: Scope) -> Scope:
-    """Give the inner app an `Accept` of event streams in lower case: `genkit_fastapi` finds it in no other form."""
-    accept = headers_of(scope).get("accept", "*/*")
-    if "text/event-stream" in accept or "text/event-stream" not in accept.lower():
+    """Give the inner app an `Accept` of event streams in one line and lower case: `genkit_fastapi` finds it in no other form."""
+    lines = [text for name, text in scope["headers"] if name.lower() == b"accept"]
+    accept = b", ".join(lines).lower()
+    if b"text/event-stream" not in accept or lines == [accept]:
         return scope
     headers = [header for header in scope["headers"] if header[0].lower() != b"accept"]
-    return {**scope, "headers": [*headers, (b"accept", accept.lower().encode("latin-1"))]}
+    return {**scope, "headers": [*headers, (b"accept", accept)]}
 
 
 async def _nobody(_message: Message) -> None:

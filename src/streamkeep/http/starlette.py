@@ -1,5 +1,6 @@
 """What Starlette and FastAPI need: a response that is any ASGI app, and counts as a response all the same; and answers to our errors."""
 
+import sys
 from typing import Final
 
 from starlette.applications import Starlette
@@ -50,9 +51,12 @@ class ASGIResponse(Response):
 def answer_errors(app: Starlette) -> None:
     """Have an app answer what its endpoints and dependencies raise of streamkeep's errors: as JSON, by their status.
 
-    So `await streams.info(id)` in an endpoint is a 404 where there is no such stream, and a `PublicError` is what it says.
+    So `await streams.info(id)` in an endpoint is a 404 where there is no such stream, and a `PublicError` is what it says; Genkit's
+    `PublicError` too, if Genkit is imported by then.
     """
     app.add_exception_handler(StreamkeepError, _answer)
+    if genkits := getattr(sys.modules.get("genkit"), "PublicError", None):
+        app.add_exception_handler(genkits, _answer)
 
 
 async def _answer(_request: Request, error: Exception) -> Response:

@@ -8,8 +8,8 @@ from genkit import Action
 
 from .._manager import StreamManager
 from ..http.app import StreamsHTTP
-from ..http.response import Receive, Scope, Send
-from ..http.starlette import ASGIResponse
+from ..http.response import Message, Receive, Scope, Send
+from ..http.starlette import OURS, ASGIResponse
 from . import _openapi
 from .genkit import FlowWork
 
@@ -45,22 +45,40 @@ def durable_flow(
     dependency = context or _no_context
 
     @router.post(route, name=flow.name, status_code=200, response_class=ASGIResponse, openapi_extra=_openapi.running(flow))
-    async def run(action_context: Annotated[Any, Depends(dependency)]) -> Response:
+    async def run(request: Request, response: Response, action_context: Annotated[Any, Depends(dependency)]) -> Response:
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-            await streams_http.post(scope, receive, send, work, action_context or {})
+            await streams_http.post(scope, _rest_of(request, receive), send, work, action_context or {})
 
-        return ASGIResponse(answer)
+        return _with_headers_of(response, ASGIResponse(answer))
 
     @router.delete(
         route, name=f"stop {flow.name}", status_code=200, response_class=ASGIResponse, openapi_extra=_openapi.stopping()
     )
-    async def stop(action_context: Annotated[Any, Depends(dependency)]) -> Response:
+    async def stop(response: Response, action_context: Annotated[Any, Depends(dependency)]) -> Response:
         async def answer(scope: Scope, _receive: Receive, send: Send) -> None:
             await streams_http.stop(scope, send, action_context or {})
 
-        return ASGIResponse(answer)
+        return _with_headers_of(response, ASGIResponse(answer))
 
     return router
+
+
+def _rest_of(request: Request, receive: Receive) -> Receive:
+    """Give the server's messages as if the dependencies had not read the body, as context providers of Genkit's do."""
+    if not hasattr(request, "_body"):
+        return receive
+    read: list[Message] = [{"type": "http.request", "body": request._body, "more_body": False}]  # noqa: SLF001 - its own cache
+
+    async def receive_again() -> Message:
+        return read.pop() if read else await receive()
+
+    return receive_again
+
+
+def _with_headers_of(dependencies: Response, answer: ASGIResponse) -> ASGIResponse:
+    """Give an answer the headers and cookies that dependencies have set: FastAPI drops them where an endpoint gives a response."""
+    answer.raw_headers += [header for header in dependencies.raw_headers if header[0] not in OURS]
+    return answer
 
 
 def _no_context(_request: Request) -> dict[str, Any]:

@@ -46,7 +46,11 @@ class FlowWork:
             )
         except Exception as error:
             raised = _raised(error)
-            raise _in_full(raised) if is_dev_environment() else raised from error
+            if is_dev_environment():
+                raise _in_full(raised) from error
+            if raised is error:
+                raise  # `from` itself would hide what it comes from
+            raise raised from error
         finally:
             forwarding.cancel()
         return plain(response.response)
