@@ -2,6 +2,8 @@
 
 from .access import Access, Authorize
 from .app import StreamsHTTP
+from .bounds import Bounds
+from .ended import Ended, OnEnd
 from .middleware import DurableStreaming
 from .response import Timeouts
 from .runner import Producer, Runner
@@ -10,9 +12,12 @@ from .wire import Framing, GenkitFraming, SSEFraming
 __all__ = [
     "Access",
     "Authorize",
+    "Bounds",
     "DurableStreaming",
+    "Ended",
     "Framing",
     "GenkitFraming",
+    "OnEnd",
     "Producer",
     "Runner",
     "SSEFraming",
