@@ -204,7 +204,7 @@ class Runner:
         self._tasks = Background()
         self._is_entered = False
         self._starting = 0
-        self._runs: set[_Run] = set()
+        self._runs: dict[_Run, None] = {}  # the oldest first
         self._unfinished: set[StreamInput] = set()
         self._closing = False
         self.drained = anyio.Event()
@@ -223,11 +223,11 @@ class Runner:
             self.drained.set()
             self._is_entered = False
             self._tasks.stop()  # nobody is left, unless this has been cancelled
-        with anyio.move_on_after(3 * END_SECONDS, shield=True):
-            for run in tuple(self._runs):
-                await run.told.wait()
-        with anyio.move_on_after(END_SECONDS, shield=True):
-            await self._tasks.wait()
+            with anyio.move_on_after(3 * END_SECONDS, shield=True):
+                for run in self._left():
+                    await run.told.wait()
+            with anyio.move_on_after(END_SECONDS, shield=True):
+                await self._tasks.wait()
 
     @property
     def is_running(self) -> bool:
@@ -266,8 +266,8 @@ class Runner:
     ) -> None:
         """Run the producer of a stream that is open already, however many run, and see to its end."""
         due = Due(bounds or self._bounds, stream, anyio.current_time())
-        run = _Run(stream, due, on_end or self._on_end, self._runs.discard)
-        self._runs.add(run)
+        run = _Run(stream, due, on_end or self._on_end, self._forget)
+        self._runs[run] = None
         what, context = f"the producer of stream {stream.id}", copy_context()
         self._tasks.start(partial(self._run, run, produce), what, context, run.set_ended)
         self._tasks.start(partial(self._see_to_its_end, run), f"seeing to the end of stream {stream.id}", context, run.set_told)
@@ -326,6 +326,9 @@ class Runner:
     def _check_room(self) -> None:
         if len(self._runs) + self._starting >= self._max_producers:
             raise LimitExceededError(f"{self._max_producers} streams are being produced here; try again later")
+
+    def _forget(self, run: _Run) -> None:
+        self._runs.pop(run, None)
 
     def _left(self) -> list[_Run]:
         """Give the runs that have to be waited for."""
