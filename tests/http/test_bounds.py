@@ -293,11 +293,11 @@ async def test_a_bound_ends_the_stream_whatever_its_producer_does(
     monkeypatch.setattr("streamkeep.http.runner.SAVE_SECONDS", 0.05)
     monkeypatch.setattr("streamkeep.http.runner.END_SECONDS", 0.5)
     hangs = Kind()
-    source: Source = getattr(hangs, kind)
+    source: Any = getattr(hangs, kind)
     with anyio.fail_after(30):
         async with running(connect(tmp_path), max_producers=1) as (runner, streams):
             bounds = Bounds(max_silence=timedelta(milliseconds=200))
-            await start(runner, source() if kind in ("generator", "thread") else source, bounds=bounds)  # type: ignore[operator, call-arg]
+            await start(runner, source() if kind in ("generator", "thread") else source, bounds=bounds)
             assert await events_of(streams, "s") == [("chunk", "begun"), ("error", "DEADLINE_EXCEEDED")]
             if kind != "generator":
                 # Its stream has ended; it has not, and keeps its place until it does.

@@ -11,11 +11,11 @@ from typing import Any, Final
 import anyio
 import pytest
 from fastapi import FastAPI, Request, Response
+from tests.core.helpers import resumed
 from tests.http.servers import STREAM_ID, count, durable_app, events_of, frames_of, http_to, until
 from tests.http.test_bounds import SOON, virtual_time
 
 from streamkeep import InMemoryStreamManager, PublicError, StreamInput, StreamManager, StreamNotFoundError
-from streamkeep.errors import StreamBusyError
 from streamkeep.http import Bounds, Ended, OnEnd, Runner, StreamsHTTP
 from streamkeep.http.sources import Source, producer_of
 from streamkeep.storages.memory import MemoryStorage
@@ -297,12 +297,7 @@ async def test_a_run_that_is_taken_over_is_told_what_was_its_own() -> None:
         await start(runner, writes)
         await seen(streams, 1)
         storage.is_down = True
-        while True:
-            try:
-                other = await elsewhere.open("s", resume=True)
-                break
-            except StreamBusyError as busy:
-                await anyio.sleep(busy.retry_after)
+        other = await resumed(elsewhere, "s")
         await other.write("theirs")
         storage.is_down = False
         go_on.set()
@@ -362,7 +357,7 @@ async def test_an_on_end_that_raises_is_logged_once_and_harms_nobody(
             await start(runner, ["a"], stream)
             assert await events_of(streams, stream) == [("chunk", "a"), ("done", None)]
             await until(lambda: not runner._runs)
-    assert caplog.text.count("a bug") == caplog.text.count("Traceback") * 1 == 2
+    assert caplog.text.count("Traceback") == 2
     assert "stream s: `on_end` failed" in caplog.text
 
 
@@ -388,8 +383,11 @@ async def test_an_on_end_that_never_returns_is_cancelled(way: str, caplog: pytes
         calls += 1
         await anyio.sleep_forever()
 
+    async def once() -> AsyncGenerator[str, None]:
+        yield "a"
+
     async with running(on_end, StreamManager(MemoryStorage(), lease=timedelta(days=1))) as (runner, _):
-        await start(runner, ["a"])
+        await start(runner, once)
         await start(runner, partly, "b")
         await anyio.sleep(30)
         assert calls == 1
