@@ -12,7 +12,7 @@ import anyio
 import pytest
 from fastapi import FastAPI, Request, Response
 from tests.core.helpers import resumed
-from tests.http.servers import STREAM_ID, count, durable_app, events_of, frames_of, http_to, until
+from tests.http.servers import STREAM_ID, count, durable_app, events_of, frames_of, http_to, until, wrapped_app
 from tests.http.test_bounds import SOON, virtual_time
 
 from streamkeep import InMemoryStreamManager, PublicError, StreamInput, StreamManager, StreamNotFoundError
@@ -345,6 +345,7 @@ async def test_what_was_produced_is_given_whole_however_long_it_is() -> None:
 # Hooks that misbehave
 
 
+@pytest.mark.promise("P17")
 @pytest.mark.parametrize("raised", [ValueError("a bug"), Panic("a bug")])
 async def test_an_on_end_that_raises_is_logged_once_and_harms_nobody(
     raised: BaseException, caplog: pytest.LogCaptureFixture
@@ -450,9 +451,10 @@ async def test_an_app_that_stops_tells_what_was_produced_also_when_it_starts_aga
 
 
 @only_asyncio
-async def test_flows_of_genkit_are_told_too() -> None:
+@pytest.mark.parametrize("make", [durable_app, wrapped_app])
+async def test_flows_of_genkit_are_told_too(make: Callable[..., Any]) -> None:
     told = Told()
-    async with http_to(durable_app(count, streams=StreamsHTTP(InMemoryStreamManager(), on_end=told))) as http:
+    async with http_to(make(count, streams=StreamsHTTP(InMemoryStreamManager(), on_end=told))) as http:
         await http.post("/count?stream=true", json={"data": 3})
         assert (await told.one()).output == {"counted": 3}
     assert told.chunks == [[0, 1, 2]]
