@@ -1,5 +1,7 @@
 """Bounds: what is silent, takes too long or is read by nobody ends, whatever its producer does; what is healthy goes on."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -11,7 +13,7 @@ from typing import Any, Final
 import anyio
 import pytest
 from fastapi import FastAPI, Request, Response
-from tests.http.servers import content_of, frames_of, http_to, until
+from tests.http.servers import content_of, durable_app, endless, frames_of, http_to, until, wrapped_app
 from trio.testing import MockClock
 
 from streamkeep import ErrorInfo, InMemoryStreamManager, InvalidArgumentError, LimitExceededError, StreamInput, StreamManager
@@ -409,6 +411,31 @@ async def test_draining_ends_in_time_whatever_a_producer_does_and_says_for_whom_
     assert ("a thread of 4 streams" in caplog.text) == (kind != "swallows")
 
 
+BLOCKED: Final = """
+import asyncio, threading
+from datetime import timedelta
+from streamkeep import InMemoryStreamManager
+from streamkeep.http import Runner
+from streamkeep.http.sources import producer_of
+
+def blocks():
+    begun.set()
+    threading.Event().wait()
+
+async def main():
+    async with InMemoryStreamManager() as streams, Runner(streams, drain=timedelta(0), stop_grace=timedelta(0)) as runner:
+        await runner.start("s", producer_of(blocks))
+        await asyncio.to_thread(begun.wait)
+
+begun = threading.Event()
+asyncio.run(main())
+"""
+
+
+def test_a_function_that_blocks_for_ever_keeps_no_process_from_ending() -> None:
+    subprocess.run([sys.executable, "-c", BLOCKED], check=True, timeout=40)
+
+
 # Through an app
 
 
@@ -437,3 +464,12 @@ async def test_an_app_bounds_its_runs_and_an_endpoint_its_own() -> None:
             "details": None,
         }
         assert frames_of((await http.post("/patient")).content)[0]["message"] == 0
+
+
+@pytest.mark.parametrize("make", [durable_app, wrapped_app])
+async def test_flows_of_genkit_are_bounded_too(make: Callable[..., Any]) -> None:
+    bounds = Bounds(max_silence=timedelta(milliseconds=200))
+    async with http_to(make(endless, streams=StreamsHTTP(InMemoryStreamManager(), bounds=bounds))) as http:
+        chunk, end = frames_of((await http.post("/endless?stream=true", json={"data": 0})).content)
+    assert chunk["message"] == "begun"
+    assert end["error"]["status"] == "DEADLINE_EXCEEDED"  # type: ignore[index]

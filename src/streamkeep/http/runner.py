@@ -51,6 +51,7 @@ END_RETRY_SECONDS: Final = 0.2
 SAVE_SECONDS: Final = 5.0
 """How long a producer that is cancelled may take for what it does at its end; and at shutdown each `on_end`."""
 ON_END_SECONDS: Final = 60.0
+"""How long `on_end` may take otherwise."""
 MOST_NAMED: Final = 3
 
 
@@ -85,7 +86,7 @@ class ChunkWriter:
 class _Run:
     """One producer at work.
 
-    Its place is taken until the producer has ended, its end has been told (`is_told`), and no thread of its goes on.
+    Its place is taken until the producer has `ended`, whoever wants that has been `told`, and no thread of its goes on.
     """
 
     def __init__(self, stream: StreamInput, due: Due, on_end: OnEnd | None, forget: Callable[["_Run"], object]) -> None:
