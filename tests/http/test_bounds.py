@@ -320,7 +320,7 @@ async def test_a_thread_keeps_its_place_also_when_its_stream_was_stopped_by_a_re
             await start(runner, source() if kind == "thread" else source)
             await until(lambda: any(run.threads for run in runner._runs))
             await streams.cancel("s")
-            await until(lambda: all(run.is_over for run in runner._runs))
+            await until(lambda: not any(run.is_left for run in runner._runs))
             with pytest.raises(LimitExceededError):
                 await start(runner, ["next"], "next")
             hangs.let_go()

@@ -398,7 +398,32 @@ async def test_an_on_end_that_never_returns_is_cancelled(way: str, caplog: pytes
             assert len(runner._runs) == 1
         began_at = anyio.current_time()
     assert anyio.current_time() - began_at < 20
-    assert (calls, caplog.text.count("`on_end` took too long, and was cancelled")) == (2, 2)
+    assert (calls, caplog.text.count("`on_end` took too long, and is cancelled")) == (2, 2)
+
+
+@only_asyncio
+async def test_an_on_end_that_swallows_cancellation_holds_nothing_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("ON_END_SECONDS", "SAVE_SECONDS", "END_SECONDS"):
+        monkeypatch.setattr(f"streamkeep.http.runner.{name}", 0.3)
+    go_on, times = anyio.Event(), 0
+
+    async def on_end(_ended: Ended) -> None:
+        nonlocal times
+        while not go_on.is_set():
+            try:
+                await anyio.sleep(0.01)
+            except asyncio.CancelledError:
+                times += 1
+
+    with anyio.fail_after(20):
+        async with running(on_end) as (runner, _):
+            await start(runner, ["a"])
+            await until(lambda: not runner._runs)
+    go_on.set()
+    assert "`on_end` does not end, whatever is done" in caplog.text
+    assert 0 < times < 10  # it is not cancelled all the time
 
 
 # Through an app

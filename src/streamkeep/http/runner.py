@@ -14,12 +14,12 @@ from contextvars import ContextVar, copy_context
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import anyio
 from anyio import CancelScope
 
-from .._background import Background, is_asyncio_here, not_ours
+from .._background import Background, is_asyncio_here, loop_here, not_ours
 from .._input import StreamInput
 from .._manager import StreamManager
 from ..errors import (
@@ -32,7 +32,7 @@ from ..errors import (
 )
 from ..events import ErrorInfo, error_info, hidden_error
 from .bounds import Bounds, Due
-from .ended import OnEnd, ended_of
+from .ended import Ended, OnEnd, ended_of
 
 logger: Final = logging.getLogger("streamkeep")
 
@@ -86,7 +86,7 @@ class ChunkWriter:
 class _Run:
     """One producer at work.
 
-    Its place is taken until the producer has `ended`, whoever wants that has been `told`, and no thread of its goes on.
+    Its place is taken until the producer is `over`, whoever wants that has been `told`, and no thread of its goes on.
     """
 
     def __init__(self, stream: StreamInput, due: Due, on_end: OnEnd | None, forget: Callable[["_Run"], object]) -> None:
@@ -96,7 +96,7 @@ class _Run:
         self.stop = anyio.Event()
         self.scope = CancelScope()
         self.is_producing = True
-        self.ended = anyio.Event()
+        self.over = anyio.Event()
         self.listening = CancelScope()
         self.is_given_up = False
         self.telling = CancelScope()
@@ -107,13 +107,13 @@ class _Run:
         self._forget = forget
 
     @property
-    def is_over(self) -> bool:
-        """Whether nobody has to wait for it any more."""
-        return self.ended.is_set() and self.told.is_set()
+    def is_left(self) -> bool:
+        """Whether somebody has to wait for it."""
+        return not (self.over.is_set() and self.told.is_set())
 
-    async def over(self) -> None:
-        """Return when that is so."""
-        await self.ended.wait()
+    async def finished(self) -> None:
+        """Return when nobody has to wait for it any more."""
+        await self.over.wait()
         await self.told.wait()
 
     def cancel(self) -> None:
@@ -128,9 +128,9 @@ class _Run:
         self.is_given_up = True
         self.listening.cancel()
 
-    def set_ended(self) -> None:
+    def set_over(self) -> None:
         """Note that the producer's task is over."""
-        self.ended.set()
+        self.over.set()
         self.listening.cancel()
         self.let_go()
 
@@ -146,7 +146,7 @@ class _Run:
 
     def let_go(self) -> None:
         """Give its place back, if nothing of it goes on."""
-        if self.is_over and not self.threads:
+        if not self.is_left and not self.threads:
             self._forget(self)
 
 
@@ -270,7 +270,7 @@ class Runner:
         run = _Run(stream, due, on_end or self._on_end, self._forget)
         self._runs[run] = None
         what, context = f"the producer of stream {stream.id}", copy_context()
-        self._tasks.start(partial(self._run, run, produce), what, context, run.set_ended)
+        self._tasks.start(partial(self._run, run, produce), what, context, run.set_over)
         self._tasks.start(partial(self._see_to_its_end, run), f"seeing to the end of stream {stream.id}", context, run.set_told)
 
     def drain_at(self, shutdown: anyio.Event) -> None:
@@ -299,12 +299,12 @@ class Runner:
     async def _end_those_left(self) -> None:
         """End what has had its time, whatever it does, and see that all are told."""
         for run in self._left():
-            if not run.ended.is_set():
+            if not run.over.is_set():
                 run.stream.end_soon(SHUT_DOWN)
             run.telling.deadline = min(run.telling.deadline, anyio.current_time() + SAVE_SECONDS)
         with anyio.move_on_after(END_SECONDS, shield=True):
             await _cancel_for_good(self._left())
-        if endless := [run for run in self._left() if not run.ended.is_set()]:
+        if endless := [run for run in self._left() if not run.over.is_set()]:
             logger.error("the producer of %s does not end, whatever is done, and is left alone", _named(endless))
             for run in endless:
                 run.give_up()
@@ -333,11 +333,11 @@ class Runner:
 
     def _left(self) -> list[_Run]:
         """Give the runs that have to be waited for."""
-        return [run for run in self._runs if not run.is_over]
+        return [run for run in self._runs if run.is_left]
 
     async def _all_over(self) -> None:
         for run in self._left():
-            await run.over()
+            await run.finished()
 
     async def _run(self, run: _Run, produce: Producer) -> None:
         run.task = asyncio.current_task() if is_asyncio_here() else None
@@ -457,25 +457,52 @@ class Runner:
     async def _tell(self, run: _Run, on_end: OnEnd) -> None:
         if not run.is_given_up:
             with anyio.move_on_after(END_SECONDS):
-                await run.ended.wait()
+                await run.over.wait()
         run.stream.end_soon(run.end_as)  # it has ended, unless its producer never began, or does not end
+        telling = _Telling(run.stream.id, on_end, await ended_of(self._streams, run.stream))
+        # Not one of `_tasks`, which start no more when the runner is left by a cancellation.
+        loop_here().spawn(telling.run, copy_context(), telling.over.set)
+        run.telling.deadline = anyio.current_time() + (SAVE_SECONDS if self._closing else ON_END_SECONDS)
+        with run.telling:
+            await telling.over.wait()
+        if not telling.over.is_set():
+            logger.warning("stream %s: `on_end` took too long, and is cancelled", run.stream.id)
+            with anyio.move_on_after(END_SECONDS):
+                await _cancel_for_good([telling])
+            if not telling.over.is_set():
+                logger.error("stream %s: `on_end` does not end, whatever is done, and is left alone", run.stream.id)
+
+
+class _Telling:
+    """A call of `on_end`, in a task of its own."""
+
+    def __init__(self, stream: str, on_end: OnEnd, ended: Ended) -> None:
+        self.over = anyio.Event()
+        self._stream = stream
+        self._on_end = on_end
+        self._ended = ended
+        self._scope = CancelScope()
+        self._task: asyncio.Task[object] | None = None
+
+    async def run(self) -> None:
+        """Make the call. Whatever it raises ends there."""
+        self._task = asyncio.current_task() if is_asyncio_here() else None
         try:
-            ended = await ended_of(self._streams, run.stream)
-            seconds = SAVE_SECONDS if self._closing else ON_END_SECONDS
-            run.telling.deadline = anyio.current_time() + seconds
-            with run.telling:
-                told = on_end(ended)
+            with self._scope:
+                told = self._on_end(self._ended)
                 if inspect.isawaitable(told):
                     await told
-            if run.telling.cancelled_caught:
-                logger.warning("stream %s: `on_end` took too long, and was cancelled", run.stream.id)
-        except anyio.get_cancelled_exc_class():
-            logger.warning("stream %s: `on_end` was cancelled", run.stream.id)
-            raise
         except not_ours():
             raise
         except BaseException:  # what native libraries raise may be no Exception
-            logger.exception("stream %s: `on_end` failed", run.stream.id)
+            logger.exception("stream %s: `on_end` failed", self._stream)
+
+    def cancel(self) -> None:
+        """Cancel it; on asyncio once."""
+        if self._task is not None:
+            self._task.cancel()
+        else:
+            self._scope.cancel()
 
 
 def _told_to_readers(error: BaseException) -> BaseException | ErrorInfo:
@@ -496,14 +523,21 @@ async def _flush(stream: StreamInput) -> None:
         await stream.flush()
 
 
-async def _cancel_for_good(runs: Sequence[_Run]) -> None:
-    """Cancel producers again and again, until they end. A cancelled scope would do so all the time, and take the processor for itself."""
-    while left := [run for run in runs if not run.ended.is_set()]:
-        for run in left:
-            run.cancel()
+class _Endable(Protocol):
+    @property
+    def over(self) -> anyio.Event: ...
+
+    def cancel(self) -> None: ...
+
+
+async def _cancel_for_good(those: Sequence[_Endable]) -> None:
+    """Cancel again and again, until all are over. A cancelled scope would do so all the time, and take the processor for itself."""
+    while left := [one for one in those if not one.over.is_set()]:
+        for one in left:
+            one.cancel()
         with anyio.move_on_after(END_RETRY_SECONDS):
-            for run in left:
-                await run.ended.wait()
+            for one in left:
+                await one.over.wait()
 
 
 def _named(runs: Sequence[_Run]) -> str:
