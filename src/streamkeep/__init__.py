@@ -13,6 +13,7 @@
 """
 
 from ._core import Limits
+from ._encoding import JSONEncoding
 from ._input import StreamInput
 from ._manager import InMemoryStreamManager, StreamInfo, StreamManager
 from ._subscription import Subscription
@@ -42,6 +43,7 @@ __all__ = [
     "ErrorInfo",
     "InMemoryStreamManager",
     "InvalidArgumentError",
+    "JSONEncoding",
     "LimitExceededError",
     "Limits",
     "OffsetOutOfRangeError",

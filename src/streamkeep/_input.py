@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import anyio
 
+from ._encoding import Encode
 from ._outbox import RELEASE_SECONDS, Outbox
 from .errors import (
     StreamInputClosedError,
@@ -29,10 +30,11 @@ class StreamInput:
             taken over or deleted by somebody else. Wait for it, or look at it, to stop work that nobody wants.
     """
 
-    def __init__(self, outbox: Outbox) -> None:
+    def __init__(self, outbox: Outbox, encode: Encode) -> None:
         self.id = outbox.stream
         self.cancelled = outbox.cancelled
         self._outbox = outbox
+        self._encode = encode
 
     @property
     def tail(self) -> int:
@@ -76,22 +78,23 @@ class StreamInput:
         written, flushed or completed next. A write that is cancelled, or that raises `StorageError`, keeps its place as well, so do not
         write it again.
 
-        Raises InvalidArgumentError (not JSON), LimitExceededError, StreamInputClosedError, StreamCompletedError,
-        StreamTakenOverError, StreamNotFoundError (deleted), StreamManagerClosedError, WrongEventLoopError; when awaited, StorageError too.
+        Raises InvalidArgumentError (not JSON, or server-sent events already), LimitExceededError, StreamInputClosedError,
+        StreamCompletedError, StreamTakenOverError, StreamNotFoundError (deleted), StreamManagerClosedError, WrongEventLoopError; when
+        awaited, StorageError too.
         """
         outbox = self._outbox
         outbox.check_here()
-        return outbox.stored(outbox.put(chunk_record(chunk)))
+        return outbox.stored(outbox.put(chunk_record(chunk, self._encode)))
 
     def write_soon(self, chunk: object) -> int:
         """Queue a chunk and give its offset at once; from any thread, for callbacks that cannot await, such as Genkit's `send_chunk`.
 
-        It is stored in the background, within milliseconds, in the order of the calls. `flush`, `done` and `error` wait for it, and raise
-        if it could not be stored.
+        It is encoded in the thread that calls, and stored in the background, within milliseconds, in the order of the calls.
+        `flush`, `done` and `error` wait for it, and raise if it could not be stored.
 
         Raises as `write` does, but StorageError; LimitExceededError also when the storage is `max_queued_events` behind.
         """
-        return self._outbox.put_soon(chunk_record(chunk))
+        return self._outbox.put_soon(chunk_record(chunk, self._encode))
 
     async def flush(self) -> None:
         """Return once everything that was queued is stored. Raises as `write` does.
@@ -105,7 +108,7 @@ class StreamInput:
         """Complete the stream with its result. Raises as `write` does; StreamInputClosedError if it was completed before."""
         outbox = self._outbox
         outbox.check_here()
-        await outbox.finish(done_record(output), None, max_bytes=outbox.max_event_bytes)
+        await outbox.finish(done_record(output, self._encode), None, max_bytes=outbox.max_event_bytes)
 
     async def error(self, error: BaseException | ErrorInfo) -> None:
         """Complete the stream with an error.

@@ -17,6 +17,7 @@ from anyio import CancelScope
 
 from . import _lifecycle
 from ._core import Core, Limits, new_name
+from ._encoding import Encode, checked
 from ._guard import GuardedStorage
 from ._input import StreamInput
 from ._lifecycle import Life, Terms
@@ -31,7 +32,7 @@ from .errors import (
     StreamManagerClosedError,
     StreamNotFoundError,
 )
-from .events import MAX_OFFSET, decoder_of, error_record
+from .events import MAX_OFFSET, decoder_of, encode_json, error_record
 from .storage import Head, Storage
 from .storages import storage_for
 from .storages.memory import MemoryStorage
@@ -54,6 +55,7 @@ class StreamInfo:
 
     Attributes:
         id: the stream's id.
+        life: what tells this stream from others that live under its id before and after; empty if that cannot be read.
         status: `open`, `done` or `error`; `unreadable` (in lists only) if its head is damaged, or from a newer version.
         error: the status of the error it ended with (`CANCELLED`, `ABORTED`, …), if it did.
         tail: how many events it holds, the terminal one included.
@@ -65,6 +67,7 @@ class StreamInfo:
     """
 
     id: str
+    life: str
     status: Literal["open", "done", "error", "unreadable"]
     error: Status | None
     tail: int
@@ -110,6 +113,8 @@ class StreamManager:
             every third of that, also while the event loop is blocked, for up to a minute.
         grace: how long after the lease a stream is left for another writer, before anybody ends it with ABORTED.
         limits: see `Limits`.
+        encode: makes JSON of chunks and outputs, at the call; a `JSONEncoding`, or any function that gives bytes of JSON or raises. It is
+            called in whatever thread writes. What it raises becomes an InvalidArgumentError.
     """
 
     def __init__(
@@ -120,12 +125,14 @@ class StreamManager:
         lease: timedelta = timedelta(seconds=10),
         grace: timedelta = timedelta(seconds=5),
         limits: Limits | None = None,
+        encode: Encode | None = None,
     ) -> None:
         if min(ttl, grace) < timedelta(0) or lease <= timedelta(0):
             raise InvalidArgumentError("ttl and grace must not be negative, and lease must be positive")
         self._storage = GuardedStorage(storage)
         self._terms = Terms(ttl.total_seconds(), lease.total_seconds(), grace.total_seconds())
         self._limits = limits or Limits()
+        self._encode = encode_json if encode is None else checked(encode)
         self._owns_storage = False
         self._running: Running | None = None
         self._was_entered = False
@@ -139,6 +146,7 @@ class StreamManager:
         lease: timedelta = timedelta(seconds=10),
         grace: timedelta = timedelta(seconds=5),
         limits: Limits | None = None,
+        encode: Encode | None = None,
     ) -> "StreamManager":
         """Give a manager over the storage that a URL names.
 
@@ -147,7 +155,7 @@ class StreamManager:
 
         Nothing is opened before the manager is entered. Raises InvalidArgumentError if the URL names no known storage.
         """
-        manager = StreamManager(storage_for(url), ttl=ttl, lease=lease, grace=grace, limits=limits)
+        manager = StreamManager(storage_for(url), ttl=ttl, lease=lease, grace=grace, limits=limits, encode=encode)
         manager._owns_storage = True
         return manager
 
@@ -171,6 +179,11 @@ class StreamManager:
             await self.aclose()
 
     @property
+    def limits(self) -> Limits:
+        """What one stream may hold here."""
+        return self._limits
+
+    @property
     def is_running(self) -> bool:
         """Whether it has been entered and not been closed."""
         return self._running is not None and not self._running.is_closing
@@ -182,6 +195,7 @@ class StreamManager:
         resume: bool = False,
         metadata: Mapping[str, str] | None = None,
         ttl: timedelta | None = None,
+        encode: Encode | None = None,
     ) -> Opening:
         """Create a stream and give its one writer, a StreamInput: `async with streams.open(id) as stream`, or `await streams.open(id)`.
 
@@ -191,6 +205,7 @@ class StreamManager:
                 where its log ends; create the stream if there is none.
             metadata: strings to be kept with the stream, such as its owner; `info` gives them back.
             ttl: how long this stream is kept when it has completed; the manager's unless it is given.
+            encode: makes JSON of what this writer is given; the manager's unless it is given.
 
         Raises (when awaited or entered) StreamAlreadyExistsError, InvalidArgumentError, StorageError, StreamManagerClosedError,
         WrongEventLoopError; with `resume`, StreamCompletedError, and StreamBusyError while its writer may be alive, which says when to try
@@ -199,7 +214,8 @@ class StreamManager:
         ttl_seconds = self._terms.ttl if ttl is None else ttl.total_seconds()
         if not 0 <= ttl_seconds < float("inf"):
             raise InvalidArgumentError("ttl must not be negative")
-        return Opening(lambda: self._open(stream, dict(metadata or {}), ttl_seconds, resume=resume))
+        writer_encode = self._encode if encode is None else checked(encode)
+        return Opening(lambda: self._open(stream, dict(metadata or {}), ttl_seconds, writer_encode, resume=resume))
 
     @overload
     def subscribe(
@@ -361,7 +377,7 @@ class StreamManager:
             raise StreamManagerClosedError(f"the stream manager is {state}")
         return running.check()
 
-    async def _open(self, stream: str, metadata: Mapping[str, str], ttl: float, *, resume: bool) -> StreamInput:
+    async def _open(self, stream: str, metadata: Mapping[str, str], ttl: float, encode: Encode, *, resume: bool) -> StreamInput:
         check_id(stream)
         check_metadata(metadata)
         running = self._check_running()
@@ -374,17 +390,25 @@ class StreamManager:
         await running.undone(stream)
         writer = new_name()
         with core.opening(writer):
-            return await self._open_as(running, writer, stream, metadata, ttl, resume=resume)
+            return await self._open_as(running, writer, stream, metadata, ttl, encode, resume=resume)
 
     async def _open_as(
-        self, running: "Running", writer: str, stream: str, metadata: Mapping[str, str], ttl: float, *, resume: bool
+        self,
+        running: "Running",
+        writer: str,
+        stream: str,
+        metadata: Mapping[str, str],
+        ttl: float,
+        encode: Encode,
+        *,
+        resume: bool,
     ) -> StreamInput:
         core, version = running.core, 0
         while True:
             running.check()
             life = _lifecycle.begin(core.now(), core.session.name, writer, ttl, metadata, after_version=version)
             if await running.create(stream, life):
-                return await running.give(stream, life, 0)
+                return await running.give(stream, life, 0, encode)
             page = await core.storage.read(stream)
             if page is None:
                 continue
@@ -395,7 +419,7 @@ class StreamManager:
                 await core.storage.delete(stream, version)
             elif not resume:
                 raise StreamAlreadyExistsError("stream already exists")
-            elif resumed := await running.take_over(stream, page.head, writer):
+            elif resumed := await running.take_over(stream, page.head, writer, encode):
                 return resumed
 
     async def _life(self, core: Core, stream: str) -> Life:
@@ -412,10 +436,13 @@ class InMemoryStreamManager(StreamManager):
     Args:
         ttl: how long a completed stream is kept.
         max_streams: how many streams it holds at most; opening one more raises StorageFullError.
+        encode: makes JSON of chunks and outputs; see `StreamManager`.
     """
 
-    def __init__(self, *, ttl: timedelta = timedelta(minutes=5), max_streams: int = 10_000) -> None:
-        super().__init__(MemoryStorage(max_streams=max_streams), ttl=ttl)
+    def __init__(
+        self, *, ttl: timedelta = timedelta(minutes=5), max_streams: int = 10_000, encode: Encode | None = None
+    ) -> None:
+        super().__init__(MemoryStorage(max_streams=max_streams), ttl=ttl, encode=encode)
         self._owns_storage = True
 
 
@@ -477,7 +504,7 @@ def _listed(stream: str, head: Head, now: float) -> StreamInfo | None:
         life = _lifecycle.life_of(head)
     except StorageCorruptError as error:
         updated_at = _lifecycle.committed_at(head)
-        return StreamInfo(stream, "unreadable", error.status, head.tail, updated_at, updated_at, "", head.expires_at, {})
+        return StreamInfo(stream, "", "unreadable", error.status, head.tail, updated_at, updated_at, "", head.expires_at, {})
     return None if _lifecycle.is_expired(life, now) else _info_of(stream, life)
 
 
@@ -485,6 +512,7 @@ def _info_of(stream: str, life: Life) -> StreamInfo:
     head, state = life.head, life.state
     return StreamInfo(
         id=stream,
+        life=state.life,
         status=state.status,
         error=state.error,
         tail=head.tail,

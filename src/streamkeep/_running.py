@@ -12,6 +12,7 @@ from anyio.lowlevel import checkpoint
 from . import _lifecycle
 from ._background import Background
 from ._core import Core, Limits
+from ._encoding import Encode
 from ._feed import PAGE_RECORDS, Feeds
 from ._guard import GuardedStorage, commit_once
 from ._input import StreamInput
@@ -104,7 +105,7 @@ class Running:
                 self._undo(stream, life.head, partial(self._remove, stream, life.head))
             raise
 
-    async def take_over(self, stream: str, head: Head, writer: str) -> StreamInput | None:
+    async def take_over(self, stream: str, head: Head, writer: str, encode: Encode) -> StreamInput | None:
         """Go on with an open stream; None if it has changed meanwhile."""
         core = self.core
         old = _lifecycle.life_of(head)
@@ -118,15 +119,15 @@ class Running:
             self._undo(stream, life.head, partial(self._release, stream, life))
             raise
         core.tell_writer_soon(stream, old)  # not here, where a cancellation would leave the stream to nobody
-        return await self.give(stream, life, size)
+        return await self.give(stream, life, size, encode)
 
-    async def give(self, stream: str, life: Life, size: int) -> StreamInput:
+    async def give(self, stream: str, life: Life, size: int, encode: Encode) -> StreamInput:
         """Give the handle of a stream that is ours."""
         outbox = Outbox(self.core, stream, life, size)
         if self.is_closing:
             await _release(outbox)
             self.check()
-        return StreamInput(outbox)
+        return StreamInput(outbox, encode)
 
     async def undone(self, stream: str) -> None:
         """Wait until nothing is left of an earlier `open` of this stream that failed; not for long."""

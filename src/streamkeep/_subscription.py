@@ -58,6 +58,13 @@ class Subscription(Generic[T]):
         self._is_read = False
         self._is_over = False
 
+    @property
+    def life(self) -> str:
+        """What tells this stream from others that live under its id before and after. RuntimeError: this was not entered."""
+        if self._life is None:
+            raise RuntimeError("enter the subscription with `async with` first")
+        return self._life.state.life
+
     async def __aenter__(self) -> Self:
         if self._life is not None:
             raise RuntimeError("this subscription was entered already; subscribe again")

@@ -3,15 +3,16 @@
 What is stored is what is sent: a record's JSON is decoded only when somebody asks for the object.
 """
 
-import math
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
+from ._encoding import Encode, JSONEncoding
+from ._sse_text import check_no_sse_text
 from .errors import STATUSES, InvalidArgumentError, PublicError, Status, StorageCorruptError, StreamkeepError
 
 T = TypeVar("T")
@@ -79,10 +80,11 @@ MAX_ERROR_TEXT: Final = 64 * 1024
 MAX_OFFSET: Final = 2**53 - 1
 """The greatest offset that a JavaScript client can name."""
 
-MAX_DEPTH: Final = 256
-"""How deep JSON may be nested. Python's own limit is met later, differs from version to version, and would be met by whoever reads it."""
+encode_json: Final = JSONEncoding()
+"""Encodes where nothing else was said."""
 
-_TOO_DEEP: Final = f"the value is circular, or nested more than {MAX_DEPTH} levels deep"
+_QUOTE: Final = ord('"')
+_LAST: Final = b"nr"  # of a string that ends in a line end: only such is worth decoding
 
 _CHUNK: Final = b"c"
 _DONE: Final = b"d"
@@ -94,14 +96,27 @@ _TYPE_OF: Final[Mapping[bytes, StreamEventType]] = {
 }
 
 
-def chunk_record(chunk: object) -> bytes:
-    """Give the record of a chunk. InvalidArgumentError: the value is not JSON."""
-    return _CHUNK + encode_json(chunk)
+def chunk_record(chunk: object, encode: Encode = encode_json) -> bytes:
+    """Give the record of a chunk. InvalidArgumentError: the value is not JSON, or is server-sent events already."""
+    data = encode(chunk)
+    if data[0] == _QUOTE and (type(chunk) is not str or data[-2] in _LAST):
+        _check_no_sse(chunk, data, encode)
+    return _CHUNK + data
 
 
-def done_record(output: object) -> bytes:
+def _check_no_sse(chunk: object, data: bytes, encode: Encode) -> None:
+    if type(chunk) is msgspec.Raw:  # JSON that is ready comes from somebody who knows what it is
+        return
+    if isinstance(chunk, bytes | bytearray | memoryview):
+        text = str(chunk, "latin-1") if isinstance(encode, JSONEncoding) else ""
+    else:
+        text = msgspec.json.decode(data, type=str)
+    check_no_sse_text(text)
+
+
+def done_record(output: object, encode: Encode = encode_json) -> bytes:
     """Give the record that ends a stream well. InvalidArgumentError: the value is not JSON."""
-    return _DONE + encode_json(output)
+    return _DONE + encode(output)
 
 
 def error_record(error: ErrorInfo) -> bytes:
@@ -136,87 +151,6 @@ def decoder_of(type_: type[T]) -> Callable[[bytes], T]:
     """Give what decodes JSON into a pydantic model, or into anything that msgspec knows: dataclasses, structs, TypedDicts."""
     validate_json: Callable[[bytes], T] | None = getattr(type_, "model_validate_json", None)
     return validate_json or msgspec.json.Decoder(type_).decode
-
-
-def encode_json(value: object) -> bytes:
-    """Give the value as one line of UTF-8 JSON.
-
-    Beside JSON's own types, dataclasses, msgspec structs, pydantic models (by alias) and what msgspec documents (datetimes, UUIDs,
-    enums) are taken. InvalidArgumentError: anything else, NaN and infinities, lone surrogates, and nesting that is circular or deeper than
-    256 levels.
-    """
-    try:
-        data = _encoder.encode(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidArgumentError(f"the value is not JSON: {error}") from error
-    except RecursionError as error:  # how deep that is depends on the interpreter
-        raise InvalidArgumentError(_TOO_DEEP) from error
-    # What has few brackets is not deep: only the rest is worth walking through.
-    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _is_too_deep(data):
-        raise InvalidArgumentError(_TOO_DEEP)
-    # The encoder writes null for NaN; only then is it worth walking the value, to refuse what would be read back as another.
-    if b"null" in data and _has_non_finite(value):
-        raise InvalidArgumentError("the value is not JSON: it holds NaN or an infinity")
-    return data
-
-
-def is_deep(value: object) -> bool:
-    """Say whether decoded JSON is nested more than MAX_DEPTH levels deep."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [item for container in level for item in _items(container) if isinstance(item, dict | list)]
-        if not level:
-            return False
-    return any(isinstance(container, dict | list) for container in level)
-
-
-def _items(container: object) -> Iterable[object]:
-    match container:
-        case dict():
-            return container.values()
-        case list():
-            return container
-        case _:
-            return ()
-
-
-def _is_too_deep(data: bytes) -> bool:
-    try:
-        return is_deep(msgspec.json.decode(data))
-    except RecursionError:
-        return True
-
-
-def _encode_model(value: object) -> object:
-    if isinstance(value, msgspec.Raw):  # JSON already, which only the search for NaN takes apart
-        return msgspec.json.decode(value)
-    model_dump: Callable[..., object] | None = getattr(value, "model_dump", None)
-    if model_dump is None:
-        raise TypeError(f"{type(value).__qualname__} has no JSON form")
-    try:
-        return model_dump(mode="json", by_alias=True)
-    except Exception as error:
-        # What a serializer of somebody else's says may quote the value, and our message is for everybody.
-        raise TypeError(f"{type(value).__qualname__} cannot be written as JSON") from error
-
-
-_encoder: Final = msgspec.json.Encoder(enc_hook=_encode_model)
-
-
-def _has_non_finite(value: object) -> bool:
-    plain = msgspec.to_builtins(value, builtin_types=(float,), enc_hook=_encode_model)
-    stack = [plain]
-    while stack:
-        match stack.pop():
-            case float() as number if not math.isfinite(number):
-                return True
-            case dict() as mapping:
-                stack.extend(mapping.values())
-            case list() | tuple() as items:
-                stack.extend(items)
-            case _:
-                pass
-    return False
 
 
 def error_info(error: BaseException) -> ErrorInfo:

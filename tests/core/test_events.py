@@ -17,8 +17,8 @@ from streamkeep import (
     StreamEventType,
     StreamNotFoundError,
 )
+from streamkeep._depth import MAX_DEPTH
 from streamkeep.events import (
-    MAX_DEPTH,
     MAX_ERROR_TEXT,
     chunk_record,
     decoder_of,

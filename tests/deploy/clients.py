@@ -183,7 +183,7 @@ def _frame_of(block: str) -> Frame | None:
         return None  # what Genkit's clients in Dart read of an error
     value = json.loads(fields["data"])
     if "event" in fields:
-        return Frame(fields["event"], int(fields["id"]) if "id" in fields else None, value)
+        return Frame(fields["event"], int(fields["id"].rpartition("/")[2]) if "id" in fields else None, value)
     kinds: dict[str, str] = {"message": "chunk", "result": "done", "error": "error"}
     (kind,) = kinds.keys() & value.keys()
     return Frame(kinds[kind], value.get("offset"), value[kind])

@@ -18,22 +18,15 @@ from hypothesis import strategies as st
 from tests.http.servers import frames_of
 
 from streamkeep import InMemoryStreamManager, StreamEvent, StreamEventType
+from streamkeep._depth import MAX_DEPTH
 from streamkeep._lifecycle import life_of
 from streamkeep.errors import InvalidArgumentError, LimitExceededError, StorageCorruptError
-from streamkeep.events import MAX_DEPTH, MAX_OFFSET, ErrorInfo, chunk_record, done_record, error_record, event_of
+from streamkeep.events import MAX_OFFSET, ErrorInfo, chunk_record, done_record, error_record, event_of
 from streamkeep.http import DurableStreaming
 from streamkeep.http.app import query_of
+from streamkeep.http.framing import GenkitFraming, SSEFraming, parse_offset
 from streamkeep.http.response import Message, Receive, Scope, Send, headers_of
-from streamkeep.http.wire import (
-    Failure,
-    GenkitDecoder,
-    GenkitFraming,
-    SSEDecoder,
-    SSEFraming,
-    parse_body,
-    parse_offset,
-    wants_stream,
-)
+from streamkeep.http.wire import Failure, GenkitDecoder, SSEDecoder, parse_body, wants_stream
 from streamkeep.storage import Head
 
 GENKIT: Final = (
@@ -217,7 +210,7 @@ def writes_one_frame(chunk: bytes) -> None:
     """Whatever JSON a producer brings, with whatever spaces and line ends in it: one frame, and that chunk in it."""
     event: StreamEvent[object] = event_of(chunk_record(msgspec.Raw(chunk)), 7)
     for framing, decoder in ((GenkitFraming(), GenkitDecoder()), (SSEFraming(), SSEDecoder())):
-        sent = framing.event(event)
+        sent = framing.event(event, "7")
         assert sent.isascii()
         assert b"\r" not in sent
         assert b"\0" not in sent

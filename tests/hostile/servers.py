@@ -61,7 +61,9 @@ class Target:
     def is_alive(self) -> bool:
         """Say whether an honest reader gets the known stream."""
         answer = ask(self.address, "GET", f"/streams/{KNOWN}".encode(), b"Connection: close")
-        return answer.code == 200 and answer.body.endswith(b'event: done\ndata: "known"\nid: 0\n\n')
+        return (
+            answer.code == 200 and b'event: done\ndata: "known"\nid: known/' in answer.body and answer.body.endswith(b"/0\n\n")
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,10 @@ from tests.hostile.servers import ID, House, house
 from tests.hostile.sockets import ask
 
 from streamkeep import InMemoryStreamManager, Limits, StreamManager
+from streamkeep._depth import MAX_DEPTH
 from streamkeep._manager import MAX_METADATA, check_id, check_metadata
 from streamkeep.errors import InvalidArgumentError, PublicError
-from streamkeep.events import MAX_DEPTH, MAX_ERROR_TEXT
+from streamkeep.events import MAX_ERROR_TEXT
 from streamkeep.http import Access, Bounds, Runner, StreamsHTTP
 from streamkeep.http.app import MAX_QUERY_FIELDS
 from streamkeep.http.response import Timeouts

@@ -10,7 +10,7 @@ from anyio.abc import SocketAttribute, SocketStream
 
 from streamkeep.errors import Status
 from streamkeep.events import ErrorInfo, StreamEvent, chunk_record, done_record, error_record, event_of
-from streamkeep.http.wire import GenkitFraming, error_body, result_body
+from streamkeep.http.framing import GenkitFraming, error_body, result_body
 
 if TYPE_CHECKING:
     from tests.http.conftest import GenkitClient
@@ -70,6 +70,10 @@ def failed(status: Status, message: str, details: object, offset: int) -> Stream
     return event_of(error_record(ErrorInfo(status, message, details, "the traceback")), offset)
 
 
+def frame_of(framing: GenkitFraming, event: StreamEvent[object]) -> bytes:
+    return framing.event(event, str(event.offset))
+
+
 async def lines_of(client: "GenkitClient", *frames: bytes) -> list[dict[str, object]]:
     """Give what the client says of a body of these packets, beside the stream's id."""
     async with served(packets(*frames)) as url:
@@ -80,7 +84,7 @@ async def lines_of(client: "GenkitClient", *frames: bytes) -> list[dict[str, obj
 
 async def test_chunks_and_the_result_arrive_in_order(genkit_client: "GenkitClient") -> None:
     framing = GenkitFraming()
-    body = [framing.event(event) for event in (chunk({"text": "a"}, 0), chunk({"text": "b"}, 1), done({"text": "ab"}, 2))]
+    body = [frame_of(framing, event) for event in (chunk({"text": "a"}, 0), chunk({"text": "b"}, 1), done({"text": "ab"}, 2))]
     expected = [{"chunk": {"text": "a"}}, {"chunk": {"text": "b"}}, {"output": {"text": "ab"}}]
     assert await lines_of(genkit_client, *body) == expected
     assert await lines_of(genkit_client, b"".join(body)) == expected
@@ -88,30 +92,33 @@ async def test_chunks_and_the_result_arrive_in_order(genkit_client: "GenkitClien
 
 async def test_heartbeats_are_not_seen(genkit_client: "GenkitClient") -> None:
     framing = GenkitFraming()
-    body = [framing.preamble(), framing.heartbeat(), framing.heartbeat(), framing.heartbeat(), framing.event(chunk(1, 0))]
-    body += [framing.event(chunk(2, 1)), framing.heartbeat(), framing.event(done(3, 2)), framing.heartbeat()]
+    body = [framing.preamble(), framing.heartbeat(), framing.heartbeat(), framing.heartbeat(), frame_of(framing, chunk(1, 0))]
+    body += [frame_of(framing, chunk(2, 1)), framing.heartbeat(), frame_of(framing, done(3, 2)), framing.heartbeat()]
     assert await lines_of(genkit_client, *filter(None, body)) == [{"chunk": 1}, {"chunk": 2}, {"output": 3}]
 
 
 @pytest.mark.parametrize("nothing", [None, 0, False, "", [], {}], ids=repr)
 async def test_values_that_are_false_arrive(genkit_client: "GenkitClient", nothing: object) -> None:
     framing = GenkitFraming()
-    body = [framing.event(chunk(nothing, 0)), framing.event(done(nothing, 1))]
+    body = [frame_of(framing, chunk(nothing, 0)), frame_of(framing, done(nothing, 1))]
     assert await lines_of(genkit_client, *body) == [{"chunk": nothing}, {"output": nothing}]
 
 
 async def test_any_character_arrives_whole_though_every_byte_is_a_packet(genkit_client: "GenkitClient") -> None:
     text = "\u2028\u2029\u0085 é 世界 \U0001f44b\U0001f3fd \x00\x7f\\ \"'\r\n\n data: "
     framing = GenkitFraming()
-    body = framing.event(chunk({text: text}, 0)) + framing.event(done(text, 1))
+    body = frame_of(framing, chunk({text: text}, 0)) + frame_of(framing, done(text, 1))
     assert await lines_of(genkit_client, *(bytes([byte]) for byte in body)) == [{"chunk": {text: text}}, {"output": text}]
 
 
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (lambda framing: framing.event(failed("NOT_FOUND", "no such é", {"a": 1}, 1)), "NOT_FOUND: no such é\n[object Object]"),
-        (lambda framing: framing.event(failed("INTERNAL", "internal", None, 1)), "INTERNAL: internal\nnull"),
+        (
+            lambda framing: frame_of(framing, failed("NOT_FOUND", "no such é", {"a": 1}, 1)),
+            "NOT_FOUND: no such é\n[object Object]",
+        ),
+        (lambda framing: frame_of(framing, failed("INTERNAL", "internal", None, 1)), "INTERNAL: internal\nnull"),
         (lambda framing: framing.error(ErrorInfo("UNAVAILABLE", "closing")), "UNAVAILABLE: closing\nnull"),
         (
             lambda framing: framing.heartbeat() + framing.error(ErrorInfo("UNAVAILABLE", "closing")),
@@ -127,7 +134,7 @@ async def test_an_error_in_a_packet_of_its_own_loses_no_chunk(
     seen = anyio.Event()
 
     async def answer() -> AsyncIterator[bytes]:
-        yield framing.event(chunk("before", 0))
+        yield frame_of(framing, chunk("before", 0))
         await seen.wait()
         yield error(framing)
 
@@ -147,7 +154,7 @@ async def test_a_client_that_aborts_is_told_so_and_ends(genkit_client: "GenkitCl
     framing = GenkitFraming()
 
     async def answer() -> AsyncIterator[bytes]:
-        yield framing.event(chunk(0, 0)) + framing.event(chunk(1, 1))
+        yield frame_of(framing, chunk(0, 0)) + frame_of(framing, chunk(1, 1))
         await anyio.sleep_forever()
 
     async with served(answer) as url:
@@ -184,13 +191,13 @@ async def test_run_flow_takes_our_bodies(genkit_client: "GenkitClient") -> None:
     ids=["comment", "id", "event", "retry", "empty", "no-space", "two-lines"],
 )
 async def test_the_client_dies_of_other_framing(genkit_client: "GenkitClient", never_sent: bytes) -> None:
-    (line,) = await lines_of(genkit_client, never_sent + GenkitFraming().event(done("never", 0)))
+    (line,) = await lines_of(genkit_client, never_sent + frame_of(GenkitFraming(), done("never", 0)))
     assert line.keys() == {"error"}
 
 
 @pytest.mark.parametrize(
     "body",
-    [(GenkitFraming().event(chunk(1, 0)),), (GenkitFraming().event(done(1, 0)).replace(b"\n", b"\r\n"),)],
+    [(frame_of(GenkitFraming(), chunk(1, 0)),), (frame_of(GenkitFraming(), done(1, 0)).replace(b"\n", b"\r\n"),)],
     ids=["no-terminal-frame", "CRLF"],
 )
 async def test_the_client_spins_for_ever_and_is_killed(genkit_client: "GenkitClient", body: Sequence[bytes]) -> None:
@@ -208,7 +215,7 @@ async def test_a_silent_server_is_reported_by_the_program_itself(genkit_client: 
 
 async def test_a_live_client_can_be_terminated(genkit_client: "GenkitClient") -> None:
     async def answer() -> AsyncIterator[bytes]:
-        yield GenkitFraming().event(chunk(0, 0))
+        yield frame_of(GenkitFraming(), chunk(0, 0))
         await anyio.sleep_forever()
 
     async with served(answer) as url, genkit_client.live(url=url) as client:

@@ -24,23 +24,17 @@ from streamkeep.events import (
     error_record,
     event_of,
 )
+from streamkeep.http.framing import Framing, GenkitFraming, SSEFraming, ascii_json, error_body, parse_offset, result_body
 from streamkeep.http.wire import (
     Failure,
-    Framing,
     GenkitDecoder,
     GenkitFrame,
-    GenkitFraming,
     GenkitRequest,
     Message,
     Result,
     ServerSentEvent,
     SSEDecoder,
-    SSEFraming,
-    ascii_json,
-    error_body,
     parse_body,
-    parse_offset,
-    result_body,
     wants_stream,
 )
 
@@ -68,6 +62,10 @@ def failed(error: ErrorInfo, offset: int) -> StreamEvent[object]:
     return event_of(error_record(error), offset)
 
 
+def frame_of(framing: Framing, event: StreamEvent[object]) -> bytes:
+    return framing.event(event, str(event.offset))
+
+
 @st.composite
 def streams(draw: st.DrawFn) -> list[StreamEvent[object]]:
     chunks = draw(st.lists(values.map(chunk_record), max_size=5))
@@ -79,7 +77,7 @@ def sent(framing: Framing, events: Sequence[StreamEvent[object]], heartbeats: Se
     """Give the whole body, with so many heartbeats before each event."""
     counts = [*heartbeats, *[0] * len(events)]
     frames = (
-        b"".join(framing.heartbeat() for _ in range(count)) + framing.event(event)
+        b"".join(framing.heartbeat() for _ in range(count)) + frame_of(framing, event)
         for event, count in zip(events, counts, strict=False)
     )
     return framing.preamble() + b"".join(frames)
@@ -131,7 +129,7 @@ class TestGenkitFraming:
     def test_each_event_is_one_line_with_its_offset_and_an_error_comes_in_both_forms(
         self, event: StreamEvent[object], frame: bytes
     ) -> None:
-        assert GenkitFraming().event(event) == frame
+        assert frame_of(GenkitFraming(), event) == frame
 
     def test_a_transport_error_has_no_offset_and_its_details_are_null(self) -> None:
         data = b'{"error":{"status":"UNAVAILABLE","message":"closing","details":null}}'
@@ -140,15 +138,15 @@ class TestGenkitFraming:
     def test_a_heartbeat_opens_the_next_frame_and_further_ones_are_spaces(self) -> None:
         framing = GenkitFraming()
         assert [framing.heartbeat() for _ in range(3)] == [b"data: ", b" ", b" "]
-        assert framing.event(chunk(1, 0)) == b'{"message":1,"offset":0}\n\n'
-        assert framing.event(chunk(2, 1)) == b'data: {"message":2,"offset":1}\n\n'
+        assert frame_of(framing, chunk(1, 0)) == b'{"message":1,"offset":0}\n\n'
+        assert frame_of(framing, chunk(2, 1)) == b'data: {"message":2,"offset":1}\n\n'
         assert framing.heartbeat() == b"data: "
         assert framing.error(ErrorInfo("ABORTED", "")).startswith(b'{"error"')
 
     def test_stored_json_is_passed_on_as_it_is(self) -> None:
         stored = b'{"b": 1.50,  "a":1e2, "a":99999999999999999999, "c":"\\u0041"}'
-        assert stored in GenkitFraming().event(StreamEvent(StreamEventType.CHUNK, 0, stored))
-        assert stored in SSEFraming().event(StreamEvent(StreamEventType.DONE, 0, stored))
+        assert stored in frame_of(GenkitFraming(), StreamEvent(StreamEventType.CHUNK, 0, stored))
+        assert stored in frame_of(SSEFraming(), StreamEvent(StreamEventType.DONE, 0, stored))
 
     def test_nothing_comes_before_the_first_frame(self) -> None:
         assert GenkitFraming().preamble() == b""
@@ -217,7 +215,7 @@ class TestEveryFraming:
     @pytest.mark.parametrize("framing", [GenkitFraming(), SSEFraming()], ids=lambda framing: type(framing).__name__)
     def test_internal_never_leaves(self, framing: Framing) -> None:
         error = ErrorInfo("INTERNAL", "internal", None, SECRET)
-        for data in (framing.event(failed(error, 0)), framing.error(error), error_body(error)):
+        for data in (frame_of(framing, failed(error, 0)), framing.error(error), error_body(error)):
             assert b"postgresql" not in data
             assert b'"internal":' not in data
 
@@ -225,7 +223,7 @@ class TestEveryFraming:
     @pytest.mark.parametrize("line_end", ["\n\n", "\r\n", "\r"])
     def test_stored_json_cannot_break_out_of_its_line(self, framing: Framing, line_end: str) -> None:
         stored = chunk_record(msgspec.Raw(f"[1,{line_end}2]".encode()))
-        frame = framing.event(event_of(stored, 0))
+        frame = frame_of(framing, event_of(stored, 0))
         assert frame.count(b"\n") == 2 + (type(framing) is SSEFraming) * 2
         assert b"\r" not in frame
         (data,) = [
@@ -251,13 +249,13 @@ class TestSSEFraming:
         ],
     )
     def test_each_event_has_its_offset_as_id_and_its_type_as_name(self, event: StreamEvent[object], frame: bytes) -> None:
-        assert SSEFraming().event(event) == frame
+        assert frame_of(SSEFraming(), event) == frame
 
     def test_a_transport_error_has_no_id_so_that_a_reconnect_resumes(self) -> None:
         framing = SSEFraming()
         frame = framing.error(ErrorInfo("UNAVAILABLE", "closing"))
         assert frame == b'event: error\ndata: {"status":"UNAVAILABLE","message":"closing","details":null}\n\n'
-        *_, last = sse_decoded(framing.event(chunk(0, 41)), frame)
+        *_, last = sse_decoded(frame_of(framing, chunk(0, 41)), frame)
         assert last.id == "41"
 
     def test_heartbeats_are_comments_and_the_preamble_is_the_reconnection_time(self) -> None:

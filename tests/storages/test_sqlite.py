@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -23,7 +23,7 @@ import pytest
 from streamkeep.errors import InvalidArgumentError, StorageCorruptError, StorageError, StorageFullError
 from streamkeep.storage import Head, Storage
 from streamkeep.storages import sqlite
-from streamkeep.storages.sqlite import SQLiteStorage, _clock, _interlock, _writer
+from streamkeep.storages.sqlite import SQLiteStorage, _clock, _database, _interlock, _writer
 from streamkeep.testing import StorageSuite
 
 T = TypeVar("T")
@@ -150,6 +150,20 @@ async def test_an_empty_file_becomes_a_database(path: Path) -> None:
     path.touch()
     await enter(path)
     await enter(path)
+
+
+def test_a_database_that_is_being_created_is_never_taken_for_a_foreign_one(tmp_path: Path) -> None:
+    for number in range(100):
+        path = tmp_path / f"{number}.db"
+        path.touch()
+        with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as db:
+            db.execute("PRAGMA journal_mode = WAL")
+            creating = threading.Thread(target=db.executescript, args=(_database._SCHEMA,))
+            with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)) as reader:
+                creating.start()
+                while _database._is_new(reader, path):
+                    pass
+            creating.join()
 
 
 async def test_a_damaged_header_is_reported(path: Path) -> None:

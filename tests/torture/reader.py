@@ -94,7 +94,7 @@ class _Servers:
                     if sent.id == last and sent.event == StreamEventType.ERROR:
                         raise _StumbledError("this server's error")
                     last = sent.id
-                    yield int(sent.id), event_of(StreamEventType(sent.event), sent.data.encode())
+                    yield int(sent.id.rpartition("/")[2]), event_of(StreamEventType(sent.event), sent.data.encode())
 
 
 async def _frames(answer: httpx.Response) -> AsyncGenerator[Given]:

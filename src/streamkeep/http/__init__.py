@@ -4,12 +4,13 @@ from .access import Access, Authorize
 from .app import StreamsHTTP
 from .bounds import Bounds
 from .ended import Ended, OnEnd
+from .framing import AISDKFraming, Framing, GenkitFraming, NDJSONFraming, PassThroughFraming, SSEFraming, TextFraming
 from .middleware import DurableStreaming
 from .response import Timeouts
 from .runner import Producer, Runner
-from .wire import Framing, GenkitFraming, SSEFraming
 
 __all__ = [
+    "AISDKFraming",
     "Access",
     "Authorize",
     "Bounds",
@@ -17,10 +18,13 @@ __all__ = [
     "Ended",
     "Framing",
     "GenkitFraming",
+    "NDJSONFraming",
     "OnEnd",
+    "PassThroughFraming",
     "Producer",
     "Runner",
     "SSEFraming",
     "StreamsHTTP",
+    "TextFraming",
     "Timeouts",
 ]

@@ -8,8 +8,9 @@ import re
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 from urllib.parse import parse_qsl
 
@@ -17,12 +18,24 @@ import anyio
 import msgspec
 
 from .._manager import StreamInfo, StreamManager
-from .._subscription import Subscription
-from ..errors import InvalidArgumentError, StreamNotFoundError
+from ..errors import InvalidArgumentError, OffsetOutOfRangeError, StreamNotFoundError
 from ..events import encode_json
 from .access import Access, Action, Authorize, check_owner, check_route, owner_of
 from .bounds import Bounds
 from .ended import OnEnd
+from .framing import (
+    ANSWER,
+    LIFE_CHARACTERS,
+    Cursor,
+    Framing,
+    GenkitFraming,
+    PassThroughFraming,
+    SSEFraming,
+    kept_framing,
+    parse_cursor,
+    parse_offset,
+    result_body,
+)
 from .response import (
     STREAM_ID_HEADER,
     ASGIApp,
@@ -30,18 +43,21 @@ from .response import (
     Scope,
     Send,
     Timeouts,
+    can_be_cut,
     disconnected,
     errors_answered,
     headers_of,
     read_body,
     send_events,
+    send_head,
     send_only_head,
     send_response,
+    shown_error,
 )
 from .runner import MAX_PRODUCERS, Producer, Runner
 from .shutdown import shutdown_of
 from .sources import Source, close, producer_of
-from .wire import Framing, GenkitFraming, GenkitRequest, SSEFraming, parse_body, parse_offset, result_body, wants_stream
+from .wire import GenkitRequest, parse_body, wants_stream
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -223,8 +239,10 @@ class StreamsHTTP:
                 return await streams_http.respond(request, answer(question))
 
         The stream is open, and its producer has begun apart from the request, when this returns: `response.stream` is its id. Headers,
-        cookies and background tasks of the response count. A request that names a stream by `X-Genkit-Stream-Id` gets that one instead,
-        and the source is closed without being used. What goes wrong is answered as JSON, by its status.
+        cookies and background tasks of the response count. A request that names a stream, by `X-Genkit-Stream-Id` or by the cursor that
+        `Last-Event-ID` or `?lastEventId=` is, gets that one instead, and the source is closed without being used. What goes wrong is
+        answered as JSON, by its status; to who came with a cursor, as an event stream with an `error`, for such clients repeat their
+        request until they get one.
 
         Args:
             request: the request; not a GET, which browsers repeat.
@@ -252,11 +270,13 @@ class StreamsHTTP:
             )
         runner, produce = self.runner, producer_of(source)
         frames, scope, known = framing or GenkitFraming(), request.scope, context or {}
-        named = headers_of(scope).get(STREAM_ID_HEADER)
         try:
+            named, by_cursor = _stream_named_in(scope)
             if named is not None:
                 await close(source)
-                return await self._resumption(scope, named, known, owner=owner, framing=frames, route=scope["path"])
+                return await self._resumption(
+                    scope, named, known, owner=owner, framing=frames, route=scope["path"], by_cursor=by_cursor
+                )
             stream = str(uuid.uuid4()) if id is None else id
             owned_by = await self._owner_or(owner, "start", scope, known)
             kept = {**(metadata or {}), "route": scope["path"], "owner": owned_by}
@@ -266,7 +286,7 @@ class StreamsHTTP:
             if not isinstance(error, Exception):
                 raise  # the endpoint was cancelled
             return ASGIResponse(_failed(error))
-        return ASGIResponse(self._showing(stream, None, frames), stream)
+        return ASGIResponse(self._showing(stream, START, frames), stream)
 
     async def follow(
         self,
@@ -283,15 +303,16 @@ class StreamsHTTP:
             async def stream(request: Request, chat: str, user: CurrentUser):
                 return await streams_http.follow(request, chat, owner=user.id)
 
-        It begins behind the offset that `Last-Event-ID`, `X-Genkit-Stream-Offset` or `?after=` names. It is an empty 204 when there is no
-        such stream, when it is somebody else's, and when nothing is left of it to show. What else goes wrong is answered as JSON.
+        It begins behind what `Last-Event-ID`, `?lastEventId=`, `X-Genkit-Stream-Offset` or `?after=` names. It is an empty 204 when there
+        is no such stream, when it is somebody else's, and when nothing is left of it to show. What else goes wrong is answered as JSON.
 
         Args:
             request: the request.
             stream: the stream's id.
             owner: who is asking, as text; unless given, who `authorize` says.
             context: what `authorize` gets.
-            framing: how the events travel: `SSEFraming()`, what an EventSource reads, unless given.
+            framing: how the events travel; unless given, in the format that `DurableStreaming` has stored it in, or `SSEFraming()`, what
+                an EventSource reads.
 
         Raises RuntimeError: this has not been entered.
         """
@@ -300,7 +321,7 @@ class StreamsHTTP:
         self.runner  # noqa: B018 - raises if this was not entered
         try:
             return await self._resumption(
-                request.scope, stream, context or {}, owner=owner, framing=framing or SSEFraming(), route=None
+                request.scope, stream, context or {}, owner=owner, framing=framing, route=None, by_cursor=False
             )
         except Exception as error:
             return ASGIResponse(_failed(error))
@@ -312,29 +333,35 @@ class StreamsHTTP:
         context: Mapping[str, Any],
         *,
         owner: object,
-        framing: Framing,
+        framing: Framing | None,
         route: str | None,
+        by_cursor: bool,
     ) -> "ASGIResponse":
         from .starlette import ASGIResponse
 
         try:
             info = await self._admit("resume", scope, stream, route, context, owner)
-        except StreamNotFoundError:
+            place = _place_of(scope, info)
+        except (StreamNotFoundError, OffsetOutOfRangeError) as error:
+            if by_cursor:
+                return ASGIResponse(_told(framing or SSEFraming(), error))
+            if isinstance(error, OffsetOutOfRangeError):
+                raise
             return ASGIResponse(_nothing, status=204)
-        after = _place_of(scope)
-        if not _is_all_seen(info, after):
-            return ASGIResponse(self._showing(stream, after, framing), stream)
-        if not isinstance(framing, GenkitFraming):
-            return ASGIResponse(_nothing, status=204)
-        return ASGIResponse(self._showing(stream, _again(after), framing), stream)
+        framing = framing or framing_of(info, scope)
+        if not _is_all_seen(info, place):
+            return ASGIResponse(self._showing(stream, place, framing), stream)
+        if isinstance(framing, GenkitFraming):
+            return ASGIResponse(self._showing(stream, _again(place), framing), stream)
+        return ASGIResponse(_told(framing) if by_cursor else _nothing, status=200 if by_cursor else 204)
 
-    def _showing(self, stream: str, after: int | None, framing: Framing) -> ASGIApp:
+    def _showing(self, stream: str, place: "Place", framing: Framing) -> ASGIApp:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             async with errors_answered(send):
                 if scope["method"] == "HEAD":
                     await send_only_head(send, framing, _naming(stream))
                 else:
-                    await self.show(receive, send, stream, after, framing=framing)
+                    await self.show(scope, receive, send, stream, place, framing=framing)
 
         return app
 
@@ -342,42 +369,86 @@ class StreamsHTTP:
         """Run a producer under a new id, and answer with what it writes. Raises before the answer has begun only."""
         stream = str(uuid.uuid4())
         await self.launch(scope, stream, produce, context)
-        await self.show(receive, send, stream)
+        await self.show(scope, receive, send, stream)
 
     async def read_body(self, scope: Scope, receive: Receive) -> bytes | None:
         """Give a request's body, or None if the client went away. Raises BodyRefusedError."""
         return await read_body(scope, receive, max_bytes=self._max_body_bytes, within=self._timeouts.body)
 
-    async def launch(self, scope: Scope, stream: str, produce: Producer, context: Mapping[str, Any]) -> None:
+    async def launch(
+        self,
+        scope: Scope,
+        stream: str,
+        produce: Producer,
+        context: Mapping[str, Any],
+        metadata: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         """Run a producer under an id, for the route and the owner that the request comes from."""
         owner = await self._owner("start", scope, None, context)
-        await self.runner.start(stream, produce, metadata={"route": scope["path"], "owner": owner})
+        await self.runner.start(stream, produce, metadata={**metadata, "route": scope["path"], "owner": owner})
 
-    async def resume(self, scope: Scope, receive: Receive, send: Send, stream: str, context: Mapping[str, Any]) -> None:
-        """Answer with a stream that was started before; 204 if there is none. Raises before the answer has begun only."""
+    async def resume(self, scope: Scope, receive: Receive, send: Send, context: Mapping[str, Any]) -> None:
+        """Answer with the stream that a POST names instead of starting one. Raises before the answer has begun only.
+
+        Where there is none, or nothing is left of it, it is a 204; to who came with a cursor an event stream, for that one repeats its
+        request until it gets one.
+        """
+        stream, by_cursor = _stream_named_in(scope)
+        assert stream is not None
         try:
             info = await self._admit("resume", scope, stream, scope["path"], context)
-            after = _place_of(scope)
-            if _is_all_seen(info, after):
-                after = _again(after)
-            await self.show(receive, send, info.id, after)
-        except StreamNotFoundError:
-            await send_response(send, 204)
+            place = _place_of(scope, info)
+        except (StreamNotFoundError, OffsetOutOfRangeError) as error:
+            if by_cursor:
+                await _told(PassThroughFraming(), error)(scope, receive, send)
+            elif isinstance(error, OffsetOutOfRangeError):
+                raise
+            else:
+                await send_response(send, 204)
+            return
+        framing = framing_of(info, scope, SSEFraming if by_cursor else GenkitFraming)
+        if not _is_all_seen(info, place):
+            await self.show(scope, receive, send, stream, place, framing=framing)
+        elif isinstance(framing, GenkitFraming):
+            await self.show(scope, receive, send, stream, _again(place), framing=framing)
+        else:
+            await (_told(framing) if by_cursor else _nothing)(scope, receive, send)
 
     async def show(
-        self, receive: Receive, send: Send, stream: str, after: int | None = None, *, framing: Framing | None = None
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        stream: str,
+        place: "Place | None" = None,
+        *,
+        framing: Framing | None = None,
+        headers: Iterable[tuple[str, str]] = (),
     ) -> None:
         """Answer with a stream's events, in Genkit's framing unless told otherwise. Raises before the answer has begun only."""
-        async with self.streams.subscribe(stream, after, idle_timeout=self._timeouts.idle) as events:
-            await self._send_events(receive, send, events, framing or GenkitFraming(), _naming(stream))
+        place = place or START
+        headers = [*_naming(stream), *headers]
+        async with self.streams.subscribe(stream, place.after, idle_timeout=self._timeouts.idle) as events:
+            _check_life(place, events.life)
+            with self._listening(), self._shutdown.responding():
+                await send_events(
+                    receive,
+                    send,
+                    events,
+                    framing or GenkitFraming(),
+                    self._timeouts,
+                    headers,
+                    until=self._shutdown.time_to_end,
+                    can_cut=can_be_cut(scope),
+                )
 
     async def _post(self, scope: Scope, receive: Receive, send: Send, work: Work, context: Mapping[str, Any]) -> None:
         headers = headers_of(scope)
         body = await self.read_body(scope, receive)
         if body is None:
             return
-        if (stream := headers.get(STREAM_ID_HEADER)) is not None:
-            await self.resume(scope, receive, send, stream, context)
+        if STREAM_ID_HEADER in headers:
+            await self.resume(scope, receive, send, context)
             return
         request = parse_body(body)
         work.check(request)
@@ -409,22 +480,14 @@ class StreamsHTTP:
 
     async def _read_events(self, scope: Scope, receive: Receive, send: Send, stream: str) -> None:
         info = await self._admit("read", scope, stream, self._route, {})
-        after = parse_offset(headers_of(scope).get("last-event-id") or query_of(scope).get("after"))
-        if _is_all_seen(info, after):
+        place, framing = _place_of(scope, info), framing_of(info, scope)
+        if _is_all_seen(info, place):
             # What an EventSource that has seen the end is told, so that it does not come back for ever.
             await send_response(send, 204)
-            return
-        if scope["method"] == "HEAD":
-            await send_only_head(send, SSEFraming())
-            return
-        async with self.streams.subscribe(stream, after, idle_timeout=self._timeouts.idle) as events:
-            await self._send_events(receive, send, events, SSEFraming())
-
-    async def _send_events(
-        self, receive: Receive, send: Send, events: Subscription[Any], framing: Framing, headers: Iterable[tuple[str, str]] = ()
-    ) -> None:
-        with self._listening(), self._shutdown.responding():
-            await send_events(receive, send, events, framing, self._timeouts, headers, until=self._shutdown.time_to_end)
+        elif scope["method"] == "HEAD":
+            await send_only_head(send, framing, _naming(stream))
+        else:
+            await self.show(scope, receive, send, stream, place, framing=framing)
 
     async def _cancel(self, send: Send, info: StreamInfo) -> None:
         stopped = await self.streams.cancel(info.id)
@@ -468,20 +531,76 @@ def _naming(stream: str) -> list[tuple[str, str]]:
     return [(STREAM_ID_HEADER, stream), ("access-control-expose-headers", "X-Genkit-Stream-Id")]
 
 
-def _place_of(scope: Scope) -> int | None:
-    """Give the offset behind which a request wants to go on. InvalidArgumentError: it is none."""
-    headers = headers_of(scope)
-    return parse_offset(headers.get("last-event-id") or headers.get(OFFSET_HEADER) or query_of(scope).get("after"))
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in a stream a reader goes on: behind an offset (None: at the start), of one life of its id if the reader says which."""
+
+    after: int | None = None
+    life: str = ""
 
 
-def _is_all_seen(info: StreamInfo, after: int | None) -> bool:
-    """Say whether who has seen the event at `after` has seen the stream's end."""
-    return info.status != "open" and after == info.tail - 1
+START: Final = Place()
 
 
-def _again(after: int | None) -> int | None:
+def _stream_named_in(scope: Scope) -> tuple[str | None, bool]:
+    """Give the stream that a request to start one names instead, and whether a cursor does."""
+    named = headers_of(scope).get(STREAM_ID_HEADER)
+    if named is not None:
+        return named, False
+    cursor = _cursor_in(scope)
+    return (None, False) if cursor is None else (cursor.stream, True)
+
+
+def _cursor_in(scope: Scope) -> Cursor | None:
+    return parse_cursor(headers_of(scope).get("last-event-id") or query_of(scope).get("lastEventId"))
+
+
+def _place_of(scope: Scope, info: StreamInfo) -> Place:
+    """Give where a request wants to go on in a stream.
+
+    InvalidArgumentError: it names no place, or one of another stream. OffsetOutOfRangeError: one of another life of this id.
+    """
+    cursor = _cursor_in(scope)
+    if cursor is None:
+        headers, query = headers_of(scope), query_of(scope)
+        named = headers.get("last-event-id") or query.get("lastEventId") or headers.get(OFFSET_HEADER) or query.get("after")
+        return Place(parse_offset(named))
+    if cursor.stream != info.id:
+        raise InvalidArgumentError("the cursor is one of another stream")
+    place = Place(cursor.offset, cursor.life)
+    _check_life(place, info.life)
+    return place
+
+
+def _check_life(place: Place, life: str) -> None:
+    if place.life and place.life != life[:LIFE_CHARACTERS]:
+        raise OffsetOutOfRangeError("the stream was deleted, or has expired, and another one has its id now")
+
+
+def _is_all_seen(info: StreamInfo, place: Place) -> bool:
+    """Say whether who goes on here has seen the stream's end."""
+    return info.status != "open" and place.after == info.tail - 1
+
+
+def _again(place: Place) -> Place:
     """Give where to begin so that the last event is sent again: Genkit's clients need a terminal one in every response."""
-    return after - 1 if after else None
+    return Place(place.after - 1, place.life) if place.after else START
+
+
+def framing_of(info: StreamInfo, scope: Scope, default: Callable[[], Framing] = SSEFraming) -> Framing:
+    """Give the framing that a stream is kept in, if it is one passed through; the default if it is not."""
+    kept = info.metadata.get(ANSWER)
+    return default() if kept is None else kept_framing(kept, id_first="x-run-id" in headers_of(scope))
+
+
+def _told(framing: Framing, error: Exception | None = None) -> ASGIApp:
+    """Give a whole answer in a framing: with an error, or empty. Some clients repeat their request until they get one."""
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send_head(send, framing)
+        await send({"type": "http.response.body", "body": b"" if error is None else framing.error(shown_error(error))})
+
+    return app
 
 
 async def _nothing(_scope: Scope, _receive: Receive, send: Send) -> None:

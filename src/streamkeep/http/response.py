@@ -1,7 +1,7 @@
 """Answers over ASGI: a subscription as a response that streams, JSON, errors; and requests read within bounds.
 
-The one rule of a stream's response: it ends with a terminal frame, whatever happens. Official clients spin or hang when it
-does not.
+The one rule of a stream's response: its client can tell whether it is whole. It ends with a terminal frame, or is cut. Genkit's official
+clients spin or hang without that frame; most others take every clean end for success.
 """
 
 import logging
@@ -25,7 +25,7 @@ from ..errors import (
     StreamManagerClosedError,
 )
 from ..events import ErrorInfo, StreamEvent, StreamEventType, shown_info
-from .wire import Framing, GenkitFraming, error_body
+from .framing import Framing, GenkitFraming, cursor_prefix, error_body
 
 logger: Final = logging.getLogger("streamkeep")
 
@@ -88,6 +88,14 @@ def headers_of(scope: Scope) -> Mapping[str, str]:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
         headers[name] = f"{headers[name]}{'; ' if name == 'cookie' else ', '}{value}" if name in headers else value
     return headers
+
+
+def can_be_cut(scope: Scope) -> bool:
+    """Say whether a server takes an app that returns without its last message for a response that is not whole, and closes the connection.
+
+    uvicorn, hypercorn and granian do. Daphne, which alone names no version of the HTTP spec, waits for ever.
+    """
+    return "spec_version" in scope.get("asgi", {})
 
 
 async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, within: timedelta) -> bytes | None:
@@ -176,13 +184,17 @@ async def send_events(
     headers: Iterable[tuple[str, str]] = (),
     *,
     until: Callable[[], Awaitable[None]] = anyio.sleep_forever,
+    can_cut: bool = True,
 ) -> None:
-    """Answer with an entered subscription's events until the terminal one, or the client goes away, or `until` returns."""
+    """Answer with an entered subscription's events until the terminal one, or the client goes away, or `until` returns.
+
+    `can_cut`: whether the server takes a return without the last message for a response that is not whole.
+    """
     async with anyio.create_task_group() as response:
         # A server's `send` may say nothing when the client has gone: without this task a response to nobody goes on for ever.
         response.start_soon(_end_after, lambda: disconnected(receive), response.cancel_scope)
         response.start_soon(_end_after, until, response.cancel_scope)
-        await _Response(send, framing, timeouts).run(events, headers)
+        await _Response(send, framing, timeouts, can_cut=can_cut).run(events, headers)
         response.cancel_scope.cancel()
 
 
@@ -194,6 +206,7 @@ async def send_head(send: Send, framing: Framing, headers: Iterable[tuple[str, s
         NO_SNIFFING,
         ("cache-control", "no-cache, no-transform"),
         ("x-accel-buffering", "no"),
+        *framing.headers,
     ]
     await send({"type": "http.response.start", "status": 200, "headers": _raw([*ours, *headers])})
 
@@ -212,10 +225,12 @@ async def _end_after(wait: Callable[[], Awaitable[None]], response: anyio.Cancel
 class _Response:
     """One response that streams."""
 
-    def __init__(self, send: Send, framing: Framing, timeouts: Timeouts) -> None:
+    def __init__(self, send: Send, framing: Framing, timeouts: Timeouts, *, can_cut: bool) -> None:
         self._send = send
         self._framing = framing
         self._timeouts = timeouts
+        self._can_cut = can_cut
+        self._is_failed = False
 
     async def run(self, events: Subscription[Any], headers: Iterable[tuple[str, str]]) -> None:
         try:
@@ -251,7 +266,7 @@ class _Response:
         """Send the next events; False after the terminal one. Nothing of them is kept: who waits for more must cost little."""
         batch = await self._next(events)
         if batch:
-            await self._write_batch(batch)
+            await self._write_batch(batch, events)
         return bool(batch)
 
     async def _next(self, events: Subscription[Any]) -> list[StreamEvent[Any]]:
@@ -260,14 +275,15 @@ class _Response:
                 return await events.batch()
             await self._write(self._framing.heartbeat())
 
-    async def _write_batch(self, batch: list[StreamEvent[Any]]) -> None:
-        body = bytearray()
+    async def _write_batch(self, batch: list[StreamEvent[Any]], events: Subscription[Any]) -> None:
+        body, prefix = bytearray(), cursor_prefix(events.id, events.life)
         for event in batch:
             if event.type is StreamEventType.ERROR:
                 await self._write(bytes(body))
                 body.clear()
                 await self._pause()
-            body += self._framing.event(event)
+                self._is_failed = True
+            body += self._framing.event(event, f"{prefix}{event.offset}")
             if len(body) >= BODY_BYTES:
                 await self._write(bytes(body))
                 body.clear()
@@ -284,18 +300,21 @@ class _Response:
             await checkpoint()
 
     async def _end(self, final_error: ErrorInfo | None) -> None:
-        body = b"" if final_error is None or self._comes_back(final_error) else self._framing.error(final_error)
+        framing, is_broken = self._framing, final_error is not None
+        body = b"" if final_error is None or self._comes_back(final_error) else framing.error(final_error)
+        is_cut = self._can_cut and (framing.cut_when_broken if is_broken else self._is_failed and framing.cut_when_failed)
         with suppress(OSError):
             try:
                 if body:
                     await self._pause()
             finally:
                 # An event loop that is closing cancels the pause too.
-                await self._send({"type": "http.response.body", "body": body, "more_body": False})
+                if body or not is_cut:
+                    await self._send({"type": "http.response.body", "body": body, "more_body": is_cut})
 
     def _comes_back(self, final_error: ErrorInfo) -> bool:
-        # An EventSource whose response just ends comes back by itself; Genkit's clients spin.
-        return final_error in (SHUTTING_DOWN, TOO_LONG) and not isinstance(self._framing, GenkitFraming)
+        # A client that reconnects when it is cut needs no word; Genkit's clients spin without one.
+        return final_error in (SHUTTING_DOWN, TOO_LONG) and self._framing.cut_when_broken
 
 
 def _raw(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:

@@ -8,8 +8,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..errors import HTTP_CODES, StreamkeepError
+from .framing import error_body
 from .response import ASGIApp, Message, code_of, shown_error
-from .wire import error_body
 
 OURS: Final = {b"content-length", b"content-type", b"transfer-encoding"}
 """Headers that say how the body is sent, and are not the endpoint's."""

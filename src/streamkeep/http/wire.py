@@ -1,164 +1,20 @@
-"""What goes over HTTP, as values: the frames of both framings, encoded and decoded, and Genkit's request.
+"""What comes over HTTP, read from bytes that are cut anywhere: Genkit's frames, server-sent events, and Genkit's request.
 
-Everything here is sans-I/O. It knows neither ASGI nor managers, sets no headers, and never decides *when* something is sent.
-A POST is answered in Genkit's framing, whose clients survive very little, a GET in native SSE, as the HTML standard has it.
+Everything here is sans-I/O. What is sent is written in `framing`.
 """
 
-import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Final, Protocol, TypeVar, assert_never
+from typing import Final
 
 import msgspec
 
-from streamkeep.errors import STATUSES, InvalidArgumentError, LimitExceededError, Status, StreamkeepError
-from streamkeep.events import MAX_DEPTH, MAX_OFFSET, ErrorInfo, StreamEvent, StreamEventType, encode_json, is_deep
-
-T = TypeVar("T")
+from .._depth import MAX_DEPTH, is_deep
+from ..errors import STATUSES, InvalidArgumentError, LimitExceededError, Status, StreamkeepError
+from ..events import MAX_OFFSET, ErrorInfo
 
 MAX_FRAME_BYTES: Final = 8 * 1024 * 1024
 """How long a frame may be that a decoder takes, unless it is told otherwise."""
-
-
-# Encoding
-
-
-class Framing(Protocol):
-    """How one response speaks. It keeps the state of the line, so each response has its own."""
-
-    content_type: ClassVar[str]
-
-    def preamble(self) -> bytes:
-        """Give what is sent before the first frame."""
-        ...
-
-    def event(self, event: StreamEvent[T]) -> bytes:
-        """Give the whole frame of an event."""
-        ...
-
-    def heartbeat(self) -> bytes:
-        """Give what keeps an idle connection alive and means nothing to its reader."""
-        ...
-
-    def error(self, error: ErrorInfo) -> bytes:
-        """Give the terminal frame of a transport that failed: it has no offset, for the stream itself goes on."""
-        ...
-
-
-class GenkitFraming:
-    """Genkit's frames: LF only, one `data: ` line each, never `id:`, `event:`, `retry:` or a comment.
-
-    Genkit's JS client cuts at blank lines, drops six characters and parses the rest, hence the heartbeat: it opens the next
-    frame early and goes on with spaces, which JSON allows. An error is sent twice, because Dart reads only
-    `error:` and Java only `data:`. Send it in a packet of its own: the JS client forgets chunks not yet read when it comes.
-    """
-
-    content_type: ClassVar[str] = "text/event-stream"
-
-    def __init__(self) -> None:
-        self._line_is_open = False
-
-    def preamble(self) -> bytes:
-        """Give nothing: there is no frame that means nothing."""
-        return b""
-
-    def event(self, event: StreamEvent[T]) -> bytes:
-        """Give a chunk's frame, the result's, or both forms of the error's."""
-        match event.type:
-            case StreamEventType.CHUNK:
-                return self._frame(b'{"message":%b,"offset":%d}' % (_one_line(event.data), event.offset))
-            case StreamEventType.DONE:
-                return self._frame(b'{"result":%b,"offset":%d}' % (_one_line(event.data), event.offset))
-            case StreamEventType.ERROR:
-                return self._failure(event.error, b',"offset":%d' % event.offset)
-            case _:
-                assert_never(event.type)
-
-    def heartbeat(self) -> bytes:
-        """Give the beginning of the next frame's line, or one more space in it."""
-        if self._line_is_open:
-            return b" "
-        self._line_is_open = True
-        return b"data: "
-
-    def error(self, error: ErrorInfo) -> bytes:
-        """Give both forms of an error without offset."""
-        return self._failure(error, b"")
-
-    def _failure(self, error: ErrorInfo, offset: bytes) -> bytes:
-        data = _error_json(error)
-        return self._frame(b'{"error":%b%b}' % (data, offset)) + b'error: {"error":%b}\n\n' % data
-
-    def _frame(self, data: bytes) -> bytes:
-        opening = b"" if self._line_is_open else b"data: "
-        self._line_is_open = False
-        return opening + data + b"\n\n"
-
-
-class SSEFraming:
-    """Server-sent events as in the HTML standard: the offset is the id, and the events are `chunk`, `done` and `error`.
-
-    A transport's error has no id, so that a reconnecting `EventSource` names the last event that it has. `retry_seconds` is how
-    long that waits first. Only events end in a blank line: httpx-sse takes each for an event, and would give empty ones.
-    """
-
-    content_type: ClassVar[str] = "text/event-stream"
-
-    def __init__(self, *, retry_seconds: float = 2.0) -> None:
-        self._retry_ms = round(retry_seconds * 1000)
-
-    def preamble(self) -> bytes:
-        """Give the reconnection time."""
-        return b"retry: %d\n" % self._retry_ms
-
-    def event(self, event: StreamEvent[T]) -> bytes:
-        """Give an event of the same name, and its offset as the id: last, for clients that believe an id before they have the rest."""
-        data = _error_json(event.error) if event.type is StreamEventType.ERROR else _one_line(event.data)
-        return b"event: %b\ndata: %b\nid: %d\n\n" % (event.type.encode(), data, event.offset)
-
-    def heartbeat(self) -> bytes:
-        """Give a comment."""
-        return b": \n"
-
-    def error(self, error: ErrorInfo) -> bytes:
-        """Give an `error` event without id."""
-        return b"event: error\ndata: %b\n\n" % _error_json(error)
-
-
-def ascii_json(data: bytes) -> bytes:
-    r"""Give UTF-8 JSON in ASCII, by \uXXXX escapes; the same object if it is ASCII already.
-
-    Genkit's JS client corrupts characters that packets split, and its Python client ends lines at U+2028. Nothing is
-    parsed: outside its strings JSON is ASCII anyway.
-    """
-    if data.isascii():
-        return data
-    return _NON_ASCII.sub(lambda run: json.dumps(run[0])[1:-1], data.decode()).encode()
-
-
-def result_body(output: bytes) -> bytes:
-    """Give the body of an answer that does not stream, around the output's JSON."""
-    return b'{"result":%b}' % ascii_json(output)
-
-
-def error_body(error: ErrorInfo) -> bytes:
-    """Give the body of an answer that is an error; its HTTP code is the status's."""
-    return b'{"error":%b}' % _error_json(error)
-
-
-_NON_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
-_NO_LINE_ENDS: Final = bytes.maketrans(b"\r\n", b"  ")
-
-
-def _one_line(data: bytes) -> bytes:
-    # A producer may store JSON of its own (`msgspec.Raw`). A line end is only whitespace in JSON, but injection in a frame.
-    return ascii_json(data).translate(_NO_LINE_ENDS)
-
-
-def _error_json(error: ErrorInfo) -> bytes:
-    # `details` is always there: Genkit's JS client would print "undefined". `internal` never is.
-    return ascii_json(encode_json({"status": error.status, "message": error.message, "details": error.details}))
 
 
 # Decoding Genkit's frames
@@ -421,19 +277,6 @@ def parse_body(body: bytes) -> GenkitRequest:
     if body.count(b"[") + body.count(b"{") > MAX_DEPTH and is_deep(fields):
         raise InvalidArgumentError(f"the request's body is nested more than {MAX_DEPTH} levels deep")
     return GenkitRequest(fields.get("data"), fields.get("init"), "init" in fields)
-
-
-def parse_offset(text: str | None) -> int | None:
-    """Give the offset after which a reader goes on; None, which is from the start, if it names none or says -1.
-
-    For `Last-Event-ID`, `X-Genkit-Stream-Offset` and `?after=`. InvalidArgumentError: it is no whole number that JavaScript
-    can name.
-    """
-    if not text or text == "-1":
-        return None
-    if not _is_number(text, max_digits=len(str(MAX_OFFSET))) or int(text) > MAX_OFFSET:
-        raise InvalidArgumentError(f"an offset is a whole number from 0 to {MAX_OFFSET}, in ASCII digits")
-    return int(text)
 
 
 _body_decoder: Final = msgspec.json.Decoder(dict[str, object])

@@ -165,9 +165,7 @@ def _look(files: Files, query: str) -> bool:
 
 
 def _is_new(db: sqlite3.Connection, path: Path) -> bool:
-    (application_id,) = db.execute("PRAGMA application_id").fetchone()
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    application_id, version, tables = _marks(db)
     if application_id == 0 and version == 0 and tables == 0:
         return True
     if application_id != _APPLICATION_ID:
@@ -177,6 +175,18 @@ def _is_new(db: sqlite3.Connection, path: Path) -> bool:
     if version > _FORMAT:
         raise StorageCorruptError(f"{path} was written by a newer streamkeep (format {version}, this one knows {_FORMAT})")
     return False
+
+
+def _marks(db: sqlite3.Connection) -> tuple[int, int, int]:
+    db.execute("BEGIN")  # all of one moment: another process may be creating the database
+    try:
+        (application_id,) = db.execute("PRAGMA application_id").fetchone()
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    finally:
+        if db.in_transaction:  # some errors end it
+            db.execute("ROLLBACK")
+    return application_id, version, tables
 
 
 def _close(db: sqlite3.Connection, interlock: Interlock) -> None:

@@ -1,0 +1,494 @@
+"""One POST of an app that knows nothing of streams: passed through until it is seen to stream, and apart from its request from then on.
+
+The app runs in a task of its own from the beginning, because it cannot be moved to one later. Until its answer has begun, it has the
+server's messages and the client its own; then either that goes on, or the answer becomes a stream, whose producer is whoever waits for
+the app's end.
+"""
+
+import asyncio
+import codecs
+import logging
+import re
+import uuid
+import zlib
+from collections import deque
+from collections.abc import Collection, Iterator
+from contextvars import copy_context
+from typing import Final, Protocol
+
+import anyio
+import msgspec
+from anyio import CancelScope
+
+from .._background import is_asyncio_here, loop_here, not_ours
+from .._input import StreamInput
+from ..errors import InvalidArgumentError, StreamkeepError
+from ..events import ErrorInfo, hidden_error
+from .app import StreamsHTTP, query_of
+from .framing import ANSWER, Block, GenkitFraming, KeptAnswer, keep_answer, kept_framing, media_type_of
+from .response import ASGIApp, Message, Receive, Scope, Send, errors_answered, headers_of
+from .runner import SAVE_SECONDS, SHUT_DOWN, ChunkWriter
+from .wire import Failure, GenkitDecoder, Result, SSEDecoder, wants_stream
+from .wire import Message as Chunk
+
+logger: Final = logging.getLogger("streamkeep")
+
+NO_TERMINAL_FRAME: Final = ErrorInfo("ABORTED", "the response ended before the stream was completed")
+FIRST_FRAME_SECONDS: Final = 1.0
+"""How long the head of an answer that may be Genkit's waits for the frame that tells."""
+SEEN_BODY_BYTES: Final = 1 << 16
+"""How much of a request's body is looked at, to know Genkit's and JSON-RPC."""
+FRAME_FACTOR: Final = 6
+"""How much longer than its UTF-8 a text may be in a frame, if it is written in escapes."""
+_GENKITS_INPUT: Final = re.compile(rb'\s*(\{\s*(\}\s*|"(data|init)"\s*:.*))?', re.DOTALL)
+_JSON_RPC: Final = re.compile(rb'"jsonrpc"\s*:\s*"2\.0"')
+_BLANK_LINE: Final = re.compile(rb"\n\n|\r\r|\r\n\r\n")
+_NOT_KEPT: Final = frozenset(
+    (
+        "content-length",
+        "content-encoding",
+        "transfer-encoding",
+        "connection",
+        "content-type",
+        "cache-control",
+        "x-accel-buffering",
+    )
+)
+"""Headers of the app's answer that say how its body is sent."""
+
+
+class Exchange:
+    """The one request, its app, and its answer."""
+
+    def __init__(
+        self, http: StreamsHTTP, app: ASGIApp, scope: Scope, media_types: Collection[str], kept_headers: Collection[str]
+    ) -> None:
+        self._http = http
+        self._app = app
+        self._scope = scope
+        self._media_types = media_types
+        self._kept_headers = kept_headers
+        self._body = _SeenBody()
+        self._send: Send = _nobody
+        self._messages = _Messages()
+        self._head: Message | None = None
+        self._first = bytearray()
+        self._first_is_whole = anyio.Event()
+        self._answered = anyio.Event()
+        """The app's answer is known to stream, or not to, or the app has ended."""
+        self._begun = anyio.Event()
+        """There is a stream, or there will be none."""
+        self._over = anyio.Event()
+        self._stop: anyio.Event | None = None
+        self._stream: StreamInput | None = None
+        self._parser: _Parser | None = None
+        self._is_refused = False
+        self._is_complete = False
+        self._failure: BaseException | None = None
+        self._task: asyncio.Task[object] | None = None
+        self._cancelling = CancelScope()
+
+    async def answer(self, receive: Receive, send: Send) -> None:
+        """Run the app and answer with what it answers. Raises what it raises, as long as that is its client's alone."""
+        self._send = send
+        loop_here().spawn(self._run_app, copy_context(), self._end)
+        refusal: Exception | None = None
+        try:
+            async with anyio.create_task_group() as request:
+                request.start_soon(self._messages.take_from, receive)
+                await self._answered.wait()
+                if self._head is not None:
+                    try:
+                        await self._answer_with_stream(self._head)
+                    except Exception as error:
+                        refusal = error
+                else:
+                    await self._over.wait()
+                request.cancel_scope.cancel()
+        finally:
+            if self._stream is None:
+                await self._end_app()
+        if refusal is not None:
+            async with errors_answered(send):
+                raise refusal
+        elif self._stream is None and self._failure is not None:
+            raise self._failure
+
+    # In the request's task
+
+    async def _answer_with_stream(self, head: Message) -> None:
+        """Open the stream, and show it. Raises before the answer has begun only."""
+        is_genkits = await self._is_genkits()
+        headers = _headers_of(head)
+        answer = KeptAnswer(
+            headers["content-type"], tuple((name, text) for name, text in headers.items() if name in self._kept_headers)
+        )
+        most_bytes = FRAME_FACTOR * self._http.streams.limits.max_event_bytes
+        self._parser = _GenkitParser(most_bytes) if is_genkits else _parser_of(answer, most_bytes)
+        self._parser.decode = _decoding(headers.get("content-encoding", ""))
+        stream = str(uuid.uuid4())
+        try:
+            await self._http.launch(self._scope, stream, self._produce, {}, {} if is_genkits else {ANSWER: keep_answer(answer)})
+        except BaseException:
+            self._is_refused = True
+            self._begun.set()
+            raise
+        framing = (
+            GenkitFraming() if is_genkits else kept_framing(keep_answer(answer), id_first="x-run-id" in headers_of(self._scope))
+        )
+        shown = [(name.decode("latin-1"), text.decode("latin-1")) for name, text in _shown_headers(head, framing.headers)]
+        await self._http.show(self._scope, self._messages.for_reader, self._send, stream, framing=framing, headers=shown)
+
+    async def _is_genkits(self) -> bool:
+        if not self._may_be_genkits():
+            return False
+        with anyio.move_on_after(FIRST_FRAME_SECONDS):
+            await self._first_is_whole.wait()
+            return _is_genkit_frame(bytes(self._first))
+        return True
+
+    def _may_be_genkits(self) -> bool:
+        try:
+            accepts = wants_stream(headers_of(self._scope).get("accept", ""), query_of(self._scope))
+        except InvalidArgumentError:
+            return False  # what its query means is the app's affair
+        return accepts and _GENKITS_INPUT.fullmatch(self._body.beginning) is not None
+
+    async def _end_app(self) -> None:
+        """Cancel the app, whose answer nobody is there for, unless it has ended."""
+        if self._over.is_set():
+            return
+        self._cancel_app()
+        with anyio.move_on_after(SAVE_SECONDS, shield=True):
+            await self._over.wait()
+
+    # In the producer's task
+
+    async def _produce(self, stream: StreamInput, stop: anyio.Event) -> None:
+        self._stream, self._stop = stream, stop
+        self._messages.leave()
+        self._begun.set()
+        try:
+            await self._over.wait()
+        except anyio.get_cancelled_exc_class():
+            await self._end_app()
+            raise
+        if self._failure is not None:
+            raise self._failure
+        if not stream.is_closed and not self._is_complete:
+            await stream.error(SHUT_DOWN if stop.is_set() else NO_TERMINAL_FRAME)
+
+    # In the app's task
+
+    async def _run_app(self) -> None:
+        self._task = asyncio.current_task() if is_asyncio_here() else None
+        try:
+            with self._cancelling:
+                await self._app(_plainly_asking(self._scope), self._receive, self._take)
+        except anyio.get_cancelled_exc_class():
+            pass
+        except not_ours():
+            raise
+        except BaseException as error:  # what native libraries raise may be no Exception
+            if not self._is_refused:  # else it says what we have told it
+                self._failure = self._failure or error
+
+    def _end(self) -> None:
+        self._over.set()
+        self._answered.set()
+        self._first_is_whole.set()
+
+    def _cancel_app(self) -> None:
+        # On asyncio once, so that what the app does at its end is not cancelled as well.
+        if self._task is not None:
+            self._task.cancel()
+        else:
+            self._cancelling.cancel()
+
+    async def _receive(self) -> Message:
+        message = await self._messages.for_app()
+        if message is None:
+            assert self._stop is not None
+            await self._stop.wait()
+            return {"type": "http.disconnect"}
+        if message["type"] == "http.request":
+            self._body.see(message.get("body", b""))
+        return message
+
+    async def _take(self, message: Message) -> None:
+        """Take a message of the app's: one of an answer that passes, or that streams."""
+        if self._head is None:
+            if message["type"] != "http.response.start" or not self._is_durable(message):
+                await self._send(message)
+                return
+            self._head = message
+            self._answered.set()
+            return
+        if message["type"] != "http.response.body":
+            return  # such as trailers
+        body = message.get("body", b"")
+        if not self._begun.is_set() and not self._first_is_whole.is_set():
+            self._first += body
+            if message.get("more_body", False) and not _BLANK_LINE.search(self._first) and len(self._first) < SEEN_BODY_BYTES:
+                return
+            body = b""
+        self._first_is_whole.set()
+        await self._begun.wait()
+        if self._is_refused or self._failure is not None:
+            raise BrokenPipeError("the client has gone")
+        first, self._first = bytes(self._first), bytearray()
+        await self._store(first + body, is_last=not message.get("more_body", False))
+
+    def _is_durable(self, head: Message) -> bool:
+        headers = _headers_of(head)
+        if head["status"] != 200 or media_type_of(headers.get("content-type", "")) not in self._media_types:
+            return False
+        if "mcp-session-id" in headers or "mcp-protocol-version" in headers_of(self._scope) or self._body.is_json_rpc:
+            return False
+        encoding = headers.get("content-encoding", "")
+        if _decoding(encoding) is None:
+            logger.warning(
+                "the answer of POST %s is in the encoding %s, which cannot be read here, and so is not made durable: put what"
+                " compresses around DurableStreaming, not inside",
+                self._scope["path"],
+                encoding,
+            )
+            return False
+        return True
+
+    async def _store(self, body: bytes, *, is_last: bool) -> None:
+        assert self._stream is not None
+        assert self._parser is not None
+        try:
+            await self._parser.store(self._stream, body, is_last=is_last)
+        except StreamkeepError as error:
+            self._failure = self._failure or error  # also if the app does not mind
+            raise
+        self._is_complete = is_last and self._parser.ends_with_body
+
+
+class _SeenBody:
+    """As much of a request's body as it takes to know what speaks."""
+
+    def __init__(self) -> None:
+        self.beginning = b""
+        self._end = b""
+        self._size = 0
+
+    def see(self, body: bytes) -> None:
+        """Look at the next bytes of it."""
+        self.beginning += body[: SEEN_BODY_BYTES - len(self.beginning)]
+        self._end = (self._end + body)[-SEEN_BODY_BYTES:] if self._size else body[-SEEN_BODY_BYTES:]
+        self._size += len(body)
+
+    @property
+    def is_json_rpc(self) -> bool:
+        """Whether it is a JSON-RPC message, or a batch of them; of a long one, whether it looks like one at its beginning or end."""
+        if not (_JSON_RPC.search(self.beginning) or _JSON_RPC.search(self._end)):
+            return False
+        if self._size > SEEN_BODY_BYTES:
+            return True
+        try:
+            messages = msgspec.json.decode(self.beginning)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return False
+        messages = messages if isinstance(messages, list) else [messages]
+        return any(isinstance(message, dict) and "jsonrpc" in message for message in messages)
+
+
+class _Messages:
+    """What the server has to say, for two listeners in turn: the app, then whoever shows what it has begun. One at a time may ask."""
+
+    def __init__(self) -> None:
+        self._come: deque[Message] = deque()
+        self._asked = anyio.Event()
+        self._came = anyio.Event()
+        self._is_left = False
+        self._last: Message | None = None
+
+    async def take_from(self, receive: Receive) -> None:
+        """Ask the server whenever somebody asks here, and never more than that."""
+        while True:
+            await self._asked.wait()
+            self._asked = anyio.Event()
+            self._come.append(await receive())
+            self._tell()
+
+    async def for_app(self) -> Message | None:
+        """Give the app the next message; None when the app is no longer who is told."""
+        while not self._is_left:
+            if self._come:
+                return self._come.popleft()
+            await self._ask()
+        return None
+
+    async def for_reader(self) -> Message:
+        """Give who shows the stream the next message."""
+        while not self._come:
+            await self._ask()
+        return self._come.popleft()
+
+    def leave(self) -> None:
+        """Tell the app nothing more."""
+        self._is_left = True
+        self._tell()
+
+    async def _ask(self) -> None:
+        came = self._came
+        self._asked.set()
+        await came.wait()
+
+    def _tell(self) -> None:
+        self._came.set()
+        self._came = anyio.Event()
+
+
+class _Decode(Protocol):
+    def __call__(self, data: bytes, /) -> bytes: ...
+
+
+class _Parser(Protocol):
+    """What an answer's body becomes in the log."""
+
+    decode: _Decode | None
+    ends_with_body: bool
+    """Whether a body that ends well is all that it takes to complete the stream."""
+
+    async def store(self, stream: StreamInput, body: bytes, *, is_last: bool) -> None:
+        """Store what these bytes complete. Raises StreamkeepError."""
+        ...
+
+
+class _GenkitParser:
+    """Frames of Genkit's: chunks, and the output or the error."""
+
+    ends_with_body = False
+    decode: _Decode | None = None
+
+    def __init__(self, most_bytes: int) -> None:
+        self._decoder = GenkitDecoder(max_frame_bytes=most_bytes)
+
+    async def store(self, stream: StreamInput, body: bytes, *, is_last: bool) -> None:  # noqa: ARG002 - a frame says so
+        for frame in self._decoder.feed(_decoded(self, body)):
+            match frame:
+                case Chunk(data, _):
+                    await stream.write(_in_utf8(data))
+                case Result(data, _):
+                    await stream.done(_in_utf8(data))
+                case Failure(error, _):
+                    # The inner app puts exceptions' texts into its frames; only the status is for everybody.
+                    logger.error("stream %s failed: %s: %s", stream.id, error.status, error.message)
+                    await stream.error(hidden_error(error.status, error.message))
+
+
+class _EventsParser:
+    """Somebody's server-sent events, each a `Block`."""
+
+    ends_with_body = True
+    decode: _Decode | None = None
+
+    def __init__(self, most_bytes: int) -> None:
+        self._decoder = SSEDecoder(max_event_bytes=most_bytes)
+        self._writer: ChunkWriter | None = None
+
+    async def store(self, stream: StreamInput, body: bytes, *, is_last: bool) -> None:  # noqa: ARG002 - half an event is none
+        self._writer = self._writer or ChunkWriter(stream)
+        for event in self._decoder.feed(_decoded(self, body)):
+            await self._writer.write(Block(event.data, "" if event.event == "message" else event.event))
+
+
+class _TextParser:
+    """Somebody's text, as it comes."""
+
+    ends_with_body = True
+    decode: _Decode | None = None
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._writer: ChunkWriter | None = None
+
+    async def store(self, stream: StreamInput, body: bytes, *, is_last: bool) -> None:
+        self._writer = self._writer or ChunkWriter(stream)
+        try:
+            text = self._decoder.decode(_decoded(self, body), final=is_last)
+        except UnicodeDecodeError as error:
+            raise InvalidArgumentError("an answer that is kept as text is not UTF-8") from error
+        if text:
+            await self._writer.write(text)
+
+
+def _parser_of(answer: KeptAnswer, most_bytes: int) -> _Parser:
+    return _EventsParser(most_bytes) if answer.is_sse else _TextParser()
+
+
+def _in_utf8(data: bytes) -> msgspec.Raw:
+    r"""Give JSON that may be written in \uXXXX escapes, which are up to three times as long, without them."""
+    return msgspec.Raw(msgspec.json.encode(msgspec.json.decode(data)) if b"\\u" in data else data)
+
+
+def _is_genkit_frame(block: bytes) -> bool:
+    """Say whether an answer that begins so is Genkit's: an object with one of its three keys, and nothing that is not its own."""
+    line = block.lstrip(b"\r\n").splitlines()[:1]
+    name, _, payload = line[0].partition(b":") if line else (b"", b"", b"")
+    try:
+        keys = msgspec.json.decode(payload, type=dict[str, msgspec.Raw]).keys()
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return name in (b"data", b"error") and len(keys & {"message", "result", "error"}) == 1 and len(keys - {"offset"}) == 1
+
+
+# Encodings
+
+
+def _decoding(encoding: str) -> _Decode | None:
+    """Give what undoes a content encoding (RFC 9110, 8.4.1), piece by piece; None: it is not known here."""
+    match encoding.strip().lower():
+        case "" | "identity":
+            return bytes
+        case "gzip" | "x-gzip" | "deflate":
+            return _Inflating()
+        case _:
+            return None
+
+
+class _Inflating:
+    def __init__(self) -> None:
+        self._inflater = zlib.decompressobj(wbits=47)  # gzip or zlib, as its header says
+
+    def __call__(self, data: bytes, /) -> bytes:
+        try:
+            return self._inflater.decompress(data)
+        except zlib.error as error:
+            raise InvalidArgumentError("the answer is not compressed as it says") from error
+
+
+def _decoded(parser: _Parser, body: bytes) -> bytes:
+    return body if parser.decode is None else parser.decode(body)
+
+
+# Heads
+
+
+def _headers_of(head: Message) -> dict[str, str]:
+    return {name.decode("latin-1").lower(): text.decode("latin-1") for name, text in head.get("headers", ())}
+
+
+def _shown_headers(head: Message, kept: Collection[tuple[str, str]]) -> Iterator[tuple[bytes, bytes]]:
+    """Give those of the app's headers that are sent with a body that is sent otherwise."""
+    sent_anyway = {name.encode("latin-1") for name, _ in kept}
+    for name, text in head.get("headers", ()):
+        if name.lower() not in sent_anyway and name.lower().decode("latin-1") not in _NOT_KEPT:
+            yield name, text
+
+
+def _plainly_asking(scope: Scope) -> Scope:
+    """Give the inner app an `Accept` of event streams in lower case: `genkit_fastapi` finds it in no other form."""
+    accept = headers_of(scope).get("accept", "*/*")
+    if "text/event-stream" in accept or "text/event-stream" not in accept.lower():
+        return scope
+    headers = [header for header in scope["headers"] if header[0].lower() != b"accept"]
+    return {**scope, "headers": [*headers, (b"accept", accept.lower().encode("latin-1"))]}
+
+
+async def _nobody(_message: Message) -> None:
+    """Take what an app says before anybody listens."""

@@ -1,0 +1,454 @@
+"""Framings: how a stream's events travel in one response. A new client dialect is one class here.
+
+Everything here is sans-I/O. It knows neither ASGI nor managers, and never decides *when* something is sent.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeVar, assert_never
+
+import msgspec
+
+from ..errors import InvalidArgumentError
+from ..events import MAX_OFFSET, ErrorInfo, StreamEvent, StreamEventType, encode_json
+
+T = TypeVar("T")
+
+LIFE_CHARACTERS: Final = 8
+_CURSOR: Final = re.compile(r"(?P<stream>[A-Za-z0-9_~.:@=+-]{1,255})/(?P<life>[0-9a-f]{8})/(?P<offset>[0-9]{1,15})")
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """What a client sends back to go on: the stream, which life of that id, and the offset of the last event that it has.
+
+    As text it is `stream/life/offset`, which clients take as it is: the `id:` of a server-sent event, and so `Last-Event-ID`.
+    """
+
+    stream: str
+    life: str
+    offset: int
+
+
+def cursor_prefix(stream: str, life: str) -> str:
+    """Give what an offset is written behind to make it a cursor. What is left of a life tells it from others of its id."""
+    return f"{stream}/{life[:LIFE_CHARACTERS]}/"
+
+
+def parse_cursor(text: str | None) -> Cursor | None:
+    """Give the cursor that a text is, if it is one."""
+    match = _CURSOR.fullmatch(text or "")
+    return match and Cursor(match["stream"], match["life"], int(match["offset"]))
+
+
+def parse_offset(text: str | None) -> int | None:
+    """Give the offset after which a reader goes on; None, which is from the start, if it names none or says -1.
+
+    For `X-Genkit-Stream-Offset`, `?after=`, and a `Last-Event-ID` that is no cursor. InvalidArgumentError: it is no whole number that
+    JavaScript can name.
+    """
+    if not text or text == "-1":
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_OFFSET))) or int(text) > MAX_OFFSET:
+        raise InvalidArgumentError(f"an offset is a whole number from 0 to {MAX_OFFSET}, in ASCII digits")
+    return int(text)
+
+
+class Framing(Protocol):
+    """How one response speaks. It may keep the state of a line, so each response has its own.
+
+    Attributes:
+        content_type: the response's.
+        headers: more of its headers, names in lower case.
+        cut_when_broken: whether a response that its transport ends before the stream has is cut: most clients take every clean end for
+            success, and come back after a cut.
+        cut_when_failed: whether the response of a stream that ended in ERROR is cut behind that frame, because not all clients know it.
+    """
+
+    content_type: str
+    headers: Sequence[tuple[str, str]]
+    cut_when_broken: bool
+    cut_when_failed: bool
+
+    def preamble(self) -> bytes:
+        """Give what is sent before the first frame."""
+        ...
+
+    def event(self, event: StreamEvent[T], cursor: str) -> bytes:
+        """Give the whole frame of an event."""
+        ...
+
+    def heartbeat(self) -> bytes:
+        """Give what keeps an idle connection alive and means nothing to its reader."""
+        ...
+
+    def error(self, error: ErrorInfo) -> bytes:
+        """Give the frame of a transport that failed: it has no cursor, for the stream itself goes on."""
+        ...
+
+
+class GenkitFraming:
+    """Genkit's frames: LF only, one `data: ` line each, never `id:`, `event:`, `retry:` or a comment.
+
+    Genkit's JS client cuts at blank lines, drops six characters and parses the rest, hence the heartbeat: it opens the next
+    frame early and goes on with spaces, which JSON allows. An error is sent twice, because Dart reads only
+    `error:` and Java only `data:`. Send it in a packet of its own: the JS client forgets chunks not yet read when it comes.
+    """
+
+    content_type = "text/event-stream"
+    headers: Sequence[tuple[str, str]] = ()
+    cut_when_broken = False
+    cut_when_failed = False
+
+    def __init__(self) -> None:
+        self._line_is_open = False
+
+    def preamble(self) -> bytes:
+        """Give nothing: there is no frame that means nothing."""
+        return b""
+
+    def event(self, event: StreamEvent[T], cursor: str) -> bytes:  # noqa: ARG002 - a line of its own would be fatal
+        """Give a chunk's frame, the result's, or both forms of the error's."""
+        match event.type:
+            case StreamEventType.CHUNK:
+                return self._frame(b'{"message":%b,"offset":%d}' % (_one_line(event.data), event.offset))
+            case StreamEventType.DONE:
+                return self._frame(b'{"result":%b,"offset":%d}' % (_one_line(event.data), event.offset))
+            case StreamEventType.ERROR:
+                return self._failure(event.error, b',"offset":%d' % event.offset)
+            case _:
+                assert_never(event.type)
+
+    def heartbeat(self) -> bytes:
+        """Give the beginning of the next frame's line, or one more space in it."""
+        if self._line_is_open:
+            return b" "
+        self._line_is_open = True
+        return b"data: "
+
+    def error(self, error: ErrorInfo) -> bytes:
+        """Give both forms of an error without offset."""
+        return self._failure(error, b"")
+
+    def _failure(self, error: ErrorInfo, offset: bytes) -> bytes:
+        data = _error_json(error)
+        return self._frame(b'{"error":%b%b}' % (data, offset)) + b'error: {"error":%b}\n\n' % data
+
+    def _frame(self, data: bytes) -> bytes:
+        opening = b"" if self._line_is_open else b"data: "
+        self._line_is_open = False
+        return opening + data + b"\n\n"
+
+
+class SSEFraming:
+    """Server-sent events as in the HTML standard: the cursor is the id, and the events are `chunk`, `done` and `error`.
+
+    A transport's error has no id, so that a reconnecting `EventSource` names the last event that it has. Only events end in a blank line:
+    httpx-sse takes each for an event, and would give empty ones.
+
+    Args:
+        retry_seconds: how long an `EventSource` waits before it comes back.
+        heartbeat_event: the name of an event, without id, that a page can listen to as the sign of life; None: a comment, which it
+            cannot see.
+    """
+
+    content_type = "text/event-stream"
+    headers: Sequence[tuple[str, str]] = ()
+    cut_when_broken = True
+    cut_when_failed = False
+
+    def __init__(self, *, retry_seconds: float = 2.0, heartbeat_event: str | None = None) -> None:
+        if heartbeat_event is not None and not _EVENT_NAME.fullmatch(heartbeat_event):
+            raise InvalidArgumentError("an event's name is of letters, digits, - and _")
+        self._retry_ms = round(retry_seconds * 1000)
+        self._heartbeat = b": \n" if heartbeat_event is None else b"event: %b\ndata: \n\n" % heartbeat_event.encode()
+
+    def preamble(self) -> bytes:
+        """Give the reconnection time."""
+        return b"retry: %d\n" % self._retry_ms
+
+    def event(self, event: StreamEvent[T], cursor: str) -> bytes:
+        """Give an event of the same name, its cursor as the id: last, for clients that believe an id before they have the rest."""
+        data = _error_json(event.error) if event.type is StreamEventType.ERROR else _one_line(event.data)
+        return b"event: %b\ndata: %b\nid: %b\n\n" % (event.type.encode(), data, cursor.encode())
+
+    def heartbeat(self) -> bytes:
+        """Give a comment, or the event."""
+        return self._heartbeat
+
+    def error(self, error: ErrorInfo) -> bytes:
+        """Give an `error` event without id."""
+        return b"event: error\ndata: %b\n\n" % _error_json(error)
+
+
+class Block(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A server-sent event as somebody else's server sent it, and as it is stored: without its id, for ids are ours to send."""
+
+    data: str
+    event: str = ""
+    """Empty if it had no name, which browsers call `message`."""
+
+
+class PassThroughFraming:
+    """Somebody's own server-sent events, with our cursors as ids.
+
+    `DurableStreaming` stores each as a chunk `{"data": …, "event": …}`. How a stream failed is told by an event `error`; as not all clients
+    know that, the response is then cut.
+
+    Args:
+        id_first: whether the id comes directly before the first `data` line, as TanStack AI's client needs it, instead of last.
+    """
+
+    content_type = "text/event-stream"
+    cut_when_broken = True
+    cut_when_failed = True
+
+    def __init__(
+        self, *, content_type: str = "text/event-stream", headers: Sequence[tuple[str, str]] = (), id_first: bool = False
+    ) -> None:
+        self.content_type = content_type
+        self.headers = headers
+        self._id_first = id_first
+
+    def preamble(self) -> bytes:
+        """Give nothing."""
+        return b""
+
+    def event(self, event: StreamEvent[T], cursor: str) -> bytes:
+        """Give the block of a chunk, or an `error`; nothing for an output. A chunk that is no block is a `data` line."""
+        match event.type:
+            case StreamEventType.CHUNK:
+                return self._frame(_block_of(event.data), f"id: {cursor}\n")
+            case StreamEventType.DONE:
+                return b""
+            case StreamEventType.ERROR:
+                return self._frame(_error_block(event.error), f"id: {cursor}\n")
+            case _:
+                assert_never(event.type)
+
+    def heartbeat(self) -> bytes:
+        """Give a comment."""
+        return b": \n"
+
+    def error(self, error: ErrorInfo) -> bytes:
+        """Give an `error` without id."""
+        return self._frame(_error_block(error), "")
+
+    def _frame(self, block: Block, id_line: str) -> bytes:
+        name = f"event: {_LINE_END.sub(' ', block.event)}\n" if block.event else ""
+        lines = "".join(f"data: {line}\n" for line in _LINE_END.split(block.data))
+        return f"{name}{id_line}{lines}\n".encode() if self._id_first else f"{name}{lines}{id_line}\n".encode()
+
+
+class TextFraming:
+    """Text as it is, chunk by chunk: somebody's own lines, or a model's words. A chunk that is no string is sent as JSON.
+
+    It has no words for a failure, so the response is cut.
+    """
+
+    cut_when_broken = True
+    cut_when_failed = True
+
+    def __init__(self, content_type: str = "text/plain; charset=utf-8", headers: Sequence[tuple[str, str]] = ()) -> None:
+        self.content_type = content_type
+        self.headers = headers
+
+    def preamble(self) -> bytes:
+        """Give nothing."""
+        return b""
+
+    def event(self, event: StreamEvent[T], cursor: str) -> bytes:  # noqa: ARG002 - text has no place for it
+        """Give a chunk's text; nothing at the end."""
+        if event.type is not StreamEventType.CHUNK:
+            return b""
+        return msgspec.json.decode(event.data, type=str).encode() if event.data.startswith(b'"') else event.data
+
+    def heartbeat(self) -> bytes:
+        """Give nothing: all that could be sent is text."""
+        return b""
+
+    def error(self, error: ErrorInfo) -> bytes:  # noqa: ARG002 - as above
+        """Give nothing."""
+        return b""
+
+
+class NDJSONFraming:
+    """A chunk a line, as JSON. The output is not sent; an error is a line `{"error": …}`."""
+
+    content_type = "application/x-ndjson"
+    headers: Sequence[tuple[str, str]] = ()
+    cut_when_broken = True
+    cut_when_failed = False
+
+    def preamble(self) -> bytes:
+        """Give nothing."""
+        return b""
+
+    def event(self, event: StreamEvent[T], cursor: str) -> bytes:  # noqa: ARG002 - a line is the app's own
+        """Give the line of a chunk or of an error; nothing at the end."""
+        match event.type:
+            case StreamEventType.CHUNK:
+                return _one_line(event.data) + b"\n"
+            case StreamEventType.DONE:
+                return b""
+            case StreamEventType.ERROR:
+                return self.error(event.error)
+            case _:
+                assert_never(event.type)
+
+    def heartbeat(self) -> bytes:
+        """Give nothing: not every client takes an empty line."""
+        return b""
+
+    def error(self, error: ErrorInfo) -> bytes:
+        """Give a line that is an error."""
+        return error_body(error) + b"\n"
+
+
+ANSWER: Final = "answer"
+"""The name in a stream's metadata under which it is kept how an answer was that was passed through."""
+
+
+class KeptAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What every later answer with the same stream must say as well."""
+
+    content_type: str
+    headers: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def is_sse(self) -> bool:
+        """Whether it is of server-sent events; text otherwise."""
+        return media_type_of(self.content_type) == "text/event-stream"
+
+
+def keep_answer(answer: KeptAnswer) -> str:
+    """Give what is kept of an answer, as text."""
+    return msgspec.json.encode(answer).decode()
+
+
+def kept_framing(text: str, *, id_first: bool) -> Framing:
+    """Give the framing of an answer that was kept."""
+    answer = msgspec.json.decode(text, type=KeptAnswer)
+    if answer.is_sse:
+        return PassThroughFraming(content_type=answer.content_type, headers=answer.headers, id_first=id_first)
+    return TextFraming(answer.content_type, answer.headers)
+
+
+def media_type_of(content_type: str) -> str:
+    """Give the media type of a `Content-Type`, in lower case and without parameters (RFC 9110, 8.3.1)."""
+    return content_type.partition(";")[0].strip().lower()
+
+
+class AISDKFraming:
+    """UI messages of the AI SDK (https://ai-sdk.dev/docs/ai-sdk-ui/stream-protocol), for `useChat`: each chunk is one of its parts.
+
+    What the producer returns may be its `finish` part. One is sent in any case, after an `error` or `abort` part too: its official
+    transports resume a stream that has none. Its clients replay from the start, so ids are of no use to them, and do no harm.
+    """
+
+    content_type = "text/event-stream"
+    headers: Sequence[tuple[str, str]] = (("x-vercel-ai-ui-message-stream", "v1"),)
+    cut_when_broken = True
+    cut_when_failed = False
+
+    def __init__(self) -> None:
+        self._is_finished = False
+
+    def preamble(self) -> bytes:
+        """Give nothing."""
+        return b""
+
+    def event(self, event: StreamEvent[T], cursor: str) -> bytes:
+        """Give a part; at the end all that closes the message."""
+        match event.type:
+            case StreamEventType.CHUNK:
+                return self._part(event.data, cursor)
+            case StreamEventType.DONE:
+                part = self._part(event.data, cursor) if _type_of(event.data) else b""
+                return part + self._finish()
+            case StreamEventType.ERROR:
+                return self._part(_error_part(event.error), cursor) + self._finish()
+            case _:
+                assert_never(event.type)
+
+    def heartbeat(self) -> bytes:
+        """Give a comment."""
+        return b": \n"
+
+    def error(self, error: ErrorInfo) -> bytes:  # noqa: ARG002 - its clients would give up a stream that goes on
+        """Give nothing."""
+        return b""
+
+    def _part(self, data: bytes, cursor: str) -> bytes:
+        self._is_finished = self._is_finished or _type_of(data) == "finish"
+        return b"data: %b\nid: %b\n\n" % (_one_line(data), cursor.encode())
+
+    def _finish(self) -> bytes:
+        return (b"" if self._is_finished else b'data: {"type":"finish"}\n\n') + b"data: [DONE]\n\n"
+
+
+_LINE_END: Final = re.compile(r"\r\n|\r|\n")
+_EVENT_NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def _error_part(error: ErrorInfo) -> bytes:
+    return encode_json({"type": "abort"} if error.status == "CANCELLED" else {"type": "error", "errorText": error.message})
+
+
+class _Part(msgspec.Struct):
+    type: str = ""
+
+
+def _type_of(data: bytes) -> str:
+    try:
+        return msgspec.json.decode(data, type=_Part).type
+    except msgspec.MsgspecError:
+        return ""
+
+
+def _error_block(error: ErrorInfo) -> Block:
+    return Block(error_body(error).decode(), "error")
+
+
+def _block_of(data: bytes) -> Block:
+    try:
+        return msgspec.json.decode(data, type=Block)
+    except msgspec.MsgspecError:
+        return Block(_one_line(data).decode())
+
+
+def ascii_json(data: bytes) -> bytes:
+    r"""Give UTF-8 JSON in ASCII, by \uXXXX escapes; the same object if it is ASCII already.
+
+    Genkit's JS client corrupts characters that packets split, and its Python client ends lines at U+2028. Nothing is
+    parsed: outside its strings JSON is ASCII anyway.
+    """
+    if data.isascii():
+        return data
+    return _NON_ASCII.sub(lambda run: json.dumps(run[0])[1:-1], data.decode()).encode()
+
+
+def result_body(output: bytes) -> bytes:
+    """Give the body of an answer that does not stream, around the output's JSON."""
+    return b'{"result":%b}' % ascii_json(output)
+
+
+def error_body(error: ErrorInfo) -> bytes:
+    """Give the body of an answer that is an error; its HTTP code is the status's."""
+    return b'{"error":%b}' % _error_json(error)
+
+
+_NON_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
+_NO_LINE_ENDS: Final = bytes.maketrans(b"\r\n", b"  ")
+
+
+def _one_line(data: bytes) -> bytes:
+    # A producer may store JSON of its own (`msgspec.Raw`). A line end is only whitespace in JSON, but injection in a frame.
+    return ascii_json(data).translate(_NO_LINE_ENDS)
+
+
+def _error_json(error: ErrorInfo) -> bytes:
+    # `details` is always there: Genkit's JS client would print "undefined". `internal` never is.
+    return ascii_json(encode_json({"status": error.status, "message": error.message, "details": error.details}))
