@@ -66,6 +66,10 @@ class Outbox(Protocol):
         """Find out whether the stream is still its own. Raises StorageError."""
         ...
 
+    def left(self) -> None:
+        """Note that the last who followed its stream here has left."""
+        ...
+
     def cancel(self, life: str) -> None:
         """End the stream with CANCELLED, soon, if it is the one that has this `life`."""
         ...
@@ -90,6 +94,7 @@ class Core:
         self._reported: set[object] = set()
         self._reported_at = 0.0
         self._outboxes: dict[str, list[Outbox]] = {}
+        self._followers: dict[str, int] = {}
         self._opening: set[str] = set()
         self._is_to_look_at_all = False
         self._is_looking_at_all = False
@@ -138,6 +143,27 @@ class Core:
             yield
         finally:
             self._opening.discard(writer)
+
+    # Readers
+
+    def is_followed(self, stream: str) -> bool:
+        """Say whether anybody follows a stream in this process."""
+        return stream in self._followers
+
+    @contextmanager
+    def followed(self, stream: str) -> Generator[None]:
+        """While in this block, one more follows a stream. This manager's writer of it, if there is one, is told when the last leaves."""
+        self._followers[stream] = self._followers.get(stream, 0) + 1
+        try:
+            yield
+        finally:
+            self._followers[stream] -= 1
+            if not self._followers[stream]:
+                del self._followers[stream]
+                for outbox in self.outboxes(stream):
+                    outbox.left()
+
+    # Mail
 
     def _take(self, mail: Mail) -> None:
         for stream, life in mail.cancel.items():

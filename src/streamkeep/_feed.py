@@ -35,7 +35,8 @@ class Feeds:
             feed.start()
         feed.followers += 1
         try:
-            yield feed
+            with self._core.followed(stream):
+                yield feed
         finally:
             feed.followers -= 1
             if feed.followers == 0:

@@ -1,7 +1,7 @@
 """StreamInput: the one writer of a stream, as users have it. What it stores goes through its `_outbox`."""
 
 import warnings
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,7 +13,7 @@ from .errors import (
     StreamInputClosedError,
     StreamkeepError,
 )
-from .events import ErrorInfo, chunk_record, done_record, error_info, error_record
+from .events import ErrorInfo, StreamEvent, chunk_record, done_record, error_info, error_record
 
 
 class StreamInput:
@@ -45,6 +45,31 @@ class StreamInput:
     def is_closed(self) -> bool:
         """Whether nothing more can be written: it was completed, closed, or is somebody else's."""
         return not self._outbox.is_open
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What was given to `open`, when the stream was created."""
+        return self._outbox.life.state.metadata
+
+    @property
+    def idle_since(self) -> float | None:
+        """When the last chunk was stored, or this handle was made, by the event loop's clock; None while a chunk waits to be stored."""
+        return self._outbox.idle_since
+
+    @property
+    def unread_since(self) -> float | None:
+        """Since when nobody has followed the stream in this process, by the event loop's clock; None while somebody does.
+
+        Who follows it in another process is not known here.
+        """
+        return self._outbox.unread_since
+
+    @property
+    def end(self) -> StreamEvent[Any] | None:
+        """The stream's terminal event, if this handle has given it; `flush` returns when it is stored. None: it is open, or somebody
+        else has ended it, or it was released.
+        """
+        return self._outbox.end
 
     def write(self, chunk: object) -> Coroutine[Any, Any, int]:
         """Queue a chunk; await what this gives for its offset, which comes once it is as durable as the storage promises.
@@ -99,6 +124,16 @@ class StreamInput:
             # It has been cut to MAX_ERROR_TEXT; a stricter limit must not keep a stream from being told of its end.
             info = error_info(error)
             await outbox.finish(error_record(info), info.status, max_bytes=None)
+
+    def end_soon(self, error: ErrorInfo) -> None:
+        """End the stream with an error in its producer's place: for who runs producers, and stops one.
+
+        At once nothing more can be written, as if somebody else had ended the stream: `cancelled` is set, and calls raise
+        StreamCompletedError. What is queued is stored, and then the end, in the background. Does nothing on a handle that is completed or
+        closed. Raises InvalidArgumentError (details that are not JSON), WrongEventLoopError.
+        """
+        self._outbox.check_here()
+        self._outbox.end_soon(error)
 
     async def close(self) -> None:
         """Store what is queued and release the stream without completing it, so that another writer may go on at once.

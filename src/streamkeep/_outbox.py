@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable
 from enum import Enum, auto
 from threading import Lock
-from typing import Final
+from typing import Any, Final
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -33,7 +33,7 @@ from .errors import (
     WrongEventLoopError,
     fresh,
 )
-from .events import error_record
+from .events import ErrorInfo, StreamEvent, error_record, event_of
 from .storage import Head
 
 Change = Callable[[Life, float], Life]
@@ -48,7 +48,6 @@ RELEASE_SECONDS: Final = 5.0
 """How long leaving the block may hold up a cancellation, for releasing the stream or storing its error."""
 RETRY_SECONDS: Final = 1.0
 MAX_RETRY_SECONDS: Final = 5.0
-CANCELLED_RECORD: Final = error_record(_lifecycle.CANCELLED)
 
 
 class _State(Enum):
@@ -88,6 +87,7 @@ class Outbox:
         life: the stream, as this writer last committed it.
         cancelled: set when nothing more can be written, because of somebody else.
         committed_at: when it has last committed, by the event loop's clock.
+        stored_at: when it has last stored a record, or began.
         max_event_bytes: how many bytes an event may have.
     """
 
@@ -107,11 +107,13 @@ class Outbox:
         self._bytes = size  # of all records, queued ones included
         self._stored_bytes = size
         self._ending: tuple[Change, list[bytes]] | None = None
+        self._end: bytes | None = None  # the record that ends the stream, if that is this writer's
+        self._imposed: list[bytes] = []  # it, if somebody else has put it here
         self._doubt: tuple[Life, list[bytes]] | None = None  # a commit whose answer is not known
         self._round: _Round | None = None
         self._has_task = False  # whether a background task commits what is queued
         self._has_untold_loss = False  # whether records were lost, and no call has said so yet
-        self.committed_at = anyio.current_time()
+        self.committed_at = self.stored_at = self._left_at = anyio.current_time()
         core.keep(self)
 
     @property
@@ -122,6 +124,26 @@ class Outbox:
     @property
     def _is_over(self) -> bool:
         return self._state is _State.OVER
+
+    @property
+    def end(self) -> StreamEvent[Any] | None:
+        """The stream's terminal event, if that is this writer's; it may still be on its way to the storage."""
+        return None if self._end is None else event_of(self._end, self._next)
+
+    @property
+    def idle_since(self) -> float | None:
+        """When the last record was stored, by the event loop's clock; None while any waits for that."""
+        return None if self._next > self.life.head.tail else self.stored_at
+
+    @property
+    def unread_since(self) -> float | None:
+        """Since when nobody has followed the stream in this process, by the event loop's clock; None while somebody does."""
+        return None if self._core.is_followed(self.stream) else self._left_at
+
+    def left(self) -> None:
+        """Note that the last who followed the stream here has left."""
+        if self._core.background.is_here:  # a subscription that was dropped ends in any thread
+            self._left_at = anyio.current_time()
 
     def check_open(self) -> None:
         """Raise why it takes no records, if it does not."""
@@ -225,11 +247,17 @@ class Outbox:
             logger.warning("stream %s %s: %s", self.stream, what, error)
 
     def cancel(self, life: str) -> None:
-        """End the stream with CANCELLED, soon, if it is the one that has this `life`: after what is queued, in the background."""
-        if self._state is _State.OPEN and self.life.state.life == life:
+        """End the stream with CANCELLED, soon, if it is the one that has this `life`."""
+        if self.life.state.life == life:
+            self.end_soon(_lifecycle.CANCELLED)
+
+    def end_soon(self, error: ErrorInfo) -> None:
+        """End the stream with an error in its producer's place, if it is open: after what is queued, in the background."""
+        if self._state is _State.OPEN:
+            self._imposed = [error_record(error)]
             self._close(
-                StreamCompletedError("the stream was completed by somebody else (CANCELLED)"),
-                (lambda life, now: _lifecycle.finish(life, now, _lifecycle.CANCELLED.status), [CANCELLED_RECORD]),
+                StreamCompletedError(f"the stream was completed by somebody else ({error.status})"),
+                (lambda life, now: _lifecycle.finish(life, now, error.status), self._imposed),
             )
             self.cancelled.set()
             self._start_task()
@@ -257,6 +285,7 @@ class Outbox:
             self._state = _State.ENDING
             self._why_closed = why
             self._ending = ending
+            self._end = ending[1][0] if ending[1] else None
 
     def _start_task(self) -> None:
         if not self._has_task:
@@ -328,6 +357,8 @@ class Outbox:
         self._doubt = None
         self.life = life
         self.committed_at = anyio.current_time()
+        if records:
+            self.stored_at = self.committed_at
         if not _lifecycle.is_written(life.state):
             self._stop()
 
@@ -368,10 +399,10 @@ class Outbox:
         """Write no more: the stream is somebody else's now (Kafka's word)."""
         with self._lock:
             self._why_closed = why
-            # Whoever asked this writer to cancel the stream may have been quicker after all: nothing of its own is lost by that.
-            self._has_untold_loss = bool(self._queue or (self._doubt and self._doubt[1] not in ([], [CANCELLED_RECORD])))
+            # Whoever asked this writer to end the stream may have been quicker after all: nothing of its own is lost by that.
+            self._has_untold_loss = bool(self._queue or (self._doubt and self._doubt[1] not in ([], self._imposed)))
             self._queue.clear()
-            self._doubt = self._ending = None
+            self._doubt = self._ending = self._end = None
             self._state = _State.OVER
         self.cancelled.set()
         self._core.forget(self)

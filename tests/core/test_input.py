@@ -2,6 +2,8 @@ import contextlib
 import gc
 import tracemalloc
 from collections.abc import Callable
+from math import inf
+from threading import Thread
 from typing import Any
 
 import anyio
@@ -967,3 +969,133 @@ async def test_a_commit_that_fails_gives_each_who_waits_for_it_an_exception_of_i
     assert max(map(frames, told)) < 20
     await stream.flush()
     assert stream.tail == 100
+
+
+# For who runs producers
+
+
+async def test_a_handle_knows_what_was_given_to_open(streams: StreamManager) -> None:
+    stream = await streams.open("s", metadata={"owner": "ann"})
+    await stream.close()
+    assert (await streams.open("s", resume=True)).metadata == {"owner": "ann"}
+
+
+async def test_a_handle_is_idle_since_the_last_chunk_was_stored(streams: StreamManager, storage: FaultyStorage) -> None:
+    stream = await streams.open("s")
+    opened_at = anyio.current_time()
+    await anyio.sleep(10)
+    assert stream.idle_since == opened_at
+    hold = storage.hold("commit")
+    stream.write_soon("a")
+    await hold.reached.wait()
+    assert stream.idle_since is None
+    await anyio.sleep(1)
+    hold.release()
+    await stream.flush()
+    stored_at = anyio.current_time()
+    await anyio.sleep(10)
+    assert stream.idle_since == stored_at
+
+
+async def test_that_a_quiet_writer_is_kept_from_being_forgotten_is_no_chunk(
+    streams: StreamManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = await streams.open("s")
+    await stream.write("a")
+    stored_at = anyio.current_time()
+    await anyio.sleep(10)
+    monkeypatch.setattr("streamkeep._lifecycle.EXTEND_SECONDS", inf)
+    (outbox,) = core_of(streams).outboxes("s")
+    await outbox.look()
+    assert stream.idle_since == stored_at < outbox.committed_at
+
+
+async def test_a_handle_knows_since_when_nobody_follows_its_stream_here(
+    streams: StreamManager, elsewhere: StreamManager
+) -> None:
+    stream = await streams.open("s")
+    opened_at = anyio.current_time()
+    await anyio.sleep(10)
+    async with elsewhere.subscribe("s"):
+        assert stream.unread_since == opened_at
+    async with streams.subscribe("s"):
+        async with streams.subscribe("s"):
+            assert stream.unread_since is None
+        await anyio.sleep(10)
+        assert stream.unread_since is None
+    assert stream.unread_since == anyio.current_time() == opened_at + 20
+
+
+async def test_a_follower_that_is_let_go_of_in_a_thread_harms_nobody(streams: StreamManager) -> None:
+    stream = await streams.open("s")
+    opened_at = anyio.current_time()
+    following = core_of(streams).followed("s")
+    following.__enter__()
+    assert stream.unread_since is None
+    thread = Thread(target=following.__exit__, args=(None, None, None))
+    thread.start()
+    thread.join()
+    assert stream.unread_since == opened_at
+
+
+async def test_a_handle_knows_how_it_has_ended_its_stream(streams: StreamManager) -> None:
+    done, failed, released = [await streams.open(stream) for stream in ("done", "failed", "released")]
+    assert done.end is None
+    await done.write("a")
+    await done.done("output")
+    await failed.error(PublicError("NOT_FOUND", "no"))
+    await released.close()
+    assert done.end is not None
+    assert (done.end.output, done.end.offset) == ("output", 1)
+    assert failed.end is not None
+    assert failed.end.error.status == "NOT_FOUND"
+    assert released.end is None
+
+
+async def test_an_end_that_somebody_else_was_quicker_with_is_not_the_handles(
+    streams: StreamManager, elsewhere: StreamManager, storage: FaultyStorage
+) -> None:
+    stream = await streams.open("s")
+    await elsewhere.cancel("s")
+    with pytest.raises(StreamCompletedError):
+        await stream.done("output")
+    assert stream.end is None
+
+
+async def test_who_runs_a_producer_can_end_its_stream(streams: StreamManager, storage: FaultyStorage) -> None:
+    stream = await streams.open("s")
+    hold = storage.hold("commit")
+    stream.write_soon("a")
+
+    stream.end_soon(ErrorInfo("DEADLINE_EXCEEDED", "too long"))
+
+    assert stream.cancelled.is_set()
+    for call in (lambda: stream.write("b"), lambda: stream.write_soon("b")):
+        with pytest.raises(StreamCompletedError, match=r"completed by somebody else \(DEADLINE_EXCEEDED"):
+            call()
+    hold.release()
+    with pytest.raises(StreamCompletedError):
+        await stream.flush()
+    assert await replay(streams) == ["a", ("DEADLINE_EXCEEDED", "too long")]
+    assert stream.end is not None
+    assert stream.end.error == ErrorInfo("DEADLINE_EXCEEDED", "too long")
+
+
+async def test_who_runs_a_producer_is_too_late_when_its_stream_has_ended(streams: StreamManager) -> None:
+    stream = await streams.open("s")
+    await stream.done("output")
+    stream.end_soon(ErrorInfo("DEADLINE_EXCEEDED", "too long"))
+    assert not stream.cancelled.is_set()
+    assert await replay(streams) == [("done", "output")]
+
+
+async def test_an_end_in_the_producers_place_is_stored_when_the_storage_is_back(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    stream = await streams.open("s")
+    storage.is_down = True
+    stream.end_soon(ErrorInfo("DEADLINE_EXCEEDED", "too long"))
+    await anyio.sleep(60)
+    storage.is_down = False
+    await anyio.sleep(60)
+    assert await replay(streams) == [("DEADLINE_EXCEEDED", "too long")]

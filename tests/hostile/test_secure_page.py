@@ -16,15 +16,15 @@ from streamkeep._depth import MAX_DEPTH
 from streamkeep._manager import MAX_METADATA, check_id, check_metadata
 from streamkeep.errors import InvalidArgumentError, PublicError
 from streamkeep.events import MAX_ERROR_TEXT
-from streamkeep.http import Access, Runner, StreamsHTTP
+from streamkeep.http import Access, Bounds, Runner, StreamsHTTP
 from streamkeep.http.app import MAX_QUERY_FIELDS
 from streamkeep.http.response import Timeouts
-from streamkeep.http.runner import SAVE_SECONDS
+from streamkeep.http.runner import ON_END_SECONDS, SAVE_SECONDS
 from streamkeep.storage import PAGE_BYTES
 
 PAGE: Final = Path(__file__).parents[2] / "docs/how-to/secure.md"
 CLASSES: Final[Mapping[str, type]] = {
-    class_.__name__: class_ for class_ in (StreamsHTTP, StreamManager, InMemoryStreamManager, Runner, Timeouts, Limits)
+    class_.__name__: class_ for class_ in (StreamsHTTP, StreamManager, InMemoryStreamManager, Runner, Timeouts, Bounds, Limits)
 }
 UNITS: Final[Mapping[str, Any]] = {
     "KiB": 1 << 10,
@@ -42,6 +42,7 @@ FIXED: Final = {
     "metadata of a stream, characters": MAX_METADATA,
     "what is kept of an exception's text": MAX_ERROR_TEXT,
     "and how long it may then take for what it does at its end": timedelta(seconds=SAVE_SECONDS),
+    "how long `on_end` may take": timedelta(seconds=ON_END_SECONDS),
 }
 
 
@@ -72,7 +73,7 @@ def test_each_default_is_the_one_in_the_code(what: str, default: str, place: str
 
 def test_nothing_that_can_be_limited_is_left_out() -> None:
     shown = {place for _, _, place, _ in rows()}
-    for class_ in (CLASSES["Timeouts"], CLASSES["Limits"]):
+    for class_ in (CLASSES["Timeouts"], CLASSES["Bounds"], CLASSES["Limits"]):
         assert {f"`{class_.__name__}({name}=)`" for name in inspect.signature(class_).parameters} <= shown
     for class_ in (CLASSES["StreamsHTTP"], CLASSES["InMemoryStreamManager"]):
         bounds = [name for name in inspect.signature(class_).parameters if name.startswith("max_")]

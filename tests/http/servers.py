@@ -308,10 +308,10 @@ async def events_of(streams: StreamManager, stream: str) -> list[tuple[str, obje
     """Wait for a stream's end; give its events' types with their chunks, their output, and their error's status."""
     with anyio.fail_after(20):
         async with streams.subscribe(stream) as events:
-            return [(event.type.value, _content(event)) async for event in events]
+            return [(event.type.value, content_of(event)) async for event in events]
 
 
-def _content(event: StreamEvent[Any]) -> object:
+def content_of(event: StreamEvent[Any]) -> object:
     match event.type:
         case StreamEventType.CHUNK:
             return event.chunk

@@ -324,7 +324,8 @@ async def test_a_producer_that_never_ends_is_left_alone(
         with anyio.fail_after(5):
             async with Runner(streams, drain=timedelta(), stop_grace=timedelta()) as runner:
                 await runner.start("s", produce)
-        assert "stream s: its producer does not end" in caplog.text
+        assert "the producer of stream s does not end" in caplog.text
+        assert (await streams.info("s")).error == "ABORTED"  # and its stream has ended all the same
         go_on.set()
         await anyio.wait_all_tasks_blocked()
 

@@ -25,8 +25,9 @@ export async function* reconnecting({ url, input, streamId, onStreamId = () => {
       }
       return await answer.output;
     } catch (error) {
-      // fetch throws a TypeError when a connection is lost; the words are the server's when it ends a response before the stream.
-      const isLost = error instanceof TypeError || silence.signal.aborted || /^(UNAVAILABLE|DEADLINE_EXCEEDED):/.test(error.message);
+      // fetch throws a TypeError when a connection is lost; the words are the server's when it ends a response before the stream;
+      // with "the producer …" the stream itself has met a bound.
+      const isLost = error instanceof TypeError || silence.signal.aborted || /^(UNAVAILABLE|DEADLINE_EXCEEDED): (?!the producer )/.test(error.message);
       if (!isLost || !streamId || ++failures === tries) throw error;
       await new Promise((resolve) => setTimeout(resolve, Math.min(100 * 2 ** failures, 5000) * Math.random()));
     } finally {

@@ -2,6 +2,8 @@
 
 from .access import Access, Authorize
 from .app import StreamsHTTP
+from .bounds import Bounds
+from .ended import Ended, OnEnd
 from .framing import AISDKFraming, Framing, GenkitFraming, NDJSONFraming, PassThroughFraming, SSEFraming, TextFraming
 from .middleware import DurableStreaming
 from .response import Timeouts
@@ -11,10 +13,13 @@ __all__ = [
     "AISDKFraming",
     "Access",
     "Authorize",
+    "Bounds",
     "DurableStreaming",
+    "Ended",
     "Framing",
     "GenkitFraming",
     "NDJSONFraming",
+    "OnEnd",
     "PassThroughFraming",
     "Producer",
     "Runner",

@@ -21,6 +21,8 @@ from .._manager import StreamInfo, StreamManager
 from ..errors import InvalidArgumentError, OffsetOutOfRangeError, StreamNotFoundError
 from ..events import encode_json
 from .access import Access, Action, Authorize, check_owner, check_route, owner_of
+from .bounds import Bounds
+from .ended import OnEnd
 from .framing import (
     ANSWER,
     LIFE_CHARACTERS,
@@ -104,7 +106,11 @@ class StreamsHTTP:
         drain_on_signal: begin to drain when the process gets SIGTERM or SIGINT. Servers leave this only when the last response has
             ended, which may be never. The server's own handling of the signals goes on as it would.
         max_body_bytes: the longest request body, here and in a `DurableStreaming` over it; a longer one is answered 413.
-        max_producers: how many streams may be produced here at a time; who wants to start one more is answered 429.
+        max_producers: how many streams may be produced here at a time; who wants to start one more is answered 429. A producer that goes
+            on although its stream has ended (a thread cannot be cancelled) is counted until it ends.
+        bounds: how long each run may go on; see `Bounds`.
+        on_end: told once how each run has ended: a function, or a coroutine function, of an `Ended`. It is called when the end is stored,
+            in the context of the producer, also after a stop, a failure and a shutdown; not when the process is killed.
     """
 
     def __init__(
@@ -118,6 +124,8 @@ class StreamsHTTP:
         drain_on_signal: bool = True,
         max_body_bytes: int = MAX_BODY_BYTES,
         max_producers: int = MAX_PRODUCERS,
+        bounds: Bounds | None = None,
+        on_end: OnEnd | None = None,
     ) -> None:
         self.streams = streams
         self._authorize = authorize
@@ -128,6 +136,8 @@ class StreamsHTTP:
         self._listening = self._shutdown.listening if drain_on_signal else nullcontext
         self._max_body_bytes = max_body_bytes
         self._max_producers = max_producers
+        self._bounds = bounds
+        self._on_end = on_end
         self._runner: Runner | None = None
         self._resources = AsyncExitStack()
         self._is_entered = False
@@ -138,7 +148,9 @@ class StreamsHTTP:
         async with AsyncExitStack() as stack:
             if not self.streams.is_running:
                 await stack.enter_async_context(self.streams)
-            runner = Runner(self.streams, drain=self._drain, max_producers=self._max_producers)
+            runner = Runner(
+                self.streams, drain=self._drain, max_producers=self._max_producers, bounds=self._bounds, on_end=self._on_end
+            )
             self._runner = await stack.enter_async_context(runner)
             stack.enter_context(self._shutdown.draining(runner.drained))
             runner.drain_at(self._shutdown.begun)
@@ -215,6 +227,8 @@ class StreamsHTTP:
         owner: object = None,
         metadata: Mapping[str, str] | None = None,
         ttl: timedelta | None = None,
+        bounds: Bounds | None = None,
+        on_end: OnEnd | None = None,
         context: Mapping[str, Any] | None = None,
         framing: Framing | None = None,
     ) -> "ASGIResponse":
@@ -240,6 +254,8 @@ class StreamsHTTP:
             owner: who may read, resume and stop it, as text; unless given, who `authorize` says.
             metadata: text that is kept with the stream, beside its `owner` and `route`.
             ttl: how long it is kept when it has ended, if not as long as the manager says.
+            bounds: how long the run may go on, if not as long as this `StreamsHTTP` says.
+            on_end: told how the run has ended, instead of the `on_end` of this `StreamsHTTP`.
             context: what `authorize` gets.
             framing: how the events travel: `GenkitFraming()` unless given.
 
@@ -264,7 +280,7 @@ class StreamsHTTP:
             stream = str(uuid.uuid4()) if id is None else id
             owned_by = await self._owner_or(owner, "start", scope, known)
             kept = {**(metadata or {}), "route": scope["path"], "owner": owned_by}
-            await runner.start(stream, produce, metadata=kept, ttl=ttl)
+            await runner.start(stream, produce, metadata=kept, ttl=ttl, bounds=bounds, on_end=on_end)
         except BaseException as error:
             await close(source)
             if not isinstance(error, Exception):

@@ -1,22 +1,25 @@
 """Runner: producers that outlive the requests that started them.
 
-Each runs in a task of its own until it is done, fails, is stopped or the runner is left. Whatever happens to one, its stream
-gets a terminal event, and the others go on. It decides nothing about requests or frames.
+Each runs in a task of its own until it is done, fails, is stopped, meets a bound or the runner is left. Whatever happens to one, its stream
+gets a terminal event, and the others go on. A second task sees to its end: it stops the producer, and tells who wants to be told. It
+decides nothing about requests or frames.
 """
 
 import asyncio
+import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from contextvars import copy_context
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from contextvars import ContextVar, copy_context
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import anyio
 from anyio import CancelScope
 
-from .._background import Background, is_asyncio_here, not_ours
+from .._background import Background, is_asyncio_here, loop_here, not_ours
 from .._input import StreamInput
 from .._manager import StreamManager
 from ..errors import (
@@ -28,6 +31,8 @@ from ..errors import (
     StreamManagerClosedError,
 )
 from ..events import ErrorInfo, error_info, hidden_error
+from .bounds import Bounds, Due
+from .ended import Ended, OnEnd, ended_of
 
 logger: Final = logging.getLogger("streamkeep")
 
@@ -44,7 +49,10 @@ MOST_QUEUED: Final = 32
 END_SECONDS: Final = 5.0
 END_RETRY_SECONDS: Final = 0.2
 SAVE_SECONDS: Final = 5.0
-"""How long a producer that is cancelled may take for what it does at its end."""
+"""How long a producer that is cancelled may take for what it does at its end; and at shutdown each `on_end`."""
+ON_END_SECONDS: Final = 60.0
+"""How long `on_end` may take otherwise."""
+MOST_NAMED: Final = 3
 
 
 class ChunkWriter:
@@ -76,37 +84,103 @@ class ChunkWriter:
 
 
 class _Run:
-    """One producer at work."""
+    """One producer at work.
 
-    def __init__(self, stream: StreamInput) -> None:
+    Its place is taken until the producer is `over`, whoever wants that has been `told`, and no thread of its goes on.
+    """
+
+    def __init__(self, stream: StreamInput, due: Due, on_end: OnEnd | None, forget: Callable[["_Run"], object]) -> None:
         self.stream = stream
+        self.due = due
+        self.on_end = on_end
         self.stop = anyio.Event()
         self.scope = CancelScope()
-        self.listening = CancelScope()
+        self.is_producing = True
         self.over = anyio.Event()
+        self.listening = CancelScope()
+        self.is_given_up = False
+        self.telling = CancelScope()
+        self.told = anyio.Event()
+        self.threads = 0
         self.end_as = DIED
         self.task: asyncio.Task[object] | None = None
+        self._forget = forget
+
+    @property
+    def is_left(self) -> bool:
+        """Whether somebody has to wait for it."""
+        return not (self.over.is_set() and self.told.is_set())
+
+    async def finished(self) -> None:
+        """Return when nobody has to wait for it any more."""
+        await self.over.wait()
+        await self.told.wait()
 
     def cancel(self) -> None:
         """Cancel it. On asyncio once, so that what a producer does at its end (`finally: await save(partial)`) is not cancelled as well."""
-        if self.task is not None:
+        if self.task is not None and self.is_producing:
             self.task.cancel()
         else:
             self.scope.cancel()
+
+    def give_up(self) -> None:
+        """Wait no longer for its producer's end."""
+        self.is_given_up = True
+        self.listening.cancel()
+
+    def set_over(self) -> None:
+        """Note that the producer's task is over."""
+        self.over.set()
+        self.listening.cancel()
+        self.let_go()
+
+    def set_told(self) -> None:
+        """Note that nobody is to be told any more."""
+        self.told.set()
+        self.let_go()
+
+    def end_thread(self) -> None:
+        """Note that a thread of the producer's is over."""
+        self.threads -= 1
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Give its place back, if nothing of it goes on."""
+        if not self.is_left and not self.threads:
+            self._forget(self)
+
+
+_run_here: Final[ContextVar[_Run | None]] = ContextVar("streamkeep_run", default=None)
+
+
+def keep_place() -> Callable[[], object]:
+    """Have the producer that runs here keep its place, whatever becomes of its task, until what this gives is called in the event loop.
+
+    For a thread of its, which cannot be cancelled.
+    """
+    run = _run_here.get()
+    if run is None:
+        return lambda: None
+    run.threads += 1
+    return run.end_thread
 
 
 class Runner:
     """Runs producers apart from requests; an async context manager.
 
     Leaving it waits for the producers, at most `drain`; those that are left are told to stop, then cancelled, and their streams
-    end with ABORTED.
+    end with ABORTED, whatever they do.
 
     Args:
         streams: a running manager.
         drain: how long to wait for producers when the runner is left.
         stop_grace: how long a producer that was told to stop may take before it is cancelled. Then it has five seconds more for what it
             does at its end (on asyncio, where one cancellation is one).
-        max_producers: how many may run at a time. A server bounds what lives as long as its connection; these do not.
+        max_producers: how many may run at a time. A server bounds what lives as long as its connection; these do not. One that goes on
+            although its stream has ended (in a thread, which cannot be cancelled, or because it swallows that) is counted until it ends.
+        bounds: how long each may go on, unless `start` says otherwise.
+        on_end: told of each run's end, unless `start` names another. It is called when the end is stored, in the producer's context, and
+            may take a minute; at shutdown five seconds.
 
     Attributes:
         drained: set when it has been drained.
@@ -119,15 +193,19 @@ class Runner:
         drain: timedelta = timedelta(seconds=10),
         stop_grace: timedelta = timedelta(seconds=1),
         max_producers: int = MAX_PRODUCERS,
+        bounds: Bounds | None = None,
+        on_end: OnEnd | None = None,
     ) -> None:
         self._streams = streams
         self._drain_seconds = drain.total_seconds()
         self._stop_seconds = stop_grace.total_seconds()
         self._max_producers = max_producers
+        self._bounds = bounds or Bounds()
+        self._on_end = on_end
         self._tasks = Background()
         self._is_entered = False
         self._starting = 0
-        self._runs: set[_Run] = set()
+        self._runs: dict[_Run, None] = {}  # the oldest first
         self._unfinished: set[StreamInput] = set()
         self._closing = False
         self.drained = anyio.Event()
@@ -146,8 +224,11 @@ class Runner:
             self.drained.set()
             self._is_entered = False
             self._tasks.stop()  # nobody is left, unless this has been cancelled
-        with anyio.move_on_after(END_SECONDS, shield=True):
-            await self._tasks.wait()
+            with anyio.move_on_after(3 * END_SECONDS, shield=True):
+                for run in self._left():
+                    await run.told.wait()
+            with anyio.move_on_after(END_SECONDS, shield=True):
+                await self._tasks.wait()
 
     @property
     def is_running(self) -> bool:
@@ -155,9 +236,16 @@ class Runner:
         return self._is_entered and not self._closing
 
     async def start(
-        self, stream: str, produce: Producer, *, metadata: Mapping[str, str] | None = None, ttl: timedelta | None = None
+        self,
+        stream: str,
+        produce: Producer,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        ttl: timedelta | None = None,
+        bounds: Bounds | None = None,
+        on_end: OnEnd | None = None,
     ) -> None:
-        """Open a stream and run its producer in the background.
+        """Open a stream and run its producer in the background; with bounds and an `on_end` of its own, if they are given.
 
         Raises as `StreamManager.open` does, StreamManagerClosedError when the runner is not running or is being left, and
         LimitExceededError when `max_producers` run.
@@ -172,15 +260,18 @@ class Runner:
         if not self.is_running:
             await stream_input.error(SHUT_DOWN)
         self._check_running()
-        self.adopt(stream_input, produce)
+        self.adopt(stream_input, produce, bounds=bounds, on_end=on_end)
 
-    def adopt(self, stream: StreamInput, produce: Producer) -> None:
+    def adopt(
+        self, stream: StreamInput, produce: Producer, *, bounds: Bounds | None = None, on_end: OnEnd | None = None
+    ) -> None:
         """Run the producer of a stream that is open already, however many run, and see to its end."""
-        run = _Run(stream)
-        self._runs.add(run)
-        what = f"the producer of stream {stream.id}"
-        self._tasks.start(partial(self._run, run, produce), what, copy_context(), partial(self._forget, run))
-        self._tasks.start(partial(self._stop_when_unwanted, run), what)
+        due = Due(bounds or self._bounds, stream, anyio.current_time())
+        run = _Run(stream, due, on_end or self._on_end, self._forget)
+        self._runs[run] = None
+        what, context = f"the producer of stream {stream.id}", copy_context()
+        self._tasks.start(partial(self._run, run, produce), what, context, run.set_over)
+        self._tasks.start(partial(self._see_to_its_end, run), f"seeing to the end of stream {stream.id}", context, run.set_told)
 
     def drain_at(self, shutdown: anyio.Event) -> None:
         """Drain when an event is set, without waiting to be left."""
@@ -191,28 +282,42 @@ class Runner:
         self._closing = True
         with anyio.move_on_after(self._drain_seconds):
             await self._all_over()
-        for run in tuple(self._runs):
+        if late := self._left():
+            logger.warning("%s took longer than the %g seconds of `drain`, and must stop", _named(late), self._drain_seconds)
+        for run in late:
             run.end_as = SHUT_DOWN
             run.stop.set()
         with anyio.move_on_after(self._stop_seconds):
             await self._all_over()
-        for run in tuple(self._runs):
+        for run in self._left():
             run.cancel()
         with anyio.move_on_after(SAVE_SECONDS):
             await self._all_over()
-        for run in tuple(self._runs):
-            run.scope.cancel()
-        with anyio.move_on_after(2 * END_SECONDS, shield=True):
-            await self._all_over()
-        for run in self._runs:
-            logger.error("stream %s: its producer does not end, whatever is done, and is left alone", run.stream.id)
+        await self._end_those_left()
         self.drained.set()
+
+    async def _end_those_left(self) -> None:
+        """End what has had its time, whatever it does, and see that all are told."""
+        for run in self._left():
+            if not run.over.is_set():
+                run.stream.end_soon(SHUT_DOWN)
+            run.telling.deadline = min(run.telling.deadline, anyio.current_time() + SAVE_SECONDS)
+        with anyio.move_on_after(END_SECONDS, shield=True):
+            await _cancel_for_good(self._left())
+        if endless := [run for run in self._left() if not run.over.is_set()]:
+            logger.error("the producer of %s does not end, whatever is done, and is left alone", _named(endless))
+            for run in endless:
+                run.give_up()
+        with anyio.move_on_after(END_SECONDS + SAVE_SECONDS, shield=True):
+            for run in self._left():
+                await run.told.wait()
+        if threads := [run for run in self._runs if run.threads]:
+            logger.warning("a thread of %s goes on, and is left alone", _named(threads))
 
     async def _drain_at(self, shutdown: anyio.Event) -> None:
         await shutdown.wait()
-        if self._runs:
-            sentence = "the server is stopping; its streams in flight, %d, may take %g seconds to end"
-            logger.warning(sentence, len(self._runs), self._drain_seconds)
+        if left := self._left():
+            logger.warning("the server is stopping; %s may take %g seconds to end", _named(left), self._drain_seconds)
         await self.drain()
 
     def _check_running(self) -> None:
@@ -223,12 +328,20 @@ class Runner:
         if len(self._runs) + self._starting >= self._max_producers:
             raise LimitExceededError(f"{self._max_producers} streams are being produced here; try again later")
 
+    def _forget(self, run: _Run) -> None:
+        self._runs.pop(run, None)
+
+    def _left(self) -> list[_Run]:
+        """Give the runs that have to be waited for."""
+        return [run for run in self._runs if run.is_left]
+
     async def _all_over(self) -> None:
-        for run in tuple(self._runs):
-            await run.over.wait()
+        for run in self._left():
+            await run.finished()
 
     async def _run(self, run: _Run, produce: Producer) -> None:
         run.task = asyncio.current_task() if is_asyncio_here() else None
+        _run_here.set(run)
         try:
             with run.scope:
                 await self._produce(run, produce)
@@ -245,11 +358,6 @@ class Runner:
             with anyio.move_on_after(END_SECONDS, shield=True):
                 await self._end_anyway(run)
 
-    def _forget(self, run: _Run) -> None:
-        self._runs.discard(run)
-        run.listening.cancel()
-        run.over.set()
-
     async def _end_anyway(self, run: _Run) -> None:
         """Tell readers of the end, whatever has happened. If even that fails, it is released or abandoned in the end."""
         try:
@@ -260,7 +368,10 @@ class Runner:
     async def _produce(self, run: _Run, produce: Producer) -> None:
         stream = run.stream
         try:
-            output = await produce(stream, run.stop)
+            try:
+                output = await produce(stream, run.stop)
+            finally:
+                run.is_producing = False
             await self._end(stream, lambda: stream.done(output))
         except not_ours():
             raise
@@ -302,14 +413,96 @@ class Runner:
             if not self._unfinished:
                 logger.warning("no stream waits to be completed any more")
 
+    # Ends
+
+    async def _see_to_its_end(self, run: _Run) -> None:
+        try:
+            with run.listening:
+                await self._stop_when_unwanted(run)
+        finally:
+            if run.on_end is not None:
+                # Also when the runner is left by a cancellation, which comes here too.
+                with CancelScope(shield=True):
+                    await self._tell(run, run.on_end)
+
     async def _stop_when_unwanted(self, run: _Run) -> None:
-        with run.listening:
-            await run.stream.cancelled.wait()
-            run.stop.set()
-            await anyio.sleep(self._stop_seconds)
-            run.cancel()
-            await anyio.sleep(SAVE_SECONDS)
-            run.scope.cancel()
+        """Stop a producer whose stream somebody else has ended, or that meets a bound. It is over when this returns, or given up."""
+        await self._unwanted(run)
+        run.stop.set()
+        await anyio.sleep(self._stop_seconds)
+        run.cancel()
+        await anyio.sleep(SAVE_SECONDS)
+        with anyio.move_on_after(END_SECONDS):
+            await _cancel_for_good([run])
+        logger.error("the producer of %s does not end, whatever is done, and keeps its place", _named([run]))
+        run.is_given_up = True
+
+    async def _unwanted(self, run: _Run) -> None:
+        """Return when somebody else has ended the stream, or when it has been ended because a bound is met."""
+        stream = run.stream
+        while True:
+            now = anyio.current_time()
+            at, why = run.due.first(now)
+            if at <= now and why is not None:
+                break
+            with CancelScope(deadline=at):
+                await stream.cancelled.wait()
+                return
+            if stream.idle_since is None:  # perhaps by a write that failed, or that nobody awaits
+                self._tasks.start(partial(_flush, stream), f"storing what waits for stream {stream.id}")
+        logger.warning("stream %s: %s, and it is stopped", stream.id, why.message)
+        run.end_as = why
+        stream.end_soon(why)  # does nothing if the producer was quicker
+
+    async def _tell(self, run: _Run, on_end: OnEnd) -> None:
+        if not run.is_given_up:
+            with anyio.move_on_after(END_SECONDS):
+                await run.over.wait()
+        run.stream.end_soon(run.end_as)  # it has ended, unless its producer never began, or does not end
+        telling = _Telling(run.stream.id, on_end, await ended_of(self._streams, run.stream))
+        # Not one of `_tasks`, which start no more when the runner is left by a cancellation.
+        loop_here().spawn(telling.run, copy_context(), telling.over.set)
+        run.telling.deadline = anyio.current_time() + (SAVE_SECONDS if self._closing else ON_END_SECONDS)
+        with run.telling:
+            await telling.over.wait()
+        if not telling.over.is_set():
+            logger.warning("stream %s: `on_end` took too long, and is cancelled", run.stream.id)
+            with anyio.move_on_after(END_SECONDS):
+                await _cancel_for_good([telling])
+            if not telling.over.is_set():
+                logger.error("stream %s: `on_end` does not end, whatever is done, and is left alone", run.stream.id)
+
+
+class _Telling:
+    """A call of `on_end`, in a task of its own."""
+
+    def __init__(self, stream: str, on_end: OnEnd, ended: Ended) -> None:
+        self.over = anyio.Event()
+        self._stream = stream
+        self._on_end = on_end
+        self._ended = ended
+        self._scope = CancelScope()
+        self._task: asyncio.Task[object] | None = None
+
+    async def run(self) -> None:
+        """Make the call. Whatever it raises ends there."""
+        self._task = asyncio.current_task() if is_asyncio_here() else None
+        try:
+            with self._scope:
+                told = self._on_end(self._ended)
+                if inspect.isawaitable(told):
+                    await told
+        except not_ours():
+            raise
+        except BaseException:  # what native libraries raise may be no Exception
+            logger.exception("stream %s: `on_end` failed", self._stream)
+
+    def cancel(self) -> None:
+        """Cancel it; on asyncio once."""
+        if self._task is not None:
+            self._task.cancel()
+        else:
+            self._scope.cancel()
 
 
 def _told_to_readers(error: BaseException) -> BaseException | ErrorInfo:
@@ -323,3 +516,32 @@ async def _is_flushed(stream: StreamInput) -> bool:
     except StreamkeepError as error:
         return not isinstance(error, StorageError)  # else it was ended by somebody else meanwhile
     return True
+
+
+async def _flush(stream: StreamInput) -> None:
+    with suppress(StreamkeepError):  # whoever writes is told
+        await stream.flush()
+
+
+class _Endable(Protocol):
+    @property
+    def over(self) -> anyio.Event: ...
+
+    def cancel(self) -> None: ...
+
+
+async def _cancel_for_good(those: Sequence[_Endable]) -> None:
+    """Cancel again and again, until all are over. A cancelled scope would do so all the time, and take the processor for itself."""
+    while left := [one for one in those if not one.over.is_set()]:
+        for one in left:
+            one.cancel()
+        with anyio.move_on_after(END_RETRY_SECONDS):
+            for one in left:
+                await one.over.wait()
+
+
+def _named(runs: Sequence[_Run]) -> str:
+    ids = [run.stream.id for run in runs]
+    if len(ids) == 1:
+        return f"stream {ids[0]}"
+    return f"{len(ids)} streams ({', '.join(ids[:MOST_NAMED])}{', …' if len(ids) > MOST_NAMED else ''})"

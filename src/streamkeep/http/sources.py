@@ -12,15 +12,16 @@ from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from threading import Thread
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import anyio
-from anyio import to_thread
 
 from .._background import loop_here
 from .._input import StreamInput
 from ..errors import LimitExceededError
-from .runner import ChunkWriter, Producer
+from .runner import ChunkWriter, Producer, keep_place
+
+T = TypeVar("T")
 
 logger: Final = logging.getLogger("streamkeep")
 
@@ -72,7 +73,7 @@ def _made_by(function: Callable[..., object]) -> Producer:
     async def produce(stream: StreamInput, _stop: anyio.Event) -> object:
         call = partial(function, stream) if takes_stream else function
         # As FastAPI does with what is no coroutine function: a synchronous client waits for its answer's head.
-        made = await to_thread.run_sync(call, abandon_on_cancel=True) if blocks else call()
+        made = await _in_thread(stream.id, call) if blocks else call()
         if inspect.isawaitable(made):
             made = await cast("Awaitable[object]", made)
         # A list may be a result; what has to be iterated to be known is none.
@@ -131,27 +132,37 @@ async def _write_all(stream: StreamInput, chunks: Chunks) -> None:
         finally:
             await close(chunks)
     else:
-        await _write_from_thread(stream, chunks)
+        await _in_thread(stream.id, lambda: _write_here(stream, chunks))
 
 
-async def _write_from_thread(stream: StreamInput, chunks: Iterable[object]) -> None:
-    """Iterate in a thread. It cannot be cancelled: it is left alone then, and ends at its next chunk, which nobody takes."""
-    loop, over = loop_here(), anyio.Event()
+async def _in_thread(name: str, function: Callable[[], T]) -> T:
+    """Call a function in a thread. It cannot be cancelled: it is left alone then, and keeps its producer's place until it returns."""
+    loop, over, give_back_place = loop_here(), anyio.Event(), keep_place()
+    answers: list[T] = []
     failures: list[BaseException] = []
+
+    def end() -> None:
+        over.set()
+        give_back_place()
 
     def run() -> None:
         try:
-            _write_here(stream, chunks)
+            answers.append(function())
         except BaseException as error:  # what native libraries raise may be no Exception
             failures.append(error)
         with suppress(RuntimeError):  # its event loop has ended
-            loop.call(over.set)
+            loop.call(end)
 
-    # A daemon: one that waits for its next chunk for ever must not keep the process from ending.
-    Thread(target=copy_context().run, args=[run], name=f"streamkeep-producer-{stream.id}", daemon=True).start()
+    try:
+        # A daemon: one that blocks for ever must not keep the process from ending.
+        Thread(target=copy_context().run, args=[run], name=f"streamkeep-producer-{name}", daemon=True).start()
+    except BaseException:
+        end()
+        raise
     await over.wait()
     for failure in failures:
         raise failure
+    return answers[0]
 
 
 def _write_here(stream: StreamInput, chunks: Iterable[object]) -> None:

@@ -1,0 +1,95 @@
+"""Ended: how a run ended and what it produced, for whoever wants to be told."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+import anyio
+
+from .._input import StreamInput
+from .._manager import StreamManager
+from ..errors import StorageError, StreamCompletedError, StreamkeepError, StreamNotFoundError
+from ..events import ErrorInfo, StreamEvent, StreamEventType, shown_info
+
+STORING_SECONDS: Final = 2.0
+"""How long is waited for a slow storage, before `on_end` is told what is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a run ended, for `on_end`.
+
+    Attributes:
+        stream: the stream's id.
+        status: `done` or `error`.
+        output: the result, if it is done.
+        error: why it failed, if it did. Its `internal` has the producer's exception in full: keep it from clients.
+        metadata: what is kept with the stream, its `owner` and `route` among it.
+        is_stored: whether this is the end that readers find. Not so when the storage has failed, and when the stream was deleted
+            (NOT_FOUND) or taken over by another writer, who goes on (ABORTED).
+    """
+
+    stream: str
+    status: Literal["done", "error"]
+    output: Any
+    error: ErrorInfo | None
+    metadata: Mapping[str, str]
+    is_stored: bool
+    _streams: StreamManager = field(repr=False)
+    _tail: int | None = field(repr=False)
+
+    async def chunks(self) -> list[Any]:
+        """Read the chunks that were produced, whole or partial, from the storage: what readers were given.
+
+        It may be much; `streams.subscribe(ended.stream)` gives it one by one. Raises StreamNotFoundError when it is kept no more,
+        StorageError, StreamManagerClosedError.
+        """
+        if self._tail is None:
+            raise StreamNotFoundError("the stream was deleted")
+        chunks: list[Any] = []
+        async with self._streams.subscribe(self.stream) as events:
+            # An end that is not stored is not waited for.
+            while (self.is_stored or len(chunks) < self._tail) and (batch := await events.batch()):
+                chunks += [event.chunk for event in batch if event.type is StreamEventType.CHUNK]
+        return chunks if self.is_stored else chunks[: self._tail]
+
+
+OnEnd = Callable[[Ended], object]
+"""A function, or a coroutine function, that is told once how a run has ended."""
+
+
+async def ended_of(streams: StreamManager, stream: StreamInput) -> Ended:
+    """Say how a stream has ended, having waited a moment for its end to be stored. Its input takes no more."""
+    why: StreamkeepError | None = None
+    with anyio.move_on_after(STORING_SECONDS) as waiting:
+        try:
+            await stream.flush()
+        except StreamkeepError as error:
+            why = error
+    end = stream.end
+    is_stored = end is not None and not waiting.cancelled_caught and not isinstance(why, StorageError)
+    if isinstance(why, StreamCompletedError) and end is None:
+        end = await _end_by_others(streams, stream.id)
+        is_stored = end is not None
+    tail = None if isinstance(why, StreamNotFoundError) else stream.tail
+    if end is not None and end.type is StreamEventType.DONE:
+        return Ended(stream.id, "done", end.output, None, stream.metadata, is_stored, streams, tail)
+    return Ended(stream.id, "error", None, _error_of(end, why), stream.metadata, is_stored, streams, tail)
+
+
+def _error_of(end: StreamEvent[Any] | None, why: StreamkeepError | None) -> ErrorInfo:
+    if end is not None:
+        return end.error
+    return ErrorInfo("ABORTED", "the producer released the stream") if why is None else shown_info(why)
+
+
+async def _end_by_others(streams: StreamManager, stream: str) -> StreamEvent[Any] | None:
+    with anyio.move_on_after(STORING_SECONDS):
+        try:
+            tail = (await streams.info(stream)).tail
+            async with streams.subscribe(stream, tail - 2 if tail > 1 else None) as events:
+                last = (await events.batch())[-1]
+        except (StreamkeepError, IndexError):  # it is kept no more, say
+            return None
+        return None if last.type is StreamEventType.CHUNK else last
+    return None
