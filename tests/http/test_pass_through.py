@@ -77,7 +77,7 @@ def without_ids(body: bytes) -> bytes:
 # What streams
 
 
-@pytest.mark.promise("P20")
+@pytest.mark.promise("P22")
 @pytest.mark.parametrize("asking", [SSE, ANYTHING, {"Accept": "application/json"}], ids=["sse", "anything", "json"])
 @pytest.mark.parametrize("body", [OPENAI, ANTHROPIC, AI_SDK, AG_UI], ids=["openai", "anthropic", "ai-sdk", "ag-ui"])
 async def test_an_event_stream_is_durable_in_its_own_format_whatever_was_asked_for(asking: dict[str, str], body: bytes) -> None:
@@ -90,7 +90,7 @@ async def test_an_event_stream_is_durable_in_its_own_format_whatever_was_asked_f
     assert mounted.status_code == 404
 
 
-@pytest.mark.promise("P20")
+@pytest.mark.promise("P22")
 async def test_events_cut_anywhere_keep_their_lines_and_lose_what_is_a_connections() -> None:
     body = b": hello\r\nid: theirs\r\nretry: 9\r\ndata: one\rdata:  two\ndata: \r\n\r\n\n: ping\n\nevent: a\ndata\n\n"
     async with around(answering(*(bytes([byte]) for byte in body))) as (http, streams):
@@ -361,7 +361,7 @@ async def test_the_app_goes_on_when_its_client_has_gone() -> None:
 MCP: Final = {"method": "tools/call", "params": {}, "jsonrpc": "2.0", "id": 1}
 
 
-@pytest.mark.promise("P20")
+@pytest.mark.promise("P22")
 @pytest.mark.parametrize(
     "request_",
     [
@@ -386,7 +386,7 @@ async def test_text_about_json_rpc_is_no_json_rpc() -> None:
         assert STREAM_ID in (await http.post("/", json={"prompt": json.dumps(MCP), "state": {"last": MCP}})).headers
 
 
-@pytest.mark.promise("P20")
+@pytest.mark.promise("P22")
 async def test_what_is_not_wanted_passes_byte_for_byte() -> None:
     async with around(answering(OPENAI), when=lambda scope: scope["path"] != "/") as (http, streams):
         answer = await http.post("/", json={})
@@ -394,7 +394,7 @@ async def test_what_is_not_wanted_passes_byte_for_byte() -> None:
     assert answer.content == OPENAI
 
 
-@pytest.mark.promise("P20")
+@pytest.mark.promise("P22")
 async def test_an_upload_is_answered_while_it_comes() -> None:
     """What the app reads is what has come, and it may answer before it has read all."""
     read: list[bytes] = []

@@ -1,0 +1,259 @@
+"""Framings beside Genkit's and the native one, whose tests are in test_wire; and cursors."""
+
+import json
+from collections.abc import AsyncGenerator
+from datetime import timedelta
+from typing import Any, Final
+
+import httpx
+import httpx_sse
+import pytest
+from fastapi import FastAPI, Request, Response
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.http.servers import Reading, http_to, without_lives
+
+from streamkeep import InMemoryStreamManager, InvalidArgumentError, PublicError
+from streamkeep.events import ErrorInfo, StreamEvent, chunk_record, done_record, error_record, event_of
+from streamkeep.http import AISDKFraming, Framing, NDJSONFraming, PassThroughFraming, SSEFraming, StreamsHTTP, TextFraming
+from streamkeep.http.framing import Cursor, cursor_prefix, parse_cursor
+from streamkeep.http.response import Timeouts
+from streamkeep.http.wire import SSEDecoder
+
+FAILED = ErrorInfo("NOT_FOUND", "no page é", None, "secret")
+CANCELLED = ErrorInfo("CANCELLED", "the stream was cancelled")
+
+
+def events_of(*chunks: object, end: object = None, error: ErrorInfo | None = None) -> list[StreamEvent[object]]:
+    records = [*map(chunk_record, chunks), done_record(end) if error is None else error_record(error)]
+    return [event_of(record, offset) for offset, record in enumerate(records)]
+
+
+def body_of(framing: Framing, events: list[StreamEvent[object]]) -> str:
+    """Give a whole body; cursors are offsets."""
+    return (framing.preamble() + b"".join(framing.event(event, str(event.offset)) for event in events)).decode()
+
+
+# Cursors
+
+NO_CURSORS: Final = [
+    "",
+    "",
+    "0",
+    "-1",
+    "a/b/0",
+    "a/a1a1a1a1",
+    "a/a1a1a1a1/",
+    "a/a1a1a1a1/-1",
+    "/a1a1a1a1/0",
+    "a/A1A1A1A1/0",
+    "a/a1a1a1a1/9999999999999999",
+]
+
+
+@given(st.text("abcXYZ019_~.:@=+-", min_size=1, max_size=40), st.integers(0, 10**15 - 1))
+def test_a_cursor_is_read_as_it_is_written(stream: str, offset: int) -> None:
+    assert parse_cursor(f"{cursor_prefix(stream, 'a1' * 16)}{offset}") == Cursor(stream, "a1a1a1a1", offset)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        "0",
+        "-1",
+        "a/b/0",
+        "a/a1a1a1a1",
+        "a/a1a1a1a1/",
+        "a/a1a1a1a1/-1",
+        "/a1a1a1a1/0",
+        "a/A1A1A1A1/0",
+        "a/a1a1a1a1/" + "9" * 16,
+    ],
+)
+def test_what_is_no_cursor_is_somebody_elses_id(text: str | None) -> None:
+    assert parse_cursor(text) is None
+
+
+# Formats
+
+
+def test_ui_messages_end_in_one_finish_part_and_done() -> None:
+    finish = {"type": "finish", "messageMetadata": {"n": 1}}
+    whole = 'data: {"type":"start"}\nid: 0\n\n'
+    assert body_of(AISDKFraming(), events_of({"type": "start"})) == whole + 'data: {"type":"finish"}\n\ndata: [DONE]\n\n'
+    assert body_of(AISDKFraming(), events_of({"type": "start"}, end=finish)) == (
+        whole + f"data: {json.dumps(finish, separators=(',', ':'))}\nid: 1\n\ndata: [DONE]\n\n"
+    )
+    by_chunk = body_of(AISDKFraming(), events_of({"type": "start"}, finish, end={"text": "the output"}))
+    assert by_chunk.count('"finish"') == 1
+    assert "the output" not in by_chunk
+    assert by_chunk.endswith("data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "part"),
+    [(FAILED, {"type": "error", "errorText": "no page é"}), (CANCELLED, {"type": "abort"})],
+    ids=["error", "abort"],
+)
+def test_ui_messages_that_fail_say_so_and_finish_too(error: ErrorInfo, part: object) -> None:
+    frames = [
+        frame.removeprefix("data: ") for frame in body_of(AISDKFraming(), events_of(error=error)).split("\n") if "data" in frame
+    ]
+    assert json.loads(frames[0]) == part
+    assert frames[1:] == ['{"type":"finish"}', "[DONE]"]
+
+
+def test_lines_of_json_are_the_chunks_and_an_error() -> None:
+    assert body_of(NDJSONFraming(), events_of({"a": 1}, "é\n", end={"not": "sent"})) == '{"a":1}\n"\\u00e9\\n"\n'
+    lines = body_of(NDJSONFraming(), events_of(1, error=FAILED)).splitlines()
+    assert json.loads(lines[1]) == {"error": {"status": "NOT_FOUND", "message": "no page é", "details": None}}
+
+
+def test_text_is_what_strings_say() -> None:
+    assert body_of(TextFraming(), events_of("é", "\n", {"a": 1}, end="not sent")) == 'é\n{"a":1}'
+    assert body_of(TextFraming(), events_of("é", error=FAILED)) == "é"
+
+
+lines = st.text(st.characters(codec="utf-8", exclude_characters="\0")) | st.text(st.sampled_from("\r\n: \u2028é"))
+
+
+@given(st.lists(st.tuples(lines, lines)), st.booleans())
+def test_nothing_in_a_block_breaks_out_of_it(blocks: list[tuple[str, str]], id_first: bool) -> None:
+    body = body_of(PassThroughFraming(id_first=id_first), events_of(*({"data": data, "event": name} for data, name in blocks)))
+    got = SSEDecoder().feed(body.encode())
+    assert [event.id for event in got] == [str(number) for number in range(len(blocks))]
+    assert [event.data for event in got] == [data.replace("\r\n", "\n").replace("\r", "\n") for data, _ in blocks]
+
+
+def test_a_chunk_that_is_no_block_is_a_data_line() -> None:
+    assert body_of(PassThroughFraming(), events_of({"n": 1})) == 'data: {"n":1}\nid: 0\n\n'
+
+
+def test_a_stream_of_events_that_fails_says_so_without_what_is_secret() -> None:
+    body = body_of(PassThroughFraming(), events_of({"data": "1"}, error=FAILED))
+    assert body.endswith(
+        'event: error\ndata: {"error":{"status":"NOT_FOUND","message":"no page \\u00e9","details":null}}\nid: 1\n\n'
+    )
+
+
+def test_a_heartbeat_can_be_an_event_that_a_page_sees() -> None:
+    framing = SSEFraming(heartbeat_event="alive")
+    assert framing.heartbeat() == b"event: alive\ndata: \n\n"
+    with pytest.raises(InvalidArgumentError):
+        SSEFraming(heartbeat_event="a\nb")
+
+
+# Over HTTP
+
+
+@pytest.mark.parametrize(
+    ("framing", "content_type", "whole"),
+    [
+        (AISDKFraming, "text/event-stream", b'data: {"type":"start"}\nid: 0\n\ndata: {"type":"finish"}\n\ndata: [DONE]\n\n'),
+        (NDJSONFraming, "application/x-ndjson", b'{"type":"start"}\n'),
+        (TextFraming, "text/plain; charset=utf-8", b'{"type":"start"}'),
+        (PassThroughFraming, "text/event-stream", b'data: {"type":"start"}\nid: 0\n\n'),
+    ],
+)
+async def test_the_first_answer_and_the_reconnect_speak_alike(framing: type[Framing], content_type: str, whole: bytes) -> None:
+    streams_http = StreamsHTTP(InMemoryStreamManager())
+    app = FastAPI(lifespan=streams_http.lifespan)
+
+    async def parts() -> AsyncGenerator[object]:
+        yield {"type": "start"}
+
+    @app.post("/chat/{chat}")
+    async def start(request: Request, chat: str) -> Response:
+        return await streams_http.respond(request, parts(), id=chat, framing=framing())
+
+    @app.get("/chat/{chat}/stream")
+    async def follow(request: Request, chat: str) -> Response:
+        return await streams_http.follow(request, chat, framing=framing())
+
+    async with http_to(app) as http:
+        first, again = await http.post("/chat/c"), await http.get("/chat/c/stream")
+    assert without_lives(first.content) == without_lives(again.content) == whole
+    assert first.headers["content-type"] == again.headers["content-type"] == content_type
+    assert ("x-vercel-ai-ui-message-stream" in first.headers) == (framing is AISDKFraming)
+
+
+CUT: Final = {AISDKFraming: False, NDJSONFraming: False, SSEFraming: False, TextFraming: True, PassThroughFraming: True}
+
+
+@pytest.mark.parametrize(("framing", "is_cut"), CUT.items())
+async def test_a_stream_that_fails_is_cut_where_no_frame_tells(framing: type[Framing], is_cut: bool) -> None:
+    streams_http = StreamsHTTP(InMemoryStreamManager())
+    app = FastAPI(lifespan=streams_http.lifespan)
+
+    async def fails() -> AsyncGenerator[object]:
+        yield {"type": "start"}
+        raise PublicError("NOT_FOUND", "no page")
+
+    @app.post("/chat")
+    async def start(request: Request) -> Response:
+        return await streams_http.respond(request, fails(), framing=framing())
+
+    async with http_to(app) as http, http.stream("POST", "/chat") as answer:
+        reading = Reading(answer)
+        body = await (reading.cut() if is_cut else reading.whole())
+    assert b"start" in body
+    assert (b"no page" in body) == (framing is not TextFraming)
+
+
+@pytest.mark.parametrize("framing", [AISDKFraming, NDJSONFraming, SSEFraming, TextFraming, PassThroughFraming])
+async def test_an_answer_that_may_last_no_longer_is_cut_in_every_framing_but_genkits(framing: type[Framing]) -> None:
+    streams_http = StreamsHTTP(InMemoryStreamManager(), timeouts=Timeouts(longest=timedelta(milliseconds=200)))
+    app = FastAPI(lifespan=streams_http.lifespan)
+
+    @app.get("/follow")
+    async def follow(request: Request) -> Response:
+        return await streams_http.follow(request, "live", framing=framing())
+
+    async with http_to(app) as http, streams_http.streams.open("live") as stream:
+        await stream.write({"type": "start"})
+        async with http.stream("GET", "/follow") as answer:
+            assert b"start" in await Reading(answer).cut()
+        await stream.done()
+
+
+# Cursors over HTTP
+
+
+@pytest.mark.promise("P21")
+@pytest.mark.parametrize("how", ["header", "polyfill", "query"])
+async def test_a_cursor_goes_on_in_the_life_that_it_is_of_and_in_no_other(how: str) -> None:
+    streams_http = StreamsHTTP(InMemoryStreamManager())
+
+    def named(cursor: str) -> dict[str, Any]:
+        match how:
+            case "header":
+                return {"headers": {"Last-Event-ID": cursor}}
+            case "polyfill":
+                return {"params": {"lastEventId": cursor}}
+            case _:
+                return {"params": {"after": cursor}}
+
+    async with http_to(streams_http, lifespan="off") as http, streams_http:
+        streams = streams_http.streams
+        async with streams.open("s") as stream:
+            await stream.write("old")
+            await stream.write("older")
+            await stream.done()
+        first, *_ = [event.id async for event in httpx_sse.EventSource(await http.get("/s")).aiter_sse()]
+        rest = await http.get("/s", **named(first))
+        await streams.delete("s")
+        async with streams.open("s") as stream:
+            for number in range(5):
+                await stream.write(f"new {number}")
+            await stream.done()
+        another_life = await http.get("/s", **named(first))
+        async with streams.open("t") as stream:
+            await stream.done()
+        another_stream = await http.get("/t", **named(first))
+    assert isinstance(rest, httpx.Response)
+    assert ("older" in rest.text, '"old"' in rest.text) == (True, False)
+    assert (another_life.status_code, another_life.json()["error"]["status"]) == (400, "OUT_OF_RANGE")
+    assert "new" not in another_life.text
+    assert another_stream.status_code == 400
