@@ -56,22 +56,7 @@ def test_a_cursor_is_read_as_it_is_written(stream: str, offset: int) -> None:
     assert parse_cursor(f"{cursor_prefix(stream, 'a1' * 16)}{offset}") == Cursor(stream, "a1a1a1a1", offset)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        None,
-        "",
-        "0",
-        "-1",
-        "a/b/0",
-        "a/a1a1a1a1",
-        "a/a1a1a1a1/",
-        "a/a1a1a1a1/-1",
-        "/a1a1a1a1/0",
-        "a/A1A1A1A1/0",
-        "a/a1a1a1a1/" + "9" * 16,
-    ],
-)
+@pytest.mark.parametrize("text", [None, *NO_CURSORS])
 def test_what_is_no_cursor_is_somebody_elses_id(text: str | None) -> None:
     assert parse_cursor(text) is None
 

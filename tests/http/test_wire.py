@@ -108,7 +108,7 @@ def as_the_javascript_client_reads(body: bytes) -> list[dict[str, object]]:
 cuts: Final = st.lists(st.integers(0, 500), max_size=12)
 heartbeat_counts: Final = st.lists(st.integers(0, 3), max_size=6)
 FRAGMENTS: Final = [b"data: ", b"error:", b'{"message":', b"}", b"\n", b"\r", b'"', b"[", b'{"error":{"status":"X"}}\n']
-thorough: Final = settings(deadline=None, max_examples=300)
+thorough: Final = settings(deadline=None, max_examples=100)
 
 
 class TestGenkitFraming:

@@ -26,7 +26,7 @@ async def test_a_power_cut_takes_nothing_acknowledged_and_with_normal_only_a_suf
     synchronous: Synchronous, tmp_path: Path
 ) -> None:
     findings = Findings()
-    plan = Plan(SEED, synchronous, Size(sessions=2, steps=4), variants=1, recoveries=1)
+    plan = Plan(SEED, synchronous, SHORT, variants=1, recoveries=1)
     await PowerCuts(plan, tmp_path, findings).run()
     assert findings.complaints == []
     assert findings.counts["cuts"] > 100
@@ -37,7 +37,7 @@ async def test_a_power_cut_takes_nothing_acknowledged_and_with_normal_only_a_suf
 async def test_what_is_shown_of_a_killed_process_survives_a_power_cut(tmp_path: Path) -> None:
     """It had written a commit, and not synced it yet; the one that comes after it reads that."""
     findings = Findings()
-    plan = Plan(SEED, "FULL", Size(sessions=1, steps=3), NOTHING_SURVIVES)
+    plan = Plan(SEED, "FULL", Size(sessions=1, steps=2), NOTHING_SURVIVES)
     await PowerCuts(plan, tmp_path, findings).run_kills()
     assert findings.complaints == []
     assert findings.counts["recoveries"] > 5
