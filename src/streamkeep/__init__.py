@@ -14,10 +14,12 @@
 
 from ._core import Limits
 from ._input import StreamInput
-from ._manager import InMemoryStreamManager, StreamInfo, StreamManager
+from ._listing import StreamInfo, StreamPage
+from ._manager import InMemoryStreamManager, StreamManager
 from ._subscription import Subscription
 from .errors import (
     InvalidArgumentError,
+    KeyInUseError,
     LimitExceededError,
     OffsetOutOfRangeError,
     PublicError,
@@ -42,6 +44,7 @@ __all__ = [
     "ErrorInfo",
     "InMemoryStreamManager",
     "InvalidArgumentError",
+    "KeyInUseError",
     "LimitExceededError",
     "Limits",
     "OffsetOutOfRangeError",
@@ -61,6 +64,7 @@ __all__ = [
     "StreamManager",
     "StreamManagerClosedError",
     "StreamNotFoundError",
+    "StreamPage",
     "StreamTakenOverError",
     "StreamTimeoutError",
     "StreamkeepError",

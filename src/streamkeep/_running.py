@@ -11,6 +11,7 @@ from anyio.lowlevel import checkpoint
 
 from . import _lifecycle
 from ._background import Background
+from ._claims import Claims
 from ._core import Core, Limits
 from ._feed import PAGE_RECORDS, Feeds
 from ._guard import GuardedStorage, commit_once
@@ -18,6 +19,7 @@ from ._input import StreamInput
 from ._lifecycle import Life, Terms
 from ._outbox import RELEASE_SECONDS, Outbox
 from .errors import (
+    KeyInUseError,
     StorageError,
     StorageFullError,
     StreamkeepError,
@@ -95,14 +97,23 @@ class Running:
             await self.background.wait()
             self.is_closed = True
 
-    async def create(self, stream: str, life: Life) -> bool:
-        """Store the first head of a stream; False if there is one. Nothing is left behind if this raises."""
+    async def create(self, stream: str, life: Life, claims: Claims) -> bool:
+        """Store the first head of a stream, and name it; False if there is one. Nothing is left behind if this raises.
+
+        KeyInUseError: somebody else was first.
+        """
+        is_there = False
         try:
-            return await self.core.sweeper.commit(stream, None, life.head)
+            is_there = await claims.create(life, partial(self.core.sweeper.commit, stream, None, life.head))
+            if is_there:
+                await claims.claim(life)
         except BaseException as error:
-            if not isinstance(error, StorageFullError):
+            if is_there or not isinstance(error, StorageFullError):
                 self._undo(stream, life.head, partial(self._remove, stream, life.head))
+            if isinstance(error, KeyInUseError):
+                await self.undone(stream)
             raise
+        return is_there
 
     async def take_over(self, stream: str, head: Head, writer: str) -> StreamInput | None:
         """Go on with an open stream; None if it has changed meanwhile."""
@@ -118,6 +129,7 @@ class Running:
             self._undo(stream, life.head, partial(self._release, stream, life))
             raise
         core.tell_writer_soon(stream, old)  # not here, where a cancellation would leave the stream to nobody
+        core.keep_names_soon(stream, life)
         return await self.give(stream, life, size)
 
     async def give(self, stream: str, life: Life, size: int) -> StreamInput:

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .._copy import Copied, Outcome
-from .._manager import StreamInfo
+from .._listing import StreamInfo
 from ..events import ErrorInfo, StreamEvent, StreamEventType, encode_json
 
 STATUS_STYLES: Final = {"open": "cyan", "done": "green", "error": "red", "unreadable": "red"}
