@@ -485,6 +485,7 @@ async def test_names_that_cannot_be_removed_with_their_stream_go_when_they_expir
     await (await streams.open("a", key="chat")).done()
     await memory.commit(RUN, None, Head(1, 0, b"?", storage.time() + 302))
     storage.ahead_seconds = 301
+    await wait_all_tasks_blocked()
     storage.refuse("read")
     with pytest.raises(StorageError):
         await streams.sweep()
