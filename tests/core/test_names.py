@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamkeep import InvalidArgumentError, StorageCorruptError
-from streamkeep._lifecycle import AFTER_RESERVED, FORGET_OPEN_SECONDS, Beginning, begin, finish
+from streamkeep._lifecycle import AFTER_RESERVED, FORGET_OPEN_SECONDS, Beginning, Life, begin, finish
 from streamkeep._manager import STREAM_ID
 from streamkeep._names import (
     MAX_ID,
@@ -34,7 +34,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40
 EVERY_ASCII = "".join(map(chr, range(128)))
 
 
-def stream(owner: str = "ann", key: str = "chat", run: str = "r1", writer: str = "w1"):  # noqa: ANN201
+def stream(owner: str = "ann", key: str = "chat", run: str = "r1", writer: str = "w1") -> Life:
     return begin(NOW, "session", writer, Beginning(300.0, {}, owner, key, run))
 
 

@@ -744,12 +744,10 @@ class StreamsSuite:
     ) -> None:
         stream = await streams.open("a", owner="ann", key="chat/ä 1", run="r1")
         for manager in (streams, elsewhere):
-            for names in ({"key": "chat/ä 1"}, {"run": "r1"}, {"key": "chat/ä 1", "run": "r2"}, {"key": "other", "run": "r1"}):
-                with pytest.raises(KeyInUseError) as told:
-                    await manager.open("b", owner="ann", **names)
-                assert told.value.stream == "a"
+            for key, run in (("chat/ä 1", None), (None, "r1"), ("chat/ä 1", "r2"), ("other", "r1")):
+                assert await told_of(manager.open("b", owner="ann", key=key, run=run)) == "a"
         await stream.done("end")
-        assert await values(elsewhere, told.value.stream) == ["end"]
+        assert await values(elsewhere, "a") == ["end"]
         assert [info.id for info in await elsewhere.list()] == ["a"]
 
     @promise("P22")
@@ -760,9 +758,7 @@ class StreamsSuite:
             async with manager.open(f"s{number}", key="chat", run=f"r{number}") as stream:
                 await stream.done()
             assert (await elsewhere.current("chat")).id == stream.id
-            with pytest.raises(KeyInUseError) as told:
-                await elsewhere.open("again", key="chat", run=f"r{number}", replace=True)
-            assert told.value.stream == stream.id
+            assert await told_of(elsewhere.open("again", key="chat", run=f"r{number}", replace=True)) == stream.id
         await streams.delete("s2")
         with pytest.raises(StreamNotFoundError):
             await elsewhere.current("chat")
@@ -826,14 +822,7 @@ class StreamsSuite:
         stream = await mortal.streams.open("a", owner="ann", key="chat")
         await stream.write("a")
         mortal.die()
-        with anyio.fail_after(BOUND_SECONDS):
-            while True:
-                try:
-                    successor = await streams.open("b", owner="ann", key="chat")
-                except KeyInUseError:
-                    await anyio.sleep(0.1)
-                else:
-                    break
+        successor = await started(streams, "b", owner="ann", key="chat")
         assert (await streams.info("a")).error == "ABORTED"
         assert (await streams.current("chat", "ann")).id == "b"
         await successor.done("end")
@@ -948,6 +937,23 @@ async def resumed(streams: StreamManager, stream: str) -> StreamInput:
                 return await streams.open(stream, resume=True)
             except StreamBusyError as busy:
                 await anyio.sleep(busy.retry_after)
+
+
+async def started(streams: StreamManager, stream: str, *, owner: str, key: str) -> StreamInput:
+    """Start under a key as soon as nothing runs there."""
+    with anyio.fail_after(BOUND_SECONDS):
+        while True:
+            try:
+                return await streams.open(stream, owner=owner, key=key)
+            except KeyInUseError:
+                await anyio.sleep(0.1)
+
+
+async def told_of(opening: Awaitable[object]) -> str:
+    """Give the stream that whoever starts is told of."""
+    with pytest.raises(KeyInUseError) as told:
+        await opening
+    return told.value.stream
 
 
 async def complete(streams: StreamManager, stream: str, chunks: Sequence[object], *, output: object = "end") -> None:
