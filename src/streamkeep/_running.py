@@ -35,7 +35,8 @@ RELEASES_AT_ONCE: Final = 64
 RELEASES_A_SECOND: Final = 1_000
 """Closing takes as much longer than a few seconds as many writers take on a slow storage."""
 UNDO_RETRY_SECONDS: Final = 1.0
-UNDO_PAUSES: Final = (0.0, 0.1, 1.0, 5.0, 30.0)
+MAX_UNDO_RETRY_SECONDS: Final = 30.0
+UNDO_PAUSES: Final = (0.0, 0.1, 1.0, 5.0, 30.0, 60.0)
 """When to look for what an `open` whose answer was lost may have created: it may still be under way."""
 
 
@@ -227,4 +228,4 @@ async def _answer(undo: Callable[[], Awaitable[bool]], stream: str) -> bool:
         except StorageError as error:
             logger.info("stream %s: an attempt to open it cannot be undone yet: %s", stream, error)
         await anyio.sleep(pause)
-        pause = min(2 * pause, UNDO_PAUSES[-1])
+        pause = min(2 * pause, MAX_UNDO_RETRY_SECONDS)
