@@ -4,7 +4,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -54,7 +54,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 @contextmanager
-def starters(url: str, *, run: str = "", replace: str = "") -> Iterator[list["subprocess.Popen[str]"]]:
+def starters(url: str, *, run: str = "", replace: str = "") -> Generator[list["subprocess.Popen[str]"]]:
     """Have some processes start as soon as all are ready."""
     command = [sys.executable, "-c", STARTER, url, run, replace]
     with ExitStack() as stack:

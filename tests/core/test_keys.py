@@ -616,7 +616,8 @@ async def test_the_newest_stream_of_a_key_is_found_running_or_ended(
     info = await elsewhere.current("chat", "ann")
     assert (info.id, info.owner, info.key, info.metadata) == ("b", "ann", "chat", {"owner": "ann"})
     mortal.die()
-    await anyio.sleep(16)
+    assert (await elsewhere.current("chat", "ann")).status == "open"
+    await anyio.sleep(18)
     assert (await elsewhere.current("chat", "ann")).error == "ABORTED"
     await streams.delete("b")
     with pytest.raises(StreamNotFoundError):

@@ -31,6 +31,7 @@ from streamkeep import (
 )
 from streamkeep._core import LOOK_SECONDS
 from streamkeep._lifecycle import Beginning, begin, grow, session_id, session_of
+from streamkeep._running import UNDO_PAUSES
 from streamkeep.storage import Head
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
@@ -527,7 +528,7 @@ async def test_an_open_that_fails_in_doubt_again_and_again_can_be_tried_again(
         with pytest.raises(StorageError):
             await streams.open("s")
     await (await streams.open("s")).done()
-    await anyio.sleep(60)
+    await anyio.sleep(sum(UNDO_PAUSES) + 1)
 
     assert (await streams.info("s")).status == "done"
     assert running_of(streams)._undoing == {}
