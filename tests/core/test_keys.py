@@ -187,6 +187,27 @@ async def test_a_start_that_is_repeated_does_not_replace_itself(streams: StreamM
     await winner.done()
 
 
+async def test_a_start_that_is_repeated_between_its_claims_does_not_replace_itself(
+    streams: StreamManager, elsewhere: StreamManager, storage: FaultyStorage
+) -> None:
+    HELD.append(await streams.open("warm"))
+    storage.skip("commit", times=2)
+    hold = storage.hold("commit")
+    opened: list[StreamInput] = []
+
+    async def start() -> None:
+        opened.append(await streams.open("a", key="chat", run="r1", replace=True))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(start)
+        await hold.reached.wait()
+        assert await refused(lambda: elsewhere.open("b", key="chat", run="r1", replace=True)) == "a"
+        hold.release()
+
+    assert await opened[0].write("it runs") == 0
+    assert (await elsewhere.current("chat")).id == "a"
+
+
 async def test_a_writer_that_is_replaced_while_it_opens_is_told(
     streams: StreamManager, elsewhere: StreamManager, storage: FaultyStorage
 ) -> None:

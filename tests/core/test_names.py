@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamkeep import InvalidArgumentError, StorageCorruptError
@@ -38,6 +38,7 @@ def stream(owner: str = "ann", key: str = "chat", run: str = "r1", writer: str =
     return begin(NOW, "session", writer, Beginning(300.0, {}, owner, key, run))
 
 
+@settings(deadline=None)
 @given(st.lists(TEXT, min_size=2, max_size=10))
 def test_ids_have_the_order_of_keys_and_their_prefixes(keys: list[str]) -> None:
     keys = sorted(set(keys))
