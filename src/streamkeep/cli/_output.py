@@ -65,14 +65,10 @@ class Output:
 
     def _print_rows(self, rows: Sequence[Sequence[str | Text]]) -> None:
         """Print rows under those that are printed already, whose columns they keep where they fit into them."""
-        table = _table(*COLUMNS)
-        table.show_header = not any(self._widths)
+        header = [] if any(self._widths) else [[Text(name.lstrip(">"), "dim") for name in COLUMNS]]
         self._widths = [max(widths) for widths in zip(self._widths, *map(_widths, (COLUMNS, *rows)), strict=True)]
-        for column, width in zip(table.columns, self._widths, strict=True):
-            column.min_width = width
-        for row in rows:
-            table.add_row(*row)
-        self._console.print(table)
+        lines = [_line(row, self._widths) for row in (*header, *rows)]
+        self._console.print(Text("\n").join(lines), soft_wrap=True)
         sys.stdout.flush()
 
     def info(self, stream: StreamInfo) -> None:
@@ -246,6 +242,16 @@ def _table(*columns: str) -> Table:
 
 def _widths(row: Sequence[str | Text]) -> Sequence[int]:
     return [cell_len(str(cell).lstrip(">")) for cell in row]
+
+
+def _line(row: Sequence[str | Text], widths: Sequence[int]) -> Text:
+    """Give a row in columns. (A table of rich's takes a second for a thousand.)"""
+    line = Text()
+    for cell, name, width in zip(row, COLUMNS, widths, strict=True):
+        pad = " " * (width - cell_len(str(cell)))
+        line.append(pad if name.startswith(">") else "").append(cell).append("  " if name.startswith(">") else pad + "  ")
+    line.rstrip()
+    return line
 
 
 def _row(stream: StreamInfo, now: float) -> list[str | Text]:
