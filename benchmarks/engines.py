@@ -19,7 +19,7 @@ from tests.engines.running import ENGINES, in_namespace
 
 from benchmarks.work import CHUNK, HEADER, REPLAYED, WRITERS, Work, append, append_to, counted, replay
 from streamkeep import StreamManager
-from streamkeep._lifecycle import Life, begin, grow
+from streamkeep._lifecycle import Beginning, Life, begin, grow
 from streamkeep.events import chunk_record
 from streamkeep.storage import Storage
 from streamkeep.storages import storage_for
@@ -64,7 +64,7 @@ async def append_to_storage(writers: int, each: int, url: str) -> float:
     async with storage_for(url) as storage:
         logs: list[BareLog] = []
         for number in range(writers):
-            life = begin(storage.time(), "benchmark", "benchmark", 300, {})
+            life = begin(storage.time(), "benchmark", "benchmark", Beginning(300))
             assert await storage.commit(f"s{number}", None, life.head)
             logs.append(BareLog(storage, f"s{number}", life))
         return await append_to(logs, each)

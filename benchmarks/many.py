@@ -21,7 +21,7 @@ from tests.engines.running import ENGINES
 
 from benchmarks.work import CHUNK, WRITERS, counted, folder
 from streamkeep import StreamInput, StreamManager
-from streamkeep._lifecycle import begin, finish, grow, life_of
+from streamkeep._lifecycle import Beginning, begin, finish, grow, life_of
 from streamkeep.errors import StreamkeepError
 from streamkeep.events import chunk_record, done_record
 from streamkeep.http import StreamsHTTP
@@ -87,7 +87,7 @@ async def fill(kept: Storage, count: int, at: float) -> None:
     """Store streams that were completed at some time."""
 
     async def add(number: int) -> None:
-        life = finish(begin(at, "benchmark", "benchmark", TTL, {}), at)
+        life = finish(begin(at, "benchmark", "benchmark", Beginning(TTL)), at)
         await kept.commit(f"kept{number:06}", None, life.head, [done_record(None)])
 
     await in_parts(count, add)
@@ -175,7 +175,7 @@ async def resume_long(url: str, events: int) -> Sequence[str]:
     """Go on with a stream that has so many events, and count the storage's calls."""
     async with storage_for(url) as kept:
         now = kept.time()
-        life = begin(now, "", "", TTL, {})
+        life = begin(now, "", "", Beginning(TTL))
         await kept.commit("long", None, life.head)
         record = chunk_record({"text": "word"})
         while life.head.tail < events:

@@ -22,6 +22,7 @@ from tests.demo.server import Demo
 from tests.http.servers import without_lives
 
 from streamkeep import PublicError, StreamInput, StreamManager
+from streamkeep.cli._output import Output
 
 WAIT_SECONDS = 30
 COMMAND = [sys.executable, "-m", "streamkeep.cli"]
@@ -122,6 +123,53 @@ async def test_list_goes_through_all_pages(streams: StreamManager, sqlite_url: s
     listed = lines_of(await run_beside("list", "--json", "--storage", sqlite_url))
 
     assert [stream["id"] for stream in listed] == ids
+
+
+async def test_list_prints_a_page_before_it_has_the_next(
+    streams: StreamManager, sqlite_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await write_some(streams)
+    output = Output()
+    output.streams(await streams.list(limit=2))
+    first = capsys.readouterr().out
+    output.streams(await streams.list("failed"))
+    output.end_of_streams()
+
+    assert [line.split()[0] for line in first.splitlines()] == ["stream", "done", "failed"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["open"]
+
+
+async def test_list_is_one_table_however_many_pages_it_has(streams: StreamManager, sqlite_url: str) -> None:
+    for number in range(300):
+        await (await streams.open(f"s{number:03}" + "x" * (number // 100), owner="ann")).done(None)
+
+    async with await anyio.open_process([*COMMAND, "list", "--storage", sqlite_url], env=ENVIRONMENT) as process:
+        assert process.stdout is not None
+        table = "".join([text async for text in TextReceiveStream(process.stdout)])
+
+    rows = table.splitlines()
+    assert len(rows) == 301
+    assert rows[0].split()[:2] == ["stream", "status"]
+    assert len({row.index("done ") for row in rows[1:101]}) == 1
+    assert "s299xx" in rows[-1]
+
+
+async def test_list_finds_streams_by_owner_key_and_status(streams: StreamManager, sqlite_url: str) -> None:
+    await write_some(streams)
+    for owner, key in (("ann", "chat/1"), ("ann", "chat/2"), ("bob", "chat/1")):
+        await (await streams.open(f"{owner}-{key[-1]}", owner=owner, key=key)).done(None)
+    await (await streams.open("ann-old", owner="ann")).done(None)
+
+    async def listed(*arguments: str) -> list[str]:
+        found = lines_of(await run_beside("list", "--json", "--storage", sqlite_url, *arguments))
+        return [stream["id"] for stream in found]
+
+    assert await listed("--owner", "ann") == ["ann-1", "ann-2", "ann-old"]
+    assert await listed("--owner", "ann", "--key-prefix", "chat/") == ["ann-1", "ann-2"]
+    assert await listed("--status", "open") == ["open"]
+    assert await listed("--owner", "", "--status", "error") == ["failed"]
+    assert "key           chat/1" in (await run_beside("info", "bob-1", "--storage", sqlite_url)).stdout
+    assert_fails(await run_beside("list", "--storage", sqlite_url, "--status", "odd"), 2, "status")
 
 
 async def test_list_says_when_there_are_none(streams: StreamManager, sqlite_url: str) -> None:

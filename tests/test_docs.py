@@ -46,7 +46,7 @@ def test_the_python_that_a_page_shows_is_python(page: Path) -> None:
 
 PROGRAMS = [
     block
-    for page in ("write", "read")
+    for page in ("write", "read", "keys")
     for block in blocks(ROOT / f"docs/how-to/{page}.md")
     if "from streamkeep import StreamManager" in block or "from streamkeep import StreamEventType" in block
 ]

@@ -15,10 +15,12 @@
 from ._core import Limits
 from ._encoding import JSONEncoding
 from ._input import StreamInput
-from ._manager import InMemoryStreamManager, StreamInfo, StreamManager
+from ._listing import StreamInfo, StreamPage
+from ._manager import InMemoryStreamManager, StreamManager
 from ._subscription import Subscription
 from .errors import (
     InvalidArgumentError,
+    KeyInUseError,
     LimitExceededError,
     OffsetOutOfRangeError,
     PublicError,
@@ -44,6 +46,7 @@ __all__ = [
     "InMemoryStreamManager",
     "InvalidArgumentError",
     "JSONEncoding",
+    "KeyInUseError",
     "LimitExceededError",
     "Limits",
     "OffsetOutOfRangeError",
@@ -63,6 +66,7 @@ __all__ = [
     "StreamManager",
     "StreamManagerClosedError",
     "StreamNotFoundError",
+    "StreamPage",
     "StreamTakenOverError",
     "StreamTimeoutError",
     "StreamkeepError",

@@ -1,5 +1,7 @@
 """Copying streams from one storage to another: the heads as they are, all records, page by page.
 
+What a stream is called goes with it: see `_names`. Sessions stay where they are.
+
 It works on the contract alone, so it knows no engine. Nothing but the target says how far a copy has come: whatever stops it, it
 can be run again, and goes on there. Until it is whole, what is at the target is an open stream that the copy writes, so that nobody else
 writes to half a stream, and its readers wait for the rest. What is at the target and is not the beginning of the source's stream is
@@ -7,16 +9,17 @@ left as it is.
 """
 
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 import anyio
 
-from . import _lifecycle
+from . import _lifecycle, _names
 from ._guard import GuardedStorage
 from ._lifecycle import Life, State
+from ._naming import look_up
 from .errors import StorageCorruptError, StreamkeepError
 from .storage import PAGE_BYTES, Head, Storage
 
@@ -62,7 +65,7 @@ async def ids_with(storage: Storage, prefix: str) -> AsyncGenerator[str]:
     """Give the ids that begin with `prefix`, in code point order."""
     if prefix and await storage.read(prefix) is not None:
         yield prefix
-    after = prefix or _lifecycle.AFTER_RESERVED  # sessions stay where they are
+    after = prefix or _lifecycle.AFTER_RESERVED  # what is reserved is no stream
     while page := await storage.scan(after, SCAN_IDS):
         for stream, _ in page:
             if not stream.startswith(prefix):
@@ -120,7 +123,7 @@ async def copy_streams(
 class _Copy:
     """The copy of one stream."""
 
-    def __init__(self, source: Storage, target: Storage, stream: str, progress: Callable[[int], None]) -> None:
+    def __init__(self, source: GuardedStorage, target: GuardedStorage, stream: str, progress: Callable[[int], None]) -> None:
         self._source = source
         self._target = target
         self._stream = stream
@@ -132,6 +135,8 @@ class _Copy:
         try:
             while True:  # once more when somebody else, another copy perhaps, has changed it at the target meanwhile
                 if copied := await self._try():
+                    if copied.is_whole:
+                        await self._name()
                     return copied
         except StorageCorruptError as error:
             return self._end(Outcome.REFUSED, str(error))
@@ -213,6 +218,27 @@ class _Copy:
         if there is not None and _lifecycle.is_copy(_lifecycle.life_of(there).state, self._target.time()):
             await self._target.delete(self._stream, there.version)
         return self._end(Outcome.MISSING, "it was deleted while it was copied")
+
+    async def _name(self) -> None:
+        """Have the names that name the stream at the source name it at the target too, but those that name a newer one there."""
+        page = await self._target.read(self._stream)
+        if page is None:
+            return
+        life = _lifecycle.life_of(page.head)
+        for name in _names.names_for(self._stream, life.state):
+            with suppress(StorageCorruptError):  # a name that cannot be read is none
+                named = (await look_up(self._source, name)).life
+                while named is not None and named.state.life == life.state.life and not await self._claim(name, life):
+                    pass
+
+    async def _claim(self, name: str, life: Life) -> bool:
+        """Name the stream at the target, if that is still to be done; False if somebody else has changed the name meanwhile."""
+        there = await look_up(self._target, name)
+        if there.life is not None and there.life.state.created_at >= life.state.created_at:
+            return True
+        return await self._target.commit(
+            name, there.version, _names.naming(there.head, self._stream, life, self._target.time())
+        )
 
     def _end(self, outcome: Outcome, why: str = "") -> Copied:
         return Copied(self._stream, outcome, self._events, why)

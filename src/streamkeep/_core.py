@@ -11,10 +11,11 @@ from typing import Final, Protocol
 
 import anyio
 
-from . import _lifecycle
+from . import _lifecycle, _names
 from ._background import Background
 from ._guard import GuardedStorage
 from ._lifecycle import Life, Mail, Terms
+from ._naming import keep_names
 from ._observer import Observer
 from ._sessions import Session
 from ._sweeper import Sweeper
@@ -247,6 +248,17 @@ class Core:
                 await anyio.sleep(pause)
                 await self._look_at(quiet[first : first + LOOKS_AT_ONCE])
             await anyio.sleep(max(pause, began_at + LOOK_SECONDS - anyio.current_time()))
+
+    def keep_names_soon(self, stream: str, life: Life) -> None:
+        """Have the names of a stream that was extended forgotten later as well, in the background."""
+        if _names.names_for(stream, life.state):
+            self.background.start(partial(self._keep_names, stream, life), f"keeping the names of stream {stream}")
+
+    async def _keep_names(self, stream: str, life: Life) -> None:
+        try:
+            await keep_names(self.storage, stream, life.state)
+        except StorageError as error:  # the next time is soon enough
+            self.report(f"stream {stream}: its names cannot be kept longer yet", error)
 
     # Streams whose writer is another manager's
 

@@ -14,7 +14,7 @@ the session of the stream's writer is not renewed; `math.inf` once that session 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import Final, Literal
 from zlib import crc32
@@ -85,6 +85,10 @@ class State(msgspec.Struct, frozen=True):
     size: int = 0
     """How many bytes the first `measured` records have."""
     measured: int = 0
+    owner: str = ""
+    """Whose it is, what it was opened under, and the client's name of that start: see `_names`. Empty: nobody's, nothing."""
+    key: str = ""
+    run: str = ""
 
     @property
     def life(self) -> str:
@@ -133,17 +137,37 @@ def is_abandoned(state: State, silent: float, now: float, terms: Terms) -> bool:
     return silent >= terms.lease + terms.grace if at is None else now >= at
 
 
-def begin(now: float, session: str, writer: str, ttl: float, metadata: Mapping[str, str], *, after_version: int = 0) -> Life:
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What is said of a stream when it is opened, and stays so: see `State`."""
+
+    ttl: float
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    owner: str = ""
+    key: str = ""
+    run: str = ""
+
+
+def begin(now: float, session: str, writer: str, what: Beginning, *, after_version: int = 0) -> Life:
     """Give the first head of a stream; `after_version` is that of an expired stream under the same id."""
-    state = State(created_at=now, ttl=ttl, epochs=(Epoch(writer, 0),), session=session, metadata=metadata)
-    return Life(Head(_version(after_version, now, writer), 0, _encode(state), now + FORGET_OPEN_SECONDS), state)
+    state = State(
+        created_at=now,
+        ttl=what.ttl,
+        epochs=(Epoch(writer, 0),),
+        session=session,
+        metadata=what.metadata,
+        owner=what.owner,
+        key=what.key,
+        run=what.run,
+    )
+    return Life(Head(version_after(after_version, now, writer), 0, _encode(state), now + FORGET_OPEN_SECONDS), state)
 
 
 def grow(life: Life, count: int, size: int, now: float) -> Life:
     """Append `count` records, after which all records have `size` bytes; the state's bytes stay, unless it is time to note that."""
     head, state = life.head, life.state
     tail = head.tail + count
-    version = _version(head.version, now, state.writer)
+    version = version_after(head.version, now, state.writer)
     expires_at = now + FORGET_OPEN_SECONDS if is_to_be_extended(head, now) else head.expires_at
     if size - state.size < MEASURE_BYTES and tail - state.measured < MEASURE_RECORDS:
         return Life(Head(version, tail, head.state, expires_at), state)
@@ -204,7 +228,7 @@ def copy_under_way(life: Life, tail: int, now: float, *, after_version: int) -> 
     """Give the head of what is copied of a stream until all of it is; `after_version` is that of the copy so far."""
     state = replace(life.state, session="", free_at=now + COPY_SECONDS, status="open", error=None, size=0, measured=0)
     # The last head is the original's own: no version before it may be the same.
-    version = _version(max(after_version, life.head.version), now, state.writer)
+    version = version_after(max(after_version, life.head.version), now, state.writer)
     return Head(version, tail, _encode(state), state.free_at + FORGET_OPEN_SECONDS)
 
 
@@ -279,7 +303,7 @@ def _epoch_end(state: State, name: str) -> float:
 def _change(life: Life, state: State, now: float) -> Life:
     head = life.head
     expires_at = now + (FORGET_OPEN_SECONDS if state.status == "open" else state.ttl)
-    return Life(Head(_version(head.version, now, state.writer), head.tail, _encode(state), expires_at), state)
+    return Life(Head(version_after(head.version, now, state.writer), head.tail, _encode(state), expires_at), state)
 
 
 def _ending(state: State) -> str:
@@ -293,7 +317,8 @@ _TICKS_A_SECOND: Final = 256_000
 _NAME_BITS: Final = 12
 
 
-def _version(seen: int, now: float, name: str) -> int:
+def version_after(seen: int, now: float, name: str) -> int:
+    """Give the version that follows another one, 0 if there is none, when `name` commits."""
     ticks = max((seen >> _NAME_BITS) + 1, int(now * _TICKS_A_SECOND))
     return ticks << _NAME_BITS | crc32(name.encode()) & ((1 << _NAME_BITS) - 1)
 
@@ -396,11 +421,11 @@ def post(head: Head | None, mail: Mail, now: float, who: str) -> Head:
     streams = (*there.streams, *mail.streams)
     cancel = {**there.cancel, **mail.cancel}
     state = Mail(streams if len(streams) <= MAX_MAIL else (LOOK_AT_ALL,), dict(list(cancel.items())[:MAX_MAIL]))
-    return Head(_version(0 if head is None else head.version, now, who), 0, _encode(state), now + KEEP_SESSION_SECONDS)
+    return Head(version_after(0 if head is None else head.version, now, who), 0, _encode(state), now + KEEP_SESSION_SECONDS)
 
 
 def _session_head(seen: int, state: SessionState, now: float, who: str) -> Head:
-    return Head(_version(seen, now, who), 0, _encode(state), now + KEEP_SESSION_SECONDS)
+    return Head(version_after(seen, now, who), 0, _encode(state), now + KEEP_SESSION_SECONDS)
 
 
 _session_decoder: Final = msgspec.json.Decoder(SessionState)

@@ -6,33 +6,36 @@ What a stream may become is decided in `_lifecycle`; here it is only read, asked
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeVar, overload
+from typing import Any, Final, Self, TypeVar, overload
 
 import msgspec
 from anyio import CancelScope
 
-from . import _lifecycle
+from . import _lifecycle, _names
+from ._cancel import ASK_EVERY, cancel, read_life, same_life
+from ._claims import Claims
 from ._core import Core, Limits, new_name
 from ._encoding import Encode, checked
 from ._guard import GuardedStorage
 from ._input import StreamInput
-from ._lifecycle import Life, Terms
+from ._lifecycle import Beginning, Life, Terms
+from ._listing import StreamInfo, StreamPage, StreamStatus, Wanted, info_of, list_streams
+from ._names import Kind
+from ._naming import look_up
 from ._running import Running
 from ._subscription import Subscription
 from .errors import (
     InvalidArgumentError,
-    Status,
     StorageCorruptError,
     StorageError,
     StreamAlreadyExistsError,
     StreamManagerClosedError,
     StreamNotFoundError,
 )
-from .events import MAX_OFFSET, decoder_of, encode_json, error_record
+from .events import MAX_OFFSET, decoder_of, encode_json
 from .storage import Head, Storage
 from .storages import storage_for
 from .storages.memory import MemoryStorage
@@ -42,40 +45,7 @@ T = TypeVar("T")
 logger: Final = logging.getLogger("streamkeep")
 
 STREAM_ID: Final = re.compile(r"[A-Za-z0-9_~][A-Za-z0-9_~.:@=+-]{0,254}")
-SURROGATE: Final = re.compile("[\ud800-\udfff]")
-SCAN_STREAMS: Final = 1_000
-ASK_EVERY: Final = 3
-"""After so many changes that came too late, each time, its writer is asked to end a stream."""
 MAX_METADATA: Final = 4_096
-
-
-@dataclass(frozen=True, slots=True)
-class StreamInfo:
-    """What is known of a stream without reading its events. Times are seconds since the epoch, by the storage's clock.
-
-    Attributes:
-        id: the stream's id.
-        life: what tells this stream from others that live under its id before and after; empty if that cannot be read.
-        status: `open`, `done` or `error`; `unreadable` (in lists only) if its head is damaged, or from a newer version.
-        error: the status of the error it ended with (`CANCELLED`, `ABORTED`, …), if it did.
-        tail: how many events it holds, the terminal one included.
-        created_at: when it was opened.
-        updated_at: about when it was last written to.
-        session: the session of the manager whose writer may write; empty when there is none.
-        expires_at: when a completed stream counts as absent.
-        metadata: what was given to `open`.
-    """
-
-    id: str
-    life: str
-    status: Literal["open", "done", "error", "unreadable"]
-    error: Status | None
-    tail: int
-    created_at: float
-    updated_at: float
-    session: str
-    expires_at: float
-    metadata: Mapping[str, str]
 
 
 class Opening(Awaitable[StreamInput]):
@@ -196,6 +166,10 @@ class StreamManager:
         metadata: Mapping[str, str] | None = None,
         ttl: timedelta | None = None,
         encode: Encode | None = None,
+        owner: str = "",
+        key: str | None = None,
+        run: str | None = None,
+        replace: bool = False,
     ) -> Opening:
         """Create a stream and give its one writer, a StreamInput: `async with streams.open(id) as stream`, or `await streams.open(id)`.
 
@@ -203,19 +177,32 @@ class StreamManager:
             stream: 1 to 255 letters, digits and `_~.:@=+-`; the first is not one of `.:@=+-`.
             resume: take over an open stream whose writer has released it, or whose manager gave no sign of life for its lease, and go on
                 where its log ends; create the stream if there is none.
-            metadata: strings to be kept with the stream, such as its owner; `info` gives them back.
+            metadata: strings to be kept with the stream; `info` gives them back.
             ttl: how long this stream is kept when it has completed; the manager's unless it is given.
             encode: makes JSON of what this writer is given; the manager's unless it is given.
+            owner: whose stream it is: any text of at most 1,024 characters. Keys and runs are an owner's own.
+            key: what the app calls the conversation, or whatever it is of which one stream at a time may run: any text that is not empty,
+                up to about 200 characters. The newest stream that was opened under it is its `current` one.
+            run: the client's name of this very start, such as an Idempotency-Key: one stream is started by it, as long as that is kept.
+            replace: cancel what runs under the key, and run instead of it. Of several who do so at once the last one runs.
 
         Raises (when awaited or entered) StreamAlreadyExistsError, InvalidArgumentError, StorageError, StreamManagerClosedError,
         WrongEventLoopError; with `resume`, StreamCompletedError, and StreamBusyError while its writer may be alive, which says when to try
-        again. When it raises, or is cancelled, it leaves no stream behind.
+        again; with `key`, KeyInUseError while a stream runs under it, whose id that says, unless `replace` is given; with `run`,
+        KeyInUseError if a stream was started by it, running or ended. When it raises, or is cancelled, it leaves no stream behind.
         """
         ttl_seconds = self._terms.ttl if ttl is None else ttl.total_seconds()
         if not 0 <= ttl_seconds < float("inf"):
             raise InvalidArgumentError("ttl must not be negative")
+        for what, text in (("key", key), ("run", run)):
+            if text is not None:
+                _names.check_text(what, text)
+        if resume and (key, run) != (None, None):
+            raise InvalidArgumentError("a stream that is resumed keeps its names; it cannot be given others")
+        _names.check_owner(owner)
+        what_it_is = Beginning(ttl_seconds, dict(metadata or {}), owner, key or "", run or "")
         writer_encode = self._encode if encode is None else checked(encode)
-        return Opening(lambda: self._open(stream, dict(metadata or {}), ttl_seconds, writer_encode, resume=resume))
+        return Opening(lambda: self._open(stream, what_it_is, writer_encode, resume=resume, replace=replace))
 
     @overload
     def subscribe(
@@ -274,26 +261,8 @@ class StreamManager:
         Raises StreamNotFoundError, InvalidArgumentError, StorageError, StreamManagerClosedError, WrongEventLoopError.
         """
         core = self._check_running().core
-        record = error_record(_lifecycle.CANCELLED)
-        first: Life | None = None
-        lost = 0
-        while True:
-            try:
-                life = await self._life(core, stream)
-            except StreamNotFoundError:
-                if lost < ASK_EVERY:
-                    raise
-                return True  # its writer has ended it, as it was asked to, and it has expired already
-            first = _same_life(first, life)
-            ended = _lifecycle.cancel(life, core.now(), new_name())
-            if ended is None:
-                return lost >= ASK_EVERY and life.state.error == _lifecycle.CANCELLED.status
-            if await core.sweeper.commit(stream, life.head.version, ended.head, [record]):
-                await core.tell_writer(stream, life)
-                return True
-            lost += 1
-            if lost % ASK_EVERY == 0:
-                await core.ask_writer_to_cancel(stream, life)
+        check_id(stream)
+        return await cancel(core, stream)
 
     async def delete(self, stream: str) -> None:
         """Forget a stream and its events at once, open or not, and also if its head cannot be read.
@@ -302,11 +271,12 @@ class StreamManager:
         Raises StreamNotFoundError, InvalidArgumentError, StorageError, StreamManagerClosedError, WrongEventLoopError.
         """
         core = self._check_running().core
+        check_id(stream)
         first: Life | None = None
         lost = 0
         while True:
             try:
-                life = await self._life(core, stream)
+                life = await read_life(core, stream)
             except StorageCorruptError:
                 await _delete_unreadable(core, stream)
                 return
@@ -314,7 +284,7 @@ class StreamManager:
                 if first is None:
                     raise
                 return  # somebody else has deleted it meanwhile
-            first = _same_life(first, life)
+            first = same_life(first, life)
             if await _delete_once(core, stream, life):
                 await core.tell_writer(stream, life)
                 return
@@ -328,27 +298,57 @@ class StreamManager:
         Raises StreamNotFoundError, InvalidArgumentError, StorageError, StreamManagerClosedError, WrongEventLoopError.
         """
         core = self._check_running().core
-        life = await self._life(core, stream)
+        check_id(stream)
+        life = await read_life(core, stream)
         while life.state.status == "open" and await core.end_if_abandoned(stream, life):
-            life = await self._life(core, stream)
-        return _info_of(stream, life)
+            life = await read_life(core, stream)
+        return info_of(stream, life)
 
-    async def list(self, after: str = "", limit: int = 100) -> Sequence[StreamInfo]:
-        """Give at most `limit` streams with greater ids than `after`, by id; fewer only when there are no more.
+    async def current(self, key: str, owner: str = "") -> StreamInfo:
+        """Say what is known of the newest stream that this owner has opened under a key, running or ended; as `info` does.
 
-        Page by page: go on with the last id of a page as `after`. It costs a request for each page, not for each stream.
+        Raises StreamNotFoundError, also if that one was deleted or has expired, whatever was opened before it; InvalidArgumentError,
+        StorageError, StreamManagerClosedError, WrongEventLoopError.
         """
         core = self._check_running().core
-        after = max(after, _lifecycle.AFTER_RESERVED)
-        found: list[StreamInfo] = []
-        while len(found) < limit:
-            page = await core.storage.scan(after, min(limit, SCAN_STREAMS))
-            if not page:
-                break
-            after = page[-1][0]
-            now = core.now()
-            found += [info for stream, head in page if (info := _listed(stream, head, now))]
-        return found[:limit]
+        _names.check_text("key", key)
+        _names.check_owner(owner)
+        while (named := await look_up(core.storage, _names.name_id(owner, Kind.KEY, key))).life is not None:
+            life = named.life
+            if life.state.status != "open" or not await core.end_if_abandoned(named.stream, life):
+                return info_of(named.stream, life)
+        raise StreamNotFoundError("no stream was opened under this key, or the newest one is gone")
+
+    async def list(
+        self,
+        after: str = "",
+        limit: int = 100,
+        *,
+        owner: str | None = None,
+        key_prefix: str | None = None,
+        status: StreamStatus | None = None,
+    ) -> StreamPage:
+        """Give at most `limit` streams, by id; all, or those that are asked for.
+
+        Page by page: go on with `next` of a page as `after`, until it is None. A page costs a request or two, or a few more if what is
+        asked for is rare: a call looks at a thousand streams at most, and then gives what it has, be it nothing.
+
+        Args:
+            after: where to begin: an id, or a key with `key_prefix`; what is greater follows.
+            limit: how many streams at most.
+            owner: only streams that were opened with this owner; no others are looked at, unless it is empty: nobody's streams.
+            key_prefix: of each key of the owner (nobody's, unless `owner` says whose) that begins so, the newest stream; by key.
+            status: only streams that are `open`, `done`, `error` or `unreadable`. One whose writer has died is open until somebody finds
+                that out.
+
+        Raises InvalidArgumentError, StorageError, StreamManagerClosedError, WrongEventLoopError.
+        """
+        core = self._check_running().core
+        if owner is not None:
+            _names.check_owner(owner)
+        if key_prefix is not None:
+            _names.check_text("key", key_prefix, may_be_empty=True)
+        return await list_streams(core, after, limit, Wanted(owner, key_prefix, status))
 
     async def sweep(self) -> None:
         """Remove what has expired. It is done every minute without asking. Raises StorageError."""
@@ -377,9 +377,9 @@ class StreamManager:
             raise StreamManagerClosedError(f"the stream manager is {state}")
         return running.check()
 
-    async def _open(self, stream: str, metadata: Mapping[str, str], ttl: float, encode: Encode, *, resume: bool) -> StreamInput:
+    async def _open(self, stream: str, what: Beginning, encode: Encode, *, resume: bool, replace: bool) -> StreamInput:
         check_id(stream)
-        check_metadata(metadata)
+        check_metadata(what.metadata)
         running = self._check_running()
         core = running.core
         try:
@@ -388,17 +388,19 @@ class StreamManager:
             running.check()  # it could not begin because the manager is closed
             raise
         await running.undone(stream)
+        claims = Claims(core, stream, what, replace=replace)
+        await claims.look()
         writer = new_name()
         with core.opening(writer):
-            return await self._open_as(running, writer, stream, metadata, ttl, encode, resume=resume)
+            return await self._open_as(running, writer, stream, what, claims, encode, resume=resume)
 
     async def _open_as(
         self,
         running: "Running",
         writer: str,
         stream: str,
-        metadata: Mapping[str, str],
-        ttl: float,
+        what: Beginning,
+        claims: Claims,
         encode: Encode,
         *,
         resume: bool,
@@ -406,9 +408,12 @@ class StreamManager:
         core, version = running.core, 0
         while True:
             running.check()
-            life = _lifecycle.begin(core.now(), core.session.name, writer, ttl, metadata, after_version=version)
-            if await running.create(stream, life):
-                return await running.give(stream, life, 0, encode)
+            life = _lifecycle.begin(core.now(), core.session.name, writer, what, after_version=version)
+            if await running.create(stream, life, claims):
+                opened = await running.give(stream, life, 0, encode)
+                if claims.is_exclusive:  # whoever has replaced it meanwhile has found no writer to be told
+                    core.look([stream])
+                return opened
             page = await core.storage.read(stream)
             if page is None:
                 continue
@@ -421,13 +426,6 @@ class StreamManager:
                 raise StreamAlreadyExistsError("stream already exists")
             elif resumed := await running.take_over(stream, page.head, writer, encode):
                 return resumed
-
-    async def _life(self, core: Core, stream: str) -> Life:
-        check_id(stream)
-        page = await core.storage.read(stream)
-        if page is None or _lifecycle.is_expired(life := _lifecycle.life_of(page.head), core.now()):
-            raise StreamNotFoundError("stream not found")
-        return life
 
 
 class InMemoryStreamManager(StreamManager):
@@ -462,17 +460,10 @@ def check_offset(after: int | None) -> None:
 
 def check_metadata(metadata: Mapping[str, str]) -> None:
     """Raise InvalidArgumentError unless these are a few short strings under names."""
-    if not all(isinstance(text, str) and not SURROGATE.search(text) for item in metadata.items() for text in item):
+    if not all(isinstance(text, str) and not _names.SURROGATE.search(text) for item in metadata.items() for text in item):
         raise InvalidArgumentError("metadata are strings of Unicode under names that are such strings")
     if sum(len(key) + len(value) for key, value in metadata.items()) > MAX_METADATA:
         raise InvalidArgumentError(f"metadata has more than {MAX_METADATA} characters")
-
-
-def _same_life(first: Life | None, life: Life) -> Life:
-    """Give the stream that was first found. StreamNotFoundError: it is another one by now, which nobody has asked to be changed."""
-    if first is not None and first.state.life != life.state.life:
-        raise StreamNotFoundError("the stream was deleted, and created anew, meanwhile")
-    return life
 
 
 def _is_expired(head: Head, now: float) -> bool:
@@ -497,28 +488,3 @@ async def _delete_unreadable(core: Core, stream: str) -> None:
     page = await core.storage.read(stream)
     if page is not None:
         await core.storage.delete(stream, page.head.version)
-
-
-def _listed(stream: str, head: Head, now: float) -> StreamInfo | None:
-    try:
-        life = _lifecycle.life_of(head)
-    except StorageCorruptError as error:
-        updated_at = _lifecycle.committed_at(head)
-        return StreamInfo(stream, "", "unreadable", error.status, head.tail, updated_at, updated_at, "", head.expires_at, {})
-    return None if _lifecycle.is_expired(life, now) else _info_of(stream, life)
-
-
-def _info_of(stream: str, life: Life) -> StreamInfo:
-    head, state = life.head, life.state
-    return StreamInfo(
-        id=stream,
-        life=state.life,
-        status=state.status,
-        error=state.error,
-        tail=head.tail,
-        created_at=state.created_at,
-        updated_at=_lifecycle.committed_at(head),
-        session=state.session,
-        expires_at=head.expires_at,
-        metadata=state.metadata,
-    )

@@ -355,6 +355,8 @@ class Outbox:
             self._fence(_lifecycle.why_refused(await self._read_head(), self._writer))
             return
         self._doubt = None
+        if life.head.expires_at != self.life.head.expires_at and _lifecycle.is_written(life.state):
+            self._core.keep_names_soon(self.stream, life)
         self.life = life
         self.committed_at = anyio.current_time()
         if records:

@@ -11,6 +11,7 @@ from anyio.lowlevel import checkpoint
 
 from . import _lifecycle
 from ._background import Background
+from ._claims import Claims
 from ._core import Core, Limits
 from ._encoding import Encode
 from ._feed import PAGE_RECORDS, Feeds
@@ -19,6 +20,7 @@ from ._input import StreamInput
 from ._lifecycle import Life, Terms
 from ._outbox import RELEASE_SECONDS, Outbox
 from .errors import (
+    KeyInUseError,
     StorageError,
     StorageFullError,
     StreamkeepError,
@@ -34,7 +36,8 @@ RELEASES_AT_ONCE: Final = 64
 RELEASES_A_SECOND: Final = 1_000
 """Closing takes as much longer than a few seconds as many writers take on a slow storage."""
 UNDO_RETRY_SECONDS: Final = 1.0
-UNDO_PAUSES: Final = (0.0, 0.1, 1.0, 5.0, 30.0)
+MAX_UNDO_RETRY_SECONDS: Final = 30.0
+UNDO_PAUSES: Final = (0.0, 0.1, 1.0, 5.0, 30.0, 60.0)
 """When to look for what an `open` whose answer was lost may have created: it may still be under way."""
 
 
@@ -96,14 +99,23 @@ class Running:
             await self.background.wait()
             self.is_closed = True
 
-    async def create(self, stream: str, life: Life) -> bool:
-        """Store the first head of a stream; False if there is one. Nothing is left behind if this raises."""
+    async def create(self, stream: str, life: Life, claims: Claims) -> bool:
+        """Store the first head of a stream, and name it; False if there is one. Nothing is left behind if this raises.
+
+        KeyInUseError: somebody else was first.
+        """
+        is_there = False
         try:
-            return await self.core.sweeper.commit(stream, None, life.head)
+            is_there = await claims.create(life, partial(self.core.sweeper.commit, stream, None, life.head))
+            if is_there:
+                await claims.claim(life)
         except BaseException as error:
-            if not isinstance(error, StorageFullError):
+            if is_there or not isinstance(error, StorageFullError):
                 self._undo(stream, life.head, partial(self._remove, stream, life.head))
+            if isinstance(error, KeyInUseError):
+                await self.undone(stream)
             raise
+        return is_there
 
     async def take_over(self, stream: str, head: Head, writer: str, encode: Encode) -> StreamInput | None:
         """Go on with an open stream; None if it has changed meanwhile."""
@@ -119,6 +131,7 @@ class Running:
             self._undo(stream, life.head, partial(self._release, stream, life))
             raise
         core.tell_writer_soon(stream, old)  # not here, where a cancellation would leave the stream to nobody
+        core.keep_names_soon(stream, life)
         return await self.give(stream, life, size, encode)
 
     async def give(self, stream: str, life: Life, size: int, encode: Encode) -> StreamInput:
@@ -216,4 +229,4 @@ async def _answer(undo: Callable[[], Awaitable[bool]], stream: str) -> bool:
         except StorageError as error:
             logger.info("stream %s: an attempt to open it cannot be undone yet: %s", stream, error)
         await anyio.sleep(pause)
-        pause = min(2 * pause, UNDO_PAUSES[-1])
+        pause = min(2 * pause, MAX_UNDO_RETRY_SECONDS)

@@ -8,8 +8,9 @@ from typing import Final
 import anyio
 from anyio.lowlevel import checkpoint
 
-from . import _lifecycle
+from . import _lifecycle, _names
 from ._guard import GuardedStorage, commit_once
+from ._naming import forget_name, forget_names
 from ._observer import Observer
 from .errors import StorageCorruptError, StorageError, StorageFullError
 from .storage import Head
@@ -89,7 +90,7 @@ class Sweeper:
         async def remove(stream: str, head: Head) -> None:
             nonlocal removed, failure
             try:
-                if self._is_removable(stream, head) and await self._storage.delete(stream, head.version):
+                if await self._remove(stream, head):
                     removed += 1  # not above, where the sum would be begun before the others' deletions and ended after them
             except StorageCorruptError as error:
                 damaged.append((stream, error))
@@ -111,6 +112,16 @@ class Sweeper:
         if failure is not None:
             raise failure
         return removed
+
+    async def _remove(self, stream: str, head: Head) -> bool:
+        """Remove what has expired, if it may go; a stream with its names."""
+        if _names.is_name(stream):
+            return await forget_name(self._storage, stream, head)
+        if not self._is_removable(stream, head) or not await self._storage.delete(stream, head.version):
+            return False
+        if not stream.startswith(_lifecycle.SESSION_PREFIX):
+            await forget_names(self._storage, stream, _lifecycle.life_of(head).state)
+        return True
 
     def _is_removable(self, stream: str, head: Head) -> bool:
         """Say whether what has expired may go. An open stream goes when its writer is known to be gone, not because some clock jumped."""

@@ -5,6 +5,7 @@
     │   └── OffsetOutOfRangeError     OUT_OF_RANGE         an offset that the stream never reached
     ├── StreamNotFoundError           NOT_FOUND            no such stream, or it has expired
     ├── StreamAlreadyExistsError      ALREADY_EXISTS       the id is taken
+    │   └── KeyInUseError             ALREADY_EXISTS       a stream runs under the key, or was started by the same run: follow that
     ├── StreamBusyError               FAILED_PRECONDITION  its writer may be alive; try again a little later
     ├── StreamInputClosedError        FAILED_PRECONDITION  this handle was completed or closed by its owner
     ├── StreamCompletedError          FAILED_PRECONDITION  somebody else completed or cancelled the stream
@@ -106,6 +107,17 @@ class StreamAlreadyExistsError(StreamkeepError):
     """A stream, open or completed, lives under this id."""
 
     status: Status = "ALREADY_EXISTS"
+
+
+class KeyInUseError(StreamAlreadyExistsError):
+    """Nothing was started, because a stream is there already: one that runs under this key, or one that this very run has started.
+
+    `stream` is its id, to be followed. Its start may still fail, or it may be deleted: whoever does not find it starts again.
+    """
+
+    def __init__(self, message: str, *, stream: str) -> None:
+        super().__init__(message)
+        self.stream = stream
 
 
 class StreamBusyError(StreamkeepError):

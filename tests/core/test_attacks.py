@@ -24,7 +24,7 @@ from streamkeep import (
     Subscription,
 )
 from streamkeep._core import LOOK_SECONDS
-from streamkeep._lifecycle import Terms, begin, finish, grow, life_of, take_over
+from streamkeep._lifecycle import Beginning, Terms, begin, finish, grow, life_of, take_over
 from streamkeep.storage import Head, Page
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage, Operation
@@ -414,7 +414,7 @@ async def test_who_follows_a_new_stream_under_an_id_is_not_told_of_the_old_ones_
     async with streams.subscribe("s"):
         await old.write("old")
         await wait_all_tasks_blocked()
-        new = begin(memory.time() - 3_600, "s2", "w2", 300, {})
+        new = begin(memory.time() - 3_600, "s2", "w2", Beginning(300))
         memory._streams["s"].head = new.head
         memory._streams["s"].records.clear()
         offsets: list[int] = []

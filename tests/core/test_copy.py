@@ -7,8 +7,9 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from streamkeep import StorageCorruptError, StorageError, StreamBusyError, StreamEventType, StreamManager
+from streamkeep import KeyInUseError, StorageCorruptError, StorageError, StreamBusyError, StreamEventType, StreamManager
 from streamkeep._copy import PAGE_RECORDS, SCAN_IDS, Copied, Outcome, copy_streams, ids_with
+from streamkeep._names import Kind, name_id
 from streamkeep.storage import PAGE_BYTES, Head, Page, Storage
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
@@ -504,3 +505,103 @@ async def test_a_storage_that_fails_while_ids_are_listed_ends_the_copy_with_its_
     source.refuse("scan", error=StorageCorruptError("torn"))
     with pytest.raises(StorageCorruptError, match="torn"):
         await copy(source, target)
+
+
+# What streams are called
+
+
+async def open_under(streams: StreamManager, stream: str, *, key: str = "chat", run: str | None = None) -> None:
+    async with streams.open(stream, owner="ann", key=key, run=run) as handle:
+        await handle.done()
+
+
+async def test_a_copy_is_found_by_its_owner_key_and_run(
+    source: FaultyStorage, target: FaultyStorage, writer: StreamManager
+) -> None:
+    for stream in ("a", "b", "c"):
+        await open_under(writer, stream, run=f"run of {stream}")
+    await copy(source, target)
+
+    async with StreamManager(target) as streams:
+        assert (await streams.current("chat", "ann")).id == "c"
+        assert [info.id for info in await streams.list(owner="ann")] == ["a", "b", "c"]
+        with pytest.raises(KeyInUseError) as told:
+            await streams.open("d", owner="ann", run="run of a")
+        assert told.value.stream == "a"
+
+
+async def test_a_copy_takes_a_key_from_an_older_stream_and_not_from_a_newer_one(
+    source: FaultyStorage, target: FaultyStorage, writer: StreamManager
+) -> None:
+    await open_under(writer, "a")
+    await copy(source, target)
+    await open_under(writer, "b")
+    await copy(source, target)
+    async with StreamManager(target) as streams:
+        assert (await streams.current("chat", "ann")).id == "b"
+        await open_under(streams, "c")
+        await copy(source, target)
+        assert (await streams.current("chat", "ann")).id == "c"
+
+
+async def test_a_copy_that_is_there_is_named_by_the_next_if_the_first_was_interrupted(
+    source: FaultyStorage, target: FaultyStorage, writer: StreamManager
+) -> None:
+    await open_under(writer, "a")
+    target.skip("commit")
+    target.refuse("commit")
+    with pytest.raises(StorageError):
+        await copy(source, target)
+    assert (await copy(source, target))["a"].outcome is Outcome.THERE
+
+    async with StreamManager(target) as streams:
+        assert (await streams.current("chat", "ann")).id == "a"
+
+
+async def test_a_name_that_cannot_be_read_does_not_hinder_a_copy(
+    source: FaultyStorage, target: FaultyStorage, writer: StreamManager
+) -> None:
+    await open_under(writer, "a")
+    name = name_id("ann", Kind.KEY, "chat")
+    page = await source.read(name)
+    assert page is not None
+    await source.commit(name, page.head.version, Head(page.head.version + 1, 0, b"?", 9e9))
+
+    assert (await copy(source, target))["a"].outcome is Outcome.COPIED
+    async with StreamManager(target) as streams:
+        assert [info.id for info in await streams.list(owner="ann")] == ["a"]
+        assert not await streams.list(owner="ann", key_prefix="")
+
+
+async def test_a_name_that_somebody_changes_meanwhile_is_looked_at_again(
+    source: FaultyStorage, target: FaultyStorage, writer: StreamManager
+) -> None:
+    async with writer.open("a", key="chat") as handle:
+        await handle.done()
+    target.skip("commit")
+    hold = target.hold("commit")
+    async with StreamManager(target._storage) as streams, anyio.create_task_group() as tasks:
+        tasks.start_soon(copy, source, target)
+        await hold.reached.wait()
+        async with streams.open("b", key="chat") as handle:
+            await handle.done()
+        hold.release()
+
+    async with StreamManager(target) as streams:
+        assert (await streams.current("chat")).id == "b"
+
+
+async def test_a_copy_that_is_deleted_at_once_is_not_named(
+    source: FaultyStorage, target: FaultyStorage, writer: StreamManager
+) -> None:
+    await open_under(writer, "a")
+    hold = target.hold("commit", after=True)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(copy, source, target)
+        await hold.reached.wait()
+        page = await target.read("a")
+        assert page is not None
+        await target.delete("a", page.head.version)
+        hold.release()
+
+    assert await target.scan() == []

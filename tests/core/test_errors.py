@@ -1,7 +1,7 @@
 import pytest
 
 import streamkeep
-from streamkeep import PublicError, StreamBusyError, StreamkeepError, errors
+from streamkeep import KeyInUseError, PublicError, StreamBusyError, StreamkeepError, errors
 
 
 def every_error() -> list[type[StreamkeepError]]:
@@ -29,9 +29,10 @@ def test_a_busy_stream_says_when_to_try_again() -> None:
 
 
 def examples() -> list[StreamkeepError]:
-    plain = [error for error in every_error() if error not in {StreamBusyError, PublicError}]
+    plain = [error for error in every_error() if error not in {KeyInUseError, StreamBusyError, PublicError}]
     return [
         *(error("the sentence") for error in plain),
+        KeyInUseError("the sentence", stream="s"),
         StreamBusyError("the sentence", retry_after=7.0),
         PublicError("ABORTED", "the sentence", {"a": 1}),
     ]

@@ -23,6 +23,7 @@ from streamkeep._lifecycle import (
     MAX_MAIL,
     MEASURE_BYTES,
     MEASURE_RECORDS,
+    Beginning,
     Life,
     Mail,
     Terms,
@@ -54,7 +55,7 @@ Change = Callable[[Life, float], Life]
 
 
 def opened(writer: str = "w1") -> Life:
-    return begin(NOW, "s1", writer, 300.0, {"owner": "ann"})
+    return begin(NOW, "s1", writer, Beginning(300.0, {"owner": "ann"}))
 
 
 def taken_over(life: Life, writer: str = "w2") -> Life:
@@ -228,7 +229,7 @@ CHANGES: list[Change] = [
 
 @given(after=st.integers(0, 2**62), history=st.lists(st.tuples(st.sampled_from(CHANGES), st.floats(0, 4e9))))
 def test_versions_only_grow_whatever_the_clock_does(after: int, history: list[tuple[Change, float]]) -> None:
-    life = begin(NOW, "s1", "w1", 300.0, {}, after_version=after)
+    life = begin(NOW, "s1", "w1", Beginning(300.0), after_version=after)
     assert life.head.version > after
 
     for change, now in history:
@@ -247,7 +248,7 @@ def test_versions_of_different_writers_differ_at_the_same_instant() -> None:
 
 @given(st.floats(1e9, 4e9))
 def test_a_version_tells_when_it_was_committed(now: float) -> None:
-    assert committed_at(begin(now, "s1", "w1", 300.0, {}).head) == pytest.approx(now, abs=0.001)
+    assert committed_at(begin(now, "s1", "w1", Beginning(300.0)).head) == pytest.approx(now, abs=0.001)
 
 
 # A storage that went back

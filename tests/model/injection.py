@@ -187,6 +187,8 @@ async def _attempt(world: World, scenario: Scenario, way: Way, recovery: Recover
         world.told.news += tuple(error for error in way.errors if error is not StorageError)
         await world.recover(recovery)
         await world.examine()
+        if world.is_under_a_key:
+            await world.start_under_the_key()
         await world.settle()
     return countdown.has_struck, ended
 

@@ -15,7 +15,7 @@ from streamkeep import StreamManager
 from streamkeep.errors import StreamManagerClosedError, StreamTakenOverError
 from streamkeep.storage import Head
 
-from .world import LEASE, RIVALS, STREAM, Scribe, World
+from .world import KEY, LEASE, OWNER, RIVALS, STREAM, Scribe, World
 
 Act = Callable[[], Awaitable[object]]
 Scenario = Callable[[World], Awaitable[Act]]
@@ -29,6 +29,18 @@ class OopsError(Exception):
 
 async def opening(world: World) -> Act:
     return lambda: world.scribe().open(world.streams)
+
+
+async def opening_under_a_key(world: World) -> Act:
+    world.is_under_a_key = True
+    return lambda: world.scribe().open_under_a_key(world.streams)
+
+
+async def replacing(world: World) -> Act:
+    world.is_under_a_key = True
+    async with world.elsewhere.open("replaced", owner=OWNER, key=KEY):
+        pass
+    return lambda: world.scribe().open_under_a_key(world.streams, replace=True)
 
 
 async def opening_what_has_expired(world: World) -> Act:
@@ -345,6 +357,8 @@ async def _in_a_block(world: World, work: Callable[[Scribe], Awaitable[None]]) -
 
 SCENARIOS: Final[tuple[Scenario, ...]] = (
     opening,
+    opening_under_a_key,
+    replacing,
     opening_what_has_expired,
     resuming,
     resuming_what_is_not_there,

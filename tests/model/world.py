@@ -21,6 +21,7 @@ from streamkeep import StreamEvent, StreamEventType, StreamInput, StreamManager
 from streamkeep._observer import WANTED_SECONDS
 from streamkeep._running import UNDO_PAUSES
 from streamkeep.errors import (
+    KeyInUseError,
     StreamBusyError,
     StreamCompletedError,
     StreamInputClosedError,
@@ -34,11 +35,14 @@ from .probes import ProbedStorage
 from .virtual_time import Workload
 
 STREAM: Final = "answer"
+OWNER: Final = "ann"
+KEY: Final = "chat"
 OUTPUT: Final = "all said"
 BOUND_SECONDS: Final = 1_000.0
 """Virtual seconds that nothing here may take: many times lease and grace."""
 THREAD_SECONDS: Final = 10
 LEASE: Final = 10.0
+GRACE: Final = 5.0
 SETTLE_SECONDS: Final = max(sum(UNDO_PAUSES), WANTED_SECONDS) + 10.0
 """After this nothing is undone any more, dropped handles are released, and no session is observed for who asked once."""
 OWN_TASKS: Final = 3
@@ -88,6 +92,9 @@ class Scribe:
     async def open(self, streams: StreamManager, *, resume: bool = False) -> None:
         self.hold(await streams.open(STREAM, resume=resume))
 
+    async def open_under_a_key(self, streams: StreamManager, *, replace: bool = False) -> None:
+        self.hold(await streams.open(STREAM, owner=OWNER, key=KEY, run=KEY, replace=replace))
+
     def hold(self, stream: StreamInput) -> None:
         """Write to this handle, which has just been opened."""
         self.input = stream
@@ -136,6 +143,7 @@ class World:
         told: what the caller knows.
         delivered: lists of events, one for each reader of the scenario, which must each be a part of the log.
         is_storage_well: whether nothing worse will happen than that the caller is cancelled.
+        is_under_a_key: whether the stream is opened under the key.
         has_waited: whether somebody has waited to take over, and looks again only when it is time.
     """
 
@@ -144,6 +152,7 @@ class World:
         self.delivered: list[list[Event]] = []
         self.is_storage_well = False
         self.has_waited = False
+        self.is_under_a_key = False
         self.storage = ProbedStorage(open_storage(), workload)
         self.streams = StreamManager(self.storage)
         self._storage_elsewhere = ProbedStorage(open_storage(), workload)
@@ -264,6 +273,21 @@ class World:
             if manager.is_running:
                 assert writers_of(manager) == len(feeds_of(manager)) == 0, "nobody is tended who is gone"
                 assert tasks_of(manager) <= OWN_TASKS, "no task goes on"
+
+    async def start_under_the_key(self) -> None:
+        """Assert that nothing is left that is in the way of who starts under the key, for longer than it takes to find a writer dead."""
+        stream = await self._started_under_the_key()
+        listed = {info.id for info in await self.elsewhere.list(owner=OWNER, status="open")}
+        assert listed == {stream.id} == {(await self.elsewhere.current(KEY, OWNER)).id}, "one runs, and is found"
+        await stream.done()
+
+    async def _started_under_the_key(self) -> StreamInput:
+        with anyio.fail_after(LEASE + GRACE + 1):
+            while True:
+                try:
+                    return await self.elsewhere.open("another", owner=OWNER, key=KEY)
+                except KeyInUseError:
+                    await anyio.sleep(1)
 
     async def _find_out_about_deletion(self) -> None:
         if self.told.is_void:

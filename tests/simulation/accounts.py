@@ -95,7 +95,7 @@ class Reading:
 
 def check_all(pasts: Sequence[Past], writings: Sequence[Writing]) -> Generator[str]:
     """Give a sentence for every promise that was broken."""
-    streams = [past for past in pasts if not past.is_session]
+    streams = [past for past in pasts if not past.is_reserved]
     for past in streams:
         yield from check_log(past)
     for writing in writings:

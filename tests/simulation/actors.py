@@ -16,6 +16,7 @@ from weakref import ReferenceType, ref
 import trio
 
 from streamkeep import (
+    KeyInUseError,
     OffsetOutOfRangeError,
     StorageError,
     StreamAlreadyExistsError,
@@ -30,17 +31,20 @@ from streamkeep import (
     StreamTimeoutError,
     _lifecycle,
 )
+from streamkeep._manager import Opening
 from streamkeep.errors import StorageCorruptError
 from streamkeep.events import StreamEventType, event_of
 from streamkeep.storage import Head
 
 from .accounts import Reading, Writing, failure_of
-from .world import CALM, LONGEST_STALL, Past, SimulatedStorage, Weather, World
+from .world import CALM, LONGEST_STALL, Past, SimulatedStorage, Weather, World, is_reserved
 
 PROMPT_SECONDS: Final = 2.0
 """Within this, in calm weather, a reader gets what was stored, and a writer learns that its stream is no longer its own."""
 SURELY_ALIVE_SECONDS: Final = 2 * LONGEST_STALL + 40.0
 """A process whose way to the storage was good for so long is not dead to anybody: what others have read, or sent, before is over."""
+OWNER: Final = "ann"
+KEY: Final = "chat"
 LEASE: Final = timedelta(seconds=10)
 GRACE: Final = timedelta(seconds=5)
 ATTEMPTS: Final = 6
@@ -68,6 +72,7 @@ class Story:
         violations: promises that were seen to be broken.
         reached: how often the history came to this or that, so that it can be seen that something was tried.
         released: is set, and replaced, when a writer has released a stream.
+        started: the streams whose start under the key has returned to somebody.
     """
 
     world: World
@@ -83,6 +88,7 @@ class Story:
     violations: list[str] = field(default_factory=list)
     reached: dict[str, int] = field(default_factory=dict)
     released: trio.Event = field(default_factory=trio.Event)
+    started: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.world.committed = self._see_commit
@@ -105,7 +111,7 @@ class Story:
         self, way: SimulatedStorage, stream: str, before: Head | None, head: Head, records: Sequence[bytes]
     ) -> None:
         """Check that no writer that lives is declared dead: nobody else ends its stream with ABORTED, or takes it over."""
-        if before is None or stream.startswith(_lifecycle.SESSION_PREFIX):
+        if before is None or is_reserved(stream):
             return
         was, state = _lifecycle.life_of(before).state, _lifecycle.life_of(head).state
         is_declared_dead = state.error == "ABORTED" or state.session not in {"", was.session}
@@ -118,7 +124,7 @@ class Story:
 
     def _see_deletion(self, way: SimulatedStorage, past: Past) -> None:
         """Check that nothing is forgotten before it has come to its end, but what somebody deletes, or what an `open` takes back."""
-        if past.is_session or past.ends_at is not None or past.id in self.deleted:
+        if past.is_reserved or past.ends_at is not None or past.id in self.deleted:
             return
         session = _lifecycle.session_id(_lifecycle.life_of(past.head).state.session)
         if past.records or way.session != session:
@@ -127,6 +133,15 @@ class Story:
             self._expect_dead(way, session, f"{past.id} was forgotten")
         else:
             self.count("taken back")
+
+    def see_start(self, stream: str) -> None:
+        """Check that nothing else runs under the key, when a start under it has returned."""
+        self.started.add(stream)
+        if self.world.times_gone_back:
+            return
+        running = [past.id for past in self.world.streams.values() if past.id in self.started and past.ends_at is None]
+        if stream in running and len(running) > 1:
+            self.complain(f"{running} run under one key")
 
     def _expect_dead(self, way: SimulatedStorage, session: str, what: str) -> None:
         for process in self.processes:
@@ -289,10 +304,11 @@ class Process:
 class Writer:
     """Somebody who writes a stream, or goes on with one."""
 
-    def __init__(self, story: Story, name: str, stream: str) -> None:
+    def __init__(self, story: Story, name: str, stream: str, *, start: "Start | None" = None) -> None:
         self.name = name
         self._story = story
         self._stream = stream
+        self._start = start
         self._random = story.random
         self._handles = 0
         self._scope = trio.CancelScope()
@@ -307,7 +323,7 @@ class Writer:
 
     async def open_and_write(self, process: Process) -> None:
         """Open the stream, trying a few times, write to it, and end."""
-        resume = self._random.random() < 0.7
+        resume = self._start is None and self._random.random() < 0.7
         for _ in range(ATTEMPTS):
             try:
                 with trio.CancelScope() as self._scope:
@@ -315,6 +331,10 @@ class Writer:
             except StreamBusyError as busy:
                 await trio.sleep(max(0.0, min(busy.retry_after, 60.0)))
             except _OnPurpose:
+                return
+            except KeyInUseError as told:
+                self._story.count("told what runs")
+                self._story.world.note(f"{process.name} {self.name} is told of {told.stream}")
                 return
             except (StreamAlreadyExistsError, StreamCompletedError):
                 return
@@ -324,7 +344,7 @@ class Writer:
             except StorageCorruptError:
                 raise
             except StorageError:
-                resume = True
+                resume = self._start is None
                 await self._story.pause(5)
             else:
                 return
@@ -333,21 +353,29 @@ class Writer:
         if self._random.random() < 0.1:
             await self._open_impatiently(process, resume=resume)
             return
-        opening = process.streams.open(self._stream, resume=resume)
+        opening = self._opening(process, resume=resume)
         if self._random.random() < 0.5:
             async with opening as stream:
                 await self._write_and_end(process, stream)
         else:
             await self._write_and_end(process, await opening)
 
+    def _opening(self, process: Process, *, resume: bool) -> Opening:
+        if (start := self._start) is None:
+            return process.streams.open(self._stream, resume=resume)
+        return process.streams.open(self._stream, owner=OWNER, key=KEY, run=start.run, replace=start.replace)
+
     async def _open_impatiently(self, process: Process, *, resume: bool) -> None:
         """Open it, and go away before it is open; or, if that is too late, let go of it."""
         with trio.move_on_after(self._random.choice([0.1, 1.0, 20.0]) * self._random.random()) as timeout:
-            await (await process.streams.open(self._stream, resume=resume)).close()
+            await (await self._opening(process, resume=resume)).close()
         if timeout.cancelled_caught:
             self._story.count("opened impatiently")
 
     async def _write_and_end(self, process: Process, stream: StreamInput) -> None:
+        if self._start is not None:
+            self._story.count("started")
+            self._story.see_start(stream.id)
         self._handles += 1
         name = f"{self.name}.{self._handles}"
         account = Writing(name, stream.id, stream.tail)
@@ -464,6 +492,32 @@ class Writer:
             self._story.count(how)
             if not account.was_told:
                 account.stored = account.calls
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How somebody starts under the key."""
+
+    run: str | None
+    replace: bool
+
+
+class Starter:
+    """Somebody who starts streams under the one key of the history, each with an id of its own, and writes them."""
+
+    def __init__(self, story: Story, name: str) -> None:
+        self.name = name
+        self._story = story
+
+    async def __call__(self, process: Process) -> None:
+        """Start a few times, in one way or another; a run may be somebody else's too."""
+        random = self._story.random
+        for number in range(random.randint(1, 4)):
+            await self._story.pause(20)
+            start = Start(random.choice([None, "r1", "r2", "r3"]), replace=random.random() < 0.3)
+            id = f"{self.name}.{number}"
+            await Writer(self._story, id, id, start=start).open_and_write(process)
+            gc.collect()
 
 
 class _OnPurpose(Exception):  # noqa: N818 - it is not an error

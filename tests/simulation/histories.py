@@ -11,7 +11,7 @@ seed gives the same history, to the byte. Hours pass in milliseconds, because ti
 What is checked of each history: nothing that was acknowledged is lost, unless the storage went back to before it; nothing is stored or
 shown twice; order is kept; no reader is shown two histories as one; no writer comes back after another took over, and none that lives is
 declared dead; there is one terminal event at most, and every reader comes to it or is told why not; a writer is told that its stream is no
-longer its own; all streams end, and all that has expired is removed, sessions included.
+longer its own; under a key one stream runs; all streams end, and all that has expired is removed, sessions and names included.
 """
 
 import gc
@@ -36,11 +36,12 @@ import trio.testing
 from streamkeep import _core, _sessions, _sweeper
 from streamkeep._core import LOOK_SECONDS
 from streamkeep._lifecycle import FORGET_OPEN_SECONDS, KEEP_SESSION_SECONDS, life_of, session_id
+from streamkeep._names import is_name
 from streamkeep._running import UNDO_PAUSES
 from streamkeep.storage import Storage
 
 from .accounts import check_all
-from .actors import Actor, Meddler, Process, Reader, Story, Writer
+from .actors import Actor, Meddler, Process, Reader, Starter, Story, Writer
 from .world import CALM, LONGEST_STALL, Weather, World, asking
 
 # The one way to have trio's order of tasks from a seed: it is there for Hypothesis, and is not documented.
@@ -71,6 +72,8 @@ class Climate:
     """For each process: that it is blocked or stopped now and then."""
     crowds: float = 0.01
     """For each process."""
+    starts: float = 0.4
+    """For each process: that somebody in it starts streams under a key."""
 
 
 TEMPERATE: Final = Climate()
@@ -228,7 +231,8 @@ def _cast(story: Story, process: str, climate: Climate) -> Sequence[Actor]:
         stream = random.choice(story.ids)
         readers += [Reader(story, f"{process}-one of many {number}", stream) for number in range(random.randint(*CROWD))]
     meddlers = [Meddler(story, f"{process}-meddler")] if random.random() < 0.6 else []
-    return [*writers, *readers, *meddlers]
+    starters = [Starter(story, f"{process}-starter{number}") for number in range(2)] if random.random() < climate.starts else []
+    return [*writers, *readers, *meddlers, *starters]
 
 
 async def _live(story: Story, process: Process, actors: Sequence[Actor], climate: Climate) -> None:
@@ -299,12 +303,17 @@ async def _see_all_removed(story: Story) -> None:
         story.may_forget = True
         longest += FORGET_OPEN_SECONDS
     with trio.move_on_after(longest):
-        while story.world.streams:  # noqa: ASYNC110 - sweeps tell nobody
+        while not all(map(is_name, story.world.streams)):  # noqa: ASYNC110 - sweeps tell nobody
             await trio.sleep(60)
+    if story.world.streams:  # names of streams that were taken back, or that their successors have lost
+        story.world.jump(2 * FORGET_OPEN_SECONDS + story.ttl.total_seconds())
+        with trio.move_on_after(300):
+            while story.world.streams:  # noqa: ASYNC110
+                await trio.sleep(60)
     for stream in story.world.streams:
         story.complain(f"{stream} was never removed")
 
 
 def _open_streams(story: Story) -> list[str]:
-    streams = [past for past in story.world.streams.values() if not past.is_session]
+    streams = [past for past in story.world.streams.values() if not past.is_reserved]
     return [past.id for past in streams if past.ends_at is None]

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from streamkeep import _lifecycle
+from streamkeep._claims import Claims
 from streamkeep._core import Core
 from streamkeep._feed import Feed
 from streamkeep._input import StreamInput
@@ -235,6 +236,17 @@ def after_is_read_as_from(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Subscription, "__init__", inclusive)
 
 
+def whoever_claims_a_name_has_it(patch: pytest.MonkeyPatch) -> None:
+    """A claim that came second counts."""
+    commit = Claims._commit
+
+    async def stubborn(self: Claims, *args: Any) -> bool:
+        await commit(self, *args)
+        return True
+
+    patch.setattr(Claims, "_commit", stubborn)
+
+
 def nobody_compares_histories(patch: pytest.MonkeyPatch) -> None:
     """A reader is shown two histories as one, or waits for what the storage has no more."""
     patch.setattr(_lifecycle, "check_history", lambda *_: None)
@@ -319,6 +331,7 @@ def a_storage_does_not_find_all_that_is_due(patch: pytest.MonkeyPatch) -> None:
 CALM: Final = Climate(slow_commits=0, jumps=0, goes_back=0, calm=1, holds=0)
 ROUGH: Final = Climate(slow_commits=0, jumps=0, goes_back=0, calm=0, holds=1)
 SLUGGISH: Final = Climate(slow_commits=1, jumps=0, goes_back=0, calm=0.8, holds=0)
+CROWDED: Final = Climate(slow_commits=0, jumps=0, goes_back=0, calm=0, starts=1)
 FORGETFUL: Final = Climate(slow_commits=0, jumps=0, goes_back=1, calm=0.8, holds=0)
 
 BUGS: Final[Mapping[Plant, Climate]] = {
@@ -341,6 +354,7 @@ BUGS: Final[Mapping[Plant, Climate]] = {
     an_open_stream_expires: TEMPERATE,
     sessions_are_kept_for_ever: TEMPERATE,
     after_is_read_as_from: TEMPERATE,
+    whoever_claims_a_name_has_it: CROWDED,
     nobody_compares_histories: FORGETFUL,
     a_feed_waits_before_it_reads: TEMPERATE,
     followers_are_not_told_that_their_feed_failed: TEMPERATE,

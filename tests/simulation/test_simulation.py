@@ -89,6 +89,8 @@ def test_histories_come_to_all_that_can_happen() -> None:
         "opened",
         "read to the end",
         "resumed",
+        "started",
+        "told what runs",
         "timed out",
         "writer told ABORTED",
         "writer told FAILED_PRECONDITION",

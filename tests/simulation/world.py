@@ -65,9 +65,9 @@ class Past:
     origin: "Past | None" = None
 
     @property
-    def is_session(self) -> bool:
-        """Whether it is no stream, but the head of a session."""
-        return self.id.startswith(SESSION_PREFIX)
+    def is_reserved(self) -> bool:
+        """Whether it is no stream, but the head of a session or a name."""
+        return is_reserved(self.id)
 
     @property
     def root(self) -> "Past":
@@ -524,6 +524,11 @@ def _shown(answer: object) -> str:
             return f"{head.version} of {head.tail}, {len(records)} records"
         case _:
             return str(answer)
+
+
+def is_reserved(stream: str) -> bool:
+    """Say whether this is the id of no stream."""
+    return stream.startswith(".")
 
 
 def _is_renewal(stream: str, head: Head) -> bool:

@@ -14,6 +14,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from .._copy import copy_streams, ids_with
+from .._listing import StreamStatus
 from .._manager import StreamManager, check_id
 from ..errors import StreamkeepError
 from ..events import StreamEventType
@@ -117,16 +118,27 @@ def serve(
 
 
 @app.command(name="list")
-def list_(*, storage: Storage, json: Json = False) -> int:
-    """List the streams of a storage, by id."""
+def list_(
+    *,
+    storage: Storage,
+    owner: Annotated[str | None, Parameter(help="Only streams of this owner; of nobody, if it is empty.")] = None,
+    key_prefix: Annotated[
+        str | None,
+        Parameter(help="Only the newest stream of each key that begins with this, by key; --owner says whose keys."),
+    ] = None,
+    status: Annotated[StreamStatus | None, Parameter(help="Only streams that have this status.")] = None,
+    json: Json = False,
+) -> int:
+    """List the streams of a storage, by id, as they are found."""
     output = Output(json=json)
 
     async def run() -> None:
         async with _existing(storage) as streams:
-            page = await streams.list(limit=PAGE_STREAMS)
-            while page:
+            after: str | None = ""
+            while after is not None:
+                page = await streams.list(after, PAGE_STREAMS, owner=owner, key_prefix=key_prefix, status=status)
                 output.streams(page)
-                page = await streams.list(page[-1].id, PAGE_STREAMS)
+                after = page.next
 
     asyncio.run(run())
     output.end_of_streams()

@@ -6,22 +6,24 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from .._copy import Copied, Outcome
-from .._manager import StreamInfo
+from .._listing import StreamInfo
 from ..events import ErrorInfo, StreamEvent, StreamEventType, encode_json
 
 STATUS_STYLES: Final = {"open": "cyan", "done": "green", "error": "red", "unreadable": "red"}
+COLUMNS: Final = ("stream", "status", ">events", ">age", ">last written", ">expires")
 WIDE: Final = 10_000
 """Where nobody looks, no line is folded: what reads it splits at line ends."""
 
@@ -46,22 +48,28 @@ class Output:
     def __init__(self, *, json: bool = False) -> None:
         self._json = json
         self._console = _Console(width=None if sys.stdout.isatty() else WIDE, highlight=False, markup=False, emoji=False)
-        self._table: Table | None = None
+        self._widths = [0] * len(COLUMNS)  # of the table so far; 0: nothing is printed of it
 
     def streams(self, page: Iterable[StreamInfo]) -> None:
-        """Print streams, or keep them for the table."""
+        """Print some streams, at once: the next lines of one table."""
         if self._json:
             for stream in page:
                 self._print_json(asdict(stream))
-            return
-        self._table = self._table or _table("stream", "status", ">events", ">age", ">last written", ">expires")
-        for stream in page:
-            self._table.add_row(*_row(stream, time.time()))
+        elif rows := [_row(stream, time.time()) for stream in page]:
+            self._print_rows(rows)
 
     def end_of_streams(self) -> None:
-        """Print the table."""
-        if not self._json:
-            self._console.print(self._table or "no streams")
+        """Say so if there were none."""
+        if not self._json and not any(self._widths):
+            self._console.print("no streams")
+
+    def _print_rows(self, rows: Sequence[Sequence[str | Text]]) -> None:
+        """Print rows under those that are printed already, whose columns they keep where they fit into them."""
+        header = [] if any(self._widths) else [[Text(name.lstrip(">"), "dim") for name in COLUMNS]]
+        self._widths = [max(widths) for widths in zip(self._widths, *map(_widths, (COLUMNS, *rows)), strict=True)]
+        lines = [_line(row, self._widths) for row in (*header, *rows)]
+        self._console.print(Text("\n").join(lines), soft_wrap=True)
+        sys.stdout.flush()
 
     def info(self, stream: StreamInfo) -> None:
         """Print what is known of a stream."""
@@ -232,6 +240,20 @@ def _table(*columns: str) -> Table:
     return table
 
 
+def _widths(row: Sequence[str | Text]) -> Sequence[int]:
+    return [cell_len(str(cell).lstrip(">")) for cell in row]
+
+
+def _line(row: Sequence[str | Text], widths: Sequence[int]) -> Text:
+    """Give a row in columns. (A table of rich's takes a second for a thousand.)"""
+    line = Text()
+    for cell, name, width in zip(row, COLUMNS, widths, strict=True):
+        pad = " " * (width - cell_len(str(cell)))
+        line.append(pad if name.startswith(">") else "").append(cell).append("  " if name.startswith(">") else pad + "  ")
+    line.rstrip()
+    return line
+
+
 def _row(stream: StreamInfo, now: float) -> list[str | Text]:
     return [
         stream.id,
@@ -255,6 +277,8 @@ def _facts(stream: StreamInfo, now: float) -> Mapping[str, str | Text]:
         facts["writer"] = f"session {stream.session}" if stream.session else "none: it was released, and another may go on"
     else:
         facts["expires"] = f"{_moment(stream.expires_at)}, in {ago(stream.expires_at - now)}"
+    if stream.key:
+        facts["key"] = printable(stream.key)
     for key, value in stream.metadata.items():
         if value:
             facts[printable(key)] = printable(value)

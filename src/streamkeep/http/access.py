@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .._manager import StreamInfo
+from .._listing import StreamInfo
 from ..errors import StreamNotFoundError
 
 Action = Literal["start", "read", "resume", "stop"]

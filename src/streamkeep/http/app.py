@@ -17,7 +17,8 @@ from urllib.parse import parse_qsl
 import anyio
 import msgspec
 
-from .._manager import StreamInfo, StreamManager
+from .._listing import StreamInfo
+from .._manager import StreamManager
 from ..errors import InvalidArgumentError, OffsetOutOfRangeError, StreamNotFoundError
 from ..events import encode_json
 from .access import Access, Action, Authorize, check_owner, check_route, owner_of

@@ -12,6 +12,7 @@ from anyio.lowlevel import checkpoint
 
 from streamkeep import (
     InvalidArgumentError,
+    KeyInUseError,
     LimitExceededError,
     Limits,
     OffsetOutOfRangeError,
@@ -152,7 +153,7 @@ class StreamsSuite:
                 await later.info("s")
             with pytest.raises(StreamNotFoundError):
                 await values(later, "s")
-            assert await later.list() == []
+            assert not await later.list()
             await complete(later, "s", ["new"])
             assert await values(later, "s") == ["new", "end"]
 
@@ -727,10 +728,157 @@ class StreamsSuite:
         ids = [f"s{number:02}" for number in range(25)]
         for stream in ids:
             await complete(streams, stream, [])
-        found = [info.id for info in await elsewhere.list(limit=10)]
-        while page := await elsewhere.list(found[-1], limit=10):
+        page = await elsewhere.list(limit=10)
+        found = [info.id for info in page]
+        assert len(found) == 10
+        while page.next is not None:
+            page = await elsewhere.list(page.next, limit=10)
             found += [info.id for info in page]
         assert found == ids
+
+    # -- keys and runs
+
+    @promise("P23")
+    async def test_who_starts_again_what_runs_is_told_what_to_follow(
+        self, streams: StreamManager, elsewhere: StreamManager
+    ) -> None:
+        stream = await streams.open("a", owner="ann", key="chat/ä 1", run="r1")
+        for manager in (streams, elsewhere):
+            for key, run in (("chat/ä 1", None), (None, "r1"), ("chat/ä 1", "r2"), ("other", "r1")):
+                assert await told_of(manager.open("b", owner="ann", key=key, run=run)) == "a"
+        await stream.done("end")
+        assert await values(elsewhere, "a") == ["end"]
+        assert [info.id for info in await elsewhere.list()] == ["a"]
+
+    @promise("P23")
+    async def test_what_has_ended_or_is_gone_is_in_nobodys_way_but_a_run_is_made_once(
+        self, streams: StreamManager, elsewhere: StreamManager, open_later: OpenManager
+    ) -> None:
+        for number, manager in enumerate((streams, elsewhere, streams)):
+            async with manager.open(f"s{number}", key="chat", run=f"r{number}") as stream:
+                await stream.done()
+            assert (await elsewhere.current("chat")).id == stream.id
+            assert await told_of(elsewhere.open("again", key="chat", run=f"r{number}", replace=True)) == stream.id
+        await streams.delete("s2")
+        with pytest.raises(StreamNotFoundError):
+            await elsewhere.current("chat")
+        deleted = await elsewhere.open("s3", key="chat", run="r2")
+        await deleted.done()
+        async with open_later(301) as later:
+            with pytest.raises(StreamNotFoundError):
+                await later.current("chat")
+            expired = await later.open("s4", key="chat", run="r2")
+            assert (await later.current("chat")).id == "s4"
+            await expired.done()
+
+    @promise("P23")
+    async def test_who_replaces_cancels_what_runs_and_runs(self, streams: StreamManager, elsewhere: StreamManager) -> None:
+        old = await streams.open("a", key="chat")
+        new = await elsewhere.open("b", key="chat", replace=True)
+        with anyio.fail_after(BOUND_SECONDS):
+            await old.cancelled.wait()
+        assert (await streams.info("a")).error == "CANCELLED"
+        assert (await streams.current("chat")).id == "b"
+        await new.done("end")
+        assert await values(streams, "b") == ["end"]
+
+    @promise("P23")
+    @pytest.mark.parametrize("names", ["key", "run", "both"])
+    async def test_of_many_who_start_at_once_one_runs(
+        self, streams: StreamManager, elsewhere: StreamManager, names: str
+    ) -> None:
+        options: dict[str, Any] = {name: "chat" for name in ("key", "run") if names in {name, "both"}}
+        outcomes = await race(
+            20, lambda number: (streams, elsewhere)[number % 2].open(f"s{number}", owner="ann", **options).__aenter__()
+        )
+        (winner,) = [outcome for outcome in outcomes if isinstance(outcome, StreamInput)]
+        told = [outcome.stream for outcome in outcomes if isinstance(outcome, KeyInUseError)]
+        assert told == [winner.id] * 19
+        assert [info.id for info in await streams.list()] == [winner.id]
+        assert [info.id for info in await streams.list(owner="ann")] == [winner.id]
+
+    @promise("P23")
+    async def test_of_many_who_replace_at_once_one_runs_in_the_end(
+        self, streams: StreamManager, elsewhere: StreamManager
+    ) -> None:
+        outcomes = await race(
+            8, lambda number: (streams, elsewhere)[number % 2].open(f"s{number}", key="chat", replace=True).__aenter__()
+        )
+        opened = [outcome for outcome in outcomes if isinstance(outcome, StreamInput)]
+        assert len(opened) == 8
+        (running,) = await elsewhere.list(status="open")
+        assert (await streams.current("chat")).id == running.id
+        with anyio.fail_after(BOUND_SECONDS):
+            for stream in opened:
+                if stream.id != running.id:
+                    await stream.cancelled.wait()
+        (writer,) = [stream for stream in opened if stream.id == running.id]
+        assert await writer.write("still mine") == 0
+
+    @promise("P23")
+    async def test_a_key_outlives_the_manager_and_a_dead_process_holds_it_for_a_while(
+        self, streams: StreamManager, mortal: "Mortal"
+    ) -> None:
+        stream = await mortal.streams.open("a", owner="ann", key="chat")
+        await stream.write("a")
+        mortal.die()
+        successor = await started(streams, "b", owner="ann", key="chat")
+        assert (await streams.info("a")).error == "ABORTED"
+        assert (await streams.current("chat", "ann")).id == "b"
+        await successor.done("end")
+        mortal.come_back()
+
+    @promise("P23")
+    async def test_a_stream_that_is_gone_on_with_keeps_its_key(self, streams: StreamManager, open_manager: OpenManager) -> None:
+        async with open_manager(grace=LONG) as before:
+            await before.open("a", owner="ann", key="chat")
+        stream = await streams.open("a", resume=True)
+        info = await streams.current("chat", "ann")
+        assert (info.id, info.owner, info.key, info.status) == ("a", "ann", "chat", "open")
+        await stream.done()
+        assert [info.id for info in await streams.list(owner="ann", key_prefix="ch")] == ["a"]
+
+    @promise("P23")
+    async def test_names_go_with_their_streams_and_no_sooner(
+        self, open_storage: Callable[[], Storage], streams: StreamManager, open_later: OpenManager
+    ) -> None:
+        stream = await streams.open("open", owner="ann", key="open", run="open")
+        async with streams.open("done", owner="ann", key="done", run="done") as ended:
+            await ended.done()
+        async with open_later(301) as later:
+            await later.sweep()
+        async with open_storage() as storage:
+            reserved = [id for id, _ in await storage.scan("", 100) if id.startswith((".key.", ".own.", ".run."))]
+        assert len(reserved) == 3
+        assert [info.id for info in await streams.list(owner="ann")] == ["open"]
+        assert (await streams.current("open", "ann")).id == "open"
+        await stream.done()
+
+    @promise("P23")
+    async def test_streams_are_found_by_owner_key_prefix_and_status_page_by_page(
+        self, streams: StreamManager, elsewhere: StreamManager
+    ) -> None:
+        for number in range(12):
+            for owner in ("ann", "bob"):
+                async with streams.open(f"{owner}{number:02}", owner=owner, key=f"chat/{number % 4}") as stream:
+                    await stream.done()
+        running = await streams.open("annrunning", owner="ann", key="other")
+
+        async def all_of(**wanted: Any) -> list[str]:  # noqa: ANN401 - what `list` takes
+            page = await elsewhere.list(limit=3, **wanted)
+            found = [info.id for info in page]
+            while page.next is not None:
+                page = await elsewhere.list(page.next, limit=3, **wanted)
+                found += [info.id for info in page]
+            return found
+
+        assert await all_of(owner="ann") == [*(f"ann{number:02}" for number in range(12)), "annrunning"]
+        assert await all_of(owner="ann", key_prefix="chat/") == ["ann08", "ann09", "ann10", "ann11"]
+        assert await all_of(owner="ann", key_prefix="") == ["ann08", "ann09", "ann10", "ann11", "annrunning"]
+        assert await all_of(owner="ann", status="open") == await all_of(status="open") == ["annrunning"]
+        assert await all_of(owner="eve") == await all_of(key_prefix="chat/") == await all_of(owner="") == []
+        assert len(await all_of()) == 25
+        await running.done()
 
     # -- closing
 
@@ -789,6 +937,23 @@ async def resumed(streams: StreamManager, stream: str) -> StreamInput:
                 return await streams.open(stream, resume=True)
             except StreamBusyError as busy:
                 await anyio.sleep(busy.retry_after)
+
+
+async def started(streams: StreamManager, stream: str, *, owner: str, key: str) -> StreamInput:
+    """Start under a key as soon as nothing runs there."""
+    with anyio.fail_after(BOUND_SECONDS):
+        while True:
+            try:
+                return await streams.open(stream, owner=owner, key=key)
+            except KeyInUseError:
+                await anyio.sleep(0.1)
+
+
+async def told_of(opening: Awaitable[object]) -> str:
+    """Give the stream that whoever starts is told of."""
+    with pytest.raises(KeyInUseError) as told:
+        await opening
+    return told.value.stream
 
 
 async def complete(streams: StreamManager, stream: str, chunks: Sequence[object], *, output: object = "end") -> None:
