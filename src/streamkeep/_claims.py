@@ -88,7 +88,7 @@ class Claims:
             if named.life is None:
                 return named
             if name == self._run:
-                raise KeyInUseError("this run was started already", stream=named.stream)
+                raise KeyInUseError("this run was started already", stream=named.stream, is_same_run=True)
             if named.life.state.status != "open" or self._replace:
                 return named
             if not await core.end_if_abandoned(named.stream, named.life):

@@ -48,8 +48,8 @@ class StreamInput:
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """What was given to `open`, when the stream was created."""
-        return self._outbox.life.state.metadata
+        """What was given to `open`, when the stream was created; with its owner, if it has one."""
+        return self._outbox.life.state.described
 
     @property
     def idle_since(self) -> float | None:

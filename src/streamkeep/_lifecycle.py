@@ -91,6 +91,11 @@ class State(msgspec.Struct, frozen=True):
     run: str = ""
 
     @property
+    def described(self) -> Mapping[str, str]:
+        """What was given to `open`, as text: the metadata, and the owner if it has one."""
+        return {**self.metadata, "owner": self.owner} if self.owner else self.metadata
+
+    @property
     def life(self) -> str:
         """What tells this stream from others that live under the id before and after."""
         return self.epochs[0].name

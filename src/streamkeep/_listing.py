@@ -181,7 +181,7 @@ def info_of(stream: str, life: Life) -> StreamInfo:
         updated_at=_lifecycle.committed_at(head),
         session=state.session,
         expires_at=head.expires_at,
-        metadata={**state.metadata, "owner": state.owner} if state.owner else state.metadata,
+        metadata=state.described,
         owner=state.owner,
         key=state.key,
     )

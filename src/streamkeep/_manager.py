@@ -310,14 +310,21 @@ class StreamManager:
         Raises StreamNotFoundError, also if that one was deleted or has expired, whatever was opened before it; InvalidArgumentError,
         StorageError, StreamManagerClosedError, WrongEventLoopError.
         """
+        return await self._named("key", Kind.KEY, key, owner)
+
+    async def started_by(self, run: str, owner: str = "") -> StreamInfo:
+        """Say what is known of the stream that this owner's run has started. Raises as `current` does."""
+        return await self._named("run", Kind.RUN, run, owner)
+
+    async def _named(self, what: str, kind: Kind, text: str, owner: str) -> StreamInfo:
         core = self._check_running().core
-        _names.check_text("key", key)
+        _names.check_text(what, text)
         _names.check_owner(owner)
-        while (named := await look_up(core.storage, _names.name_id(owner, Kind.KEY, key))).life is not None:
+        while (named := await look_up(core.storage, _names.name_id(owner, kind, text))).life is not None:
             life = named.life
             if life.state.status != "open" or not await core.end_if_abandoned(named.stream, life):
                 return info_of(named.stream, life)
-        raise StreamNotFoundError("no stream was opened under this key, or the newest one is gone")
+        raise StreamNotFoundError(f"no stream was opened under this {what}, or the newest one is gone")
 
     async def list(
         self,

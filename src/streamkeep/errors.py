@@ -113,11 +113,13 @@ class KeyInUseError(StreamAlreadyExistsError):
     """Nothing was started, because a stream is there already: one that runs under this key, or one that this very run has started.
 
     `stream` is its id, to be followed. Its start may still fail, or it may be deleted: whoever does not find it starts again.
+    `is_same_run`: whether it is the one that this run has started.
     """
 
-    def __init__(self, message: str, *, stream: str) -> None:
+    def __init__(self, message: str, *, stream: str, is_same_run: bool = False) -> None:
         super().__init__(message)
         self.stream = stream
+        self.is_same_run = is_same_run
 
 
 class StreamBusyError(StreamkeepError):

@@ -479,6 +479,7 @@ async def test_who_resumes_knows_how_many_bytes_a_stream_has(storage: FaultyStor
     count = 3_000_000 // size if size > 1 else 3_000
     exact = count * (size + 3)  # a letter, and quotes
     async with StreamManager(storage, limits=Limits(max_stream_bytes=exact + 5)) as streams:
+        assert streams.limits.max_stream_bytes == exact + 5
         stream = await streams.open("s")
         for number in range(count):
             stream.write_soon("x" * size)

@@ -895,3 +895,18 @@ async def test_a_successor_keeps_a_stream_from_being_aborted(
         await successor.done("mine")
 
         assert (await anext(events)).output == "mine"
+
+
+async def test_a_subscription_says_which_life_of_an_id_it_reads(streams: StreamManager) -> None:
+    lives: list[str] = []
+    for _ in range(2):
+        async with streams.open("s") as stream:
+            await stream.done()
+        subscription = streams.subscribe("s")
+        with pytest.raises(RuntimeError, match="enter the subscription"):
+            subscription.life  # noqa: B018
+        async with subscription:
+            lives.append(subscription.life)
+        assert (await streams.info("s")).life == lives[-1]
+        await streams.delete("s")
+    assert lives[0] != lives[1]

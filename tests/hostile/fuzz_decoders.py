@@ -23,8 +23,8 @@ from streamkeep._lifecycle import life_of
 from streamkeep.errors import InvalidArgumentError, LimitExceededError, StorageCorruptError
 from streamkeep.events import MAX_OFFSET, ErrorInfo, chunk_record, done_record, error_record, event_of
 from streamkeep.http import DurableStreaming
-from streamkeep.http.app import query_of
 from streamkeep.http.framing import GenkitFraming, SSEFraming, parse_offset
+from streamkeep.http.place import query_of
 from streamkeep.http.response import Message, Receive, Scope, Send, headers_of
 from streamkeep.http.wire import Failure, GenkitDecoder, SSEDecoder, parse_body, wants_stream
 from streamkeep.storage import Head

@@ -17,7 +17,7 @@ from streamkeep._manager import MAX_METADATA, check_id, check_metadata
 from streamkeep.errors import InvalidArgumentError, PublicError
 from streamkeep.events import MAX_ERROR_TEXT
 from streamkeep.http import Access, Bounds, Runner, StreamsHTTP
-from streamkeep.http.app import MAX_QUERY_FIELDS
+from streamkeep.http.place import MAX_QUERY_FIELDS
 from streamkeep.http.response import Timeouts
 from streamkeep.http.runner import ON_END_SECONDS, SAVE_SECONDS
 from streamkeep.storage import PAGE_BYTES

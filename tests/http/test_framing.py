@@ -38,7 +38,6 @@ def body_of(framing: Framing, events: list[StreamEvent[object]]) -> str:
 
 NO_CURSORS: Final = [
     "",
-    "",
     "0",
     "-1",
     "a/b/0",

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from .._listing import StreamInfo
 from ..errors import StreamNotFoundError
 
-Action = Literal["start", "read", "resume", "stop"]
+Action = Literal["start", "read", "resume", "stop", "list"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,8 @@ class Access:
     """What `authorize` is asked about.
 
     Attributes:
-        action: `start` (a new stream), `resume` (a POST with an id), `read` (events or metadata by GET), `stop`.
+        action: `start` (a new stream), `resume` (a POST with an id), `read` (events or metadata by GET), `stop`,
+            `list` (one's own streams).
         scope: the ASGI connection scope.
         headers: the request's headers, names in lower case.
         stream: the stream in question with its metadata; None for `start`, and where there is none under the id asked for.

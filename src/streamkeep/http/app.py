@@ -7,36 +7,32 @@ By GET it is an app of its own, for `EventSource`, curl and the like. By POST it
 import re
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from datetime import timedelta
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self
-from urllib.parse import parse_qsl
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, cast
 
 import anyio
 import msgspec
 
-from .._listing import StreamInfo
+from .._encoding import Encode
+from .._listing import StreamInfo, StreamStatus
 from .._manager import StreamManager
-from ..errors import InvalidArgumentError, OffsetOutOfRangeError, StreamNotFoundError
+from ..errors import InvalidArgumentError, KeyInUseError, OffsetOutOfRangeError, StorageError, StreamNotFoundError
 from ..events import encode_json
 from .access import Access, Action, Authorize, check_owner, check_route, owner_of
 from .bounds import Bounds
 from .ended import OnEnd
 from .framing import (
     ANSWER,
-    LIFE_CHARACTERS,
-    Cursor,
     Framing,
     GenkitFraming,
     PassThroughFraming,
     SSEFraming,
     kept_framing,
-    parse_cursor,
-    parse_offset,
     result_body,
 )
+from .place import START, Place, again, check_life, is_all_seen, place_of, query_of, run_of, stream_named_in
 from .response import (
     STREAM_ID_HEADER,
     ASGIApp,
@@ -55,7 +51,7 @@ from .response import (
     send_response,
     shown_error,
 )
-from .runner import MAX_PRODUCERS, Producer, Runner
+from .runner import MAX_PRODUCERS, OpenOptions, Producer, Runner
 from .shutdown import shutdown_of
 from .sources import Source, close, producer_of
 from .wire import GenkitRequest, parse_body, wants_stream
@@ -65,9 +61,12 @@ if TYPE_CHECKING:
 
     from .starlette import ASGIResponse
 
-OFFSET_HEADER: Final = "x-genkit-stream-offset"
 MAX_BODY_BYTES: Final = 4 << 20
-MAX_QUERY_FIELDS: Final = 100
+MAX_STARTS: Final = 5
+"""How often a start is tried that finds something under its key, and then finds it gone."""
+LISTED: Final = 100
+MAX_LISTED: Final = 1_000
+WhenRunning = Literal["join", "replace", "refuse"]
 STOP_SECONDS: Final = 1.0
 """How long work without a stream may go on when its client has gone and it was told to stop."""
 _ALLOWED: Final = {None: "GET, HEAD, DELETE", "/info": "GET, HEAD", "/cancel": "POST"}
@@ -91,6 +90,8 @@ class StreamsHTTP:
 
     As an app, mounted anywhere (ids are those of `StreamManager.open`):
 
+        GET    /             the streams of who is asking, if `authorize` says who, as JSON: `?key=` (a prefix), `?status=`, `?limit=`, and
+                             `?after=` with the `next` of the page before
         GET    /{id}         the events as native SSE; `Last-Event-ID` or `?after=` to go on, 204 when there is nothing left
         GET    /{id}/info    what is known of the stream, as JSON
         DELETE /{id}         stop it; POST /{id}/cancel is the same
@@ -225,25 +226,32 @@ class StreamsHTTP:
         source: Source,
         *,
         id: str | None = None,
+        key: str | None = None,
+        run: str | None = None,
+        when_running: WhenRunning = "join",
         owner: object = None,
         metadata: Mapping[str, str] | None = None,
         ttl: timedelta | None = None,
         bounds: Bounds | None = None,
         on_end: OnEnd | None = None,
+        encode: Encode | None = None,
         context: Mapping[str, Any] | None = None,
         framing: Framing | None = None,
     ) -> "ASGIResponse":
         """Make an iterable a durable stream, and give the Starlette or FastAPI response that shows it.
 
-            @app.post("/chat")
-            async def chat(request: Request, question: Question):
-                return await streams_http.respond(request, answer(question))
+            @app.post("/chat/{chat}")
+            async def ask(request: Request, chat: str, question: Question, user: CurrentUser):
+                return await streams_http.respond(request, answer(question), key=chat, owner=user.id)
 
         The stream is open, and its producer has begun apart from the request, when this returns: `response.stream` is its id. Headers,
         cookies and background tasks of the response count. A request that names a stream, by `X-Genkit-Stream-Id` or by the cursor that
-        `Last-Event-ID` or `?lastEventId=` is, gets that one instead, and the source is closed without being used. What goes wrong is
+        `Last-Event-ID` or `?lastEventId=` is, gets that one instead, and the source is closed without being used; so it is where a stream
+        runs under the key, unless `when_running` says otherwise, and where the request is one that was sent before. What goes wrong is
         answered as JSON, by its status; to who came with a cursor, as an event stream with an `error`, for such clients repeat their
         request until they get one.
+
+        `await request.is_disconnected()` is false from here on: a reader that goes away ends nothing.
 
         Args:
             request: the request; not a GET, which browsers repeat.
@@ -252,48 +260,92 @@ class StreamsHTTP:
                 long as the stream; in a thread if it is a plain one. If it requires an argument, that is the `StreamInput`: it has the
                 `id`, `cancelled`, and `done` for a result. What it returns, if that is no iterator, is the result.
             id: the stream's id; a new one unless given.
+            key: what the app calls the conversation: of an owner's streams one at a time runs under it, and `follow` finds the newest.
+            run: the client's name of this very start, which starts one stream however often it is sent; its `Idempotency-Key` header
+                unless given.
+            when_running: what happens where a stream runs under the key: `join` it; `replace` it, which stops it; `refuse`, which is
+                answered 409.
             owner: who may read, resume and stop it, as text; unless given, who `authorize` says.
-            metadata: text that is kept with the stream, beside its `owner` and `route`.
+            metadata: text that is kept with the stream, beside its `route`.
             ttl: how long it is kept when it has ended, if not as long as the manager says.
             bounds: how long the run may go on, if not as long as this `StreamsHTTP` says.
             on_end: told how the run has ended, instead of the `on_end` of this `StreamsHTTP`.
+            encode: makes JSON of the chunks; the manager's unless given.
             context: what `authorize` gets.
-            framing: how the events travel: `GenkitFraming()` unless given.
+            framing: how the events travel: `GenkitFraming()` unless given. With `PassThroughFraming()` chunks may be text of server-sent
+                events, cut anywhere, as generators of streaming responses give it.
 
         Raises TypeError: that is no source. RuntimeError: the request is a GET, or this has not been entered.
         """
-        from .starlette import ASGIResponse  # only who has Starlette comes here
+        from .starlette import ASGIResponse, take_over  # only who has Starlette comes here
 
         if request.method in {"GET", "HEAD"}:
             await close(source)
             raise RuntimeError(
                 "respond() starts a stream, and a GET is repeated by whoever lost its answer: start it by POST, and follow() it by GET"
             )
-        runner, produce = self.runner, producer_of(source)
         frames, scope, known = framing or GenkitFraming(), request.scope, context or {}
+        runner, produce = self.runner, producer_of(source, reads_events=isinstance(frames, PassThroughFraming))
         try:
-            named, by_cursor = _stream_named_in(scope)
+            named, by_cursor = stream_named_in(scope)
             if named is not None:
                 await close(source)
                 return await self._resumption(
                     scope, named, known, owner=owner, framing=frames, route=scope["path"], by_cursor=by_cursor
                 )
             stream = str(uuid.uuid4()) if id is None else id
-            owned_by = await self._owner_or(owner, "start", scope, known)
-            kept = {**(metadata or {}), "route": scope["path"], "owner": owned_by}
-            await runner.start(stream, produce, metadata=kept, ttl=ttl, bounds=bounds, on_end=on_end)
+            opening: OpenOptions = {
+                "metadata": {**(metadata or {}), "route": scope["path"]},
+                "ttl": ttl,
+                "encode": encode,
+                "owner": await self._owner_or(owner, "start", scope, known),
+                "key": key,
+                "run": run or run_of(scope),
+                "replace": when_running == "replace",
+            }
+            await take_over(request, lambda: self.read_body(scope, request.receive))
+            joined = await self._start_or_join(
+                runner, stream, produce, opening, bounds, on_end, refuses=when_running == "refuse"
+            )
         except BaseException as error:
             await close(source)
             if not isinstance(error, Exception):
                 raise  # the endpoint was cancelled
             return ASGIResponse(_failed(error))
-        return ASGIResponse(self._showing(stream, START, frames), stream)
+        if joined != stream:
+            await close(source)
+        return ASGIResponse(self._showing(joined, START, frames), joined)
+
+    async def _start_or_join(
+        self,
+        runner: Runner,
+        stream: str,
+        produce: Producer,
+        opening: OpenOptions,
+        bounds: Bounds | None,
+        on_end: OnEnd | None,
+        *,
+        refuses: bool,
+    ) -> str:
+        """Start the stream, or give the one that is there under its key or was started by its run."""
+        for _ in range(MAX_STARTS):
+            try:
+                await runner.start(stream, produce, bounds=bounds, on_end=on_end, **opening)
+            except KeyInUseError as error:
+                if refuses and not error.is_same_run:
+                    raise
+                with suppress(StreamNotFoundError):  # it was taken back, or has expired
+                    return (await self.streams.info(error.stream)).id
+            else:
+                return stream
+        raise StorageError("streams under this key are started, and taken back, faster than they can be followed")
 
     async def follow(
         self,
         request: "Request",
-        stream: str,
+        stream: str | None = None,
         *,
+        key: str | None = None,
         owner: object = None,
         context: Mapping[str, Any] | None = None,
         framing: Framing | None = None,
@@ -302,30 +354,88 @@ class StreamsHTTP:
 
             @app.get("/chat/{chat}/stream")
             async def stream(request: Request, chat: str, user: CurrentUser):
-                return await streams_http.follow(request, chat, owner=user.id)
+                return await streams_http.follow(request, key=chat, owner=user.id)
 
         It begins behind what `Last-Event-ID`, `?lastEventId=`, `X-Genkit-Stream-Offset` or `?after=` names. It is an empty 204 when there
         is no such stream, when it is somebody else's, and when nothing is left of it to show. What else goes wrong is answered as JSON.
 
         Args:
             request: the request.
-            stream: the stream's id.
+            stream: the stream's id; whether it runs or has ended, it is shown.
+            key: instead of an id: the newest stream that its owner has started under this key, if it runs. One that has ended is shown to
+                who has seen some of it only: a page that opens has the answer from elsewhere.
             owner: who is asking, as text; unless given, who `authorize` says.
             context: what `authorize` gets.
             framing: how the events travel; unless given, in the format that `DurableStreaming` has stored it in, or `SSEFraming()`, what
                 an EventSource reads.
 
-        Raises RuntimeError: this has not been entered.
+        Raises RuntimeError: this has not been entered. TypeError: neither an id was given nor a key, or both.
         """
         from .starlette import ASGIResponse
 
         self.runner  # noqa: B018 - raises if this was not entered
+        scope, known = request.scope, context or {}
         try:
-            return await self._resumption(
-                request.scope, stream, context or {}, owner=owner, framing=framing, route=None, by_cursor=False
-            )
+            found = await self._found(stream, key, "resume", scope, known, owner)
+            if key is not None and found.status != "open" and place_of(scope, found) == START:
+                return ASGIResponse(_nothing, status=204)
+            return await self._resumption(scope, found.id, known, owner=owner, framing=framing, route=None, by_cursor=False)
+        except StreamNotFoundError:
+            return ASGIResponse(_nothing, status=204)
         except Exception as error:
             return ASGIResponse(_failed(error))
+
+    async def cancel(
+        self,
+        request: "Request",
+        stream: str | None = None,
+        *,
+        key: str | None = None,
+        owner: object = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> "ASGIResponse":
+        """Stop a stream, on a route of the app's own; and give the response that says whether it ran, `{"stopped": true}`.
+
+            @app.delete("/chat/{chat}")
+            async def stop(request: Request, chat: str, user: CurrentUser):
+                return await streams_http.cancel(request, key=chat, owner=user.id)
+
+        It is a 404 when there is no such stream, and when it is somebody else's. Arguments are as for `follow`.
+
+        Raises TypeError: neither an id was given nor a key, or both.
+        """
+        from .starlette import ASGIResponse
+
+        try:
+            stopped = await self.streams.cancel(
+                (await self._found(stream, key, "stop", request.scope, context or {}, owner)).id
+            )
+        except TypeError:
+            raise
+        except Exception as error:
+            return ASGIResponse(_failed(error))
+
+        async def answer(_scope: Scope, _receive: Receive, send: Send) -> None:
+            await send_response(send, 200, encode_json({"stopped": stopped}))
+
+        return ASGIResponse(answer)
+
+    async def _found(
+        self,
+        stream: str | None,
+        key: str | None,
+        action: Action,
+        scope: Scope,
+        context: Mapping[str, Any],
+        owner: object,
+    ) -> StreamInfo:
+        """Give what is known of the stream that an endpoint means. StreamNotFoundError: there is none, for who is asking."""
+        if (stream is None) == (key is None):
+            raise TypeError("give either a stream's id or a key")
+        if stream is not None:
+            return await self._admit(action, scope, stream, None, context, owner)
+        assert key is not None
+        return await self.streams.current(key, await self._owner_or(owner, action, scope, context))
 
     async def _resumption(
         self,
@@ -342,7 +452,7 @@ class StreamsHTTP:
 
         try:
             info = await self._admit("resume", scope, stream, route, context, owner)
-            place = _place_of(scope, info)
+            place = place_of(scope, info)
         except (StreamNotFoundError, OffsetOutOfRangeError) as error:
             if by_cursor:
                 return ASGIResponse(_told(framing or SSEFraming(), error))
@@ -350,13 +460,13 @@ class StreamsHTTP:
                 raise
             return ASGIResponse(_nothing, status=204)
         framing = framing or framing_of(info, scope)
-        if not _is_all_seen(info, place):
+        if not is_all_seen(info, place):
             return ASGIResponse(self._showing(stream, place, framing), stream)
         if isinstance(framing, GenkitFraming):
-            return ASGIResponse(self._showing(stream, _again(place), framing), stream)
+            return ASGIResponse(self._showing(stream, again(place), framing), stream)
         return ASGIResponse(_told(framing) if by_cursor else _nothing, status=200 if by_cursor else 204)
 
-    def _showing(self, stream: str, place: "Place", framing: Framing) -> ASGIApp:
+    def _showing(self, stream: str, place: Place, framing: Framing) -> ASGIApp:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             async with errors_answered(send):
                 if scope["method"] == "HEAD":
@@ -369,8 +479,24 @@ class StreamsHTTP:
     async def start(self, scope: Scope, receive: Receive, send: Send, produce: Producer, context: Mapping[str, Any]) -> None:
         """Run a producer under a new id, and answer with what it writes. Raises before the answer has begun only."""
         stream = str(uuid.uuid4())
-        await self.launch(scope, stream, produce, context)
-        await self.show(scope, receive, send, stream)
+        try:
+            await self.launch(scope, stream, produce, context)
+        except KeyInUseError as error:
+            await self.show_again(scope, receive, send, error.stream)
+        else:
+            await self.show(scope, receive, send, stream)
+
+    async def started_by(self, scope: Scope, context: Mapping[str, Any]) -> str:
+        """Give the stream that the run of a request has started. StreamNotFoundError: there is none."""
+        run, owner = run_of(scope), await self._owner("start", scope, None, context)
+        if run is None:
+            raise StreamNotFoundError("the request names no run")
+        return (await self.streams.started_by(run, owner)).id
+
+    async def show_again(self, scope: Scope, receive: Receive, send: Send, stream: str) -> None:
+        """Answer a start that was sent twice with what it has started, from its beginning. Raises before the answer has begun only."""
+        info = await self.streams.info(stream)
+        await self.show(scope, receive, send, stream, framing=framing_of(info, scope, GenkitFraming))
 
     async def read_body(self, scope: Scope, receive: Receive) -> bytes | None:
         """Give a request's body, or None if the client went away. Raises BodyRefusedError."""
@@ -384,9 +510,17 @@ class StreamsHTTP:
         context: Mapping[str, Any],
         metadata: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Run a producer under an id, for the route and the owner that the request comes from."""
-        owner = await self._owner("start", scope, None, context)
-        await self.runner.start(stream, produce, metadata={**metadata, "route": scope["path"], "owner": owner})
+        """Run a producer under an id, for the route, the owner and the run that the request comes from.
+
+        KeyInUseError: this run has started another one.
+        """
+        await self.runner.start(
+            stream,
+            produce,
+            metadata={**metadata, "route": scope["path"]},
+            owner=await self._owner("start", scope, None, context),
+            run=run_of(scope),
+        )
 
     async def resume(self, scope: Scope, receive: Receive, send: Send, context: Mapping[str, Any]) -> None:
         """Answer with the stream that a POST names instead of starting one. Raises before the answer has begun only.
@@ -394,11 +528,11 @@ class StreamsHTTP:
         Where there is none, or nothing is left of it, it is a 204; to who came with a cursor an event stream, for that one repeats its
         request until it gets one.
         """
-        stream, by_cursor = _stream_named_in(scope)
+        stream, by_cursor = stream_named_in(scope)
         assert stream is not None
         try:
             info = await self._admit("resume", scope, stream, scope["path"], context)
-            place = _place_of(scope, info)
+            place = place_of(scope, info)
         except (StreamNotFoundError, OffsetOutOfRangeError) as error:
             if by_cursor:
                 await _told(PassThroughFraming(), error)(scope, receive, send)
@@ -408,10 +542,10 @@ class StreamsHTTP:
                 await send_response(send, 204)
             return
         framing = framing_of(info, scope, SSEFraming if by_cursor else GenkitFraming)
-        if not _is_all_seen(info, place):
+        if not is_all_seen(info, place):
             await self.show(scope, receive, send, stream, place, framing=framing)
         elif isinstance(framing, GenkitFraming):
-            await self.show(scope, receive, send, stream, _again(place), framing=framing)
+            await self.show(scope, receive, send, stream, again(place), framing=framing)
         else:
             await (_told(framing) if by_cursor else _nothing)(scope, receive, send)
 
@@ -421,7 +555,7 @@ class StreamsHTTP:
         receive: Receive,
         send: Send,
         stream: str,
-        place: "Place | None" = None,
+        place: Place | None = None,
         *,
         framing: Framing | None = None,
         headers: Iterable[tuple[str, str]] | None = None,
@@ -433,7 +567,7 @@ class StreamsHTTP:
         place = place or START
         headers = naming(stream) if headers is None else headers
         async with self.streams.subscribe(stream, place.after, idle_timeout=self._timeouts.idle) as events:
-            _check_life(place, events.life)
+            check_life(place, events.life)
             with self._listening(), self._shutdown.responding():
                 await send_events(
                     receive,
@@ -467,7 +601,11 @@ class StreamsHTTP:
             raise RuntimeError(
                 "neither StreamsHTTP nor its manager is running: enter one of them, or give its `lifespan` to the app"
             )
-        path = _READ_PATH.fullmatch(_path_below(scope))
+        below = _path_below(scope)
+        if below in {"", "/"} and scope["method"] in {"GET", "HEAD"}:
+            await self._list(scope, send)
+            return
+        path = _READ_PATH.fullmatch(below)
         if path is None:
             raise StreamNotFoundError("not found")
         stream = path["stream"]
@@ -482,10 +620,33 @@ class StreamsHTTP:
             case _:
                 await send_response(send, 405, headers=[("allow", _ALLOWED[path["sub"]])])
 
+    async def _list(self, scope: Scope, send: Send) -> None:
+        owner = await self._owner("list", scope, None, {})
+        if not owner:
+            raise StreamNotFoundError(
+                "not found"
+            )  # nobody in particular has no streams; to list everybody's would give ids away
+        query = query_of(scope)
+        status, limit = query.get("status"), query.get("limit", str(LISTED))
+        if status not in {None, "open", "done", "error"}:
+            raise InvalidArgumentError("a status is open, done or error")
+        if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= MAX_LISTED):
+            raise InvalidArgumentError(f"a limit is a whole number from 1 to {MAX_LISTED}")
+        page = await self.streams.list(
+            query.get("after", ""),
+            int(limit),
+            owner=owner,
+            key_prefix=query.get("key"),
+            status=cast("StreamStatus | None", status),
+        )
+        found = [shown_info(info) for info in page if self._route is None or info.metadata.get("route", "") == self._route]
+        body = encode_json({"streams": found, "next": page.next})
+        await send_response(send, 200, body, [("cache-control", "no-store")])
+
     async def _read_events(self, scope: Scope, receive: Receive, send: Send, stream: str) -> None:
         info = await self._admit("read", scope, stream, self._route, {})
-        place, framing = _place_of(scope, info), framing_of(info, scope)
-        if _is_all_seen(info, place):
+        place, framing = place_of(scope, info), framing_of(info, scope)
+        if is_all_seen(info, place):
             # What an EventSource that has seen the end is told, so that it does not come back for ever.
             await send_response(send, 204)
         elif scope["method"] == "HEAD":
@@ -535,62 +696,6 @@ def naming(stream: str) -> list[tuple[str, str]]:
     return [(STREAM_ID_HEADER, stream), ("access-control-expose-headers", "X-Genkit-Stream-Id")]
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where in a stream a reader goes on: behind an offset (None: at the start), of one life of its id if the reader says which."""
-
-    after: int | None = None
-    life: str = ""
-
-
-START: Final = Place()
-
-
-def _stream_named_in(scope: Scope) -> tuple[str | None, bool]:
-    """Give the stream that a request to start one names instead, and whether a cursor does."""
-    named = headers_of(scope).get(STREAM_ID_HEADER)
-    if named is not None:
-        return named, False
-    cursor = _cursor_in(scope)
-    return (None, False) if cursor is None else (cursor.stream, True)
-
-
-def _cursor_in(scope: Scope) -> Cursor | None:
-    return parse_cursor(headers_of(scope).get("last-event-id") or query_of(scope).get("lastEventId"))
-
-
-def _place_of(scope: Scope, info: StreamInfo) -> Place:
-    """Give where a request wants to go on in a stream.
-
-    InvalidArgumentError: it names no place, or one of another stream. OffsetOutOfRangeError: one of another life of this id.
-    """
-    headers, query = headers_of(scope), query_of(scope)
-    named = headers.get("last-event-id") or query.get("lastEventId") or headers.get(OFFSET_HEADER) or query.get("after")
-    cursor = parse_cursor(named)
-    if cursor is None:
-        return Place(parse_offset(named))
-    if cursor.stream != info.id:
-        raise InvalidArgumentError("the cursor is one of another stream")
-    place = Place(cursor.offset, cursor.life)
-    _check_life(place, info.life)
-    return place
-
-
-def _check_life(place: Place, life: str) -> None:
-    if place.life and place.life != life[:LIFE_CHARACTERS]:
-        raise OffsetOutOfRangeError("the stream was deleted, or has expired, and another one has its id now")
-
-
-def _is_all_seen(info: StreamInfo, place: Place) -> bool:
-    """Say whether who goes on here has seen the stream's end."""
-    return info.status != "open" and place.after == info.tail - 1
-
-
-def _again(place: Place) -> Place:
-    """Give where to begin so that the last event is sent again: Genkit's clients need a terminal one in every response."""
-    return Place(place.after - 1, place.life) if place.after else START
-
-
 def framing_of(info: StreamInfo, scope: Scope, default: Callable[[], Framing] = SSEFraming) -> Framing:
     """Give the framing that a stream is kept in, if it is one passed through; the default if it is not."""
     kept = info.metadata.get(ANSWER)
@@ -623,6 +728,7 @@ def shown_info(info: StreamInfo) -> dict[str, object]:
     """Give what a reader may know of a stream: not its writer's session, nor its metadata."""
     return {
         "id": info.id,
+        "key": info.key,
         "status": info.status,
         "error": info.error,
         "tail": info.tail,
@@ -673,13 +779,3 @@ def _path_below(scope: Scope) -> str:
         _, slash, rest = root[1:].partition("/")
         root = slash + rest
     return path.removeprefix(root)
-
-
-def query_of(scope: Scope) -> Mapping[str, str]:
-    """Give a request's query; of repeated names the last. InvalidArgumentError: it is malformed."""
-    try:
-        return dict(
-            parse_qsl(scope.get("query_string", b"").decode("ascii"), keep_blank_values=True, max_num_fields=MAX_QUERY_FIELDS)
-        )
-    except ValueError as error:
-        raise InvalidArgumentError("the query string is malformed") from error

@@ -22,10 +22,11 @@ from anyio import CancelScope
 
 from .._background import is_asyncio_here, loop_here, not_ours
 from .._input import StreamInput
-from ..errors import InvalidArgumentError, StreamkeepError
+from ..errors import InvalidArgumentError, KeyInUseError, StreamkeepError
 from ..events import ErrorInfo, hidden_error
-from .app import StreamsHTTP, naming, query_of
-from .framing import ANSWER, Block, GenkitFraming, KeptAnswer, keep_answer, kept_framing, media_type_of
+from .app import StreamsHTTP, naming
+from .framing import ANSWER, GenkitFraming, KeptAnswer, block_of, keep_answer, kept_framing, media_type_of
+from .place import query_of
 from .response import ASGIApp, Message, Receive, Scope, Send, errors_answered, headers_of
 from .runner import SAVE_SECONDS, SHUT_DOWN, ChunkWriter
 from .wire import Failure, GenkitDecoder, Result, SSEDecoder, wants_stream
@@ -129,10 +130,15 @@ class Exchange:
         stream = str(uuid.uuid4())
         try:
             await self._http.launch(self._scope, stream, self._produce, {}, {} if is_genkits else {ANSWER: keep_answer(answer)})
-        except BaseException:
+        except BaseException as error:
             self._is_refused = True
             self._begun.set()
-            raise
+            if not isinstance(error, KeyInUseError):
+                raise
+            # The same request has come twice, and the other one was quicker: its stream is the answer to both.
+            await self._end_app()
+            await self._http.show_again(self._scope, self._messages.for_reader, self._send, error.stream)
+            return
         framing = (
             GenkitFraming() if is_genkits else kept_framing(keep_answer(answer), id_first="x-run-id" in headers_of(self._scope))
         )
@@ -396,7 +402,7 @@ class _EventsParser:
     async def store(self, stream: StreamInput, body: bytes, *, is_last: bool) -> None:  # noqa: ARG002 - half an event is none
         self._writer = self._writer or ChunkWriter(stream)
         for event in self._decoder.feed(_decoded(self, body)):
-            await self._writer.write(Block(event.data, "" if event.event == "message" else event.event))
+            await self._writer.write(block_of(event))
 
 
 class _TextParser:

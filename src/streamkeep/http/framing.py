@@ -13,6 +13,7 @@ import msgspec
 
 from ..errors import InvalidArgumentError
 from ..events import MAX_OFFSET, ErrorInfo, StreamEvent, StreamEventType, encode_json
+from .wire import ServerSentEvent
 
 T = TypeVar("T")
 
@@ -189,6 +190,11 @@ class Block(msgspec.Struct, frozen=True, omit_defaults=True):
     data: str
     event: str = ""
     """Empty if it had no name, which browsers call `message`."""
+
+
+def block_of(event: ServerSentEvent) -> Block:
+    """Give what is kept of a server-sent event."""
+    return Block(event.data, "" if event.event == "message" else event.event)
 
 
 class PassThroughFraming:

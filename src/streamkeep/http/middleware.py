@@ -9,10 +9,11 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 from .._manager import StreamManager
-from ..errors import InvalidArgumentError
-from .app import StreamsHTTP, query_of
+from ..errors import InvalidArgumentError, StreamkeepError
+from .app import StreamsHTTP
 from .exchange import Exchange
 from .framing import parse_cursor
+from .place import query_of, run_of
 from .response import STREAM_ID_HEADER, ASGIApp, Message, Receive, Scope, Send, errors_answered, headers_of
 
 EVENT_STREAM: Final = "text/event-stream"
@@ -75,9 +76,21 @@ class DurableStreaming:
             async with errors_answered(send):
                 if await self._http.read_body(scope, receive) is not None:
                     await self._http.resume(scope, receive, send, {})
+        elif (stream := await self._repeated(scope)) is not None:
+            async with errors_answered(send):
+                await self._http.show_again(scope, receive, send, stream)
         else:
             exchange = Exchange(self._http, self._app, scope, self._media_types, self._kept_headers)
             await exchange.answer(receive, send)
+
+    async def _repeated(self, scope: Scope) -> str | None:
+        """Give the stream that this very request has started when it was sent before, as its `Idempotency-Key` says."""
+        if run_of(scope) is None or not self._http.is_running:
+            return None
+        try:
+            return await self._http.started_by(scope, {})
+        except StreamkeepError:
+            return None  # whether it may start one is asked again when it does
 
 
 def names_a_stream(scope: Scope) -> bool:

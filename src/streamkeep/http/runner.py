@@ -14,12 +14,13 @@ from contextvars import ContextVar, copy_context
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Protocol, Self, TypedDict, Unpack
 
 import anyio
 from anyio import CancelScope
 
 from .._background import Background, is_asyncio_here, loop_here, not_ours
+from .._encoding import Encode
 from .._input import StreamInput
 from .._manager import StreamManager
 from ..errors import (
@@ -53,6 +54,18 @@ SAVE_SECONDS: Final = 5.0
 ON_END_SECONDS: Final = 60.0
 """How long `on_end` may take otherwise."""
 MOST_NAMED: Final = 3
+
+
+class OpenOptions(TypedDict, total=False):
+    """What `StreamManager.open` may be told of a stream that is new."""
+
+    metadata: Mapping[str, str] | None
+    ttl: timedelta | None
+    encode: Encode | None
+    owner: str
+    key: str | None
+    run: str | None
+    replace: bool
 
 
 class ChunkWriter:
@@ -240,10 +253,9 @@ class Runner:
         stream: str,
         produce: Producer,
         *,
-        metadata: Mapping[str, str] | None = None,
-        ttl: timedelta | None = None,
         bounds: Bounds | None = None,
         on_end: OnEnd | None = None,
+        **opening: Unpack[OpenOptions],
     ) -> None:
         """Open a stream and run its producer in the background; with bounds and an `on_end` of its own, if they are given.
 
@@ -254,7 +266,7 @@ class Runner:
         self._check_room()
         self._starting += 1
         try:
-            stream_input = await self._streams.open(stream, metadata=metadata, ttl=ttl)
+            stream_input = await self._streams.open(stream, **opening)
         finally:
             self._starting -= 1
         if not self.is_running:

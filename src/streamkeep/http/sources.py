@@ -7,7 +7,7 @@ generators, and functions that make one of these.
 import inspect
 import logging
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
@@ -19,7 +19,9 @@ import anyio
 from .._background import loop_here
 from .._input import StreamInput
 from ..errors import LimitExceededError
+from .framing import block_of
 from .runner import ChunkWriter, Producer, keep_place
+from .wire import SSEDecoder
 
 T = TypeVar("T")
 
@@ -36,18 +38,22 @@ PAUSE_SECONDS: Final = 0.002
 """How far a thread may be ahead of the storage, and how long it waits when it is."""
 
 
-def producer_of(source: Source) -> Producer:
-    """Give what writes a source's chunks to a stream. TypeError: it is no source. A function is called when that runs, in its task."""
+def producer_of(source: Source, *, reads_events: bool = False) -> Producer:
+    """Give what writes a source's chunks to a stream. TypeError: it is no source. A function is called when that runs, in its task.
+
+    `reads_events`: chunks of text are server-sent events, cut anywhere, and each of these is stored as a `Block`.
+    """
+    read = _events_in if reads_events else _as_they_are
     if _is_chunks(source):
         chunks = cast("Chunks", source)
-        return lambda stream, _stop: _write_all(stream, chunks)
+        return lambda stream, _stop: _write_all(stream, read(chunks))
     if inspect.iscoroutine(source):
         source.close()  # or Python warns that nobody awaited it
     if not callable(source) or isinstance(source, type):
         raise TypeError(
             f"a stream is made of an iterable of chunks, async or not, or of a function that makes one, and not of {_kind(source)}"
         )
-    return _made_by(source)
+    return _made_by(source, read)
 
 
 async def close(source: object) -> None:
@@ -67,7 +73,7 @@ def _log_unclosed(source: object, error: Exception) -> None:
     logger.warning("a stream's source, a %s, could not be closed", type(source).__name__, exc_info=error)
 
 
-def _made_by(function: Callable[..., object]) -> Producer:
+def _made_by(function: Callable[..., object], read: Callable[[Chunks], Chunks]) -> Producer:
     takes_stream, blocks = _takes_argument(function), _may_block(function)
 
     async def produce(stream: StreamInput, _stop: anyio.Event) -> object:
@@ -78,7 +84,7 @@ def _made_by(function: Callable[..., object]) -> Producer:
             made = await cast("Awaitable[object]", made)
         # A list may be a result; what has to be iterated to be known is none.
         if isinstance(made, AsyncIterable | Iterator):
-            await _write_all(stream, cast("Chunks", made))
+            await _write_all(stream, read(cast("Chunks", made)))
             return None
         return made
 
@@ -135,6 +141,44 @@ async def _write_all(stream: StreamInput, chunks: Chunks) -> None:
         await _in_thread(stream.id, lambda: _write_here(stream, chunks))
 
 
+def _as_they_are(chunks: Chunks) -> Chunks:
+    return chunks
+
+
+def _events_in(chunks: Chunks) -> Chunks:
+    """Give the events in chunks of text, and all other chunks as they are."""
+    decoder = SSEDecoder()
+
+    async def read() -> AsyncGenerator[object]:
+        assert isinstance(chunks, AsyncIterable)
+        try:
+            async for chunk in chunks:
+                for event in _events_of(decoder, chunk):
+                    yield event
+        finally:
+            await close(chunks)
+
+    def read_here() -> Generator[object]:
+        assert isinstance(chunks, Iterable)
+        try:
+            for chunk in chunks:
+                yield from _events_of(decoder, chunk)
+        finally:
+            _close_here(chunks)
+
+    return read() if isinstance(chunks, AsyncIterable) else read_here()
+
+
+def _events_of(decoder: SSEDecoder, chunk: object) -> Iterable[object]:
+    match chunk:
+        case str():
+            return map(block_of, decoder.feed(chunk.encode()))
+        case bytes() | bytearray() | memoryview():
+            return map(block_of, decoder.feed(bytes(chunk)))
+        case _:
+            return (chunk,)
+
+
 async def _in_thread(name: str, function: Callable[[], T]) -> T:
     """Call a function in a thread. It cannot be cancelled: it is left alone then, and keeps its producer's place until it returns."""
     loop, over, give_back_place = loop_here(), anyio.Event(), keep_place()
@@ -173,12 +217,16 @@ def _write_here(stream: StreamInput, chunks: Iterable[object]) -> None:
             while offset - stream.tail >= MOST_AHEAD and not stream.is_closed:
                 time.sleep(PAUSE_SECONDS)
     finally:
-        function: Any = getattr(chunks, "close", None)
-        if callable(function):
-            try:
-                function()
-            except Exception as error:
-                _log_unclosed(chunks, error)
+        _close_here(chunks)
+
+
+def _close_here(chunks: Iterable[object]) -> None:
+    function: Any = getattr(chunks, "close", None)
+    if callable(function):
+        try:
+            function()
+        except Exception as error:
+            _log_unclosed(chunks, error)
 
 
 def _write_when_there_is_room(stream: StreamInput, chunk: object, last: int) -> int:

@@ -1,8 +1,10 @@
 """What Starlette and FastAPI need: a response that is any ASGI app, and counts as a response all the same; and answers to our errors."""
 
 import sys
+from collections.abc import Awaitable, Callable
 from typing import Final
 
+import anyio
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -46,6 +48,23 @@ class ASGIResponse(Response):
             await send(message)
 
         return send_with_ours
+
+
+async def take_over(request: Request, read_body: Callable[[], Awaitable[bytes | None]]) -> None:
+    """Read what is left of a request's body, and let nobody else listen to its client from here on, but who shows the answer.
+
+    A producer may ask for the body then, and its `is_disconnected` is false: as tutorials have it, it would end the run with its first
+    reader. Starlette has no public way to say this.
+    """
+    is_read = hasattr(request, "_body") or getattr(request, "_stream_consumed", False)
+    if not is_read:
+        request._body = await read_body() or b""  # noqa: SLF001 - as Starlette's own middlewares do
+
+    async def silent() -> Message:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    request._receive = silent  # noqa: SLF001 - as above
 
 
 def answer_errors(app: Starlette) -> None:
