@@ -48,7 +48,7 @@ class Kind:
     @property
     def workers(self) -> int:
         """How many workers it has."""
-        return 2 if "--workers" in self.command else 1
+        return int(self.command[self.command.index("--workers") + 1]) if "--workers" in self.command else 1
 
 
 def uvicorn(*options: str, app: str = f"{MODULE}:app", terminated: int = 0) -> Kind:

@@ -266,7 +266,7 @@ async def _around(packets: list[bytes]) -> tuple[list[StreamEventType], bytes, b
                 (info,) = await streams.list()
                 async with streams.subscribe(info.id) as subscription:
                     events = [event.type async for event in subscription]
-    return events, b"".join(sent), "answer" not in info.metadata
+    return events, b"".join(sent), not info.metadata["answer"]
 
 
 # JSON as no encoder of ours would write it

@@ -12,7 +12,7 @@ import anyio
 import anyio.lowlevel
 import httpx
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse as FastAPIEventSourceResponse
 from fastapi.sse import ServerSentEvent
@@ -22,7 +22,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from tests.http.servers import STREAM_ID, Reading, events_of, http_to, until, without_lives
 
 from streamkeep import InMemoryStreamManager, PublicError, StreamManager
-from streamkeep.http import DurableStreaming, StreamsHTTP
+from streamkeep.http import DurableStreaming, SSEFraming, StreamsHTTP
 from streamkeep.http.exchange import SEEN_BODY_BYTES
 from streamkeep.http.response import ASGIApp, Receive, Scope, Send
 
@@ -301,7 +301,7 @@ async def test_a_post_that_is_sent_again_with_its_cursor_goes_on_and_starts_noth
         by_query = await http.post("/", json={}, params={"lastEventId": ids[1]})
         stream = first.headers[STREAM_ID]
         await streams.delete(stream)
-        async with streams.open(stream, metadata={"route": "/"}) as again:
+        async with streams.open(stream, metadata={"route": "/", "answer": ""}) as again:
             await again.done()
         earlier_life = await http.post("/", json={}, headers={"Last-Event-ID": ids[0]})
         await streams.delete(stream)
@@ -379,6 +379,39 @@ async def test_json_rpc_passes_byte_for_byte(request_: dict[str, Any]) -> None:
         assert not await streams.list()
     assert answer.content == body
     assert STREAM_ID not in answer.headers
+
+
+@pytest.mark.promise("P22")
+async def test_what_the_app_has_made_durable_itself_is_the_apps() -> None:
+    streams_http = StreamsHTTP(InMemoryStreamManager())
+    app = FastAPI()
+    starts: list[int] = []
+
+    async def numbers() -> AsyncGenerator[int]:
+        starts.append(1)
+        yield 0
+        yield 1
+
+    @app.post("/chat/{chat}")
+    async def ask(request: Request, chat: str) -> Response:
+        return await streams_http.respond(request, numbers(), id=chat, owner="ann", framing=SSEFraming())
+
+    @app.delete("/chat/{chat}")
+    async def stop(request: Request, chat: str) -> Response:
+        return await streams_http.cancel(request, chat, owner="ann")
+
+    async with http_to(DurableStreaming(app, streams_http)) as http:
+        first = await http.post("/chat/c", headers={"Idempotency-Key": "k"})
+        again = await http.post("/chat/c", headers={"Idempotency-Key": "k"})
+        named = await http.post("/chat/c", headers={STREAM_ID: "c"})
+        rest = await http.post("/chat/c", headers={"Last-Event-ID": first.text.split("id: ")[1].partition("\n")[0]})
+        stopped = await http.delete("/chat/c", headers={STREAM_ID: "c"})
+        assert [info.id for info in await streams_http.streams.list()] == ["c"]
+    assert first.headers.get_list(STREAM_ID) == ["c"]
+    assert first.content == again.content == named.content
+    assert first.content.endswith(rest.content.removeprefix(b"retry: 2000\n"))
+    assert stopped.json() == {"stopped": False}
+    assert starts == [1]
 
 
 async def test_text_about_json_rpc_is_no_json_rpc() -> None:

@@ -699,7 +699,7 @@ def naming(stream: str) -> list[tuple[str, str]]:
 def framing_of(info: StreamInfo, scope: Scope, default: Callable[[], Framing] = SSEFraming) -> Framing:
     """Give the framing that a stream is kept in, if it is one passed through; the default if it is not."""
     kept = info.metadata.get(ANSWER)
-    return default() if kept is None else kept_framing(kept, id_first="x-run-id" in headers_of(scope))
+    return kept_framing(kept, id_first="x-run-id" in headers_of(scope)) if kept else default()
 
 
 def _told(framing: Framing, error: Exception | None = None) -> ASGIApp:

@@ -27,7 +27,7 @@ from ..events import ErrorInfo, hidden_error
 from .app import StreamsHTTP, naming
 from .framing import ANSWER, GenkitFraming, KeptAnswer, block_of, keep_answer, kept_framing, media_type_of
 from .place import query_of
-from .response import ASGIApp, Message, Receive, Scope, Send, errors_answered, headers_of
+from .response import STREAM_ID_HEADER, ASGIApp, Message, Receive, Scope, Send, errors_answered, headers_of
 from .runner import SAVE_SECONDS, SHUT_DOWN, ChunkWriter
 from .wire import Failure, GenkitDecoder, Result, SSEDecoder, wants_stream
 from .wire import Message as Chunk
@@ -129,7 +129,7 @@ class Exchange:
         self._parser.decode = _decoding(headers.get("content-encoding", ""))
         stream = str(uuid.uuid4())
         try:
-            await self._http.launch(self._scope, stream, self._produce, {}, {} if is_genkits else {ANSWER: keep_answer(answer)})
+            await self._http.launch(self._scope, stream, self._produce, {}, {ANSWER: "" if is_genkits else keep_answer(answer)})
         except BaseException as error:
             self._is_refused = True
             self._begun.set()
@@ -251,7 +251,12 @@ class Exchange:
         headers = _headers_of(head)
         if head["status"] != 200 or media_type_of(headers.get("content-type", "")) not in self._media_types:
             return False
-        if "mcp-session-id" in headers or "mcp-protocol-version" in headers_of(self._scope) or self._body.is_json_rpc:
+        if (
+            STREAM_ID_HEADER in headers
+            or "mcp-session-id" in headers
+            or "mcp-protocol-version" in headers_of(self._scope)
+            or self._body.is_json_rpc
+        ):
             return False
         encoding = headers.get("content-encoding", "")
         if _decoding(encoding) is None:

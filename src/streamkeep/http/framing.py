@@ -314,7 +314,7 @@ class NDJSONFraming:
 
 
 ANSWER: Final = "answer"
-"""The name in a stream's metadata under which it is kept how an answer was that was passed through."""
+"""The name in a stream's metadata under which it is kept how an answer was that was passed through; empty if it was Genkit's."""
 
 
 class KeptAnswer(msgspec.Struct, frozen=True, omit_defaults=True):

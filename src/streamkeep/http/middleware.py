@@ -12,8 +12,8 @@ from .._manager import StreamManager
 from ..errors import InvalidArgumentError, StreamkeepError
 from .app import StreamsHTTP
 from .exchange import Exchange
-from .framing import parse_cursor
-from .place import query_of, run_of
+from .framing import ANSWER, parse_cursor
+from .place import query_of, run_of, stream_named_in
 from .response import STREAM_ID_HEADER, ASGIApp, Message, Receive, Scope, Send, errors_answered, headers_of
 
 EVENT_STREAM: Final = "text/event-stream"
@@ -30,8 +30,8 @@ class DurableStreaming:
     a second later. To a client of Genkit's (`{"data": …}`, or no body, that accepts an event stream) frames of Genkit's are Genkit's
     exchange: errors in them are stored in full, and readers get their status only.
 
-    All else passes byte for byte: other methods and answers, WebSockets, JSON-RPC and so MCP, whose answers belong to their request, and
-    answers in an encoding that is not known here (put compression around this, not inside).
+    All else passes byte for byte: other methods and answers, WebSockets, JSON-RPC and so MCP, whose answers belong to their request,
+    answers in an encoding that is not known here (put compression around this, not inside), and what is durable already (`respond`).
 
     Its lifespan starts what it needs after the inner app's start-up and stops it before the inner app's shutdown.
 
@@ -67,12 +67,15 @@ class DurableStreaming:
             case "http", "POST" if self._when(scope):
                 await self._post(scope, receive, send)
             case "http", "DELETE" if STREAM_ID_HEADER in headers_of(scope) and self._when(scope):
-                await self._http.stop(scope, send, {})
+                if await self._is_the_apps(scope):
+                    await self._app(scope, receive, send)
+                else:
+                    await self._http.stop(scope, send, {})
             case _:
                 await self._app(scope, receive, send)
 
     async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if names_a_stream(scope):
+        if names_a_stream(scope) and not await self._is_the_apps(scope):
             async with errors_answered(send):
                 if await self._http.read_body(scope, receive) is not None:
                     await self._http.resume(scope, receive, send, {})
@@ -83,12 +86,24 @@ class DurableStreaming:
             exchange = Exchange(self._http, self._app, scope, self._media_types, self._kept_headers)
             await exchange.answer(receive, send)
 
+    async def _is_the_apps(self, scope: Scope) -> bool:
+        """Say whether a request names a stream that the app has made durable itself, by `respond` say, and so sees to itself."""
+        stream, _ = stream_named_in(scope)
+        try:
+            return not await self._is_ours(stream or "")
+        except StreamkeepError:
+            return False
+
+    async def _is_ours(self, stream: str) -> bool:
+        return ANSWER in (await self._http.streams.info(stream)).metadata
+
     async def _repeated(self, scope: Scope) -> str | None:
         """Give the stream that this very request has started when it was sent before, as its `Idempotency-Key` says."""
         if run_of(scope) is None or not self._http.is_running:
             return None
         try:
-            return await self._http.started_by(scope, {})
+            stream = await self._http.started_by(scope, {})
+            return stream if await self._is_ours(stream) else None
         except StreamkeepError:
             return None  # whether it may start one is asked again when it does
 
