@@ -375,7 +375,8 @@ MCP: Final = {"method": "tools/call", "params": {}, "jsonrpc": "2.0", "id": 1}
 async def test_json_rpc_passes_byte_for_byte(request_: dict[str, Any]) -> None:
     body = b"id: theirs\r\nevent: message\r\ndata: {}\r\n\r\n: ping\r\n\r\n"
     async with around(answering(body)) as (http, streams):
-        answer = await http.post("/", **{**request_, "headers": {**SSE, **request_.get("headers", {})}})
+        headers = {**SSE, **request_.get("headers", {})}
+        answer = await http.post("/", content=request_.get("content"), json=request_.get("json"), headers=headers)
         assert not await streams.list()
     assert answer.content == body
     assert STREAM_ID not in answer.headers
