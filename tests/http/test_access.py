@@ -3,11 +3,14 @@
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
+from uuid import UUID
 
 import anyio
 import httpx
 import pytest
+from fastapi import HTTPException
 from genkit import ActionRunContext
+from starlette.exceptions import HTTPException as StarletteHTTPException
 from tests.http.servers import STREAM_ID, STREAMING, durable_app, http_to, wrapped_app
 
 from streamkeep import InMemoryStreamManager
@@ -182,3 +185,64 @@ async def test_without_authorize_whoever_knows_an_id_may() -> None:
     async with http_to(durable_app(one)) as http:
         stream = (await http.post("/one", json={}, headers=STREAMING)).headers[STREAM_ID]
         assert [code for code, _ in await answers(http, "", stream)] == [200] * 6
+
+
+# As FastAPI's users write it
+
+
+class RefusedError(Exception):
+    """Not an HTTPException, although it has a code."""
+
+    status_code = 418
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "status"),
+    [
+        (HTTPException(401, "sign in first", {"WWW-Authenticate": "Bearer"}), 401, "UNAUTHENTICATED"),
+        (StarletteHTTPException(403, "not yours"), 403, "PERMISSION_DENIED"),
+        (HTTPException(402, {"plan": "free"}), 402, "UNKNOWN"),
+        (RefusedError("secret"), 500, "INTERNAL"),
+    ],
+)
+async def test_an_http_exception_of_authorize_means_what_it_says(error: Exception, code: int, status: str) -> None:
+    def authorize(_: Access) -> str:
+        raise error
+
+    streams_http = StreamsHTTP(InMemoryStreamManager(), authorize=authorize)
+    async with http_to(streams_http, lifespan="off") as http, streams_http:
+        answer = await http.get("/s")
+    assert (answer.status_code, answer.json()["error"]["status"]) == (code, status)
+    detail = getattr(error, "detail", "internal")
+    assert answer.json()["error"]["details" if isinstance(detail, dict) else "message"] == detail
+    assert ("www-authenticate" in answer.headers) == (code == 401)
+
+
+@pytest.mark.parametrize("user", [7, UUID("12345678-1234-5678-1234-567812345678")], ids=["int", "uuid"])
+async def test_an_owner_is_the_text_of_whatever_names_it(user: object) -> None:
+    streams_http = StreamsHTTP(InMemoryStreamManager(), authorize=lambda _: user)
+    async with http_to(streams_http, lifespan="off") as http, streams_http:
+        async with streams_http.streams.open("s", owner=str(user)) as stream:
+            await stream.done()
+        assert (await http.get("/s")).status_code == 200
+        async with streams_http.streams.open("t", owner="8") as stream:
+            await stream.done()
+        assert (await http.get("/t")).status_code == 404
+
+
+async def test_authorize_sees_what_a_browser_can_send() -> None:
+    seen: list[tuple[dict[str, str], dict[str, str]]] = []
+
+    def authorize(access: Access) -> str:
+        seen.append((dict(access.cookies), dict(access.query)))
+        return access.cookies.get("session") or access.query.get("token", "")
+
+    streams_http = StreamsHTTP(InMemoryStreamManager(), authorize=authorize)
+    async with http_to(streams_http, lifespan="off") as http, streams_http:
+        async with streams_http.streams.open("s", owner="ann") as stream:
+            await stream.done()
+        by_cookie = await http.get("/s", headers={"Cookie": "a=1; session=ann; b"})
+        by_query = await http.get("/s?token=ann")
+        neither = await http.get("/s", headers={"Cookie": 'session="; \x00=,'})
+    assert [answer.status_code for answer in (by_cookie, by_query, neither)] == [200, 200, 404]
+    assert seen[1] == ({}, {"token": "ann"})

@@ -17,7 +17,7 @@ from genkit_fastapi import serve_flow
 from pydantic import BaseModel
 from tests.http.servers import STREAM_ID, STREAMING, Reading, count, events_of, flow_of, frames_of, http_to, serving
 
-from streamkeep import InMemoryStreamManager, StreamManager
+from streamkeep import InMemoryStreamManager, Limits, StreamManager
 from streamkeep.errors import StorageError
 from streamkeep.http import DurableStreaming, StreamsHTTP
 from streamkeep.http.app import MAX_BODY_BYTES
@@ -421,3 +421,32 @@ async def test_a_heartbeat_fills_the_gaps_of_the_inner_app() -> None:
         await reading.until(b"data:   ")
         go.set()
         assert json.loads((await reading.whole()).removeprefix(b"data:")) == {"result": "output", "offset": 0}
+
+
+# Long frames, and other scripts
+
+
+async def test_a_frame_may_be_as_long_as_an_event_of_the_manager() -> None:
+    text = "x" * (9 << 20)
+    streams = StreamManager(MemoryStorage(), limits=Limits(max_event_bytes=10 << 20))
+    frames = [b'data: {"message":"%b"}\n\n' % text.encode(), b'data: {"result":1}\n\n']
+    async with around(answering(*frames), streams) as (http, _):
+        answer = await http.post("/", headers=STREAMING)
+    assert frames_of(answer.content)[0]["message"] == text
+    async with around(answering(*frames)) as (http, _):
+        refused = await http.post("/", headers=STREAMING)
+    (error,) = frames_of(refused.content)
+    assert isinstance(error["error"], dict)
+    assert error["error"]["status"] == "RESOURCE_EXHAUSTED"
+
+
+@pytest.mark.parametrize("framing", ["genkit", "own"])
+async def test_text_is_stored_as_utf_8_however_it_was_escaped(framing: str) -> None:
+    frame = (
+        b'data: {"message":"\\u4e16\\u754c"}\n\ndata: {"result":1}\n\n' if framing == "genkit" else "data: 世界\n\n".encode()
+    )
+    async with around(answering(frame)) as (http, streams):
+        answer = await http.post("/", headers=STREAMING)
+        async with streams.subscribe(answer.headers[STREAM_ID]) as events:
+            first, *_ = await events.batch()
+    assert "世界".encode() in first.data

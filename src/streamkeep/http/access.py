@@ -6,11 +6,14 @@ metadata. For everybody else it does not exist: the answer is the same as for an
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from http.cookies import CookieError, SimpleCookie
 from typing import Any, Literal
 
 from .._listing import StreamInfo
 from ..errors import StreamNotFoundError
+from .place import query_of
 
 Action = Literal["start", "read", "resume", "stop", "list"]
 
@@ -34,16 +37,31 @@ class Access:
     stream: StreamInfo | None = None
     context: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def cookies(self) -> Mapping[str, str]:
+        """The request's cookies: what an `EventSource` can send. Malformed ones are left out."""
+        jar: SimpleCookie = SimpleCookie()
+        with suppress(CookieError):
+            jar.load(self.headers.get("cookie", ""))
+        return {name: morsel.value for name, morsel in jar.items()}
 
-Authorize = Callable[[Access], "str | Awaitable[str | None] | None"]
-"""Gives the name of who is asking (None: nobody in particular), or raises `PublicError` to reject the request, say with
-PERMISSION_DENIED. Whoever started a stream owns it: nobody under another name can read, resume or stop it."""
+    @property
+    def query(self) -> Mapping[str, str]:
+        """The request's query, of repeated names the last: the other thing. InvalidArgumentError: it is malformed."""
+        return query_of(self.scope)
+
+
+Authorize = Callable[[Access], "object | Awaitable[object]"]
+"""Gives the name of who is asking, or whatever has one as its text, such as a number or a UUID (None: nobody in particular); or raises
+`PublicError`, say with PERMISSION_DENIED, or Starlette's or FastAPI's `HTTPException`, to reject the request. Whoever started a stream owns
+it: nobody under another name can read, resume or stop it."""
 
 
 async def owner_of(authorize: Authorize | None, access: Access) -> str:
     """Ask who is asking. Raises whatever `authorize` raises, and StreamNotFoundError if the stream is somebody else's."""
     answer = authorize(access) if authorize else None
-    owner = (await answer if inspect.isawaitable(answer) else answer) or ""
+    answer = await answer if inspect.isawaitable(answer) else answer
+    owner = "" if answer is None else str(answer)
     check_owner(access.stream, owner)
     return owner
 

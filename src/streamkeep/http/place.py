@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Final
+from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from .._listing import StreamInfo
@@ -78,7 +78,7 @@ def run_of(scope: Scope) -> str | None:
     return None if not key else sha256(f"{scope['path']}\n{key}".encode()).hexdigest()
 
 
-def query_of(scope: Scope) -> Mapping[str, str]:
+def query_of(scope: Mapping[str, Any]) -> Mapping[str, str]:
     """Give a request's query; of repeated names the last. InvalidArgumentError: it is malformed."""
     try:
         return dict(

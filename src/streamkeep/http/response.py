@@ -163,7 +163,30 @@ async def errors_answered(send: Send) -> AsyncGenerator[None]:
     except BodyRefusedError as error:
         await send_error(send, shown_error(error), error.code, error.headers)
     except Exception as error:
-        await send_error(send, shown_error(error), code_of(error))
+        refusal = _refusal_of(error)
+        if refusal is None:
+            await send_error(send, shown_error(error), code_of(error))
+        else:
+            await send_error(send, *refusal)
+
+
+def _refusal_of(error: Exception) -> tuple[ErrorInfo, int, Iterable[tuple[str, str]]] | None:
+    """Give what Starlette's and FastAPI's `HTTPException` says: known by its name and attributes, for neither need be installed."""
+    code: object = getattr(error, "status_code", None)
+    if (
+        not isinstance(code, int)
+        or not 400 <= code <= 599
+        or "HTTPException" not in {class_.__name__ for class_ in type(error).__mro__}
+    ):
+        return None
+    status: Status = next((status for status, known in HTTP_CODES.items() if known == code), "UNKNOWN")
+    detail, headers = getattr(error, "detail", ""), getattr(error, "headers", None) or {}
+    logger.info("a request was refused: %s", error)
+    return (
+        ErrorInfo(status, detail if isinstance(detail, str) else "", None if isinstance(detail, str) else detail),
+        code,
+        headers.items(),
+    )
 
 
 async def disconnected(receive: Receive) -> None:
