@@ -6,9 +6,7 @@ metadata. For everybody else it does not exist: the answer is the same as for an
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
 from typing import Any, Literal
 
 from .._listing import StreamInfo
@@ -39,11 +37,9 @@ class Access:
 
     @property
     def cookies(self) -> Mapping[str, str]:
-        """The request's cookies: what an `EventSource` can send. Malformed ones are left out."""
-        jar: SimpleCookie = SimpleCookie()
-        with suppress(CookieError):
-            jar.load(self.headers.get("cookie", ""))
-        return {name: morsel.value for name, morsel in jar.items()}
+        """The request's cookies, as browsers send them (RFC 6265, 5.4): what an `EventSource` can carry."""
+        pairs = (pair.partition("=") for pair in self.headers.get("cookie", "").split(";"))
+        return {name.strip(): value.strip().strip('"') for name, equals, value in pairs if equals}
 
     @property
     def query(self) -> Mapping[str, str]:
