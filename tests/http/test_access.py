@@ -243,6 +243,6 @@ async def test_authorize_sees_what_a_browser_can_send() -> None:
             await stream.done()
         by_cookie = await http.get("/s", headers={"Cookie": "a=1; session=ann; b"})
         by_query = await http.get("/s?token=ann")
-        neither = await http.get("/s", headers={"Cookie": 'session="; \x00=,'})
+        neither = await http.get("/s", headers={"Cookie": "session; =;;"})
     assert [answer.status_code for answer in (by_cookie, by_query, neither)] == [200, 200, 404]
     assert seen[1] == ({}, {"token": "ann"})
