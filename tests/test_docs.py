@@ -85,7 +85,7 @@ PROGRAMS = [
     pytest.param(page, block, id=f"{name_of(page)}-{number}")
     for page in PAGES
     for number, block in enumerate(blocks(page))
-    if is_program(block) and page.name != "README.md"
+    if is_program(block)
 ]
 
 
