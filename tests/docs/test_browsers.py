@@ -17,7 +17,14 @@ from streamkeep.integrations.fastapi import durable_flow
 
 PAGE: Final = ROOT / "docs/how-to/browsers.md"
 ORIGIN: Final = {"Origin": "https://app.example"}
-SENT: Final = ["X-Genkit-Stream-Id", "X-Genkit-Stream-Offset", "Last-Event-ID", "Idempotency-Key", "Authorization", "Content-Type"]
+SENT: Final = [
+    "X-Genkit-Stream-Id",
+    "X-Genkit-Stream-Offset",
+    "Last-Event-ID",
+    "Idempotency-Key",
+    "Authorization",
+    "Content-Type",
+]
 
 
 def shown_app() -> Any:

@@ -28,7 +28,7 @@ async def served(directory: Path, port: int) -> AsyncGenerator[httpx.AsyncClient
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
             with anyio.fail_after(30):
-                while not await is_up(http):
+                while not await is_up(http):  # noqa: ASYNC110 - no event tells
                     await anyio.sleep(0.05)
             yield http
         server.terminate()

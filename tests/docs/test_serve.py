@@ -36,7 +36,9 @@ async def test_an_endpoint_of_ones_own_is_started_followed_and_stopped() -> None
     async with http_to(shown_with("def stop(")["app"]) as http:
         answer = await http.post("/chat/c", params=WORDS)
         nothing_runs = await http.get("/chat/c/stream")
-        rest = await http.get("/chat/c/stream", headers={"Last-Event-ID": answer.text.partition("\nid: ")[2].partition("\n")[0]})
+        rest = await http.get(
+            "/chat/c/stream", headers={"Last-Event-ID": answer.text.partition("\nid: ")[2].partition("\n")[0]}
+        )
         stopped = await http.delete("/chat/c")
         by_get = await http.get(f"/streams/{answer.headers[STREAM_ID]}")
         nobody = await http.get("/streams/")
