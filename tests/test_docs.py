@@ -1,4 +1,8 @@
-"""What the README and the docs show, runs; what they link to, is there."""
+"""What the README and the docs show, runs; what they link to, is there.
+
+A block of Python that begins with an import, or with a comment that names its file (`# app.py`), is a whole program, and is run. One
+that has tests in it is run by pytest. All others are fragments, and must compile.
+"""
 
 import re
 import subprocess
@@ -9,10 +13,25 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]
+FILE_NAME = re.compile(r"# ([a-z_]+\.py)\n")
 
 
 def blocks(page: Path) -> list[str]:
+    """Give the Python that a page shows."""
     return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def is_program(block: str) -> bool:
+    return block.startswith(("import ", "from ")) or FILE_NAME.match(block) is not None
+
+
+def named_files(page: Path) -> dict[str, str]:
+    """Give the files that a page shows by their names."""
+    return {match[1]: block for block in blocks(page) if (match := FILE_NAME.match(block))}
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
 def test_the_readmes_twenty_lines_print_what_the_readme_says(tmp_path: Path) -> None:
@@ -25,33 +44,72 @@ def test_the_readmes_twenty_lines_print_what_the_readme_says(tmp_path: Path) -> 
 def test_the_loop_around_genkits_client_is_the_one_that_is_tested() -> None:
     shown = re.findall(
         r"^```js\n.*?^(export async function\* reconnecting.*?)^```$",
-        (ROOT / "docs/how-to/serve.md").read_text(),
+        (ROOT / "docs/reference/http.md").read_text(),
         re.MULTILINE | re.DOTALL,
     )
     tested = (ROOT / "tests/network/reconnecting.mjs").read_text()
     assert shown == [tested[tested.index("export async function*") :]]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_what_a_page_links_to_is_there(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_section_that_a_page_links_to_is_there(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#:]*)#([^)]*)\)", page.read_text())
+    missing = [
+        f"{path}#{section}" for path, section in targets if section not in sections(page.parent / path if path else page)
+    ]
+    assert missing == []
+
+
+def sections(page: Path) -> set[str]:
+    """Give the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL), re.MULTILINE
+    )
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/how-to/*.md")), ids=name_of)
+def test_a_how_to_says_what_to_install(page: Path) -> None:
+    assert re.search(r'pip install (streamkeep|"streamkeep\[\w+(,\w+)*\]")', page.read_text())
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=name_of)
 def test_the_python_that_a_page_shows_is_python(page: Path) -> None:
     for block in blocks(page):
         compile("async def shown():\n" + re.sub("^", "    ", block, flags=re.MULTILINE), str(page), "exec", dont_inherit=True)
 
 
 PROGRAMS = [
-    block
-    for page in ("write", "read", "keys")
-    for block in blocks(ROOT / f"docs/how-to/{page}.md")
-    if "from streamkeep import StreamManager" in block or "from streamkeep import StreamEventType" in block
+    pytest.param(page, block, id=f"{name_of(page)}-{number}")
+    for page in PAGES
+    for number, block in enumerate(blocks(page))
+    if is_program(block)
 ]
 
 
-@pytest.mark.parametrize("block", PROGRAMS)
-def test_the_programs_on_reading_and_writing_run_without_a_warning(block: str, tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-W", "error", "-c", block], cwd=tmp_path, check=True, timeout=30)
+@pytest.mark.parametrize(("page", "block"), PROGRAMS)
+def test_a_program_that_a_page_shows_runs_without_a_warning(page: Path, block: str, tmp_path: Path) -> None:
+    for name, text in named_files(page).items():
+        (tmp_path / name).write_text(text)
+    if "def test_" in block:
+        (tmp_path / "test_shown.py").write_text(block)
+        command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "none.ini", "--rootdir", ".", "test_shown.py"]
+        (tmp_path / "none.ini").write_text("[pytest]\n")
+    else:
+        command = ["-W", "error", "-c", block]
+    ran = subprocess.run(
+        [sys.executable, *command],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=50,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout

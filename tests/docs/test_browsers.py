@@ -1,0 +1,141 @@
+"""Browsers and CORS: what the page says of headers holds with Starlette's own middleware."""
+
+from collections.abc import AsyncGenerator
+from typing import Any, Final
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.middleware.cors import CORSMiddleware
+from tests.http.servers import STREAM_ID, STREAMING, count, flow_of, http_to
+from tests.test_docs import ROOT, blocks
+
+from streamkeep import InMemoryStreamManager
+from streamkeep.http import DurableStreaming, SSEFraming, StreamsHTTP
+from streamkeep.integrations.fastapi import durable_flow
+
+PAGE: Final = ROOT / "docs/how-to/browsers.md"
+ORIGIN: Final = {"Origin": "https://app.example"}
+SENT: Final = [
+    "X-Genkit-Stream-Id",
+    "X-Genkit-Stream-Offset",
+    "Last-Event-ID",
+    "Idempotency-Key",
+    "Authorization",
+    "Content-Type",
+]
+
+
+def shown_app() -> Any:
+    """Give the page's first app."""
+    shown: dict[str, Any] = {}
+    program = blocks(PAGE)[0].replace("sqlite:///streams.db", "memory://")
+    exec(compile(program, str(PAGE), "exec", dont_inherit=True), shown)
+    return shown["app"]
+
+
+async def preflight(http: httpx.AsyncClient, method: str, path: str, headers: str) -> httpx.Response:
+    asking = {**ORIGIN, "Access-Control-Request-Method": method, "Access-Control-Request-Headers": headers}
+    return await http.options(path, headers=asking)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/ask"), ("GET", "/streams/s"), ("DELETE", "/streams/s"), ("POST", "/streams/s/cancel")]
+)
+async def test_a_preflight_lets_through_what_clients_send(method: str, path: str) -> None:
+    async with http_to(shown_app()) as http:
+        allowed = await preflight(http, method, path, ", ".join(SENT))
+        refused = await preflight(http, method, path, "X-Other")
+    assert (allowed.status_code, refused.status_code) == (200, 400)
+    names = {name.strip().lower() for name in allowed.headers["access-control-allow-headers"].split(",")}
+    assert {name.lower() for name in SENT} <= names
+
+
+async def test_a_page_of_another_origin_starts_reads_and_comes_back() -> None:
+    async with http_to(shown_app()) as http:
+        first = await http.post("/ask", params={"question": "Nothing is lost"}, headers=ORIGIN)
+        cursor = next(line.removeprefix("id: ") for line in first.text.splitlines() if line.startswith("id: "))
+        rest = await http.post("/ask", params={"question": "no"}, headers={**ORIGIN, "Last-Event-ID": cursor})
+        read = await http.get(f"/streams/{first.headers[STREAM_ID]}", headers=ORIGIN)
+        unknown = await http.get("/streams/unknown", headers=ORIGIN)
+        stopped = await http.delete(f"/streams/{first.headers[STREAM_ID]}", headers=ORIGIN)
+    for answer in (first, rest, read, unknown, stopped):
+        assert answer.headers["access-control-allow-origin"] == "https://app.example"
+        assert answer.headers["access-control-allow-credentials"] == "true"
+        assert answer.headers["access-control-expose-headers"] == "X-Genkit-Stream-Id"
+    assert cursor.partition("/")[0] == first.headers[STREAM_ID]
+    assert rest.text.count("event: chunk") == 2
+    assert unknown.status_code == 404
+
+
+def plain_app() -> FastAPI:
+    streams_http = StreamsHTTP(InMemoryStreamManager())
+    app = FastAPI(lifespan=streams_http.lifespan)
+
+    async def chunks() -> AsyncGenerator[int]:
+        yield 0
+
+    @app.post("/ask")
+    async def ask(request: Request) -> Response:
+        return await streams_http.respond(request, chunks(), framing=SSEFraming())
+
+    app.include_router(durable_flow(flow_of(count), streams_http))
+    return app
+
+
+@pytest.mark.parametrize(
+    ("options", "exposed"),
+    [
+        ({}, "X-Genkit-Stream-Id"),
+        ({"expose_headers": ["X-Other"]}, "X-Other"),
+        ({"expose_headers": ["X-Other", "X-Genkit-Stream-Id"]}, "X-Other, X-Genkit-Stream-Id"),
+    ],
+    ids=["ours", "theirs instead", "both"],
+)
+async def test_what_is_exposed_replaces_what_we_expose(options: dict[str, Any], exposed: str) -> None:
+    app = plain_app()
+    app.add_middleware(CORSMiddleware, allow_origins=["https://app.example"], **options)
+    async with http_to(app) as http:
+        answers = [
+            await http.post("/ask", headers=ORIGIN),
+            await http.post("/count", json={"data": 1}, headers={**ORIGIN, **STREAMING}),
+        ]
+        of_the_same_origin = await http.post("/ask")
+    assert [answer.headers["access-control-expose-headers"] for answer in answers] == [exposed, exposed]
+    assert of_the_same_origin.headers["access-control-expose-headers"] == "X-Genkit-Stream-Id"
+    assert "access-control-allow-origin" not in of_the_same_origin.headers
+
+
+@pytest.mark.parametrize("outside", [True, False], ids=["outside", "inside"])
+async def test_around_durable_streaming_the_middleware_for_cors_belongs_outside(outside: bool) -> None:
+    inner = FastAPI()
+
+    async def events() -> AsyncGenerator[bytes]:
+        yield b"data: 1\n\n"
+
+    @inner.post("/")
+    async def ask() -> StreamingResponse:
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    if not outside:
+        inner.add_middleware(CORSMiddleware, allow_origins=["https://app.example"])
+    app: Any = DurableStreaming(inner, InMemoryStreamManager())
+    if outside:
+        app = CORSMiddleware(app, allow_origins=["https://app.example"])
+    async with http_to(app) as http:
+        first = await http.post("/", headers=ORIGIN)
+        again = await http.post("/", headers={**ORIGIN, STREAM_ID: first.headers[STREAM_ID]})
+    assert "access-control-allow-origin" in first.headers
+    assert ("access-control-allow-origin" in again.headers) == outside
+
+
+async def test_a_token_in_the_query_says_who_is_asking() -> None:
+    shown: dict[str, Any] = {}
+    exec(compile(blocks(PAGE)[1].replace("sqlite:///streams.db", "memory://"), str(PAGE), "exec", dont_inherit=True), shown)
+    streams_http = shown["streams_http"]
+    async with http_to(streams_http, lifespan="off") as http, streams_http:
+        async with streams_http.streams.open("s", owner="ann") as stream:
+            await stream.done()
+        answers = [await http.get("/s", params=params) for params in ({"token": "t0k3n"}, {"token": "x"}, {})]
+    assert [answer.status_code for answer in answers] == [200, 401, 401]

@@ -1,0 +1,106 @@
+"""The tutorial: its program is served, and its steps are done, with the page's own commands."""
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import httpx
+import httpx_sse
+import pytest
+from tests.test_docs import ROOT, named_files
+
+PAGE: Final = ROOT / "docs/tutorial/first-endpoint.md"
+COMMANDS: Final = re.findall(r"^```sh\n(.*?)\n```$", PAGE.read_text(), re.MULTILINE)
+WORDS: Final = ["You", "asked:", "Why?", "Nothing", "is", "lost."]
+
+
+@asynccontextmanager
+async def served(directory: Path, port: int) -> AsyncGenerator[httpx.AsyncClient]:
+    """Run the page's command, on a port of our own; leaving stops the server as Ctrl-C does."""
+    command = [sys.executable, "-m", *shlex.split(COMMANDS[1]), "--port", str(port), "--log-level", "error"]
+    server = subprocess.Popen(command, cwd=directory)  # noqa: ASYNC220
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
+            with anyio.fail_after(30):
+                while not await is_up(http):  # noqa: ASYNC110 - no event tells
+                    await anyio.sleep(0.05)
+            yield http
+        server.terminate()
+        with anyio.fail_after(20):
+            await anyio.to_thread.run_sync(server.wait)
+    finally:
+        server.kill()
+        server.wait()
+
+
+async def is_up(http: httpx.AsyncClient) -> bool:
+    try:
+        return (await http.get("/")).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def request_of(command: str, **names: str) -> dict[str, Any]:
+    """Give what a curl command sends, with names put in."""
+    for name, value in names.items():
+        command = command.replace(name, value)
+    curl, n, *words = shlex.split(command)
+    assert (curl, n) == ("curl", "-N")
+    method = words.pop(words.index("-X") + 1) if "-X" in words else "GET"
+    headers = dict([words.pop(words.index("-H") + 1).split(": ")]) if "-H" in words else {}
+    (url,) = [word for word in words if word.startswith("http://127.0.0.1:8000/")]
+    return {"method": method, "url": url.removeprefix("http://127.0.0.1:8000"), "headers": headers}
+
+
+async def events_of(http: httpx.AsyncClient, request: dict[str, Any], count: int = 100) -> list[httpx_sse.ServerSentEvent]:
+    """Give the first events of an answer, and cut it; or all of them."""
+    events: list[httpx_sse.ServerSentEvent] = []
+    async with httpx_sse.aconnect_sse(http, **request) as source:
+        async for event in source.aiter_sse():
+            events.append(event)
+            if len(events) == count:
+                break
+    return events
+
+
+def words_of(events: list[httpx_sse.ServerSentEvent]) -> list[str]:
+    return [event.json()["text"] for event in events if event.event == "chunk"]
+
+
+def test_the_page_installs_what_its_program_needs() -> None:
+    assert COMMANDS[:2] == ['pip install "streamkeep[fastapi]" uvicorn', "uvicorn main:app"]
+    assert len(COMMANDS) == 5
+
+
+@pytest.mark.timeout(120)
+async def test_the_tutorials_steps(tmp_path: Path, free_tcp_port: int) -> None:
+    (tmp_path / "main.py").write_text(named_files(PAGE)["main.py"])
+    _, _, ask, go_on, read = COMMANDS
+    async with served(tmp_path, free_tcp_port) as http:
+        seen = await events_of(http, request_of(ask), count=2)
+        rest = await events_of(http, request_of(go_on, CURSOR=seen[-1].id))
+        page = (await http.get("/")).text
+        stream = seen[0].id.partition("/")[0]
+        async with httpx_sse.aconnect_sse(http, **request_of(ask)) as source:  # and another, which is watched twice
+            other = (await anext(source.aiter_sse())).id.partition("/")[0]
+        watched: list[list[str]] = []
+
+        async def watch() -> None:
+            watched.append(words_of(await events_of(http, request_of(read, STREAM=other))))
+
+        async with anyio.create_task_group() as windows:
+            windows.start_soon(watch)
+            windows.start_soon(watch)
+    async with served(tmp_path, free_tcp_port) as http:
+        again = await events_of(http, request_of(read, STREAM=stream))
+    assert words_of([*seen, *rest]) == words_of(again) == WORDS
+    assert watched == [WORDS, WORDS]
+    assert [rest[-1].event, again[-1].event] == ["done", "done"]
+    assert stream != other
+    assert 'new EventSource("/streams/" + location.hash.slice(1))' in page
