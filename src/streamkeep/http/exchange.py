@@ -310,41 +310,73 @@ class _SeenBody:
 
 
 class _Messages:
-    """What the server has to say, for two listeners in turn: the app, then whoever shows what it has begun. One at a time may ask."""
+    """What the server has to say. The request's body is the app's alone; that the client has gone is told to the app as long as nobody
+    else shows what it has begun, and to whoever does from then on.
+    """
 
     def __init__(self) -> None:
-        self._come: deque[Message] = deque()
+        self._body: deque[Message | Exception] = deque()
+        self._body_bytes = 0
+        self._is_whole = False
+        self._is_gone = False
+        self._is_left = False
         self._asked = anyio.Event()
         self._came = anyio.Event()
-        self._is_left = False
-        self._last: Message | None = None
 
     async def take_from(self, receive: Receive) -> None:
         """Ask the server whenever somebody asks here, and never more than that."""
-        while True:
-            await self._asked.wait()
-            self._asked = anyio.Event()
-            self._come.append(await receive())
+        try:
+            while True:
+                await self._asked.wait()
+                self._asked = anyio.Event()
+                try:
+                    self._take(await receive())
+                except Exception as error:  # such as a middleware's that finds the body too long
+                    self._body.append(error)
+                    self._is_gone = True
+                self._tell()
+        finally:
+            self._is_gone = True  # as far as anybody can say from here on
             self._tell()
 
     async def for_app(self) -> Message | None:
-        """Give the app the next message; None when the app is no longer who is told."""
-        while not self._is_left:
-            if self._come:
-                return self._come.popleft()
+        """Give the app the next message; None when there is none but that the client has gone, and that is another one's to know."""
+        while not self._body:
+            if self._is_left and self._is_whole:
+                return None
+            if self._is_gone:
+                return {"type": "http.disconnect"}
             await self._ask()
-        return None
+        message = self._body.popleft()
+        if isinstance(message, Exception):
+            raise message
+        self._body_bytes -= len(message.get("body", b""))
+        self._tell()
+        return message
 
     async def for_reader(self) -> Message:
-        """Give who shows the stream the next message."""
-        while not self._come:
-            await self._ask()
-        return self._come.popleft()
+        """Give who shows the stream the next message, of which it matters only whether the client has gone.
+
+        It looks ahead for it, but not far, where the app has not read the body.
+        """
+        if not self._is_gone:
+            if self._body_bytes < SEEN_BODY_BYTES:
+                self._asked.set()
+            await self._came.wait()
+        return {"type": "http.disconnect" if self._is_gone else "http.request"}
 
     def leave(self) -> None:
-        """Tell the app nothing more."""
+        """Tell the app no more that its client has gone."""
         self._is_left = True
         self._tell()
+
+    def _take(self, message: Message) -> None:
+        if message["type"] == "http.disconnect":
+            self._is_gone = True
+        elif not (self._is_left and self._is_whole):  # some middlewares give the same body again and again
+            self._body.append(message)
+            self._body_bytes += len(message.get("body", b""))
+            self._is_whole = not message.get("more_body", False)
 
     async def _ask(self) -> None:
         came = self._came

@@ -190,12 +190,15 @@ def _refusal_of(error: Exception) -> tuple[ErrorInfo, int, Iterable[tuple[str, s
 
 
 async def disconnected(receive: Receive) -> None:
-    """Return when the client has gone. Nothing else may read the request's body meanwhile."""
+    """Return when the client has gone, or nothing more can be heard of it. Nothing else may read the request's body meanwhile."""
     pause = 0.0
-    while (await receive())["type"] != "http.disconnect":
-        # A server has nothing more to say before; a middleware that keeps bodies may give the same one at once, again and again.
-        await anyio.sleep(pause)
-        pause = min(2 * pause + FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS)
+    try:
+        while (await receive())["type"] != "http.disconnect":
+            # A server has nothing more to say before; a middleware that keeps bodies may give the same one at once, again and again.
+            await anyio.sleep(pause)
+            pause = min(2 * pause + FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS)
+    except Exception as error:  # a middleware's; what it is about, whoever is outside knows
+        logger.info("a client is taken for gone, because receiving failed", exc_info=error)
 
 
 async def send_events(
