@@ -3,18 +3,17 @@
 import gzip
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from typing import Any, Final
+from typing import Final
 
 import anyio
-import httpx
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.background import BackgroundTask
-from tests.http.servers import STREAM_ID, Reading, events_of, http_to, raw_exchange, until, without_lives
+from tests.http.servers import STREAM_ID, Reading, events_of, http_to, until
 from tests.http.test_pass_through import answering, around, without_ids
 
-from streamkeep import InMemoryStreamManager, PublicError
+from streamkeep import InMemoryStreamManager
 from streamkeep.http import DurableStreaming, StreamsHTTP
 from streamkeep.http.response import ASGIApp, Message, Receive, Scope, Send
 

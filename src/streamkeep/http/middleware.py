@@ -9,14 +9,13 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 from .._manager import StreamManager
-from ..errors import InvalidArgumentError, StreamkeepError
+from ..errors import InvalidArgumentError
 from .app import StreamsHTTP
-from .exchange import Exchange
+from .exchange import EVENT_STREAM, Exchange
 from .framing import parse_cursor
 from .place import query_of, run_of
 from .response import STREAM_ID_HEADER, ASGIApp, Message, Receive, Scope, Send, errors_answered, headers_of
 
-EVENT_STREAM: Final = "text/event-stream"
 KEPT_HEADERS: Final = ("x-vercel-ai-ui-message-stream",)
 
 
@@ -89,7 +88,7 @@ class DurableStreaming:
             return None
         try:
             return await self._http.started_by(scope, {})
-        except StreamkeepError:
+        except Exception:
             return None  # whether it may start one is asked again when it does
 
 
