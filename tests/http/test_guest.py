@@ -3,6 +3,7 @@
 import gzip
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from datetime import timedelta
 from typing import Final
 
 import anyio
@@ -15,7 +16,7 @@ from tests.http.test_pass_through import answering, around, without_ids
 
 from streamkeep import InMemoryStreamManager
 from streamkeep.http import DurableStreaming, StreamsHTTP
-from streamkeep.http.response import ASGIApp, Message, Receive, Scope, Send
+from streamkeep.http.response import ASGIApp, Message, Receive, Scope, Send, Timeouts
 
 SSE_HEAD: Final[Message] = {
     "type": "http.response.start",
@@ -312,3 +313,18 @@ async def test_who_cannot_be_told_by_authorize_is_refused_streams_only() -> None
     async with http_to(DurableStreaming(app, streams_http)) as http:
         answer = await http.post("/pay", json={}, headers={"Idempotency-Key": "k"})
     assert (answer.status_code, answer.json()) == (200, {"paid": 1})
+
+
+async def test_where_a_server_cannot_cut_an_answer_that_is_not_whole_it_is_told_in_words() -> None:
+    streams = InMemoryStreamManager()
+    streams_http = StreamsHTTP(streams, timeouts=Timeouts(longest=timedelta(milliseconds=10)))
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async with streams_http, streams.open("s"):
+        scope = {"type": "http", "asgi": {"version": "3.0"}, "method": "GET", "path": "/s", "headers": [], "query_string": b""}
+        await streams_http(scope, anyio.sleep_forever, send)
+    assert b"DEADLINE_EXCEEDED" in b"".join(message.get("body", b"") for message in sent)
+    assert not sent[-1].get("more_body", False)
