@@ -315,16 +315,44 @@ async def test_who_cannot_be_told_by_authorize_is_refused_streams_only() -> None
     assert (answer.status_code, answer.json()) == (200, {"paid": 1})
 
 
+async def test_a_key_that_was_guessed_gives_nobody_the_answer_of_somebody_else() -> None:
+    """The app signs users in, and is not asked when a request comes again."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        who = dict(scope["headers"]).get(b"authorization")
+        if who is None:
+            await send({"type": "http.response.start", "status": 401, "headers": []})
+            await send(body_of(b"", more=False))
+            return
+        await send(SSE_HEAD)
+        await send(body_of(b"data: for %b\n\n" % who, more=False))
+
+    key = {"Idempotency-Key": "1"}
+    async with around(http_only(answer)) as (http, streams):
+        ann, again, bob = [await http.post("/", headers={**key, "Authorization": who}) for who in ("ann", "ann", "bob")]
+        nobody = await http.post("/", headers=key)
+        assert len(await streams.list()) == 2
+    assert without_ids(ann.content) == b"data: for ann\n\n"
+    assert again.content == ann.content
+    assert without_ids(bob.content) == b"data: for bob\n\n"
+    assert nobody.status_code == 401
+
+
 async def test_where_a_server_cannot_cut_an_answer_that_is_not_whole_it_is_told_in_words() -> None:
     streams = InMemoryStreamManager()
     streams_http = StreamsHTTP(streams, timeouts=Timeouts(longest=timedelta(milliseconds=10)))
     sent: list[Message] = []
+
+    async def silent() -> Message:
+        await anyio.sleep_forever()
+        raise AssertionError
 
     async def send(message: Message) -> None:
         sent.append(message)
 
     async with streams_http, streams.open("s"):
         scope = {"type": "http", "asgi": {"version": "3.0"}, "method": "GET", "path": "/s", "headers": [], "query_string": b""}
-        await streams_http(scope, anyio.sleep_forever, send)
+        await streams_http(scope, silent, send)
     assert b"DEADLINE_EXCEEDED" in b"".join(message.get("body", b"") for message in sent)
     assert not sent[-1].get("more_body", False)
