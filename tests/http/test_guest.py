@@ -16,6 +16,7 @@ from tests.http.test_pass_through import answering, around, without_ids
 
 from streamkeep import InMemoryStreamManager
 from streamkeep.http import DurableStreaming, StreamsHTTP
+from streamkeep.http.exchange import FIRST_FRAME_SECONDS
 from streamkeep.http.response import ASGIApp, Message, Receive, Scope, Send, Timeouts
 
 SSE_HEAD: Final[Message] = {
@@ -286,6 +287,21 @@ async def test_a_compressed_answer_may_be_of_several_members() -> None:
     async with around(answering(packed, gzip.compress(b"data: 3\n\n"), Content_Encoding="gzip")) as (http, _):
         answer = await http.post("/", json={})
     assert without_ids(answer.content) == b"data: 1\n\ndata: 2\n\ndata: 3\n\n"
+
+
+@pytest.mark.parametrize(("asked", "headers"), [(b"", []), (b"{}", [(b"cache-control", b"no-cache")])], ids=["no body", "head"])
+async def test_who_thinks_for_long_before_the_first_event_is_not_taken_for_genkits(
+    asked: bytes, headers: list[tuple[bytes, bytes]]
+) -> None:
+    async def answer(_: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({**SSE_HEAD, "headers": [*SSE_HEAD["headers"], *headers]})
+        await anyio.sleep(FIRST_FRAME_SECONDS + 0.2)
+        await send(body_of(b"data: [DONE]\n\n", more=False))
+
+    async with around(http_only(answer)) as (http, _):
+        whole = await http.post("/", content=asked, headers={"Accept": "text/event-stream"})
+    assert without_ids(whole.content) == b"data: [DONE]\n\n"
 
 
 # Around each other, and who is asking
