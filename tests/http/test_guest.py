@@ -3,20 +3,21 @@
 import gzip
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from typing import Any, Final
+from datetime import timedelta
+from typing import Final
 
 import anyio
-import httpx
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.background import BackgroundTask
-from tests.http.servers import STREAM_ID, Reading, events_of, http_to, raw_exchange, until, without_lives
+from tests.http.servers import STREAM_ID, Reading, events_of, http_to, until
 from tests.http.test_pass_through import answering, around, without_ids
 
-from streamkeep import InMemoryStreamManager, PublicError
+from streamkeep import InMemoryStreamManager
 from streamkeep.http import DurableStreaming, StreamsHTTP
-from streamkeep.http.response import ASGIApp, Message, Receive, Scope, Send
+from streamkeep.http.exchange import FIRST_FRAME_SECONDS
+from streamkeep.http.response import ASGIApp, Message, Receive, Scope, Send, Timeouts
 
 SSE_HEAD: Final[Message] = {
     "type": "http.response.start",
@@ -288,6 +289,21 @@ async def test_a_compressed_answer_may_be_of_several_members() -> None:
     assert without_ids(answer.content) == b"data: 1\n\ndata: 2\n\ndata: 3\n\n"
 
 
+@pytest.mark.parametrize(("asked", "headers"), [(b"", []), (b"{}", [(b"cache-control", b"no-cache")])], ids=["no body", "head"])
+async def test_who_thinks_for_long_before_the_first_event_is_not_taken_for_genkits(
+    asked: bytes, headers: list[tuple[bytes, bytes]]
+) -> None:
+    async def answer(_: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({**SSE_HEAD, "headers": [*SSE_HEAD["headers"], *headers]})
+        await anyio.sleep(FIRST_FRAME_SECONDS + 0.2)
+        await send(body_of(b"data: [DONE]\n\n", more=False))
+
+    async with around(http_only(answer)) as (http, _):
+        whole = await http.post("/", content=asked, headers={"Accept": "text/event-stream"})
+    assert without_ids(whole.content) == b"data: [DONE]\n\n"
+
+
 # Around each other, and who is asking
 
 
@@ -313,3 +329,46 @@ async def test_who_cannot_be_told_by_authorize_is_refused_streams_only() -> None
     async with http_to(DurableStreaming(app, streams_http)) as http:
         answer = await http.post("/pay", json={}, headers={"Idempotency-Key": "k"})
     assert (answer.status_code, answer.json()) == (200, {"paid": 1})
+
+
+async def test_a_key_that_was_guessed_gives_nobody_the_answer_of_somebody_else() -> None:
+    """The app signs users in, and is not asked when a request comes again."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        who = dict(scope["headers"]).get(b"authorization")
+        if who is None:
+            await send({"type": "http.response.start", "status": 401, "headers": []})
+            await send(body_of(b"", more=False))
+            return
+        await send(SSE_HEAD)
+        await send(body_of(b"data: for %b\n\n" % who, more=False))
+
+    key = {"Idempotency-Key": "1"}
+    async with around(http_only(answer)) as (http, streams):
+        ann, again, bob = [await http.post("/", headers={**key, "Authorization": who}) for who in ("ann", "ann", "bob")]
+        nobody = await http.post("/", headers=key)
+        assert len(await streams.list()) == 2
+    assert without_ids(ann.content) == b"data: for ann\n\n"
+    assert again.content == ann.content
+    assert without_ids(bob.content) == b"data: for bob\n\n"
+    assert nobody.status_code == 401
+
+
+async def test_where_a_server_cannot_cut_an_answer_that_is_not_whole_it_is_told_in_words() -> None:
+    streams = InMemoryStreamManager()
+    streams_http = StreamsHTTP(streams, timeouts=Timeouts(longest=timedelta(milliseconds=10)))
+    sent: list[Message] = []
+
+    async def silent() -> Message:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async with streams_http, streams.open("s"):
+        scope = {"type": "http", "asgi": {"version": "3.0"}, "method": "GET", "path": "/s", "headers": [], "query_string": b""}
+        await streams_http(scope, silent, send)
+    assert b"DEADLINE_EXCEEDED" in b"".join(message.get("body", b"") for message in sent)
+    assert not sent[-1].get("more_body", False)

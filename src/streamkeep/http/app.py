@@ -294,13 +294,14 @@ class StreamsHTTP:
                     scope, named, known, owner=owner, framing=frames, route=scope["path"], by_cursor=by_cursor
                 )
             stream = str(uuid.uuid4()) if id is None else id
+            known_owner = await self._owner_or(owner, "start", scope, known)
             opening: OpenOptions = {
                 "metadata": {**(metadata or {}), "route": scope["path"]},
                 "ttl": ttl,
                 "encode": encode,
-                "owner": await self._owner_or(owner, "start", scope, known),
+                "owner": known_owner,
                 "key": key,
-                "run": run or run_of(scope),
+                "run": run or run_of(scope, known_owner),
                 "replace": when_running == "replace",
             }
             await take_over(request, lambda: self.read_body(scope, request.receive))
@@ -488,7 +489,8 @@ class StreamsHTTP:
 
     async def started_by(self, scope: Scope, context: Mapping[str, Any]) -> str:
         """Give the stream that the run of a request has started. StreamNotFoundError: there is none."""
-        run, owner = run_of(scope), await self._owner("start", scope, None, context)
+        owner = await self._owner("start", scope, None, context)
+        run = run_of(scope, owner)
         if run is None:
             raise StreamNotFoundError("the request names no run")
         return (await self.streams.started_by(run, owner)).id
@@ -514,12 +516,9 @@ class StreamsHTTP:
 
         KeyInUseError: this run has started another one.
         """
+        owner = await self._owner("start", scope, None, context)
         await self.runner.start(
-            stream,
-            produce,
-            metadata={**metadata, "route": scope["path"]},
-            owner=await self._owner("start", scope, None, context),
-            run=run_of(scope),
+            stream, produce, metadata={**metadata, "route": scope["path"]}, owner=owner, run=run_of(scope, owner)
         )
 
     async def resume(self, scope: Scope, receive: Receive, send: Send, context: Mapping[str, Any]) -> None:

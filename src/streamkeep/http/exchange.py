@@ -37,13 +37,14 @@ logger: Final = logging.getLogger("streamkeep")
 NO_TERMINAL_FRAME: Final = ErrorInfo("ABORTED", "the response ended before the stream was completed")
 FIRST_FRAME_SECONDS: Final = 1.0
 """How long the head of an answer that may be Genkit's waits for the frame that tells."""
+EVENT_STREAM: Final = "text/event-stream"
 SEEN_BODY_BYTES: Final = 1 << 16
 """How much of a request's body is looked at, to know Genkit's and JSON-RPC."""
 FRAME_FACTOR: Final = 6
 """How much longer than its UTF-8 a text may be in a frame, if it is written in escapes."""
 _GENKITS_INPUT: Final = re.compile(rb'\s*(\{\s*(\}\s*|"(data|init)"\s*:.*))?', re.DOTALL)
 _JSON_RPC: Final = re.compile(rb'"jsonrpc"\s*:\s*"2\.0"')
-_BLANK_LINE: Final = re.compile(rb"\n\n|\r\r|\r\n\r\n")
+_BLANK_LINE: Final = re.compile(rb"\n[\r\n]|\r\r")
 _NOT_KEPT: Final = frozenset(
     (
         "content-length",
@@ -53,9 +54,10 @@ _NOT_KEPT: Final = frozenset(
         "content-type",
         "cache-control",
         "x-accel-buffering",
+        STREAM_ID_HEADER,
     )
 )
-"""Headers of the app's answer that say how its body is sent."""
+"""Headers of the app's answer that say how its body is sent, or name a stream that it shows itself."""
 
 
 class Exchange:
@@ -72,7 +74,9 @@ class Exchange:
         self._body = _SeenBody()
         self._send: Send = _nobody
         self._messages = _Messages()
+        self._passes = False
         self._head: Message | None = None
+        self._may_be_genkits = False
         self._first = bytearray()
         self._first_is_whole = anyio.Event()
         self._answered = anyio.Event()
@@ -84,7 +88,7 @@ class Exchange:
         self._stream: StreamInput | None = None
         self._parser: _Parser | None = None
         self._is_refused = False
-        self._is_complete = False
+        self._is_whole = False
         self._failure: BaseException | None = None
         self._task: asyncio.Task[object] | None = None
         self._cancelling = CancelScope()
@@ -119,7 +123,7 @@ class Exchange:
 
     async def _answer_with_stream(self, head: Message) -> None:
         """Open the stream, and show it. Raises before the answer has begun only."""
-        is_genkits = await self._is_genkits()
+        is_genkits = await self._is_genkits(head)
         headers = _headers_of(head)
         answer = KeptAnswer(
             headers["content-type"], tuple((name, text) for name, text in headers.items() if name in self._kept_headers)
@@ -147,15 +151,16 @@ class Exchange:
             self._scope, self._messages.for_reader, self._send, stream, framing=framing, headers=[*naming(stream), *shown]
         )
 
-    async def _is_genkits(self) -> bool:
-        if not self._may_be_genkits():
+    async def _is_genkits(self, head: Message) -> bool:
+        if not self._may_be_genkits:
             return False
         with anyio.move_on_after(FIRST_FRAME_SECONDS):
             await self._first_is_whole.wait()
             return _is_genkit_frame(bytes(self._first))
-        return True
+        # Genkit's clients always send a body, and its server says nothing of caches: whoever does is somebody else.
+        return bool(self._body.beginning) and "cache-control" not in _headers_of(head)
 
-    def _may_be_genkits(self) -> bool:
+    def _asks_as_genkits(self) -> bool:
         try:
             accepts = wants_stream(headers_of(self._scope).get("accept", ""), query_of(self._scope))
         except InvalidArgumentError:
@@ -183,7 +188,7 @@ class Exchange:
             raise
         if self._failure is not None:
             raise self._failure
-        if not stream.is_closed and not self._is_complete:
+        if not stream.is_closed:
             await stream.error(SHUT_DOWN if stop.is_set() else NO_TERMINAL_FRAME)
 
     # In the app's task
@@ -225,19 +230,33 @@ class Exchange:
 
     async def _take(self, message: Message) -> None:
         """Take a message of the app's: one of an answer that passes, or that streams."""
+        is_head = message["type"] == "http.response.start"
         if self._head is None:
-            if message["type"] != "http.response.start" or not self._is_durable(message):
+            if is_head:
+                message = {**message, "headers": list(message.get("headers", ()))}  # which may be given once
+            if not is_head or self._passes or not self._is_durable(message):
+                self._passes = self._passes or is_head
                 await self._send(message)
                 return
             self._head = message
+            self._may_be_genkits = (
+                media_type_of(_headers_of(message)["content-type"]) == EVENT_STREAM and self._asks_as_genkits()
+            )
+            if not self._may_be_genkits:
+                self._first_is_whole.set()
             self._answered.set()
             return
+        if is_head or (message["type"] == "http.response.body" and self._is_whole):
+            raise RuntimeError(
+                f"an app must not send {message['type']} here: its answer has {'ended' if self._is_whole else 'begun'}"
+            )
         if message["type"] != "http.response.body":
             return  # such as trailers
+        self._is_whole = not message.get("more_body", False)
         body = message.get("body", b"")
         if not self._begun.is_set() and not self._first_is_whole.is_set():
             self._first += body
-            if message.get("more_body", False) and not _BLANK_LINE.search(self._first) and len(self._first) < SEEN_BODY_BYTES:
+            if not self._is_whole and not _BLANK_LINE.search(self._first) and len(self._first) < SEEN_BODY_BYTES:
                 return
             body = b""
         self._first_is_whole.set()
@@ -245,7 +264,7 @@ class Exchange:
         if self._is_refused or self._failure is not None:
             raise BrokenPipeError("the client has gone")
         first, self._first = bytes(self._first), bytearray()
-        await self._store(first + body, is_last=not message.get("more_body", False))
+        await self._store(first + body)
 
     def _is_durable(self, head: Message) -> bool:
         headers = _headers_of(head)
@@ -269,15 +288,17 @@ class Exchange:
             return False
         return True
 
-    async def _store(self, body: bytes, *, is_last: bool) -> None:
+    async def _store(self, body: bytes) -> None:
         assert self._stream is not None
         assert self._parser is not None
         try:
-            await self._parser.store(self._stream, body, is_last=is_last)
+            await self._parser.store(self._stream, body, is_last=self._is_whole)
+            if self._is_whole and self._parser.ends_with_body:
+                # Here, for the app may go on for long behind its answer, and may fail then.
+                await self._stream.done()
         except StreamkeepError as error:
             self._failure = self._failure or error  # also if the app does not mind
             raise
-        self._is_complete = is_last and self._parser.ends_with_body
 
 
 class _SeenBody:
@@ -496,15 +517,25 @@ def _decoding(encoding: str) -> _Decode | None:
             return None
 
 
+_ANY_HEADER: Final = 47
+"""For zlib: gzip's or its own, as the data says."""
+
+
 class _Inflating:
     def __init__(self) -> None:
-        self._inflater = zlib.decompressobj(wbits=47)  # gzip or zlib, as its header says
+        self._inflater = zlib.decompressobj(wbits=_ANY_HEADER)
 
     def __call__(self, data: bytes, /) -> bytes:
+        inflated = bytearray()
         try:
-            return self._inflater.decompress(data)
+            while data:
+                inflated += self._inflater.decompress(data)
+                data = self._inflater.unused_data
+                if self._inflater.eof:  # another member may follow (RFC 1952, 2.2)
+                    self._inflater = zlib.decompressobj(wbits=_ANY_HEADER)
         except zlib.error as error:
             raise InvalidArgumentError("the answer is not compressed as it says") from error
+        return bytes(inflated)
 
 
 def _decoded(parser: _Parser, body: bytes) -> bytes:

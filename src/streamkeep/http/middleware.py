@@ -11,12 +11,11 @@ from typing import Final
 from .._manager import StreamManager
 from ..errors import InvalidArgumentError, StreamkeepError
 from .app import StreamsHTTP
-from .exchange import Exchange
+from .exchange import EVENT_STREAM, Exchange
 from .framing import ANSWER, parse_cursor
 from .place import query_of, run_of, stream_named_in
 from .response import STREAM_ID_HEADER, ASGIApp, Message, Receive, Scope, Send, errors_answered, headers_of
 
-EVENT_STREAM: Final = "text/event-stream"
 KEPT_HEADERS: Final = ("x-vercel-ai-ui-message-stream",)
 
 
@@ -104,7 +103,7 @@ class DurableStreaming:
         try:
             stream = await self._http.started_by(scope, {})
             return stream if await self._is_ours(stream) else None
-        except StreamkeepError:
+        except Exception:
             return None  # whether it may start one is asked again when it does
 
 

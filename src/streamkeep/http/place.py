@@ -72,10 +72,18 @@ def again(place: Place) -> Place:
     return Place(place.after - 1, place.life) if place.after else START
 
 
-def run_of(scope: Scope) -> str | None:
-    """Give the run that a request's `Idempotency-Key` names: those of one route are apart from those of another. None: it has none."""
-    key = headers_of(scope).get("idempotency-key")
-    return None if not key else sha256(f"{scope['path']}\n{key}".encode()).hexdigest()
+def run_of(scope: Scope, owner: str = "") -> str | None:
+    """Give the run that a request's `Idempotency-Key` names: those of one route are apart from those of another. None: it has none.
+
+    Keys may be guessed. Where nobody has said who is asking, those of clients with other credentials are apart too: whatever signs users in
+    may be the app that is not asked when a request comes again.
+    """
+    headers = headers_of(scope)
+    key = headers.get("idempotency-key")
+    if not key:
+        return None
+    asking = "" if owner else f"\n{headers.get('authorization', '')}\n{headers.get('cookie', '')}"
+    return sha256(f"{scope['path']}\n{key}{asking}".encode()).hexdigest()
 
 
 def query_of(scope: Mapping[str, Any]) -> Mapping[str, str]:

@@ -327,8 +327,10 @@ class _Response:
 
     async def _end(self, final_error: ErrorInfo | None) -> None:
         framing, is_broken = self._framing, final_error is not None
-        body = b"" if final_error is None or self._comes_back(final_error) else framing.error(final_error)
         is_cut = self._can_cut and (framing.cut_when_broken if is_broken else self._is_failed and framing.cut_when_failed)
+        # A client that is cut comes back, and needs no word; Genkit's clients spin without one.
+        comes_back = is_cut and final_error in (SHUTTING_DOWN, TOO_LONG)
+        body = b"" if final_error is None or comes_back else framing.error(final_error)
         with suppress(OSError):
             try:
                 if body:
@@ -337,10 +339,6 @@ class _Response:
                 # An event loop that is closing cancels the pause too.
                 if body or not is_cut:
                     await self._send({"type": "http.response.body", "body": body, "more_body": is_cut})
-
-    def _comes_back(self, final_error: ErrorInfo) -> bool:
-        # A client that reconnects when it is cut needs no word; Genkit's clients spin without one.
-        return final_error in (SHUTTING_DOWN, TOO_LONG) and self._framing.cut_when_broken
 
 
 def _raw(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
