@@ -311,7 +311,7 @@ async def test_around_another_an_answer_has_one_name() -> None:
     inner, outer = InMemoryStreamManager(), InMemoryStreamManager()
     async with around(DurableStreaming(answering(b"data: 1\n\n"), inner), outer) as (http, _):
         answer = await http.post("/", json={})
-        assert [info.id for info in await outer.list()] == answer.headers.get_list(STREAM_ID)
+        assert [info.id for info in await inner.list()] == answer.headers.get_list(STREAM_ID)
         assert without_ids(answer.content) == b"data: 1\n\n"
 
 

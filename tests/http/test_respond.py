@@ -375,7 +375,7 @@ async def test_the_endpoint_names_the_stream_and_says_whose_it_is_and_how_long_i
         await http.post("/chat")
         info = await streams.info("a1")
         refused = await http.post("/chat")
-    assert info.metadata == {"chat": "c", "owner": "7", "route": "/chat"}
+    assert info.metadata == {"chat": "c", "owner": "7", "route": "/chat", "answer": "endpoint"}
     assert info.expires_at - info.updated_at == pytest.approx(50, abs=1)
     assert (refused.status_code, refused.json()["error"]["status"]) == (409, "ALREADY_EXISTS")
 

@@ -25,6 +25,7 @@ from .bounds import Bounds
 from .ended import OnEnd
 from .framing import (
     ANSWER,
+    ENDPOINTS_OWN,
     Framing,
     GenkitFraming,
     PassThroughFraming,
@@ -296,7 +297,7 @@ class StreamsHTTP:
             stream = str(uuid.uuid4()) if id is None else id
             known_owner = await self._owner_or(owner, "start", scope, known)
             opening: OpenOptions = {
-                "metadata": {**(metadata or {}), "route": scope["path"]},
+                "metadata": {**(metadata or {}), "route": scope["path"], ANSWER: ENDPOINTS_OWN},
                 "ttl": ttl,
                 "encode": encode,
                 "owner": known_owner,
@@ -698,7 +699,7 @@ def naming(stream: str) -> list[tuple[str, str]]:
 def framing_of(info: StreamInfo, scope: Scope, default: Callable[[], Framing] = SSEFraming) -> Framing:
     """Give the framing that a stream is kept in, if it is one passed through; the default if it is not."""
     kept = info.metadata.get(ANSWER)
-    return kept_framing(kept, id_first="x-run-id" in headers_of(scope)) if kept else default()
+    return kept_framing(kept, id_first="x-run-id" in headers_of(scope)) if kept and kept != ENDPOINTS_OWN else default()
 
 
 def _told(framing: Framing, error: Exception | None = None) -> ASGIApp:

@@ -315,6 +315,8 @@ class NDJSONFraming:
 
 ANSWER: Final = "answer"
 """The name in a stream's metadata under which it is kept how an answer was that was passed through; empty if it was Genkit's."""
+ENDPOINTS_OWN: Final = "endpoint"
+"""What is kept there of a stream that an endpoint has started, which shows it as it likes."""
 
 
 class KeptAnswer(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -12,7 +12,7 @@ from .._manager import StreamManager
 from ..errors import InvalidArgumentError, StreamkeepError
 from .app import StreamsHTTP
 from .exchange import EVENT_STREAM, Exchange
-from .framing import ANSWER, parse_cursor
+from .framing import ANSWER, ENDPOINTS_OWN, parse_cursor
 from .place import query_of, run_of, stream_named_in
 from .response import STREAM_ID_HEADER, ASGIApp, Message, Receive, Scope, Send, errors_answered, headers_of
 
@@ -88,13 +88,14 @@ class DurableStreaming:
     async def _is_the_apps(self, scope: Scope) -> bool:
         """Say whether a request names a stream that the app has made durable itself, by `respond` say, and so sees to itself."""
         stream, _ = stream_named_in(scope)
+        return await self._is_endpoints(stream or "", scope)
+
+    async def _is_endpoints(self, stream: str, scope: Scope) -> bool:
         try:
-            return not await self._is_ours(stream or "")
+            metadata = (await self._http.streams.info(stream)).metadata
         except StreamkeepError:
             return False
-
-    async def _is_ours(self, stream: str) -> bool:
-        return ANSWER in (await self._http.streams.info(stream)).metadata
+        return metadata.get(ANSWER) == ENDPOINTS_OWN and metadata.get("route") == scope["path"]
 
     async def _repeated(self, scope: Scope) -> str | None:
         """Give the stream that this very request has started when it was sent before, as its `Idempotency-Key` says."""
@@ -102,7 +103,7 @@ class DurableStreaming:
             return None
         try:
             stream = await self._http.started_by(scope, {})
-            return stream if await self._is_ours(stream) else None
+            return None if await self._is_endpoints(stream, scope) else stream
         except Exception:
             return None  # whether it may start one is asked again when it does
 
