@@ -7,9 +7,10 @@ What a stream may become is decided in `_lifecycle`; here it is only read, asked
 import logging
 import re
 from collections.abc import Awaitable, Callable, Generator, Mapping
+from dataclasses import replace as replace_
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar, overload
+from typing import Any, Final, Self, TypeVar, get_args, overload
 
 import msgspec
 from anyio import CancelScope
@@ -194,13 +195,15 @@ class StreamManager:
         ttl_seconds = self._terms.ttl if ttl is None else ttl.total_seconds()
         if not 0 <= ttl_seconds < float("inf"):
             raise InvalidArgumentError("ttl must not be negative")
-        for what, text in (("key", key), ("run", run)):
-            if text is not None:
-                _names.check_text(what, text)
         if resume and (key, run) != (None, None):
             raise InvalidArgumentError("a stream that is resumed keeps its names; it cannot be given others")
-        _names.check_owner(owner)
-        what_it_is = Beginning(ttl_seconds, dict(metadata or {}), owner, key or "", run or "")
+        what_it_is = Beginning(
+            ttl_seconds,
+            dict(metadata or {}),
+            _names.checked_owner(owner),
+            "" if key is None else _names.checked_text("key", key),
+            "" if run is None else _names.checked_text("run", run),
+        )
         writer_encode = self._encode if encode is None else checked(encode)
         return Opening(lambda: self._open(stream, what_it_is, writer_encode, resume=resume, replace=replace))
 
@@ -242,7 +245,7 @@ class StreamManager:
         reached), StorageError, StreamManagerClosedError, WrongEventLoopError. A stream whose writer has died is ended with ABORTED, by its
         readers.
         """
-        check_id(stream)
+        stream = checked_id(stream)
         check_offset(after)
         return Subscription(
             self._check_running,
@@ -261,7 +264,7 @@ class StreamManager:
         Raises StreamNotFoundError, InvalidArgumentError, StorageError, StreamManagerClosedError, WrongEventLoopError.
         """
         core = self._check_running().core
-        check_id(stream)
+        stream = checked_id(stream)
         return await cancel(core, stream)
 
     async def delete(self, stream: str) -> None:
@@ -271,7 +274,7 @@ class StreamManager:
         Raises StreamNotFoundError, InvalidArgumentError, StorageError, StreamManagerClosedError, WrongEventLoopError.
         """
         core = self._check_running().core
-        check_id(stream)
+        stream = checked_id(stream)
         first: Life | None = None
         lost = 0
         while True:
@@ -298,7 +301,7 @@ class StreamManager:
         Raises StreamNotFoundError, InvalidArgumentError, StorageError, StreamManagerClosedError, WrongEventLoopError.
         """
         core = self._check_running().core
-        check_id(stream)
+        stream = checked_id(stream)
         life = await read_life(core, stream)
         while life.state.status == "open" and await core.end_if_abandoned(stream, life):
             life = await read_life(core, stream)
@@ -318,9 +321,8 @@ class StreamManager:
 
     async def _named(self, what: str, kind: Kind, text: str, owner: str) -> StreamInfo:
         core = self._check_running().core
-        _names.check_text(what, text)
-        _names.check_owner(owner)
-        while (named := await look_up(core.storage, _names.name_id(owner, kind, text))).life is not None:
+        name = _names.name_id(_names.checked_owner(owner), kind, _names.checked_text(what, text))
+        while (named := await look_up(core.storage, name)).life is not None:
             life = named.life
             if life.state.status != "open" or not await core.end_if_abandoned(named.stream, life):
                 return info_of(named.stream, life)
@@ -352,9 +354,10 @@ class StreamManager:
         """
         core = self._check_running().core
         if owner is not None:
-            _names.check_owner(owner)
+            _names.checked_owner(owner)
         if key_prefix is not None:
-            _names.check_text("key", key_prefix, may_be_empty=True)
+            _names.checked_text("key", key_prefix, may_be_empty=True)
+        _check_page(after, limit, status, is_by_key=key_prefix is not None)
         return await list_streams(core, after, limit, Wanted(owner, key_prefix, status))
 
     async def sweep(self) -> None:
@@ -385,8 +388,7 @@ class StreamManager:
         return running.check()
 
     async def _open(self, stream: str, what: Beginning, encode: Encode, *, resume: bool, replace: bool) -> StreamInput:
-        check_id(stream)
-        check_metadata(what.metadata)
+        stream, what = checked_id(stream), replace_(what, metadata=checked_metadata(what.metadata))
         running = self._check_running()
         core = running.core
         try:
@@ -451,12 +453,13 @@ class InMemoryStreamManager(StreamManager):
         self._owns_storage = True
 
 
-def check_id(stream: str) -> None:
-    """Raise InvalidArgumentError unless `stream` may be a stream's id."""
+def checked_id(stream: str) -> str:
+    """Give a stream's id, as a plain str. InvalidArgumentError: this cannot be one."""
     if not isinstance(stream, str) or not STREAM_ID.fullmatch(stream):
         raise InvalidArgumentError(
             "a stream id is 1 to 255 letters, digits and _~.:@=+-, and begins with a letter, a digit, _ or ~"
         )
+    return str.__str__(stream)
 
 
 def check_offset(after: int | None) -> None:
@@ -465,12 +468,22 @@ def check_offset(after: int | None) -> None:
         raise InvalidArgumentError(f"an offset is a whole number between 0 and {MAX_OFFSET}")
 
 
-def check_metadata(metadata: Mapping[str, str]) -> None:
-    """Raise InvalidArgumentError unless these are a few short strings under names."""
+def checked_metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:
+    """Give metadata, as plain strings. InvalidArgumentError: they are not a few short strings under names."""
     if not all(isinstance(text, str) and not _names.SURROGATE.search(text) for item in metadata.items() for text in item):
         raise InvalidArgumentError("metadata are strings of Unicode under names that are such strings")
     if sum(len(key) + len(value) for key, value in metadata.items()) > MAX_METADATA:
         raise InvalidArgumentError(f"metadata has more than {MAX_METADATA} characters")
+    return {str.__str__(key): str.__str__(value) for key, value in metadata.items()}
+
+
+def _check_page(after: str, limit: int, status: StreamStatus | None, *, is_by_key: bool) -> None:
+    if not isinstance(after, str) or _names.SURROGATE.search(after) or (not is_by_key and "\0" in after):
+        raise InvalidArgumentError("`after` is an id, or a key with `key_prefix`; or what a page had as `next`")
+    if type(limit) is not int or limit < 1:
+        raise InvalidArgumentError("`limit` is a whole number, 1 or more")
+    if status not in {None, *get_args(StreamStatus)}:
+        raise InvalidArgumentError(f"a status is one of {', '.join(get_args(StreamStatus))}")
 
 
 def _is_expired(head: Head, now: float) -> bool:

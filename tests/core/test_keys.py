@@ -1,6 +1,7 @@
 """Starting under keys and runs: who starts, who is told of whom, and what is left behind. And finding streams by what they are called."""
 
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 import anyio
 import pytest
@@ -456,6 +457,43 @@ async def test_what_cannot_be_a_name_is_refused(streams: StreamManager) -> None:
     for asked in ({"owner": "\ud800"}, {"key_prefix": "\ud800"}):
         with pytest.raises(InvalidArgumentError):
             await streams.list(**asked)  # type: ignore[arg-type]
+
+
+class Text(str):
+    """A subclass, as those of markup and of templates."""
+
+    __slots__ = ()
+
+
+async def test_subclasses_of_text_are_text(streams: StreamManager, elsewhere: StreamManager) -> None:
+    options = {"owner": Text("ann"), "key": Text("chat"), "run": Text("r1")}
+    HELD.append(await streams.open(Text("a"), metadata={Text("b"): Text("c")}, **options))  # type: ignore[arg-type]
+    info = await streams.current(Text("chat"), Text("ann"))
+
+    assert (info.id, info.metadata) == ("a", {"b": "c", "owner": "ann"})
+    assert [info.id for info in await streams.list(Text("Z"), owner=Text("ann"))] == ["a"]
+    assert await elsewhere.cancel(Text("a"))
+
+
+@pytest.mark.promise("P13")
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"after": "\ud800" * 300},
+        {"after": "\0"},
+        {"after": None},
+        {"limit": 0},
+        {"limit": 1.5},
+        {"limit": None},
+        {"status": "x"},
+    ],
+    ids=str,
+)
+async def test_a_page_that_cannot_be_asked_for_is_refused(streams: StreamManager, asked: dict[str, Any]) -> None:
+    for wanted in ({}, {"owner": "ann"}):
+        with pytest.raises(InvalidArgumentError):
+            await streams.list(**asked, **wanted)
+    assert not await streams.list("\0", owner="ann", key_prefix="")
 
 
 # Names that cannot be read
