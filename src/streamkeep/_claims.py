@@ -19,7 +19,7 @@ from ._core import Core
 from ._guard import commit_once
 from ._lifecycle import Beginning, Life
 from ._names import Kind
-from ._naming import Named, look_up
+from ._naming import Named, look_up, names_life
 from .errors import KeyInUseError, StorageError, StreamNotFoundError
 from .storage import Head
 
@@ -41,13 +41,20 @@ class Claims:
 
     @property
     def is_exclusive(self) -> bool:
-        """Whether there is something that others may claim too."""
-        return bool(self._run or self._key)
+        """Whether there is something to be claimed that others may claim too."""
+        return bool(self._seen)
 
     async def look(self) -> None:
         """Raise KeyInUseError if there is no need to begin. Changes nothing, but ends what was abandoned. Raises StorageError."""
         for name in filter(None, (self._run, self._key)):
             self._seen[name] = await self._look_at(name)
+
+    async def look_for(self, life: Life) -> None:
+        """Do the same for a stream that is there, and is to be gone on with: its names are its own, unless who began it died between."""
+        self._is_noted = not self._own or await names_life(self._core.storage, self._own, life)
+        for name in filter(None, (self._run, self._key)):
+            if not await names_life(self._core.storage, name, life):
+                self._seen[name] = await self._look_at(name)
 
     async def create(self, life: Life, commit: Callable[[], Awaitable[bool]]) -> bool:
         """Create the stream by `commit`, give its answer or raise its error; and note meanwhile whose it is, if nobody is in the way."""

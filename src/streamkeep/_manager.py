@@ -190,7 +190,8 @@ class StreamManager:
         Raises (when awaited or entered) StreamAlreadyExistsError, InvalidArgumentError, StorageError, StreamManagerClosedError,
         WrongEventLoopError; with `resume`, StreamCompletedError, and StreamBusyError while its writer may be alive, which says when to try
         again; with `key`, KeyInUseError while a stream runs under it, whose id that says, unless `replace` is given; with `run`,
-        KeyInUseError if a stream was started by it, running or ended. When it raises, or is cancelled, it leaves no stream behind.
+        KeyInUseError if a stream was started by it, running or ended. A stream whose start has died before its key and run were its own
+        is gone on with under the same conditions. When it raises, or is cancelled, it leaves no stream behind.
         """
         ttl_seconds = self._terms.ttl if ttl is None else ttl.total_seconds()
         if not 0 <= ttl_seconds < float("inf"):
@@ -419,10 +420,7 @@ class StreamManager:
             running.check()
             life = _lifecycle.begin(core.now(), core.session.name, writer, what, after_version=version)
             if await running.create(stream, life, claims):
-                opened = await running.give(stream, life, 0, encode)
-                if claims.is_exclusive:  # whoever has replaced it meanwhile has found no writer to be told
-                    core.look([stream])
-                return opened
+                return await running.give(stream, life, 0, encode, claims)
             page = await core.storage.read(stream)
             if page is None:
                 continue

@@ -1,6 +1,6 @@
 """Starting under keys and runs: who starts, who is told of whom, and what is left behind. And finding streams by what they are called."""
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import anyio
@@ -15,6 +15,7 @@ from streamkeep import (
     StorageError,
     StorageFullError,
     StreamAlreadyExistsError,
+    StreamBusyError,
     StreamCompletedError,
     StreamInput,
     StreamManager,
@@ -457,6 +458,72 @@ async def test_what_cannot_be_a_name_is_refused(streams: StreamManager) -> None:
     for asked in ({"owner": "\ud800"}, {"key_prefix": "\ud800"}):
         with pytest.raises(InvalidArgumentError):
             await streams.list(**asked)  # type: ignore[arg-type]
+
+
+# Starts that died before their names were theirs
+
+
+async def dead_start(mortal: Process, id: str) -> None:
+    """Have a process die when a stream is there, and nothing names it."""
+    HELD.append(await mortal.streams.open(f"warm-{id}"))
+    mortal.storage.skip("commit")
+    hold = mortal.storage.hold("commit")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: _awaited(mortal.streams.open(id, owner="ann", key="chat", run=id)))
+        await hold.reached.wait()
+        mortal.die()
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.promise("P23")
+async def test_a_stream_whose_start_died_is_not_gone_on_with_while_another_runs_under_its_key(
+    streams: StreamManager, elsewhere: StreamManager, mortal: Process
+) -> None:
+    await dead_start(mortal, "a")
+    HELD.append(await elsewhere.open("b", owner="ann", key="chat"))
+
+    assert await refused(lambda: resumed(streams, "a")) == "b"
+    assert await HELD[-1].write("it runs") == 0
+    mortal.come_back()
+
+
+@pytest.mark.promise("P23")
+async def test_a_stream_whose_start_died_is_gone_on_with_under_its_names(
+    streams: StreamManager, elsewhere: StreamManager, mortal: Process, memory: MemoryStorage
+) -> None:
+    await dead_start(mortal, "a")
+    assert await names(memory) == []
+    HELD.append(await resumed(streams, "a"))
+
+    assert await refused(lambda: elsewhere.open("b", owner="ann", key="chat")) == "a"
+    assert await refused(lambda: elsewhere.open("b", owner="ann", run="a")) == "a"
+    assert [info.id for info in await elsewhere.list(owner="ann")] == ["a"]
+    mortal.come_back()
+
+
+async def test_who_goes_on_and_loses_the_race_for_its_key_releases_the_stream(
+    streams: StreamManager, elsewhere: StreamManager, mortal: Process, storage: FaultyStorage
+) -> None:
+    HELD.append(await streams.open("warm"))
+    await dead_start(mortal, "a")
+    await anyio.sleep(5)
+    with pytest.raises(StreamBusyError):
+        await streams.open("a", resume=True)
+    await anyio.sleep(12)
+    original = storage.commit
+
+    async def commit(stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
+        is_stored = await original(stream, seen, head, records)
+        if stream == "a" and is_stored:
+            storage.commit = original  # type: ignore[method-assign]
+            HELD.append(await elsewhere.open("b", owner="ann", key="chat"))
+        return is_stored
+
+    storage.commit = commit  # type: ignore[method-assign]
+    assert await refused(lambda: streams.open("a", resume=True)) == "b"
+    await anyio.sleep(1)
+    assert not (await streams.info("a")).session
+    mortal.come_back()
 
 
 class Text(str):
