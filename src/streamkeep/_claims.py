@@ -19,7 +19,7 @@ from ._core import Core
 from ._guard import commit_once
 from ._lifecycle import Beginning, Life
 from ._names import Kind
-from ._naming import Named, look_up, names_life
+from ._naming import Named, forget_names, look_up, names_life
 from .errors import KeyInUseError, StorageError, StreamNotFoundError
 from .storage import Head
 
@@ -65,7 +65,13 @@ class Claims:
             with suppress(StorageError):  # it is done again
                 self._is_noted = await commit_once(self._core.storage, self._own, None, self._naming(Named(), life))
 
-        return await _beside(commit, note)
+        if await _beside(commit, note):
+            return True
+        if self._is_noted:  # somebody else's stream is there
+            self._is_noted = False
+            with suppress(StorageError):  # it expires
+                await forget_names(self._core.storage, self._stream, life.state)
+        return False
 
     async def claim(self, life: Life) -> None:
         """Make the stream, which is there, the one that the names name. Raises KeyInUseError, StorageError."""

@@ -3,7 +3,7 @@
 import logging
 import uuid
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -15,7 +15,7 @@ from . import _lifecycle, _names
 from ._background import Background
 from ._guard import GuardedStorage
 from ._lifecycle import Life, Mail, Terms
-from ._naming import keep_names
+from ._naming import forget_names, keep_names
 from ._observer import Observer
 from ._sessions import Session
 from ._sweeper import Sweeper
@@ -259,6 +259,15 @@ class Core:
             await keep_names(self.storage, stream, life.state)
         except StorageError as error:  # the next time is soon enough
             self.report(f"stream {stream}: its names cannot be kept longer yet", error)
+
+    def forget_names_soon(self, stream: str, life: Life) -> None:
+        """Have the names of a stream that is gone forgotten too, in the background; if that fails, they expire."""
+        if _names.names_for(stream, life.state):
+            self.background.start(partial(self._forget_names, stream, life), f"forgetting the names of stream {stream}")
+
+    async def _forget_names(self, stream: str, life: Life) -> None:
+        with suppress(StorageError):
+            await forget_names(self.storage, stream, life.state)
 
     # Streams whose writer is another manager's
 

@@ -290,6 +290,7 @@ class StreamManager:
                 return  # somebody else has deleted it meanwhile
             first = same_life(first, life)
             if await _delete_once(core, stream, life):
+                core.forget_names_soon(stream, life)
                 await core.tell_writer(stream, life)
                 return
             lost += 1
@@ -428,7 +429,8 @@ class StreamManager:
             if await running.undo_now(stream, page.head):
                 continue
             if _is_expired(page.head, core.now()):
-                await core.storage.delete(stream, version)
+                if await core.storage.delete(stream, version):
+                    core.forget_names_soon(stream, _lifecycle.life_of(page.head))
             elif not resume:
                 raise StreamAlreadyExistsError("stream already exists")
             elif resumed := await running.take_over(stream, page.head, writer, encode):

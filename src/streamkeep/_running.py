@@ -111,7 +111,7 @@ class Running:
                 await claims.claim(life)
         except BaseException as error:
             if is_there or not isinstance(error, StorageFullError):
-                self._undo(stream, life.head, partial(self._remove, stream, life.head))
+                self._undo(stream, life.head, partial(self._remove, stream, life))
             if isinstance(error, KeyInUseError):
                 await self.undone(stream)
             raise
@@ -188,9 +188,12 @@ class Running:
 
         self.background.start(run, f"undoing the opening of stream {stream}")
 
-    async def _remove(self, stream: str, head: Head) -> bool:
+    async def _remove(self, stream: str, life: Life) -> bool:
         page = await self.core.storage.read(stream)
-        return page is not None and page.head == head and await self.core.storage.delete(stream, head.version)
+        if page is None or page.head != life.head or not await self.core.storage.delete(stream, life.head.version):
+            return False
+        self.core.forget_names_soon(stream, life)
+        return True
 
     async def _release(self, stream: str, life: Life) -> bool:
         page = await self.core.storage.read(stream)

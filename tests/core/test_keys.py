@@ -605,6 +605,57 @@ async def test_names_go_with_their_stream(streams: StreamManager, storage: Fault
     assert (await streams.current("chat", "ann")).id == "c"
 
 
+@pytest.mark.promise("P23")
+@pytest.mark.parametrize("how", ["deleted", "begun anew", "cancelled", "there already", "resumed"])
+async def test_names_go_with_a_stream_that_does_not_wait_for_the_sweeper(
+    streams: StreamManager, storage: FaultyStorage, memory: MemoryStorage, how: str
+) -> None:
+    names_of_a: dict[str, Any] = {"owner": "ann", "key": "chat", "run": "r1"}
+    match how:
+        case "deleted":
+            HELD.append(await streams.open("a", **names_of_a))
+            await streams.delete("a")
+        case "begun anew":
+            await (await streams.open("a", **names_of_a)).done()
+            storage.ahead_seconds = 301
+            HELD.append(await streams.open("a"))
+        case "cancelled":
+            HELD.append(await streams.open("warm"))
+            storage.skip("commit", times=3)
+            hold = storage.hold("commit", after=True)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(lambda: _awaited(streams.open("a", **names_of_a)))
+                await hold.reached.wait()
+                assert len(await names(memory)) == 3
+                tasks.cancel_scope.cancel()
+        case "there already":
+            HELD.append(await streams.open("a"))
+            with pytest.raises(StreamAlreadyExistsError):
+                HELD.append(await streams.open("a", owner="ann"))
+        case _:
+            await (await streams.open("a")).close()
+            HELD.append(await streams.open("a", resume=True, owner="ann"))
+    await anyio.sleep(1)
+
+    assert await names(memory) == []
+
+
+async def test_names_that_cannot_be_forgotten_with_what_is_deleted_expire(
+    streams: StreamManager, storage: FaultyStorage, memory: MemoryStorage
+) -> None:
+    await (await streams.open("a", key="chat")).done()
+    await anyio.sleep(1)
+    storage.skip("read")
+    storage.refuse("read")
+    await streams.delete("a")
+    await anyio.sleep(1)
+    assert await names(memory) == [KEY]
+    storage.ahead_seconds = 2 * FORGET_OPEN_SECONDS + 301
+    await streams.sweep()
+
+    assert await names(memory) == []
+
+
 async def test_names_that_cannot_be_removed_with_their_stream_go_when_they_expire(
     streams: StreamManager, storage: FaultyStorage, memory: MemoryStorage, quiet_logs: pytest.LogCaptureFixture
 ) -> None:
