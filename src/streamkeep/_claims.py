@@ -105,6 +105,7 @@ class Claims:
             if named.life.state.status != "open" or self._replace:
                 return named
             if not await core.end_if_abandoned(named.stream, named.life):
+                await core.ask_for_quiet_writer(named.stream, named.life)
                 raise KeyInUseError("a stream is being written under this key", stream=named.stream)
 
     async def _commit(self, name: str, named: Named, life: Life) -> bool:

@@ -296,6 +296,11 @@ class Core:
         elif session:
             await self.observer.tell(session, stream)
 
+    async def ask_for_quiet_writer(self, stream: str, life: Life) -> None:
+        """Do so if nothing was written for long; of a stream that a storage which went back has opened again, nobody else may ask."""
+        if self.now() - _lifecycle.committed_at(life.head) >= LOOK_SECONDS:
+            await self.ask_for_writer(stream, life)
+
     async def ask_writer_to_cancel(self, stream: str, life: Life) -> None:
         """Have the writer of a stream cancel it, whatever manager's it is; it may be written faster than others can cancel it."""
         self._cancel(stream, life.state.life)

@@ -6,7 +6,7 @@ from typing import Any
 import anyio
 import pytest
 from anyio import wait_all_tasks_blocked
-from tests.core.helpers import Process, resumed
+from tests.core.helpers import BackupStorage, Process, resumed
 
 from streamkeep import (
     InvalidArgumentError,
@@ -524,6 +524,23 @@ async def test_who_goes_on_and_loses_the_race_for_its_key_releases_the_stream(
     await anyio.sleep(1)
     assert not (await streams.info("a")).session
     mortal.come_back()
+
+
+@pytest.mark.promise("P23")
+@pytest.mark.parametrize("is_own", [True, False], ids=["own", "another's"])
+async def test_what_a_storage_that_went_back_has_opened_again_is_in_nobodys_way(clock: Clock, *, is_own: bool) -> None:
+    backup = BackupStorage(clock=clock)
+    async with StreamManager(backup) as streams, StreamManager(backup) as elsewhere:
+        HELD.append(await streams.open("a", key="chat"))
+        backup.back_up()
+        await HELD[-1].done()
+        backup.go_back()
+        await anyio.sleep(400)
+        starter = streams if is_own else elsewhere
+        assert await refused(lambda: starter.open("b", key="chat")) == "a"
+        await anyio.sleep(15)
+        HELD.append(await starter.open("b", key="chat"))
+        assert (await streams.info("a")).error == "ABORTED"
 
 
 class Text(str):
