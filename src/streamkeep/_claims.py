@@ -20,7 +20,7 @@ from ._guard import commit_once
 from ._lifecycle import Beginning, Life
 from ._names import Kind
 from ._naming import Named, forget_names, look_up, names_life
-from .errors import KeyInUseError, StorageError, StreamNotFoundError
+from .errors import KeyInUseError, StorageCorruptError, StorageError, StreamNotFoundError
 from .storage import Head
 
 T = TypeVar("T")
@@ -97,7 +97,13 @@ class Claims:
         """Find what a name names, and raise KeyInUseError if that is in the way. What is open then is to be replaced."""
         core = self._core
         while True:
-            named = await look_up(core.storage, name)
+            try:
+                named = await look_up(core.storage, name)
+            except StorageCorruptError:
+                if name == self._run or not self._replace:
+                    raise
+                page = await core.storage.read(name)
+                return Named(None if page is None else page.head)  # of what cannot be read nothing can be cancelled
             if named.life is None:
                 return named
             if name == self._run:

@@ -185,7 +185,8 @@ class StreamManager:
             key: what the app calls the conversation, or whatever it is of which one stream at a time may run: any text that is not empty,
                 up to about 200 characters. The newest stream that was opened under it is its `current` one.
             run: the client's name of this very start, such as an Idempotency-Key: one stream is started by it, as long as that is kept.
-            replace: cancel what runs under the key, and run instead of it. Of several who do so at once the last one runs.
+            replace: cancel what runs under the key, and run instead of it. Of several who do so at once the last one runs. Where the key's
+                record or its stream cannot be read (StorageCorruptError without `replace`), it is replaced as it is.
 
         Raises (when awaited or entered) StreamAlreadyExistsError, InvalidArgumentError, StorageError, StreamManagerClosedError,
         WrongEventLoopError; with `resume`, StreamCompletedError, and StreamBusyError while its writer may be alive, which says when to try

@@ -591,6 +591,43 @@ async def test_a_name_that_cannot_be_read_is_told(streams: StreamManager, storag
     assert not await streams.list(key_prefix="")
 
 
+@pytest.mark.parametrize("what", ["name", "stream"])
+async def test_who_replaces_what_cannot_be_read_runs(streams: StreamManager, storage: FaultyStorage, what: str) -> None:
+    HELD.append(await streams.open("a", key="chat", run="r1"))
+    damaged = KEY if what == "name" else "a"
+    page = await storage.read(damaged)
+    assert page is not None
+    await storage.commit(damaged, page.head.version, Head(page.head.version + 1, 0, b"?", 9e9))
+    with pytest.raises(StorageCorruptError):
+        HELD.append(await streams.open("b", key="chat"))
+    if what == "stream":
+        with pytest.raises(StorageCorruptError):
+            HELD.append(await streams.open("b", run="r1", replace=True))
+    HELD.append(await streams.open("b", key="chat", replace=True))
+
+    assert (await streams.current("chat")).id == "b"
+    assert await refused(lambda: streams.open("c", key="chat")) == "b"
+
+
+async def test_who_replaces_what_cannot_be_read_and_is_gone_by_then_runs(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    HELD.append(await streams.open("warm"))
+    await storage.commit(KEY, None, Head(1, 0, b"?", 9e9))
+    hold = storage.hold("read", after=True)
+
+    async def start() -> None:
+        HELD.append(await streams.open("b", key="chat", replace=True))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(start)
+        await hold.reached.wait()
+        await storage.delete(KEY, 1)
+        hold.release()
+
+    assert (await streams.current("chat")).id == "b"
+
+
 async def test_a_stream_that_cannot_be_read_is_listed_under_its_names(streams: StreamManager, storage: FaultyStorage) -> None:
     HELD.append(await streams.open("a", owner="ann", key="chat"))
     page = await storage.read("a")
