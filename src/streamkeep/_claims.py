@@ -19,8 +19,8 @@ from ._core import Core
 from ._guard import commit_once
 from ._lifecycle import Beginning, Life
 from ._names import Kind
-from ._naming import Named, look_up
-from .errors import KeyInUseError, StorageError, StreamNotFoundError
+from ._naming import Named, forget_names, look_up, names_life
+from .errors import KeyInUseError, StorageCorruptError, StorageError, StreamNotFoundError
 from .storage import Head
 
 T = TypeVar("T")
@@ -41,13 +41,20 @@ class Claims:
 
     @property
     def is_exclusive(self) -> bool:
-        """Whether there is something that others may claim too."""
-        return bool(self._run or self._key)
+        """Whether there is something to be claimed that others may claim too."""
+        return bool(self._seen)
 
     async def look(self) -> None:
         """Raise KeyInUseError if there is no need to begin. Changes nothing, but ends what was abandoned. Raises StorageError."""
         for name in filter(None, (self._run, self._key)):
             self._seen[name] = await self._look_at(name)
+
+    async def look_for(self, life: Life) -> None:
+        """Do the same for a stream that is there, and is to be gone on with: its names are its own, unless who began it died between."""
+        self._is_noted = not self._own or await names_life(self._core.storage, self._own, life)
+        for name in filter(None, (self._run, self._key)):
+            if not await names_life(self._core.storage, name, life):
+                self._seen[name] = await self._look_at(name)
 
     async def create(self, life: Life, commit: Callable[[], Awaitable[bool]]) -> bool:
         """Create the stream by `commit`, give its answer or raise its error; and note meanwhile whose it is, if nobody is in the way."""
@@ -58,7 +65,13 @@ class Claims:
             with suppress(StorageError):  # it is done again
                 self._is_noted = await commit_once(self._core.storage, self._own, None, self._naming(Named(), life))
 
-        return await _beside(commit, note)
+        if await _beside(commit, note):
+            return True
+        if self._is_noted:  # somebody else's stream is there
+            self._is_noted = False
+            with suppress(StorageError):  # it expires
+                await forget_names(self._core.storage, self._stream, life.state)
+        return False
 
     async def claim(self, life: Life) -> None:
         """Make the stream, which is there, the one that the names name. Raises KeyInUseError, StorageError."""
@@ -84,7 +97,13 @@ class Claims:
         """Find what a name names, and raise KeyInUseError if that is in the way. What is open then is to be replaced."""
         core = self._core
         while True:
-            named = await look_up(core.storage, name)
+            try:
+                named = await look_up(core.storage, name)
+            except StorageCorruptError:
+                if name == self._run or not self._replace:
+                    raise
+                page = await core.storage.read(name)
+                return Named(None if page is None else page.head)  # of what cannot be read nothing can be cancelled
             if named.life is None:
                 return named
             if name == self._run:
@@ -92,6 +111,7 @@ class Claims:
             if named.life.state.status != "open" or self._replace:
                 return named
             if not await core.end_if_abandoned(named.stream, named.life):
+                await core.ask_for_quiet_writer(named.stream, named.life)
                 raise KeyInUseError("a stream is being written under this key", stream=named.stream)
 
     async def _commit(self, name: str, named: Named, life: Life) -> bool:

@@ -3,7 +3,7 @@
 import logging
 import uuid
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -15,7 +15,7 @@ from . import _lifecycle, _names
 from ._background import Background
 from ._guard import GuardedStorage
 from ._lifecycle import Life, Mail, Terms
-from ._naming import keep_names
+from ._naming import forget_names, keep_names
 from ._observer import Observer
 from ._sessions import Session
 from ._sweeper import Sweeper
@@ -260,6 +260,15 @@ class Core:
         except StorageError as error:  # the next time is soon enough
             self.report(f"stream {stream}: its names cannot be kept longer yet", error)
 
+    def forget_names_soon(self, stream: str, life: Life) -> None:
+        """Have the names of a stream that is gone forgotten too, in the background; if that fails, they expire."""
+        if _names.names_for(stream, life.state):
+            self.background.start(partial(self._forget_names, stream, life), f"forgetting the names of stream {stream}")
+
+    async def _forget_names(self, stream: str, life: Life) -> None:
+        with suppress(StorageError):
+            await forget_names(self.storage, stream, life.state)
+
     # Streams whose writer is another manager's
 
     def silence_of(self, life: Life) -> tuple[float, Terms]:
@@ -286,6 +295,11 @@ class Core:
             self.look([stream])
         elif session:
             await self.observer.tell(session, stream)
+
+    async def ask_for_quiet_writer(self, stream: str, life: Life) -> None:
+        """Do so if nothing was written for long; of a stream that a storage which went back has opened again, nobody else may ask."""
+        if self.now() - _lifecycle.committed_at(life.head) >= LOOK_SECONDS:
+            await self.ask_for_writer(stream, life)
 
     async def ask_writer_to_cancel(self, stream: str, life: Life) -> None:
         """Have the writer of a stream cancel it, whatever manager's it is; it may be written faster than others can cancel it."""

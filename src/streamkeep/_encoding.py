@@ -41,8 +41,9 @@ class JSONEncoding:
 
     Called with a value, it gives its JSON in UTF-8. It takes what the standard library's `json.dumps` takes, subclasses included; enums;
     dataclasses, attrs classes and msgspec structs; pydantic models and dataclasses, by alias, as their own JSON mode writes them; and
-    what msgspec documents, such as datetimes, UUIDs, decimals, sets, bytes (as base64) and `msgspec.Raw`, JSON that is ready. Fields of
-    dataclasses whose names begin with `_` never go out.
+    what msgspec documents, such as datetimes, UUIDs, decimals, sets, bytes (as base64) and `msgspec.Raw`, JSON that is ready (inside of
+    another value it is taken as it is). Fields of dataclasses whose names begin with `_` never go out, but those of a dataclass that a
+    model's own serializer has made.
 
     Raises InvalidArgumentError, when called: anything else; nesting that is circular or deeper than 256 levels; objects of known
     libraries that are server-sent events already.
@@ -78,11 +79,11 @@ class JSONEncoding:
             return checked_json(bytes(value))
         try:
             data = self._encode(value)
-        except InvalidArgumentError:
-            _taken_dumps()
-            raise
-        except (*_ERRORS, RecursionError):
-            data = self._encoded(value, _taken_dumps())
+        except BaseException as error:  # what is left there would be taken for what a model is the next time
+            dumps = _taken_dumps()
+            if isinstance(error, InvalidArgumentError) or not isinstance(error, (*_ERRORS, RecursionError)):
+                raise
+            data = self._encoded(value, dumps)
         else:
             dumps = _taken_dumps() if _dumps else {}
             # msgspec writes null for NaN, writes private fields, and takes pydantic's dataclasses for plain ones. Only where one of
@@ -220,6 +221,8 @@ class _Walk:
         if (names := _fields(type_)) is not None:
             items = ((name, getattr(value, name, msgspec.UNSET)) for name in names if not name.startswith("_"))
             return True, {name: item for name, item in items if not self._is_left_out(item)}
+        if type_ is msgspec.Raw:
+            return True, msgspec.Raw(checked_json(bytes(value)))  # type: ignore[arg-type]  # it is one
         try:
             return True, msgspec.Raw(_encode(value))
         except _ERRORS:

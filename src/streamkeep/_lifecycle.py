@@ -153,6 +153,11 @@ class Beginning:
     run: str = ""
 
 
+def beginning_of(state: State) -> Beginning:
+    """Give what was said of a stream when it was opened."""
+    return Beginning(state.ttl, state.metadata, state.owner, state.key, state.run)
+
+
 def begin(now: float, session: str, writer: str, what: Beginning, *, after_version: int = 0) -> Life:
     """Give the first head of a stream; `after_version` is that of an expired stream under the same id."""
     state = State(

@@ -7,9 +7,10 @@ What a stream may become is decided in `_lifecycle`; here it is only read, asked
 import logging
 import re
 from collections.abc import Awaitable, Callable, Generator, Mapping
+from dataclasses import replace as replace_
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar, overload
+from typing import Any, Final, Self, TypeVar, get_args, overload
 
 import msgspec
 from anyio import CancelScope
@@ -184,23 +185,27 @@ class StreamManager:
             key: what the app calls the conversation, or whatever it is of which one stream at a time may run: any text that is not empty,
                 up to about 200 characters. The newest stream that was opened under it is its `current` one.
             run: the client's name of this very start, such as an Idempotency-Key: one stream is started by it, as long as that is kept.
-            replace: cancel what runs under the key, and run instead of it. Of several who do so at once the last one runs.
+            replace: cancel what runs under the key, and run instead of it. Of several who do so at once the last one runs. Where the key's
+                record or its stream cannot be read (StorageCorruptError without `replace`), it is replaced as it is.
 
         Raises (when awaited or entered) StreamAlreadyExistsError, InvalidArgumentError, StorageError, StreamManagerClosedError,
         WrongEventLoopError; with `resume`, StreamCompletedError, and StreamBusyError while its writer may be alive, which says when to try
         again; with `key`, KeyInUseError while a stream runs under it, whose id that says, unless `replace` is given; with `run`,
-        KeyInUseError if a stream was started by it, running or ended. When it raises, or is cancelled, it leaves no stream behind.
+        KeyInUseError if a stream was started by it, running or ended. A stream whose start has died before its key and run were its own
+        is gone on with under the same conditions. When it raises, or is cancelled, it leaves no stream behind.
         """
         ttl_seconds = self._terms.ttl if ttl is None else ttl.total_seconds()
         if not 0 <= ttl_seconds < float("inf"):
             raise InvalidArgumentError("ttl must not be negative")
-        for what, text in (("key", key), ("run", run)):
-            if text is not None:
-                _names.check_text(what, text)
         if resume and (key, run) != (None, None):
             raise InvalidArgumentError("a stream that is resumed keeps its names; it cannot be given others")
-        _names.check_owner(owner)
-        what_it_is = Beginning(ttl_seconds, dict(metadata or {}), owner, key or "", run or "")
+        what_it_is = Beginning(
+            ttl_seconds,
+            dict(metadata or {}),
+            _names.checked_owner(owner),
+            "" if key is None else _names.checked_text("key", key),
+            "" if run is None else _names.checked_text("run", run),
+        )
         writer_encode = self._encode if encode is None else checked(encode)
         return Opening(lambda: self._open(stream, what_it_is, writer_encode, resume=resume, replace=replace))
 
@@ -242,7 +247,7 @@ class StreamManager:
         reached), StorageError, StreamManagerClosedError, WrongEventLoopError. A stream whose writer has died is ended with ABORTED, by its
         readers.
         """
-        check_id(stream)
+        stream = checked_id(stream)
         check_offset(after)
         return Subscription(
             self._check_running,
@@ -261,7 +266,7 @@ class StreamManager:
         Raises StreamNotFoundError, InvalidArgumentError, StorageError, StreamManagerClosedError, WrongEventLoopError.
         """
         core = self._check_running().core
-        check_id(stream)
+        stream = checked_id(stream)
         return await cancel(core, stream)
 
     async def delete(self, stream: str) -> None:
@@ -271,7 +276,7 @@ class StreamManager:
         Raises StreamNotFoundError, InvalidArgumentError, StorageError, StreamManagerClosedError, WrongEventLoopError.
         """
         core = self._check_running().core
-        check_id(stream)
+        stream = checked_id(stream)
         first: Life | None = None
         lost = 0
         while True:
@@ -286,6 +291,7 @@ class StreamManager:
                 return  # somebody else has deleted it meanwhile
             first = same_life(first, life)
             if await _delete_once(core, stream, life):
+                core.forget_names_soon(stream, life)
                 await core.tell_writer(stream, life)
                 return
             lost += 1
@@ -298,7 +304,7 @@ class StreamManager:
         Raises StreamNotFoundError, InvalidArgumentError, StorageError, StreamManagerClosedError, WrongEventLoopError.
         """
         core = self._check_running().core
-        check_id(stream)
+        stream = checked_id(stream)
         life = await read_life(core, stream)
         while life.state.status == "open" and await core.end_if_abandoned(stream, life):
             life = await read_life(core, stream)
@@ -318,9 +324,8 @@ class StreamManager:
 
     async def _named(self, what: str, kind: Kind, text: str, owner: str) -> StreamInfo:
         core = self._check_running().core
-        _names.check_text(what, text)
-        _names.check_owner(owner)
-        while (named := await look_up(core.storage, _names.name_id(owner, kind, text))).life is not None:
+        name = _names.name_id(_names.checked_owner(owner), kind, _names.checked_text(what, text))
+        while (named := await look_up(core.storage, name)).life is not None:
             life = named.life
             if life.state.status != "open" or not await core.end_if_abandoned(named.stream, life):
                 return info_of(named.stream, life)
@@ -352,9 +357,10 @@ class StreamManager:
         """
         core = self._check_running().core
         if owner is not None:
-            _names.check_owner(owner)
+            _names.checked_owner(owner)
         if key_prefix is not None:
-            _names.check_text("key", key_prefix, may_be_empty=True)
+            _names.checked_text("key", key_prefix, may_be_empty=True)
+        _check_page(after, limit, status, is_by_key=key_prefix is not None)
         return await list_streams(core, after, limit, Wanted(owner, key_prefix, status))
 
     async def sweep(self) -> None:
@@ -385,8 +391,7 @@ class StreamManager:
         return running.check()
 
     async def _open(self, stream: str, what: Beginning, encode: Encode, *, resume: bool, replace: bool) -> StreamInput:
-        check_id(stream)
-        check_metadata(what.metadata)
+        stream, what = checked_id(stream), replace_(what, metadata=checked_metadata(what.metadata))
         running = self._check_running()
         core = running.core
         try:
@@ -417,10 +422,7 @@ class StreamManager:
             running.check()
             life = _lifecycle.begin(core.now(), core.session.name, writer, what, after_version=version)
             if await running.create(stream, life, claims):
-                opened = await running.give(stream, life, 0, encode)
-                if claims.is_exclusive:  # whoever has replaced it meanwhile has found no writer to be told
-                    core.look([stream])
-                return opened
+                return await running.give(stream, life, 0, encode, claims)
             page = await core.storage.read(stream)
             if page is None:
                 continue
@@ -428,7 +430,8 @@ class StreamManager:
             if await running.undo_now(stream, page.head):
                 continue
             if _is_expired(page.head, core.now()):
-                await core.storage.delete(stream, version)
+                if await core.storage.delete(stream, version):
+                    core.forget_names_soon(stream, _lifecycle.life_of(page.head))
             elif not resume:
                 raise StreamAlreadyExistsError("stream already exists")
             elif resumed := await running.take_over(stream, page.head, writer, encode):
@@ -451,12 +454,13 @@ class InMemoryStreamManager(StreamManager):
         self._owns_storage = True
 
 
-def check_id(stream: str) -> None:
-    """Raise InvalidArgumentError unless `stream` may be a stream's id."""
+def checked_id(stream: str) -> str:
+    """Give a stream's id, as a plain str. InvalidArgumentError: this cannot be one."""
     if not isinstance(stream, str) or not STREAM_ID.fullmatch(stream):
         raise InvalidArgumentError(
             "a stream id is 1 to 255 letters, digits and _~.:@=+-, and begins with a letter, a digit, _ or ~"
         )
+    return str.__str__(stream)
 
 
 def check_offset(after: int | None) -> None:
@@ -465,12 +469,22 @@ def check_offset(after: int | None) -> None:
         raise InvalidArgumentError(f"an offset is a whole number between 0 and {MAX_OFFSET}")
 
 
-def check_metadata(metadata: Mapping[str, str]) -> None:
-    """Raise InvalidArgumentError unless these are a few short strings under names."""
+def checked_metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:
+    """Give metadata, as plain strings. InvalidArgumentError: they are not a few short strings under names."""
     if not all(isinstance(text, str) and not _names.SURROGATE.search(text) for item in metadata.items() for text in item):
         raise InvalidArgumentError("metadata are strings of Unicode under names that are such strings")
     if sum(len(key) + len(value) for key, value in metadata.items()) > MAX_METADATA:
         raise InvalidArgumentError(f"metadata has more than {MAX_METADATA} characters")
+    return {str.__str__(key): str.__str__(value) for key, value in metadata.items()}
+
+
+def _check_page(after: str, limit: int, status: StreamStatus | None, *, is_by_key: bool) -> None:
+    if not isinstance(after, str) or _names.SURROGATE.search(after) or (not is_by_key and "\0" in after):
+        raise InvalidArgumentError("`after` is an id, or a key with `key_prefix`; or what a page had as `next`")
+    if type(limit) is not int or limit < 1:
+        raise InvalidArgumentError("`limit` is a whole number, 1 or more")
+    if status not in {None, *get_args(StreamStatus)}:
+        raise InvalidArgumentError(f"a status is one of {', '.join(get_args(StreamStatus))}")
 
 
 def _is_expired(head: Head, now: float) -> bool:

@@ -87,14 +87,15 @@ def names_for(stream: str, state: State) -> list[str]:
     ]
 
 
-def check_owner(owner: str) -> None:
-    """Raise InvalidArgumentError unless this may be an owner."""
+def checked_owner(owner: str) -> str:
+    """Give the owner, as a plain str: of its subclasses msgspec knows none. InvalidArgumentError: this cannot be one."""
     if not isinstance(owner, str) or SURROGATE.search(owner) or len(owner) > MAX_OWNER:
         raise InvalidArgumentError(f"an owner is Unicode text, without lone surrogates, of at most {MAX_OWNER} characters")
+    return str.__str__(owner)
 
 
-def check_text(what: str, text: str, *, may_be_empty: bool = False) -> None:
-    """Raise InvalidArgumentError unless this may be a key or a run."""
+def checked_text(what: str, text: str, *, may_be_empty: bool = False) -> str:
+    """Give the key or the run, as a plain str. InvalidArgumentError: this cannot be one."""
     if not isinstance(text, str) or SURROGATE.search(text) or not (text or may_be_empty):
         raise InvalidArgumentError(f"a {what} is Unicode text, without lone surrogates, and not empty")
     if len(escaped(text)) > MAX_TEXT:
@@ -102,6 +103,7 @@ def check_text(what: str, text: str, *, may_be_empty: bool = False) -> None:
             f"this {what} is too long: it may have {MAX_TEXT} letters, digits and dashes; other characters of ASCII count as three, "
             "and all others as five"
         )
+    return str.__str__(text)
 
 
 def escaped(text: str) -> str:

@@ -40,6 +40,11 @@ async def look_up(storage: GuardedStorage, name: str) -> Named:
     return Named(page.head, state.stream, _names.named_by(state, None if there is None else there.head, storage.time()))
 
 
+async def names_life(storage: GuardedStorage, name: str, life: Life) -> bool:
+    """Say whether a name names this very stream. Raises StorageError."""
+    return await _head_naming(storage, name, life.state) is not None
+
+
 async def keep_names(storage: GuardedStorage, stream: str, state: State) -> None:
     """Put off the day on which the names of a stream are forgotten, as that of the stream was. Raises StorageError."""
     for name in _names.names_for(stream, state):

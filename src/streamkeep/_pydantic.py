@@ -8,6 +8,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
+from enum import Enum
 from functools import lru_cache
 from typing import Any
 
@@ -71,7 +72,13 @@ def private_fields(value: object, depth: int = 0) -> dict[Any, Any]:
                 "the value is not JSON: a set in a model holds dataclasses with private fields, which pydantic cannot leave out"
             )
         return {}
+    if isinstance(value, Iterator):
+        raise InvalidArgumentError(
+            "the value is not JSON: an iterator in a model, such as a generator, may hold dataclasses with private fields; give a list"
+        )
     type_: type = type(value)
+    if isinstance(value, Enum):
+        return private_fields(value.value, depth + 1)  # no level either
     if getattr(type_, "__pydantic_root_model__", False):
         return private_fields(vars(value).get("root"), depth + 1)  # a level that pydantic does not count
     found: dict[Any, Any] = {}

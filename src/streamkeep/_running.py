@@ -111,35 +111,40 @@ class Running:
                 await claims.claim(life)
         except BaseException as error:
             if is_there or not isinstance(error, StorageFullError):
-                self._undo(stream, life.head, partial(self._remove, stream, life.head))
+                self._undo(stream, life.head, partial(self._remove, stream, life))
             if isinstance(error, KeyInUseError):
                 await self.undone(stream)
             raise
         return is_there
 
     async def take_over(self, stream: str, head: Head, writer: str, encode: Encode) -> StreamInput | None:
-        """Go on with an open stream; None if it has changed meanwhile."""
+        """Go on with an open stream; None if it has changed meanwhile. KeyInUseError: another one runs under its key."""
         core = self.core
         old = _lifecycle.life_of(head)
         silent, terms = core.silence_of(old)
         life = _lifecycle.take_over(old, core.now(), core.session.name, writer, silent, terms)
         size = await self._size(stream, old)  # first, so that nothing can go wrong once the stream is ours
+        claims = Claims(core, stream, _lifecycle.beginning_of(old.state), replace=False)
+        await claims.look_for(old)
         try:
             if not await core.sweeper.commit(stream, head.version, life.head):
                 return None
+            await claims.claim(life)
         except BaseException:
             self._undo(stream, life.head, partial(self._release, stream, life))
             raise
         core.tell_writer_soon(stream, old)  # not here, where a cancellation would leave the stream to nobody
         core.keep_names_soon(stream, life)
-        return await self.give(stream, life, size, encode)
+        return await self.give(stream, life, size, encode, claims)
 
-    async def give(self, stream: str, life: Life, size: int, encode: Encode) -> StreamInput:
+    async def give(self, stream: str, life: Life, size: int, encode: Encode, claims: Claims) -> StreamInput:
         """Give the handle of a stream that is ours."""
         outbox = Outbox(self.core, stream, life, size)
         if self.is_closing:
             await _release(outbox)
             self.check()
+        if claims.is_exclusive:  # whoever has replaced it meanwhile has found no writer to be told
+            self.core.look([stream])
         return StreamInput(outbox, encode)
 
     async def undone(self, stream: str) -> None:
@@ -183,9 +188,12 @@ class Running:
 
         self.background.start(run, f"undoing the opening of stream {stream}")
 
-    async def _remove(self, stream: str, head: Head) -> bool:
+    async def _remove(self, stream: str, life: Life) -> bool:
         page = await self.core.storage.read(stream)
-        return page is not None and page.head == head and await self.core.storage.delete(stream, head.version)
+        if page is None or page.head != life.head or not await self.core.storage.delete(stream, life.head.version):
+            return False
+        self.core.forget_names_soon(stream, life)
+        return True
 
     async def _release(self, stream: str, life: Life) -> bool:
         page = await self.core.storage.read(stream)

@@ -444,6 +444,38 @@ def test_what_a_serializer_gives_is_bounded() -> None:
         encode_json({"a": msgspec.Raw(b"[" * 100_000 + b"]" * 100_000)})
 
 
+def test_private_fields_of_what_members_of_enums_in_models_stand_for_do_not_go_out() -> None:
+    class Place(enum.Enum):
+        HERE = State([])
+
+    assert "_" not in encode_json(Delta(extra=[Place.HERE])).decode().replace("message_history", "")
+
+
+def test_a_model_whose_iterators_may_hold_private_fields_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="iterator"):
+        encode_json(Delta(extra=iter([State([])])))
+    assert decoded(Delta(extra=iter([1])))["extra"] == [1]
+
+
+def test_json_that_a_hook_gives_as_ready_is_looked_at() -> None:
+    assert JSONEncoding(default=lambda _: msgspec.Raw(b"[1]"))({"a": object()}) == b'{"a":[1]}'
+    with pytest.raises(InvalidArgumentError, match="not JSON"):
+        JSONEncoding(default=lambda _: msgspec.Raw(b'1,"b":2'))({"a": object()})
+
+
+def test_what_a_model_was_is_forgotten_when_its_encoding_is_broken_off() -> None:
+    class Broken(pydantic.BaseModel):
+        def model_dump(self, **_: object) -> Any:
+            raise KeyboardInterrupt
+
+    delta = Delta(text="old")
+    with pytest.raises(KeyboardInterrupt):
+        encode_json([delta, Broken()])
+    delta.text, delta.extra = "new", float("nan")
+
+    assert decoded(delta)["text"] == "new"
+
+
 def test_a_serializer_that_writes_private_fields_is_refused() -> None:
     class Shown(pydantic.BaseModel):
         state: State

@@ -1,11 +1,12 @@
 """Starting under keys and runs: who starts, who is told of whom, and what is left behind. And finding streams by what they are called."""
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any
 
 import anyio
 import pytest
 from anyio import wait_all_tasks_blocked
-from tests.core.helpers import Process, resumed
+from tests.core.helpers import BackupStorage, Process, resumed
 
 from streamkeep import (
     InvalidArgumentError,
@@ -14,6 +15,7 @@ from streamkeep import (
     StorageError,
     StorageFullError,
     StreamAlreadyExistsError,
+    StreamBusyError,
     StreamCompletedError,
     StreamInput,
     StreamManager,
@@ -458,6 +460,126 @@ async def test_what_cannot_be_a_name_is_refused(streams: StreamManager) -> None:
             await streams.list(**asked)  # type: ignore[arg-type]
 
 
+# Starts that died before their names were theirs
+
+
+async def dead_start(mortal: Process, id: str) -> None:
+    """Have a process die when a stream is there, and nothing names it."""
+    HELD.append(await mortal.streams.open(f"warm-{id}"))
+    mortal.storage.skip("commit")
+    hold = mortal.storage.hold("commit")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: _awaited(mortal.streams.open(id, owner="ann", key="chat", run=id)))
+        await hold.reached.wait()
+        mortal.die()
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.promise("P23")
+async def test_a_stream_whose_start_died_is_not_gone_on_with_while_another_runs_under_its_key(
+    streams: StreamManager, elsewhere: StreamManager, mortal: Process
+) -> None:
+    await dead_start(mortal, "a")
+    HELD.append(await elsewhere.open("b", owner="ann", key="chat"))
+
+    assert await refused(lambda: resumed(streams, "a")) == "b"
+    assert await HELD[-1].write("it runs") == 0
+    mortal.come_back()
+
+
+@pytest.mark.promise("P23")
+async def test_a_stream_whose_start_died_is_gone_on_with_under_its_names(
+    streams: StreamManager, elsewhere: StreamManager, mortal: Process, memory: MemoryStorage
+) -> None:
+    await dead_start(mortal, "a")
+    assert await names(memory) == []
+    HELD.append(await resumed(streams, "a"))
+
+    assert await refused(lambda: elsewhere.open("b", owner="ann", key="chat")) == "a"
+    assert await refused(lambda: elsewhere.open("b", owner="ann", run="a")) == "a"
+    assert [info.id for info in await elsewhere.list(owner="ann")] == ["a"]
+    mortal.come_back()
+
+
+async def test_who_goes_on_and_loses_the_race_for_its_key_releases_the_stream(
+    streams: StreamManager, elsewhere: StreamManager, mortal: Process, storage: FaultyStorage
+) -> None:
+    HELD.append(await streams.open("warm"))
+    await dead_start(mortal, "a")
+    await anyio.sleep(5)
+    with pytest.raises(StreamBusyError):
+        await streams.open("a", resume=True)
+    await anyio.sleep(12)
+    original = storage.commit
+
+    async def commit(stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
+        is_stored = await original(stream, seen, head, records)
+        if stream == "a" and is_stored:
+            storage.commit = original  # type: ignore[method-assign]
+            HELD.append(await elsewhere.open("b", owner="ann", key="chat"))
+        return is_stored
+
+    storage.commit = commit  # type: ignore[method-assign]
+    assert await refused(lambda: streams.open("a", resume=True)) == "b"
+    await anyio.sleep(1)
+    assert not (await streams.info("a")).session
+    mortal.come_back()
+
+
+@pytest.mark.promise("P23")
+@pytest.mark.parametrize("is_own", [True, False], ids=["own", "another's"])
+async def test_what_a_storage_that_went_back_has_opened_again_is_in_nobodys_way(clock: Clock, *, is_own: bool) -> None:
+    backup = BackupStorage(clock=clock)
+    async with StreamManager(backup) as streams, StreamManager(backup) as elsewhere:
+        HELD.append(await streams.open("a", key="chat"))
+        backup.back_up()
+        await HELD[-1].done()
+        backup.go_back()
+        await anyio.sleep(400)
+        starter = streams if is_own else elsewhere
+        assert await refused(lambda: starter.open("b", key="chat")) == "a"
+        await anyio.sleep(15)
+        HELD.append(await starter.open("b", key="chat"))
+        assert (await streams.info("a")).error == "ABORTED"
+
+
+class Text(str):
+    """A subclass, as those of markup and of templates."""
+
+    __slots__ = ()
+
+
+async def test_subclasses_of_text_are_text(streams: StreamManager, elsewhere: StreamManager) -> None:
+    options = {"owner": Text("ann"), "key": Text("chat"), "run": Text("r1")}
+    HELD.append(await streams.open(Text("a"), metadata={Text("b"): Text("c")}, **options))  # type: ignore[arg-type]
+    info = await streams.current(Text("chat"), Text("ann"))
+
+    assert (info.id, info.metadata) == ("a", {"b": "c", "owner": "ann"})
+    assert [info.id for info in await streams.list(Text("Z"), owner=Text("ann"))] == ["a"]
+    assert await elsewhere.cancel(Text("a"))
+
+
+@pytest.mark.promise("P13")
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"after": "\ud800" * 300},
+        {"after": "\0"},
+        {"after": None},
+        {"limit": 0},
+        {"limit": 1.5},
+        {"limit": None},
+        {"status": "x"},
+    ],
+    ids=str,
+)
+async def test_a_page_that_cannot_be_asked_for_is_refused(streams: StreamManager, asked: dict[str, Any]) -> None:
+    for wanted in ({}, {"owner": "ann"}):
+        with pytest.raises(InvalidArgumentError):
+            await streams.list(**asked, **wanted)
+    assert not await streams.list("\0", owner="ann", key_prefix="")
+
+
 # Names that cannot be read
 
 
@@ -467,6 +589,43 @@ async def test_a_name_that_cannot_be_read_is_told(streams: StreamManager, storag
         with pytest.raises(StorageCorruptError):
             await call()
     assert not await streams.list(key_prefix="")
+
+
+@pytest.mark.parametrize("what", ["name", "stream"])
+async def test_who_replaces_what_cannot_be_read_runs(streams: StreamManager, storage: FaultyStorage, what: str) -> None:
+    HELD.append(await streams.open("a", key="chat", run="r1"))
+    damaged = KEY if what == "name" else "a"
+    page = await storage.read(damaged)
+    assert page is not None
+    await storage.commit(damaged, page.head.version, Head(page.head.version + 1, 0, b"?", 9e9))
+    with pytest.raises(StorageCorruptError):
+        HELD.append(await streams.open("b", key="chat"))
+    if what == "stream":
+        with pytest.raises(StorageCorruptError):
+            HELD.append(await streams.open("b", run="r1", replace=True))
+    HELD.append(await streams.open("b", key="chat", replace=True))
+
+    assert (await streams.current("chat")).id == "b"
+    assert await refused(lambda: streams.open("c", key="chat")) == "b"
+
+
+async def test_who_replaces_what_cannot_be_read_and_is_gone_by_then_runs(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    HELD.append(await streams.open("warm"))
+    await storage.commit(KEY, None, Head(1, 0, b"?", 9e9))
+    hold = storage.hold("read", after=True)
+
+    async def start() -> None:
+        HELD.append(await streams.open("b", key="chat", replace=True))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(start)
+        await hold.reached.wait()
+        await storage.delete(KEY, 1)
+        hold.release()
+
+    assert (await streams.current("chat")).id == "b"
 
 
 async def test_a_stream_that_cannot_be_read_is_listed_under_its_names(streams: StreamManager, storage: FaultyStorage) -> None:
@@ -498,6 +657,57 @@ async def test_names_go_with_their_stream(streams: StreamManager, storage: Fault
     kept = ((Kind.KEY, "chat"), (Kind.OWN, "c"), (Kind.RUN, "r3"))
     assert await names(memory) == [name_id("ann", kind, text) for kind, text in kept]
     assert (await streams.current("chat", "ann")).id == "c"
+
+
+@pytest.mark.promise("P23")
+@pytest.mark.parametrize("how", ["deleted", "begun anew", "cancelled", "there already", "resumed"])
+async def test_names_go_with_a_stream_that_does_not_wait_for_the_sweeper(
+    streams: StreamManager, storage: FaultyStorage, memory: MemoryStorage, how: str
+) -> None:
+    names_of_a: dict[str, Any] = {"owner": "ann", "key": "chat", "run": "r1"}
+    match how:
+        case "deleted":
+            HELD.append(await streams.open("a", **names_of_a))
+            await streams.delete("a")
+        case "begun anew":
+            await (await streams.open("a", **names_of_a)).done()
+            storage.ahead_seconds = 301
+            HELD.append(await streams.open("a"))
+        case "cancelled":
+            HELD.append(await streams.open("warm"))
+            storage.skip("commit", times=3)
+            hold = storage.hold("commit", after=True)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(lambda: _awaited(streams.open("a", **names_of_a)))
+                await hold.reached.wait()
+                assert len(await names(memory)) == 3
+                tasks.cancel_scope.cancel()
+        case "there already":
+            HELD.append(await streams.open("a"))
+            with pytest.raises(StreamAlreadyExistsError):
+                HELD.append(await streams.open("a", owner="ann"))
+        case _:
+            await (await streams.open("a")).close()
+            HELD.append(await streams.open("a", resume=True, owner="ann"))
+    await anyio.sleep(1)
+
+    assert await names(memory) == []
+
+
+async def test_names_that_cannot_be_forgotten_with_what_is_deleted_expire(
+    streams: StreamManager, storage: FaultyStorage, memory: MemoryStorage
+) -> None:
+    await (await streams.open("a", key="chat")).done()
+    await anyio.sleep(1)
+    storage.skip("read")
+    storage.refuse("read")
+    await streams.delete("a")
+    await anyio.sleep(1)
+    assert await names(memory) == [KEY]
+    storage.ahead_seconds = 2 * FORGET_OPEN_SECONDS + 301
+    await streams.sweep()
+
+    assert await names(memory) == []
 
 
 async def test_names_that_cannot_be_removed_with_their_stream_go_when_they_expire(

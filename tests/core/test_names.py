@@ -14,8 +14,8 @@ from streamkeep._names import (
     MAX_OWNER,
     MAX_TEXT,
     Kind,
-    check_owner,
-    check_text,
+    checked_owner,
+    checked_text,
     escaped,
     is_name,
     keep,
@@ -87,20 +87,20 @@ def test_a_stream_has_the_names_it_was_given() -> None:
 def test_keys_and_runs_that_are_refused(text: str) -> None:
     for what in ("key", "run"):
         with pytest.raises(InvalidArgumentError, match=what):
-            check_text(what, text)
+            checked_text(what, text)
 
 
 @pytest.mark.parametrize("text", ["a" * MAX_TEXT, "é" * (MAX_TEXT // 5), " ", "\0", "/chats/1?x=y"])
 def test_keys_that_are_taken(text: str) -> None:
-    check_text("key", text)
-    check_text("key", "", may_be_empty=True)
+    checked_text("key", text)
+    checked_text("key", "", may_be_empty=True)
     assert len(name_id("o", Kind.KEY, text)) <= MAX_ID
 
 
 @pytest.mark.parametrize("owner", ["\ud800", "a" * (MAX_OWNER + 1), None, 7])
 def test_owners_that_are_refused(owner: str) -> None:
     with pytest.raises(InvalidArgumentError, match="owner"):
-        check_owner(owner)
+        checked_owner(owner)
 
 
 def test_a_name_names_one_life_of_a_stream_until_that_has_expired() -> None:

@@ -13,7 +13,7 @@ from tests.hostile.sockets import ask
 
 from streamkeep import InMemoryStreamManager, Limits, StreamManager
 from streamkeep._depth import MAX_DEPTH
-from streamkeep._manager import MAX_METADATA, check_id, check_metadata
+from streamkeep._manager import MAX_METADATA, checked_id, checked_metadata
 from streamkeep.errors import InvalidArgumentError, PublicError
 from streamkeep.events import MAX_ERROR_TEXT
 from streamkeep.http import Access, Bounds, Runner, StreamsHTTP
@@ -82,12 +82,12 @@ def test_nothing_that_can_be_limited_is_left_out() -> None:
 
 
 def test_what_is_fixed_is_so_where_it_counts() -> None:
-    check_id("a" * 255)
-    check_metadata({"a": "b" * (MAX_METADATA - 1)})
+    checked_id("a" * 255)
+    checked_metadata({"a": "b" * (MAX_METADATA - 1)})
     with pytest.raises(InvalidArgumentError):
-        check_id("a" * 256)
+        checked_id("a" * 256)
     with pytest.raises(InvalidArgumentError):
-        check_metadata({"a": "b" * MAX_METADATA})
+        checked_metadata({"a": "b" * MAX_METADATA})
 
 
 # The recipe against other sites

@@ -15,7 +15,7 @@ from cyclopts.validators import Number
 
 from .._copy import copy_streams, ids_with
 from .._listing import StreamStatus
-from .._manager import StreamManager, check_id
+from .._manager import StreamManager, checked_id
 from ..errors import StreamkeepError
 from ..events import StreamEventType
 from ..storages import storage_for
@@ -224,7 +224,7 @@ def copy(
     if ids and prefix:
         raise CommandError("name streams, or give a prefix, not both", 2)
     for name in [prefix] if prefix else ids:
-        check_id(name)
+        checked_id(name)
     if source == target:
         raise CommandError("the two storages are the same", 2)
     from_storage, to_storage = storage_for(source), storage_for(target)
