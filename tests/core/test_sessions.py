@@ -157,7 +157,9 @@ async def test_cancelling_does_no_work_for_each_writer(streams: StreamManager, s
             calls = calls_of(lambda: run_to_end(streams.cancel(f"s{count - 1}")))  # noqa: B023
             costs.append((storage.calls.total(), calls))
 
-    assert costs[0] == costs[1]
+    (storage_calls, calls), (storage_calls_of_many, calls_of_many) = costs
+    assert storage_calls_of_many == storage_calls
+    assert calls_of_many < 2 * calls  # Python itself may have something to tidy up
     assert handles[-1].cancelled.is_set()
 
 

@@ -453,7 +453,10 @@ async def test_an_app_is_told_of_its_runs_and_an_endpoint_of_its_own(url: str, t
         answer = await http.post("/chat")
         assert len(frames_of(answer.content)) == 3
         ended = await all_.one()
-    assert (ended.stream, ended.metadata) == (answer.headers[STREAM_ID], {"route": "/chat", "answer": "endpoint", "owner": "ann"})
+    assert (ended.stream, ended.metadata) == (
+        answer.headers[STREAM_ID],
+        {"route": "/chat", "answer": "endpoint", "owner": "ann"},
+    )
     assert (all_.chunks, all_.users) == ([["a", "b"]], ["ann"])
     async with serving(with_all(), on_end=own) as http:
         await http.post("/chat")

@@ -170,6 +170,9 @@ async def errors_answered(send: Send) -> AsyncGenerator[None]:
             await send_error(send, *refusal)
 
 
+_STATUSES: Final[Mapping[int, Status]] = {code: status for status, code in reversed(HTTP_CODES.items())}
+
+
 def _refusal_of(error: Exception) -> tuple[ErrorInfo, int, Iterable[tuple[str, str]]] | None:
     """Give what Starlette's and FastAPI's `HTTPException` says: known by its name and attributes, for neither need be installed."""
     code: object = getattr(error, "status_code", None)
@@ -179,7 +182,7 @@ def _refusal_of(error: Exception) -> tuple[ErrorInfo, int, Iterable[tuple[str, s
         or "HTTPException" not in {class_.__name__ for class_ in type(error).__mro__}
     ):
         return None
-    status: Status = next((status for status, known in HTTP_CODES.items() if known == code), "UNKNOWN")
+    status = _STATUSES.get(code, "UNKNOWN")
     detail, headers = getattr(error, "detail", ""), getattr(error, "headers", None) or {}
     logger.info("a request was refused: %s", error)
     return (
