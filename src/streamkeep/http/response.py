@@ -170,7 +170,7 @@ async def errors_answered(send: Send) -> AsyncGenerator[None]:
             await send_error(send, *refusal)
 
 
-_STATUSES: Final[Mapping[int, Status]] = {code: status for status, code in reversed(HTTP_CODES.items())}
+_STATUSES: Final[Mapping[int, Status]] = {code: status for status, code in [*HTTP_CODES.items()][::-1]}
 
 
 def _refusal_of(error: Exception) -> tuple[ErrorInfo, int, Iterable[tuple[str, str]]] | None:
