@@ -221,8 +221,8 @@ class _Walk:
         if (names := _fields(type_)) is not None:
             items = ((name, getattr(value, name, msgspec.UNSET)) for name in names if not name.startswith("_"))
             return True, {name: item for name, item in items if not self._is_left_out(item)}
-        if type_ is msgspec.Raw:
-            return True, msgspec.Raw(checked_json(bytes(value)))  # type: ignore[arg-type]  # it is one
+        if isinstance(value, msgspec.Raw):
+            return True, msgspec.Raw(checked_json(bytes(value)))
         try:
             return True, msgspec.Raw(_encode(value))
         except _ERRORS:

@@ -454,7 +454,7 @@ def test_private_fields_of_what_members_of_enums_in_models_stand_for_do_not_go_o
 def test_a_model_whose_iterators_may_hold_private_fields_is_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="iterator"):
         encode_json(Delta(extra=iter([State([])])))
-    assert decoded(Delta(extra=iter([1])))["extra"] == [1]
+    assert decoded(Delta(extra=iter([1]))) == {"text": "", "finish": None, "extra": [1]}
 
 
 def test_json_that_a_hook_gives_as_ready_is_looked_at() -> None:
@@ -473,7 +473,7 @@ def test_what_a_model_was_is_forgotten_when_its_encoding_is_broken_off() -> None
         encode_json([delta, Broken()])
     delta.text, delta.extra = "new", float("nan")
 
-    assert decoded(delta)["text"] == "new"
+    assert decoded(delta) == {"text": "new", "finish": None, "extra": None}
 
 
 def test_a_serializer_that_writes_private_fields_is_refused() -> None:
