@@ -430,8 +430,8 @@ class StreamManager:
             if await running.undo_now(stream, page.head):
                 continue
             if _is_expired(page.head, core.now()):
-                if await core.storage.delete(stream, version):
-                    core.forget_names_soon(stream, _lifecycle.life_of(page.head))
+                await core.storage.delete(stream, version)
+                core.forget_names_soon(stream, _lifecycle.life_of(page.head))
             elif not resume:
                 raise StreamAlreadyExistsError("stream already exists")
             elif resumed := await running.take_over(stream, page.head, writer, encode):

@@ -436,6 +436,13 @@ async def test_whose_a_stream_is_is_noted_again_if_that_failed_beside_its_creati
     assert [info.id for info in await streams.list(owner="ann")] == ["a"]
 
 
+async def test_an_id_that_is_its_owners_already_stays_so(streams: StreamManager) -> None:
+    HELD.append(await streams.open("a", owner="ann"))
+    with pytest.raises(StreamAlreadyExistsError):
+        HELD.append(await streams.open("a", owner="ann"))
+    assert [info.id for info in await streams.list(owner="ann")] == ["a"]
+
+
 async def test_an_id_that_lives_again_is_its_new_owners(streams: StreamManager) -> None:
     for owner in ("ann", "ann", "bob"):
         await (await streams.open("a", owner=owner)).done()
@@ -497,6 +504,7 @@ async def test_a_stream_whose_start_died_is_gone_on_with_under_its_names(
 
     assert await refused(lambda: elsewhere.open("b", owner="ann", key="chat")) == "a"
     assert await refused(lambda: elsewhere.open("b", owner="ann", run="a")) == "a"
+    assert (await elsewhere.started_by("a", "ann")).id == "a"
     assert [info.id for info in await elsewhere.list(owner="ann")] == ["a"]
     mortal.come_back()
 
