@@ -97,9 +97,9 @@ export class Reader {
     this.#noteCaughtUp();
   }
 
-  // An event of the stream has the next offset as its id. All else is counted, and shown: it would be a bug.
+  // An event of the stream has the next offset at the end of its id. All else is counted, and shown: it would be a bug.
   #take(event, use) {
-    const offset = Number(event.lastEventId);
+    const offset = offsetOf(event.lastEventId);
     this.received += 1;
     this.lastEventAt = performance.now();
     if (offset <= this.offset) {
@@ -136,7 +136,7 @@ export class Reader {
   }
 
   #failed(event) {
-    if (event.data !== undefined && event.lastEventId !== "" && Number(event.lastEventId) > this.offset) {
+    if (event.data !== undefined && event.lastEventId !== "" && offsetOf(event.lastEventId) > this.offset) {
       this.#take(event, (error) => this.#finish("error", error));
     } else if (event.data !== undefined) {
       this.log(`The server says: ${JSON.parse(event.data).message}`); // of this response, not of the stream
@@ -176,4 +176,9 @@ export class Reader {
     this.#enter(info.status);
     this.log(`Nothing is left after offset ${this.offset}: the stream has ended`);
   }
+}
+
+/** Gives the offset in an event's id, which is a cursor: the stream, which life of its name, and the offset. */
+export function offsetOf(cursor) {
+  return Number(cursor.slice(cursor.lastIndexOf("/") + 1));
 }

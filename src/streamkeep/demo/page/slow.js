@@ -1,5 +1,7 @@
 // A reader that takes few events a second, by reading no further: the connection fills up, the writer and the other readers go on.
 
+import { offsetOf } from "./reader.js";
+
 const EVENTS_PER_SECOND = 12;
 const RETRY_MS = 2000;
 
@@ -38,7 +40,7 @@ export class SlowReader {
     }
     for await (const { id, event, data } of eventsOf(response.body)) {
       if (id === undefined) continue;
-      this.offset = Number(id);
+      this.offset = offsetOf(id);
       if (event === "chunk") this.text += JSON.parse(data);
       else this.#end();
       this.changed();
