@@ -86,9 +86,11 @@ async def ending_of(http: httpx.AsyncClient, method: str, path: str) -> tuple[by
 
 @pytest.mark.parametrize("framing", FRAMINGS)
 async def test_an_answer_ends_as_the_table_says(framing: type[Framing]) -> None:
+    app, _ = app_of(framing)
+    async with http_to(app) as http:
+        whole, failed = await ending_of(http, "POST", "/whole"), await ending_of(http, "POST", "/failing")
     app, streams_http = app_of(framing, timeouts=Timeouts(longest=timedelta(milliseconds=200)))
     async with http_to(app) as http, streams_http.streams.open("live"):
-        whole, failed = await ending_of(http, "POST", "/whole"), await ending_of(http, "POST", "/failing")
         too_long = await ending_of(http, "GET", "/follow")
     assert not whole[1]
     assert failed[1] == (framing in {PassThroughFraming, TextFraming})
