@@ -188,7 +188,7 @@ async def test_a_stream_that_fails_is_cut_where_no_frame_tells(framing: type[Fra
 
 @pytest.mark.parametrize("framing", [AISDKFraming, NDJSONFraming, SSEFraming, TextFraming, PassThroughFraming])
 async def test_an_answer_that_may_last_no_longer_is_cut_in_every_framing_but_genkits(framing: type[Framing]) -> None:
-    streams_http = StreamsHTTP(InMemoryStreamManager(), timeouts=Timeouts(longest=timedelta(milliseconds=200)))
+    streams_http = StreamsHTTP(InMemoryStreamManager(), timeouts=Timeouts(longest=timedelta(seconds=1)))
     app = FastAPI(lifespan=streams_http.lifespan)
 
     @app.get("/follow")
