@@ -15,6 +15,7 @@ from datetime import timedelta
 from functools import partial
 from types import TracebackType
 from typing import Final, Protocol, Self, TypedDict, Unpack
+from weakref import ref
 
 import anyio
 from anyio import CancelScope
@@ -163,7 +164,8 @@ class _Run:
             self._forget(self)
 
 
-_run_here: Final[ContextVar[_Run | None]] = ContextVar("streamkeep_run", default=None)
+_run_here: Final[ContextVar["ref[_Run] | None"]] = ContextVar("streamkeep_run", default=None)
+"""Which producer runs here. What a producer leaves behind, such as a timer, has a copy of its context, and must not keep all of the run."""
 
 
 def keep_place() -> Callable[[], object]:
@@ -171,7 +173,8 @@ def keep_place() -> Callable[[], object]:
 
     For a thread of its, which cannot be cancelled.
     """
-    run = _run_here.get()
+    here = _run_here.get()
+    run = None if here is None else here()
     if run is None:
         return lambda: None
     run.threads += 1
@@ -353,7 +356,7 @@ class Runner:
 
     async def _run(self, run: _Run, produce: Producer) -> None:
         run.task = asyncio.current_task() if is_asyncio_here() else None
-        _run_here.set(run)
+        _run_here.set(ref(run))
         try:
             with run.scope:
                 await self._produce(run, produce)
