@@ -16,6 +16,7 @@ from genkit import ActionRunContext
 from genkit_fastapi import serve_flow
 from pydantic import BaseModel
 from tests.http.servers import STREAM_ID, STREAMING, Reading, count, events_of, flow_of, frames_of, http_to, serving
+from tests.http.test_pass_through import answering
 
 from streamkeep import InMemoryStreamManager, Limits, StreamManager
 from streamkeep.errors import StorageError
@@ -33,24 +34,6 @@ async def around(app: ASGIApp, streams: StreamManager | None = None) -> AsyncGen
     manager = streams or InMemoryStreamManager()
     async with http_to(DurableStreaming(app, manager)) as http:
         yield http, manager
-
-
-def answering(*packets: bytes, content_type: str = "text/event-stream", then: Exception | None = None) -> FastAPI:
-    """Give an app that answers POST / with these packets."""
-
-    async def body() -> AsyncGenerator[bytes, None]:
-        for packet in packets:
-            yield packet
-        if then is not None:
-            raise then
-
-    app = FastAPI()
-
-    @app.post("/")
-    async def answer() -> StreamingResponse:
-        return StreamingResponse(body(), media_type=content_type)
-
-    return app
 
 
 # What streams

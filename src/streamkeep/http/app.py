@@ -108,7 +108,8 @@ class StreamsHTTP:
         drain: how long producers may go on when this is left.
         drain_on_signal: begin to drain when the process gets SIGTERM or SIGINT. Servers leave this only when the last response has
             ended, which may be never. The server's own handling of the signals goes on as it would.
-        max_body_bytes: the longest request body, here and in a `DurableStreaming` over it; a longer one is answered 413.
+        max_body_bytes: the longest request body that is read here; a longer one is answered 413. Inside a `DurableStreaming` over it the
+            app reads its own, and this is for requests that resume a stream.
         max_producers: how many streams may be produced here at a time; who wants to start one more is answered 429. A producer that goes
             on although its stream has ended (a thread cannot be cancelled) is counted until it ends.
         bounds: how long each run may go on; see `Bounds`.
@@ -461,7 +462,7 @@ class StreamsHTTP:
             if isinstance(error, OffsetOutOfRangeError):
                 raise
             return ASGIResponse(_nothing, status=204)
-        framing = framing or framing_of(info, scope)
+        framing = framing or framing_of(info.metadata.get(ANSWER), scope)
         if not is_all_seen(info, place):
             return ASGIResponse(self._showing(stream, place, framing), stream)
         if isinstance(framing, GenkitFraming):
@@ -499,7 +500,7 @@ class StreamsHTTP:
     async def show_again(self, scope: Scope, receive: Receive, send: Send, stream: str) -> None:
         """Answer a start that was sent twice with what it has started, from its beginning. Raises before the answer has begun only."""
         info = await self.streams.info(stream)
-        await self.show(scope, receive, send, stream, framing=framing_of(info, scope, GenkitFraming))
+        await self.show(scope, receive, send, stream, framing=framing_of(info.metadata.get(ANSWER), scope, GenkitFraming))
 
     async def read_body(self, scope: Scope, receive: Receive) -> bytes | None:
         """Give a request's body, or None if the client went away. Raises BodyRefusedError."""
@@ -541,7 +542,7 @@ class StreamsHTTP:
             else:
                 await send_response(send, 204)
             return
-        framing = framing_of(info, scope, SSEFraming if by_cursor else GenkitFraming)
+        framing = framing_of(info.metadata.get(ANSWER), scope, SSEFraming if by_cursor else GenkitFraming)
         if not is_all_seen(info, place):
             await self.show(scope, receive, send, stream, place, framing=framing)
         elif isinstance(framing, GenkitFraming):
@@ -623,9 +624,8 @@ class StreamsHTTP:
     async def _list(self, scope: Scope, send: Send) -> None:
         owner = await self._owner("list", scope, None, {})
         if not owner:
-            raise StreamNotFoundError(
-                "not found"
-            )  # nobody in particular has no streams; to list everybody's would give ids away
+            # Nobody in particular has no streams; to list everybody's would give ids away.
+            raise StreamNotFoundError("not found")
         query = query_of(scope)
         status, limit = query.get("status"), query.get("limit", str(LISTED))
         if status not in {None, "open", "done", "error"}:
@@ -645,7 +645,7 @@ class StreamsHTTP:
 
     async def _read_events(self, scope: Scope, receive: Receive, send: Send, stream: str) -> None:
         info = await self._admit("read", scope, stream, self._route, {})
-        place, framing = place_of(scope, info), framing_of(info, scope)
+        place, framing = place_of(scope, info), framing_of(info.metadata.get(ANSWER), scope)
         if is_all_seen(info, place):
             # What an EventSource that has seen the end is told, so that it does not come back for ever.
             await send_response(send, 204)
@@ -696,9 +696,8 @@ def naming(stream: str) -> list[tuple[str, str]]:
     return [(STREAM_ID_HEADER, stream), ("access-control-expose-headers", "X-Genkit-Stream-Id")]
 
 
-def framing_of(info: StreamInfo, scope: Scope, default: Callable[[], Framing] = SSEFraming) -> Framing:
-    """Give the framing that a stream is kept in, if it is one passed through; the default if it is not."""
-    kept = info.metadata.get(ANSWER)
+def framing_of(kept: str | None, scope: Scope, default: Callable[[], Framing] = SSEFraming) -> Framing:
+    """Give the framing that a stream was passed through in, by what is kept as its ANSWER; the default if it was not."""
     return kept_framing(kept, id_first="x-run-id" in headers_of(scope)) if kept and kept != ENDPOINTS_OWN else default()
 
 

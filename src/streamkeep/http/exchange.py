@@ -24,8 +24,8 @@ from .._background import is_asyncio_here, loop_here, not_ours
 from .._input import StreamInput
 from ..errors import InvalidArgumentError, KeyInUseError, StreamkeepError
 from ..events import ErrorInfo, hidden_error
-from .app import StreamsHTTP, naming
-from .framing import ANSWER, GenkitFraming, KeptAnswer, block_of, keep_answer, kept_framing, media_type_of
+from .app import StreamsHTTP, framing_of, naming
+from .framing import ANSWER, GenkitFraming, KeptAnswer, block_of, keep_answer, media_type_of
 from .place import query_of
 from .response import STREAM_ID_HEADER, ASGIApp, Message, Receive, Scope, Send, errors_answered, headers_of
 from .runner import SAVE_SECONDS, SHUT_DOWN, ChunkWriter
@@ -86,6 +86,7 @@ class Exchange:
         self._over = anyio.Event()
         self._stop: anyio.Event | None = None
         self._stream: StreamInput | None = None
+        self._decode: _Decode | None = None
         self._parser: _Parser | None = None
         self._is_refused = False
         self._is_whole = False
@@ -130,10 +131,10 @@ class Exchange:
         )
         most_bytes = FRAME_FACTOR * self._http.streams.limits.max_event_bytes
         self._parser = _GenkitParser(most_bytes) if is_genkits else _parser_of(answer, most_bytes)
-        self._parser.decode = _decoding(headers.get("content-encoding", ""))
+        kept = "" if is_genkits else keep_answer(answer)
         stream = str(uuid.uuid4())
         try:
-            await self._http.launch(self._scope, stream, self._produce, {}, {ANSWER: "" if is_genkits else keep_answer(answer)})
+            await self._http.launch(self._scope, stream, self._produce, {}, {ANSWER: kept})
         except BaseException as error:
             self._is_refused = True
             self._begun.set()
@@ -143,9 +144,7 @@ class Exchange:
             await self._end_app()
             await self._http.show_again(self._scope, self._messages.for_reader, self._send, error.stream)
             return
-        framing = (
-            GenkitFraming() if is_genkits else kept_framing(keep_answer(answer), id_first="x-run-id" in headers_of(self._scope))
-        )
+        framing = framing_of(kept, self._scope, GenkitFraming)
         shown = [(name.decode("latin-1"), text.decode("latin-1")) for name, text in _shown_headers(head, framing.headers)]
         await self._http.show(
             self._scope, self._messages.for_reader, self._send, stream, framing=framing, headers=[*naming(stream), *shown]
@@ -278,7 +277,8 @@ class Exchange:
         ):
             return False
         encoding = headers.get("content-encoding", "")
-        if _decoding(encoding) is None:
+        self._decode = _decoding(encoding)
+        if self._decode is None:
             logger.warning(
                 "the answer of POST %s is in the encoding %s, which cannot be read here, and so is not made durable: put what"
                 " compresses around DurableStreaming, not inside",
@@ -291,8 +291,9 @@ class Exchange:
     async def _store(self, body: bytes) -> None:
         assert self._stream is not None
         assert self._parser is not None
+        assert self._decode is not None
         try:
-            await self._parser.store(self._stream, body, is_last=self._is_whole)
+            await self._parser.store(self._stream, self._decode(body), is_last=self._is_whole)
             if self._is_whole and self._parser.ends_with_body:
                 # Here, for the app may go on for long behind its answer, and may fail then.
                 await self._stream.done()
@@ -312,7 +313,7 @@ class _SeenBody:
     def see(self, body: bytes) -> None:
         """Look at the next bytes of it."""
         self.beginning += body[: SEEN_BODY_BYTES - len(self.beginning)]
-        self._end = (self._end + body)[-SEEN_BODY_BYTES:] if self._size else body[-SEEN_BODY_BYTES:]
+        self._end = (self._end + body)[-SEEN_BODY_BYTES:]
         self._size += len(body)
 
     @property
@@ -416,7 +417,6 @@ class _Decode(Protocol):
 class _Parser(Protocol):
     """What an answer's body becomes in the log."""
 
-    decode: _Decode | None
     ends_with_body: bool
     """Whether a body that ends well is all that it takes to complete the stream."""
 
@@ -429,13 +429,12 @@ class _GenkitParser:
     """Frames of Genkit's: chunks, and the output or the error."""
 
     ends_with_body = False
-    decode: _Decode | None = None
 
     def __init__(self, most_bytes: int) -> None:
         self._decoder = GenkitDecoder(max_frame_bytes=most_bytes)
 
     async def store(self, stream: StreamInput, body: bytes, *, is_last: bool) -> None:  # noqa: ARG002 - a frame says so
-        for frame in self._decoder.feed(_decoded(self, body)):
+        for frame in self._decoder.feed(body):
             match frame:
                 case Chunk(data, _):
                     await stream.write(_in_utf8(data))
@@ -451,7 +450,6 @@ class _EventsParser:
     """Somebody's server-sent events, each a `Block`."""
 
     ends_with_body = True
-    decode: _Decode | None = None
 
     def __init__(self, most_bytes: int) -> None:
         self._decoder = SSEDecoder(max_event_bytes=most_bytes)
@@ -459,7 +457,7 @@ class _EventsParser:
 
     async def store(self, stream: StreamInput, body: bytes, *, is_last: bool) -> None:  # noqa: ARG002 - half an event is none
         self._writer = self._writer or ChunkWriter(stream)
-        for event in self._decoder.feed(_decoded(self, body)):
+        for event in self._decoder.feed(body):
             await self._writer.write(block_of(event))
 
 
@@ -467,7 +465,6 @@ class _TextParser:
     """Somebody's text, as it comes."""
 
     ends_with_body = True
-    decode: _Decode | None = None
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")()
@@ -476,7 +473,7 @@ class _TextParser:
     async def store(self, stream: StreamInput, body: bytes, *, is_last: bool) -> None:
         self._writer = self._writer or ChunkWriter(stream)
         try:
-            text = self._decoder.decode(_decoded(self, body), final=is_last)
+            text = self._decoder.decode(body, final=is_last)
         except UnicodeDecodeError as error:
             raise InvalidArgumentError("an answer that is kept as text is not UTF-8") from error
         if text:
@@ -536,10 +533,6 @@ class _Inflating:
         except zlib.error as error:
             raise InvalidArgumentError("the answer is not compressed as it says") from error
         return bytes(inflated)
-
-
-def _decoded(parser: _Parser, body: bytes) -> bytes:
-    return body if parser.decode is None else parser.decode(body)
 
 
 # Heads

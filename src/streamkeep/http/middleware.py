@@ -12,8 +12,8 @@ from .._manager import StreamManager
 from ..errors import InvalidArgumentError, StreamkeepError
 from .app import StreamsHTTP
 from .exchange import EVENT_STREAM, Exchange
-from .framing import ANSWER, ENDPOINTS_OWN, parse_cursor
-from .place import query_of, run_of, stream_named_in
+from .framing import ANSWER, ENDPOINTS_OWN
+from .place import run_of, stream_named_in
 from .response import STREAM_ID_HEADER, ASGIApp, Message, Receive, Scope, Send, errors_answered, headers_of
 
 KEPT_HEADERS: Final = ("x-vercel-ai-ui-message-stream",)
@@ -66,7 +66,7 @@ class DurableStreaming:
             case "http", "POST" if self._when(scope):
                 await self._post(scope, receive, send)
             case "http", "DELETE" if STREAM_ID_HEADER in headers_of(scope) and self._when(scope):
-                if await self._is_the_apps(scope):
+                if await self._is_endpoints(headers_of(scope)[STREAM_ID_HEADER], scope):
                     await self._app(scope, receive, send)
                 else:
                     await self._http.stop(scope, send, {})
@@ -74,7 +74,7 @@ class DurableStreaming:
                 await self._app(scope, receive, send)
 
     async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if names_a_stream(scope) and not await self._is_the_apps(scope):
+        if (named := _stream_named_in(scope)) is not None and not await self._is_endpoints(named, scope):
             async with errors_answered(send):
                 if await self._http.read_body(scope, receive) is not None:
                     await self._http.resume(scope, receive, send, {})
@@ -85,12 +85,8 @@ class DurableStreaming:
             exchange = Exchange(self._http, self._app, scope, self._media_types, self._kept_headers)
             await exchange.answer(receive, send)
 
-    async def _is_the_apps(self, scope: Scope) -> bool:
-        """Say whether a request names a stream that the app has made durable itself, by `respond` say, and so sees to itself."""
-        stream, _ = stream_named_in(scope)
-        return await self._is_endpoints(stream or "", scope)
-
     async def _is_endpoints(self, stream: str, scope: Scope) -> bool:
+        """Say whether the app has made a stream durable itself, by `respond` on this route, and so sees to it itself."""
         try:
             metadata = (await self._http.streams.info(stream)).metadata
         except StreamkeepError:
@@ -108,14 +104,11 @@ class DurableStreaming:
             return None  # whether it may start one is asked again when it does
 
 
-def names_a_stream(scope: Scope) -> bool:
-    """Say whether a POST asks for a stream that was started before."""
-    headers = headers_of(scope)
+def _stream_named_in(scope: Scope) -> str | None:
     try:
-        cursor = parse_cursor(headers.get("last-event-id") or query_of(scope).get("lastEventId"))
+        return stream_named_in(scope)[0]
     except InvalidArgumentError:
-        return False  # what its query means is the inner app's affair
-    return STREAM_ID_HEADER in headers or cursor is not None
+        return None  # what its query means is the inner app's affair
 
 
 class _Lifespan:
