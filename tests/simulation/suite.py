@@ -23,6 +23,7 @@ class SimulationSuite:
         """Give a function whose every call gives a storage, not entered, over this test's data."""
         raise NotImplementedError("override the fixture open_storage")
 
+    @pytest.mark.timeout(300)  # a storage that is a server takes some ten seconds for them, where it has a core for itself
     @pytest.mark.parametrize("first_seed", range(0, 50, HISTORIES_A_TEST))
     def test_the_promises_hold_in_random_histories(self, open_storage: Callable[[], Storage], first_seed: int) -> None:
         opened = 0

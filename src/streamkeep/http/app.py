@@ -101,7 +101,7 @@ class StreamsHTTP:
     entered again when it has been left, as tests of an app do. As a lifespan: `FastAPI(lifespan=streams_http.lifespan)`.
 
     Args:
-        streams: the manager.
+        streams: the manager, or the URL that `StreamManager.connect` makes one of.
         authorize: asked before every start, read, resume and stop; see `Authorize`.
         route: read only streams that were started through this route (a request path); None: those of all routes.
         timeouts: heartbeat and time bounds of requests and responses.
@@ -119,7 +119,7 @@ class StreamsHTTP:
 
     def __init__(
         self,
-        streams: StreamManager,
+        streams: StreamManager | str,
         *,
         authorize: Authorize | None = None,
         route: str | None = None,
@@ -131,12 +131,12 @@ class StreamsHTTP:
         bounds: Bounds | None = None,
         on_end: OnEnd | None = None,
     ) -> None:
-        self.streams = streams
+        self.streams = StreamManager.connect(streams) if isinstance(streams, str) else streams
         self._authorize = authorize
         self._route = route
         self._timeouts = timeouts or Timeouts()
         self._drain = drain
-        self._shutdown = shutdown_of(streams)
+        self._shutdown = shutdown_of(self.streams)
         self._listening = self._shutdown.listening if drain_on_signal else nullcontext
         self._max_body_bytes = max_body_bytes
         self._max_producers = max_producers
@@ -279,7 +279,7 @@ class StreamsHTTP:
 
         Raises TypeError: that is no source. RuntimeError: the request is a GET, or this has not been entered.
         """
-        from .starlette import ASGIResponse, take_over  # only who has Starlette comes here
+        from .starlette import take_over
 
         if request.method in {"GET", "HEAD"}:
             await close(source)
@@ -292,9 +292,10 @@ class StreamsHTTP:
             named, by_cursor = stream_named_in(scope)
             if named is not None:
                 await close(source)
-                return await self._resumption(
-                    scope, named, known, owner=owner, framing=frames, route=scope["path"], by_cursor=by_cursor
+                rest = await self._rest(
+                    scope, named, known, owner=owner, route=scope["path"], by_cursor=by_cursor, framing=frames
                 )
+                return _response(*rest)
             stream = str(uuid.uuid4()) if id is None else id
             known_owner = await self._owner_or(owner, "start", scope, known)
             opening: OpenOptions = {
@@ -314,10 +315,10 @@ class StreamsHTTP:
             await close(source)
             if not isinstance(error, Exception):
                 raise  # the endpoint was cancelled
-            return ASGIResponse(_failed(error))
+            return _response(_failed(error))
         if joined != stream:
             await close(source)
-        return ASGIResponse(self._showing(joined, START, frames), joined)
+        return _response(self._showing(joined, START, frames), joined)
 
     async def _start_or_join(
         self,
@@ -374,19 +375,19 @@ class StreamsHTTP:
 
         Raises RuntimeError: this has not been entered. TypeError: neither an id was given nor a key, or both.
         """
-        from .starlette import ASGIResponse
-
         self.runner  # noqa: B018 - raises if this was not entered
+        _check_which(stream, key)
         scope, known = request.scope, context or {}
         try:
             found = await self._found(stream, key, "resume", scope, known, owner)
             if key is not None and found.status != "open" and place_of(scope, found) == START:
-                return ASGIResponse(_nothing, status=204)
-            return await self._resumption(scope, found.id, known, owner=owner, framing=framing, route=None, by_cursor=False)
+                return _response(_nothing)
+            rest = await self._rest(scope, found.id, known, owner=owner, route=None, by_cursor=False, framing=framing)
+            return _response(*rest)
         except StreamNotFoundError:
-            return ASGIResponse(_nothing, status=204)
+            return _response(_nothing)
         except Exception as error:
-            return ASGIResponse(_failed(error))
+            return _response(_failed(error))
 
     async def cancel(
         self,
@@ -407,21 +408,18 @@ class StreamsHTTP:
 
         Raises TypeError: neither an id was given nor a key, or both.
         """
-        from .starlette import ASGIResponse
-
+        _check_which(stream, key)
         try:
             stopped = await self.streams.cancel(
                 (await self._found(stream, key, "stop", request.scope, context or {}, owner)).id
             )
-        except TypeError:
-            raise
         except Exception as error:
-            return ASGIResponse(_failed(error))
+            return _response(_failed(error))
 
         async def answer(_scope: Scope, _receive: Receive, send: Send) -> None:
             await send_response(send, 200, encode_json({"stopped": stopped}))
 
-        return ASGIResponse(answer)
+        return _response(answer)
 
     async def _found(
         self,
@@ -433,41 +431,43 @@ class StreamsHTTP:
         owner: object,
     ) -> StreamInfo:
         """Give what is known of the stream that an endpoint means. StreamNotFoundError: there is none, for who is asking."""
-        if (stream is None) == (key is None):
-            raise TypeError("give either a stream's id or a key")
         if stream is not None:
             return await self._admit(action, scope, stream, None, context, owner)
         assert key is not None
         return await self.streams.current(key, await self._owner_or(owner, action, scope, context))
 
-    async def _resumption(
+    async def _rest(
         self,
         scope: Scope,
         stream: str,
         context: Mapping[str, Any],
         *,
-        owner: object,
-        framing: Framing | None,
+        owner: object = None,
         route: str | None,
         by_cursor: bool,
-    ) -> "ASGIResponse":
-        from .starlette import ASGIResponse
+        framing: Framing | None,
+        default: Callable[[], Framing] = SSEFraming,
+    ) -> tuple[ASGIApp, str | None]:
+        """Give what answers a request with the rest of a stream, and the id of the stream that it shows, if it shows one.
 
+        Where there is none, or nothing is left of it, it is a 204; to who came with a cursor an event stream, for that one repeats its
+        request until it gets one.
+        """
         try:
             info = await self._admit("resume", scope, stream, route, context, owner)
             place = place_of(scope, info)
         except (StreamNotFoundError, OffsetOutOfRangeError) as error:
             if by_cursor:
-                return ASGIResponse(_told(framing or SSEFraming(), error))
+                return _told(framing or default(), error), None
             if isinstance(error, OffsetOutOfRangeError):
                 raise
-            return ASGIResponse(_nothing, status=204)
-        framing = framing or framing_of(info.metadata.get(ANSWER), scope)
-        if not is_all_seen(info, place):
-            return ASGIResponse(self._showing(stream, place, framing), stream)
+            return _nothing, None
+        framing = framing or framing_of(info.metadata.get(ANSWER), scope, default)
+        if not is_all_seen(info, place, framing):
+            return self._showing(stream, place, framing), stream
         if isinstance(framing, GenkitFraming):
-            return ASGIResponse(self._showing(stream, again(place), framing), stream)
-        return ASGIResponse(_told(framing) if by_cursor else _nothing, status=200 if by_cursor else 204)
+            return self._showing(stream, again(place), framing), stream
+        return _told(framing) if by_cursor else _nothing, None
 
     def _showing(self, stream: str, place: Place, framing: Framing) -> ASGIApp:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -524,31 +524,14 @@ class StreamsHTTP:
         )
 
     async def resume(self, scope: Scope, receive: Receive, send: Send, context: Mapping[str, Any]) -> None:
-        """Answer with the stream that a POST names instead of starting one. Raises before the answer has begun only.
-
-        Where there is none, or nothing is left of it, it is a 204; to who came with a cursor an event stream, for that one repeats its
-        request until it gets one.
-        """
+        """Answer with the stream that a POST names instead of starting one. Raises before the answer has begun only."""
         stream, by_cursor = stream_named_in(scope)
         assert stream is not None
-        try:
-            info = await self._admit("resume", scope, stream, scope["path"], context)
-            place = place_of(scope, info)
-        except (StreamNotFoundError, OffsetOutOfRangeError) as error:
-            if by_cursor:
-                await _told(PassThroughFraming(), error)(scope, receive, send)
-            elif isinstance(error, OffsetOutOfRangeError):
-                raise
-            else:
-                await send_response(send, 204)
-            return
-        framing = framing_of(info.metadata.get(ANSWER), scope, SSEFraming if by_cursor else GenkitFraming)
-        if not is_all_seen(info, place):
-            await self.show(scope, receive, send, stream, place, framing=framing)
-        elif isinstance(framing, GenkitFraming):
-            await self.show(scope, receive, send, stream, again(place), framing=framing)
-        else:
-            await (_told(framing) if by_cursor else _nothing)(scope, receive, send)
+        default = SSEFraming if by_cursor else GenkitFraming
+        app, _ = await self._rest(
+            scope, stream, context, route=scope["path"], by_cursor=by_cursor, framing=None, default=default
+        )
+        await app(scope, receive, send)
 
     async def show(
         self,
@@ -646,7 +629,7 @@ class StreamsHTTP:
     async def _read_events(self, scope: Scope, receive: Receive, send: Send, stream: str) -> None:
         info = await self._admit("read", scope, stream, self._route, {})
         place, framing = place_of(scope, info), framing_of(info.metadata.get(ANSWER), scope)
-        if is_all_seen(info, place):
+        if is_all_seen(info, place, framing):
             # What an EventSource that has seen the end is told, so that it does not come back for ever.
             await send_response(send, 204)
         elif scope["method"] == "HEAD":
@@ -699,6 +682,17 @@ def naming(stream: str) -> list[tuple[str, str]]:
 def framing_of(kept: str | None, scope: Scope, default: Callable[[], Framing] = SSEFraming) -> Framing:
     """Give the framing that a stream was passed through in, by what is kept as its ANSWER; the default if it was not."""
     return kept_framing(kept, id_first="x-run-id" in headers_of(scope)) if kept and kept != ENDPOINTS_OWN else default()
+
+
+def _check_which(stream: str | None, key: str | None) -> None:
+    if (stream is None) == (key is None):
+        raise TypeError("give either a stream's id or a key")
+
+
+def _response(app: ASGIApp, stream: str | None = None) -> "ASGIResponse":
+    from .starlette import ASGIResponse  # only who has Starlette asks for one
+
+    return ASGIResponse(app, stream, status=204 if app is _nothing else 200)
 
 
 def _told(framing: Framing, error: Exception | None = None) -> ASGIApp:

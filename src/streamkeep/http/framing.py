@@ -66,12 +66,14 @@ class Framing(Protocol):
         cut_when_broken: whether a response that its transport ends before the stream has is cut: most clients take every clean end for
             success, and come back after a cut.
         cut_when_failed: whether the response of a stream that ended in ERROR is cut behind that frame, because not all clients know it.
+        shows_done: whether there is a frame for the DONE event. Who has all but an event that is never shown has seen all.
     """
 
     content_type: str
     headers: Sequence[tuple[str, str]]
     cut_when_broken: bool
     cut_when_failed: bool
+    shows_done: bool
 
     def preamble(self) -> bytes:
         """Give what is sent before the first frame."""
@@ -102,6 +104,7 @@ class GenkitFraming:
     headers: Sequence[tuple[str, str]] = ()
     cut_when_broken = False
     cut_when_failed = False
+    shows_done = True
 
     def __init__(self) -> None:
         self._line_is_open = False
@@ -159,6 +162,7 @@ class SSEFraming:
     headers: Sequence[tuple[str, str]] = ()
     cut_when_broken = True
     cut_when_failed = False
+    shows_done = True
 
     def __init__(self, *, retry_seconds: float = 2.0, heartbeat_event: str | None = None) -> None:
         if heartbeat_event is not None and not _EVENT_NAME.fullmatch(heartbeat_event):
@@ -210,6 +214,7 @@ class PassThroughFraming:
     content_type = "text/event-stream"
     cut_when_broken = True
     cut_when_failed = True
+    shows_done = False
 
     def __init__(
         self, *, content_type: str = "text/event-stream", headers: Sequence[tuple[str, str]] = (), id_first: bool = False
@@ -256,6 +261,7 @@ class TextFraming:
 
     cut_when_broken = True
     cut_when_failed = True
+    shows_done = False
 
     def __init__(self, content_type: str = "text/plain; charset=utf-8", headers: Sequence[tuple[str, str]] = ()) -> None:
         self.content_type = content_type
@@ -287,6 +293,7 @@ class NDJSONFraming:
     headers: Sequence[tuple[str, str]] = ()
     cut_when_broken = True
     cut_when_failed = False
+    shows_done = False
 
     def preamble(self) -> bytes:
         """Give nothing."""
@@ -360,6 +367,7 @@ class AISDKFraming:
     headers: Sequence[tuple[str, str]] = (("x-vercel-ai-ui-message-stream", "v1"),)
     cut_when_broken = True
     cut_when_failed = False
+    shows_done = True
 
     def __init__(self) -> None:
         self._is_finished = False

@@ -36,7 +36,7 @@ class DurableStreaming:
 
     Args:
         app: the inner app.
-        streams: a manager (entered here, unless it is running), or a `StreamsHTTP` over it, to say who is authorized.
+        streams: a manager (entered here, unless it is running), or its URL; or a `StreamsHTTP` over it, to say who is authorized.
         when: says by a request's ASGI scope whether its answer may be made durable; of all by default.
         media_types: of which answers. Others than event streams, such as `text/plain` or `application/x-ndjson`, are kept as text.
         kept_headers: names of the app's own headers that are kept with the stream and sent with every later answer; those of the first
@@ -46,7 +46,7 @@ class DurableStreaming:
     def __init__(
         self,
         app: ASGIApp,
-        streams: StreamManager | StreamsHTTP,
+        streams: StreamManager | StreamsHTTP | str,
         *,
         when: Callable[[Scope], bool] | None = None,
         media_types: Collection[str] = (EVENT_STREAM,),

@@ -1,18 +1,34 @@
 """Where in a stream a request goes on, and whether it names one instead of starting one. It only reads what the request says."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
+import msgspec
+
 from .._listing import StreamInfo
 from ..errors import InvalidArgumentError, OffsetOutOfRangeError
-from .framing import LIFE_CHARACTERS, Cursor, parse_cursor, parse_offset
+from .framing import LIFE_CHARACTERS, Cursor, Framing, parse_cursor, parse_offset
 from .response import STREAM_ID_HEADER, Scope, headers_of
 
 OFFSET_HEADER: Final = "x-genkit-stream-offset"
 MAX_QUERY_FIELDS: Final = 100
+_OF_ONE_TRY: Final = re.compile(
+    r"""
+      connection | content-length | date | keep-alive | priority | te | transfer-encoding           # how the message is sent
+    | cdn-loop | cf-(connecting-ip|ray) | forwarded | true-client-ip | via | x-real-ip              # which way it came
+    | x-envoy-(attempt-count|expected-rq-timeout-ms) | x-forwarded-(for|port|proto)
+    | b3 | baggage | sentry-trace | traceparent | tracestate | x-(amzn-trace|correlation|request)-id  # what it is traced by
+    | x-b3-(flags|parentspanid|sampled|spanid|traceid) | x-cloud-trace-context
+    | x-datadog-(parent-id|sampling-priority|trace-id)
+    | x-stainless-retry-count                                                                       # which try it is
+    """,
+    re.VERBOSE,
+)
+"""Headers that may differ where a request is sent again, and by which no app knows its users. One that is missing costs a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +78,14 @@ def check_life(place: Place, life: str) -> None:
         raise OffsetOutOfRangeError("the stream was deleted, or has expired, and another one has its id now")
 
 
-def is_all_seen(info: StreamInfo, place: Place) -> bool:
-    """Say whether who goes on here has seen the stream's end."""
-    return info.status != "open" and place.after == info.tail - 1
+def is_all_seen(info: StreamInfo, place: Place, framing: Framing) -> bool:
+    """Say whether who goes on here has seen all that a framing shows of an ended stream."""
+    if info.status == "open":
+        return False
+    is_end_shown = info.status != "done" or framing.shows_done
+    last_shown = info.tail - 1 if is_end_shown else info.tail - 2
+    seen = -1 if place.after is None else place.after
+    return last_shown <= seen < info.tail
 
 
 def again(place: Place) -> Place:
@@ -75,15 +96,21 @@ def again(place: Place) -> Place:
 def run_of(scope: Scope, owner: str = "") -> str | None:
     """Give the run that a request's `Idempotency-Key` names: those of one route are apart from those of another. None: it has none.
 
-    Keys may be guessed. Where nobody has said who is asking, those of clients with other credentials are apart too: whatever signs users in
-    may be the app that is not asked when a request comes again.
+    Keys may be guessed. Where nobody has said who is asking, a request is the one before only if it says the same of its sender, whatever
+    the app knows its users by: in all of its query, and in all headers but those that differ from one try to the next.
     """
     headers = headers_of(scope)
     key = headers.get("idempotency-key")
     if not key:
         return None
-    asking = "" if owner else f"\n{headers.get('authorization', '')}\n{headers.get('cookie', '')}"
-    return sha256(f"{scope['path']}\n{key}{asking}".encode()).hexdigest()
+    asking = owner or [scope.get("query_string", b"").decode("latin-1"), *sorted(_lasting(scope))]
+    return sha256(msgspec.json.encode([scope["path"], key, asking])).hexdigest()
+
+
+def _lasting(scope: Scope) -> Iterator[tuple[str, str]]:
+    for name, text in scope["headers"]:
+        if not _OF_ONE_TRY.fullmatch(known := name.decode("latin-1").lower()):
+            yield known, text.decode("latin-1")
 
 
 def query_of(scope: Mapping[str, Any]) -> Mapping[str, str]:

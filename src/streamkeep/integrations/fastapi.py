@@ -16,7 +16,7 @@ from .genkit import FlowWork
 
 def durable_flow(
     flow: Action[Any, Any, Any, Any],
-    streams: StreamManager | StreamsHTTP,
+    streams: StreamManager | StreamsHTTP | str,
     *,
     path: str | None = None,
     context: Callable[..., Any] | None = None,
@@ -32,7 +32,7 @@ def durable_flow(
 
     Args:
         flow: the flow, or any other Genkit action.
-        streams: a manager; or a `StreamsHTTP` over it, to say who is authorized, or how long things may take.
+        streams: a manager, or its URL; or a `StreamsHTTP` over it, to say who is authorized, or how long things may take.
         path: `/<flow's name>` unless given.
         context: a FastAPI dependency whose value becomes the action's context, for a resume and a stop as well; it rejects by
             raising (HTTPException, say).

@@ -149,8 +149,9 @@ def _refuse_foreign(files: Files) -> None:
     try:
         is_undecided = _look(files, "mode=ro&immutable=1")
     except sqlite3.DatabaseError:
-        # A log or journal may hold what is missing, or damaged, in the file itself.
-        if not files.has("-wal") and not files.has("-journal"):
+        # A log or journal may hold what is missing, or damaged, in the file itself. Or another process was just writing to it, which this
+        # look does not wait for: where there is a lock, the file is looked at again under it.
+        if not files.has("-wal") and not files.has("-journal") and not files.has("-lock"):
             raise
         is_undecided = True
     # Its log can be read too, without leaving a trace, if somebody has it open.

@@ -108,5 +108,5 @@ class Files:
         return status.st_size
 
     def has(self, suffix: str) -> bool:
-        """Say whether there is such a file of SQLite's beside the database."""
+        """Say whether there is such a file beside the database."""
         return self.database.with_name(self.database.name + suffix).exists()
