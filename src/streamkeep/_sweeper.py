@@ -41,6 +41,7 @@ class Sweeper:
             try:
                 await self.sweep()
             except StorageError as error:
+                await checkpoint()  # ends here if the manager is being closed, and its storage with it
                 logger.warning("the storage cannot be swept now: %s", error)
             await anyio.sleep(SWEEP_SECONDS * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
 
