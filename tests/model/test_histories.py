@@ -26,17 +26,18 @@ OUTCOMES = {
     "StreamTakenOverError",
     "success",
 }
+MARKED_KINDS = [pytest.param(kind, id=kind.name, marks=pytest.mark.slow if kind.name == "sqlite" else []) for kind in KINDS]
 
 
 @pytest.mark.timeout(400)  # telling a failure as a short story takes its time
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", MARKED_KINDS)
 def test_a_storage_behaves_as_its_model(kind: Kind) -> None:
     assert run_histories(StorageMachine, kind, examples=15, seed_number=SEED)["steps"] > 150
 
 
 @pytest.mark.timeout(400)
 @pytest.mark.promise("P1", "P4", "P5", "P6", "P7", "P8", "P12")
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", MARKED_KINDS)
 def test_streams_behave_as_their_model(kind: Kind) -> None:
     met: Counter[str] = Counter()
     for seed_number in range(SEED, SEED + 20):

@@ -14,6 +14,7 @@ WAYS_OVER: dict[str, Sequence[Way]] = {
     "memory-trio": (CANCELLED,),
     "sqlite": (CANCELLED,),
 }
+QUICK = {"memory-trio"}
 
 
 def some(way: Way) -> Callable[[int], Sequence[Recovery]]:
@@ -30,7 +31,9 @@ def some(way: Way) -> Callable[[int], Sequence[Recovery]]:
 @pytest.mark.timeout(400)  # hundreds of runs
 @pytest.mark.promise("P2", "P4", "P6", "P8", "P14")
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, id=kind.name, marks=[] if kind.name in QUICK else pytest.mark.slow) for kind in KINDS]
+)
 def test_promises_are_kept_wherever_a_call_is_cancelled_or_the_storage_fails(kind: Kind, scenario: Scenario) -> None:
     counts = [strike_everywhere(kind, scenario, way, some(way)) for way in WAYS_OVER[kind.name]]
     for way, count in zip(WAYS_OVER[kind.name], counts, strict=True):

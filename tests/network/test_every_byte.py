@@ -22,7 +22,7 @@ from tests.network.readers import (
 )
 from tests.network.served import FLOW, chunk_of, complaint_about, output_of, served, write_stream
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 CHUNKS: Final = 3
 AT_ONCE: Final = 200

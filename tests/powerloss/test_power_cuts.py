@@ -17,7 +17,7 @@ SEED: Final = 1
 SHORT: Final = Size(sessions=2, steps=3)
 NOTHING_SURVIVES: Final = 0
 
-pytestmark = pytest.mark.timeout(300)  # many small steps, on a machine that may have other things to do
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # many small steps, on a machine that may have other things to do
 
 
 @pytest.mark.parametrize("synchronous", ["FULL", "NORMAL"])

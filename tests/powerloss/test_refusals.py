@@ -19,7 +19,7 @@ from streamkeep.storages.sqlite._database import Synchronous
 SEED: Final = 1
 SHORT: Final = Size(sessions=2, steps=3)
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.mark.parametrize("kind", KINDS)

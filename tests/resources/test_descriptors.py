@@ -20,7 +20,7 @@ from streamkeep.storages.sqlite import SQLiteStorage
 MOST_NEEDED: Final = 24
 """With so many descriptors a manager over SQLite can do everything."""
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def whole(database: Path) -> bool:

@@ -9,7 +9,7 @@ from tests.resources.server import server
 
 AFFORDABLE_BYTES = 100_000
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 async def test_five_thousand_idle_readers_are_all_told_what_comes_and_cost_nothing_when_they_have_gone(tmp_path: Path) -> None:

@@ -24,7 +24,11 @@ SEED: Final = 20_240_229
 BYTES_PER_STREAM: Final = 100
 """What a stream may seem to leave behind; an entry in a registry would be more. (The last batch of a thread is still there.)"""
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore:the writer of stream:ResourceWarning")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+    pytest.mark.filterwarnings("ignore:the writer of stream:ResourceWarning"),
+]
 
 
 async def test_thousands_of_streams_in_memory_leave_nothing_behind(tmp_path: Path) -> None:

@@ -24,7 +24,10 @@ class SimulationSuite:
         raise NotImplementedError("override the fixture open_storage")
 
     @pytest.mark.timeout(300)  # a storage that is a server takes some ten seconds for them, where it has a core for itself
-    @pytest.mark.parametrize("first_seed", range(0, 50, HISTORIES_A_TEST))
+    @pytest.mark.parametrize(
+        "first_seed",
+        [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(HISTORIES_A_TEST, 50, HISTORIES_A_TEST))],
+    )
     def test_the_promises_hold_in_random_histories(self, open_storage: Callable[[], Storage], first_seed: int) -> None:
         opened = 0
         for seed in range(first_seed, first_seed + HISTORIES_A_TEST):

@@ -40,6 +40,7 @@ class TestSQLite(SimulationSuite):
         return lambda: SQLiteStorage(tmp_path / "streams.db", synchronous="NORMAL")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plant", BUGS, ids=lambda plant: plant.__name__)
 @pytest.mark.timeout(400)
 def test_a_planted_bug_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
