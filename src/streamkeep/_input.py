@@ -52,6 +52,11 @@ class StreamInput:
         return self._outbox.life.state.described
 
     @property
+    def key(self) -> str:
+        """What it was opened under, when it was created; empty if under nothing."""
+        return self._outbox.life.state.key
+
+    @property
     def idle_since(self) -> float | None:
         """When the last chunk was stored, or this handle was made, by the event loop's clock; None while a chunk waits to be stored."""
         return self._outbox.idle_since

@@ -65,6 +65,7 @@ async def test_who_starts_what_runs_is_told_of_it_and_leaves_nothing(
     streams: StreamManager, elsewhere: StreamManager, memory: MemoryStorage
 ) -> None:
     HELD.append(await streams.open("a", key="chat"))
+    assert HELD[0].key == "chat"
     before = await memory.read(KEY)
     for manager in (streams, elsewhere):
         assert await refused(lambda manager=manager: manager.open("b", key="chat")) == "a"  # type: ignore[misc]

@@ -100,6 +100,21 @@ def test_an_app_of_a_module_is_tested_twice() -> None:
             assert len(frames_of(client.post("/chat").content)) == 3
 
 
+async def test_an_app_that_has_run_and_lacks_its_lifespan_says_what_is_missing_too(caplog: pytest.LogCaptureFixture) -> None:
+    streams_http = StreamsHTTP("memory://")
+    app = FastAPI(lifespan=streams_http.lifespan)
+
+    @app.post("/")
+    async def start(request: Request) -> Response:
+        return await streams_http.respond(request, [1])
+
+    async with http_to(app) as http:
+        assert (await http.post("/")).status_code == 200
+    async with http_to(app, lifespan="off") as http:
+        assert (await http.post("/")).status_code == 500
+    assert "give its `lifespan` to the app" in caplog.text
+
+
 async def test_an_app_without_its_lifespan_says_what_is_missing(caplog: pytest.LogCaptureFixture) -> None:
     app = chat_app(StreamsHTTP(InMemoryStreamManager()))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)

@@ -167,6 +167,99 @@ async def test_a_flow_is_run_once_for_a_request_that_is_sent_twice() -> None:
     assert frames_of(both[0].content) == frames_of(both[1].content)
 
 
+KNOWN_BY: Final[dict[str, dict[str, Any]]] = {
+    "a header of the app's": {"headers": {"X-User": "bob"}},
+    "a header that a proxy sets": {"headers": {"X-Forwarded-Email": "bob@example.com"}},
+    "a token": {"headers": {"Authorization": "Bearer b"}},
+    "a cookie": {"headers": {"Cookie": "session=b"}},
+    "a query token": {"params": {"token": "b"}},
+    "a tenant's name": {"headers": {"Host": "bob.example"}},
+}
+ANOTHER_TRY: Final = {
+    "Traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    "X-Request-Id": "2",
+    "X-Forwarded-For": "192.0.2.7",
+    "X-B3-TraceId": "2",
+}
+
+
+def answering_nobody_known(around: str) -> Any:
+    """Give an app that says nothing of who is asking, and counts its runs."""
+    runs: list[int] = []
+    streams_http = StreamsHTTP("memory://")
+    app = FastAPI(lifespan=streams_http.lifespan)
+
+    async def text() -> AsyncGenerator[str]:
+        runs.append(1)
+        yield f"data: {len(runs)}\n\n"
+
+    @app.post("/")
+    async def answer(request: Request) -> Response:
+        if around == "respond":
+            return await streams_http.respond(request, text(), framing=PassThroughFraming())
+        return StreamingResponse(text(), media_type="text/event-stream")
+
+    return app if around == "respond" else DurableStreaming(app, "memory://")
+
+
+@pytest.mark.parametrize("around", ["respond", "DurableStreaming"])
+@pytest.mark.parametrize("known_by", KNOWN_BY)
+async def test_a_guessed_idempotency_key_shows_no_answer_of_somebody_else_whatever_an_app_knows_its_users_by(
+    around: str, known_by: str
+) -> None:
+    key = {"Idempotency-Key": "1"}
+    of_bob = {**KNOWN_BY[known_by], "headers": {**KNOWN_BY[known_by].get("headers", {}), **key}}
+    async with http_to(answering_nobody_known(around)) as http:
+        anns = await http.post("/", headers=key)
+        again = await http.post("/", headers={**key, **ANOTHER_TRY})
+        bobs = [await http.post("/", **of_bob) for _ in range(2)]
+    assert anns.headers[STREAM_ID] == again.headers[STREAM_ID]
+    assert bobs[0].headers[STREAM_ID] == bobs[1].headers[STREAM_ID] != anns.headers[STREAM_ID]
+    assert "data: 2" in bobs[0].text
+
+
+async def test_an_endpoint_learns_whether_its_start_joined() -> None:
+    streams_http = StreamsHTTP("memory://")
+    app = FastAPI(lifespan=streams_http.lifespan)
+    joined: list[bool] = []
+    go = anyio.Event()
+
+    async def answer() -> AsyncGenerator[str]:
+        yield "a"
+        await go.wait()
+
+    @app.post("/")
+    async def ask(request: Request) -> Response:
+        response = await streams_http.respond(request, answer(), key="k", framing=SSEFraming())
+        joined.append(response.joined)
+        return response
+
+    async with http_to(app) as http:
+        started, _ = await begun(http, "/")
+        await begun(http, "/")
+        await begun(http, "/", headers={STREAM_ID: started.headers[STREAM_ID]})
+        go.set()
+        await until_ended(streams_http.streams, started.headers[STREAM_ID])
+        await http.post("/")
+        await http.post("/", headers={STREAM_ID: "none"})
+    assert joined == [False, True, True, False, False]
+
+
+async def test_what_names_no_stream_or_two_is_a_mistake_of_the_endpoints(caplog: pytest.LogCaptureFixture) -> None:
+    chats = Chats()
+
+    @chats.app.api_route("/wrong", methods=["GET", "DELETE"])
+    async def wrong(request: Request, key: str | None = None) -> Response:
+        does = chats.http.follow if request.method == "GET" else chats.http.cancel
+        return await does(request, "s" if key else None, key=key)
+
+    async with http_to(chats.app) as http:
+        for method in ("GET", "DELETE"):
+            for query in ("", "?key=k"):
+                assert (await http.request(method, f"/wrong{query}")).status_code == 500
+    assert caplog.text.count("TypeError: give either a stream's id or a key") == 4
+
+
 async def test_an_endpoint_inside_durable_streaming_runs_once_for_a_request_that_is_sent_twice() -> None:
     runs: list[int] = []
     go = anyio.Event()

@@ -326,12 +326,12 @@ async def test_an_end_that_cannot_be_stored_is_told_as_such() -> None:
 async def test_a_stream_that_expires_at_once_is_told_all_the_same() -> None:
     ends: list[Ended] = []
     async with running(ends.append) as (runner, _):
-        await start(runner, ["a"], ttl=timedelta(0))
+        await start(runner, ["a"], ttl=timedelta(0), key="k")
         await until(lambda: ends)
-    assert (ends[0].status, ends[0].is_stored) == ("done", True)
+    assert (ends[0].key, ends[0].status, ends[0].is_stored) == ("k", "done", True)
     with pytest.raises(StreamNotFoundError):
         async with InMemoryStreamManager() as streams:
-            await Ended("s", "done", None, None, {}, True, streams, 1).chunks()
+            await Ended("s", "", "done", None, None, {}, True, streams, 1).chunks()
 
 
 async def test_what_was_produced_is_given_whole_however_long_it_is() -> None:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import re
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -316,6 +317,24 @@ async def test_a_post_that_is_sent_again_with_its_cursor_goes_on_and_starts_noth
         assert answer_.status_code == 200
         assert answer_.headers["content-type"].startswith("text/event-stream")
         assert answer_.text.startswith("event: error\n")
+
+
+@pytest.mark.parametrize("body", [OPENAI, b": nothing\n\n"], ids=["events", "none"])
+async def test_an_event_source_that_has_all_events_is_told_so(body: bytes) -> None:
+    """It knows no end of ours, for the format has none: it comes back with the id of the last event that it was shown."""
+    app = answering(body)
+    streams_http = StreamsHTTP(InMemoryStreamManager())
+    app.mount("/streams", streams_http)
+    async with http_to(DurableStreaming(app, streams_http)) as http:
+        stream = (await http.post("/", json={})).headers[STREAM_ID]
+        whole = await http.get(f"/streams/{stream}")
+        ids = re.findall(rb"id: (.*)\n", whole.content)
+        seen = {"Last-Event-ID": ids[-1].decode()} if ids else {}
+        all_seen = await http.get(f"/streams/{stream}", headers=seen)
+        not_all = await http.get(f"/streams/{stream}", headers={"Last-Event-ID": ids[-2].decode()}) if ids else None
+    assert whole.status_code == (200 if ids else 204)
+    assert all_seen.status_code == 204
+    assert not_all is None or without_ids(not_all.content) == b"data: [DONE]\n\n"
 
 
 async def test_ids_come_first_for_clients_that_need_them_so() -> None:

@@ -169,7 +169,7 @@ class StreamsHTTP:
         try:
             await self._resources.__aexit__(exc_type, exc, traceback)
         finally:
-            self._is_entered = False
+            self._is_entered, self._runner = False, None
         await self._shutdown.responses_ended()
 
     async def drain(self) -> None:
@@ -246,12 +246,13 @@ class StreamsHTTP:
             async def ask(request: Request, chat: str, question: Question, user: CurrentUser):
                 return await streams_http.respond(request, answer(question), key=chat, owner=user.id)
 
-        The stream is open, and its producer has begun apart from the request, when this returns: `response.stream` is its id. Headers,
-        cookies and background tasks of the response count. A request that names a stream, by `X-Genkit-Stream-Id` or by the cursor that
-        `Last-Event-ID` or `?lastEventId=` is, gets that one instead, and the source is closed without being used; so it is where a stream
-        runs under the key, unless `when_running` says otherwise, and where the request is one that was sent before. What goes wrong is
-        answered as JSON, by its status; to who came with a cursor, as an event stream with an `error`, for such clients repeat their
-        request until they get one.
+        The stream is open, and its producer has begun apart from the request, when this returns: `response.stream` is its id, and
+        `response.joined` says whether it was there before. Headers, cookies and background tasks of the response count.
+
+        A request that names a stream, by `X-Genkit-Stream-Id` or by the cursor that `Last-Event-ID` or `?lastEventId=` is, gets that one
+        instead, and the source is closed without being used; so it is where a stream runs under the key, unless `when_running` says
+        otherwise, and where the request is one that was sent before. What goes wrong is answered as JSON, by its status; to who came with
+        a cursor, as an event stream with an `error`, for such clients repeat their request until they get one.
 
         `await request.is_disconnected()` is false from here on: a reader that goes away ends nothing.
 
@@ -318,7 +319,7 @@ class StreamsHTTP:
             return _response(_failed(error))
         if joined != stream:
             await close(source)
-        return _response(self._showing(joined, START, frames), joined)
+        return _response(self._showing(joined, START, frames), joined, joined=joined != stream)
 
     async def _start_or_join(
         self,
@@ -689,10 +690,10 @@ def _check_which(stream: str | None, key: str | None) -> None:
         raise TypeError("give either a stream's id or a key")
 
 
-def _response(app: ASGIApp, stream: str | None = None) -> "ASGIResponse":
+def _response(app: ASGIApp, stream: str | None = None, *, joined: bool = True) -> "ASGIResponse":
     from .starlette import ASGIResponse  # only who has Starlette asks for one
 
-    return ASGIResponse(app, stream, status=204 if app is _nothing else 200)
+    return ASGIResponse(app, stream, joined=joined and stream is not None, status=204 if app is _nothing else 200)
 
 
 def _told(framing: Framing, error: Exception | None = None) -> ASGIApp:

@@ -21,6 +21,7 @@ class Ended:
 
     Attributes:
         stream: the stream's id.
+        key: what it was opened under; empty if under nothing.
         status: `done` or `error`.
         output: the result, if it is done.
         error: why it failed, if it did. Its `internal` has the producer's exception in full: keep it from clients.
@@ -30,6 +31,7 @@ class Ended:
     """
 
     stream: str
+    key: str
     status: Literal["done", "error"]
     output: Any
     error: ErrorInfo | None
@@ -73,8 +75,8 @@ async def ended_of(streams: StreamManager, stream: StreamInput) -> Ended:
         is_stored = end is not None
     tail = None if isinstance(why, StreamNotFoundError) else stream.tail
     if end is not None and end.type is StreamEventType.DONE:
-        return Ended(stream.id, "done", end.output, None, stream.metadata, is_stored, streams, tail)
-    return Ended(stream.id, "error", None, _error_of(end, why), stream.metadata, is_stored, streams, tail)
+        return Ended(stream.id, stream.key, "done", end.output, None, stream.metadata, is_stored, streams, tail)
+    return Ended(stream.id, stream.key, "error", None, _error_of(end, why), stream.metadata, is_stored, streams, tail)
 
 
 def _error_of(end: StreamEvent[Any] | None, why: StreamkeepError | None) -> ErrorInfo:
