@@ -101,18 +101,18 @@ class Task:
 
     def __init__(self) -> None:
         self._scope: CancelScope | None = None
-        self._is_cancelled = False
+        self.is_cancelled = False
 
     def cancel(self) -> None:
         """Cancel it, also before it has begun."""
-        self._is_cancelled = True
+        self.is_cancelled = True
         if self._scope is not None:
             self._scope.cancel()
 
     def begin(self) -> CancelScope:
         """Give the scope that the task is to run in."""
         self._scope = CancelScope()
-        if self._is_cancelled:
+        if self.is_cancelled:
             self._scope.cancel()
         return self._scope
 
@@ -204,7 +204,8 @@ class Background:
             task.cancel()
         try:
             with task.begin():
-                await run()
+                if not task.is_cancelled:  # it would go on to its first wait, and what it needs may be closed
+                    await run()
         except not_ours():
             raise
         except BaseException:  # what native libraries raise may be no Exception

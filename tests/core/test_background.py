@@ -322,6 +322,15 @@ async def test_a_task_may_be_cancelled_before_it_begins_and_ends_all_the_same(st
     assert never_began == [True]
 
 
+async def test_a_manager_that_is_left_at_once_asks_its_closed_storage_for_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        async with StreamManager.connect(f"sqlite:///{tmp_path}/streams.db"):
+            pass
+    assert not caplog.records
+
+
 def run_when_not_cancelled(run: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
     async def wait_and_run() -> None:
         await checkpoint()

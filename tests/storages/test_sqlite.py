@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -222,20 +222,20 @@ async def test_a_missing_directory_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no modes")
 def test_a_directory_without_permission_is_named(tmp_path: Path) -> None:
-    with reachable_by_nobody(tmp_path):
-        tmp_path.chmod(0o555)
-        assert "cannot be opened and written" in enter_as_nobody(tmp_path / "streams.db")
-        tmp_path.chmod(0o755)
+    let_others_through_to(tmp_path)
+    tmp_path.chmod(0o555)
+    assert "cannot be opened and written" in enter_as_nobody(tmp_path / "streams.db")
+    tmp_path.chmod(0o755)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no modes")
 def test_a_file_without_permission_is_named(path: Path) -> None:
     asyncio.run(fill(path))
-    with reachable_by_nobody(path.parent):
-        path.parent.chmod(0o777)
-        for file in path.parent.iterdir():
-            file.chmod(0o444)
-        assert "cannot be opened and written" in enter_as_nobody(path)
+    let_others_through_to(path.parent)
+    path.parent.chmod(0o777)
+    for file in path.parent.iterdir():
+        file.chmod(0o444)
+    assert "cannot be opened and written" in enter_as_nobody(path)
 
 
 async def test_a_path_where_there_can_be_no_write_ahead_log_is_refused() -> None:
@@ -366,52 +366,52 @@ def remove_what_is_beside(path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can be several users")
 async def test_who_may_only_read_a_database_leaves_nothing_that_locks_its_owner_out(path: Path) -> None:
     await fill(path)
-    with reachable_by_nobody(path.parent):
-        path.parent.chmod(0o777)
-        remove_what_is_beside(path)
-        for mode in (0o644, 0o444, 0o600):
-            path.chmod(mode)
-            assert "allowed to read and write" in enter_as_nobody(path)
-            assert {file.name for file in path.parent.iterdir()} == {"streams.db"}
-        path.parent.chmod(0o755)
+    let_others_through_to(path.parent)
+    path.parent.chmod(0o777)
+    remove_what_is_beside(path)
+    for mode in (0o644, 0o444, 0o600):
+        path.chmod(mode)
+        assert "allowed to read and write" in enter_as_nobody(path)
+        assert {file.name for file in path.parent.iterdir()} == {"streams.db"}
+    path.parent.chmod(0o755)
     await fill(path, "another")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can be several users")
 async def test_what_a_member_of_the_group_makes_beside_a_database_is_the_groups(path: Path) -> None:
     await fill(path)
-    with reachable_by_nobody(path.parent):
-        path.parent.chmod(0o777)
-        remove_what_is_beside(path)
-        os.chown(path, NOBODY, NOBODY)
-        path.chmod(0o660)
-        assert not enter_as(path, NOBODY - 1, groups=[NOBODY])
-        assert path.with_name("streams.db-lock").stat().st_uid == NOBODY - 1
-        assert not enter_as_nobody(path)
-        path.parent.chmod(0o755)
+    let_others_through_to(path.parent)
+    path.parent.chmod(0o777)
+    remove_what_is_beside(path)
+    os.chown(path, NOBODY, NOBODY)
+    path.chmod(0o660)
+    assert not enter_as(path, NOBODY - 1, groups=[NOBODY])
+    assert path.with_name("streams.db-lock").stat().st_uid == NOBODY - 1
+    assert not enter_as_nobody(path)
+    path.parent.chmod(0o755)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
 async def test_what_root_makes_beside_a_users_database_is_the_users(path: Path) -> None:
     await fill(path)
-    with reachable_by_nobody(path.parent):
-        path.parent.chmod(0o777)
-        for mode in (0o600, 0o660):
-            for file in path.parent.iterdir():
-                if file != path:
-                    file.unlink()
-            os.chown(path, NOBODY, NOBODY)
-            path.chmod(mode)
-            mask = os.umask(0o077)
-            try:
-                async with SQLiteStorage(path) as storage, storage.watch("s"):
-                    status = [file.stat() for file in path.parent.iterdir()]
-                    assert len(status) == 5
-                    assert {(s.st_uid, s.st_gid, s.st_mode & 0o777) for s in status} == {(NOBODY, NOBODY, mode)}
-                    assert not enter_as_nobody(path)
-            finally:
-                os.umask(mask)
-            assert not enter_as_nobody(path)
+    let_others_through_to(path.parent)
+    path.parent.chmod(0o777)
+    for mode in (0o600, 0o660):
+        for file in path.parent.iterdir():
+            if file != path:
+                file.unlink()
+        os.chown(path, NOBODY, NOBODY)
+        path.chmod(mode)
+        mask = os.umask(0o077)
+        try:
+            async with SQLiteStorage(path) as storage, storage.watch("s"):
+                status = [file.stat() for file in path.parent.iterdir()]
+                assert len(status) == 5
+                assert {(s.st_uid, s.st_gid, s.st_mode & 0o777) for s in status} == {(NOBODY, NOBODY, mode)}
+                assert not enter_as_nobody(path)
+        finally:
+            os.umask(mask)
+        assert not enter_as_nobody(path)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such links")
@@ -947,15 +947,8 @@ def enter_as(path: Path, user: int, groups: Sequence[int] = ()) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=BOUND_SECONDS).stdout
 
 
-@contextmanager
-def reachable_by_nobody(directory: Path) -> Generator[None]:
-    """Let other users pass through pytest's private directories."""
-    parents = [parent for parent in directory.parents if parent.stat().st_uid == os.geteuid() and parent != parent.parent]
-    modes = {parent: parent.stat().st_mode for parent in parents}
-    for parent, mode in modes.items():
-        parent.chmod(mode | 0o011)
-    try:
-        yield
-    finally:
-        for parent, mode in modes.items():
-            parent.chmod(mode)
+def let_others_through_to(directory: Path) -> None:
+    """Let other users pass through pytest's private directories. It is not undone: other workers' tests have the same parents."""
+    for parent in directory.parents:
+        if parent.stat().st_uid == os.geteuid() and parent != parent.parent:
+            parent.chmod(parent.stat().st_mode | 0o011)
