@@ -172,6 +172,50 @@ async def test_list_finds_streams_by_owner_key_and_status(streams: StreamManager
     assert_fails(await run_beside("list", "--storage", sqlite_url, "--status", "odd"), 2, "status")
 
 
+async def test_list_and_info_say_whose_a_stream_is_and_what_it_was_opened_under(
+    streams: StreamManager, sqlite_url: str
+) -> None:
+    await (await streams.open("adas", owner="Ada", key="chat/1")).done(None)
+    await (await streams.open("keyed", key="job")).done(None)
+    await (await streams.open("nobodys")).done(None)
+
+    header, *rows = (await run_beside("list", "--storage", sqlite_url)).stdout.splitlines()
+    listed = lines_of(await run_beside("list", "--json", "--storage", sqlite_url))
+    info = (await run_beside("info", "adas", "--storage", sqlite_url)).stdout
+    known = lines_of(await run_beside("info", "adas", "--json", "--storage", sqlite_url))
+
+    owner, key = header.index("owner"), header.index("key")
+    assert [(row[owner:key].strip(), row[key:].strip()) for row in rows] == [("Ada", "chat/1"), ("", "job"), ("", "")]
+    assert key - owner == len("owner  ")
+    assert [(stream["owner"], stream["key"]) for stream in listed] == [("Ada", "chat/1"), ("", "job"), ("", "")]
+    assert [line.split() for line in info.splitlines()][-2:] == [["owner", "Ada"], ["key", "chat/1"]]
+    assert (known[0]["owner"], known[0]["key"]) == ("Ada", "chat/1")
+
+
+async def test_what_others_have_named_is_one_line_of_the_list_and_moves_no_cursor(
+    streams: StreamManager, sqlite_url: str
+) -> None:
+    await (await streams.open("s", owner="[bold]\x1b[31mAda\nt  done", key="\u202ekey\r")).done(None)
+
+    listed = (await run_beside("list", "--storage", sqlite_url)).stdout
+    info = (await run_beside("info", "s", "--storage", sqlite_url)).stdout
+
+    assert listed.splitlines()[1].endswith(r"  [bold]\x1b[31mAda\nt  done  \u202ekey\r")
+    assert len(listed.splitlines()) == 2
+    for text in (r"[bold]\x1b[31mAda", r"\u202ekey\r"):
+        assert text in info
+    assert not {"\x1b", "\r", "\u202e"} & {*listed, *info}
+
+
+async def test_info_shows_no_metadata_as_a_fact(streams: StreamManager, sqlite_url: str) -> None:
+    await (await streams.open("s", key="chat", metadata={"status": "open", "key": "another"})).done(None)
+
+    shown = [line.split() for line in (await run_beside("info", "s", "--storage", sqlite_url)).stdout.splitlines()]
+
+    assert ["status", "done"] in shown[:2]
+    assert shown[-3:] == [["key", "chat"], ["status", "open"], ["key", "another"]]
+
+
 async def test_list_says_when_there_are_none(streams: StreamManager, sqlite_url: str) -> None:
     assert (await run_beside("list", "--storage", sqlite_url)).stdout == "no streams\n"
 

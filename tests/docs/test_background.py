@@ -10,6 +10,7 @@ from tests.test_docs import ROOT, blocks
 
 from streamkeep import InMemoryStreamManager
 from streamkeep.http import StreamsHTTP
+from streamkeep.http.sources import producer_of
 
 
 async def test_what_belongs_to_the_request_is_closed_when_its_client_has_gone_and_the_producer_goes_on() -> None:
@@ -48,6 +49,31 @@ async def test_what_belongs_to_the_request_is_closed_when_its_client_has_gone_an
         events = await events_of(streams_http.streams, answer.headers[STREAM_ID])
     assert told == ["session closed", "upload closed: True"]
     assert [content for _, content in events] == ["rows", "ann", "False", None]
+
+
+async def test_a_stopped_generator_sees_it_at_its_await_or_at_its_yield_and_may_still_save() -> None:
+    streams_http, told = StreamsHTTP(InMemoryStreamManager()), list[str]()
+
+    async def produce(*, goes_on: bool) -> AsyncGenerator[int]:
+        number = 0
+        try:
+            while True:
+                yield (number := number + 1)
+                await anyio.sleep(0.01 if goes_on else 60)
+        except BaseException as seen:
+            told.append(type(seen).__name__)
+            raise
+        finally:
+            await anyio.sleep(0.01)
+            told.append("saved")
+
+    async with streams_http:
+        for goes_on in (True, False):
+            await streams_http.runner.start(str(goes_on), producer_of(produce(goes_on=goes_on)))
+            async with streams_http.streams.subscribe(str(goes_on)) as events:
+                await anext(events)
+            await streams_http.streams.cancel(str(goes_on))
+    assert sorted(told) == ["CancelledError", "GeneratorExit", "saved", "saved"]
 
 
 async def test_the_pages_first_program_answers() -> None:

@@ -145,6 +145,39 @@ async def test_who_comes_back_is_answered_as_the_table_says(framing: type[Framin
     assert (b"NOT_FOUND" in unknown_by_cursor.content) == (framing not in {AISDKFraming, TextFraming})
 
 
+@pytest.mark.parametrize("framing", FRAMINGS)
+async def test_who_has_all_that_is_shown_has_seen_all(framing: type[Framing]) -> None:
+    app, streams_http = app_of(framing)
+    async with http_to(app) as http:
+        async with streams_http.streams.open("live") as stream:
+            await stream.write({"type": "start"})
+            await stream.done()
+        answers = [await http.get("/follow", headers={"Last-Event-ID": offset}) for offset in ("0", "1")]
+    shows_done = framing in {GenkitFraming, SSEFraming, AISDKFraming}
+    assert framing().shows_done == shows_done
+    assert answers[0].status_code == (200 if shows_done else 204)
+    assert answers[1].status_code == (200 if framing is GenkitFraming else 204)
+
+
+async def test_a_stream_is_written_while_a_writer_holds_it() -> None:
+    app, streams_http = app_of(SSEFraming)
+    app.mount("/streams", streams_http)
+    async with http_to(app) as http:
+
+        async def is_written() -> bool:
+            written: bool = (await http.get("/streams/s/info")).json()["isWritten"]
+            return written
+
+        stream = await streams_http.streams.open("s")
+        held = await is_written()
+        await stream.close()
+        released = await is_written()
+        async with streams_http.streams.open("s", resume=True) as stream:
+            resumed = await is_written()
+            await stream.done()
+        assert (held, released, resumed, await is_written()) == (True, False, True, False)
+
+
 async def test_durable_streaming_is_a_middleware_like_any_other() -> None:
     app = FastAPI()
 

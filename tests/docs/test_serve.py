@@ -3,12 +3,15 @@
 from typing import Any, Final
 
 import httpx
-from fastapi import FastAPI, Request, Response
+import pytest
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
 from tests.http.servers import STREAM_ID, STREAMING, frames_of, http_to, without_lives
 from tests.test_docs import ROOT, blocks
 
 from streamkeep import InMemoryStreamManager
-from streamkeep.http import Framing, StreamsHTTP
+from streamkeep.http import DurableStreaming, Framing, StreamsHTTP
+from streamkeep.http.response import ASGIApp, Receive, Scope, Send
 
 PAGE: Final = ROOT / "docs/how-to/serve.md"
 WORDS: Final = {"question": "Nothing is lost"}
@@ -23,7 +26,7 @@ def shown_with(*names: str, page: Any = PAGE) -> dict[str, Any]:
 
 
 async def test_one_line_makes_an_app_durable_that_streams_already() -> None:
-    async with http_to(shown_with("app.add_middleware(DurableStreaming")["app"]) as http:
+    async with http_to(shown_with("app.add_middleware(DurableStreaming", "StreamingResponse")["app"]) as http:
         first = await http.post("/chat", params=WORDS)
         ids = [line.removeprefix("id: ") for line in first.text.splitlines() if line.startswith("id: ")]
         rest = await http.post("/chat", params=WORDS, headers={"Last-Event-ID": ids[0]})
@@ -78,6 +81,70 @@ async def test_who_may_is_asked() -> None:
         refused = await http.get("/s")
     assert [found["id"] for found in mine.json()["streams"]] == ["s"]
     assert refused.status_code == 401
+
+
+async def test_what_has_an_owner_is_not_in_the_mounted_app_without_an_authorize() -> None:
+    shown = shown_with("def stop(")
+    streams_http: StreamsHTTP = shown["streams_http"]
+    async with http_to(shown["app"]) as http:
+        for owner in ("ann", ""):
+            async with streams_http.streams.open(f"of-{owner}", owner=owner) as stream:
+                await stream.done()
+        answers = [await http.get(f"/streams/of-{owner}") for owner in ("ann", "")]
+    assert [answer.status_code for answer in answers] == [404, 200]
+
+
+@pytest.mark.parametrize("accept", ["text/event-stream", "application/json"])
+async def test_an_id_that_names_no_stream_of_that_path_does_not_reach_the_app(accept: str) -> None:
+    app: FastAPI = shown_with("app.add_middleware(DurableStreaming", "StreamingResponse")["app"]
+    async with http_to(app) as http:
+        answer = await http.post("/chat", params=WORDS, headers={STREAM_ID: "nobodys", "Accept": accept})
+    assert (answer.status_code, answer.content) == (204, b"")
+
+
+async def test_what_is_added_later_is_outside_and_sees_a_resume_which_a_dependency_does_not() -> None:
+    app, seen = FastAPI(), list[str]()
+
+    @app.post("/chat", dependencies=[Depends(lambda: seen.append("dependency"))])
+    async def chat() -> StreamingResponse:
+        return StreamingResponse(iter(["data: 1\n\n"]), media_type="text/event-stream")
+
+    class Noting:
+        def __init__(self, app: ASGIApp, name: str) -> None:
+            self.app, self.name = app, name
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http":
+                seen.append(self.name)
+            await self.app(scope, receive, send)
+
+    app.add_middleware(Noting, name="added before")
+    app.add_middleware(DurableStreaming, streams="memory://")
+    app.add_middleware(Noting, name="added later")
+    async with http_to(app) as http:
+        first = await http.post("/chat")
+        started, seen[:] = list(seen), []
+        await http.post("/chat", headers={STREAM_ID: first.headers[STREAM_ID]})
+    assert started == ["added later", "added before", "dependency"]
+    assert seen == ["added later"]
+
+
+async def test_a_key_where_nobody_is_known_counts_with_the_same_query_and_headers_whatever_the_body() -> None:
+    async with http_to(shown_with("app.add_middleware(DurableStreaming", "StreamingResponse")["app"]) as http:
+        key = {"Idempotency-Key": "k"}
+        first = await http.post("/chat", params=WORDS, headers=key)
+        streams = [
+            (await http.post("/chat", params=params, headers={**key, **headers}, content=body)).headers[STREAM_ID]
+            for params, headers, body in (
+                (WORDS, {"Traceparent": "00-1", "X-Forwarded-For": "192.0.2.1"}, b""),
+                ({**WORDS, "user": "bob"}, {}, b""),
+                (WORDS, {"X-User": "bob"}, b""),
+            )
+        ]
+        json = {**key, "Content-Type": "application/json"}
+        by_body = [await http.post("/chat", params=WORDS, headers=json, content=body) for body in (b'{"u":1}', b'{"u":2}')]
+    assert [stream == first.headers[STREAM_ID] for stream in streams] == [True, False, False]
+    assert by_body[0].headers[STREAM_ID] == by_body[1].headers[STREAM_ID]
 
 
 async def test_the_readmes_two_lines() -> None:

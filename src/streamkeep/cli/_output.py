@@ -23,7 +23,7 @@ from .._listing import StreamInfo
 from ..events import ErrorInfo, StreamEvent, StreamEventType, encode_json
 
 STATUS_STYLES: Final = {"open": "cyan", "done": "green", "error": "red", "unreadable": "red"}
-COLUMNS: Final = ("stream", "status", ">events", ">age", ">last written", ">expires")
+COLUMNS: Final = ("stream", "status", ">events", ">age", ">last written", ">expires", "owner", "key")
 WIDE: Final = 10_000
 """Where nobody looks, no line is folded: what reads it splits at line ends."""
 
@@ -78,7 +78,7 @@ class Output:
             return
         table = _table("", "")
         table.show_header = False
-        for name, value in _facts(stream, time.time()).items():
+        for name, value in _facts(stream, time.time()):
             table.add_row(Text(name, "dim"), value)
         self._console.print(table)
 
@@ -214,6 +214,11 @@ def printable(text: str) -> str:
     return _SECRETLY_ACTIVE.sub(lambda found: found[0] if found[0].isprintable() else ascii(found[0])[1:-1], text)
 
 
+def _in_a_line(text: str) -> str:
+    """Give it for a table in which a line is a stream."""
+    return printable(text).replace("\n", "\\n")
+
+
 def shown_url(storage: str) -> str:
     """Give a storage's URL without its password."""
     parts = urlsplit(storage)
@@ -262,27 +267,27 @@ def _row(stream: StreamInfo, now: float) -> list[str | Text]:
         ago(now - stream.created_at),
         f"{ago(now - stream.updated_at)} ago",
         "" if stream.status == "open" else f"in {ago(stream.expires_at - now)}",
+        _in_a_line(stream.owner),
+        _in_a_line(stream.key),
     ]
 
 
-def _facts(stream: StreamInfo, now: float) -> Mapping[str, str | Text]:
-    facts: dict[str, str | Text] = {
-        "stream": stream.id,
-        "status": _status(stream),
-        "events": str(stream.tail),
-        "opened": f"{_moment(stream.created_at)}, {ago(now - stream.created_at)} ago",
-        "last written": f"{_moment(stream.updated_at)}, {ago(now - stream.updated_at)} ago",
-    }
+def _facts(stream: StreamInfo, now: float) -> Iterable[tuple[str, str | Text]]:
+    """Give what is known, by name. Metadata come last, under whatever names they have: they take the place of nothing."""
+    yield "stream", stream.id
+    yield "status", _status(stream)
+    yield "events", str(stream.tail)
+    yield "opened", f"{_moment(stream.created_at)}, {ago(now - stream.created_at)} ago"
+    yield "last written", f"{_moment(stream.updated_at)}, {ago(now - stream.updated_at)} ago"
     if stream.status == "open":
-        facts["writer"] = f"session {stream.session}" if stream.session else "none: it was released, and another may go on"
+        yield "writer", f"session {stream.session}" if stream.session else "none: it was released, and another may go on"
     else:
-        facts["expires"] = f"{_moment(stream.expires_at)}, in {ago(stream.expires_at - now)}"
-    if stream.key:
-        facts["key"] = printable(stream.key)
-    for key, value in stream.metadata.items():
+        yield "expires", f"{_moment(stream.expires_at)}, in {ago(stream.expires_at - now)}"
+    facts = {"owner": stream.owner, "key": stream.key}
+    metadata = {name: value for name, value in stream.metadata.items() if name != "owner"}
+    for name, value in (*facts.items(), *metadata.items()):
         if value:
-            facts[printable(key)] = printable(value)
-    return facts
+            yield printable(name), printable(value)
 
 
 def _status(stream: StreamInfo) -> Text:

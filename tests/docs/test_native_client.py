@@ -1,0 +1,147 @@
+"""The reference's client of native events: it runs in Node as the page shows it, over connections that are cut."""
+
+import json
+import re
+import subprocess
+from collections.abc import AsyncGenerator, Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import pytest
+from fastapi import FastAPI, Request, Response
+from tests.http.servers import serving
+from tests.network.proxy import End, Fate, bad_network
+from tests.test_docs import ROOT
+
+from streamkeep import InMemoryStreamManager, PublicError
+from streamkeep.http import SSEFraming, StreamsHTTP
+from streamkeep.http.response import Receive, Scope, Send
+
+PAGE: Final = ROOT / "docs/reference/http.md"
+PROGRAM: Final = """
+import { events } from "./events.mjs";
+const [url, options] = process.argv.slice(2);
+try {
+  for await (const event of events(url, JSON.parse(options))) console.log(JSON.stringify(event));
+} catch (error) {
+  console.log(JSON.stringify({ thrown: error.message }));
+}
+"""
+WORDS: Final = ("Nothing", "is", "naïve 世界", "lost")
+
+
+@pytest.fixture
+def read(requires: Callable[[str], str], tmp_path: Path) -> Callable[..., Any]:
+    """Give what reads a URL by the page's client, in Node, and gives what it has given; what it throws is last."""
+    node = requires("node")
+    (shown,) = re.findall(r"^```js\n(export async function\* events.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "events.mjs").write_text(shown)
+    (tmp_path / "read.mjs").write_text(PROGRAM)
+
+    async def run(url: str, **options: object) -> list[dict[str, Any]]:
+        command = [node, str(tmp_path / "read.mjs"), url, json.dumps(options)]
+        with anyio.fail_after(60):
+            ran = await anyio.run_process(command, stderr=subprocess.STDOUT, check=False)
+        assert ran.returncode == 0, ran.stdout.decode()
+        return [json.loads(line) for line in ran.stdout.splitlines()]
+
+    return run
+
+
+def app_of(streams_http: StreamsHTTP) -> FastAPI:
+    """Give an app with an endpoint that answers, and one that fails."""
+    app = FastAPI(lifespan=streams_http.lifespan)
+    app.mount("/streams", streams_http)
+
+    async def answer(*, fails: bool) -> AsyncGenerator[object]:
+        for word in WORDS:
+            yield {"text": word}
+        if fails:
+            raise PublicError("RESOURCE_EXHAUSTED", "the budget is used up")
+
+    @app.post("/ask")
+    async def ask(request: Request, *, fails: bool = False) -> Response:
+        return await streams_http.respond(request, answer(fails=fails), framing=SSEFraming())
+
+    return app
+
+
+def summary_of(events: Sequence[dict[str, Any]]) -> list[object]:
+    """Give what an application would have taken from events."""
+    return [event["data"]["text"] if event["event"] == "chunk" else event["event"] for event in events]
+
+
+CUTS: Final = [
+    Fate(End.RST, after=b"retry: "),
+    Fate(End.FIN, after=b"/1\n"),
+    Fate(End.RST, after=b'data: {"te'),
+    Fate(End.FIN),
+]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_it_has_every_event_once_over_connections_that_are_cut(read: Callable[..., Any], method: str) -> None:
+    streams_http = StreamsHTTP(InMemoryStreamManager())
+    async with serving(app_of(streams_http)) as url, bad_network(url) as network:
+        if method == "GET":
+            async with streams_http.streams.open("s") as stream:
+                for word in WORDS:
+                    await stream.write({"text": word})
+                await stream.done()
+            found = await read(network.path(CUTS) + "/streams/s")
+        else:
+            headers = {"Idempotency-Key": "once"}
+            found = await read(network.path(CUTS) + "/ask", method=method, headers=headers)
+        assert len(await streams_http.streams.list()) == 1
+    assert summary_of(found) == [*WORDS, "done"]
+    assert sum(network.struck.values()) == len(CUTS)
+    assert [event["id"].rpartition("/")[2] for event in found] == ["0", "1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("end", End)
+async def test_an_error_with_an_id_ends_it_whatever_becomes_of_the_connection_then(read: Callable[..., Any], end: End) -> None:
+    app, requests = app_of(StreamsHTTP(InMemoryStreamManager())), list[str]()
+
+    async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+        requests.extend([scope["path"]] if scope["type"] == "http" else [])
+        await app(scope, receive, send)
+
+    async with serving(counted) as url, bad_network(url) as network:
+        path = network.path([Fate(end, after=b"/4\n\n")])
+        found = await read(path + "/ask?fails=true", method="POST", headers={"Idempotency-Key": "once"})
+    assert summary_of(found) == [*WORDS, "error"]
+    assert found[-1]["data"]["status"] == "RESOURCE_EXHAUSTED"
+    assert network.struck == {end: 1}
+    # What `fetch` has received and not read may be lost with its connection. Then it comes back for that.
+    assert len(requests) <= (1 if end is End.STALL else 2)
+
+
+async def test_an_error_without_an_id_does_not_end_it(read: Callable[..., Any]) -> None:
+    streams_http = StreamsHTTP(InMemoryStreamManager())
+    async with serving(app_of(streams_http)) as url, bad_network(url) as network:
+        stream = await streams_http.streams.open("s")
+        await stream.write({"text": "first"})
+        async with anyio.create_task_group() as reading:
+            found: list[dict[str, Any]] = []
+
+            async def read_all() -> None:
+                found.extend(await read(network.path() + "/streams/s"))
+
+            reading.start_soon(read_all)
+            with anyio.fail_after(30):
+                while stream.unread_since is not None:  # noqa: ASYNC110 - no event tells
+                    await anyio.sleep(0.05)
+            await streams_http.streams.delete("s")
+    assert summary_of(found[:-1]) == ["first"]
+    assert found[-1] == {"thrown": "HTTP 404"}
+    assert network.connections >= 2  # undici may connect once more than it asks
+
+
+async def test_a_204_ends_it_and_a_refusal_is_thrown(read: Callable[..., Any]) -> None:
+    streams_http = StreamsHTTP(InMemoryStreamManager())
+    async with serving(app_of(streams_http)) as url:
+        async with streams_http.streams.open("s") as stream:
+            await stream.done()
+        assert await read(f"{url}/streams/s?after=0") == []
+        assert await read(f"{url}/streams/nobodys") == [{"thrown": "HTTP 404"}]
