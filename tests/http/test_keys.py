@@ -167,13 +167,13 @@ async def test_a_flow_is_run_once_for_a_request_that_is_sent_twice() -> None:
     assert frames_of(both[0].content) == frames_of(both[1].content)
 
 
-KNOWN_BY: Final[dict[str, dict[str, Any]]] = {
-    "a header of the app's": {"headers": {"X-User": "bob"}},
-    "a header that a proxy sets": {"headers": {"X-Forwarded-Email": "bob@example.com"}},
-    "a token": {"headers": {"Authorization": "Bearer b"}},
-    "a cookie": {"headers": {"Cookie": "session=b"}},
-    "a query token": {"params": {"token": "b"}},
-    "a tenant's name": {"headers": {"Host": "bob.example"}},
+KNOWN_BY: Final[dict[str, tuple[dict[str, str], dict[str, str]]]] = {
+    "a header of the app's": ({"X-User": "bob"}, {}),
+    "a header that a proxy sets": ({"X-Forwarded-Email": "bob@example.com"}, {}),
+    "a token": ({"Authorization": "Bearer b"}, {}),
+    "a cookie": ({"Cookie": "session=b"}, {}),
+    "a query token": ({}, {"token": "b"}),
+    "a tenant's name": ({"Host": "bob.example"}, {}),
 }
 ANOTHER_TRY: Final = {
     "Traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
@@ -208,21 +208,22 @@ async def test_a_guessed_idempotency_key_shows_no_answer_of_somebody_else_whatev
     around: str, known_by: str
 ) -> None:
     key = {"Idempotency-Key": "1"}
-    of_bob = {**KNOWN_BY[known_by], "headers": {**KNOWN_BY[known_by].get("headers", {}), **key}}
+    headers, query = KNOWN_BY[known_by]
     async with http_to(answering_nobody_known(around)) as http:
         anns = await http.post("/", headers=key)
         again = await http.post("/", headers={**key, **ANOTHER_TRY})
-        bobs = [await http.post("/", **of_bob) for _ in range(2)]
+        bobs = [await http.post("/", params=query, headers={**key, **headers}) for _ in range(2)]
     assert anns.headers[STREAM_ID] == again.headers[STREAM_ID]
     assert bobs[0].headers[STREAM_ID] == bobs[1].headers[STREAM_ID] != anns.headers[STREAM_ID]
     assert "data: 2" in bobs[0].text
 
 
-async def test_an_endpoint_learns_whether_its_start_joined() -> None:
+async def test_an_endpoint_learns_whether_it_has_started_what_is_shown() -> None:
     streams_http = StreamsHTTP("memory://")
     app = FastAPI(lifespan=streams_http.lifespan)
-    joined: list[bool] = []
+    begun_here: list[bool] = []
     go = anyio.Event()
+    ids = iter(["named", "named", "other"])  # as an app that names them may do
 
     async def answer() -> AsyncGenerator[str]:
         yield "a"
@@ -230,8 +231,8 @@ async def test_an_endpoint_learns_whether_its_start_joined() -> None:
 
     @app.post("/")
     async def ask(request: Request) -> Response:
-        response = await streams_http.respond(request, answer(), key="k", framing=SSEFraming())
-        joined.append(response.joined)
+        response = await streams_http.respond(request, answer(), id=next(ids, None), key="k", framing=SSEFraming())
+        begun_here.append(response.started)
         return response
 
     async with http_to(app) as http:
@@ -242,7 +243,7 @@ async def test_an_endpoint_learns_whether_its_start_joined() -> None:
         await until_ended(streams_http.streams, started.headers[STREAM_ID])
         await http.post("/")
         await http.post("/", headers={STREAM_ID: "none"})
-    assert joined == [False, True, True, False, False]
+    assert begun_here == [True, False, False, True, False]
 
 
 async def test_what_names_no_stream_or_two_is_a_mistake_of_the_endpoints(caplog: pytest.LogCaptureFixture) -> None:

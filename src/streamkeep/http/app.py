@@ -247,7 +247,7 @@ class StreamsHTTP:
                 return await streams_http.respond(request, answer(question), key=chat, owner=user.id)
 
         The stream is open, and its producer has begun apart from the request, when this returns: `response.stream` is its id, and
-        `response.joined` says whether it was there before. Headers, cookies and background tasks of the response count.
+        `response.started` whether this request began it. Headers, cookies and background tasks of the response count.
 
         A request that names a stream, by `X-Genkit-Stream-Id` or by the cursor that `Last-Event-ID` or `?lastEventId=` is, gets that one
         instead, and the source is closed without being used; so it is where a stream runs under the key, unless `when_running` says
@@ -309,7 +309,7 @@ class StreamsHTTP:
                 "replace": when_running == "replace",
             }
             await take_over(request, lambda: self.read_body(scope, request.receive))
-            joined = await self._start_or_join(
+            shown, started = await self._start_or_join(
                 runner, stream, produce, opening, bounds, on_end, refuses=when_running == "refuse"
             )
         except BaseException as error:
@@ -317,9 +317,9 @@ class StreamsHTTP:
             if not isinstance(error, Exception):
                 raise  # the endpoint was cancelled
             return _response(_failed(error))
-        if joined != stream:
+        if not started:
             await close(source)
-        return _response(self._showing(joined, START, frames), joined, joined=joined != stream)
+        return _response(self._showing(shown, START, frames), shown, started=started)
 
     async def _start_or_join(
         self,
@@ -331,8 +331,8 @@ class StreamsHTTP:
         on_end: OnEnd | None,
         *,
         refuses: bool,
-    ) -> str:
-        """Start the stream, or give the one that is there under its key or was started by its run."""
+    ) -> tuple[str, bool]:
+        """Start the stream, or give the one that is there under its key or was started by its run; and say whether it was started."""
         for _ in range(MAX_STARTS):
             try:
                 await runner.start(stream, produce, bounds=bounds, on_end=on_end, **opening)
@@ -340,9 +340,9 @@ class StreamsHTTP:
                 if refuses and not error.is_same_run:
                     raise
                 with suppress(StreamNotFoundError):  # it was taken back, or has expired
-                    return (await self.streams.info(error.stream)).id
+                    return (await self.streams.info(error.stream)).id, False
             else:
-                return stream
+                return stream, True
         raise StorageError("streams under this key are started, and taken back, faster than they can be followed")
 
     async def follow(
@@ -690,10 +690,10 @@ def _check_which(stream: str | None, key: str | None) -> None:
         raise TypeError("give either a stream's id or a key")
 
 
-def _response(app: ASGIApp, stream: str | None = None, *, joined: bool = True) -> "ASGIResponse":
+def _response(app: ASGIApp, stream: str | None = None, *, started: bool = False) -> "ASGIResponse":
     from .starlette import ASGIResponse  # only who has Starlette asks for one
 
-    return ASGIResponse(app, stream, joined=joined and stream is not None, status=204 if app is _nothing else 200)
+    return ASGIResponse(app, stream, started=started, status=204 if app is _nothing else 200)
 
 
 def _told(framing: Framing, error: Exception | None = None) -> ASGIApp:

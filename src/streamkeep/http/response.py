@@ -342,6 +342,9 @@ class _Response:
                 # An event loop that is closing cancels the pause too.
                 if body or not is_cut:
                     await self._send({"type": "http.response.body", "body": body, "more_body": is_cut})
+            if is_cut and (body or self._is_failed):
+                # A client may forget what it has not read yet when it is cut (`fetch` may), and this is the last word.
+                await anyio.sleep(ERROR_PAUSE_SECONDS)
 
 
 def _raw(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:

@@ -23,13 +23,13 @@ class ASGIResponse(Response):
 
     Attributes:
         stream: the id of the stream that it shows; None if it shows none.
-        joined: whether that stream was there already: it was followed, resumed, or joined by a start that was repeated.
+        started: whether this very request has started that stream: not if it was there, and was joined, resumed or followed.
     """
 
-    def __init__(self, app: ASGIApp, stream: str | None = None, *, joined: bool = False, status: int = 200) -> None:
+    def __init__(self, app: ASGIApp, stream: str | None = None, *, started: bool = False, status: int = 200) -> None:
         super().__init__(status_code=status)
         self.stream = stream
-        self.joined = joined
+        self.started = started
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
