@@ -1,12 +1,14 @@
 """What the clients read: an answer of `respond`, and one of OpenAI's shape that passes through `DurableStreaming`."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import anyio
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse, StreamingResponse
 from pydantic import BaseModel
@@ -15,12 +17,14 @@ from tests.clients.programs import PACKAGES, Event
 from tests.http.servers import serving, until
 from tests.inside import feeds_of
 from tests.network.served import TEXTS, chunk_of, output_of
+from tests.test_docs import ROOT
 
 from streamkeep import InMemoryStreamManager, StreamInput
 from streamkeep.http import DurableStreaming, SSEFraming, StreamsHTTP
 from streamkeep.http.response import ASGIApp, Message, Receive, Scope, Send
 
 CHUNKS: Final = 3
+HELD: Final = 2
 RETRY_SECONDS: Final = 0.01
 ROUTES: Final = ("/ask", "/v1/chat/completions")
 """Our own events, and somebody's."""
@@ -31,9 +35,15 @@ PAGE: Final = """<!doctype html>
 
 
 class Question(BaseModel):
-    """What is asked."""
+    """What is asked.
+
+    Attributes:
+        number: which question it is.
+        holds: whether the answer stops after `HELD` chunks, until it may go on.
+    """
 
     number: int = 0
+    holds: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -42,10 +52,13 @@ class Served:
 
     url: str = ""
     runs: Counter[int] = field(default_factory=Counter[int])
+    may_go_on: anyio.Event = field(default_factory=anyio.Event)
 
     async def tell(self, question: Question, stream: StreamInput) -> AsyncGenerator[object]:
         self.runs[question.number] += 1
         for number in range(CHUNKS):
+            if question.holds and number == HELD:
+                await self.may_go_on.wait()
             yield chunk_of(number)
         await stream.done(output_of(CHUNKS))
 
@@ -76,6 +89,7 @@ def assert_whole(route: str, events: Sequence[Event], what: object) -> None:
 def app_of(served: Served, streams_http: StreamsHTTP) -> ASGIApp:
     """Give the app, for pages of any origin, with a page that has the clients."""
     app = FastAPI(lifespan=streams_http.lifespan)
+    app.mount("/streams", streams_http)
 
     @app.post("/ask")
     async def ask(request: Request, question: Question) -> Response:
@@ -111,9 +125,20 @@ def add_page(app: FastAPI) -> None:
     async def package(path: str) -> Response:
         return FileResponse(PACKAGES / "node_modules" / (path if path.endswith(".js") else f"{path}.js"))
 
+    @app.get("/events.js")
+    async def events() -> Response:
+        return Response(native_client(), media_type="text/javascript")
+
     @app.get("/{name}.js")
     async def program(name: str) -> Response:
         return FileResponse(PACKAGES / f"{name}.js")
+
+
+def native_client() -> str:
+    """Give the client of native events that the reference shows."""
+    page = (ROOT / "docs/reference/http.md").read_text()
+    (shown,) = re.findall(r"^```js\n(export async function\* events.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    return shown
 
 
 def closing_preflights(app: ASGIApp) -> ASGIApp:

@@ -1,12 +1,14 @@
 // The page's: it has every client that is one of browsers.
 import { fetchEventSource } from "/packages/@microsoft/fetch-event-source/lib/esm/index.js";
 
-import { byEventSource, byFetchEventSource } from "/readers.js";
+import { events } from "/events.js";
+import { byEvents, byEventSource, byFetchEventSource } from "/readers.js";
 
 const CLIENTS = {
   EventSource: byEventSource(EventSource),
   "event-source-polyfill": byEventSource(EventSourcePolyfill),
   "fetch-event-source": byFetchEventSource(fetchEventSource),
+  "no package": byEvents(events),
   "fetch-event-source alone": byFetchEventSource(fetchEventSource, { believesIdsEarly: true }),
 };
 

@@ -57,3 +57,11 @@ const namingWhatWasGiven = (last) => (url, { headers, ...init }) => {
   const { "last-event-id": _, ...others } = headers;
   return fetch(url, { ...init, headers: last() ? { ...others, "last-event-id": last() } : others });
 };
+
+// The reference's client, which is no package: it comes back by itself, and returns at the end.
+export const byEvents = (events) => async ({ url, key, body }, tell) => {
+  const headers = { "Content-Type": "application/json", "Idempotency-Key": key };
+  for await (const { id, event, data } of events(url, { method: "POST", headers, body: JSON.stringify(body) })) {
+    tell({ id, event, data: JSON.stringify(data) });
+  }
+};
