@@ -137,6 +137,7 @@ def add_page(app: FastAPI) -> None:
 def native_client() -> str:
     """Give the client of native events that the reference shows."""
     page = (ROOT / "docs/reference/http.md").read_text()
+    shown: str
     (shown,) = re.findall(r"^```js\n(export async function\* events.*?)^```$", page, re.MULTILINE | re.DOTALL)
     return shown
 

@@ -220,15 +220,6 @@ async def test_a_reload_of_the_page_in_mid_answer_loses_and_repeats_nothing(chro
     assert paced.runs == 1
 
 
-async def test_a_reload_of_the_page_before_anything_came_starts_nothing_anew(chromium: str) -> None:
-    async with asked(chromium) as (page, paced):
-        await page.reload()
-        paced.may_begin.set()
-        paced.may_go_on.set()
-        await text_of(page, "Nothing is lost")
-    assert paced.runs == 1
-
-
 async def test_stop_on_the_page_ends_the_answer(chromium: str) -> None:
     async with asked(chromium) as (page, paced):
         paced.may_begin.set()

@@ -18,8 +18,7 @@ OFFSET_HEADER: Final = "x-genkit-stream-offset"
 MAX_QUERY_FIELDS: Final = 100
 _OF_ONE_TRY: Final = re.compile(
     r"""
-      cache-control | connection | content-length | date | keep-alive | pragma | priority | te      # how the message is sent
-    | transfer-encoding
+      connection | content-length | date | keep-alive | priority | te | transfer-encoding           # how the message is sent
     | cdn-loop | cf-(connecting-ip|ray) | forwarded | true-client-ip | via | x-real-ip              # which way it came
     | x-envoy-(attempt-count|expected-rq-timeout-ms) | x-forwarded-(for|port|proto)
     | b3 | baggage | sentry-trace | traceparent | tracestate | x-(amzn-trace|correlation|request)-id  # what it is traced by
