@@ -49,7 +49,9 @@ async def test_a_question_that_cannot_be_stored_ends_its_stream_and_a_repeat_sho
 
 async def test_another_question_while_an_answer_runs_is_refused_and_a_repeat_is_not(shown: dict[str, Any]) -> None:
     async with http_to(shown["app"]) as http:
-        async with shown["streams_http"].streams.open("s", key="c", run="r-1", owner="ann", metadata={"route": "/chat"}) as stream:
+        async with shown["streams_http"].streams.open(
+            "s", key="c", run="r-1", owner="ann", metadata={"route": "/chat"}
+        ) as stream:
             other = await http.post("/chat", json={**QUESTION, "runId": "r-2"})
             await stream.done()
         again = await http.post("/chat", json=QUESTION)

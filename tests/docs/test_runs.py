@@ -18,8 +18,9 @@ from streamkeep import StreamInfo, StreamManager
 PAGE: Final = ROOT / "docs/how-to/runs.md"
 (SHOWN,) = [block for block in blocks(PAGE) if "save_what_was_missed" in block]
 PROGRAM: Final = (
-    SHOWN.replace("ttl=timedelta(days=1)", "lease=timedelta(seconds=1), grace=timedelta(seconds=0.5), ttl=timedelta(days=1)")
-    .replace("anyio.sleep(10)", "anyio.sleep(0.2)")  # how often it looks
+    SHOWN.replace(
+        "ttl=timedelta(days=1)", "lease=timedelta(seconds=1), grace=timedelta(seconds=0.5), ttl=timedelta(days=1)"
+    ).replace("anyio.sleep(10)", "anyio.sleep(0.2)")  # how often it looks
 )
 KILLED: Final = """
 import anyio, httpx
@@ -42,11 +43,11 @@ async def killed_in_mid_answer(directory: Path) -> str:
     (directory / "shown.py").write_text(PROGRAM)
     async with await anyio.open_process([sys.executable, "-c", KILLED], cwd=directory) as process:
         db = sqlite3.connect(directory / "runs.db")
-        while not (found := _noted(db)):
+        while not (found := _noted(db)):  # noqa: ASYNC110 - another process does it
             await anyio.sleep(0.05)
         db.close()
         async with StreamManager.connect(f"sqlite:///{directory}/streams.db") as streams:
-            while not any(info.tail for info in await streams.list()):
+            while not any(info.tail for info in await streams.list()):  # noqa: ASYNC110 - another process does it
                 await anyio.sleep(0.05)
         process.kill()
     return found[0]
@@ -75,7 +76,7 @@ async def test_the_end_of_each_run_is_saved_also_if_its_process_was_killed(
         async with http_to(shown["app"]) as http:
             answer = await http.post("/ask", params={"question": "All is well"})
             ended = answer.headers[STREAM_ID]
-            while None in (rows(db)[killed][0], rows(db)[ended][0]):
+            while None in (rows(db)[killed][0], rows(db)[ended][0]):  # noqa: ASYNC110 - no event tells
                 await anyio.sleep(0.05)
     found = rows(db)
     db.close()
