@@ -1,8 +1,10 @@
 """Django's ASGI application: streams are read below one of its URLs, and what its views stream becomes durable."""
 
+# pyright: reportMissingTypeStubs=false
+
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 import httpx
 import pytest
@@ -17,11 +19,11 @@ from tests.http.servers import STREAM_ID, Reading, http_to
 
 from streamkeep import InMemoryStreamManager
 from streamkeep.http import Access, DurableStreaming, StreamsHTTP
-from streamkeep.http.response import ASGIApp, Receive, Scope, Send
+from streamkeep.http.response import Receive, Scope, Send
 
 
 async def hello(_request: HttpRequest) -> HttpResponse:
-    return HttpResponse("hello")
+    return HttpResponse(b"hello")
 
 
 async def chat(_request: HttpRequest) -> StreamingHttpResponse:
@@ -36,27 +38,29 @@ urlpatterns: Final = [path("hello", hello), path("chat", chat)]
 settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY="-")
 
 
-def below_a_path(streams_http: StreamsHTTP) -> ASGIApp:
-    routes = [path("streams/", streams_http), re_path("", get_asgi_application())]
-    return ProtocolTypeRouter({"http": URLRouter(routes)})
+def routed(*routes: Any) -> Any:
+    return ProtocolTypeRouter({"http": URLRouter([*routes])})
 
 
-def below_a_pattern(streams_http: StreamsHTTP) -> ASGIApp:
-    routes = [re_path("^api/streams", streams_http), re_path("", get_asgi_application())]
-    return ProtocolTypeRouter({"http": URLRouter(routes)})
+def below_a_path(streams_http: StreamsHTTP) -> Any:
+    return routed(path("streams/", streams_http), re_path("", get_asgi_application()))
 
 
-def below_nested_routers(streams_http: StreamsHTTP) -> ASGIApp:
-    routes = [path("api/", URLRouter([path("streams/", streams_http)])), re_path("", get_asgi_application())]
-    return ProtocolTypeRouter({"http": URLRouter(routes)})
+def below_a_pattern(streams_http: StreamsHTTP) -> Any:
+    return routed(re_path("^api/streams", streams_http), re_path("", get_asgi_application()))
 
 
-def below_an_app_below_a_router(streams_http: StreamsHTTP) -> ASGIApp:
+def below_nested_routers(streams_http: StreamsHTTP) -> Any:
+    inner: list[Any] = [path("streams/", streams_http)]
+    return routed(path("api/", URLRouter(inner)), re_path("", get_asgi_application()))
+
+
+def below_an_app_below_a_router(streams_http: StreamsHTTP) -> Any:
     inner = Starlette(routes=[Mount("/api/streams", streams_http)])
-    return ProtocolTypeRouter({"http": URLRouter([path("hello", get_asgi_application()), re_path("", inner)])})
+    return routed(path("hello", get_asgi_application()), re_path("", inner))
 
 
-def by_hand(streams_http: StreamsHTTP) -> ASGIApp:
+def by_hand(streams_http: StreamsHTTP) -> Any:
     django = get_asgi_application()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,7 +72,7 @@ def by_hand(streams_http: StreamsHTTP) -> ASGIApp:
     return app
 
 
-MOUNTED: Final[dict[Callable[[StreamsHTTP], ASGIApp], str]] = {
+MOUNTED: Final[dict[Callable[[StreamsHTTP], Any], str]] = {
     below_a_path: "/streams",
     below_a_pattern: "/api/streams",
     below_nested_routers: "/api/streams",
@@ -82,7 +86,7 @@ async def authorize(access: Access) -> str:
 
 
 @asynccontextmanager
-async def served(mounted: Callable[[StreamsHTTP], ASGIApp]) -> AsyncGenerator[tuple[httpx.AsyncClient, InMemoryStreamManager]]:
+async def served(mounted: Callable[[StreamsHTTP], Any]) -> AsyncGenerator[tuple[httpx.AsyncClient, InMemoryStreamManager]]:
     streams = InMemoryStreamManager()
     streams_http = StreamsHTTP(streams, authorize=authorize)
     # Neither Django nor Channels has a lifespan: this has one for them.
@@ -92,7 +96,7 @@ async def served(mounted: Callable[[StreamsHTTP], ASGIApp]) -> AsyncGenerator[tu
 
 
 @pytest.mark.parametrize("mounted", MOUNTED, ids=lambda mounted: mounted.__name__)
-async def test_streams_are_read_listed_and_stopped_beside_django(mounted: Callable[[StreamsHTTP], ASGIApp]) -> None:
+async def test_streams_are_read_listed_and_stopped_beside_django(mounted: Callable[[StreamsHTTP], Any]) -> None:
     async with served(mounted) as (http, streams):
         root = MOUNTED[mounted]
         async with streams.open("s", owner="ann") as stream:

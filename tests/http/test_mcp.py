@@ -60,10 +60,10 @@ class Recording:
 async def session(app: ASGIApp, mode: str) -> Recording:
     """Have the client initialize, list the tools, and call one that reports its progress."""
     recording = Recording(app)
-    progress: list[float] = []
+    numbers: list[float] = []
 
-    async def reported(number: float, _total: float | None, _message: str | None) -> None:
-        progress.append(number)
+    async def reported(progress: float, total: float | None, message: str | None) -> None:
+        numbers.append(progress)
 
     async with serving(recording) as url:
         with anyio.fail_after(20):
@@ -71,7 +71,7 @@ async def session(app: ASGIApp, mode: str) -> Recording:
                 assert [tool.name for tool in (await client.list_tools()).tools] == ["count"]
                 result = await client.call_tool("count", {"to": 3}, progress_callback=reported)
     assert result.structured_content == {"result": "counted"}
-    assert progress == [0, 1, 2]
+    assert numbers == [0, 1, 2]
     return recording
 
 

@@ -88,7 +88,9 @@ async def durable(agent: Agent) -> AsyncGenerator[tuple[httpx.AsyncClient, InMem
 
 
 @asynccontextmanager
-async def asked(http: httpx.AsyncClient, path: str, **headers: str) -> AsyncGenerator[tuple[str, AsyncIterator[ServerSentEvent]]]:
+async def asked(
+    http: httpx.AsyncClient, path: str, **headers: str
+) -> AsyncGenerator[tuple[str, AsyncIterator[ServerSentEvent]]]:
     """Send the request, the first time or to go on: the stream's id, and the events as they come."""
     headers = {"Accept": "text/event-stream", **{name.replace("_", "-"): text for name, text in headers.items()}}
     async with http.stream("POST", path, json=REQUESTS[path], headers=headers) as answer:
@@ -107,7 +109,9 @@ async def until(events: AsyncIterator[ServerSentEvent], text: str) -> list[Serve
     raise AssertionError(f"{text!r} did not come: {seen}")
 
 
-async def cut_and_gone_on(http: httpx.AsyncClient, model: Model, path: str) -> tuple[str, list[ServerSentEvent], list[ServerSentEvent]]:
+async def cut_and_gone_on(
+    http: httpx.AsyncClient, model: Model, path: str
+) -> tuple[str, list[ServerSentEvent], list[ServerSentEvent]]:
     """Leave an answer in its middle, and come back with the last event's id: the stream, what was seen before, and what then."""
     async with asked(http, path) as (stream, events):
         before = await until(events, "two")
@@ -126,7 +130,9 @@ def plain(body: bytes) -> bytes:
     """Give an answer without what differs from run to run: the times, and random ids but for which are equal."""
     ids: dict[bytes, bytes] = {}
     body = re.sub(rb'"timestamp":(\d+|"[^"]+")', b'"timestamp":0', body)
-    return re.sub(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", lambda found: ids.setdefault(found[0], b"id-%d" % len(ids)), body)
+    return re.sub(
+        rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", lambda found: ids.setdefault(found[0], b"id-%d" % len(ids)), body
+    )
 
 
 @pytest.mark.parametrize("path", PATHS)
