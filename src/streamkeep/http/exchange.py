@@ -5,7 +5,6 @@ server's messages and the client its own; then either that goes on, or the answe
 the app's end.
 """
 
-import asyncio
 import codecs
 import logging
 import re
@@ -18,13 +17,13 @@ from typing import Final, Protocol
 
 import anyio
 import msgspec
-from anyio import CancelScope
 
-from .._background import is_asyncio_here, loop_here, not_ours
+from .._background import loop_here, not_ours
 from .._input import StreamInput
 from ..errors import InvalidArgumentError, KeyInUseError, StreamkeepError
 from ..events import ErrorInfo, hidden_error
 from .app import StreamsHTTP, framing_of, naming
+from .cancellation import Cancellation
 from .framing import ANSWER, GenkitFraming, KeptAnswer, block_of, keep_answer, media_type_of
 from .place import query_of
 from .response import STREAM_ID_HEADER, ASGIApp, Message, Receive, Scope, Send, errors_answered, headers_of
@@ -91,8 +90,7 @@ class Exchange:
         self._is_refused = False
         self._is_whole = False
         self._failure: BaseException | None = None
-        self._task: asyncio.Task[object] | None = None
-        self._cancelling = CancelScope()
+        self._cancellation = Cancellation()
 
     async def answer(self, receive: Receive, send: Send) -> None:
         """Run the app and answer with what it answers. Raises what it raises, as long as that is its client's alone."""
@@ -170,7 +168,7 @@ class Exchange:
         """Cancel the app, whose answer nobody is there for, unless it has ended."""
         if self._over.is_set():
             return
-        self._cancel_app()
+        self._cancellation.cancel()
         with anyio.move_on_after(SAVE_SECONDS, shield=True):
             await self._over.wait()
 
@@ -193,9 +191,8 @@ class Exchange:
     # In the app's task
 
     async def _run_app(self) -> None:
-        self._task = asyncio.current_task() if is_asyncio_here() else None
         try:
-            with self._cancelling:
+            with self._cancellation:
                 await self._app(_plainly_asking(self._scope), self._receive, self._take)
         except anyio.get_cancelled_exc_class():
             pass
@@ -209,13 +206,6 @@ class Exchange:
         self._over.set()
         self._answered.set()
         self._first_is_whole.set()
-
-    def _cancel_app(self) -> None:
-        # On asyncio once, so that what the app does at its end is not cancelled as well.
-        if self._task is not None:
-            self._task.cancel()
-        else:
-            self._cancelling.cancel()
 
     async def _receive(self) -> Message:
         message = await self._messages.for_app()

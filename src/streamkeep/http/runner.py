@@ -5,7 +5,6 @@ gets a terminal event, and the others go on. A second task sees to its end: it s
 decides nothing about requests or frames.
 """
 
-import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from weakref import ref
 import anyio
 from anyio import CancelScope
 
-from .._background import Background, is_asyncio_here, loop_here, not_ours
+from .._background import Background, loop_here, not_ours
 from .._encoding import Encode
 from .._input import StreamInput
 from .._manager import StreamManager
@@ -34,6 +33,7 @@ from ..errors import (
 )
 from ..events import ErrorInfo, error_info, hidden_error
 from .bounds import Bounds, Due
+from .cancellation import Cancellation
 from .ended import Ended, OnEnd, ended_of
 
 logger: Final = logging.getLogger("streamkeep")
@@ -108,7 +108,7 @@ class _Run:
         self.due = due
         self.on_end = on_end
         self.stop = anyio.Event()
-        self.scope = CancelScope()
+        self.cancellation = Cancellation()
         self.is_producing = True
         self.over = anyio.Event()
         self.listening = CancelScope()
@@ -117,7 +117,6 @@ class _Run:
         self.told = anyio.Event()
         self.threads = 0
         self.end_as = DIED
-        self.task: asyncio.Task[object] | None = None
         self._forget = forget
 
     @property
@@ -131,11 +130,11 @@ class _Run:
         await self.told.wait()
 
     def cancel(self) -> None:
-        """Cancel it. On asyncio once, so that what a producer does at its end (`finally: await save(partial)`) is not cancelled as well."""
-        if self.task is not None and self.is_producing:
-            self.task.cancel()
+        """Cancel it; what is left to do when it has produced as a scope does."""
+        if self.is_producing:
+            self.cancellation.cancel()
         else:
-            self.scope.cancel()
+            self.cancellation.scope.cancel()
 
     def give_up(self) -> None:
         """Wait no longer for its producer's end."""
@@ -355,15 +354,14 @@ class Runner:
             await run.finished()
 
     async def _run(self, run: _Run, produce: Producer) -> None:
-        run.task = asyncio.current_task() if is_asyncio_here() else None
         _run_here.set(ref(run))
         try:
-            with run.scope:
+            with run.cancellation:
                 await self._produce(run, produce)
         except anyio.get_cancelled_exc_class():
             # From outside, or raised by the producer itself. The task ends here either way; let out, it would end all others.
-            while run.task is not None and run.task.cancelling():
-                run.task.uncancel()
+            while (task := run.cancellation.task) is not None and task.cancelling():
+                task.uncancel()
             logger.info("stream %s: its producer was cancelled", run.stream.id)
         except not_ours():
             raise
@@ -496,14 +494,13 @@ class _Telling:
         self._stream = stream
         self._on_end = on_end
         self._ended = ended
-        self._scope = CancelScope()
-        self._task: asyncio.Task[object] | None = None
+        self._cancellation = Cancellation()
+        self.cancel = self._cancellation.cancel
 
     async def run(self) -> None:
         """Make the call. Whatever it raises ends there."""
-        self._task = asyncio.current_task() if is_asyncio_here() else None
         try:
-            with self._scope:
+            with self._cancellation:
                 told = self._on_end(self._ended)
                 if inspect.isawaitable(told):
                     await told
@@ -511,13 +508,6 @@ class _Telling:
             raise
         except BaseException:  # what native libraries raise may be no Exception
             logger.exception("stream %s: `on_end` failed", self._stream)
-
-    def cancel(self) -> None:
-        """Cancel it; on asyncio once."""
-        if self._task is not None:
-            self._task.cancel()
-        else:
-            self._scope.cancel()
 
 
 def _told_to_readers(error: BaseException) -> BaseException | ErrorInfo:
