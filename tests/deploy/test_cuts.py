@@ -115,8 +115,11 @@ async def test_daphne_cannot_cut_and_so_an_event_says_that_an_answer_is_not_whol
     async with served(DAPHNE, tmp_path) as (server, http), native_stream(server):
         for answer in await those_that_are_not_whole(http):
             assert (answer.is_cut, answer.error) == (False, "DEADLINE_EXCEEDED")
-        for answer in await those_at_the_shutdown(server, http):
+        ours, anothers = await those_at_the_shutdown(server, http)
+        for answer in (ours, anothers):
             assert (answer.is_cut, answer.error) == (False, "UNAVAILABLE")
+        async with StreamManager.connect(server.storage) as streams, streams.subscribe(ours.stream, after=1) as events:
+            assert [event.error.status async for event in events] == ["ABORTED"]  # it has left the run behind
 
 
 async def test_over_http_2_hypercorn_cannot_cut_one_answer_of_a_connection_and_so_an_event_says_it(tmp_path: Path) -> None:
