@@ -120,6 +120,9 @@ class StreamsHTTP:
             in the context of the producer, also after a stop, a failure and a shutdown; not when the process is killed.
     """
 
+    _path_routing: Final = True
+    """For Channels' `URLRouter`: a `path()` to this is where it is mounted, and not all of a URL."""
+
     def __init__(
         self,
         streams: StreamManager | str,
@@ -805,11 +808,13 @@ def _ignore(_chunk: object) -> None:
 def _path_below(scope: Scope) -> str:
     """Give the path below where the app is mounted.
 
-    ASGI has `path` begin with `root_path`. Behind a proxy that takes a prefix off it begins with the end of that only.
+    ASGI has `path` begin with `root_path`. Behind a proxy that takes a prefix off it begins with the end of that only. Routers of Channels
+    leave both as they are, and give what is left in `path_remaining`. Of two who mount, the inner one leaves less.
     """
     path: str = scope["path"]
     root: str = scope.get("root_path", "")
     while root and not f"{path}/".startswith(f"{root}/"):
         _, slash, rest = root[1:].partition("/")
         root = slash + rest
-    return path.removeprefix(root)
+    below, remaining = path.removeprefix(root), scope.get("path_remaining")
+    return below if remaining is None else min(below, "/" + remaining.lstrip("/"), key=len)

@@ -96,9 +96,10 @@ def headers_of(scope: Scope) -> Mapping[str, str]:
 def can_be_cut(scope: Scope) -> bool:
     """Say whether a server takes an app that returns without its last message for a response that is not whole, and closes the connection.
 
-    uvicorn, hypercorn and granian do. Daphne, which alone names no version of the HTTP spec, waits for ever.
+    uvicorn, hypercorn and granian do. Daphne, which alone names no version of the HTTP spec, leaves the client waiting for ever. So does
+    hypercorn over HTTP/2 and HTTP/3, as long as anything else goes on in the connection; it is known by its offer to push.
     """
-    return "spec_version" in scope.get("asgi", {})
+    return "spec_version" in scope.get("asgi", {}) and "http.response.push" not in scope.get("extensions", {})
 
 
 async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, within: timedelta, keeps: bool = True) -> bytes | None:
