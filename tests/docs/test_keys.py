@@ -56,6 +56,7 @@ async def test_another_question_while_an_answer_runs_is_refused_and_a_repeat_is_
             await stream.done()
         again = await http.post("/chat", json=QUESTION)
     assert (other.status_code, other.json()["error"]["status"]) == (409, "ALREADY_EXISTS")
+    assert other.json()["error"]["details"] == {"stream": "s"}
     assert (again.status_code, again.headers[STREAM_ID]) == (200, "s")
     assert not list(shown["db"].execute("SELECT * FROM questions"))
 

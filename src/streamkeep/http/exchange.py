@@ -26,7 +26,7 @@ from .app import StreamsHTTP, framing_of, naming
 from .cancellation import Cancellation
 from .framing import ANSWER, GenkitFraming, KeptAnswer, block_of, keep_answer, media_type_of
 from .place import query_of
-from .response import STREAM_ID_HEADER, ASGIApp, Message, Receive, Scope, Send, errors_answered, headers_of
+from .response import OWN_ANSWER, STREAM_ID_HEADER, ASGIApp, Message, Receive, Scope, Send, errors_answered, headers_of
 from .runner import SAVE_SECONDS, SHUT_DOWN, ChunkWriter
 from .wire import Failure, GenkitDecoder, Result, SSEDecoder, wants_stream
 from .wire import Message as Chunk
@@ -87,6 +87,7 @@ class Exchange:
         self._stream: StreamInput | None = None
         self._decode: _Decode | None = None
         self._parser: _Parser | None = None
+        self._own_answer = anyio.Event()
         self._is_refused = False
         self._is_whole = False
         self._failure: BaseException | None = None
@@ -193,7 +194,8 @@ class Exchange:
     async def _run_app(self) -> None:
         try:
             with self._cancellation:
-                await self._app(_plainly_asking(self._scope), self._receive, self._take)
+                scope = {**_plainly_asking(self._scope), OWN_ANSWER: self._own_answer}
+                await self._app(scope, self._receive, self._take)
         except anyio.get_cancelled_exc_class():
             pass
         except not_ours():
@@ -260,7 +262,8 @@ class Exchange:
         if head["status"] != 200 or media_type_of(headers.get("content-type", "")) not in self._media_types:
             return False
         if (
-            STREAM_ID_HEADER in headers
+            self._own_answer.is_set()
+            or STREAM_ID_HEADER in headers
             or "mcp-session-id" in headers
             or "mcp-protocol-version" in headers_of(self._scope)
             or self._body.is_json_rpc
@@ -283,7 +286,7 @@ class Exchange:
         assert self._parser is not None
         assert self._decode is not None
         try:
-            await self._parser.store(self._stream, self._decode(body), is_last=self._is_whole)
+            await self._parser.store(self._stream, self._decode(body, is_last=self._is_whole), is_last=self._is_whole)
             if self._is_whole and self._parser.ends_with_body:
                 # Here, for the app may go on for long behind its answer, and may fail then.
                 await self._stream.done()
@@ -401,7 +404,7 @@ class _Messages:
 
 
 class _Decode(Protocol):
-    def __call__(self, data: bytes, /) -> bytes: ...
+    def __call__(self, data: bytes, /, *, is_last: bool) -> bytes: ...
 
 
 class _Parser(Protocol):
@@ -497,7 +500,7 @@ def _decoding(encoding: str) -> _Decode | None:
     """Give what undoes a content encoding (RFC 9110, 8.4.1), piece by piece; None: it is not known here."""
     match encoding.strip().lower():
         case "" | "identity":
-            return bytes
+            return lambda data, *, is_last: data  # noqa: ARG005
         case "gzip" | "x-gzip" | "deflate":
             return _Inflating()
         case _:
@@ -511,17 +514,22 @@ _ANY_HEADER: Final = 47
 class _Inflating:
     def __init__(self) -> None:
         self._inflater = zlib.decompressobj(wbits=_ANY_HEADER)
+        self._is_between = True  # members, or before the first
 
-    def __call__(self, data: bytes, /) -> bytes:
+    def __call__(self, data: bytes, /, *, is_last: bool) -> bytes:
         inflated = bytearray()
         try:
             while data:
+                self._is_between = False
                 inflated += self._inflater.decompress(data)
                 data = self._inflater.unused_data
                 if self._inflater.eof:  # another member may follow (RFC 1952, 2.2)
                     self._inflater = zlib.decompressobj(wbits=_ANY_HEADER)
+                    self._is_between = True
         except zlib.error as error:
             raise InvalidArgumentError("the answer is not compressed as it says") from error
+        if is_last and not self._is_between:
+            raise InvalidArgumentError("the answer ends in the middle of what is compressed")
         return bytes(inflated)
 
 

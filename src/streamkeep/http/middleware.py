@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 from .._manager import StreamManager
-from ..errors import InvalidArgumentError, StreamkeepError
+from ..errors import StreamkeepError
 from .app import StreamsHTTP
 from .exchange import EVENT_STREAM, Exchange
 from .framing import ANSWER, ENDPOINTS_OWN
@@ -66,7 +66,7 @@ class DurableStreaming:
             case "http", "POST" if self._when(scope):
                 await self._post(scope, receive, send)
             case "http", "DELETE" if STREAM_ID_HEADER in headers_of(scope) and self._when(scope):
-                if await self._is_endpoints(headers_of(scope)[STREAM_ID_HEADER], scope):
+                if await self._is_endpoints(headers_of(scope)[STREAM_ID_HEADER]):
                     await self._app(scope, receive, send)
                 else:
                     await self._http.stop(scope, send, {})
@@ -74,9 +74,9 @@ class DurableStreaming:
                 await self._app(scope, receive, send)
 
     async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if (named := _stream_named_in(scope)) is not None and not await self._is_endpoints(named, scope):
+        if (named := stream_named_in(scope)[0]) is not None and not await self._is_endpoints(named):
             async with errors_answered(send):
-                if await self._http.read_body(scope, receive) is not None:
+                if await self._http.skip_body(scope, receive):
                     await self._http.resume(scope, receive, send, {})
         elif (stream := await self._repeated(scope)) is not None:
             async with errors_answered(send):
@@ -85,13 +85,13 @@ class DurableStreaming:
             exchange = Exchange(self._http, self._app, scope, self._media_types, self._kept_headers)
             await exchange.answer(receive, send)
 
-    async def _is_endpoints(self, stream: str, scope: Scope) -> bool:
-        """Say whether the app has made a stream durable itself, by `respond` on this route, and so sees to it itself."""
+    async def _is_endpoints(self, stream: str) -> bool:
+        """Say whether the app has made a stream durable itself, by `respond` or `durable_flow`, and so sees to it itself."""
         try:
             metadata = (await self._http.streams.info(stream)).metadata
         except StreamkeepError:
             return False
-        return metadata.get(ANSWER) == ENDPOINTS_OWN and metadata.get("route") == scope["path"]
+        return metadata.get(ANSWER) == ENDPOINTS_OWN
 
     async def _repeated(self, scope: Scope) -> str | None:
         """Give the stream that this very request has started when it was sent before, as its `Idempotency-Key` says."""
@@ -99,16 +99,9 @@ class DurableStreaming:
             return None
         try:
             stream = await self._http.started_by(scope, {})
-            return None if await self._is_endpoints(stream, scope) else stream
+            return None if await self._is_endpoints(stream) else stream
         except Exception:
             return None  # whether it may start one is asked again when it does
-
-
-def _stream_named_in(scope: Scope) -> str | None:
-    try:
-        return stream_named_in(scope)[0]
-    except InvalidArgumentError:
-        return None  # what its query means is the inner app's affair
 
 
 class _Lifespan:
