@@ -209,6 +209,17 @@ async def test_respond_works_inside_durable_streaming_over_the_same_storage(*, i
     assert (again.status_code, again.content) == ((200, first.content) if is_shared else (204, b""))
 
 
+@pytest.mark.parametrize(
+    "options", [{"when_running": "stop", "key": "c"}, {"when_running": "refuse"}, {"when_running": "replace"}]
+)
+async def test_what_cannot_be_meant_of_what_runs_is_a_type_error(options: dict[str, Any]) -> None:
+    streams_http = StreamsHTTP(InMemoryStreamManager())
+    request = Request({"type": "http", "method": "POST", "path": "/chat", "headers": []})
+    async with streams_http:
+        with pytest.raises(TypeError):
+            await streams_http.respond(request, ["Nothing"], **options)
+
+
 async def test_the_readmes_two_lines() -> None:
     async with http_to(shown_with("streams_http.respond(", page=ROOT / "README.md")["app"]) as http:
         answer = await http.post("/ask", params=WORDS)
