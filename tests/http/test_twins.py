@@ -40,7 +40,9 @@ class Told(StreamManager):
 class Gated:
     """An app that answers when it is let, with the number of the call; and counts how many are in it at a time."""
 
-    def __init__(self, *answers: tuple[str, bytes], before_head: bool = True, minds_leaving: bool = False) -> None:
+    def __init__(
+        self, *answers: tuple[str, bytes], before_head: bool = True, minds_leaving: bool = False, fails: bool = False
+    ) -> None:
         self.calls = 0
         self.inside = 0
         self.most_inside = 0
@@ -48,6 +50,7 @@ class Gated:
         self._answers = answers or (STREAMS,)
         self._before_head = before_head
         self._minds_leaving = minds_leaving
+        self._fails = fails
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"  # it knows no lifespan
@@ -55,7 +58,7 @@ class Gated:
         with self._counted():
             if self._before_head and not await self._waited(receive):
                 return
-            if self._answers == ((),):
+            if self._fails:
                 raise ValueError("the app fails before its head")
             media_type, body = self._answers[min(number, len(self._answers)) - 1]
             await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", media_type.encode())]})
@@ -141,6 +144,26 @@ async def test_twins_whose_answer_does_not_stream_are_all_answered_by_the_app_on
     assert app.most_inside == 1
 
 
+async def test_twins_are_shown_a_stream_while_it_runs() -> None:
+    app = Gated(before_head=False)
+    async with http_to(DurableStreaming(app, told())) as http:
+        async with http.stream("POST", "/", headers=ONCE) as one, http.stream("POST", "/", headers=ONCE) as other:
+            app.go.set()
+            assert await one.aread() == await other.aread()
+        assert one.headers[STREAM_ID] == other.headers[STREAM_ID]
+    assert app.calls == 1
+
+
+async def test_an_answer_that_does_not_stream_is_waited_for_until_its_head_and_no_longer() -> None:
+    app, streams = Gated(JSON, before_head=False), told()
+    async with twins(app, streams) as sent:
+        sent.send()
+        sent.send()
+        await until(lambda: app.calls == 2)  # the first one has not ended
+        app.go.set()
+    assert sorted(answer.content for answer in sent.answers) == [b"1", b"2"]
+
+
 async def test_a_twin_of_an_answer_that_does_not_stream_may_start_a_stream_for_the_others() -> None:
     app, streams = Gated(JSON, STREAMS), told()
     async with twins(app, streams) as sent:
@@ -154,7 +177,7 @@ async def test_a_twin_of_an_answer_that_does_not_stream_may_start_a_stream_for_t
 
 
 async def test_twins_of_an_app_that_fails_before_its_head_are_all_told_so(caplog: pytest.LogCaptureFixture) -> None:
-    app, streams = Gated(()), told()  # type: ignore[arg-type]  # answers nothing
+    app, streams = Gated(fails=True), told()
     async with twins(app, streams) as sent:
         sent.send()
         sent.send()
@@ -453,14 +476,13 @@ class Sent:
 
 async def test_of_twins_at_two_processes_one_is_in_the_app(processes: Processes) -> None:
     one, other = processes.ports
-    async with httpx.AsyncClient(timeout=30) as http:
-        async with anyio.create_task_group() as tasks:
-            sent = Sent(tasks, http)
-            sent.send(one)
-            await until(lambda: processes.noted("call"))
-            sent.send(other)
-            await until(lambda: len(processes.noted("call")) == 2 or processes.noted("waits"))
-            processes.go()
+    async with httpx.AsyncClient(timeout=30) as http, anyio.create_task_group() as tasks:
+        sent = Sent(tasks, http)
+        sent.send(one)
+        await until(lambda: processes.noted("call"))
+        sent.send(other)
+        await until(lambda: len(processes.noted("call")) == 2 or processes.noted("waits"))
+        processes.go()
     answers = sent.answers
     assert processes.noted("call") == [one]
     assert answers[one].content == answers[other].content
@@ -470,16 +492,15 @@ async def test_of_twins_at_two_processes_one_is_in_the_app(processes: Processes)
 
 async def test_a_twin_goes_on_when_the_process_that_has_the_other_in_its_app_is_killed(processes: Processes) -> None:
     one, other = processes.ports
-    async with httpx.AsyncClient(timeout=30) as http:
-        async with anyio.create_task_group() as tasks:
-            sent = Sent(tasks, http)
-            sent.send(one)
-            await until(lambda: processes.noted("call"))
-            sent.send(other)
-            await until(lambda: len(processes.noted("call")) == 2 or processes.noted("waits"))
-            assert processes.noted("call") == [one]
-            processes.processes[0].kill()
-            processes.go()
+    async with httpx.AsyncClient(timeout=30) as http, anyio.create_task_group() as tasks:
+        sent = Sent(tasks, http)
+        sent.send(one)
+        await until(lambda: processes.noted("call"))
+        sent.send(other)
+        await until(lambda: len(processes.noted("call")) == 2 or processes.noted("waits"))
+        assert processes.noted("call") == [one]
+        processes.processes[0].kill()
+        processes.go()
     assert processes.noted("call") == [one, other]
     assert f"data: {other}" in sent.answers[other].text
     assert await processes.left() == [sent.answers[other].headers[STREAM_ID]]
