@@ -2,14 +2,12 @@
 
 from typing import Any, Final
 
-import pytest
 from tests.http.servers import STREAM_ID, http_to
 from tests.test_docs import ROOT, named_files
 
 PAGE: Final = ROOT / "docs/how-to/testing.md"
 
 
-@pytest.mark.xfail(strict=True, reason="a manager that is entered again over memory:// still has its streams")
 async def test_memory_forgets_its_streams_when_the_app_stops() -> None:
     shown: dict[str, Any] = {}
     exec(compile(named_files(PAGE)["chat.py"], str(PAGE), "exec", dont_inherit=True), shown)

@@ -328,7 +328,7 @@ async def test_a_manager_that_cannot_start_is_a_failed_start_up(app: ASGIApp) ->
     storage = FaultyStorage(MemoryStorage())
     storage.is_down = True
     streams = StreamManager(storage)
-    streams._owns_storage = True
+    streams._make_storage = lambda: storage
     server = Lifespan(DurableStreaming(app, streams))
     with pytest.raises(StorageError):
         await server.run()

@@ -519,13 +519,9 @@ class StreamsHTTP:
         else:
             await self.show(scope, receive, send, stream)
 
-    async def started_by(self, scope: Scope, context: Mapping[str, Any]) -> str:
-        """Give the stream that the run of a request has started. StreamNotFoundError: there is none."""
-        owner = await self._owner("start", scope, None, context)
-        run = run_of(scope, owner)
-        if run is None:
-            raise StreamNotFoundError("the request names no run")
-        return (await self.streams.started_by(run, owner)).id
+    async def who_starts(self, scope: Scope) -> str:
+        """Give who starts a stream by a request, empty if nobody in particular. Raises what `authorize` raises."""
+        return await self._owner("start", scope, None, {})
 
     async def show_again(self, scope: Scope, receive: Receive, send: Send, stream: str) -> None:
         """Answer a start that was sent twice with what it has started, from its beginning. Raises before the answer has begun only."""

@@ -11,8 +11,8 @@ from typing import Final
 from .._manager import StreamManager
 from ..errors import StreamkeepError
 from .app import StreamsHTTP
+from .claim import Claim, is_endpoints_own
 from .exchange import EVENT_STREAM, Exchange
-from .framing import ANSWER, ENDPOINTS_OWN
 from .place import run_of, stream_named_in
 from .response import STREAM_ID_HEADER, ASGIApp, Message, Receive, Scope, Send, errors_answered, headers_of
 
@@ -78,30 +78,26 @@ class DurableStreaming:
             async with errors_answered(send):
                 if await self._http.skip_body(scope, receive):
                     await self._http.resume(scope, receive, send, {})
-        elif (stream := await self._repeated(scope)) is not None:
-            async with errors_answered(send):
-                await self._http.show_again(scope, receive, send, stream)
         else:
-            exchange = Exchange(self._http, self._app, scope, self._media_types, self._kept_headers)
+            claim = Claim(self._http.streams, scope, await self._claiming(scope))
+            exchange = Exchange(self._http, self._app, scope, self._media_types, self._kept_headers, claim)
             await exchange.answer(receive, send)
 
     async def _is_endpoints(self, stream: str) -> bool:
         """Say whether the app has made a stream durable itself, by `respond` or `durable_flow`, and so sees to it itself."""
         try:
-            metadata = (await self._http.streams.info(stream)).metadata
+            return is_endpoints_own(await self._http.streams.info(stream))
         except StreamkeepError:
             return False
-        return metadata.get(ANSWER) == ENDPOINTS_OWN
 
-    async def _repeated(self, scope: Scope) -> str | None:
-        """Give the stream that this very request has started when it was sent before, as its `Idempotency-Key` says."""
+    async def _claiming(self, scope: Scope) -> str | None:
+        """Say who sends a request that may be in the app only once at a time; None: it may be there as often as it is sent."""
         if run_of(scope) is None or not self._http.is_running:
             return None
         try:
-            stream = await self._http.started_by(scope, {})
-            return None if await self._is_endpoints(stream) else stream
+            return await self._http.who_starts(scope)
         except Exception:
-            return None  # whether it may start one is asked again when it does
+            return None  # whether it may start a stream is asked again when it does
 
 
 class _Lifespan:
