@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, MutableMapping, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any, Final
 
@@ -33,6 +34,7 @@ HEADER: Final = "| what | now | first edition | goal |\n|---|---:|---:|---:|"
 Run = Callable[[Coroutine[Any, Any, Sequence[str]]], Sequence[str]]
 
 TTL: Final = 300.0
+MAKERS: Final = 256
 AT_ONCE: Final = 500
 WATCHED_SECONDS: Final = 20.0
 
@@ -169,6 +171,32 @@ async def sweep_expired(url: str, count: int) -> Sequence[str]:
                 task.cancel()
         assert not await kept.expired(kept.time(), 1)
         return [f"{count / cost.seconds:,.0f} streams/s, {cost.stall * 1_000:.0f} ms at a stretch"]
+
+
+async def make_and_expire(url: str, count: int) -> Sequence[str]:
+    """Open and complete streams that expire at once, as fast as one process can, and sweep every second meanwhile."""
+    numbers = iter(range(count))
+    async with StreamManager.connect(url, ttl=timedelta(0)) as streams, asyncio.TaskGroup() as tasks:
+
+        async def make() -> None:
+            for number in numbers:
+                await (await streams.open(f"s{number}")).done()
+
+        async def sweep() -> None:
+            while True:
+                await asyncio.sleep(1)
+                await streams.sweep()
+
+        sweeping = tasks.create_task(sweep())
+        began = time.perf_counter()
+        async with asyncio.TaskGroup() as making:
+            for _ in range(MAKERS):
+                making.create_task(make())
+        await streams.sweep()
+        seconds = time.perf_counter() - began
+        sweeping.cancel()
+        assert not await streams.list(limit=1)
+        return [f"{count / seconds:,.0f} streams/s"]
 
 
 async def resume_long(url: str, events: int) -> Sequence[str]:
@@ -315,6 +343,12 @@ def all_rows(scale: float) -> Sequence[Row]:
             ["60,000 streams that have expired are deleted, beside 64 writers"],
             partial(sweep_expired, count=times(60_000)),
             ["3,600 ms (memory)"],
+            ["5,000/s"],
+        ),
+        Row(
+            ["streams are made, end, expire at once, and are deleted, by one process"],
+            partial(make_and_expire, count=times(40_000)),
+            [""],
             ["5,000/s"],
         ),
         Row(

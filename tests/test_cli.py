@@ -431,7 +431,7 @@ async def test_serve_gives_the_streams_of_other_processes(streams: StreamManager
 
 
 async def test_serve_keeps_to_itself_what_belongs_to_somebody(streams: StreamManager, sqlite_url: str) -> None:
-    await (await streams.open("adas", metadata={"owner": "Ada"})).done(None)
+    await (await streams.open("adas", owner="Ada")).done(None)
     with serving("--storage", sqlite_url) as (_, url):
         async with httpx.AsyncClient(timeout=WAIT_SECONDS) as client:
             assert (await client.get(f"{url}/streams/adas")).status_code == 404

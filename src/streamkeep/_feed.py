@@ -66,6 +66,8 @@ class Feed:
         self._change = anyio.Event()
         self._failure: StreamkeepError | None = None
         self._reading = Task()
+        self._listening = CancelScope()
+        self._is_doubted = False
 
     @property
     def tail(self) -> int:
@@ -89,14 +91,19 @@ class Feed:
     def is_behind(self, life: Life) -> bool:
         """Say whether who has just read the stream needs another feed: the storage went back, or the stream is another one.
 
-        If what was read is newer, the followers here are told so. Of two streams under one id it need not be, where clocks differ.
+        If what was read of the stream is newer, the followers here are told so. Of two streams under one id nobody can say which is newer:
+        clocks may have gone back, and answers may be late. Then this feed looks for itself.
         """
+        if life.state.life != self.life.state.life:
+            self._is_doubted = True
+            self._listening.cancel()
+            return True
         if life.head.version > self.life.head.version:
             try:
                 _lifecycle.check_history(self.life, self.tail, life)
             except StreamkeepError as error:
                 self._give_up(error)
-        return self.is_failed or life.state.life != self.life.state.life
+        return self.is_failed
 
     def lose(self) -> None:
         """Tell the followers that the storage has not all that is shared any more."""
@@ -146,25 +153,26 @@ class Feed:
     async def _read_on(self, doorbell: Doorbell) -> None:
         """Read until the stream is over or has another writer; meanwhile, see whether the one that it has is alive."""
         session = self.life.state.session
-        waiting, is_dead = CancelScope(), False
+        is_dead = False
 
         def die() -> None:
             nonlocal is_dead
             is_dead = True
-            waiting.cancel()
+            self._listening.cancel()
 
         with self._core.observer.calling_when_dead(session, die):
             while True:
                 # Whatever is known of the writer, the stream is read first: it may be another's by now, or deleted.
+                self._is_doubted = False
                 self._take(await self._core.storage.read(self._stream, self.tail, PAGE_RECORDS))
                 if self._is_over or self.life.state.session != session:
                     return
                 if self.tail < self.life.head.tail:
                     continue
-                if not is_dead:
-                    with CancelScope(deadline=self._deadline()) as waiting:
+                if not (is_dead or self._is_doubted):
+                    with CancelScope(deadline=self._deadline()) as self._listening:
                         await doorbell.wait()
-                if not (is_dead or waiting.cancelled_caught):
+                if self._is_doubted or not (is_dead or self._listening.cancelled_caught):
                     continue
                 # If it has changed, it may be by what the writer had stored, and not told anybody, before it died: once more then.
                 if not await self._core.end_if_abandoned(self._stream, self.life):

@@ -9,6 +9,7 @@ import re
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import replace as replace_
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, get_args, overload
 
@@ -104,7 +105,7 @@ class StreamManager:
         self._terms = Terms(ttl.total_seconds(), lease.total_seconds(), grace.total_seconds())
         self._limits = limits or Limits()
         self._encode = encode_json if encode is None else checked(encode)
-        self._owns_storage = False
+        self._make_storage: Callable[[], Storage] | None = None  # for who has made it, and so opens and closes it
         self._running: Running | None = None
         self._was_entered = False
 
@@ -124,17 +125,20 @@ class StreamManager:
         `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db`; with an extra each, and a page of `docs/how-to/` that says more,
         `redis://host`, `postgresql://host/database`, `nats://host`.
 
-        Nothing is opened before the manager is entered. Raises InvalidArgumentError if the URL names no known storage.
+        Nothing is opened before the manager is entered. One that is entered again opens the storage anew; what was in memory is gone.
+        Raises InvalidArgumentError if the URL names no known storage.
         """
         manager = StreamManager(storage_for(url), ttl=ttl, lease=lease, grace=grace, limits=limits, encode=encode)
-        manager._owns_storage = True
+        manager._make_storage = partial(storage_for, url)
         return manager
 
     async def __aenter__(self) -> Self:
         if self._running is not None:
             self._running.background.check_here()
             raise RuntimeError("this StreamManager is entered already")
-        running = Running(self._storage, self._terms, self._limits, owns_storage=self._owns_storage)
+        if self._make_storage is not None and self._was_entered:
+            self._storage = GuardedStorage(self._make_storage())
+        running = Running(self._storage, self._terms, self._limits, owns_storage=self._make_storage is not None)
         self._running, self._was_entered = running, True
         try:
             await running.begin()
@@ -451,7 +455,7 @@ class InMemoryStreamManager(StreamManager):
         self, *, ttl: timedelta = timedelta(minutes=5), max_streams: int = 10_000, encode: Encode | None = None
     ) -> None:
         super().__init__(MemoryStorage(max_streams=max_streams), ttl=ttl, encode=encode)
-        self._owns_storage = True
+        self._make_storage = partial(MemoryStorage, max_streams=max_streams)
 
 
 def checked_id(stream: str) -> str:

@@ -264,20 +264,21 @@ async def test_a_manager_may_be_entered_in_one_task_and_left_in_another(anyio_ba
 
 @pytest.mark.promise("P14", "P20")
 async def test_a_manager_that_was_left_may_be_entered_again_also_in_another_event_loop() -> None:
-    manager = InMemoryStreamManager()
+    kept, forgetful = StreamManager(MemoryStorage()), InMemoryStreamManager()
 
     async def use(number: int) -> None:
-        async with manager as streams:
-            stream = await streams.open("s", resume=True)
-            assert await stream.write("a") == number
-            await stream.close()
+        for manager, offset in ((kept, number), (forgetful, 0)):
+            async with manager as streams:
+                stream = await streams.open("s", resume=True)
+                assert await stream.write("a") == offset
+                await stream.close()
 
     for number in range(2):
         await use(number)
     for number, backend in ((2, "trio"), (3, "asyncio")):
         await to_thread.run_sync(lambda: anyio.run(use, number, backend=backend))  # noqa: B023
     with pytest.raises(StreamManagerClosedError):
-        await manager.open("s")
+        await kept.open("s")
 
 
 async def test_a_manager_that_is_entered_cannot_be_entered_again(streams: StreamManager) -> None:

@@ -994,7 +994,7 @@ async def test_a_storage_of_its_own_is_opened_and_closed(storage: FaultyStorage)
 
 async def test_a_storage_that_cannot_be_opened_is_told_and_the_manager_may_try_again(storage: FaultyStorage) -> None:
     streams = StreamManager(storage)
-    streams._owns_storage = True
+    streams._make_storage = lambda: storage
     storage.refuse("enter")
     with pytest.raises(StorageError):
         await streams.__aenter__()

@@ -442,6 +442,36 @@ async def test_the_follower_of_a_stream_that_was_created_anew_is_told_when_someb
         tasks.start_soon(wait)
         async with streams.subscribe("s"):
             await wait_all_tasks_blocked()
+            hold.release()
+            await wait_all_tasks_blocked()
+
+
+async def test_a_late_answer_about_an_earlier_stream_ends_nothing_for_those_who_follow_the_new_one(
+    streams: StreamManager, elsewhere: StreamManager, storage: FaultyStorage
+) -> None:
+    """It may look like the newer one, where a clock went back between them."""
+    storage.ahead_seconds = 3600
+    await streams.open("s")
+    await anyio.sleep(1)
+    late = storage.hold("read", after=True)
+
+    async def read_the_old_one() -> None:
+        with pytest.raises(StreamNotFoundError):
+            async with streams.subscribe("s") as old:
+                await anext(old)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(read_the_old_one)
+        await late.reached.wait()
+        await elsewhere.delete("s")
+        storage.ahead_seconds = 0
+        new = await elsewhere.open("s")
+        async with streams.subscribe("s") as events:
+            await wait_all_tasks_blocked()
+            late.release()
+            await wait_all_tasks_blocked()
+            await new.write("new")
+            assert (await anext(events)).chunk == "new"
 
 
 @pytest.mark.parametrize("operation", ["read", "watch"])

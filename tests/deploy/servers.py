@@ -31,6 +31,7 @@ class Kind:
         interrupted: its exit codes after Ctrl-C.
         answers: a path that answers as soon as it serves.
         says: what each of its workers says when it is up.
+        listens: the option that says at which port.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Kind:
     interrupted: Sequence[int] = (0,)
     answers: str = "/process"
     says: str = ""
+    listens: str = "--port {}"
 
     @property
     def is_bounded(self) -> bool:
@@ -63,6 +65,12 @@ def granian(*options: str, app: str = f"{MODULE}:app") -> Kind:
     return Kind(" ".join(["granian", *options]), command, interrupted=(0, 1), says="Started worker")
 
 
+def hypercorn(*options: str) -> Kind:
+    """Give `hypercorn module:app ...`."""
+    command = ["hypercorn", f"{MODULE}:app", *options]
+    return Kind(" ".join(["hypercorn", *options]), command, says="Running on", listens="--bind 127.0.0.1:{}")
+
+
 UVICORN: Final = uvicorn(terminated=-signal.SIGTERM)  # alone, it raises the signal again when all is done
 UVICORN_BOUNDED: Final = uvicorn("--timeout-graceful-shutdown", "5", terminated=-signal.SIGTERM)
 UVICORN_WORKERS: Final = uvicorn("--workers", "2")
@@ -74,6 +82,9 @@ GRANIAN_BOUNDED: Final = granian("--workers-kill-timeout", "5")
 GRANIAN_WORKERS_BOUNDED: Final = granian("--workers", "2", "--workers-kill-timeout", "5")
 GRANIAN_RELOAD: Final = granian("--reload")
 GRANIAN_RELOAD_BOUNDED: Final = granian("--reload", "--workers-kill-timeout", "5")
+HYPERCORN: Final = hypercorn()
+HYPERCORN_ALONE: Final = hypercorn("--workers", "0")  # without a parent
+DAPHNE: Final = Kind("daphne", ["daphne", f"{MODULE}:app"], says="Listening on")
 SERVE: Final = Kind("streamkeep serve", ["streamkeep.cli", "serve"], answers="/healthz")
 DEMO: Final = Kind(
     "streamkeep demo", ["streamkeep.cli", "demo", "--tokens-per-second", "50", "--drain", "0.4"], answers="/server"
@@ -120,7 +131,7 @@ class Server:
         said = len(self.log)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: ASYNC220 - it takes no time
-                [sys.executable, "-m", *self.kind.command, "--port", str(self._port)],
+                [sys.executable, "-m", *self.kind.command, *self.kind.listens.format(self._port).split()],
                 cwd=self.app_directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -98,3 +98,35 @@ async def test_a_server_says_what_the_page_says(directory: Path, command: str, p
             process.send_signal(signal.SIGINT)
             assert await process.wait() == 0
     assert general(said.decode() + "Ctrl-C stops.") == general(printed)
+
+
+async def said_by(command: str, directory: Path, **environment: str) -> tuple[int, str, str]:
+    """Give a command's exit code, and what it says on stdout and on stderr."""
+    ran = await anyio.run_process([*COMMAND, *shlex.split(command)], check=False, cwd=directory, env=environment)
+    return ran.returncode, ran.stdout.decode(), ran.stderr.decode()
+
+
+@pytest.mark.parametrize("command", ["list", "info answer-1", "serve"])
+async def test_a_command_without_a_storage_says_how_to_name_one(tmp_path: Path, command: str) -> None:
+    nowhere = {name: value for name, value in ENVIRONMENT.items() if name != "STREAMKEEP_STORAGE"}
+    code, out, err = await said_by(command, tmp_path, **nowhere)
+    assert (code, out) == (2, "")
+    assert err == "streamkeep: which storage? give its URL by --storage, or in STREAMKEEP_STORAGE\n"
+
+
+async def test_a_wrong_call_is_one_sentence(tmp_path: Path) -> None:
+    code, out, err = await said_by("list --status odd", tmp_path, **ENVIRONMENT)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("streamkeep: ")
+    assert all(f'"{status}"' in err for status in ("open", "done", "error", "unreadable"))
+
+
+async def test_a_key_prefix_that_finds_nothing_hints_at_the_owner(directory: Path) -> None:
+    hint = "streamkeep: no such keys without an owner; --owner says whose keys\n"
+    nothing = await said_by("list --key-prefix chat-", directory, **ENVIRONMENT)
+    as_json = await said_by("list --key-prefix chat- --json", directory, **ENVIRONMENT)
+    found = await said_by("list --key-prefix chat- --owner ann", directory, **ENVIRONMENT)
+    nobodys = await said_by("list --key-prefix chat- --owner ''", directory, **ENVIRONMENT)
+    assert nothing == (0, "no streams\n", hint)
+    assert as_json == (0, "", hint)
+    assert (found[2], nobodys[1:]) == ("", ("no streams\n", ""))

@@ -1,16 +1,19 @@
 """Serving streams: the programs that the page and the README show answer as their pages say."""
 
+from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import Any, Final
 
 import httpx
 import pytest
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.middleware.base import BaseHTTPMiddleware
 from tests.http.servers import STREAM_ID, STREAMING, frames_of, http_to, without_lives
 from tests.test_docs import ROOT, blocks
 
-from streamkeep import InMemoryStreamManager
-from streamkeep.http import DurableStreaming, Framing, StreamsHTTP
+from streamkeep import InMemoryStreamManager, PublicError
+from streamkeep.http import Access, DurableStreaming, Framing, StreamsHTTP
 from streamkeep.http.response import ASGIApp, Receive, Scope, Send
 
 PAGE: Final = ROOT / "docs/how-to/serve.md"
@@ -139,12 +142,82 @@ async def test_a_key_where_nobody_is_known_counts_with_the_same_query_and_header
                 (WORDS, {"Traceparent": "00-1", "X-Forwarded-For": "192.0.2.1"}, b""),
                 ({**WORDS, "user": "bob"}, {}, b""),
                 (WORDS, {"X-User": "bob"}, b""),
+                (WORDS, {"Cookie": "visit=1"}, b""),
             )
         ]
         json = {**key, "Content-Type": "application/json"}
         by_body = [await http.post("/chat", params=WORDS, headers=json, content=body) for body in (b'{"u":1}', b'{"u":2}')]
-    assert [stream == first.headers[STREAM_ID] for stream in streams] == [True, False, False]
+    assert [stream == first.headers[STREAM_ID] for stream in streams] == [True, False, False, False]
     assert by_body[0].headers[STREAM_ID] == by_body[1].headers[STREAM_ID]
+
+
+async def test_a_middleware_that_wraps_the_response_inside_makes_a_failure_in_mid_answer_a_good_end() -> None:
+    async def failing() -> AsyncGenerator[str]:
+        yield "data: 1\n\n"
+        raise ValueError
+
+    async def pass_on(request: Request, call_next: Any) -> Response:
+        response: Response = await call_next(request)
+        return response
+
+    async def status_with(*wraps: Any) -> str:
+        app, streams = FastAPI(), InMemoryStreamManager()
+        app.post("/chat")(lambda: StreamingResponse(failing(), media_type="text/event-stream"))
+        for wrap in wraps:
+            app.add_middleware(BaseHTTPMiddleware, dispatch=wrap)
+        app.add_middleware(DurableStreaming, streams=streams)
+        async with http_to(app) as http:
+            with suppress(httpx.RemoteProtocolError):
+                await http.post("/chat")
+            (info,) = await streams.list()
+            return info.status
+
+    assert [await status_with(), await status_with(pass_on)] == ["error", "done"]
+
+
+async def test_inside_durable_streaming_authorize_is_asked_when_the_app_has_begun_to_stream() -> None:
+    app, began = FastAPI(), list[str]()
+
+    @app.post("/chat")
+    async def chat() -> StreamingResponse:
+        began.append("app")
+        return StreamingResponse(iter(["data: 1\n\n"]), media_type="text/event-stream")
+
+    def nobody(access: Access) -> str:
+        began.append(access.action)
+        raise PublicError("UNAUTHENTICATED", "sign in first")
+
+    app.add_middleware(DurableStreaming, streams=StreamsHTTP("memory://", authorize=nobody))
+    async with http_to(app) as http:
+        answer = await http.post("/chat")
+    assert (answer.status_code, began) == (401, ["app", "start"])
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+async def test_respond_works_inside_durable_streaming_over_the_same_storage(*, is_shared: bool) -> None:
+    streams_http = StreamsHTTP(InMemoryStreamManager())
+    app = FastAPI(lifespan=streams_http.lifespan)
+
+    @app.post("/chat")
+    async def chat(request: Request) -> Response:
+        return await streams_http.respond(request, ["Nothing"])
+
+    app.add_middleware(DurableStreaming, streams=streams_http if is_shared else "memory://")
+    async with http_to(app) as http:
+        first = await http.post("/chat")
+        again = await http.post("/chat", headers={STREAM_ID: first.headers[STREAM_ID]})
+    assert (again.status_code, again.content) == ((200, first.content) if is_shared else (204, b""))
+
+
+@pytest.mark.parametrize(
+    "options", [{"when_running": "stop", "key": "c"}, {"when_running": "refuse"}, {"when_running": "replace"}]
+)
+async def test_what_cannot_be_meant_of_what_runs_is_a_type_error(options: dict[str, Any]) -> None:
+    streams_http = StreamsHTTP(InMemoryStreamManager())
+    request = Request({"type": "http", "method": "POST", "path": "/chat", "headers": []})
+    async with streams_http:
+        with pytest.raises(TypeError):
+            await streams_http.respond(request, ["Nothing"], **options)
 
 
 async def test_the_readmes_two_lines() -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.hostile.servers import STREAMING, Apart, House, Target
 from tests.hostile.sockets import Answer, Connection, ask, connections, request
 
-from streamkeep.http.app import MAX_BODY_BYTES
+from streamkeep.http.app import MAX_BODY_BYTES, MAX_SKIPPED_BYTES
 
 JSON: Final = b"Content-Type: application/json"
 
@@ -126,7 +126,7 @@ def test_an_enormous_body_is_413_and_is_not_kept(apart: Apart, how: str) -> None
     assert answer.code in {404, 413}
     if answer.code == 413:
         assert json.loads(answer.body)["error"]["status"] == "RESOURCE_EXHAUSTED"
-        assert str(MAX_BODY_BYTES) in answer.body.decode()
+        assert str(MAX_SKIPPED_BYTES) in answer.body.decode()
     assert apart.mebibytes() - before < 50
     assert apart.is_alive()
 

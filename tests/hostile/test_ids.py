@@ -108,7 +108,7 @@ def told_apart(target: House, name: str, stream_ids: Sequence[str], ways: Sequen
 async def leave_streams_of_alice(house: House) -> list[str]:
     """Give the ids of streams in each state that were started through /echo; a chunk of each is secret."""
     stream_ids = [str(uuid.uuid4()) for _ in range(3)]
-    handles = [await house.streams.open(stream, metadata={"route": "/echo", "owner": ALICE}) for stream in stream_ids]
+    handles = [await house.streams.open(stream, owner=ALICE, metadata={"route": "/echo"}) for stream in stream_ids]
     house.kept.append(handles[0])
     for handle in handles:
         await handle.write("secret")

@@ -17,7 +17,7 @@ from streamkeep._manager import MAX_METADATA, checked_id, checked_metadata
 from streamkeep.errors import InvalidArgumentError, PublicError
 from streamkeep.events import MAX_ERROR_TEXT
 from streamkeep.http import Access, Bounds, Runner, StreamsHTTP
-from streamkeep.http.place import MAX_QUERY_FIELDS
+from streamkeep.http.app import MAX_SKIPPED_BYTES
 from streamkeep.http.response import Timeouts
 from streamkeep.http.runner import ON_END_SECONDS, SAVE_SECONDS
 from streamkeep.storage import PAGE_BYTES
@@ -35,8 +35,8 @@ UNITS: Final[Mapping[str, Any]] = {
     "": 1,
 }
 FIXED: Final = {
+    "the body of a request that resumes a stream, which is thrown away": MAX_SKIPPED_BYTES,
     "how deep its JSON may be nested": MAX_DEPTH,
-    "fields in a query string": MAX_QUERY_FIELDS,
     "characters in an id": 255,
     "what a reader that does not read holds": PAGE_BYTES,
     "metadata of a stream, characters": MAX_METADATA,

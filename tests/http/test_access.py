@@ -138,7 +138,10 @@ async def test_authorize_is_told_what_is_asked_for() -> None:
         assert [access.action for access in door.asked] == ["resume", "stop", "read", "read", "stop", "stop"]
         for access in door.asked:
             assert access.stream is not None
-            assert (access.stream.id, access.stream.metadata) == (stream, {"route": "/one", "owner": "Ada"})
+            assert (access.stream.id, access.stream.metadata) == (
+                stream,
+                {"route": "/one", "answer": "endpoint", "owner": "Ada"},
+            )
         door.asked.clear()
         await answers(http, "Ada", "unknown")
         assert [access.stream for access in door.asked] == [None] * 6

@@ -289,38 +289,6 @@ async def test_an_endpoint_inside_durable_streaming_runs_once_for_a_request_that
     assert len(runs) == 2
 
 
-async def test_twins_that_arrive_at_once_inside_durable_streaming_are_one_stream() -> None:
-    app = FastAPI()
-    waiting = 0
-    both_are_here = anyio.Event()
-
-    async def body() -> AsyncGenerator[bytes]:
-        yield b"data: 1\n\n"
-
-    @app.post("/")
-    async def answer() -> StreamingResponse:
-        nonlocal waiting
-        waiting += 1
-        if waiting == 2:
-            both_are_here.set()
-        await both_are_here.wait()
-        return StreamingResponse(body(), media_type="text/event-stream")
-
-    streams = InMemoryStreamManager()
-    answers: list[httpx.Response] = []
-    async with http_to(DurableStreaming(app, streams)) as http:
-
-        async def start() -> None:
-            answers.append(await http.post("/", headers={"Idempotency-Key": "k"}))
-
-        async with anyio.create_task_group() as starting:
-            starting.start_soon(start)
-            starting.start_soon(start)
-        assert len(await streams.list()) == 1
-    assert answers[0].headers[STREAM_ID] == answers[1].headers[STREAM_ID]
-    assert answers[0].content == answers[1].content
-
-
 # What an endpoint's source may be
 
 SSE_TEXT: Final = 'event: a\ndata: é\n\n: ping\n\ndata: {"n":1}\n\n'

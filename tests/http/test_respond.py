@@ -483,7 +483,7 @@ async def test_a_stream_is_followed_while_it_comes() -> None:
     streams = InMemoryStreamManager()
     streams_http = StreamsHTTP(streams, timeouts=Timeouts(heartbeat=timedelta(seconds=0.1)))
     async with http_to(following(streams_http)) as http:
-        stream = await streams.open("live", metadata={"owner": "ada", "route": "/elsewhere"})
+        stream = await streams.open("live", owner="ada", metadata={"route": "/elsewhere"})
         async with http.stream("GET", "/chat/live/stream", headers={"X-User": "ada"}) as answer:
             reading = Reading(answer)
             await stream.write("first")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Final
 from urllib.parse import unquote, urlsplit
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 from cyclopts.validators import Number
 
 from .._copy import copy_streams, ids_with
@@ -142,6 +142,8 @@ def list_(
 
     asyncio.run(run())
     output.end_of_streams()
+    if key_prefix is not None and owner is None and not output.has_streams:
+        complain("no such keys without an owner; --owner says whose keys")
     return 0
 
 
@@ -253,8 +255,11 @@ def copy(
 def run() -> int:
     """Run the command that the arguments name, and give its exit code; what goes wrong is one sentence on stderr."""
     try:
-        code: int = app() or 0
+        code: int = app(exit_on_error=False, print_error=False) or 0
         sys.stdout.flush()
+    except CycloptsError as error:
+        complain(_wrong_call(error))
+        return 2
     except CommandError as error:
         complain(str(error))
         return error.code
@@ -268,6 +273,12 @@ def run() -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     return code
+
+
+def _wrong_call(error: CycloptsError) -> str:
+    if isinstance(error, MissingArgumentError) and error.argument is not None and error.argument.name == "--storage":
+        return "which storage? give its URL by --storage, or in STREAMKEEP_STORAGE"
+    return str(error)
 
 
 @asynccontextmanager

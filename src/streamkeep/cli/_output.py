@@ -49,9 +49,12 @@ class Output:
         self._json = json
         self._console = _Console(width=None if sys.stdout.isatty() else WIDE, highlight=False, markup=False, emoji=False)
         self._widths = [0] * len(COLUMNS)  # of the table so far; 0: nothing is printed of it
+        self.has_streams = False
+        """Whether any stream was printed."""
 
-    def streams(self, page: Iterable[StreamInfo]) -> None:
+    def streams(self, page: Sequence[StreamInfo]) -> None:
         """Print some streams, at once: the next lines of one table."""
+        self.has_streams = self.has_streams or len(page) > 0
         if self._json:
             for stream in page:
                 self._print_json(asdict(stream))
@@ -60,7 +63,7 @@ class Output:
 
     def end_of_streams(self) -> None:
         """Say so if there were none."""
-        if not self._json and not any(self._widths):
+        if not self._json and not self.has_streams:
             self._console.print("no streams")
 
     def _print_rows(self, rows: Sequence[Sequence[str | Text]]) -> None:

@@ -43,7 +43,7 @@ class Access:
 
     @property
     def query(self) -> Mapping[str, str]:
-        """The request's query, of repeated names the last: the other thing. InvalidArgumentError: it is malformed."""
+        """The request's query, of repeated names the last: the other thing."""
         return query_of(self.scope)
 
 
@@ -64,7 +64,7 @@ async def owner_of(authorize: Authorize | None, access: Access) -> str:
 
 def check_owner(stream: StreamInfo | None, owner: str) -> None:
     """Raise StreamNotFoundError if the stream, if there is one, is somebody else's."""
-    if stream is not None and stream.metadata.get("owner", "") != owner:
+    if stream is not None and stream.owner != owner:
         raise StreamNotFoundError("stream not found")
 
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from datetime import timedelta
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, cast, get_args
 
 import anyio
 import msgspec
@@ -33,8 +33,9 @@ from .framing import (
     kept_framing,
     result_body,
 )
-from .place import START, Place, again, check_life, is_all_seen, place_of, query_of, run_of, stream_named_in
+from .place import START, Place, again, check_life, cursor_in, is_all_seen, place_of, query_of, run_of, stream_named_in
 from .response import (
+    OWN_ANSWER,
     STREAM_ID_HEADER,
     ASGIApp,
     Receive,
@@ -63,6 +64,8 @@ if TYPE_CHECKING:
     from .starlette import ASGIResponse
 
 MAX_BODY_BYTES: Final = 4 << 20
+MAX_SKIPPED_BYTES: Final = 32 << 20
+"""The longest body of a request that resumes a stream: it is what the request was that started it, which the app has read itself."""
 MAX_STARTS: Final = 5
 """How often a start is tried that finds something under its key, and then finds it gone."""
 LISTED: Final = 100
@@ -116,6 +119,9 @@ class StreamsHTTP:
         on_end: told once how each run has ended: a function, or a coroutine function, of an `Ended`. It is called when the end is stored,
             in the context of the producer, also after a stop, a failure and a shutdown; not when the process is killed.
     """
+
+    _path_routing: Final = True
+    """For Channels' `URLRouter`: a `path()` to this is where it is mounted, and not all of a URL."""
 
     def __init__(
         self,
@@ -227,9 +233,9 @@ class StreamsHTTP:
         request: "Request",
         source: Source,
         *,
-        id: str | None = None,
-        key: str | None = None,
-        run: str | None = None,
+        id: object = None,
+        key: object = None,
+        run: object = None,
         when_running: WhenRunning = "join",
         owner: object = None,
         metadata: Mapping[str, str] | None = None,
@@ -287,17 +293,20 @@ class StreamsHTTP:
             raise RuntimeError(
                 "respond() starts a stream, and a GET is repeated by whoever lost its answer: start it by POST, and follow() it by GET"
             )
+        if when_running not in get_args(WhenRunning) or (when_running != "join" and key is None):
+            await close(source)
+            raise TypeError('when_running is "join", or with a key "replace" or "refuse"')
+        key, run = _text_of(key), _text_of(run)
         frames, scope, known = framing or GenkitFraming(), request.scope, context or {}
         runner, produce = self.runner, producer_of(source, reads_events=isinstance(frames, PassThroughFraming))
         try:
             named, by_cursor = stream_named_in(scope)
             if named is not None:
                 await close(source)
-                rest = await self._rest(
-                    scope, named, known, owner=owner, route=scope["path"], by_cursor=by_cursor, framing=frames
-                )
+                route = None if await self._is_called(named, key, run) else scope["path"]
+                rest = await self._rest(scope, named, known, owner=owner, route=route, by_cursor=by_cursor, framing=frames)
                 return _response(*rest)
-            stream = str(uuid.uuid4()) if id is None else id
+            stream = str(uuid.uuid4() if id is None else id)
             known_owner = await self._owner_or(owner, "start", scope, known)
             opening: OpenOptions = {
                 "metadata": {**(metadata or {}), "route": scope["path"], ANSWER: ENDPOINTS_OWN},
@@ -305,10 +314,12 @@ class StreamsHTTP:
                 "encode": encode,
                 "owner": known_owner,
                 "key": key,
-                "run": run or run_of(scope, known_owner),
+                "run": run_of(scope, known_owner) if run is None else run,
                 "replace": when_running == "replace",
             }
-            await take_over(request, lambda: self.read_body(scope, request.receive))
+            if not await take_over(request, lambda: self.read_body(scope, request.receive)):
+                await close(source)  # its client left before it had sent all of its request
+                return _response(_nothing)
             shown, started = await self._start_or_join(
                 runner, stream, produce, opening, bounds, on_end, refuses=when_running == "refuse"
             )
@@ -348,9 +359,9 @@ class StreamsHTTP:
     async def follow(
         self,
         request: "Request",
-        stream: str | None = None,
+        stream: object = None,
         *,
-        key: str | None = None,
+        key: object = None,
         owner: object = None,
         context: Mapping[str, Any] | None = None,
         framing: Framing | None = None,
@@ -377,10 +388,16 @@ class StreamsHTTP:
         Raises RuntimeError: this has not been entered. TypeError: neither an id was given nor a key, or both.
         """
         self.runner  # noqa: B018 - raises if this was not entered
-        _check_which(stream, key)
+        stream, key = _which(stream, key)
         scope, known = request.scope, context or {}
         try:
-            found = await self._found(stream, key, "resume", scope, known, owner)
+            if key is not None and (cursor := cursor_in(scope)) is not None:
+                # A stream of this key that is not the newest any more is gone on with all the same.
+                found = await self._admit("resume", scope, cursor.stream, None, known, owner)
+                if found.key != key:
+                    return _response(_nothing)
+            else:
+                found = await self._found(stream, key, "resume", scope, known, owner)
             if key is not None and found.status != "open" and place_of(scope, found) == START:
                 return _response(_nothing)
             rest = await self._rest(scope, found.id, known, owner=owner, route=None, by_cursor=False, framing=framing)
@@ -393,9 +410,9 @@ class StreamsHTTP:
     async def cancel(
         self,
         request: "Request",
-        stream: str | None = None,
+        stream: object = None,
         *,
-        key: str | None = None,
+        key: object = None,
         owner: object = None,
         context: Mapping[str, Any] | None = None,
     ) -> "ASGIResponse":
@@ -409,7 +426,7 @@ class StreamsHTTP:
 
         Raises TypeError: neither an id was given nor a key, or both.
         """
-        _check_which(stream, key)
+        stream, key = _which(stream, key)
         try:
             stopped = await self.streams.cancel(
                 (await self._found(stream, key, "stop", request.scope, context or {}, owner)).id
@@ -436,6 +453,18 @@ class StreamsHTTP:
             return await self._admit(action, scope, stream, None, context, owner)
         assert key is not None
         return await self.streams.current(key, await self._owner_or(owner, action, scope, context))
+
+    async def _is_called(self, stream: str, key: str | None, run: str | None) -> bool:
+        """Say whether a stream has this key, or was started by this run, and so is the endpoint's whatever path it was started through."""
+        if key is None and run is None:
+            return False
+        try:
+            info = await self.streams.info(stream)
+            if key is not None and info.key == key:
+                return True
+            return run is not None and (await self.streams.started_by(run, info.owner)).id == stream
+        except StreamNotFoundError:
+            return False
 
     async def _rest(
         self,
@@ -484,19 +513,15 @@ class StreamsHTTP:
         """Run a producer under a new id, and answer with what it writes. Raises before the answer has begun only."""
         stream = str(uuid.uuid4())
         try:
-            await self.launch(scope, stream, produce, context)
+            await self.launch(scope, stream, produce, context, {ANSWER: ENDPOINTS_OWN})
         except KeyInUseError as error:
             await self.show_again(scope, receive, send, error.stream)
         else:
             await self.show(scope, receive, send, stream)
 
-    async def started_by(self, scope: Scope, context: Mapping[str, Any]) -> str:
-        """Give the stream that the run of a request has started. StreamNotFoundError: there is none."""
-        owner = await self._owner("start", scope, None, context)
-        run = run_of(scope, owner)
-        if run is None:
-            raise StreamNotFoundError("the request names no run")
-        return (await self.streams.started_by(run, owner)).id
+    async def who_starts(self, scope: Scope) -> str:
+        """Give who starts a stream by a request, empty if nobody in particular. Raises what `authorize` raises."""
+        return await self._owner("start", scope, None, {})
 
     async def show_again(self, scope: Scope, receive: Receive, send: Send, stream: str) -> None:
         """Answer a start that was sent twice with what it has started, from its beginning. Raises before the answer has begun only."""
@@ -506,6 +531,11 @@ class StreamsHTTP:
     async def read_body(self, scope: Scope, receive: Receive) -> bytes | None:
         """Give a request's body, or None if the client went away. Raises BodyRefusedError."""
         return await read_body(scope, receive, max_bytes=self._max_body_bytes, within=self._timeouts.body)
+
+    async def skip_body(self, scope: Scope, receive: Receive) -> bool:
+        """Read a request's body, which means nothing here and is not kept; False if the client went away. Raises BodyRefusedError."""
+        most = max(MAX_SKIPPED_BYTES, self._max_body_bytes)
+        return await read_body(scope, receive, max_bytes=most, within=self._timeouts.body, keeps=False) is not None
 
     async def launch(
         self,
@@ -567,11 +597,12 @@ class StreamsHTTP:
 
     async def _post(self, scope: Scope, receive: Receive, send: Send, work: Work, context: Mapping[str, Any]) -> None:
         headers = headers_of(scope)
+        if STREAM_ID_HEADER in headers:
+            if await self.skip_body(scope, receive):
+                await self.resume(scope, receive, send, context)
+            return
         body = await self.read_body(scope, receive)
         if body is None:
-            return
-        if STREAM_ID_HEADER in headers:
-            await self.resume(scope, receive, send, context)
             return
         request = parse_body(body)
         work.check(request)
@@ -599,7 +630,7 @@ class StreamsHTTP:
                 await self._read_events(scope, receive, send, stream)
             case ("GET" | "HEAD", "/info"):
                 info = await self._admit("read", scope, stream, self._route, {})
-                await send_response(send, 200, msgspec.json.encode(shown_info(info)), [("cache-control", "no-store")])
+                await send_response(send, 200, msgspec.json.encode(shown_info(info)))
             case ("DELETE", None) | ("POST", "/cancel"):
                 await self._cancel(send, await self._admit("stop", scope, stream, self._route, {}))
             case _:
@@ -625,7 +656,7 @@ class StreamsHTTP:
         )
         found = [shown_info(info) for info in page if self._route is None or info.metadata.get("route", "") == self._route]
         body = encode_json({"streams": found, "next": page.next})
-        await send_response(send, 200, body, [("cache-control", "no-store")])
+        await send_response(send, 200, body)
 
     async def _read_events(self, scope: Scope, receive: Receive, send: Send, stream: str) -> None:
         info = await self._admit("read", scope, stream, self._route, {})
@@ -685,9 +716,15 @@ def framing_of(kept: str | None, scope: Scope, default: Callable[[], Framing] = 
     return kept_framing(kept, id_first="x-run-id" in headers_of(scope)) if kept and kept != ENDPOINTS_OWN else default()
 
 
-def _check_which(stream: str | None, key: str | None) -> None:
+def _which(stream: object, key: object) -> tuple[str | None, str | None]:
     if (stream is None) == (key is None):
         raise TypeError("give either a stream's id or a key")
+    return _text_of(stream), _text_of(key)
+
+
+def _text_of(name: object) -> str | None:
+    """Give what an app calls something as text, such as a number or a UUID."""
+    return None if name is None else str(name)
 
 
 def _response(app: ASGIApp, stream: str | None = None, *, started: bool = False) -> "ASGIResponse":
@@ -699,7 +736,9 @@ def _response(app: ASGIApp, stream: str | None = None, *, started: bool = False)
 def _told(framing: Framing, error: Exception | None = None) -> ASGIApp:
     """Give a whole answer in a framing: with an error, or empty. Some clients repeat their request until they get one."""
 
-    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+    async def app(scope: Scope, _receive: Receive, send: Send) -> None:
+        if (mark := scope.get(OWN_ANSWER)) is not None:
+            mark.set()
         await send_head(send, framing)
         await send({"type": "http.response.body", "body": b"" if error is None else framing.error(shown_error(error))})
 
@@ -765,11 +804,13 @@ def _ignore(_chunk: object) -> None:
 def _path_below(scope: Scope) -> str:
     """Give the path below where the app is mounted.
 
-    ASGI has `path` begin with `root_path`. Behind a proxy that takes a prefix off it begins with the end of that only.
+    ASGI has `path` begin with `root_path`. Behind a proxy that takes a prefix off it begins with the end of that only. Routers of Channels
+    leave both as they are, and give what is left in `path_remaining`. Of two who mount, the inner one leaves less.
     """
     path: str = scope["path"]
     root: str = scope.get("root_path", "")
     while root and not f"{path}/".startswith(f"{root}/"):
         _, slash, rest = root[1:].partition("/")
         root = slash + rest
-    return path.removeprefix(root)
+    below, remaining = path.removeprefix(root), scope.get("path_remaining")
+    return below if remaining is None else min(below, "/" + remaining.lstrip("/"), key=len)

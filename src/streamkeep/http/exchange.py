@@ -24,9 +24,21 @@ from ..errors import InvalidArgumentError, KeyInUseError, StreamkeepError
 from ..events import ErrorInfo, hidden_error
 from .app import StreamsHTTP, framing_of, naming
 from .cancellation import Cancellation
+from .claim import Claim
 from .framing import ANSWER, GenkitFraming, KeptAnswer, block_of, keep_answer, media_type_of
 from .place import query_of
-from .response import STREAM_ID_HEADER, ASGIApp, Message, Receive, Scope, Send, errors_answered, headers_of
+from .response import (
+    OWN_ANSWER,
+    STREAM_ID_HEADER,
+    ASGIApp,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    disconnected,
+    errors_answered,
+    headers_of,
+)
 from .runner import SAVE_SECONDS, SHUT_DOWN, ChunkWriter
 from .wire import Failure, GenkitDecoder, Result, SSEDecoder, wants_stream
 from .wire import Message as Chunk
@@ -63,13 +75,20 @@ class Exchange:
     """The one request, its app, and its answer."""
 
     def __init__(
-        self, http: StreamsHTTP, app: ASGIApp, scope: Scope, media_types: Collection[str], kept_headers: Collection[str]
+        self,
+        http: StreamsHTTP,
+        app: ASGIApp,
+        scope: Scope,
+        media_types: Collection[str],
+        kept_headers: Collection[str],
+        claim: Claim,
     ) -> None:
         self._http = http
         self._app = app
         self._scope = scope
         self._media_types = media_types
         self._kept_headers = kept_headers
+        self._claim = claim
         self._body = _SeenBody()
         self._send: Send = _nobody
         self._messages = _Messages()
@@ -82,36 +101,39 @@ class Exchange:
         """The app's answer is known to stream, or not to, or the app has ended."""
         self._begun = anyio.Event()
         """There is a stream, or there will be none."""
+        self._is_called = False
         self._over = anyio.Event()
         self._stop: anyio.Event | None = None
         self._stream: StreamInput | None = None
         self._decode: _Decode | None = None
         self._parser: _Parser | None = None
+        self._own_answer = anyio.Event()
         self._is_refused = False
         self._is_whole = False
         self._failure: BaseException | None = None
         self._cancellation = Cancellation()
 
     async def answer(self, receive: Receive, send: Send) -> None:
-        """Run the app and answer with what it answers. Raises what it raises, as long as that is its client's alone."""
+        """Run the app and answer with what it answers. Raises what it raises, as long as that is its client's alone.
+
+        Where the same request was sent before, that one's stream is the answer, and the app is not run.
+        """
         self._send = send
-        loop_here().spawn(self._run_app, copy_context(), self._end)
         refusal: Exception | None = None
         try:
             async with anyio.create_task_group() as request:
                 request.start_soon(self._messages.take_from, receive)
-                await self._answered.wait()
-                if self._head is not None:
-                    try:
-                        await self._answer_with_stream(self._head)
-                    except Exception as error:
-                        refusal = error
-                else:
-                    await self._over.wait()
+                try:
+                    await self._answer()
+                except Exception as error:
+                    refusal = error
                 request.cancel_scope.cancel()
         finally:
-            if self._stream is None:
-                await self._end_app()
+            try:
+                if self._stream is None:
+                    await self._end_app()
+            finally:
+                self._claim.end()
         if refusal is not None:
             async with errors_answered(send):
                 raise refusal
@@ -119,6 +141,23 @@ class Exchange:
             raise self._failure
 
     # In the request's task
+
+    async def _answer(self) -> None:
+        """Answer with what was started before, or what the app answers. Raises before the answer has begun only."""
+        try:
+            started = await self._claim.take(self._messages.client_gone)
+        except BrokenPipeError:
+            return
+        if started is not None:
+            await self._show_again(started)
+            return
+        self._is_called = True
+        loop_here().spawn(self._run_app, copy_context(), self._end)
+        await self._answered.wait()
+        if self._head is not None:
+            await self._answer_with_stream(self._head)
+        else:
+            await self._over.wait()
 
     async def _answer_with_stream(self, head: Message) -> None:
         """Open the stream, and show it. Raises before the answer has begun only."""
@@ -138,15 +177,21 @@ class Exchange:
             self._begun.set()
             if not isinstance(error, KeyInUseError):
                 raise
-            # The same request has come twice, and the other one was quicker: its stream is the answer to both.
+            # The same request has come twice, without a claim, and the other one was quicker: its stream is the answer to both.
             await self._end_app()
-            await self._http.show_again(self._scope, self._messages.for_reader, self._send, error.stream)
+            await self._show_again(error.stream)
             return
+        self._claim.end()
         framing = framing_of(kept, self._scope, GenkitFraming)
         shown = [(name.decode("latin-1"), text.decode("latin-1")) for name, text in _shown_headers(head, framing.headers)]
         await self._http.show(
             self._scope, self._messages.for_reader, self._send, stream, framing=framing, headers=[*naming(stream), *shown]
         )
+
+    async def _show_again(self, stream: str) -> None:
+        self._claim.end()
+        self._messages.forget()
+        await self._http.show_again(self._scope, self._messages.for_reader, self._send, stream)
 
     async def _is_genkits(self, head: Message) -> bool:
         if not self._may_be_genkits:
@@ -165,8 +210,8 @@ class Exchange:
         return accepts and _GENKITS_INPUT.fullmatch(self._body.beginning) is not None
 
     async def _end_app(self) -> None:
-        """Cancel the app, whose answer nobody is there for, unless it has ended."""
-        if self._over.is_set():
+        """Cancel the app, whose answer nobody is there for, unless it has ended, or was not called."""
+        if self._over.is_set() or not self._is_called:
             return
         self._cancellation.cancel()
         with anyio.move_on_after(SAVE_SECONDS, shield=True):
@@ -193,7 +238,8 @@ class Exchange:
     async def _run_app(self) -> None:
         try:
             with self._cancellation:
-                await self._app(_plainly_asking(self._scope), self._receive, self._take)
+                scope = {**_plainly_asking(self._scope), OWN_ANSWER: self._own_answer}
+                await self._app(scope, self._receive, self._take)
         except anyio.get_cancelled_exc_class():
             pass
         except not_ours():
@@ -224,8 +270,7 @@ class Exchange:
             if is_head:
                 message = {**message, "headers": list(message.get("headers", ()))}  # which may be given once
             if not is_head or self._passes or not self._is_durable(message):
-                self._passes = self._passes or is_head
-                await self._send(message)
+                await self._pass_on(message, is_head=is_head)
                 return
             self._head = message
             self._may_be_genkits = (
@@ -255,12 +300,19 @@ class Exchange:
         first, self._first = bytes(self._first), bytearray()
         await self._store(first + body)
 
+    async def _pass_on(self, message: Message, *, is_head: bool) -> None:
+        if is_head:
+            self._passes = True
+            self._claim.end()
+        await self._send(message)
+
     def _is_durable(self, head: Message) -> bool:
         headers = _headers_of(head)
         if head["status"] != 200 or media_type_of(headers.get("content-type", "")) not in self._media_types:
             return False
         if (
-            STREAM_ID_HEADER in headers
+            self._own_answer.is_set()
+            or STREAM_ID_HEADER in headers
             or "mcp-session-id" in headers
             or "mcp-protocol-version" in headers_of(self._scope)
             or self._body.is_json_rpc
@@ -283,7 +335,7 @@ class Exchange:
         assert self._parser is not None
         assert self._decode is not None
         try:
-            await self._parser.store(self._stream, self._decode(body), is_last=self._is_whole)
+            await self._parser.store(self._stream, self._decode(body, is_last=self._is_whole), is_last=self._is_whole)
             if self._is_whole and self._parser.ends_with_body:
                 # Here, for the app may go on for long behind its answer, and may fail then.
                 await self._stream.done()
@@ -377,15 +429,27 @@ class _Messages:
             await self._came.wait()
         return {"type": "http.disconnect" if self._is_gone else "http.request"}
 
+    async def client_gone(self) -> None:
+        """Return when the client has gone, and the app has not to be told anything else. It looks as far ahead as who shows the stream."""
+        await disconnected(self.for_reader)
+        if any(isinstance(message, Exception) for message in self._body):
+            await anyio.sleep_forever()
+
     def leave(self) -> None:
         """Tell the app no more that its client has gone."""
         self._is_left = True
         self._tell()
 
+    def forget(self) -> None:
+        """Keep nothing of the body, which no app will read."""
+        self._body.clear()
+        self._body_bytes = 0
+        self._is_left = self._is_whole = True
+
     def _take(self, message: Message) -> None:
         if message["type"] == "http.disconnect":
             self._is_gone = True
-        elif not (self._is_left and self._is_whole):  # some middlewares give the same body again and again
+        elif not (self._is_whole and (self._is_left or self._body)):  # some middlewares give the same body again and again
             self._body.append(message)
             self._body_bytes += len(message.get("body", b""))
             self._is_whole = not message.get("more_body", False)
@@ -401,7 +465,7 @@ class _Messages:
 
 
 class _Decode(Protocol):
-    def __call__(self, data: bytes, /) -> bytes: ...
+    def __call__(self, data: bytes, /, *, is_last: bool) -> bytes: ...
 
 
 class _Parser(Protocol):
@@ -497,7 +561,7 @@ def _decoding(encoding: str) -> _Decode | None:
     """Give what undoes a content encoding (RFC 9110, 8.4.1), piece by piece; None: it is not known here."""
     match encoding.strip().lower():
         case "" | "identity":
-            return bytes
+            return lambda data, *, is_last: data  # noqa: ARG005
         case "gzip" | "x-gzip" | "deflate":
             return _Inflating()
         case _:
@@ -511,17 +575,22 @@ _ANY_HEADER: Final = 47
 class _Inflating:
     def __init__(self) -> None:
         self._inflater = zlib.decompressobj(wbits=_ANY_HEADER)
+        self._is_between = True  # members, or before the first
 
-    def __call__(self, data: bytes, /) -> bytes:
+    def __call__(self, data: bytes, /, *, is_last: bool) -> bytes:
         inflated = bytearray()
         try:
             while data:
+                self._is_between = False
                 inflated += self._inflater.decompress(data)
                 data = self._inflater.unused_data
                 if self._inflater.eof:  # another member may follow (RFC 1952, 2.2)
                     self._inflater = zlib.decompressobj(wbits=_ANY_HEADER)
+                    self._is_between = True
         except zlib.error as error:
             raise InvalidArgumentError("the answer is not compressed as it says") from error
+        if is_last and not self._is_between:
+            raise InvalidArgumentError("the answer ends in the middle of what is compressed")
         return bytes(inflated)
 
 

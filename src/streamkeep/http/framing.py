@@ -188,7 +188,7 @@ class SSEFraming:
         return b"event: error\ndata: %b\n\n" % _error_json(error)
 
 
-class Block(msgspec.Struct, frozen=True, omit_defaults=True):
+class Block(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """A server-sent event as somebody else's server sent it, and as it is stored: without its id, for ids are ours to send."""
 
     data: str

@@ -9,10 +9,10 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 from .._manager import StreamManager
-from ..errors import InvalidArgumentError, StreamkeepError
+from ..errors import StreamkeepError
 from .app import StreamsHTTP
+from .claim import Claim, is_endpoints_own
 from .exchange import EVENT_STREAM, Exchange
-from .framing import ANSWER, ENDPOINTS_OWN
 from .place import run_of, stream_named_in
 from .response import STREAM_ID_HEADER, ASGIApp, Message, Receive, Scope, Send, errors_answered, headers_of
 
@@ -66,7 +66,7 @@ class DurableStreaming:
             case "http", "POST" if self._when(scope):
                 await self._post(scope, receive, send)
             case "http", "DELETE" if STREAM_ID_HEADER in headers_of(scope) and self._when(scope):
-                if await self._is_endpoints(headers_of(scope)[STREAM_ID_HEADER], scope):
+                if await self._is_endpoints(headers_of(scope)[STREAM_ID_HEADER]):
                     await self._app(scope, receive, send)
                 else:
                     await self._http.stop(scope, send, {})
@@ -74,41 +74,30 @@ class DurableStreaming:
                 await self._app(scope, receive, send)
 
     async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if (named := _stream_named_in(scope)) is not None and not await self._is_endpoints(named, scope):
+        if (named := stream_named_in(scope)[0]) is not None and not await self._is_endpoints(named):
             async with errors_answered(send):
-                if await self._http.read_body(scope, receive) is not None:
+                if await self._http.skip_body(scope, receive):
                     await self._http.resume(scope, receive, send, {})
-        elif (stream := await self._repeated(scope)) is not None:
-            async with errors_answered(send):
-                await self._http.show_again(scope, receive, send, stream)
         else:
-            exchange = Exchange(self._http, self._app, scope, self._media_types, self._kept_headers)
+            claim = Claim(self._http.streams, scope, await self._claiming(scope))
+            exchange = Exchange(self._http, self._app, scope, self._media_types, self._kept_headers, claim)
             await exchange.answer(receive, send)
 
-    async def _is_endpoints(self, stream: str, scope: Scope) -> bool:
-        """Say whether the app has made a stream durable itself, by `respond` on this route, and so sees to it itself."""
+    async def _is_endpoints(self, stream: str) -> bool:
+        """Say whether the app has made a stream durable itself, by `respond` or `durable_flow`, and so sees to it itself."""
         try:
-            metadata = (await self._http.streams.info(stream)).metadata
+            return is_endpoints_own(await self._http.streams.info(stream))
         except StreamkeepError:
             return False
-        return metadata.get(ANSWER) == ENDPOINTS_OWN and metadata.get("route") == scope["path"]
 
-    async def _repeated(self, scope: Scope) -> str | None:
-        """Give the stream that this very request has started when it was sent before, as its `Idempotency-Key` says."""
+    async def _claiming(self, scope: Scope) -> str | None:
+        """Say who sends a request that may be in the app only once at a time; None: it may be there as often as it is sent."""
         if run_of(scope) is None or not self._http.is_running:
             return None
         try:
-            stream = await self._http.started_by(scope, {})
-            return None if await self._is_endpoints(stream, scope) else stream
+            return await self._http.who_starts(scope)
         except Exception:
-            return None  # whether it may start one is asked again when it does
-
-
-def _stream_named_in(scope: Scope) -> str | None:
-    try:
-        return stream_named_in(scope)[0]
-    except InvalidArgumentError:
-        return None  # what its query means is the inner app's affair
+            return None  # whether it may start a stream is asked again when it does
 
 
 class _Lifespan:

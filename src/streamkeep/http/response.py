@@ -7,7 +7,7 @@ clients spin or hang without that frame; most others take every clean end for su
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from anyio.lowlevel import checkpoint
 from .._subscription import Subscription
 from ..errors import (
     HTTP_CODES,
+    KeyInUseError,
     PublicError,
     Status,
     StorageError,
@@ -35,6 +36,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+OWN_ANSWER: Final = "streamkeep.own_answer"
+"""The name of an event in the scope inside `DurableStreaming`: set by an answer of ours that is not to be made a stream again."""
 STREAM_ID_HEADER: Final = "x-genkit-stream-id"
 LAST_FRAME_SECONDS: Final = 1.0
 FIRST_PAUSE_SECONDS: Final = 0.001
@@ -93,36 +96,43 @@ def headers_of(scope: Scope) -> Mapping[str, str]:
 def can_be_cut(scope: Scope) -> bool:
     """Say whether a server takes an app that returns without its last message for a response that is not whole, and closes the connection.
 
-    uvicorn, hypercorn and granian do. Daphne, which alone names no version of the HTTP spec, waits for ever.
+    uvicorn, hypercorn and granian do. Daphne, which alone names no version of the HTTP spec, leaves the client waiting for ever. So does
+    hypercorn over HTTP/2 and HTTP/3, as long as anything else goes on in the connection; it is known by its offer to push.
     """
-    return "spec_version" in scope.get("asgi", {})
+    return "spec_version" in scope.get("asgi", {}) and "http.response.push" not in scope.get("extensions", {})
 
 
-async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, within: timedelta) -> bytes | None:
-    """Give a request's body, or None if the client went away. BodyRefusedError: it is too long, or takes too long."""
+async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, within: timedelta, keeps: bool = True) -> bytes | None:
+    """Give a request's body (b"" unless it `keeps` it), or None if the client went away.
+
+    BodyRefusedError: it is too long, or takes too long.
+    """
     with anyio.move_on_after(within.total_seconds()):
-        return await _whole_body(receive, max_bytes)
+        return await _whole_body(receive, max_bytes, keeps=keeps)
     # The rest may come for ever. (HTTP/2 has no such header: there only this stream ends.)
     close = [("connection", "close")] if scope["http_version"].startswith("1") else []
     sentence = f"the request's body took more than {within.total_seconds():g} seconds to arrive"
     raise BodyRefusedError("DEADLINE_EXCEEDED", 408, sentence, close)
 
 
-async def _whole_body(receive: Receive, max_bytes: int) -> bytes | None:
-    body = bytearray()
+async def _whole_body(receive: Receive, max_bytes: int, *, keeps: bool) -> bytes | None:
+    body, size = bytearray(), 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
-        body += message.get("body", b"")
-        if len(body) > max_bytes:
+        size += len(message.get("body", b""))
+        if size > max_bytes:
             raise BodyRefusedError("RESOURCE_EXHAUSTED", 413, f"the request's body has more than {max_bytes} bytes")
+        if keeps:
+            body += message.get("body", b"")
         if not message.get("more_body", False):
             return bytes(body)
 
 
 async def send_response(send: Send, code: int, body: bytes = b"", headers: Iterable[tuple[str, str]] = ()) -> None:
-    """Send a whole answer; JSON if it has a body."""
+    """Send a whole answer, which nobody is to keep; JSON if it has a body."""
+    headers = [("cache-control", "no-store"), *headers]
     if body:
         headers = [("content-type", "application/json"), NO_SNIFFING, *headers]
     if code != 204:  # which must not have one
@@ -144,6 +154,8 @@ async def send_error(send: Send, error: ErrorInfo, code: int | None = None, head
 def shown_error(error: Exception) -> ErrorInfo:
     """Say of an error what a client may know, and write the rest to the log."""
     info = shown_info(error)
+    if isinstance(error, KeyInUseError):
+        info = replace(info, details={"stream": error.stream})
     if isinstance(error, StreamManagerClosedError):
         logger.info("a request came too late: %s", error)  # at every shutdown under load, and its client is told
     elif isinstance(error, PublicError):

@@ -25,11 +25,13 @@ from .._input import StreamInput
 from .._manager import StreamManager
 from ..errors import (
     InvalidArgumentError,
+    KeyInUseError,
     LimitExceededError,
     PublicError,
     StorageError,
     StreamkeepError,
     StreamManagerClosedError,
+    StreamNotFoundError,
 )
 from ..events import ErrorInfo, error_info, hidden_error
 from .bounds import Bounds, Due
@@ -220,6 +222,8 @@ class Runner:
         self._tasks = Background()
         self._is_entered = False
         self._starting = 0
+        self._decided = anyio.Event()
+        """One more start is known to run, or not to."""
         self._runs: dict[_Run, None] = {}  # the oldest first
         self._unfinished: set[StreamInput] = set()
         self._closing = False
@@ -265,12 +269,13 @@ class Runner:
         LimitExceededError when `max_producers` run.
         """
         self._check_running()
-        self._check_room()
-        self._starting += 1
+        await self._take_place(opening)
         try:
             stream_input = await self._streams.open(stream, **opening)
         finally:
             self._starting -= 1
+            decided, self._decided = self._decided, anyio.Event()
+            decided.set()
         if not self.is_running:
             await stream_input.error(SHUT_DOWN)
         self._check_running()
@@ -338,9 +343,30 @@ class Runner:
         if not self.is_running:
             raise StreamManagerClosedError("the server is shutting down" if self._closing else "the runner is not running")
 
-    def _check_room(self) -> None:
-        if len(self._runs) + self._starting >= self._max_producers:
+    async def _take_place(self, opening: OpenOptions) -> None:
+        """Count one more start. LimitExceededError: as many run as may. KeyInUseError: it would only join what is there."""
+        is_named = (opening.get("key"), opening.get("run")) != (None, None)
+        while len(self._runs) + self._starting >= self._max_producers:
+            if is_named and len(self._runs) < self._max_producers:
+                await self._decided.wait()  # of a thousand starts under one key one runs
+                continue
+            if is_named:
+                await self._check_joins(opening)
             raise LimitExceededError(f"{self._max_producers} streams are being produced here; try again later")
+        self._starting += 1
+
+    async def _check_joins(self, opening: OpenOptions) -> None:
+        """Raise KeyInUseError where `open` would, as far as can be said without starting anything."""
+        owner, key, run = opening.get("owner", ""), opening.get("key"), opening.get("run")
+        with suppress(StreamNotFoundError):
+            if run is not None:
+                stream = (await self._streams.started_by(run, owner)).id
+                raise KeyInUseError("this run was started already", stream=stream, is_same_run=True)
+        with suppress(StreamNotFoundError):
+            if key is not None and not opening.get("replace"):
+                info = await self._streams.current(key, owner)
+                if info.status == "open":
+                    raise KeyInUseError("a stream is being written under this key", stream=info.id)
 
     def _forget(self, run: _Run) -> None:
         self._runs.pop(run, None)

@@ -52,21 +52,27 @@ class ASGIResponse(Response):
         return send_with_ours
 
 
-async def take_over(request: Request, read_body: Callable[[], Awaitable[bytes | None]]) -> None:
+async def take_over(request: Request, read_body: Callable[[], Awaitable[bytes | None]]) -> bool:
     """Read what is left of a request's body, and let nobody else listen to its client from here on, but who shows the answer.
+
+    False: the client has gone before it had sent all.
 
     A producer may ask for the body then, and its `is_disconnected` is false: as tutorials have it, it would end the run with its first
     reader. Starlette's own middlewares do the same, and it has no public way.
     """
     kept = vars(request)
     if "_body" not in kept and not kept.get("_stream_consumed"):
-        kept["_body"] = await read_body() or b""
+        body = await read_body()
+        if body is None:
+            return False
+        kept["_body"] = body
 
     async def silent() -> Message:
         await anyio.sleep_forever()
         raise AssertionError
 
     kept["_receive"] = silent
+    return True
 
 
 def answer_errors(app: Starlette) -> None:
