@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, cast, get
 import anyio
 import msgspec
 
+from .._background import not_ours
 from .._encoding import Encode
 from .._listing import StreamInfo, StreamStatus
 from .._manager import StreamManager
@@ -783,6 +784,11 @@ async def _run_once(receive: Receive, send: Send, work: Work, request: GenkitReq
             output = await work.run(request, context, _ignore, stop)
         except Exception as error:
             failure = error
+        except not_ours():
+            raise
+        except BaseException as error:  # what native libraries raise may be no Exception
+            failure = RuntimeError(f"it ended by a {type(error).__name__}")
+            failure.__cause__ = error
         exchange.cancel_scope.cancel()
     if failure is not None:
         raise failure
