@@ -1,14 +1,21 @@
 """Browsers and CORS: what the page says of headers holds with Starlette's own middleware."""
 
-from collections.abc import AsyncGenerator
+import re
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
+import anyio
 import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
+from playwright.async_api import Page
 from starlette.middleware.cors import CORSMiddleware
-from tests.http.servers import STREAM_ID, STREAMING, count, flow_of, http_to
+from starlette.routing import Route
+from tests.clients.served import native_client
+from tests.http.servers import STREAM_ID, STREAMING, count, flow_of, http_to, serving, until
+from tests.network.readers import chromium_page
 from tests.test_docs import ROOT, blocks
 
 from streamkeep import InMemoryStreamManager
@@ -139,3 +146,85 @@ async def test_a_token_in_the_query_says_who_is_asking() -> None:
             await stream.done()
         answers = [await http.get("/s", params=params) for params in ({"token": "t0k3n"}, {"token": "x"}, {})]
     assert [answer.status_code for answer in answers] == [200, 401, 401]
+
+
+# The page without a package
+
+
+@pytest.fixture(scope="session")
+def chromium(requires: Callable[[str], str]) -> str:
+    """Give Chromium's path."""
+    return requires("chromium")
+
+
+def shown_page() -> dict[str, str]:
+    """Give the page and its program."""
+    text = PAGE.read_text().partition("## A page without a package")[2]
+    (html,) = re.findall(r"^```html\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    program, *_ = re.findall(r"^```js\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return {"/page.html": f"<!doctype html>\n{html}", "/page.js": program, "/events.js": native_client()}
+
+
+class Paced:
+    """Answers with the words of a question: the first when it may begin, the others when it may go on."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.may_begin = anyio.Event()
+        self.may_go_on = anyio.Event()
+
+    async def answer(self, question: str) -> AsyncGenerator[dict[str, str]]:
+        self.runs += 1
+        await self.may_begin.wait()
+        for number, word in enumerate(question.split()):
+            if number == 1:
+                await self.may_go_on.wait()
+            yield {"text": word}
+
+
+@asynccontextmanager
+async def asked(chromium: str) -> AsyncGenerator[tuple[Page, Paced]]:
+    """Serve the page by the app that is shown, and ask in Chromium."""
+    shown: dict[str, Any] = {}
+    program = blocks(PAGE)[0].replace("sqlite:///streams.db", "memory://")
+    exec(compile(program, str(PAGE), "exec", dont_inherit=True), shown)
+    paced = Paced()
+    shown["answer"] = paced.answer
+    for path, text in shown_page().items():
+        media_type = "text/javascript" if path.endswith(".js") else "text/html"
+        shown["app"].router.routes.append(Route(path, Response(text, media_type=media_type)))
+    async with serving(shown["app"]) as url, chromium_page(chromium, f"{url}/page.html") as page:
+        await page.fill("input", "Nothing is lost")
+        await page.click("text=Ask")
+        await until(lambda: paced.runs)
+        yield page, paced
+
+
+async def text_of(page: Page, text: str) -> None:
+    """Return when the page shows just that."""
+    await page.wait_for_function(
+        "text => document.querySelector('output').textContent.trim() === text", arg=text, timeout=20_000
+    )
+
+
+async def test_a_reload_of_the_page_in_mid_answer_loses_and_repeats_nothing(chromium: str) -> None:
+    async with asked(chromium) as (page, paced):
+        paced.may_begin.set()
+        await text_of(page, "Nothing")
+        await page.reload()
+        await text_of(page, "Nothing")
+        paced.may_go_on.set()
+        await text_of(page, "Nothing is lost")
+        await page.reload()  # what has ended is still there
+        await text_of(page, "Nothing is lost")
+    assert paced.runs == 1
+
+
+async def test_stop_on_the_page_ends_the_answer(chromium: str) -> None:
+    async with asked(chromium) as (page, paced):
+        paced.may_begin.set()
+        await text_of(page, "Nothing")
+        await page.click("#stop")
+        await page.wait_for_function("() => document.querySelector('output').textContent.startsWith('Nothing (')")
+        assert await page.is_disabled("#stop")
+    assert paced.runs == 1

@@ -1,7 +1,6 @@
 """The reference's client of native events: it runs in Node as the page shows it, over connections that are cut."""
 
 import json
-import re
 import subprocess
 from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
@@ -10,15 +9,14 @@ from typing import Any, Final
 import anyio
 import pytest
 from fastapi import FastAPI, Request, Response
+from tests.clients.served import native_client
 from tests.http.servers import serving
 from tests.network.proxy import End, Fate, bad_network
-from tests.test_docs import ROOT
 
 from streamkeep import InMemoryStreamManager, PublicError
 from streamkeep.http import SSEFraming, StreamsHTTP
 from streamkeep.http.response import Receive, Scope, Send
 
-PAGE: Final = ROOT / "docs/reference/http.md"
 PROGRAM: Final = """
 import { events } from "./events.mjs";
 const [url, options] = process.argv.slice(2);
@@ -35,8 +33,7 @@ WORDS: Final = ("Nothing", "is", "naïve 世界", "lost")
 def read(requires: Callable[[str], str], tmp_path: Path) -> Callable[..., Any]:
     """Give what reads a URL by the page's client, in Node, and gives what it has given; what it throws is last."""
     node = requires("node")
-    (shown,) = re.findall(r"^```js\n(export async function\* events.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    (tmp_path / "events.mjs").write_text(shown)
+    (tmp_path / "events.mjs").write_text(native_client())
     (tmp_path / "read.mjs").write_text(PROGRAM)
 
     async def run(url: str, **options: object) -> list[dict[str, Any]]:

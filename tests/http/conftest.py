@@ -93,7 +93,7 @@ class GenkitClient:
 def genkit_client(requires: Callable[[str], str]) -> GenkitClient:
     """Give Genkit's official client, installed by npm where it is missing or of another lock file."""
     requires("node")
-    _install(requires("npm"))
+    install_packages(requires("npm"))
     return GenkitClient()
 
 
@@ -104,13 +104,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(300))
 
 
-def _install(npm: str) -> None:
-    stamp = PROGRAM / "node_modules" / ".streamkeep-lock.json"
-    with (PROGRAM / "package-lock.json").open("rb") as lock:
+def install_packages(npm: str, directory: Path = PROGRAM) -> None:
+    """Have a directory's packages of npm, those of its lock file; where they are there already nothing is done."""
+    stamp = directory / "node_modules" / ".streamkeep-lock.json"
+    with (directory / "package-lock.json").open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of the processes that share the tests, one installs
         wanted = lock.read()
         if stamp.exists() and stamp.read_bytes() == wanted:
             return
         command = [npm, "ci", "--ignore-scripts", "--omit=optional", "--no-audit", "--no-fund", "--loglevel=error"]
-        subprocess.run(command, cwd=PROGRAM, timeout=280, check=True)
+        subprocess.run(command, cwd=directory, timeout=280, check=True)
         stamp.write_bytes(wanted)

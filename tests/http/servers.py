@@ -89,7 +89,14 @@ def _http(storage_url: str) -> StreamsHTTP:
     return StreamsHTTP(_short_lived(storage_url), timeouts=heartbeat, drain=timedelta(milliseconds=200))
 
 
+def _clients(storage_url: str) -> ASGIApp:
+    from tests.clients.served import Served, app_of  # which imports this module
+
+    return app_of(Served(), _http(storage_url))
+
+
 APPS: Final[dict[str, Callable[[str], ASGIApp]]] = {
+    "clients": _clients,
     "durable": lambda url: durable_app(count, endless, streams=_http(url)),
     "wrapped": lambda url: wrapped_app(count, endless, streams=_http(url)),
 }

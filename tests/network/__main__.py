@@ -10,7 +10,7 @@ import time
 from typing import Final
 
 import anyio
-from tests.http.conftest import _install
+from tests.http.conftest import install_packages
 from tests.network.campaign import campaign
 from tests.network.restarts import read_through_restarts
 
@@ -27,7 +27,7 @@ def main() -> int:
     programs = {program: shutil.which(program) for program in ("node", "npm", "chromium", "curl")}
     if missing := [program for program, path in programs.items() if path is None]:
         parser.error(f"not on PATH: {', '.join(missing)}")
-    _install(str(programs["npm"]))
+    install_packages(str(programs["npm"]))
     return anyio.run(run, arguments.seed, arguments.cuts, arguments.restarts, str(programs["chromium"]))
 
 

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 
 import pytest
-from tests.http.conftest import _install
+from tests.http.conftest import install_packages
 
 
 @pytest.fixture(scope="session")
 def genkit(requires: Callable[[str], str]) -> None:
     """Have Node with Genkit's official client."""
     requires("node")
-    _install(requires("npm"))
+    install_packages(requires("npm"))
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,10 @@
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
-from urllib.parse import urlsplit
 
-import anyio
 import pytest
 from tests.http.servers import OFFSET, events_of
+from tests.network.cuts import cuts_of, exchange
 from tests.network.proxy import End, Fate, bad_network
 from tests.network.readers import (
     HANG,
@@ -33,26 +32,6 @@ START: Final = (
     b'Content-Length: 10\r\n\r\n{"data":3}'
 )
 RESUME: Final = START.replace(b"\r\n\r\n", b"\r\nX-Genkit-Stream-Id: told\r\n\r\n")
-
-
-async def exchange(url: str, request: bytes) -> bytes:
-    """Send a request, and give the answer as far as it comes."""
-    answer = b""
-    with anyio.fail_after(10):
-        async with await anyio.connect_tcp("127.0.0.1", urlsplit(url).port or 0) as connection:
-            await connection.send(request)
-            while not answer.endswith(b"\r\n0\r\n\r\n"):
-                try:
-                    answer += await connection.receive()
-                except (anyio.EndOfStream, anyio.BrokenResourceError):
-                    break
-    return answer
-
-
-async def cuts_of(url: str, request: bytes, *, step: int = 1) -> list[Fate]:
-    """Give a cut at each byte of the answer to a request, or at some, from none of it to all of it; in turn by FIN and by RST."""
-    places = range(0, len(await exchange(url, request)) + 1, step)
-    return [Fate((End.FIN, End.RST)[number % 2], after) for number, after in enumerate(places)]
 
 
 async def read_over(

