@@ -450,16 +450,20 @@ class Runner:
         if not self._unfinished:  # told of one, whatever thousands have met the same
             logger.warning("stream %s cannot be completed yet, and any that end meanwhile: %s", stream.id, error)
         self._unfinished.add(stream)
+        is_flushed = False
         try:
             with anyio.move_on_after(END_SECONDS):
-                while True:
+                while not is_flushed:
                     await anyio.sleep(END_RETRY_SECONDS)
-                    if await _is_flushed(stream):
-                        return
+                    is_flushed = await _is_flushed(stream)
         finally:
             self._unfinished.discard(stream)
             if not self._unfinished:
-                logger.warning("no stream waits to be completed any more")
+                logger.warning(
+                    "no stream waits to be completed any more"
+                    if is_flushed
+                    else "what cannot be completed yet is completed in the background, as soon as the storage can; its readers wait"
+                )
 
     # Ends
 
