@@ -258,7 +258,7 @@ async def test_what_names_no_stream_or_two_is_a_mistake_of_the_endpoints(caplog:
         for method in ("GET", "DELETE"):
             for query in ("", "?key=k"):
                 assert (await http.request(method, f"/wrong{query}")).status_code == 500
-    assert caplog.text.count("TypeError: give either a stream's id or a key") == 4
+    assert caplog.text.count("TypeError: give either a stream's id, or a key, or a run") == 4
 
 
 async def test_an_endpoint_inside_durable_streaming_runs_once_for_a_request_that_is_sent_twice() -> None:
