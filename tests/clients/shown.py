@@ -1,5 +1,6 @@
 """The apps that pages of the docs show, around a producer of ours: no line of theirs is changed but where they store."""
 
+import json
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
@@ -50,3 +51,15 @@ def langgraph_app(streams_http: StreamsHTTP, paced: Paced) -> ASGIApp:
             yield "values", {"word": word}
 
     return shown_app("docs/how-to/langgraph.md", streams_http, answer)
+
+
+def ag_ui_app(streams_http: StreamsHTTP, paced: Paced) -> ASGIApp:
+    """Give the app of the page about AG-UI's clients. A question is text that is JSON."""
+
+    async def answer(messages: list[dict[str, Any]]) -> AsyncGenerator[str]:
+        content = messages[-1]["content"]
+        question = json.loads(content if isinstance(content, str) else content[0]["text"])
+        async for word in paced.words(question["number"], holds=question["holds"]):
+            yield word
+
+    return shown_app("docs/how-to/ag-ui.md", streams_http, answer)

@@ -34,7 +34,7 @@ class Python:
     def __init__(self, tasks: TaskGroup) -> None:
         self._tasks = tasks
 
-    async def read(self, client: str, jobs: Sequence[Mapping[str, object]]) -> list[Reading]:  # noqa: ARG002
+    async def read(self, client: str, jobs: Sequence[Mapping[str, object]]) -> list[Reading]:
         readings = [Reading() for _ in jobs]
         for reading, job in zip(readings, jobs, strict=True):
             self._tasks.start_soon(self._read, reading, job)

@@ -6,6 +6,8 @@ const CLIENTS = {
     const [{ EventSource }, { byEventSource }] = await Promise.all([import("eventsource"), import("./readers.js")]);
     return byEventSource(EventSource);
   },
+  "@ag-ui/client": async () => (await import("./ag-ui.js")).read,
+  "@tanstack/ai-client": async () => (await import("./tanstack-ai.js")).read,
   "@langchain/langgraph-sdk": async () => (await import("./langgraph.js")).read,
 };
 
