@@ -8,7 +8,7 @@ export const read = async ({ url, threadId, runId, question }, tell) => {
   const asked = { id: "question", role: "user", parts: [{ type: "text", content: question }] };
   const ended = Promise.withResolvers();
   const client = new ChatClient({
-    connection: fetchServerSentEvents(`${url}/agent`, { fetchClient: (path, init) => fetch(path, init) }),
+    connection: fetchServerSentEvents(`${url}/agent`, { reconnect: { maxAttempts: 40 } }),
     threadId,
     initialMessages: runId ? [asked] : [],
     initialResumeSnapshot: runId && { resumeState: { threadId, runId } },
