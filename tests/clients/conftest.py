@@ -39,7 +39,7 @@ async def browser(requires: Callable[[str], str]) -> AsyncGenerator[Browser]:
 def start_node(requires: Callable[[str], str]) -> Start:
     """Give what starts a client in Node; its packages are installed where they are missing."""
     install_packages(requires("npm"), PACKAGES)
-    return lambda client, _url: node(NODE, client)
+    return lambda client, url: node(NODE, client)
 
 
 @pytest.fixture

@@ -134,6 +134,7 @@ async def test_tanstack_ai_alone_takes_a_cut_behind_the_last_event_for_a_failure
         (TANSTACK, ag_ui_app),
         (AG_UI, pydantic_ai_app),
         (TANSTACK, pydantic_ai_app),
+        (AG_UI, durable_agent),
         (TANSTACK, durable_agent),
     ],
 )
@@ -141,7 +142,8 @@ async def test_a_connection_that_is_cut_in_mid_run_loses_and_repeats_nothing(
     start_node: Start, client: str, make: Make
 ) -> None:
     async with served(make) as (url, paced), start_node(client, "") as program, bad_network(url) as network:
-        (reading,) = await program.read(client, [job_of(client, network.path())])
+        job = {**job_of(client, network.path()), "isKeyed": make is durable_agent}
+        (reading,) = await program.read(client, [job])
         await held(reading)
         network.meet(Fate(End.FIN, b"data: {"))
         paced.may_go_on.set()

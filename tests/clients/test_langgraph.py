@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import timedelta
 from typing import Any, Final
 
 import anyio
@@ -19,7 +20,8 @@ from tests.network.cuts import exchange
 from tests.network.proxy import End, Fate, bad_network
 
 from streamkeep import InMemoryStreamManager
-from streamkeep.http import StreamsHTTP
+from streamkeep.http import StreamsHTTP, Timeouts
+from streamkeep.http.response import Receive, Scope, Send
 
 JAVASCRIPT: Final = "@langchain/langgraph-sdk"
 PYTHON: Final = "langgraph-sdk"
@@ -136,6 +138,26 @@ async def test_a_connection_that_is_cut_in_mid_run_loses_and_repeats_nothing(sta
         paced.may_go_on.set()
         assert told(await reading.end()) == WHOLE
         assert network.struck.total() == 1
+    assert paced.runs == {1: 1}
+
+
+@of_each_client
+async def test_an_answer_that_ends_in_good_order_too_early_is_gone_on_with(start_node: Start, client: str) -> None:
+    # As a proxy may end it, or a server that cannot cut: such a one names no version of the HTTP spec.
+    paced, asked = Paced(), anyio.Event()
+    app = langgraph_app(StreamsHTTP(InMemoryStreamManager(), timeouts=Timeouts(longest=timedelta(milliseconds=200))), paced)
+
+    async def cannot_cut(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "GET" and not scope["path"].endswith("/stream"):
+            asked.set()
+        await app({**scope, "asgi": {}}, receive, send)
+
+    async with serving(cannot_cut) as url, program_of(start_node, client) as program:
+        (reading,) = await program.read(client, [job_of(url)])
+        await held(reading)
+        await asked.wait()
+        paced.may_go_on.set()
+        assert told(await reading.end()) == WHOLE
     assert paced.runs == {1: 1}
 
 

@@ -140,9 +140,15 @@ def test_a_run_of_langgraphs_that_fails_ends_with_an_error() -> None:
     )
 
 
+def test_a_transport_that_fails_is_a_runs_end_for_ag_ui_and_no_event_for_langgraph() -> None:
+    # A client of LangGraph's that has been given no end asks for the run.
+    assert AGUIFraming().error(FAILED) == (b'data: {"type":"RUN_ERROR","message":"no page \\u00e9","code":"NOT_FOUND"}\n\n')
+    assert LangGraphFraming().error(FAILED) == b""
+
+
 @pytest.mark.parametrize("framing", [AGUIFraming(), LangGraphFraming()])
-def test_a_transport_that_fails_is_no_event_of_a_run(framing: Framing) -> None:
-    assert (framing.preamble(), framing.heartbeat(), framing.error(FAILED)) == (b"", b": \n", b"")
+def test_a_run_begins_with_nothing_and_its_heartbeat_is_a_comment(framing: Framing) -> None:
+    assert (framing.preamble(), framing.heartbeat()) == (b"", b": \n")
 
 
 def test_lines_of_json_are_the_chunks_and_an_error() -> None:

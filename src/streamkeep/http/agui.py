@@ -18,8 +18,7 @@ class AGUIFraming:
     """A run of AG-UI's: each chunk is one of its events, `RUN_STARTED` the first of them.
 
     A stream that fails, or is stopped, ends with a `RUN_ERROR` whose code is the status, and so does one that has neither that nor a
-    `RUN_FINISHED`. The id comes directly before the data, as TanStack AI's client needs it. A transport that fails has no event: the run
-    goes on, and its clients would take one for its end.
+    `RUN_FINISHED`. The id comes directly before the data, as TanStack AI's client needs it.
     """
 
     content_type = "text/event-stream"
@@ -40,11 +39,11 @@ class AGUIFraming:
         """Give an event; at the end a `RUN_ERROR`, if the run has not said how it ended."""
         match event.type:
             case StreamEventType.CHUNK:
-                return self._frame(event.data, cursor)
+                return self._frame(event.data, f"id: {cursor}\n")
             case StreamEventType.DONE:
-                return b"" if self._is_ended else self._frame(_run_error(UNFINISHED), cursor)
+                return b"" if self._is_ended else self._frame(_run_error(UNFINISHED), f"id: {cursor}\n")
             case StreamEventType.ERROR:
-                return b"" if self._is_ended else self._frame(_run_error(event.error), cursor)
+                return b"" if self._is_ended else self._frame(_run_error(event.error), f"id: {cursor}\n")
             case _:
                 assert_never(event.type)
 
@@ -52,13 +51,13 @@ class AGUIFraming:
         """Give a comment."""
         return b": \n"
 
-    def error(self, error: ErrorInfo) -> bytes:  # noqa: ARG002 - see above
-        """Give nothing."""
-        return b""
+    def error(self, error: ErrorInfo) -> bytes:
+        """Give a `RUN_ERROR` without id: without one its clients take a clean end for success."""
+        return self._frame(_run_error(error), "")
 
-    def _frame(self, data: bytes, cursor: str) -> bytes:
+    def _frame(self, data: bytes, id_line: str) -> bytes:
         self._is_ended = self._is_ended or _type_of(data) in ENDS
-        return b"id: %b\ndata: %b\n\n" % (cursor.encode(), one_line(data))
+        return b"%bdata: %b\n\n" % (id_line.encode(), one_line(data))
 
 
 class _Event(msgspec.Struct):
