@@ -25,7 +25,7 @@ from streamkeep.http.response import Receive, Scope, Send
 
 JAVASCRIPT: Final = "@langchain/langgraph-sdk"
 PYTHON: Final = "langgraph-sdk"
-THREAD: Final = "thread-1"
+THREAD: Final = "thread-0001"
 
 of_each_client = pytest.mark.parametrize("client", [JAVASCRIPT, PYTHON])
 
@@ -95,7 +95,7 @@ WHOLE: Final = [*words(), ("end", None)]
 
 
 def job_of(url: str, number: int = 1, *, holds: bool = True) -> dict[str, object]:
-    return {"url": url, "thread": f"thread-{number}", "input": {"number": number, "holds": holds}}
+    return {"url": url, "thread": f"thread-{number:04}", "input": {"number": number, "holds": holds}}
 
 
 async def held(reading: Reading, *, created: int = 1) -> str:
@@ -109,7 +109,7 @@ async def answer_to(url: str) -> bytes:
     """Give the answer to a POST, whole, as it is when it comes in one piece."""
     body = json.dumps({"input": {"number": 0}})
     head = f"Host: test\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-    return await exchange(url, f"POST /threads/thread-0/runs/stream HTTP/1.1\r\n{head}\r\n\r\n{body}".encode())
+    return await exchange(url, f"POST /threads/thread-0000/runs/stream HTTP/1.1\r\n{head}\r\n\r\n{body}".encode())
 
 
 @of_each_client
