@@ -192,6 +192,10 @@ class Background:
         for task in tuple(self._tasks):
             task.cancel()
 
+    def leave_alone(self, task: Task) -> None:
+        """Have `stop` and `wait` not concern themselves with a task that has begun, and does not end."""
+        self._tasks.discard(task)
+
     async def wait(self) -> None:
         """Return when, after `stop`, no task is left."""
         if self._tasks:

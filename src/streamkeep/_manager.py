@@ -28,7 +28,7 @@ from ._listing import StreamInfo, StreamPage, StreamStatus, Wanted, info_of, lis
 from ._names import Kind
 from ._naming import look_up
 from ._running import Running
-from ._subscription import Subscription
+from ._subscription import From, Subscription
 from .errors import (
     InvalidArgumentError,
     StorageCorruptError,
@@ -215,7 +215,13 @@ class StreamManager:
 
     @overload
     def subscribe(
-        self, stream: str, after: int | None = None, *, idle_timeout: timedelta | None = None
+        self,
+        stream: str,
+        after: int | None = None,
+        *,
+        last: int | None = None,
+        follow: bool = True,
+        idle_timeout: timedelta | None = None,
     ) -> Subscription[Any]: ...
 
     @overload
@@ -224,6 +230,8 @@ class StreamManager:
         stream: str,
         after: int | None = None,
         *,
+        last: int | None = None,
+        follow: bool = True,
         chunk_type: type[T],
         output_type: type[Any] | None = None,
         idle_timeout: timedelta | None = None,
@@ -234,6 +242,8 @@ class StreamManager:
         stream: str,
         after: int | None = None,
         *,
+        last: int | None = None,
+        follow: bool = True,
         chunk_type: type[T] | None = None,
         output_type: type[Any] | None = None,
         idle_timeout: timedelta | None = None,
@@ -243,20 +253,25 @@ class StreamManager:
         Args:
             stream: its id.
             after: the offset of the last event that was seen; None for all.
+            last: only so many of the events that are stored when it is entered, and then live; 0: from now on. Not with `after`.
+            follow: False: it ends behind what is stored when it is entered, and waits for nothing.
             chunk_type: what `event.chunk` is decoded into: a pydantic model, a dataclass, a msgspec struct, …; JSON values otherwise.
             output_type: the same for `event.output`.
             idle_timeout: raise StreamTimeoutError when nothing came for so long.
 
         Raises InvalidArgumentError; when entered StreamNotFoundError, OffsetOutOfRangeError (an `after` that the stream has not
         reached), StorageError, StreamManagerClosedError, WrongEventLoopError. A stream whose writer has died is ended with ABORTED, by its
-        readers.
+        readers that follow.
         """
         stream = checked_id(stream)
         check_offset(after)
+        check_last(last)
+        if None not in {after, last}:
+            raise InvalidArgumentError("`after` and `last` each say where to begin; give one of them")
         return Subscription(
             self._check_running,
             stream,
-            after,
+            From(after, last, follow),
             None if idle_timeout is None else idle_timeout.total_seconds(),
             msgspec.json.decode if chunk_type is None else decoder_of(chunk_type),
             msgspec.json.decode if output_type is None else decoder_of(output_type),
@@ -471,6 +486,12 @@ def check_offset(after: int | None) -> None:
     """Raise InvalidArgumentError unless `after` may be an offset, or is None."""
     if after is not None and (type(after) is not int or not 0 <= after <= MAX_OFFSET):
         raise InvalidArgumentError(f"an offset is a whole number between 0 and {MAX_OFFSET}")
+
+
+def check_last(last: int | None) -> None:
+    """Raise InvalidArgumentError unless `last` may be a number of events, or is None."""
+    if last is not None and (type(last) is not int or not 0 <= last <= MAX_OFFSET):
+        raise InvalidArgumentError(f"`last` is a whole number between 0 and {MAX_OFFSET}")
 
 
 def checked_metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:

@@ -8,6 +8,7 @@ feed. What a stream may become is decided in `_lifecycle`.
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Generic, Self, TypeVar
 
 import anyio
@@ -19,8 +20,24 @@ from ._lifecycle import Life
 from ._running import Running
 from .errors import OffsetOutOfRangeError, StorageError, StreamNotFoundError, StreamTimeoutError
 from .events import StreamEvent, event_of, is_terminal
+from .storage import Page
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class From:
+    """Where in a stream a subscription begins, and whether it goes on.
+
+    Attributes:
+        after: only those with a greater offset.
+        last: only so many of those that are stored, and all that come; not with `after`.
+        follow: also those that come.
+    """
+
+    after: int | None = None
+    last: int | None = None
+    follow: bool = True
 
 
 class Subscription(Generic[T]):
@@ -38,14 +55,17 @@ class Subscription(Generic[T]):
         self,
         check_running: Callable[[], Running],
         stream: str,
-        after: int | None,
+        begin: From,
         idle_seconds: float | None,
         decode_chunk: Callable[[bytes], T],
         decode_output: Callable[[bytes], object],
     ) -> None:
         self.id = stream
         self._check_running = check_running
-        self._next = 0 if after is None else after + 1
+        self._begin = begin
+        self._next = 0 if begin.after is None else begin.after + 1
+        self._first = 0
+        self._end: int | None = None  # where one that does not follow ends
         self._idle_seconds = idle_seconds
         self._decode_chunk = decode_chunk
         self._decode_output = decode_output
@@ -65,12 +85,19 @@ class Subscription(Generic[T]):
             raise RuntimeError("enter the subscription with `async with` first")
         return self._life.state.life
 
+    @property
+    def first_offset(self) -> int:
+        """The offset of the first event that this gives, or will give when there is one. RuntimeError: this was not entered."""
+        if self._life is None:
+            raise RuntimeError("enter the subscription with `async with` first")
+        return self._first
+
     async def __aenter__(self) -> Self:
         if self._life is not None:
             raise RuntimeError("this subscription was entered already; subscribe again")
         running = self._check_running()
         core = running.core
-        page = await core.storage.read(self.id, self._next, PAGE_RECORDS)
+        page = await self._read_first(core)
         if page is None or _lifecycle.is_expired(life := _lifecycle.life_of(page.head), core.now()):
             raise StreamNotFoundError("stream not found")
         if self._next > page.head.tail:
@@ -78,7 +105,10 @@ class Subscription(Generic[T]):
         self._running = running
         self._page = page.records
         self._life = life
-        if life.state.status == "open":
+        self._first = self._next
+        if not self._begin.follow:
+            self._end = page.head.tail
+        elif life.state.status == "open":
             self._follow(running)
         return self
 
@@ -128,16 +158,10 @@ class Subscription(Generic[T]):
             running = self._check_running()
             if self._page:
                 page, self._page = self._page, ()
-                return page
+                return page if self._end is None else page[: self._end - self._next]
             if self._feed is None:
-                if self._life is None:
-                    raise RuntimeError("enter the subscription with `async with` first")
-                if self._life.state.status == "open":  # the storage went back to before the stream's end
-                    self._follow(running)
-                elif self._next >= self._life.head.tail:
+                if not await self._go_on_alone(running):
                     break
-                else:
-                    await self._read_page(running.core)
                 continue
             records = self._feed.since(self._next)
             if records is None:
@@ -151,6 +175,31 @@ class Subscription(Generic[T]):
             else:
                 await self._wait(self._feed)
         return ()
+
+    async def _read_first(self, core: Core) -> Page | None:
+        """Read the first page of what is wanted."""
+        last = self._begin.last
+        if last is None:
+            return await core.storage.read(self.id, self._next, PAGE_RECORDS)
+        while (page := await core.storage.read(self.id)) is not None:
+            self._next = max(0, page.head.tail - last)
+            page = await core.storage.read(self.id, self._next, PAGE_RECORDS)
+            if page is None or self._next <= page.head.tail:
+                return page
+        return None
+
+    async def _go_on_alone(self, running: Running) -> bool:
+        """Read a page, or begin to follow; False: there is no more."""
+        if self._life is None:
+            raise RuntimeError("enter the subscription with `async with` first")
+        if self._end is None and self._life.state.status == "open":  # the storage went back to before the stream's end
+            self._follow(running)
+            return True
+        tail = self._life.head.tail
+        if self._next >= (tail if self._end is None else min(tail, self._end)):
+            return False
+        await self._read_page(running.core)
+        return True
 
     def _follow(self, running: Running) -> None:
         assert self._life is not None

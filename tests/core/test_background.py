@@ -348,6 +348,22 @@ async def test_what_belongs_to_no_event_loop_yet_starts_nothing() -> None:
         background.check_callable()
 
 
+async def test_a_task_that_is_left_alone_is_neither_cancelled_nor_waited_for(anyio_backend: str) -> None:
+    background, go_on, ended = Background(), anyio.Event(), anyio.Event()
+    background.begin()
+    task = background.start(go_on.wait, "a test", ended=ended.set)
+    await wait_all_tasks_blocked()
+    background.leave_alone(task)
+    background.stop()
+    with anyio.fail_after(BOUND_SECONDS):
+        await background.wait()
+
+    assert not ended.is_set()
+    go_on.set()
+    with anyio.fail_after(BOUND_SECONDS):
+        await ended.wait()
+
+
 # Forks
 
 

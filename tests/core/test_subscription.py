@@ -1,4 +1,4 @@
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -24,7 +24,7 @@ from streamkeep import (
     Subscription,
 )
 from streamkeep._feed import SHARED_BYTES, SHARED_RECORDS, Feed
-from streamkeep.storage import Head
+from streamkeep.storage import Head, Page
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
 
@@ -92,6 +92,65 @@ async def test_an_offset_is_a_whole_number(streams: StreamManager, after: Any) -
 
 
 @pytest.mark.promise("P8")
+async def test_who_does_not_follow_reads_no_further_than_what_was_stored_at_the_beginning(streams: StreamManager) -> None:
+    stream = await streams.open("s")
+    for number in range(700):
+        stream.write_soon(number)
+    await stream.flush()
+
+    async with streams.subscribe("s", follow=False) as events:
+        assert (await anext(events)).offset == 0
+        for number in range(700, 2_000):
+            stream.write_soon(number)
+        await stream.done()
+
+        assert [event.offset async for event in events] == [*range(1, 700)]
+
+
+class Meanwhile(FaultyStorage):
+    """Does something between a read of a head alone and its answer."""
+
+    then: Callable[[], Awaitable[object]] | None = None
+
+    async def read(self, stream: str, start: int = 0, limit: int = 0) -> Page | None:
+        page = await super().read(stream, start, limit)
+        if limit == 0 and (then := self.then) is not None:
+            self.then = None
+            await then()
+        return page
+
+
+@pytest.fixture
+async def meanwhile(memory: MemoryStorage, elsewhere: StreamManager) -> AsyncIterator[tuple[Meanwhile, StreamManager]]:
+    storage = Meanwhile(memory)
+    async with StreamManager(storage) as streams:
+        await fill(elsewhere, 9)
+        yield storage, streams
+
+
+async def test_the_last_of_a_stream_that_is_made_anew_meanwhile_are_those_of_the_new_one(
+    meanwhile: tuple[Meanwhile, StreamManager], elsewhere: StreamManager
+) -> None:
+    async def make_anew() -> None:
+        await elsewhere.delete("s")
+        await fill(elsewhere, 4)
+
+    storage, streams = meanwhile
+    storage.then = make_anew
+    async with streams.subscribe("s", last=2) as events:
+        assert [event.offset async for event in events] == [3, 4]
+
+
+async def test_the_last_of_a_stream_that_is_deleted_are_not_found(
+    meanwhile: tuple[Meanwhile, StreamManager], elsewhere: StreamManager
+) -> None:
+    storage, streams = meanwhile
+    storage.then = lambda: elsewhere.delete("s")
+    for _ in range(2):
+        with pytest.raises(StreamNotFoundError):
+            await streams.subscribe("s", last=2).__aenter__()
+
+
 async def test_an_unknown_stream_is_not_found(streams: StreamManager) -> None:
     with pytest.raises(StreamNotFoundError):
         async with streams.subscribe("s"):
@@ -680,6 +739,18 @@ async def test_a_reader_of_pages_is_told_as_well_that_the_storage_went_back(back
 
 
 @pytest.mark.promise("P19")
+async def test_who_does_not_follow_and_had_not_read_what_was_lost_ends_where_the_stream_does_now(backup: Backup) -> None:
+    await released(backup, 600)
+    await written_on(backup, 700)
+    async with backup.here.subscribe("s", follow=False) as events:
+        for number in range(512):  # a page
+            assert (await anext(events)).chunk == number
+        backup.storage.go_back()
+
+        assert [event.offset async for event in events] == [*range(512, 600)]
+
+
+@pytest.mark.promise("P19")
 async def test_a_reader_who_had_not_read_what_was_lost_goes_on(backup: Backup) -> None:
     await released(backup, 600)
     await written_on(backup, 5)
@@ -933,8 +1004,9 @@ async def test_a_subscription_says_which_life_of_an_id_it_reads(streams: StreamM
         async with streams.open("s") as stream:
             await stream.done()
         subscription = streams.subscribe("s")
-        with pytest.raises(RuntimeError, match="enter the subscription"):
-            subscription.life  # noqa: B018
+        for name in ("life", "first_offset"):
+            with pytest.raises(RuntimeError, match="enter the subscription"):
+                getattr(subscription, name)
         async with subscription:
             lives.append(subscription.life)
         assert (await streams.info("s")).life == lives[-1]

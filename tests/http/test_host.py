@@ -9,12 +9,13 @@ import anyio
 import httpx
 import pytest
 from fastapi import Depends, FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
 from genkit import ActionRunContext
 from genkit import PublicError as GenkitPublicError
 from genkit_fastapi import serve_flow
 from starlette.applications import Starlette
 from starlette.middleware.gzip import GZipMiddleware
-from tests.http.servers import STREAM_ID, STREAMING, Reading, count, flow_of, frames_of, http_to
+from tests.http.servers import STREAM_ID, STREAMING, Reading, count, flow_of, frames_of, http_to, until
 
 from streamkeep import InMemoryStreamManager, PublicError, StorageFullError, StreamManager
 from streamkeep.http import DurableStreaming, StreamsHTTP
@@ -22,7 +23,7 @@ from streamkeep.http.response import ASGIApp, Message, Receive, Scope, Send
 from streamkeep.http.starlette import answer_errors
 from streamkeep.integrations.fastapi import durable_flow
 from streamkeep.storages.memory import MemoryStorage
-from streamkeep.testing.faults import FaultyStorage
+from streamkeep.testing.faults import FaultyStorage, Hold
 
 
 def chat_app(streams_http: StreamsHTTP, chunks: Any = None) -> FastAPI:
@@ -69,6 +70,46 @@ async def test_a_middleware_whose_receive_answers_at_once_freezes_nothing() -> N
         with anyio.fail_after(10):
             answer = await http.post("/chat", json={})
     assert len(frames_of(answer.content)) == 3
+
+
+async def test_a_middleware_whose_receive_answers_at_once_is_asked_seldom_while_the_storage_is_slow() -> None:
+    asked, hold = 0, Hold()
+    storage = FaultyStorage(MemoryStorage())
+    inner = FastAPI()
+
+    async def numbers() -> AsyncGenerator[str, None]:
+        yield "data: 0\n\n"
+
+    @inner.post("/chat")
+    async def chat(request: Request) -> StreamingResponse:
+        nonlocal hold
+        assert await request.body() == b"{}"
+        hold = storage.hold("commit")  # the stream is not opened before
+        return StreamingResponse(numbers(), media_type="text/event-stream")
+
+    durable = DurableStreaming(inner, StreamManager(storage))
+
+    async def counting(scope: Scope, receive: Receive, send: Send) -> None:
+        async def counted() -> Message:
+            nonlocal asked
+            asked += 1
+            return {"type": "http.request", "body": b"{}", "more_body": False}
+
+        await durable(scope, counted if scope["type"] == "http" else receive, send)
+
+    async with http_to(counting) as http, anyio.create_task_group() as tasks:
+
+        async def release() -> None:
+            await until(lambda: asked > 1)
+            await hold.reached.wait()
+            await anyio.sleep(0.5)
+            hold.release()
+
+        tasks.start_soon(release)
+        with anyio.fail_after(20):
+            answer = await http.post("/chat", content=b"{}")
+    assert answer.text.count("data:") == 1
+    assert asked < 100
 
 
 async def test_a_head_leaves_at_once_although_a_middleware_compresses() -> None:
@@ -197,6 +238,22 @@ async def test_no_stack_of_genkits_reaches_a_client() -> None:
         answer = await http.post("/failing", json={"data": "x"})
     assert "secret.py" not in answer.text
     assert answer.json()["error"]["details"] == {"model": "m"}
+
+
+async def test_a_flow_without_a_stream_that_panics_is_answered_as_any_failure(caplog: pytest.LogCaptureFixture) -> None:
+    class Panic(BaseException):
+        """What native libraries raise."""
+
+    async def flow(_input: str, _ctx: Any) -> str:
+        raise Panic("secret")
+
+    app = FastAPI()
+    app.include_router(durable_flow(flow_of(flow), InMemoryStreamManager()))
+    async with http_to(app) as http:
+        answer = await http.post("/flow", json={"data": "x"})
+    assert (answer.status_code, answer.json()["error"]["status"]) == (500, "INTERNAL")
+    assert "secret" not in answer.text
+    assert "Panic: secret" in caplog.text
 
 
 # Requests

@@ -106,6 +106,46 @@ async def test_a_running_stream_is_replayed_and_then_followed() -> None:
             assert one.body.endswith(b"event: done\ndata: null\nid: 2\n\n")
 
 
+async def test_a_reader_may_begin_with_the_last_events_or_from_now_on() -> None:
+    async with reading() as (http, streams):
+        for last in range(1, 5):
+            assert await events_at(http, f"/streams/counted?last={last}") == COUNTED[-last:]
+        assert (await http.get("/streams/counted?last=0")).status_code == 204
+        # Who comes back has had them.
+        assert await events_at(http, "/streams/counted?last=1&after=0") == COUNTED[1:]
+
+        async with streams.open("running") as stream:
+            await stream.write("before")
+            async with http.stream("GET", "/streams/running?last=0") as response:
+                await until(lambda: feeds_of(streams))
+                await stream.write("now")
+                await stream.done()
+                text = (await Reading(response).whole()).decode()
+        assert "before" not in text
+        assert "now" in text
+
+
+async def test_a_reader_that_does_not_follow_gets_what_is_stored_and_a_clean_end() -> None:
+    async with reading() as (http, streams):
+        assert await events_at(http, "/streams/counted?follow=false") == COUNTED
+        async with streams.open("running") as stream:
+            for number in range(3):
+                await stream.write(number)
+            stored: list[Event] = [(str(number), "chunk", number) for number in range(3)]
+            assert await events_at(http, "/streams/running?follow=false") == stored
+            assert await events_at(http, "/streams/running?follow=false&last=1") == stored[2:]
+            assert await events_at(http, "/streams/running?follow=false&after=1") == stored[2:]
+            assert await events_at(http, "/streams/running?follow=false&after=2") == []
+            assert await events_at(http, "/streams/running?follow=true&follow=false") == stored
+
+
+@pytest.mark.parametrize("query", ["last=-1", "last=x", "last=9007199254740992", "last=%D9%A3", "follow=no", "follow="])
+async def test_what_says_badly_where_to_begin_is_400(query: str) -> None:
+    async with reading() as (http, _):
+        answer = await http.get(f"/streams/counted?{query}")
+        assert (answer.status_code, answer.json()["error"]["status"]) == (400, "INVALID_ARGUMENT")
+
+
 async def test_an_error_is_an_event_with_an_id_and_without_internal_text() -> None:
     async with reading() as (http, streams):
         for error, shown in (

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import anyio
 import pytest
-from tests.http.servers import events_of
+from tests.http.servers import events_of, until
 
 from streamkeep import InMemoryStreamManager, Limits, StreamEvent, StreamInput, StreamManager
 from streamkeep.errors import PublicError, StreamAlreadyExistsError, StreamManagerClosedError
@@ -328,6 +328,41 @@ async def test_a_producer_that_never_ends_is_left_alone(
         assert (await streams.info("s")).error == "ABORTED"  # and its stream has ended all the same
         go_on.set()
         await anyio.wait_all_tasks_blocked()
+
+
+@pytest.mark.parametrize("way", ["stopped", "drained", "left"])
+async def test_a_producer_that_never_ends_is_cancelled_some_times_and_waited_for_once(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamkeep.http.runner.SAVE_SECONDS", 0.1)
+    monkeypatch.setattr("streamkeep.http.runner.END_SECONDS", 0.5)
+    go_on, over = anyio.Event(), anyio.Event()
+    cancelled = 0
+
+    async def produce(_stream: StreamInput, _stop: anyio.Event) -> None:
+        nonlocal cancelled
+        while not go_on.is_set():
+            try:
+                await go_on.wait()
+            except asyncio.CancelledError:
+                cancelled += 1
+        over.set()
+
+    async with InMemoryStreamManager() as streams:
+        async with Runner(streams, drain=timedelta(), stop_grace=timedelta()) as runner:
+            await runner.start("s", produce)
+            if way == "stopped":
+                await streams.cancel("s")
+                await until(lambda: all(run.free.is_set() for run in runner._runs))
+            elif way == "drained":
+                await runner.drain()
+            before = cancelled
+        assert 1 <= cancelled <= 10
+        if way != "left":
+            assert cancelled == before
+        go_on.set()
+        await over.wait()
+        await until(lambda: not runner._runs)
 
 
 async def test_a_producer_that_swallows_cancellation_for_a_while_is_ended_all_the_same() -> None:

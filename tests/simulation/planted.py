@@ -19,7 +19,7 @@ from streamkeep._observer import Observed, Observer
 from streamkeep._outbox import Outbox
 from streamkeep._running import Running
 from streamkeep._sessions import _Renewal
-from streamkeep._subscription import Subscription
+from streamkeep._subscription import From, Subscription
 from streamkeep._sweeper import Sweeper
 from streamkeep.errors import StorageError
 from streamkeep.storage import Doorbell, Head, Page
@@ -230,8 +230,8 @@ def after_is_read_as_from(patch: pytest.MonkeyPatch) -> None:
     """A reader that comes back gets its last event again."""
     subscribe = Subscription.__init__
 
-    def inclusive(self: Subscription[Any], running: Any, stream: str, after: int | None, *args: Any) -> None:
-        subscribe(self, running, stream, after - 1 if after else None, *args)
+    def inclusive(self: Subscription[Any], running: Any, stream: str, begin: From, *args: Any) -> None:
+        subscribe(self, running, stream, From(begin.after - 1) if begin.after else begin, *args)
 
     patch.setattr(Subscription, "__init__", inclusive)
 

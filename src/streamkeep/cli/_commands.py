@@ -166,13 +166,15 @@ def tail(
     *,
     storage: Storage,
     after: Annotated[int | None, Parameter(help="Only events with a greater offset than this.")] = None,
+    last: Annotated[int | None, Parameter(help="Only so many of those that are stored; 0: from now on.")] = None,
+    follow: Annotated[bool, Parameter(help="Go on live until its end.")] = True,
     json: Json = False,
 ) -> int:
     """Print the events of a stream, first those that are stored, then live until its end; exit with 1 if that is an error."""
     output = Output(json=json)
 
     async def run() -> bool:
-        async with _existing(storage) as streams, streams.subscribe(id, after) as events:
+        async with _existing(storage) as streams, streams.subscribe(id, after, last=last, follow=follow) as events:
             async for event in events:
                 output.event(event)
                 if event.type is StreamEventType.ERROR:

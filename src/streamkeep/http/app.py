@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, cast, get
 import anyio
 import msgspec
 
+from .._background import not_ours
 from .._encoding import Encode
 from .._listing import StreamInfo, StreamStatus
 from .._manager import StreamManager
@@ -33,7 +34,19 @@ from .framing import (
     kept_framing,
     result_body,
 )
-from .place import START, Place, again, check_life, cursor_in, is_all_seen, place_of, query_of, run_of, stream_named_in
+from .place import (
+    START,
+    Place,
+    again,
+    check_life,
+    cursor_in,
+    is_all_seen,
+    place_of,
+    query_of,
+    reading_of,
+    run_of,
+    stream_named_in,
+)
 from .response import (
     OWN_ANSWER,
     STREAM_ID_HEADER,
@@ -590,7 +603,9 @@ class StreamsHTTP:
         """
         place = place or START
         headers = naming(stream) if headers is None else headers
-        async with self.streams.subscribe(stream, place.after, idle_timeout=self._timeouts.idle) as events:
+        async with self.streams.subscribe(
+            stream, place.after, last=place.last, follow=place.follow, idle_timeout=self._timeouts.idle
+        ) as events:
             check_life(place, events.life)
             with self._listening(), self._shutdown.responding():
                 await send_events(
@@ -669,7 +684,7 @@ class StreamsHTTP:
 
     async def _read_events(self, scope: Scope, receive: Receive, send: Send, stream: str) -> None:
         info = await self._admit("read", scope, stream, self._route, {})
-        place, framing = place_of(scope, info), framing_of(info.metadata.get(ANSWER), scope)
+        place, framing = reading_of(scope, info), framing_of(info.metadata.get(ANSWER), scope)
         if is_all_seen(info, place, framing):
             # What an EventSource that has seen the end is told, so that it does not come back for ever.
             await send_response(send, 204)
@@ -797,6 +812,11 @@ async def _run_once(receive: Receive, send: Send, work: Work, request: GenkitReq
             output = await work.run(request, context, _ignore, stop)
         except Exception as error:
             failure = error
+        except not_ours():
+            raise
+        except BaseException as error:  # what native libraries raise may be no Exception
+            failure = RuntimeError(f"it ended by a {type(error).__name__}")
+            failure.__cause__ = error
         exchange.cancel_scope.cancel()
     if failure is not None:
         raise failure

@@ -38,6 +38,7 @@ from .response import (
     disconnected,
     errors_answered,
     headers_of,
+    longer,
 )
 from .runner import SAVE_SECONDS, SHUT_DOWN, ChunkWriter
 from .wire import Failure, GenkitDecoder, Result, SSEDecoder, wants_stream
@@ -389,15 +390,21 @@ class _Messages:
 
     async def take_from(self, receive: Receive) -> None:
         """Ask the server whenever somebody asks here, and never more than that."""
+        pause = 0.0
         try:
             while True:
                 await self._asked.wait()
                 self._asked = anyio.Event()
+                is_repeated = self._is_whole
                 try:
                     self._take(await receive())
                 except Exception as error:  # such as a middleware's that finds the body too long
                     self._body.append(error)
                     self._is_gone = True
+                if is_repeated and not self._is_gone:
+                    # Whoever waits for the client to go asks again at once.
+                    await anyio.sleep(pause)
+                    pause = longer(pause)
                 self._tell()
         finally:
             self._is_gone = True  # as far as anybody can say from here on

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -11,6 +11,7 @@ import msgspec
 
 from .._listing import StreamInfo
 from ..errors import InvalidArgumentError, OffsetOutOfRangeError
+from ..events import MAX_OFFSET
 from .framing import LIFE_CHARACTERS, Cursor, Framing, parse_cursor, parse_offset
 from .response import STREAM_ID_HEADER, Scope, headers_of
 
@@ -32,10 +33,15 @@ _OF_ONE_TRY: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where in a stream a reader goes on: behind an offset (None: at the start), of one life of its id if the reader says which."""
+    """Where in a stream a reader goes on: behind an offset (None: at the start), of one life of its id if the reader says which.
+
+    Or with the `last` events that are stored; and whether it follows, or ends behind what is stored.
+    """
 
     after: int | None = None
     life: str = ""
+    last: int | None = None
+    follow: bool = True
 
 
 START: Final = Place()
@@ -72,6 +78,22 @@ def place_of(scope: Scope, info: StreamInfo) -> Place:
     return place
 
 
+def reading_of(scope: Scope, info: StreamInfo) -> Place:
+    """Give where a request to read begins: where it goes on, or with the `?last=` events; and whether it follows, as `?follow=` says.
+
+    InvalidArgumentError: as `place_of`, or these are no number, and neither true nor false.
+    """
+    place, query = place_of(scope, info), query_of(scope)
+    last, follow = query.get("last", ""), query.get("follow", "true")
+    if follow not in {"true", "false"}:
+        raise InvalidArgumentError("`follow` is true or false")
+    if last and not (last.isascii() and last.isdigit() and len(last) <= len(str(MAX_OFFSET)) and int(last) <= MAX_OFFSET):
+        raise InvalidArgumentError(f"`last` is a whole number from 0 to {MAX_OFFSET}, in ASCII digits")
+    # Who comes back with a place has had the last ones.
+    newest = int(last) if last and place == START else None
+    return replace(place, last=newest, follow=follow == "true")
+
+
 def check_life(place: Place, life: str) -> None:
     """Raise OffsetOutOfRangeError if a place is in another life of its id than this one."""
     if place.life and place.life != life[:LIFE_CHARACTERS]:
@@ -84,7 +106,7 @@ def is_all_seen(info: StreamInfo, place: Place, framing: Framing) -> bool:
         return False
     is_end_shown = info.status != "done" or framing.shows_done
     last_shown = info.tail - 1 if is_end_shown else info.tail - 2
-    seen = -1 if place.after is None else place.after
+    seen = info.tail - 1 if place.last == 0 else -1 if place.after is None else place.after
     return last_shown <= seen < info.tail
 
 

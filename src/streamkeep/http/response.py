@@ -211,9 +211,14 @@ async def disconnected(receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             # A server has nothing more to say before; a middleware that keeps bodies may give the same one at once, again and again.
             await anyio.sleep(pause)
-            pause = min(2 * pause + FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS)
+            pause = longer(pause)
     except Exception as error:  # a middleware's; what it is about, whoever is outside knows
         logger.info("a client is taken for gone, because receiving failed", exc_info=error)
+
+
+def longer(pause: float) -> float:
+    """Give the seconds to wait the next time that a `receive` has said nothing new."""
+    return min(2 * pause + FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS)
 
 
 async def send_events(

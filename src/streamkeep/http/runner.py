@@ -19,7 +19,7 @@ from weakref import ref
 import anyio
 from anyio import CancelScope
 
-from .._background import Background, loop_here, not_ours
+from .._background import Background, Task, loop_here, not_ours
 from .._encoding import Encode
 from .._input import StreamInput
 from .._manager import StreamManager
@@ -109,12 +109,14 @@ class _Run:
         self.stream = stream
         self.due = due
         self.on_end = on_end
+        self.task: Task | None = None
         self.stop = anyio.Event()
         self.cancellation = Cancellation()
         self.is_producing = True
         self.over = anyio.Event()
+        self.free = anyio.Event()
+        """Nobody waits for its producer any more: it is over, or has been given up."""
         self.listening = CancelScope()
-        self.is_given_up = False
         self.telling = CancelScope()
         self.told = anyio.Event()
         self.threads = 0
@@ -124,11 +126,11 @@ class _Run:
     @property
     def is_left(self) -> bool:
         """Whether somebody has to wait for it."""
-        return not (self.over.is_set() and self.told.is_set())
+        return not (self.free.is_set() and self.told.is_set())
 
     async def finished(self) -> None:
         """Return when nobody has to wait for it any more."""
-        await self.over.wait()
+        await self.free.wait()
         await self.told.wait()
 
     def cancel(self) -> None:
@@ -140,12 +142,13 @@ class _Run:
 
     def give_up(self) -> None:
         """Wait no longer for its producer's end."""
-        self.is_given_up = True
+        self.free.set()
         self.listening.cancel()
 
     def set_over(self) -> None:
         """Note that the producer's task is over."""
         self.over.set()
+        self.free.set()
         self.listening.cancel()
         self.let_go()
 
@@ -161,7 +164,7 @@ class _Run:
 
     def let_go(self) -> None:
         """Give its place back, if nothing of it goes on."""
-        if not self.is_left and not self.threads:
+        if self.over.is_set() and self.told.is_set() and not self.threads:
             self._forget(self)
 
 
@@ -289,7 +292,7 @@ class Runner:
         run = _Run(stream, due, on_end or self._on_end, self._forget)
         self._runs[run] = None
         what, context = f"the producer of stream {stream.id}", copy_context()
-        self._tasks.start(partial(self._run, run, produce), what, context, run.set_over)
+        run.task = self._tasks.start(partial(self._run, run, produce), what, context, run.set_over)
         self._tasks.start(partial(self._see_to_its_end, run), f"seeing to the end of stream {stream.id}", context, run.set_told)
 
     def drain_at(self, shutdown: anyio.Event) -> None:
@@ -323,10 +326,10 @@ class Runner:
             run.telling.deadline = min(run.telling.deadline, anyio.current_time() + SAVE_SECONDS)
         with anyio.move_on_after(END_SECONDS, shield=True):
             await _cancel_for_good(self._left())
-        if endless := [run for run in self._left() if not run.over.is_set()]:
+        if endless := [run for run in self._left() if not run.free.is_set()]:
             logger.error("the producer of %s does not end, whatever is done, and is left alone", _named(endless))
             for run in endless:
-                run.give_up()
+                self._give_up(run)
         with anyio.move_on_after(END_SECONDS + SAVE_SECONDS, shield=True):
             for run in self._left():
                 await run.told.wait()
@@ -367,6 +370,12 @@ class Runner:
                 info = await self._streams.current(key, owner)
                 if info.status == "open":
                     raise KeyInUseError("a stream is being written under this key", stream=info.id)
+
+    def _give_up(self, run: _Run) -> None:
+        """Let a producer that swallows cancellation go on. When the runner is left, its scope would cancel it without a pause."""
+        if run.task is not None:
+            self._tasks.leave_alone(run.task)
+        run.give_up()
 
     def _forget(self, run: _Run) -> None:
         self._runs.pop(run, None)
@@ -441,16 +450,20 @@ class Runner:
         if not self._unfinished:  # told of one, whatever thousands have met the same
             logger.warning("stream %s cannot be completed yet, and any that end meanwhile: %s", stream.id, error)
         self._unfinished.add(stream)
+        is_flushed = False
         try:
             with anyio.move_on_after(END_SECONDS):
-                while True:
+                while not is_flushed:
                     await anyio.sleep(END_RETRY_SECONDS)
-                    if await _is_flushed(stream):
-                        return
+                    is_flushed = await _is_flushed(stream)
         finally:
             self._unfinished.discard(stream)
             if not self._unfinished:
-                logger.warning("no stream waits to be completed any more")
+                logger.warning(
+                    "no stream waits to be completed any more"
+                    if is_flushed
+                    else "what cannot be completed yet is completed in the background, as soon as the storage can; its readers wait"
+                )
 
     # Ends
 
@@ -474,7 +487,7 @@ class Runner:
         with anyio.move_on_after(END_SECONDS):
             await _cancel_for_good([run])
         logger.error("the producer of %s does not end, whatever is done, and keeps its place", _named([run]))
-        run.is_given_up = True
+        self._give_up(run)
 
     async def _unwanted(self, run: _Run) -> None:
         """Return when somebody else has ended the stream, or when it has been ended because a bound is met."""
@@ -494,9 +507,8 @@ class Runner:
         stream.end_soon(why)  # does nothing if the producer was quicker
 
     async def _tell(self, run: _Run, on_end: OnEnd) -> None:
-        if not run.is_given_up:
-            with anyio.move_on_after(END_SECONDS):
-                await run.over.wait()
+        with anyio.move_on_after(END_SECONDS):
+            await run.free.wait()
         run.stream.end_soon(run.end_as)  # it has ended, unless its producer never began, or does not end
         telling = _Telling(run.stream.id, on_end, await ended_of(self._streams, run.stream))
         # Not one of `_tasks`, which start no more when the runner is left by a cancellation.

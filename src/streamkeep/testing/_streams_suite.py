@@ -549,6 +549,53 @@ class StreamsSuite:
                 elsewhere.subscribe("s", odd)
 
     @promise("P8")
+    async def test_last_gives_the_newest_of_what_is_stored_and_then_what_comes(
+        self, streams: StreamManager, elsewhere: StreamManager
+    ) -> None:
+        stream = await streams.open("s")
+        for number in range(5):
+            await stream.write(number)
+        for last in (0, 1, 5, 6):
+            stored = stream.tail
+            async with elsewhere.subscribe("s", last=last) as events:
+                assert events.first_offset == max(0, stored - last)
+                await stream.write(stored)
+                assert [await next_of(events) for _ in range(min(last, stored) + 1)] == [
+                    *range(events.first_offset, stored + 1)
+                ]
+        await stream.done("end")
+        async with elsewhere.subscribe("s", last=2) as events:
+            assert [value_of(event) async for event in events] == [stream.tail - 2, "end"]
+        async with elsewhere.subscribe("s", last=0) as events:
+            assert [event async for event in events] == []
+        for odd in (-1, 2**53):
+            with pytest.raises(InvalidArgumentError):
+                elsewhere.subscribe("s", last=odd)
+        with pytest.raises(InvalidArgumentError):
+            elsewhere.subscribe("s", 1, last=1)
+
+    @promise("P8")
+    async def test_who_does_not_follow_gets_what_is_stored_and_waits_for_nothing(
+        self, streams: StreamManager, elsewhere: StreamManager
+    ) -> None:
+        stream = await streams.open("s")
+        for number in range(5):
+            await stream.write(number)
+        for after, last, expected in (
+            (None, None, [0, 1, 2, 3, 4]),
+            (2, None, [3, 4]),
+            (4, None, []),
+            (None, 2, [3, 4]),
+            (None, 0, []),
+        ):
+            async with elsewhere.subscribe("s", after, last=last, follow=False) as events:
+                with anyio.fail_after(BOUND_SECONDS):
+                    assert [value_of(event) async for event in events] == expected
+        await stream.done("end")
+        async with elsewhere.subscribe("s", 3, follow=False) as events:
+            assert [value_of(event) async for event in events] == [4, "end"]
+
+    @promise("P8")
     async def test_a_late_subscriber_gets_what_was_stored_and_then_what_comes(
         self, streams: StreamManager, elsewhere: StreamManager
     ) -> None:
