@@ -114,7 +114,7 @@ async def answer_to(url: str) -> bytes:
 
 @of_each_client
 @pytest.mark.filterwarnings("ignore:Reconnecting without a Last-Event-ID")  # it has none yet, and then has all from the start
-@pytest.mark.parametrize("apart", [41, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("apart", [67, pytest.param(3, marks=pytest.mark.slow)])
 async def test_a_run_that_is_cut_comes_back_and_has_each_event_once(start_node: Start, client: str, apart: int) -> None:
     async with served() as (url, paced), program_of(start_node, client) as program, bad_network(url) as network:
         answer = await answer_to(url)
