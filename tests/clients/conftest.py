@@ -36,12 +36,18 @@ async def browser(requires: Callable[[str], str]) -> AsyncGenerator[Browser]:
 
 
 @pytest.fixture
-def start(requires: Callable[[str], str], browser: Browser) -> Start:
-    """Give what starts the program of a client; its packages are installed where they are missing."""
+def start_node(requires: Callable[[str], str]) -> Start:
+    """Give what starts a client in Node; its packages are installed where they are missing."""
     install_packages(requires("npm"), PACKAGES)
+    return lambda client, url: node(NODE, client)
+
+
+@pytest.fixture
+def start(start_node: Start, browser: Browser) -> Start:
+    """Give what starts the program of a client of server-sent events."""
 
     def start_program(client: str, url: str) -> AbstractAsyncContextManager[Program]:
-        return node(NODE) if client == "eventsource" else chromium(browser, f"{url}/page")
+        return start_node(client, url) if client == "eventsource" else chromium(browser, f"{url}/page")
 
     return start_program
 
@@ -49,5 +55,5 @@ def start(requires: Callable[[str], str], browser: Browser) -> Start:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give tests of the clients the time that installing them may take."""
     for item in items:
-        if "start" in getattr(item, "fixturenames", ()):
+        if "start_node" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.timeout(300))

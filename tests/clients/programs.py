@@ -115,9 +115,9 @@ class Node:
 
 
 @asynccontextmanager
-async def node(executable: Path) -> AsyncGenerator[Node]:
-    """Give a process of Node's; at the end it is killed."""
-    command = [str(executable), str(PACKAGES / "program.js")]
+async def node(executable: Path, client: str) -> AsyncGenerator[Node]:
+    """Give a process of Node's for a client; at the end it is killed."""
+    command = [str(executable), str(PACKAGES / "program.js"), client]
     async with await anyio.open_process(command, stdin=subprocess.PIPE, stderr=None) as process:
         assert process.stdin
         assert process.stdout

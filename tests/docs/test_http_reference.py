@@ -16,10 +16,12 @@ from tests.test_docs import ROOT
 from streamkeep import InMemoryStreamManager, PublicError
 from streamkeep.errors import HTTP_CODES
 from streamkeep.http import (
+    AGUIFraming,
     AISDKFraming,
     DurableStreaming,
     Framing,
     GenkitFraming,
+    LangGraphFraming,
     NDJSONFraming,
     PassThroughFraming,
     SSEFraming,
@@ -33,10 +35,15 @@ FRAMINGS: Final[list[type[Framing]]] = [
     GenkitFraming,
     SSEFraming,
     PassThroughFraming,
+    AGUIFraming,
+    LangGraphFraming,
     AISDKFraming,
     NDJSONFraming,
     TextFraming,
 ]
+WORDLESS: Final = {LangGraphFraming, AISDKFraming, TextFraming}
+"""They have no word for a transport's error."""
+TAKE_NO_204: Final = {AGUIFraming, LangGraphFraming}
 
 
 def test_every_status_has_its_code() -> None:
@@ -110,7 +117,7 @@ async def test_a_stream_that_is_deleted_under_its_reader_ends_as_the_table_says(
             await reading.until(b"start")
             await streams_http.streams.delete("live")
             body = await (reading.whole() if framing is GenkitFraming else reading.cut())
-    assert (b"NOT_FOUND" in body) == (framing not in {AISDKFraming, TextFraming})
+    assert (b"NOT_FOUND" in body) == (framing not in WORDLESS)
 
 
 async def test_a_middleware_that_wraps_the_response_makes_a_cut_a_clean_end() -> None:
@@ -137,12 +144,12 @@ async def test_who_comes_back_is_answered_as_the_table_says(framing: type[Framin
         unknown_by_id = await http.post("/whole", headers={STREAM_ID: "unknown"})
         unknown_by_cursor = await http.post("/whole", headers={"Last-Event-ID": "unknown/a1a1a1a1/1"})
         empty = await http.post("/whole", headers={STREAM_ID: ""})
-    assert by_id.status_code == (200 if framing is GenkitFraming else 204)
+    assert by_id.status_code == (200 if framing is GenkitFraming or framing in TAKE_NO_204 else 204)
     assert by_cursor.status_code == unknown_by_cursor.status_code == 200
     assert (b"result" in by_cursor.content) == (framing is GenkitFraming)
     assert b"start" not in by_cursor.content
-    assert (unknown_by_id.status_code, empty.status_code) == (204, 400)
-    assert (b"NOT_FOUND" in unknown_by_cursor.content) == (framing not in {AISDKFraming, TextFraming})
+    assert (unknown_by_id.status_code, empty.status_code) == (200 if framing in TAKE_NO_204 else 204, 400)
+    assert (b"NOT_FOUND" in unknown_by_cursor.content) == (framing not in WORDLESS)
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
@@ -153,10 +160,13 @@ async def test_who_has_all_that_is_shown_has_seen_all(framing: type[Framing]) ->
             await stream.write({"type": "start"})
             await stream.done()
         answers = [await http.get("/follow", headers={"Last-Event-ID": offset}) for offset in ("0", "1")]
-    shows_done = framing in {GenkitFraming, SSEFraming, AISDKFraming}
+    shows_done = framing in {GenkitFraming, SSEFraming, AISDKFraming, LangGraphFraming}
     assert framing().shows_done == shows_done
-    assert answers[0].status_code == (200 if shows_done else 204)
-    assert answers[1].status_code == (200 if framing is GenkitFraming else 204)
+    assert (answers[0].content == b"") != shows_done
+    nothing_is_left = 200 if framing in TAKE_NO_204 else 204
+    assert answers[0].status_code == (200 if shows_done else nothing_is_left)
+    assert answers[1].status_code == (200 if framing is GenkitFraming else nothing_is_left)
+    assert (answers[1].content == b"") == (framing is not GenkitFraming)
 
 
 async def test_a_stream_is_written_while_a_writer_holds_it() -> None:

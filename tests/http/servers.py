@@ -95,8 +95,22 @@ def _clients(storage_url: str) -> ASGIApp:
     return app_of(Served(), _http(storage_url))
 
 
+def _langgraph(storage_url: str) -> ASGIApp:
+    from tests.clients.shown import Paced, langgraph_app  # which imports what imports this module
+
+    return langgraph_app(_http(storage_url), Paced())
+
+
+def _ag_ui(storage_url: str) -> ASGIApp:
+    from tests.clients.shown import Paced, ag_ui_app  # as above
+
+    return ag_ui_app(_http(storage_url), Paced())
+
+
 APPS: Final[dict[str, Callable[[str], ASGIApp]]] = {
     "clients": _clients,
+    "ag-ui": _ag_ui,
+    "langgraph": _langgraph,
     "durable": lambda url: durable_app(count, endless, streams=_http(url)),
     "wrapped": lambda url: wrapped_app(count, endless, streams=_http(url)),
 }

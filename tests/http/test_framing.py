@@ -15,7 +15,17 @@ from tests.http.servers import Reading, http_to, without_lives
 
 from streamkeep import InMemoryStreamManager, InvalidArgumentError, PublicError
 from streamkeep.events import ErrorInfo, StreamEvent, chunk_record, done_record, error_record, event_of
-from streamkeep.http import AISDKFraming, Framing, NDJSONFraming, PassThroughFraming, SSEFraming, StreamsHTTP, TextFraming
+from streamkeep.http import (
+    AGUIFraming,
+    AISDKFraming,
+    Framing,
+    LangGraphFraming,
+    NDJSONFraming,
+    PassThroughFraming,
+    SSEFraming,
+    StreamsHTTP,
+    TextFraming,
+)
 from streamkeep.http.framing import Cursor, cursor_prefix, parse_cursor
 from streamkeep.http.response import Timeouts
 from streamkeep.http.wire import SSEDecoder
@@ -89,6 +99,58 @@ def test_ui_messages_that_fail_say_so_and_finish_too(error: ErrorInfo, part: obj
     assert frames[1:] == ['{"type":"finish"}', "[DONE]"]
 
 
+FINISHED: Final = {"type": "RUN_FINISHED", "threadId": "t", "runId": "r"}
+
+
+def test_a_run_of_ag_uis_is_its_events_with_the_id_first_and_ends_as_it_says() -> None:
+    assert body_of(AGUIFraming(), events_of({"type": "CUSTOM", "value": "é\n"}, FINISHED, end="not sent")) == (
+        'id: 0\ndata: {"type":"CUSTOM","value":"\\u00e9\\n"}\n\n'
+        'id: 1\ndata: {"type":"RUN_FINISHED","threadId":"t","runId":"r"}\n\n'
+    )
+    assert body_of(AGUIFraming(), events_of(FINISHED, error=FAILED)).count("\n\n") == 1
+
+
+@pytest.mark.parametrize(("error", "code"), [(FAILED, "NOT_FOUND"), (CANCELLED, "CANCELLED"), (None, "ABORTED")])
+def test_a_run_of_ag_uis_that_does_not_say_how_it_ends_has_failed(error: ErrorInfo | None, code: str) -> None:
+    # Neither an event without a type nor what is none at all ends it.
+    body = body_of(AGUIFraming(), events_of({"type": 1}, "text", error=error))
+    cursor, _, data = body.split("\n\n")[2].partition("\ndata: ")
+    assert cursor == "id: 2"
+    told = json.loads(data)
+    assert (told.pop("type"), told.pop("code")) == ("RUN_ERROR", code)
+    assert told.keys() == {"message"}
+    assert "secret" not in body
+
+
+def test_a_run_of_langgraphs_is_named_events_and_an_end() -> None:
+    events = events_of(("values", {"a": "é\n"}), ["messages", [1, 2]], {"step": 1}, [1, 2], ("a\nb", None), end="not sent")
+    assert body_of(LangGraphFraming(), events) == (
+        'event: values\ndata: {"a":"\\u00e9\\n"}\nid: 0\n\n'
+        "event: messages\ndata: [1,2]\nid: 1\n\n"
+        'event: custom\ndata: {"step":1}\nid: 2\n\n'
+        "event: custom\ndata: [1,2]\nid: 3\n\n"
+        "event: a b\ndata: null\nid: 4\n\n"
+        "event: end\ndata: null\nid: 5\n\n"
+    )
+
+
+def test_a_run_of_langgraphs_that_fails_ends_with_an_error() -> None:
+    assert body_of(LangGraphFraming(), events_of(error=FAILED)) == (
+        'event: error\ndata: {"error":"NOT_FOUND","message":"no page \\u00e9"}\nid: 0\n\n'
+    )
+
+
+def test_a_transport_that_fails_is_a_runs_end_for_ag_ui_and_no_event_for_langgraph() -> None:
+    # A client of LangGraph's that has been given no end asks for the run.
+    assert AGUIFraming().error(FAILED) == (b'data: {"type":"RUN_ERROR","message":"no page \\u00e9","code":"NOT_FOUND"}\n\n')
+    assert LangGraphFraming().error(FAILED) == b""
+
+
+@pytest.mark.parametrize("framing", [AGUIFraming(), LangGraphFraming()])
+def test_a_run_begins_with_nothing_and_its_heartbeat_is_a_comment(framing: Framing) -> None:
+    assert (framing.preamble(), framing.heartbeat()) == (b"", b": \n")
+
+
 def test_lines_of_json_are_the_chunks_and_an_error() -> None:
     assert body_of(NDJSONFraming(), events_of({"a": 1}, "é\n", end={"not": "sent"})) == '{"a":1}\n"\\u00e9\\n"\n'
     lines = body_of(NDJSONFraming(), events_of(1, error=FAILED)).splitlines()
@@ -139,6 +201,11 @@ def test_a_heartbeat_can_be_an_event_that_a_page_sees() -> None:
         (NDJSONFraming, "application/x-ndjson", b'{"type":"start"}\n'),
         (TextFraming, "text/plain; charset=utf-8", b'{"type":"start"}'),
         (PassThroughFraming, "text/event-stream", b'data: {"type":"start"}\nid: 0\n\n'),
+        (
+            LangGraphFraming,
+            "text/event-stream",
+            b'event: custom\ndata: {"type":"start"}\nid: 0\n\nevent: end\ndata: null\nid: 1\n\n',
+        ),
     ],
 )
 async def test_the_first_answer_and_the_reconnect_speak_alike(framing: type[Framing], content_type: str, whole: bytes) -> None:
@@ -163,7 +230,15 @@ async def test_the_first_answer_and_the_reconnect_speak_alike(framing: type[Fram
     assert ("x-vercel-ai-ui-message-stream" in first.headers) == (framing is AISDKFraming)
 
 
-CUT: Final = {AISDKFraming: False, NDJSONFraming: False, SSEFraming: False, TextFraming: True, PassThroughFraming: True}
+CUT: Final[dict[type[Framing], bool]] = {
+    AGUIFraming: False,
+    AISDKFraming: False,
+    LangGraphFraming: False,
+    NDJSONFraming: False,
+    SSEFraming: False,
+    TextFraming: True,
+    PassThroughFraming: True,
+}
 
 
 @pytest.mark.parametrize(("framing", "is_cut"), CUT.items())
@@ -186,7 +261,7 @@ async def test_a_stream_that_fails_is_cut_where_no_frame_tells(framing: type[Fra
     assert (b"no page" in body) == (framing is not TextFraming)
 
 
-@pytest.mark.parametrize("framing", [AISDKFraming, NDJSONFraming, SSEFraming, TextFraming, PassThroughFraming])
+@pytest.mark.parametrize("framing", CUT)
 async def test_an_answer_that_may_last_no_longer_is_cut_in_every_framing_but_genkits(framing: type[Framing]) -> None:
     streams_http = StreamsHTTP(InMemoryStreamManager(), timeouts=Timeouts(longest=timedelta(seconds=1)))
     app = FastAPI(lifespan=streams_http.lifespan)

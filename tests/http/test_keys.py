@@ -14,7 +14,15 @@ from fastapi.responses import StreamingResponse
 from tests.http.servers import STREAM_ID, STREAMING, Reading, count, flow_of, frames_of, http_to, without_lives
 
 from streamkeep import InMemoryStreamManager, StreamManager
-from streamkeep.http import DurableStreaming, PassThroughFraming, SSEFraming, StreamsHTTP
+from streamkeep.http import (
+    AGUIFraming,
+    DurableStreaming,
+    Framing,
+    LangGraphFraming,
+    PassThroughFraming,
+    SSEFraming,
+    StreamsHTTP,
+)
 from streamkeep.integrations.fastapi import durable_flow
 
 ANN: Final = {"X-User": "ann"}
@@ -246,6 +254,71 @@ async def test_an_endpoint_learns_whether_it_has_started_what_is_shown() -> None
     assert begun_here == [True, False, False, True, False]
 
 
+async def test_a_run_is_followed_and_stopped_by_its_owner_and_for_nobody_else() -> None:
+    streams_http = StreamsHTTP(InMemoryStreamManager())
+    app = FastAPI(lifespan=streams_http.lifespan)
+
+    async def answer() -> AsyncGenerator[str]:
+        yield "begun"
+        await anyio.sleep_forever()
+
+    @app.api_route("/runs/{run}", methods=["GET", "POST", "DELETE"])
+    async def run(request: Request, run: int, x_user: str = Header()) -> Response:
+        match request.method:
+            case "GET":
+                return await streams_http.follow(request, run=run, owner=x_user)
+            case "POST":
+                return await streams_http.respond(request, answer(), run=run, owner=x_user, framing=SSEFraming())
+            case _:
+                return await streams_http.cancel(request, run=run, owner=x_user)
+
+    async with http_to(app) as http:
+        started, first = await begun(http, "/runs/1", headers=ANN)
+        foreign = [await http.request(method, "/runs/1", headers=BOB) for method in ("GET", "DELETE")]
+        stopped = await http.delete("/runs/1", headers=ANN)
+        whole = await first.whole()
+        again = await http.get("/runs/1", headers=ANN)  # it is shown also when it has ended
+    assert [answer.status_code for answer in foreign] == [204, 404]
+    assert stopped.json() == {"stopped": True}
+    assert b'"status":"CANCELLED"' in whole
+    assert without_lives(again.content) == whole
+    assert again.headers[STREAM_ID] == started.headers[STREAM_ID]
+
+
+@pytest.mark.parametrize("framing", [LangGraphFraming, AGUIFraming])
+async def test_a_client_that_takes_no_204_is_told_in_its_own_way_that_nothing_is_left(framing: type[Framing]) -> None:
+    streams_http = StreamsHTTP(InMemoryStreamManager())
+    app = FastAPI(lifespan=streams_http.lifespan)
+
+    async def answer() -> AsyncGenerator[object]:
+        yield {"type": "RUN_FINISHED"}
+
+    @app.api_route("/chats/{chat}", methods=["GET", "POST"])
+    async def chat(request: Request, chat: str) -> Response:
+        if request.method == "GET":
+            return await streams_http.follow(request, key=chat, framing=framing())
+        return await streams_http.respond(request, answer(), key=chat, framing=framing())
+
+    @app.get("/streams/{stream}")
+    async def show(request: Request, stream: str) -> Response:
+        return await streams_http.follow(request, stream, framing=framing())
+
+    async with http_to(app) as http:
+        nothing = await http.get("/chats/c")
+        started = await http.post("/chats/c")
+        ended = await http.get("/chats/c")
+        stream = started.headers[STREAM_ID]
+        last = [line.removeprefix("id: ") for line in started.text.splitlines() if line.startswith("id: ")][-1]
+        seen = await http.get(f"/streams/{stream}", headers={"Last-Event-ID": last})
+        named = await http.post("/chats/c", headers={STREAM_ID: stream, "X-Genkit-Stream-Offset": "1"})
+        other = await http.get("/chats/d", headers={"Last-Event-ID": last})
+        unknown = await http.get("/streams/other")
+    for empty in (nothing, ended, seen, named, other):
+        assert (empty.status_code, empty.text) == (200, "")
+        assert empty.headers["content-type"] == "text/event-stream"
+    assert (unknown.status_code, unknown.json()["error"]["status"]) == (404, "NOT_FOUND")
+
+
 async def test_what_names_no_stream_or_two_is_a_mistake_of_the_endpoints(caplog: pytest.LogCaptureFixture) -> None:
     chats = Chats()
 
@@ -258,7 +331,7 @@ async def test_what_names_no_stream_or_two_is_a_mistake_of_the_endpoints(caplog:
         for method in ("GET", "DELETE"):
             for query in ("", "?key=k"):
                 assert (await http.request(method, f"/wrong{query}")).status_code == 500
-    assert caplog.text.count("TypeError: give either a stream's id or a key") == 4
+    assert caplog.text.count("TypeError: give either a stream's id, or a key, or a run") == 4
 
 
 async def test_an_endpoint_inside_durable_streaming_runs_once_for_a_request_that_is_sent_twice() -> None:

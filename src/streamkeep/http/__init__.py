@@ -1,15 +1,18 @@
 """Streams over HTTP: frames (`wire`), producers that outlive requests (`runner`), answers and endpoints (`app`)."""
 
 from .access import Access, Authorize
+from .agui import AGUIFraming
 from .app import StreamsHTTP
 from .bounds import Bounds
 from .ended import Ended, OnEnd
 from .framing import AISDKFraming, Framing, GenkitFraming, NDJSONFraming, PassThroughFraming, SSEFraming, TextFraming
+from .langgraph import LangGraphFraming
 from .middleware import DurableStreaming
 from .response import Timeouts
 from .runner import Producer, Runner
 
 __all__ = [
+    "AGUIFraming",
     "AISDKFraming",
     "Access",
     "Authorize",
@@ -18,6 +21,7 @@ __all__ = [
     "Ended",
     "Framing",
     "GenkitFraming",
+    "LangGraphFraming",
     "NDJSONFraming",
     "OnEnd",
     "PassThroughFraming",

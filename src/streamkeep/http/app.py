@@ -375,6 +375,7 @@ class StreamsHTTP:
         stream: object = None,
         *,
         key: object = None,
+        run: object = None,
         owner: object = None,
         context: Mapping[str, Any] | None = None,
         framing: Framing | None = None,
@@ -387,36 +388,39 @@ class StreamsHTTP:
 
         It begins behind what `Last-Event-ID`, `?lastEventId=`, `X-Genkit-Stream-Offset` or `?after=` names. It is an empty 204 when there
         is no such stream, when it is somebody else's, and when nothing is left of it to show. What else goes wrong is answered as JSON.
+        In a framing whose clients take no 204 it is an empty answer instead; and a 404 where an id or a run names no stream.
 
         Args:
             request: the request.
             stream: the stream's id; whether it runs or has ended, it is shown.
             key: instead of an id: the newest stream that its owner has started under this key, if it runs. One that has ended is shown to
                 who has seen some of it only: a page that opens has the answer from elsewhere.
+            run: instead of both: the stream that its owner's run has started, as `respond` was given it; shown as by its id.
             owner: who is asking, as text; unless given, who `authorize` says.
             context: what `authorize` gets.
             framing: how the events travel; unless given, in the format that `DurableStreaming` has stored it in, or `SSEFraming()`, what
                 an EventSource reads.
 
-        Raises RuntimeError: this has not been entered. TypeError: neither an id was given nor a key, or both.
+        Raises RuntimeError: this has not been entered. TypeError: of an id, a key and a run not just one was given.
         """
         self.runner  # noqa: B018 - raises if this was not entered
-        stream, key = _which(stream, key)
+        stream, key, run = _which(stream, key, run)
         scope, known = request.scope, context or {}
         try:
             if key is not None and (cursor := cursor_in(scope)) is not None:
                 # A stream of this key that is not the newest any more is gone on with all the same.
                 found = await self._admit("resume", scope, cursor.stream, None, known, owner)
                 if found.key != key:
-                    return _response(_nothing)
+                    return _response(_nothing_in(framing))
             else:
-                found = await self._found(stream, key, "resume", scope, known, owner)
+                found = await self._found(stream, key, run, "resume", scope, known, owner)
             if key is not None and found.status != "open" and place_of(scope, found) == START:
-                return _response(_nothing)
+                return _response(_nothing_in(framing))
             rest = await self._rest(scope, found.id, known, owner=owner, route=None, by_cursor=False, framing=framing)
             return _response(*rest)
-        except StreamNotFoundError:
-            return _response(_nothing)
+        except StreamNotFoundError as error:
+            nothing = _nothing_in(framing)
+            return _response(nothing if nothing is _nothing or key is not None else _failed(error))
         except Exception as error:
             return _response(_failed(error))
 
@@ -426,6 +430,7 @@ class StreamsHTTP:
         stream: object = None,
         *,
         key: object = None,
+        run: object = None,
         owner: object = None,
         context: Mapping[str, Any] | None = None,
     ) -> "ASGIResponse":
@@ -437,12 +442,12 @@ class StreamsHTTP:
 
         It is a 404 when there is no such stream, and when it is somebody else's. Arguments are as for `follow`.
 
-        Raises TypeError: neither an id was given nor a key, or both.
+        Raises TypeError: of an id, a key and a run not just one was given.
         """
-        stream, key = _which(stream, key)
+        stream, key, run = _which(stream, key, run)
         try:
             stopped = await self.streams.cancel(
-                (await self._found(stream, key, "stop", request.scope, context or {}, owner)).id
+                (await self._found(stream, key, run, "stop", request.scope, context or {}, owner)).id
             )
         except Exception as error:
             return _response(_failed(error))
@@ -456,6 +461,7 @@ class StreamsHTTP:
         self,
         stream: str | None,
         key: str | None,
+        run: str | None,
         action: Action,
         scope: Scope,
         context: Mapping[str, Any],
@@ -464,8 +470,11 @@ class StreamsHTTP:
         """Give what is known of the stream that an endpoint means. StreamNotFoundError: there is none, for who is asking."""
         if stream is not None:
             return await self._admit(action, scope, stream, None, context, owner)
+        asking = await self._owner_or(owner, action, scope, context)
+        if run is not None:
+            return await self.streams.started_by(run, asking)
         assert key is not None
-        return await self.streams.current(key, await self._owner_or(owner, action, scope, context))
+        return await self.streams.current(key, asking)
 
     async def _is_called(self, stream: str, key: str | None, run: str | None) -> bool:
         """Say whether a stream has this key, or was started by this run, and so is the endpoint's whatever path it was started through."""
@@ -493,8 +502,8 @@ class StreamsHTTP:
     ) -> tuple[ASGIApp, str | None]:
         """Give what answers a request with the rest of a stream, and the id of the stream that it shows, if it shows one.
 
-        Where there is none, or nothing is left of it, it is a 204; to who came with a cursor an event stream, for that one repeats its
-        request until it gets one.
+        Where there is none, or nothing is left of it, it is a 204; an event stream to who takes no 204, or came with a cursor, for that one
+        repeats its request until it gets one.
         """
         try:
             info = await self._admit("resume", scope, stream, route, context, owner)
@@ -504,13 +513,13 @@ class StreamsHTTP:
                 return _told(framing or default(), error), None
             if isinstance(error, OffsetOutOfRangeError):
                 raise
-            return _nothing, None
+            return _nothing_in(framing), None
         framing = framing or framing_of(info.metadata.get(ANSWER), scope, default)
         if not is_all_seen(info, place, framing):
             return self._showing(stream, place, framing), stream
         if isinstance(framing, GenkitFraming):
             return self._showing(stream, again(place), framing), stream
-        return _told(framing) if by_cursor else _nothing, None
+        return _told(framing) if by_cursor else _nothing_in(framing), None
 
     def _showing(self, stream: str, place: Place, framing: Framing) -> ASGIApp:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -731,10 +740,10 @@ def framing_of(kept: str | None, scope: Scope, default: Callable[[], Framing] = 
     return kept_framing(kept, id_first="x-run-id" in headers_of(scope)) if kept and kept != ENDPOINTS_OWN else default()
 
 
-def _which(stream: object, key: object) -> tuple[str | None, str | None]:
-    if (stream is None) == (key is None):
-        raise TypeError("give either a stream's id or a key")
-    return _text_of(stream), _text_of(key)
+def _which(stream: object, key: object, run: object) -> tuple[str | None, str | None, str | None]:
+    if [stream, key, run].count(None) != 2:
+        raise TypeError("give either a stream's id, or a key, or a run")
+    return _text_of(stream), _text_of(key), _text_of(run)
 
 
 def _text_of(name: object) -> str | None:
@@ -758,6 +767,11 @@ def _told(framing: Framing, error: Exception | None = None) -> ASGIApp:
         await send({"type": "http.response.body", "body": b"" if error is None else framing.error(shown_error(error))})
 
     return app
+
+
+def _nothing_in(framing: Framing | None) -> ASGIApp:
+    """Give what says that there is nothing to be shown, or nothing more."""
+    return _nothing if framing is None or framing.takes_no_content else _told(framing)
 
 
 async def _nothing(_scope: Scope, _receive: Receive, send: Send) -> None:

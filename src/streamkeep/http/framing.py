@@ -67,6 +67,7 @@ class Framing(Protocol):
             success, and come back after a cut.
         cut_when_failed: whether the response of a stream that ended in ERROR is cut behind that frame, because not all clients know it.
         shows_done: whether there is a frame for the DONE event. Who has all but an event that is never shown has seen all.
+        takes_no_content: whether its clients take a 204 for "nothing is left". Others are given an empty answer in this framing.
     """
 
     content_type: str
@@ -74,6 +75,7 @@ class Framing(Protocol):
     cut_when_broken: bool
     cut_when_failed: bool
     shows_done: bool
+    takes_no_content: bool
 
     def preamble(self) -> bytes:
         """Give what is sent before the first frame."""
@@ -105,6 +107,7 @@ class GenkitFraming:
     cut_when_broken = False
     cut_when_failed = False
     shows_done = True
+    takes_no_content = True
 
     def __init__(self) -> None:
         self._line_is_open = False
@@ -117,9 +120,9 @@ class GenkitFraming:
         """Give a chunk's frame, the result's, or both forms of the error's."""
         match event.type:
             case StreamEventType.CHUNK:
-                return self._frame(b'{"message":%b,"offset":%d}' % (_one_line(event.data), event.offset))
+                return self._frame(b'{"message":%b,"offset":%d}' % (one_line(event.data), event.offset))
             case StreamEventType.DONE:
-                return self._frame(b'{"result":%b,"offset":%d}' % (_one_line(event.data), event.offset))
+                return self._frame(b'{"result":%b,"offset":%d}' % (one_line(event.data), event.offset))
             case StreamEventType.ERROR:
                 return self._failure(event.error, b',"offset":%d' % event.offset)
             case _:
@@ -163,6 +166,7 @@ class SSEFraming:
     cut_when_broken = True
     cut_when_failed = False
     shows_done = True
+    takes_no_content = True
 
     def __init__(self, *, retry_seconds: float = 2.0, heartbeat_event: str | None = None) -> None:
         if heartbeat_event is not None and not _EVENT_NAME.fullmatch(heartbeat_event):
@@ -176,7 +180,7 @@ class SSEFraming:
 
     def event(self, event: StreamEvent[T], cursor: str) -> bytes:
         """Give an event of the same name, its cursor as the id: last, for clients that believe an id before they have the rest."""
-        data = _error_json(event.error) if event.type is StreamEventType.ERROR else _one_line(event.data)
+        data = _error_json(event.error) if event.type is StreamEventType.ERROR else one_line(event.data)
         return b"event: %b\ndata: %b\nid: %b\n\n" % (event.type.encode(), data, cursor.encode())
 
     def heartbeat(self) -> bytes:
@@ -215,6 +219,7 @@ class PassThroughFraming:
     cut_when_broken = True
     cut_when_failed = True
     shows_done = False
+    takes_no_content = True
 
     def __init__(
         self, *, content_type: str = "text/event-stream", headers: Sequence[tuple[str, str]] = (), id_first: bool = False
@@ -262,6 +267,7 @@ class TextFraming:
     cut_when_broken = True
     cut_when_failed = True
     shows_done = False
+    takes_no_content = True
 
     def __init__(self, content_type: str = "text/plain; charset=utf-8", headers: Sequence[tuple[str, str]] = ()) -> None:
         self.content_type = content_type
@@ -294,6 +300,7 @@ class NDJSONFraming:
     cut_when_broken = True
     cut_when_failed = False
     shows_done = False
+    takes_no_content = True
 
     def preamble(self) -> bytes:
         """Give nothing."""
@@ -303,7 +310,7 @@ class NDJSONFraming:
         """Give the line of a chunk or of an error; nothing at the end."""
         match event.type:
             case StreamEventType.CHUNK:
-                return _one_line(event.data) + b"\n"
+                return one_line(event.data) + b"\n"
             case StreamEventType.DONE:
                 return b""
             case StreamEventType.ERROR:
@@ -368,6 +375,7 @@ class AISDKFraming:
     cut_when_broken = True
     cut_when_failed = False
     shows_done = True
+    takes_no_content = True
 
     def __init__(self) -> None:
         self._is_finished = False
@@ -399,7 +407,7 @@ class AISDKFraming:
 
     def _part(self, data: bytes, cursor: str) -> bytes:
         self._is_finished = self._is_finished or _type_of(data) == "finish"
-        return b"data: %b\nid: %b\n\n" % (_one_line(data), cursor.encode())
+        return b"data: %b\nid: %b\n\n" % (one_line(data), cursor.encode())
 
     def _finish(self) -> bytes:
         return (b"" if self._is_finished else b'data: {"type":"finish"}\n\n') + b"data: [DONE]\n\n"
@@ -432,7 +440,7 @@ def _block_of(data: bytes) -> Block:
     try:
         return msgspec.json.decode(data, type=Block)
     except msgspec.MsgspecError:
-        return Block(_one_line(data).decode())
+        return Block(one_line(data).decode())
 
 
 def ascii_json(data: bytes) -> bytes:
@@ -460,7 +468,8 @@ _NON_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
 _NO_LINE_ENDS: Final = bytes.maketrans(b"\r\n", b"  ")
 
 
-def _one_line(data: bytes) -> bytes:
+def one_line(data: bytes) -> bytes:
+    """Give JSON in one line, for a frame."""
     # A producer may store JSON of its own (`msgspec.Raw`). A line end is only whitespace in JSON, but injection in a frame.
     return ascii_json(data).translate(_NO_LINE_ENDS)
 

@@ -1,0 +1,64 @@
+"""LangGraph's stream of a run, for `@langchain/langgraph-sdk` and `langgraph-sdk`."""
+
+from collections.abc import Sequence
+from typing import TypeVar, assert_never
+
+import msgspec
+
+from ..events import ErrorInfo, StreamEvent, StreamEventType, encode_json
+from .framing import one_line
+
+T = TypeVar("T")
+
+
+class LangGraphFraming:
+    """A run of LangGraph's: each chunk is a pair, the event's name and its data, as `graph.astream(…, stream_mode=[…])` gives them.
+
+    A chunk that is no such pair is of LangGraph's mode `custom`. A run ends with `end`; one that fails, or is stopped, with `error`. A
+    transport that fails has no event: the run goes on, and its clients would take one for its end. They come back to the URL that
+    the answer's `Location` is.
+    """
+
+    content_type = "text/event-stream"
+    headers: Sequence[tuple[str, str]] = ()
+    cut_when_broken = True
+    cut_when_failed = False
+    shows_done = True
+    takes_no_content = False
+
+    def preamble(self) -> bytes:
+        """Give nothing."""
+        return b""
+
+    def event(self, event: StreamEvent[T], cursor: str) -> bytes:
+        """Give an event, its cursor last; at the end `end` or `error`."""
+        match event.type:
+            case StreamEventType.CHUNK:
+                name, data = _named(event.data)
+                return _frame(name, data, cursor)
+            case StreamEventType.DONE:
+                return _frame("end", b"null", cursor)
+            case StreamEventType.ERROR:
+                return _frame("error", encode_json({"error": event.error.status, "message": event.error.message}), cursor)
+            case _:
+                assert_never(event.type)
+
+    def heartbeat(self) -> bytes:
+        """Give a comment."""
+        return b": \n"
+
+    def error(self, error: ErrorInfo) -> bytes:  # noqa: ARG002 - see above
+        """Give nothing."""
+        return b""
+
+
+def _named(data: bytes) -> tuple[str, bytes]:
+    try:
+        name, raw = msgspec.json.decode(data, type=tuple[str, msgspec.Raw])
+    except msgspec.MsgspecError:
+        return "custom", data
+    return name, bytes(raw)
+
+
+def _frame(name: str, data: bytes, cursor: str) -> bytes:
+    return b"event: %b\ndata: %b\nid: %b\n\n" % (one_line(name.encode()), one_line(data), cursor.encode())

@@ -1,0 +1,84 @@
+"""The apps that pages of the docs show, around a producer of ours: no line of theirs is changed but where they store."""
+
+import json
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import anyio
+from pydantic_ai import Agent
+from pydantic_ai.messages import ModelMessage, UserPromptPart
+from pydantic_ai.models.function import AgentInfo, FunctionModel
+from tests.test_docs import ROOT, blocks
+
+from streamkeep.http import StreamsHTTP
+from streamkeep.http.response import ASGIApp
+
+WORDS: Final = ("Nothing ", "is ", "lost, ", "not even é\u2028.")
+HELD: Final = 2
+STORED: Final = 'StreamsHTTP("sqlite:///streams.db")'
+
+
+def shown_app(page: str, streams_http: StreamsHTTP, *, block: int = 0, **ours: object) -> ASGIApp:
+    """Give the app of a page, over a `StreamsHTTP`, with what is ours in place of its own of the same name."""
+    program = blocks(path := ROOT / page)[block]
+    assert program.count(STORED) == 1, page
+    shown: dict[str, Any] = {"given": streams_http}
+    exec(compile(program.replace(STORED, "given"), str(path), "exec", dont_inherit=True), shown)
+    assert shown.keys() >= ours.keys()
+    shown.update(ours)
+    app: ASGIApp = shown["app"]
+    return app
+
+
+@dataclass(eq=False, slots=True)
+class Paced:
+    """Says `WORDS`, and counts how often it has answered each question. An answer that is held stops before word `HELD`."""
+
+    runs: Counter[int] = field(default_factory=Counter[int])
+    may_go_on: anyio.Event = field(default_factory=anyio.Event)
+
+    async def words(self, number: int, *, holds: bool) -> AsyncGenerator[str]:
+        self.runs[number] += 1
+        for place, word in enumerate(WORDS):
+            if holds and place == HELD:
+                await self.may_go_on.wait()
+            yield word
+
+
+def langgraph_app(streams_http: StreamsHTTP, paced: Paced) -> ASGIApp:
+    """Give the app of the page about LangGraph's clients."""
+
+    async def answer(question: dict[str, Any]) -> AsyncGenerator[object]:
+        async for word in paced.words(question["number"], holds=question.get("holds", False)):
+            yield "values", {"word": word}
+
+    return shown_app("docs/how-to/langgraph.md", streams_http, answer=answer)
+
+
+def ag_ui_app(streams_http: StreamsHTTP, paced: Paced) -> ASGIApp:
+    """Give the app of the page about AG-UI's clients. A question is text that is JSON."""
+
+    async def answer(messages: list[dict[str, Any]]) -> AsyncGenerator[str]:
+        async for word in paced.words(**json.loads(messages[-1]["content"])):
+            yield word
+
+    return shown_app("docs/how-to/ag-ui.md", streams_http, answer=answer)
+
+
+def agent_of(paced: Paced) -> Agent:
+    """Give an agent of Pydantic AI's that answers such questions."""
+
+    async def words(messages: list[ModelMessage], _: AgentInfo) -> AsyncIterator[str]:
+        (prompt,) = [part.content for part in messages[-1].parts if isinstance(part, UserPromptPart)]
+        question = json.loads(prompt if isinstance(prompt, str) else str(prompt[0]))
+        async for word in paced.words(**question):
+            yield word
+
+    return Agent(FunctionModel(stream_function=words))
+
+
+def pydantic_ai_app(streams_http: StreamsHTTP, paced: Paced) -> ASGIApp:
+    """Give the app of the same page around an agent of Pydantic AI's."""
+    return shown_app("docs/how-to/ag-ui.md", streams_http, block=1, agent=agent_of(paced))
