@@ -1,18 +1,26 @@
 """The demo's web app: what a service of your own would look like, and a page to watch it with."""
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..http import StreamsHTTP
+from ..http import AGUIFraming, Framing, GenkitFraming, SSEFraming, StreamsHTTP, UIMessagesFraming
 from ..integrations.fastapi import durable_flow
 from .flow import TOKENS, answer_flow
 
+Dialect = Literal["ai-sdk", "ag-ui", "sse", "genkit"]
+DIALECTS: Final[Mapping[Dialect, Callable[[], Framing]]] = {
+    "ai-sdk": UIMessagesFraming,
+    "ag-ui": AGUIFraming,
+    "sse": SSEFraming,
+    "genkit": GenkitFraming,
+}
 PAGE: Final = Path(__file__).with_name("page")
 
 # Nothing but our own files and our own server, and nothing from a cache unasked. The referrer would tell a stream's id to others.
@@ -40,6 +48,10 @@ def create_app(streams_http: StreamsHTTP, *, tokens_per_second: float = 30.0, st
     app = FastAPI(openapi_url=None)
     app.include_router(durable_flow(answer_flow(tokens_per_second), streams_http, path="/answer"))
     app.mount("/streams", streams_http)
+
+    @app.get("/answer/{stream}/as/{dialect}")
+    async def answer_as(request: Request, stream: str, dialect: Dialect) -> Response:
+        return await streams_http.follow(request, stream, framing=DIALECTS[dialect]())
 
     @app.get("/server")
     async def server() -> dict[str, object]:

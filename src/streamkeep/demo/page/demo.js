@@ -3,6 +3,7 @@
 import { infoOf, Reader } from "./reader.js";
 import { SlowReader } from "./slow.js";
 import { Windows } from "./windows.js";
+import { Wire } from "./wire.js";
 
 const RENDER_MS = 40;
 const SAVE_MS = 1000;
@@ -14,6 +15,7 @@ const count = new Intl.NumberFormat("en");
 
 let reader = null;
 let slow = null;
+let wire = null;
 let server = null;
 let log = [];
 let shown = 0; // how many chunks the page shows
@@ -57,12 +59,21 @@ function show(stream, kept, entries) {
   reader = new Reader(stream, kept, { changed: schedule, log: say });
   if (kept) say(`The page was reloaded; it had kept ${events(reader.offset + 1)}`);
   reader.connect();
+  showWire();
 }
 
 function leave() {
   reader?.cut();
   slow?.leave();
-  reader = slow = null;
+  wire?.leave();
+  reader = slow = wire = null;
+}
+
+function showWire() {
+  wire?.leave();
+  const dialect = $("dialect").value;
+  wire = reader && dialect ? new Wire(reader.stream, dialect, schedule) : null;
+  schedule();
 }
 
 async function stop() {
@@ -205,6 +216,7 @@ function render() {
   renderText();
   renderState();
   renderReaders();
+  renderWire();
   renderControls();
   renderLog();
   windows.move(reader ? { stream: reader.stream, offset: reader.offset, state: reader.state } : {});
@@ -268,6 +280,11 @@ function renderReaders() {
   });
 }
 
+function renderWire() {
+  $("wire").hidden = !wire;
+  if (wire) setText($("wire"), wire.lines.join("\n") || "…");
+}
+
 function readerRow() {
   const item = document.createElement("li");
   for (const [tag, name] of [["span", "name"], ["span", "words"], ["progress", "bar"]]) {
@@ -329,6 +346,7 @@ $("cut").addEventListener("click", () => (reader.state === "cut" ? reader.connec
 $("reload").addEventListener("click", () => location.reload());
 $("stop").addEventListener("click", stop);
 $("slow").addEventListener("click", toggleSlow);
+$("dialect").addEventListener("change", showWire);
 addEventListener("pagehide", save);
 addEventListener("popstate", restore);
 addEventListener("pageshow", ({ persisted }) => persisted && location.reload());
