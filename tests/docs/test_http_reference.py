@@ -16,7 +16,6 @@ from tests.test_docs import ROOT
 from streamkeep import InMemoryStreamManager, PublicError
 from streamkeep.errors import HTTP_CODES
 from streamkeep.http import (
-    AISDKFraming,
     DurableStreaming,
     Framing,
     GenkitFraming,
@@ -26,6 +25,7 @@ from streamkeep.http import (
     StreamsHTTP,
     TextFraming,
     Timeouts,
+    UIMessagesFraming,
 )
 
 PAGE: Final = (ROOT / "docs/reference/http.md").read_text()
@@ -33,7 +33,7 @@ FRAMINGS: Final[list[type[Framing]]] = [
     GenkitFraming,
     SSEFraming,
     PassThroughFraming,
-    AISDKFraming,
+    UIMessagesFraming,
     NDJSONFraming,
     TextFraming,
 ]
@@ -110,7 +110,7 @@ async def test_a_stream_that_is_deleted_under_its_reader_ends_as_the_table_says(
             await reading.until(b"start")
             await streams_http.streams.delete("live")
             body = await (reading.whole() if framing is GenkitFraming else reading.cut())
-    assert (b"NOT_FOUND" in body) == (framing not in {AISDKFraming, TextFraming})
+    assert (b"NOT_FOUND" in body) == (framing not in {UIMessagesFraming, TextFraming})
 
 
 async def test_a_middleware_that_wraps_the_response_makes_a_cut_a_clean_end() -> None:
@@ -142,7 +142,7 @@ async def test_who_comes_back_is_answered_as_the_table_says(framing: type[Framin
     assert (b"result" in by_cursor.content) == (framing is GenkitFraming)
     assert b"start" not in by_cursor.content
     assert (unknown_by_id.status_code, empty.status_code) == (204, 400)
-    assert (b"NOT_FOUND" in unknown_by_cursor.content) == (framing not in {AISDKFraming, TextFraming})
+    assert (b"NOT_FOUND" in unknown_by_cursor.content) == (framing not in {UIMessagesFraming, TextFraming})
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
@@ -153,7 +153,7 @@ async def test_who_has_all_that_is_shown_has_seen_all(framing: type[Framing]) ->
             await stream.write({"type": "start"})
             await stream.done()
         answers = [await http.get("/follow", headers={"Last-Event-ID": offset}) for offset in ("0", "1")]
-    shows_done = framing in {GenkitFraming, SSEFraming, AISDKFraming}
+    shows_done = framing in {GenkitFraming, SSEFraming, UIMessagesFraming}
     assert framing().shows_done == shows_done
     assert answers[0].status_code == (200 if shows_done else 204)
     assert answers[1].status_code == (200 if framing is GenkitFraming else 204)

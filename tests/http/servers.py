@@ -95,7 +95,14 @@ def _clients(storage_url: str) -> ASGIApp:
     return app_of(Served(), _http(storage_url))
 
 
+def _chats(storage_url: str) -> ASGIApp:
+    from tests.clients.chats import Chats, app_of  # which imports this module
+
+    return app_of(Chats(), _http(storage_url))
+
+
 APPS: Final[dict[str, Callable[[str], ASGIApp]]] = {
+    "chats": _chats,
     "clients": _clients,
     "durable": lambda url: durable_app(count, endless, streams=_http(url)),
     "wrapped": lambda url: wrapped_app(count, endless, streams=_http(url)),

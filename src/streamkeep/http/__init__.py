@@ -4,13 +4,13 @@ from .access import Access, Authorize
 from .app import StreamsHTTP
 from .bounds import Bounds
 from .ended import Ended, OnEnd
-from .framing import AISDKFraming, Framing, GenkitFraming, NDJSONFraming, PassThroughFraming, SSEFraming, TextFraming
+from .framing import Framing, GenkitFraming, NDJSONFraming, PassThroughFraming, SSEFraming, TextFraming
 from .middleware import DurableStreaming
 from .response import Timeouts
 from .runner import Producer, Runner
+from .ui_messages import UIMessagesFraming
 
 __all__ = [
-    "AISDKFraming",
     "Access",
     "Authorize",
     "Bounds",
@@ -27,4 +27,5 @@ __all__ = [
     "StreamsHTTP",
     "TextFraming",
     "Timeouts",
+    "UIMessagesFraming",
 ]

@@ -23,16 +23,8 @@ from ..events import encode_json
 from .access import Access, Action, Authorize, check_owner, check_route, owner_of
 from .bounds import Bounds
 from .ended import OnEnd
-from .framing import (
-    ANSWER,
-    ENDPOINTS_OWN,
-    Framing,
-    GenkitFraming,
-    PassThroughFraming,
-    SSEFraming,
-    kept_framing,
-    result_body,
-)
+from .framing import Framing, GenkitFraming, PassThroughFraming, SSEFraming, result_body
+from .kept import ANSWER, ENDPOINTS_OWN, kept_framing
 from .place import START, Place, again, check_life, cursor_in, is_all_seen, place_of, query_of, run_of, stream_named_in
 from .response import (
     OWN_ANSWER,
@@ -56,6 +48,7 @@ from .response import (
 from .runner import MAX_PRODUCERS, OpenOptions, Producer, Runner
 from .shutdown import shutdown_of
 from .sources import Source, close, producer_of
+from .ui_messages import UIMessagesFraming, start_index
 from .wire import GenkitRequest, parse_body, wants_stream
 
 if TYPE_CHECKING:
@@ -378,14 +371,15 @@ class StreamsHTTP:
         Args:
             request: the request.
             stream: the stream's id; whether it runs or has ended, it is shown.
-            key: instead of an id: the newest stream that its owner has started under this key, if it runs. One that has ended is shown to
-                who has seen some of it only: a page that opens has the answer from elsewhere.
+            key: instead of an id, or where there is no stream of that id: the newest stream that its owner has started under this key, if
+                it runs. One that has ended is shown to who has seen some of it only: a page that opens has the answer from elsewhere; and
+                in a framing that `replays`, whose clients do not say what they have seen.
             owner: who is asking, as text; unless given, who `authorize` says.
             context: what `authorize` gets.
             framing: how the events travel; unless given, in the format that `DurableStreaming` has stored it in, or `SSEFraming()`, what
                 an EventSource reads.
 
-        Raises RuntimeError: this has not been entered. TypeError: neither an id was given nor a key, or both.
+        Raises RuntimeError: this has not been entered. TypeError: neither an id was given nor a key.
         """
         self.runner  # noqa: B018 - raises if this was not entered
         stream, key = _which(stream, key)
@@ -394,16 +388,18 @@ class StreamsHTTP:
             if key is not None and (cursor := cursor_in(scope)) is not None:
                 # A stream of this key that is not the newest any more is gone on with all the same.
                 found = await self._admit("resume", scope, cursor.stream, None, known, owner)
-                if found.key != key:
+                if found.key != key and found.id != stream:
                     return _response(_nothing)
             else:
                 found = await self._found(stream, key, "resume", scope, known, owner)
-            if key is not None and found.status != "open" and place_of(scope, found) == START:
+            shown = framing or framing_of(found.metadata.get(ANSWER), scope)
+            is_over = found.id != stream and found.status != "open" and not shown.replays
+            if is_over and place_of(scope, found) == START:
                 return _response(_nothing)
-            rest = await self._rest(scope, found.id, known, owner=owner, route=None, by_cursor=False, framing=framing)
+            rest = await self._rest(scope, found.id, known, owner=owner, route=None, by_cursor=False, framing=shown)
             return _response(*rest)
-        except StreamNotFoundError:
-            return _response(_nothing)
+        except StreamNotFoundError as error:
+            return _response(_nothing_in(framing, scope, error))
         except Exception as error:
             return _response(_failed(error))
 
@@ -424,7 +420,7 @@ class StreamsHTTP:
 
         It is a 404 when there is no such stream, and when it is somebody else's. Arguments are as for `follow`.
 
-        Raises TypeError: neither an id was given nor a key, or both.
+        Raises TypeError: neither an id was given nor a key.
         """
         stream, key = _which(stream, key)
         try:
@@ -450,7 +446,11 @@ class StreamsHTTP:
     ) -> StreamInfo:
         """Give what is known of the stream that an endpoint means. StreamNotFoundError: there is none, for who is asking."""
         if stream is not None:
-            return await self._admit(action, scope, stream, None, context, owner)
+            try:
+                return await self._admit(action, scope, stream, None, context, owner)
+            except (StreamNotFoundError, InvalidArgumentError):
+                if key is None:
+                    raise
         assert key is not None
         return await self.streams.current(key, await self._owner_or(owner, action, scope, context))
 
@@ -488,7 +488,8 @@ class StreamsHTTP:
             place = place_of(scope, info)
         except (StreamNotFoundError, OffsetOutOfRangeError) as error:
             if by_cursor:
-                return _told(framing or default(), error), None
+                framing = framing or default()
+                return _told(framing, framing.error(shown_error(error))), None
             if isinstance(error, OffsetOutOfRangeError):
                 raise
             return _nothing, None
@@ -497,13 +498,14 @@ class StreamsHTTP:
             return self._showing(stream, place, framing), stream
         if isinstance(framing, GenkitFraming):
             return self._showing(stream, again(place), framing), stream
-        return _told(framing) if by_cursor else _nothing, None
+        return _told(framing, b"") if by_cursor else _nothing, None
 
     def _showing(self, stream: str, place: Place, framing: Framing) -> ASGIApp:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             async with errors_answered(send):
                 if scope["method"] == "HEAD":
-                    await send_only_head(send, framing, naming(stream))
+                    headers = [*framing.head(stream, query_of(scope)), *naming(stream)]
+                    await send_only_head(send, framing, headers)
                 else:
                     await self.show(scope, receive, send, stream, place, framing=framing)
 
@@ -579,19 +581,21 @@ class StreamsHTTP:
 
         The headers name the stream, unless others are given.
         """
-        place = place or START
-        headers = naming(stream) if headers is None else headers
-        async with self.streams.subscribe(stream, place.after, idle_timeout=self._timeouts.idle) as events:
+        place, framing = place or START, framing or GenkitFraming()
+        headers = [*framing.head(stream, query_of(scope)), *(naming(stream) if headers is None else headers)]
+        after = None if framing.replays else place.after  # a frame may depend on all before
+        async with self.streams.subscribe(stream, after, idle_timeout=self._timeouts.idle) as events:
             check_life(place, events.life)
             with self._listening(), self._shutdown.responding():
                 await send_events(
                     receive,
                     send,
                     events,
-                    framing or GenkitFraming(),
+                    framing,
                     self._timeouts,
                     headers,
                     until=self._shutdown.time_to_end,
+                    after=-1 if place.after is None else place.after,
                     can_cut=can_be_cut(scope),
                 )
 
@@ -665,7 +669,7 @@ class StreamsHTTP:
             # What an EventSource that has seen the end is told, so that it does not come back for ever.
             await send_response(send, 204)
         elif scope["method"] == "HEAD":
-            await send_only_head(send, framing)
+            await send_only_head(send, framing, framing.head(stream, query_of(scope)))
         else:
             await self.show(scope, receive, send, stream, place, framing=framing, headers=())
 
@@ -717,8 +721,8 @@ def framing_of(kept: str | None, scope: Scope, default: Callable[[], Framing] = 
 
 
 def _which(stream: object, key: object) -> tuple[str | None, str | None]:
-    if (stream is None) == (key is None):
-        raise TypeError("give either a stream's id or a key")
+    if stream is None and key is None:
+        raise TypeError("give a stream's id, a key, or both")
     return _text_of(stream), _text_of(key)
 
 
@@ -733,16 +737,23 @@ def _response(app: ASGIApp, stream: str | None = None, *, started: bool = False)
     return ASGIResponse(app, stream, started=started, status=204 if app is _nothing else 200)
 
 
-def _told(framing: Framing, error: Exception | None = None) -> ASGIApp:
-    """Give a whole answer in a framing: with an error, or empty. Some clients repeat their request until they get one."""
+def _told(framing: Framing, body: bytes) -> ASGIApp:
+    """Give a whole answer in a framing. Some clients repeat their request until they get one."""
 
     async def app(scope: Scope, _receive: Receive, send: Send) -> None:
         if (mark := scope.get(OWN_ANSWER)) is not None:
             mark.set()
-        await send_head(send, framing)
-        await send({"type": "http.response.body", "body": b"" if error is None else framing.error(shown_error(error))})
+        await send_head(send, framing, framing.head("", {}))
+        await send({"type": "http.response.body", "body": body})
 
     return app
+
+
+def _nothing_in(framing: Framing | None, scope: Scope, error: StreamNotFoundError) -> ASGIApp:
+    """Give what answers a reader whose stream is not there: a 204. Who counts parts gets an end, or is told that there is none any more."""
+    if not isinstance(framing, UIMessagesFraming) or (index := start_index(query_of(scope))) is None:
+        return _nothing
+    return _failed(error) if index > 0 else _told(framing, framing.end())
 
 
 async def _nothing(_scope: Scope, _receive: Receive, send: Send) -> None:
