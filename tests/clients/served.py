@@ -143,15 +143,17 @@ def native_client() -> str:
 
 
 def closing_preflights(app: ASGIApp) -> ASGIApp:
-    """Give a preflight a connection of its own, so that what the network does to a connection is done to the request that counts."""
+    """Give a preflight, and what is answered with nothing, a connection of its own: so what the network does to a connection is done to the
+    request that counts.
+    """
 
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
         async def closing(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] == "http.response.start" and (scope["method"] == "OPTIONS" or message["status"] == 204):
                 message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
             await send(message)
 
-        await app(scope, receive, closing if scope.get("method") == "OPTIONS" else send)
+        await app(scope, receive, closing if scope["type"] == "http" else send)
 
     return wrapped
 

@@ -17,7 +17,6 @@ from streamkeep import InMemoryStreamManager, PublicError
 from streamkeep.errors import HTTP_CODES
 from streamkeep.http import (
     AGUIFraming,
-    AISDKFraming,
     DurableStreaming,
     Framing,
     GenkitFraming,
@@ -28,6 +27,7 @@ from streamkeep.http import (
     StreamsHTTP,
     TextFraming,
     Timeouts,
+    UIMessagesFraming,
 )
 
 PAGE: Final = (ROOT / "docs/reference/http.md").read_text()
@@ -37,11 +37,11 @@ FRAMINGS: Final[list[type[Framing]]] = [
     PassThroughFraming,
     AGUIFraming,
     LangGraphFraming,
-    AISDKFraming,
+    UIMessagesFraming,
     NDJSONFraming,
     TextFraming,
 ]
-WORDLESS: Final = {LangGraphFraming, AISDKFraming, TextFraming}
+WORDLESS: Final = {LangGraphFraming, UIMessagesFraming, TextFraming}
 """They have no word for a transport's error."""
 TAKE_NO_204: Final = {AGUIFraming, LangGraphFraming}
 
@@ -160,7 +160,7 @@ async def test_who_has_all_that_is_shown_has_seen_all(framing: type[Framing]) ->
             await stream.write({"type": "start"})
             await stream.done()
         answers = [await http.get("/follow", headers={"Last-Event-ID": offset}) for offset in ("0", "1")]
-    shows_done = framing in {GenkitFraming, SSEFraming, AISDKFraming, LangGraphFraming}
+    shows_done = framing in {GenkitFraming, SSEFraming, UIMessagesFraming, LangGraphFraming}
     assert framing().shows_done == shows_done
     assert (answers[0].content == b"") != shows_done
     nothing_is_left = 200 if framing in TAKE_NO_204 else 204

@@ -107,7 +107,14 @@ def _ag_ui(storage_url: str) -> ASGIApp:
     return ag_ui_app(_http(storage_url), Paced())
 
 
+def _chats(storage_url: str) -> ASGIApp:
+    from tests.clients.chats import Chats, app_of  # which imports this module
+
+    return app_of(Chats(), _http(storage_url))
+
+
 APPS: Final[dict[str, Callable[[str], ASGIApp]]] = {
+    "chats": _chats,
     "clients": _clients,
     "ag-ui": _ag_ui,
     "langgraph": _langgraph,

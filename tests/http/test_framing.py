@@ -17,7 +17,6 @@ from streamkeep import InMemoryStreamManager, InvalidArgumentError, PublicError
 from streamkeep.events import ErrorInfo, StreamEvent, chunk_record, done_record, error_record, event_of
 from streamkeep.http import (
     AGUIFraming,
-    AISDKFraming,
     Framing,
     LangGraphFraming,
     NDJSONFraming,
@@ -25,6 +24,7 @@ from streamkeep.http import (
     SSEFraming,
     StreamsHTTP,
     TextFraming,
+    UIMessagesFraming,
 )
 from streamkeep.http.framing import Cursor, cursor_prefix, parse_cursor
 from streamkeep.http.response import Timeouts
@@ -76,14 +76,17 @@ def test_what_is_no_cursor_is_somebody_elses_id(text: str | None) -> None:
 def test_ui_messages_end_in_one_finish_part_and_done() -> None:
     finish = {"type": "finish", "messageMetadata": {"n": 1}}
     whole = 'data: {"type":"start"}\nid: 0\n\n'
-    assert body_of(AISDKFraming(), events_of({"type": "start"})) == whole + 'data: {"type":"finish"}\n\ndata: [DONE]\n\n'
-    assert body_of(AISDKFraming(), events_of({"type": "start"}, end=finish)) == (
-        whole + f"data: {json.dumps(finish, separators=(',', ':'))}\nid: 1\n\ndata: [DONE]\n\n"
+    assert (
+        body_of(UIMessagesFraming(), events_of({"type": "start"}))
+        == whole + 'data: {"type":"finish"}\n\ndata: [DONE]\nid: 1\n\n'
     )
-    by_chunk = body_of(AISDKFraming(), events_of({"type": "start"}, finish, end={"text": "the output"}))
+    assert body_of(UIMessagesFraming(), events_of({"type": "start"}, end=finish)) == (
+        whole + f"data: {json.dumps(finish, separators=(',', ':'))}\n\ndata: [DONE]\nid: 1\n\n"
+    )
+    by_chunk = body_of(UIMessagesFraming(), events_of({"type": "start"}, finish, end={"text": "the output"}))
     assert by_chunk.count('"finish"') == 1
     assert "the output" not in by_chunk
-    assert by_chunk.endswith("data: [DONE]\n\n")
+    assert by_chunk.endswith("data: [DONE]\nid: 2\n\n")
 
 
 @pytest.mark.parametrize(
@@ -93,7 +96,9 @@ def test_ui_messages_end_in_one_finish_part_and_done() -> None:
 )
 def test_ui_messages_that_fail_say_so_and_finish_too(error: ErrorInfo, part: object) -> None:
     frames = [
-        frame.removeprefix("data: ") for frame in body_of(AISDKFraming(), events_of(error=error)).split("\n") if "data" in frame
+        frame.removeprefix("data: ")
+        for frame in body_of(UIMessagesFraming(), events_of(error=error)).split("\n")
+        if "data" in frame
     ]
     assert json.loads(frames[0]) == part
     assert frames[1:] == ['{"type":"finish"}', "[DONE]"]
@@ -197,7 +202,11 @@ def test_a_heartbeat_can_be_an_event_that_a_page_sees() -> None:
 @pytest.mark.parametrize(
     ("framing", "content_type", "whole"),
     [
-        (AISDKFraming, "text/event-stream", b'data: {"type":"start"}\nid: 0\n\ndata: {"type":"finish"}\n\ndata: [DONE]\n\n'),
+        (
+            UIMessagesFraming,
+            "text/event-stream",
+            b'data: {"type":"start"}\nid: 0\n\ndata: {"type":"finish"}\n\ndata: [DONE]\nid: 1\n\n',
+        ),
         (NDJSONFraming, "application/x-ndjson", b'{"type":"start"}\n'),
         (TextFraming, "text/plain; charset=utf-8", b'{"type":"start"}'),
         (PassThroughFraming, "text/event-stream", b'data: {"type":"start"}\nid: 0\n\n'),
@@ -227,12 +236,12 @@ async def test_the_first_answer_and_the_reconnect_speak_alike(framing: type[Fram
         first, again = await http.post("/chat/c"), await http.get("/chat/c/stream")
     assert without_lives(first.content) == without_lives(again.content) == whole
     assert first.headers["content-type"] == again.headers["content-type"] == content_type
-    assert ("x-vercel-ai-ui-message-stream" in first.headers) == (framing is AISDKFraming)
+    assert ("x-vercel-ai-ui-message-stream" in first.headers) == (framing is UIMessagesFraming)
 
 
 CUT: Final[dict[type[Framing], bool]] = {
     AGUIFraming: False,
-    AISDKFraming: False,
+    UIMessagesFraming: False,
     LangGraphFraming: False,
     NDJSONFraming: False,
     SSEFraming: False,

@@ -319,19 +319,43 @@ async def test_a_client_that_takes_no_204_is_told_in_its_own_way_that_nothing_is
     assert (unknown.status_code, unknown.json()["error"]["status"]) == (404, "NOT_FOUND")
 
 
-async def test_what_names_no_stream_or_two_is_a_mistake_of_the_endpoints(caplog: pytest.LogCaptureFixture) -> None:
+async def test_what_names_no_stream_is_a_mistake_of_the_endpoints(caplog: pytest.LogCaptureFixture) -> None:
     chats = Chats()
 
     @chats.app.api_route("/wrong", methods=["GET", "DELETE"])
-    async def wrong(request: Request, key: str | None = None) -> Response:
-        does = chats.http.follow if request.method == "GET" else chats.http.cancel
-        return await does(request, "s" if key else None, key=key)
+    async def wrong(request: Request) -> Response:
+        return await (chats.http.follow if request.method == "GET" else chats.http.cancel)(request)
 
     async with http_to(chats.app) as http:
         for method in ("GET", "DELETE"):
-            for query in ("", "?key=k"):
-                assert (await http.request(method, f"/wrong{query}")).status_code == 500
-    assert caplog.text.count("TypeError: give either a stream's id, or a key, or a run") == 4
+            assert (await http.request(method, "/wrong")).status_code == 500
+    assert caplog.text.count("TypeError: give a stream's id, a key, or both; or a run") == 2
+
+
+async def test_one_route_finds_a_stream_by_its_id_and_else_by_its_key() -> None:
+    streams_http = StreamsHTTP("memory://")
+    app = FastAPI(lifespan=streams_http.lifespan)
+
+    @app.get("/{name}")
+    async def follow(request: Request, name: str) -> Response:
+        return await streams_http.follow(request, name, key=name)
+
+    @app.delete("/{name}")
+    async def stop(request: Request, name: str) -> Response:
+        return await streams_http.cancel(request, name, key=name)
+
+    async with http_to(app) as http:
+        nothing = [(await http.request(method, name)).status_code for method in ("GET", "DELETE") for name in ("/k", "/a b")]
+        first = await streams_http.streams.open("s", key="a b")
+        await first.write("one")
+        stopped = await http.delete("/a b")
+        ended_by_key, ended_by_id = await http.get("/a b"), await http.get("/s")
+        rest = await http.get("/a b", headers={"Last-Event-ID": ended_by_id.text.partition("id: ")[2].partition("\n")[0]})
+    assert nothing == [204, 204, 404, 404]
+    assert stopped.json() == {"stopped": True}
+    assert ended_by_key.status_code == 204
+    assert ("one" in ended_by_id.text, "CANCELLED" in ended_by_id.text) == (True, True)
+    assert ("one" in rest.text, "CANCELLED" in rest.text) == (False, True)
 
 
 async def test_an_endpoint_inside_durable_streaming_runs_once_for_a_request_that_is_sent_twice() -> None:

@@ -5,15 +5,15 @@ from .agui import AGUIFraming
 from .app import StreamsHTTP
 from .bounds import Bounds
 from .ended import Ended, OnEnd
-from .framing import AISDKFraming, Framing, GenkitFraming, NDJSONFraming, PassThroughFraming, SSEFraming, TextFraming
+from .framing import Framing, GenkitFraming, NDJSONFraming, PassThroughFraming, SSEFraming, TextFraming
 from .langgraph import LangGraphFraming
 from .middleware import DurableStreaming
 from .response import Timeouts
 from .runner import Producer, Runner
+from .ui_messages import UIMessagesFraming
 
 __all__ = [
     "AGUIFraming",
-    "AISDKFraming",
     "Access",
     "Authorize",
     "Bounds",
@@ -31,4 +31,5 @@ __all__ = [
     "StreamsHTTP",
     "TextFraming",
     "Timeouts",
+    "UIMessagesFraming",
 ]

@@ -1,6 +1,6 @@
 """AG-UI's events (https://docs.ag-ui.com), for its `HttpAgent`, for CopilotKit, and for TanStack AI, which has taken them over."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, TypeVar, assert_never
 
 import msgspec
@@ -22,14 +22,18 @@ class AGUIFraming:
     """
 
     content_type = "text/event-stream"
-    headers: Sequence[tuple[str, str]] = ()
     cut_when_broken = True
     cut_when_failed = False
     shows_done = False
     takes_no_content = False
+    replays = False
 
     def __init__(self) -> None:
         self._is_ended = False
+
+    def head(self, stream: str, query: Mapping[str, str]) -> Sequence[tuple[str, str]]:  # noqa: ARG002 - it needs neither
+        """Give none."""
+        return ()
 
     def preamble(self) -> bytes:
         """Give nothing."""

@@ -24,16 +24,8 @@ from ..events import encode_json
 from .access import Access, Action, Authorize, check_owner, check_route, owner_of
 from .bounds import Bounds
 from .ended import OnEnd
-from .framing import (
-    ANSWER,
-    ENDPOINTS_OWN,
-    Framing,
-    GenkitFraming,
-    PassThroughFraming,
-    SSEFraming,
-    kept_framing,
-    result_body,
-)
+from .framing import Framing, GenkitFraming, PassThroughFraming, SSEFraming, result_body
+from .kept import ANSWER, ENDPOINTS_OWN, kept_framing
 from .place import (
     START,
     Place,
@@ -69,6 +61,7 @@ from .response import (
 from .runner import MAX_PRODUCERS, OpenOptions, Producer, Runner
 from .shutdown import shutdown_of
 from .sources import Source, close, producer_of
+from .ui_messages import UIMessagesFraming, start_index
 from .wire import GenkitRequest, parse_body, wants_stream
 
 if TYPE_CHECKING:
@@ -393,15 +386,16 @@ class StreamsHTTP:
         Args:
             request: the request.
             stream: the stream's id; whether it runs or has ended, it is shown.
-            key: instead of an id: the newest stream that its owner has started under this key, if it runs. One that has ended is shown to
-                who has seen some of it only: a page that opens has the answer from elsewhere.
+            key: instead of an id, or where there is no stream of that id: the newest stream that its owner has started under this key, if
+                it runs. One that has ended is shown to who has seen some of it only: a page that opens has the answer from elsewhere; and
+                in a framing that `replays`, whose clients do not say what they have seen.
             run: instead of both: the stream that its owner's run has started, as `respond` was given it; shown as by its id.
             owner: who is asking, as text; unless given, who `authorize` says.
             context: what `authorize` gets.
             framing: how the events travel; unless given, in the format that `DurableStreaming` has stored it in, or `SSEFraming()`, what
                 an EventSource reads.
 
-        Raises RuntimeError: this has not been entered. TypeError: of an id, a key and a run not just one was given.
+        Raises RuntimeError: this has not been entered. TypeError: neither an id was given, nor a key, nor a run; or a run beside another.
         """
         self.runner  # noqa: B018 - raises if this was not entered
         stream, key, run = _which(stream, key, run)
@@ -410,17 +404,18 @@ class StreamsHTTP:
             if key is not None and (cursor := cursor_in(scope)) is not None:
                 # A stream of this key that is not the newest any more is gone on with all the same.
                 found = await self._admit("resume", scope, cursor.stream, None, known, owner)
-                if found.key != key:
+                if found.key != key and found.id != stream:
                     return _response(_nothing_in(framing))
             else:
                 found = await self._found(stream, key, run, "resume", scope, known, owner)
-            if key is not None and found.status != "open" and place_of(scope, found) == START:
-                return _response(_nothing_in(framing))
-            rest = await self._rest(scope, found.id, known, owner=owner, route=None, by_cursor=False, framing=framing)
+            shown = framing or framing_of(found.metadata.get(ANSWER), scope)
+            is_over = key is not None and found.id != stream and found.status != "open" and not shown.replays
+            if is_over and place_of(scope, found) == START:
+                return _response(_nothing_in(shown))
+            rest = await self._rest(scope, found.id, known, owner=owner, route=None, by_cursor=False, framing=shown)
             return _response(*rest)
         except StreamNotFoundError as error:
-            nothing = _nothing_in(framing)
-            return _response(nothing if nothing is _nothing or key is not None else _failed(error))
+            return _response(_not_found(framing, scope, error, is_by_key=key is not None))
         except Exception as error:
             return _response(_failed(error))
 
@@ -442,7 +437,7 @@ class StreamsHTTP:
 
         It is a 404 when there is no such stream, and when it is somebody else's. Arguments are as for `follow`.
 
-        Raises TypeError: of an id, a key and a run not just one was given.
+        Raises TypeError: as `follow` does.
         """
         stream, key, run = _which(stream, key, run)
         try:
@@ -469,7 +464,11 @@ class StreamsHTTP:
     ) -> StreamInfo:
         """Give what is known of the stream that an endpoint means. StreamNotFoundError: there is none, for who is asking."""
         if stream is not None:
-            return await self._admit(action, scope, stream, None, context, owner)
+            try:
+                return await self._admit(action, scope, stream, None, context, owner)
+            except (StreamNotFoundError, InvalidArgumentError):
+                if key is None:
+                    raise
         asking = await self._owner_or(owner, action, scope, context)
         if run is not None:
             return await self.streams.started_by(run, asking)
@@ -510,7 +509,8 @@ class StreamsHTTP:
             place = place_of(scope, info)
         except (StreamNotFoundError, OffsetOutOfRangeError) as error:
             if by_cursor:
-                return _told(framing or default(), error), None
+                framing = framing or default()
+                return _told(framing, framing.error(shown_error(error))), None
             if isinstance(error, OffsetOutOfRangeError):
                 raise
             return _nothing_in(framing), None
@@ -519,13 +519,14 @@ class StreamsHTTP:
             return self._showing(stream, place, framing), stream
         if isinstance(framing, GenkitFraming):
             return self._showing(stream, again(place), framing), stream
-        return _told(framing) if by_cursor else _nothing_in(framing), None
+        return _told(framing, b"") if by_cursor else _nothing_in(framing), None
 
     def _showing(self, stream: str, place: Place, framing: Framing) -> ASGIApp:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             async with errors_answered(send):
                 if scope["method"] == "HEAD":
-                    await send_only_head(send, framing, naming(stream))
+                    headers = [*framing.head(stream, query_of(scope)), *naming(stream)]
+                    await send_only_head(send, framing, headers)
                 else:
                     await self.show(scope, receive, send, stream, place, framing=framing)
 
@@ -601,10 +602,11 @@ class StreamsHTTP:
 
         The headers name the stream, unless others are given.
         """
-        place = place or START
-        headers = naming(stream) if headers is None else headers
+        place, framing = place or START, framing or GenkitFraming()
+        headers = [*framing.head(stream, query_of(scope)), *(naming(stream) if headers is None else headers)]
+        after = None if framing.replays else place.after  # a frame may depend on all before
         async with self.streams.subscribe(
-            stream, place.after, last=place.last, follow=place.follow, idle_timeout=self._timeouts.idle
+            stream, after, last=place.last, follow=place.follow, idle_timeout=self._timeouts.idle
         ) as events:
             check_life(place, events.life)
             with self._listening(), self._shutdown.responding():
@@ -612,10 +614,11 @@ class StreamsHTTP:
                     receive,
                     send,
                     events,
-                    framing or GenkitFraming(),
+                    framing,
                     self._timeouts,
                     headers,
                     until=self._shutdown.time_to_end,
+                    after=-1 if place.after is None else place.after,
                     can_cut=can_be_cut(scope),
                 )
 
@@ -689,7 +692,7 @@ class StreamsHTTP:
             # What an EventSource that has seen the end is told, so that it does not come back for ever.
             await send_response(send, 204)
         elif scope["method"] == "HEAD":
-            await send_only_head(send, framing)
+            await send_only_head(send, framing, framing.head(stream, query_of(scope)))
         else:
             await self.show(scope, receive, send, stream, place, framing=framing, headers=())
 
@@ -741,8 +744,8 @@ def framing_of(kept: str | None, scope: Scope, default: Callable[[], Framing] = 
 
 
 def _which(stream: object, key: object, run: object) -> tuple[str | None, str | None, str | None]:
-    if [stream, key, run].count(None) != 2:
-        raise TypeError("give either a stream's id, or a key, or a run")
+    if (stream is None and key is None) == (run is None):
+        raise TypeError("give a stream's id, a key, or both; or a run")
     return _text_of(stream), _text_of(key), _text_of(run)
 
 
@@ -757,21 +760,28 @@ def _response(app: ASGIApp, stream: str | None = None, *, started: bool = False)
     return ASGIResponse(app, stream, started=started, status=204 if app is _nothing else 200)
 
 
-def _told(framing: Framing, error: Exception | None = None) -> ASGIApp:
-    """Give a whole answer in a framing: with an error, or empty. Some clients repeat their request until they get one."""
+def _told(framing: Framing, body: bytes) -> ASGIApp:
+    """Give a whole answer in a framing. Some clients repeat their request until they get one."""
 
     async def app(scope: Scope, _receive: Receive, send: Send) -> None:
         if (mark := scope.get(OWN_ANSWER)) is not None:
             mark.set()
-        await send_head(send, framing)
-        await send({"type": "http.response.body", "body": b"" if error is None else framing.error(shown_error(error))})
+        await send_head(send, framing, framing.head("", {}))
+        await send({"type": "http.response.body", "body": body})
 
     return app
 
 
 def _nothing_in(framing: Framing | None) -> ASGIApp:
     """Give what says that there is nothing to be shown, or nothing more."""
-    return _nothing if framing is None or framing.takes_no_content else _told(framing)
+    return _nothing if framing is None or framing.takes_no_content else _told(framing, b"")
+
+
+def _not_found(framing: Framing | None, scope: Scope, error: StreamNotFoundError, *, is_by_key: bool) -> ASGIApp:
+    """Give what answers a reader whose stream is not there. Who counts parts gets an end, or is told that there is none any more."""
+    if isinstance(framing, UIMessagesFraming) and (index := start_index(query_of(scope))) is not None:
+        return _failed(error) if index > 0 else _told(framing, framing.end())
+    return _nothing_in(framing) if is_by_key or framing is None or framing.takes_no_content else _failed(error)
 
 
 async def _nothing(_scope: Scope, _receive: Receive, send: Send) -> None:

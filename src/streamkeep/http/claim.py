@@ -17,7 +17,7 @@ from .._listing import StreamInfo
 from .._manager import StreamManager
 from ..errors import KeyInUseError, StorageError, StreamkeepError, StreamNotFoundError
 from ..events import ErrorInfo
-from .framing import ANSWER, ENDPOINTS_OWN
+from .kept import ANSWER, ENDPOINTS_OWN
 from .place import run_of
 from .response import Scope
 

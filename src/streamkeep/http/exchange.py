@@ -25,7 +25,8 @@ from ..events import ErrorInfo, hidden_error
 from .app import StreamsHTTP, framing_of, naming
 from .cancellation import Cancellation
 from .claim import Claim
-from .framing import ANSWER, GenkitFraming, KeptAnswer, block_of, keep_answer, media_type_of
+from .framing import GenkitFraming, block_of, media_type_of
+from .kept import ANSWER, KeptAnswer, keep_answer
 from .place import query_of
 from .response import (
     OWN_ANSWER,
@@ -184,7 +185,7 @@ class Exchange:
             return
         self._claim.end()
         framing = framing_of(kept, self._scope, GenkitFraming)
-        shown = [(name.decode("latin-1"), text.decode("latin-1")) for name, text in _shown_headers(head, framing.headers)]
+        shown = [(name.decode("latin-1"), text.decode("latin-1")) for name, text in _shown_headers(head, answer.headers)]
         await self._http.show(
             self._scope, self._messages.for_reader, self._send, stream, framing=framing, headers=[*naming(stream), *shown]
         )

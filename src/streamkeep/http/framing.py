@@ -5,7 +5,7 @@ Everything here is sans-I/O. It knows neither ASGI nor managers, and never decid
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar, assert_never
 
@@ -62,20 +62,28 @@ class Framing(Protocol):
 
     Attributes:
         content_type: the response's.
-        headers: more of its headers, names in lower case.
         cut_when_broken: whether a response that its transport ends before the stream has is cut: most clients take every clean end for
             success, and come back after a cut.
         cut_when_failed: whether the response of a stream that ended in ERROR is cut behind that frame, because not all clients know it.
         shows_done: whether there is a frame for the DONE event. Who has all but an event that is never shown has seen all.
         takes_no_content: whether its clients take a 204 for "nothing is left". Others are given an empty answer in this framing.
+        replays: whether its clients put an answer that begins anew in the place of what they have. So `follow(key=)` shows one that has
+            ended, too; frames may depend on those before; and where a response can be cut, no error is sent that would keep them away.
     """
 
     content_type: str
-    headers: Sequence[tuple[str, str]]
     cut_when_broken: bool
     cut_when_failed: bool
     shows_done: bool
     takes_no_content: bool
+    replays: bool
+
+    def head(self, stream: str, query: Mapping[str, str]) -> Sequence[tuple[str, str]]:
+        """Give more headers of the response that shows a stream (empty: none), names in lower case; called before all else.
+
+        What the query of the request says in this format is heard here. Raises InvalidArgumentError: it says what cannot be.
+        """
+        ...
 
     def preamble(self) -> bytes:
         """Give what is sent before the first frame."""
@@ -103,14 +111,18 @@ class GenkitFraming:
     """
 
     content_type = "text/event-stream"
-    headers: Sequence[tuple[str, str]] = ()
     cut_when_broken = False
     cut_when_failed = False
     shows_done = True
     takes_no_content = True
+    replays = False
 
     def __init__(self) -> None:
         self._line_is_open = False
+
+    def head(self, stream: str, query: Mapping[str, str]) -> Sequence[tuple[str, str]]:  # noqa: ARG002 - it needs neither
+        """Give none."""
+        return ()
 
     def preamble(self) -> bytes:
         """Give nothing: there is no frame that means nothing."""
@@ -162,17 +174,21 @@ class SSEFraming:
     """
 
     content_type = "text/event-stream"
-    headers: Sequence[tuple[str, str]] = ()
     cut_when_broken = True
     cut_when_failed = False
     shows_done = True
     takes_no_content = True
+    replays = False
 
     def __init__(self, *, retry_seconds: float = 2.0, heartbeat_event: str | None = None) -> None:
         if heartbeat_event is not None and not _EVENT_NAME.fullmatch(heartbeat_event):
             raise InvalidArgumentError("an event's name is of letters, digits, - and _")
         self._retry_ms = round(retry_seconds * 1000)
         self._heartbeat = b": \n" if heartbeat_event is None else b"event: %b\ndata: \n\n" % heartbeat_event.encode()
+
+    def head(self, stream: str, query: Mapping[str, str]) -> Sequence[tuple[str, str]]:  # noqa: ARG002 - it needs neither
+        """Give none."""
+        return ()
 
     def preamble(self) -> bytes:
         """Give the reconnection time."""
@@ -220,13 +236,18 @@ class PassThroughFraming:
     cut_when_failed = True
     shows_done = False
     takes_no_content = True
+    replays = False
 
     def __init__(
         self, *, content_type: str = "text/event-stream", headers: Sequence[tuple[str, str]] = (), id_first: bool = False
     ) -> None:
         self.content_type = content_type
-        self.headers = headers
+        self._headers = headers
         self._id_first = id_first
+
+    def head(self, stream: str, query: Mapping[str, str]) -> Sequence[tuple[str, str]]:  # noqa: ARG002 - it needs neither
+        """Give those that it was made with."""
+        return self._headers
 
     def preamble(self) -> bytes:
         """Give nothing."""
@@ -236,11 +257,11 @@ class PassThroughFraming:
         """Give the block of a chunk, or an `error`; nothing for an output. A chunk that is no block is a `data` line."""
         match event.type:
             case StreamEventType.CHUNK:
-                return self._frame(_block_of(event.data), f"id: {cursor}\n")
+                return self._frame(stored_block(event.data) or Block(one_line(event.data).decode()), cursor)
             case StreamEventType.DONE:
                 return b""
             case StreamEventType.ERROR:
-                return self._frame(_error_block(event.error), f"id: {cursor}\n")
+                return self._frame(_error_block(event.error), cursor)
             case _:
                 assert_never(event.type)
 
@@ -252,10 +273,16 @@ class PassThroughFraming:
         """Give an `error` without id."""
         return self._frame(_error_block(error), "")
 
-    def _frame(self, block: Block, id_line: str) -> bytes:
-        name = f"event: {_LINE_END.sub(' ', block.event)}\n" if block.event else ""
-        lines = "".join(f"data: {line}\n" for line in _LINE_END.split(block.data))
-        return f"{name}{id_line}{lines}\n".encode() if self._id_first else f"{name}{lines}{id_line}\n".encode()
+    def _frame(self, block: Block, cursor: str) -> bytes:
+        return frame_of(block, cursor, id_first=self._id_first)
+
+
+def frame_of(block: Block, cursor: str = "", *, id_first: bool = False) -> bytes:
+    """Give a block as it travels, with a cursor as its id unless that is empty: last, or directly before the data."""
+    name = f"event: {_LINE_END.sub(' ', block.event)}\n" if block.event else ""
+    lines = "".join(f"data: {line}\n" for line in _LINE_END.split(block.data))
+    id_line = f"id: {cursor}\n" if cursor else ""
+    return f"{name}{id_line}{lines}\n".encode() if id_first else f"{name}{lines}{id_line}\n".encode()
 
 
 class TextFraming:
@@ -268,10 +295,15 @@ class TextFraming:
     cut_when_failed = True
     shows_done = False
     takes_no_content = True
+    replays = False
 
     def __init__(self, content_type: str = "text/plain; charset=utf-8", headers: Sequence[tuple[str, str]] = ()) -> None:
         self.content_type = content_type
-        self.headers = headers
+        self._headers = headers
+
+    def head(self, stream: str, query: Mapping[str, str]) -> Sequence[tuple[str, str]]:  # noqa: ARG002 - it needs neither
+        """Give those that it was made with."""
+        return self._headers
 
     def preamble(self) -> bytes:
         """Give nothing."""
@@ -296,11 +328,15 @@ class NDJSONFraming:
     """A chunk a line, as JSON. The output is not sent; an error is a line `{"error": …}`."""
 
     content_type = "application/x-ndjson"
-    headers: Sequence[tuple[str, str]] = ()
     cut_when_broken = True
     cut_when_failed = False
     shows_done = False
     takes_no_content = True
+    replays = False
+
+    def head(self, stream: str, query: Mapping[str, str]) -> Sequence[tuple[str, str]]:  # noqa: ARG002 - it needs neither
+        """Give none."""
+        return ()
 
     def preamble(self) -> bytes:
         """Give nothing."""
@@ -327,120 +363,25 @@ class NDJSONFraming:
         return error_body(error) + b"\n"
 
 
-ANSWER: Final = "answer"
-"""The name in a stream's metadata under which it is kept how an answer was that was passed through; empty if it was Genkit's."""
-ENDPOINTS_OWN: Final = "endpoint"
-"""What is kept there of a stream that an endpoint has started, which shows it as it likes."""
-
-
-class KeptAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What every later answer with the same stream must say as well."""
-
-    content_type: str
-    headers: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def is_sse(self) -> bool:
-        """Whether it is of server-sent events; text otherwise."""
-        return media_type_of(self.content_type) == "text/event-stream"
-
-
-def keep_answer(answer: KeptAnswer) -> str:
-    """Give what is kept of an answer, as text."""
-    return msgspec.json.encode(answer).decode()
-
-
-def kept_framing(text: str, *, id_first: bool) -> Framing:
-    """Give the framing of an answer that was kept."""
-    answer = msgspec.json.decode(text, type=KeptAnswer)
-    if answer.is_sse:
-        return PassThroughFraming(content_type=answer.content_type, headers=answer.headers, id_first=id_first)
-    return TextFraming(answer.content_type, answer.headers)
-
-
 def media_type_of(content_type: str) -> str:
     """Give the media type of a `Content-Type`, in lower case and without parameters (RFC 9110, 8.3.1)."""
     return content_type.partition(";")[0].strip().lower()
-
-
-class AISDKFraming:
-    """UI messages of the AI SDK (https://ai-sdk.dev/docs/ai-sdk-ui/stream-protocol), for `useChat`: each chunk is one of its parts.
-
-    What the producer returns may be its `finish` part. One is sent in any case, after an `error` or `abort` part too: its official
-    transports resume a stream that has none. Its clients replay from the start, so ids are of no use to them, and do no harm.
-    """
-
-    content_type = "text/event-stream"
-    headers: Sequence[tuple[str, str]] = (("x-vercel-ai-ui-message-stream", "v1"),)
-    cut_when_broken = True
-    cut_when_failed = False
-    shows_done = True
-    takes_no_content = True
-
-    def __init__(self) -> None:
-        self._is_finished = False
-
-    def preamble(self) -> bytes:
-        """Give nothing."""
-        return b""
-
-    def event(self, event: StreamEvent[T], cursor: str) -> bytes:
-        """Give a part; at the end all that closes the message."""
-        match event.type:
-            case StreamEventType.CHUNK:
-                return self._part(event.data, cursor)
-            case StreamEventType.DONE:
-                part = self._part(event.data, cursor) if _type_of(event.data) else b""
-                return part + self._finish()
-            case StreamEventType.ERROR:
-                return self._part(_error_part(event.error), cursor) + self._finish()
-            case _:
-                assert_never(event.type)
-
-    def heartbeat(self) -> bytes:
-        """Give a comment."""
-        return b": \n"
-
-    def error(self, error: ErrorInfo) -> bytes:  # noqa: ARG002 - its clients would give up a stream that goes on
-        """Give nothing."""
-        return b""
-
-    def _part(self, data: bytes, cursor: str) -> bytes:
-        self._is_finished = self._is_finished or _type_of(data) == "finish"
-        return b"data: %b\nid: %b\n\n" % (one_line(data), cursor.encode())
-
-    def _finish(self) -> bytes:
-        return (b"" if self._is_finished else b'data: {"type":"finish"}\n\n') + b"data: [DONE]\n\n"
 
 
 _LINE_END: Final = re.compile(r"\r\n|\r|\n")
 _EVENT_NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
 
 
-def _error_part(error: ErrorInfo) -> bytes:
-    return encode_json({"type": "abort"} if error.status == "CANCELLED" else {"type": "error", "errorText": error.message})
-
-
-class _Part(msgspec.Struct):
-    type: str = ""
-
-
-def _type_of(data: bytes) -> str:
-    try:
-        return msgspec.json.decode(data, type=_Part).type
-    except msgspec.MsgspecError:
-        return ""
-
-
 def _error_block(error: ErrorInfo) -> Block:
     return Block(error_body(error).decode(), "error")
 
 
-def _block_of(data: bytes) -> Block:
+def stored_block(data: bytes) -> Block | None:
+    """Give the block that a chunk is, if it is one."""
     try:
         return msgspec.json.decode(data, type=Block)
     except msgspec.MsgspecError:
-        return Block(one_line(data).decode())
+        return None
 
 
 def ascii_json(data: bytes) -> bytes:
@@ -469,7 +410,7 @@ _NO_LINE_ENDS: Final = bytes.maketrans(b"\r\n", b"  ")
 
 
 def one_line(data: bytes) -> bytes:
-    """Give JSON in one line, for a frame."""
+    """Give JSON as one line of ASCII."""
     # A producer may store JSON of its own (`msgspec.Raw`). A line end is only whitespace in JSON, but injection in a frame.
     return ascii_json(data).translate(_NO_LINE_ENDS)
 

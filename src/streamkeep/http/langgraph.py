@@ -1,6 +1,6 @@
 """LangGraph's stream of a run, for `@langchain/langgraph-sdk` and `langgraph-sdk`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar, assert_never
 
 import msgspec
@@ -20,11 +20,15 @@ class LangGraphFraming:
     """
 
     content_type = "text/event-stream"
-    headers: Sequence[tuple[str, str]] = ()
     cut_when_broken = True
     cut_when_failed = False
     shows_done = True
     takes_no_content = False
+    replays = False
+
+    def head(self, stream: str, query: Mapping[str, str]) -> Sequence[tuple[str, str]]:  # noqa: ARG002 - it needs neither
+        """Give none."""
+        return ()
 
     def preamble(self) -> bytes:
         """Give nothing."""

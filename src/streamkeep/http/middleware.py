@@ -15,8 +15,9 @@ from .claim import Claim, is_endpoints_own
 from .exchange import EVENT_STREAM, Exchange
 from .place import run_of, stream_named_in
 from .response import STREAM_ID_HEADER, ASGIApp, Message, Receive, Scope, Send, errors_answered, headers_of
+from .ui_messages import MARK
 
-KEPT_HEADERS: Final = ("x-vercel-ai-ui-message-stream",)
+KEPT_HEADERS: Final = (MARK,)
 
 
 class DurableStreaming:

@@ -230,31 +230,33 @@ async def send_events(
     headers: Iterable[tuple[str, str]] = (),
     *,
     until: Callable[[], Awaitable[None]] = anyio.sleep_forever,
+    after: int = -1,
     can_cut: bool = True,
 ) -> None:
     """Answer with an entered subscription's events until the terminal one, or the client goes away, or `until` returns.
 
-    `can_cut`: whether the server takes a return without the last message for a response that is not whole.
+    `after`: events up to this offset are seen by the framing, and not sent. `can_cut`: whether the server takes a return without the last
+    message for a response that is not whole.
     """
     async with anyio.create_task_group() as response:
         # A server's `send` may say nothing when the client has gone: without this task a response to nobody goes on for ever.
         response.start_soon(_end_after, lambda: disconnected(receive), response.cancel_scope)
         response.start_soon(_end_after, until, response.cancel_scope)
-        await _Response(send, framing, timeouts, can_cut=can_cut).run(events, headers)
+        await _Response(send, framing, timeouts, after=after, can_cut=can_cut).run(events, headers)
         response.cancel_scope.cancel()
 
 
 async def send_head(send: Send, framing: Framing, headers: Iterable[tuple[str, str]] = ()) -> None:
-    """Begin an answer that streams."""
+    """Begin an answer that streams. The framing's own headers are among those that are given."""
     # `no-transform` because compression holds back what is small, and what is small is all there is.
     ours = [
         ("content-type", framing.content_type),
         NO_SNIFFING,
         ("cache-control", "no-cache, no-transform"),
         ("x-accel-buffering", "no"),
-        *framing.headers,
+        *headers,
     ]
-    await send({"type": "http.response.start", "status": 200, "headers": _raw([*ours, *headers])})
+    await send({"type": "http.response.start", "status": 200, "headers": _raw(ours)})
 
 
 async def send_only_head(send: Send, framing: Framing, headers: Iterable[tuple[str, str]] = ()) -> None:
@@ -271,10 +273,11 @@ async def _end_after(wait: Callable[[], Awaitable[None]], response: anyio.Cancel
 class _Response:
     """One response that streams."""
 
-    def __init__(self, send: Send, framing: Framing, timeouts: Timeouts, *, can_cut: bool) -> None:
+    def __init__(self, send: Send, framing: Framing, timeouts: Timeouts, *, after: int, can_cut: bool) -> None:
         self._send = send
         self._framing = framing
         self._timeouts = timeouts
+        self._after = after
         self._can_cut = can_cut
         self._is_failed = False
 
@@ -329,7 +332,9 @@ class _Response:
                 body.clear()
                 await self._pause()
                 self._is_failed = True
-            body += self._framing.event(event, f"{prefix}{event.offset}")
+            frame = self._framing.event(event, f"{prefix}{event.offset}")
+            if event.offset > self._after:
+                body += frame
             if len(body) >= BODY_BYTES:
                 await self._write(bytes(body))
                 body.clear()
@@ -349,7 +354,7 @@ class _Response:
         framing, is_broken = self._framing, final_error is not None
         is_cut = self._can_cut and (framing.cut_when_broken if is_broken else self._is_failed and framing.cut_when_failed)
         # A client that is cut comes back, and needs no word; Genkit's clients spin without one.
-        comes_back = is_cut and final_error in (SHUTTING_DOWN, TOO_LONG)
+        comes_back = is_cut and (framing.replays or final_error in (SHUTTING_DOWN, TOO_LONG))
         body = b"" if final_error is None or comes_back else framing.error(final_error)
         with suppress(OSError):
             try:

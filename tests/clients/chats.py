@@ -1,0 +1,114 @@
+"""What the clients that chat read: the app of `docs/how-to/ai-sdk.md` as it is shown, with an answer that a test can hold."""
+
+import fcntl
+import json
+import subprocess
+from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+from fastapi import FastAPI, Response
+from fastapi.responses import FileResponse, HTMLResponse
+from starlette.middleware.cors import CORSMiddleware
+from tests.clients.programs import NODE, PACKAGES, Event
+from tests.clients.served import closing_preflights
+from tests.http.servers import serving, until
+from tests.inside import feeds_of
+from tests.test_docs import ROOT, blocks
+
+from streamkeep import InMemoryStreamManager
+from streamkeep.http import StreamsHTTP
+from streamkeep.http.response import ASGIApp, Receive, Scope, Send
+
+PAGE: Final = ROOT / "docs/how-to/ai-sdk.md"
+WORDS: Final = ("Nothing ", "is lost, ", "and nothing ", "is said ", "twice: ", "\u2028é.")
+WHOLE: Final = "".join(WORDS)
+HELD: Final = 3
+PART: Final = "".join(WORDS[:HELD])
+
+
+@dataclass(eq=False, slots=True)
+class Chats:
+    """A server, and how often it has answered each question. One that begins with `hold` is held after `HELD` words."""
+
+    url: str = ""
+    runs: Counter[str] = field(default_factory=Counter[str])
+    requests: Counter[str] = field(default_factory=Counter[str])
+    may_go_on: anyio.Event = field(default_factory=anyio.Event)
+
+    async def answer(self, messages: list[dict[str, Any]]) -> AsyncGenerator[str]:
+        question = "".join(part.get("text", "") for part in messages[-1]["parts"])
+        self.runs[question] += 1
+        for number, word in enumerate(WORDS):
+            if question.startswith("hold") and number == HELD:
+                await self.may_go_on.wait()
+            yield word
+
+
+def app_of(chats: Chats, streams_http: StreamsHTTP) -> ASGIApp:
+    """Give the page's app over other streams, for pages of any origin, with a page that has the clients."""
+    shown: dict[str, Any] = {"given": streams_http}
+    program = blocks(PAGE)[0].replace('StreamsHTTP("sqlite:///streams.db")', "given")
+    exec(compile(program, str(PAGE), "exec", dont_inherit=True), shown)
+    shown["answer"] = chats.answer
+    add_page(shown["app"])
+    exposed = ["X-Genkit-Stream-Id", "X-Workflow-Run-Id", "X-Resumable-Stream-Id"]
+    with_cors = CORSMiddleware(shown["app"], ["*"], ["*"], ["*"], expose_headers=exposed)
+    return closing_preflights(counting(with_cors, chats.requests))
+
+
+def counting(app: ASGIApp, requests: Counter[str]) -> ASGIApp:
+    """Count what is asked for."""
+
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            requests[scope["method"]] += 1
+        await app(scope, receive, send)
+
+    return wrapped
+
+
+def add_page(app: FastAPI) -> None:
+    """Add the page, and its program."""
+
+    @app.get("/page")
+    async def page() -> Response:
+        return HTMLResponse('<!doctype html><body><script type="module" src="/chats.js"></script>')
+
+    @app.get("/chats.js")
+    async def program() -> Response:
+        return FileResponse(bundle())
+
+
+def bundle() -> Path:
+    """Give the page's program with all its packages in one file. It is made once, for that takes a while."""
+    source = PACKAGES / "chats.js"
+    with (PACKAGES / "package-lock.json").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of the processes that share the tests, one makes it
+        made = PACKAGES / "node_modules" / ".cache" / f"chats-{sha256(lock.read() + source.read_bytes()).hexdigest()}.js"
+        if not made.exists():
+            esbuild = PACKAGES / "node_modules" / "esbuild-wasm" / "bin" / "esbuild"
+            options = ["--bundle", "--format=esm", "--log-level=error", '--define:process.env.NODE_ENV="development"']
+            subprocess.run([NODE, esbuild, source, *options, f"--outfile={made}.new"], timeout=200, check=True)
+            made.with_name(f"{made.name}.new").rename(made)
+        return made
+
+
+def answers(event: Event) -> list[str]:
+    """Give the texts of the answers that a chat shows."""
+    shown: list[str] = json.loads(event["data"])
+    return shown
+
+
+@asynccontextmanager
+async def served() -> AsyncGenerator[Chats]:
+    """Serve it; at the end no reader has left anything behind in the server."""
+    streams, chats = InMemoryStreamManager(), Chats()
+    async with serving(app_of(chats, StreamsHTTP(streams))) as chats.url:
+        yield chats
+        await until(lambda: not feeds_of(streams))

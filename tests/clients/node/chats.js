@@ -1,0 +1,82 @@
+// The page of the clients that chat: what an application writes around each, which is as its package comes. `ask` sends a question; what
+// the chat shows is told whenever it changes: its status, the texts of its answers, and its error.
+import { useChat } from "@ai-sdk/react";
+import { AssistantRuntimeProvider } from "@assistant-ui/react";
+import { AssistantChatTransport, createResumableSessionStorage, useChatRuntime } from "@assistant-ui/react-ai-sdk";
+import { DefaultChatTransport } from "ai";
+import { StrictMode, createElement, useEffect } from "react";
+import { createRoot } from "react-dom/client";
+
+const textOf = ({ parts }) => parts.map((part) => part.text ?? JSON.stringify(part)).join("");
+const answersIn = (messages) => messages.filter(({ role }) => role === "assistant");
+
+const shown = (status, messages, error) => ({
+  event: status,
+  data: JSON.stringify(answersIn(messages).map(textOf)),
+  id: error?.message ?? "",
+});
+
+// Resolves when a chat that begins has asked whether something runs: a user takes longer than that.
+const asking = (url) => {
+  let settled;
+  const settling = new Promise((resolve) => (settled = resolve));
+  const transport = new DefaultChatTransport({
+    api: `${url}/api/chat`,
+    fetch: (input, init) => fetch(input, init).finally(() => setTimeout(settled)),
+  });
+  return [transport, settling];
+};
+
+const chats = new Map();
+
+const Chat = ({ number, job, transport }) => {
+  const chat = useChat({ id: job.chat, messages: job.history, transport, resume: true });
+  const { messages, status, error } = chat;
+  useEffect(() => void window.tell(number, shown(status, messages, error)), [messages, status, error]);
+  useEffect(() => void chats.set(number, (text) => chat.sendMessage({ text })));
+  return null;
+};
+
+const byUseChat = (number, job) => {
+  const [transport, settling] = asking(job.url);
+  const chat = createElement(Chat, { number, job, transport });
+  createRoot(document.body.appendChild(document.createElement("div"))).render(createElement(StrictMode, {}, chat));
+  return settling;
+};
+
+const Assistant = ({ number, job }) => {
+  const storage = createResumableSessionStorage();
+  const transport = new AssistantChatTransport({
+    api: `${job.url}/api/chat`,
+    resumable: { storage, resumeApi: (stream) => `${job.url}/api/chat/${stream}/stream` },
+  });
+  const runtime = useChatRuntime({ transport, onResumeError: (error) => window.tell(number, shown("error", [], error)) });
+  useEffect(() => {
+    const tell = () => {
+      const { messages, isRunning } = runtime.thread.getState();
+      const answers = messages.map(({ role, content }) => ({ role, parts: content }));
+      const failed = messages.at(-1)?.status?.reason === "error";
+      const event = shown(isRunning ? "streaming" : failed ? "error" : "ready", answers);
+      window.tell(number, { ...event, id: storage.getStreamId() ?? "" });
+    };
+    tell();
+    return runtime.thread.subscribe(tell);
+  }, [runtime]);
+  useEffect(() => void chats.set(number, (text) => runtime.thread.append({ role: "user", content: [{ type: "text", text }] })));
+  return createElement(AssistantRuntimeProvider, { runtime });
+};
+
+const byAssistantUI = async (number, job) => {
+  createRoot(document.body.appendChild(document.createElement("div"))).render(createElement(Assistant, { number, job }));
+};
+
+const CLIENTS = { useChat: byUseChat, "assistant-ui": byAssistantUI };
+
+window.read = async (client, number, job) => {
+  await CLIENTS[client](number, job);
+  while (!chats.has(number)) await new Promise((resolve) => setTimeout(resolve, 10));
+  if (job.ask) await chats.get(number)(job.ask);
+};
+
+// What a browser does when its user comes back to the page.
+window.becomesVisible = () => document.dispatchEvent(new Event("visibilitychange"));
