@@ -114,7 +114,9 @@ async def test_fetch_event_source_alone_loses_an_event_whose_last_byte_is_cut_of
     # A defect of theirs: an id counts from its own line on, the event from the empty line behind it. Our application therefore names what
     # it was given, in `fetch`. When this fails, they have mended it.
     async with served() as server:
-        cuts = [[FINE, Fate(End.FIN, b"/1\n")]] * 10  # a browser that is slow sees the cut before the line, and then loses nothing
+        cuts = [
+            [FINE, Fate(End.FIN, b"/1\n")]
+        ] * 10  # a browser that is slow sees the cut before the line, and then loses nothing
         alone = await read_over(start, "fetch-event-source alone", server, cuts, ROUTES[0])
         named = await read_over(start, "fetch-event-source", server, cuts, ROUTES[0], key="named")
     assert ["0", "2", "3"] in [[event["id"].rpartition("/")[2] for event in events] for events in alone]

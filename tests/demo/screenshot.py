@@ -21,6 +21,7 @@ def play(context: BrowserContext, page: Page) -> None:
         page.get_by_role("link", name="Second window").click()
     page.bring_to_front()  # a window behind another draws nothing
     page.get_by_role("button", name="Add a slow reader").click()
+    page.get_by_role("combobox", name="The same answer in").select_option("ai-sdk")
     wait_for_offset(page, 215)
     page.get_by_role("button", name="Cut the connection").click()
     expect(page.locator("#detail")).to_contain_text(re.compile(r": [4-9]\d events to catch up on"))
@@ -37,7 +38,7 @@ def main(path: Path) -> None:
     """Take it, in a new browser, of a new demo."""
     with tempfile.TemporaryDirectory() as directory, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
-        context = browser.new_context(viewport={"width": 1280, "height": 800})
+        context = browser.new_context(viewport={"width": 1280, "height": 900})
         page = context.new_page()
         with Demo(f"sqlite:///{directory}/streams.db", sys.stderr, tokens_per_second=30) as demo:
             page.goto(demo.url)

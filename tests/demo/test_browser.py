@@ -67,6 +67,25 @@ def test_a_reload_in_mid_answer_loses_and_repeats_nothing(page: Page, demo: Demo
     expect_the_whole_answer(page)
 
 
+def test_the_same_answer_is_shown_as_other_clients_read_it(page: Page, demo: Demo) -> None:
+    ask(page, demo, until=50)
+    wire = page.locator("#wire")
+
+    for dialect, is_so in (
+        ("AI SDK", '"type":"text-delta"'),
+        ("AG-UI", '"type":"TEXT_MESSAGE_CONTENT"'),
+        ("plain SSE", "event: chunk"),
+        ("Genkit", 'data: {"message":'),
+    ):
+        page.get_by_role("combobox", name="The same answer in").select_option(dialect)
+        expect(wire).to_contain_text(is_so)
+    expect_the_whole_answer(page)
+    expect(wire).to_contain_text('data: {"result":')
+    for dialect, end in (("AI SDK", "[DONE]"), ("AG-UI", '"type":"RUN_FINISHED"')):
+        page.get_by_role("combobox", name="The same answer in").select_option(dialect)
+        expect(wire).to_contain_text(end)
+
+
 def test_an_answer_that_is_complete_survives_a_reload_too(page: Page, demo: Demo) -> None:
     ask(page, demo, until=100)
     expect_the_whole_answer(page)

@@ -1,26 +1,19 @@
 """The demo's web app: what a service of your own would look like, and a page to watch it with."""
 
 import os
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..http import AGUIFraming, Framing, GenkitFraming, SSEFraming, StreamsHTTP, UIMessagesFraming
+from ..http import StreamsHTTP
 from ..integrations.fastapi import durable_flow
+from .dialects import DIALECTS, Dialect
 from .flow import TOKENS, answer_flow
 
-Dialect = Literal["ai-sdk", "ag-ui", "sse", "genkit"]
-DIALECTS: Final[Mapping[Dialect, Callable[[], Framing]]] = {
-    "ai-sdk": UIMessagesFraming,
-    "ag-ui": AGUIFraming,
-    "sse": SSEFraming,
-    "genkit": GenkitFraming,
-}
 PAGE: Final = Path(__file__).with_name("page")
 
 # Nothing but our own files and our own server, and nothing from a cache unasked. The referrer would tell a stream's id to others.

@@ -1,6 +1,6 @@
-// The same stream as the client of another dialect reads it: the newest lines of the response, as they are.
+// The same stream as the client of another dialect reads it: the newest lines of the response, but for ids.
 
-const LINES = 6;
+const LINES = 3;
 const KEPT_CHARACTERS = 20_000;
 const RETRY_MS = 2000;
 
@@ -15,7 +15,7 @@ export class Wire {
   }
 
   get lines() {
-    return this.text.split("\n").filter(Boolean).slice(-LINES);
+    return this.text.split("\n").filter((line) => line.trim() && !line.startsWith("id:")).slice(-LINES);
   }
 
   leave() {
