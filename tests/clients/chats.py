@@ -4,7 +4,7 @@ import fcntl
 import json
 import subprocess
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import anyio
+import httpx
 from fastapi import FastAPI, Response
 from fastapi.responses import FileResponse, HTMLResponse
 from starlette.middleware.cors import CORSMiddleware
@@ -30,16 +31,22 @@ WORDS: Final = ("Nothing ", "is lost, ", "and nothing ", "is said ", "twice: ", 
 WHOLE: Final = "".join(WORDS)
 HELD: Final = 3
 PART: Final = "".join(WORDS[:HELD])
+HELD_ON: Final = "hold on"
+QUESTION: Final = {"id": "q", "role": "user", "parts": [{"type": "text", "text": HELD_ON}]}
 
 
 @dataclass(eq=False, slots=True)
 class Chats:
-    """A server, and how often it has answered each question. One that begins with `hold` is held after `HELD` words."""
+    """A server, and how often it has answered each question. After `HELD` words one that begins with `hold` is
+    held, and `fail` fails."""
 
     url: str = ""
     runs: Counter[str] = field(default_factory=Counter[str])
     requests: Counter[str] = field(default_factory=Counter[str])
     may_go_on: anyio.Event = field(default_factory=anyio.Event)
+
+    async def go_on(self) -> None:
+        self.may_go_on.set()
 
     async def answer(self, messages: list[dict[str, Any]]) -> AsyncGenerator[str]:
         question = "".join(part.get("text", "") for part in messages[-1]["parts"])
@@ -47,6 +54,8 @@ class Chats:
         for number, word in enumerate(WORDS):
             if question.startswith("hold") and number == HELD:
                 await self.may_go_on.wait()
+            if question == "fail" and number == HELD:
+                raise ValueError(question)
             yield word
 
 
@@ -57,6 +66,7 @@ def app_of(chats: Chats, streams_http: StreamsHTTP) -> ASGIApp:
     exec(compile(program, str(PAGE), "exec", dont_inherit=True), shown)
     shown["answer"] = chats.answer
     add_page(shown["app"])
+    shown["app"].post("/go-on")(chats.go_on)
     exposed = ["X-Genkit-Stream-Id", "X-Workflow-Run-Id", "X-Resumable-Stream-Id"]
     with_cors = CORSMiddleware(shown["app"], ["*"], ["*"], ["*"], expose_headers=exposed)
     return closing_preflights(counting(with_cors, chats.requests))
@@ -99,10 +109,33 @@ def bundle() -> Path:
         return made
 
 
+def job_of(url: str, *, ask: str = "", chat: str = "c", **more: object) -> dict[str, object]:
+    """Give what a client is to do: show a chat, and ask something there."""
+    return {"url": url, "chat": chat, "ask": ask, **more}
+
+
 def answers(event: Event) -> list[str]:
     """Give the texts of the answers that a chat shows."""
     shown: list[str] = json.loads(event["data"])
     return shown
+
+
+def shows(status: str, *texts: str) -> Callable[[Event], bool]:
+    """Give what says whether a chat has this status, and shows these answers."""
+    return lambda event: event["event"] == status and answers(event) == list(texts)
+
+
+async def asked(url: str) -> str:
+    """Ask what is held, as a page did that is gone; give the stream."""
+    body = {"id": "c", "messages": [QUESTION], "trigger": "submit-message"}
+    async with httpx.AsyncClient(base_url=url) as http, http.stream("POST", "/api/chat", json=body) as answer:
+        return answer.headers["X-Workflow-Run-Id"]
+
+
+async def post(url: str, path: str) -> object:
+    """Give what a POST is answered with."""
+    async with httpx.AsyncClient(base_url=url) as http:
+        return (await http.post(path)).raise_for_status().json()
 
 
 @asynccontextmanager

@@ -2,18 +2,19 @@
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Final, Protocol
+from typing import Protocol
 
 import pytest
 from playwright.async_api import Browser, async_playwright
-from tests.clients.programs import NODE, PACKAGES, Program, chromium, node
+from tests.clients.programs import NODE, PACKAGES, Chromium, Program, chromium, node
 from tests.demo.conftest import ARGUMENTS
 from tests.http.conftest import install_packages
 
-pytest.register_assert_rewrite("tests.clients.served")
+pytest.register_assert_rewrite("tests.clients.served", "tests.clients.chats")
 
-IN_NODE: Final = frozenset(("eventsource", "WorkflowChatTransport"))
-"""Those that are read with in Node."""
+
+Open = Callable[[str], AbstractAsyncContextManager[Chromium]]
+"""Opens the page of the server at a URL, in a tab of a profile of its own."""
 
 
 class Start(Protocol):
@@ -34,10 +35,21 @@ async def browser(requires: Callable[[str], str]) -> AsyncGenerator[Browser]:
 
 
 @pytest.fixture
-def start_node(requires: Callable[[str], str]) -> Start:
-    """Give what starts a client in Node; its packages are installed where they are missing."""
+def packages(requires: Callable[[str], str]) -> None:
+    """Install the clients' packages where they are missing."""
     install_packages(requires("npm"), PACKAGES)
-    return lambda client, url: node(NODE, client)
+
+
+@pytest.fixture
+def page_of(packages: None, browser: Browser) -> Open:
+    """Give what opens the page of the server at a URL."""
+    return lambda url: chromium(browser, f"{url}/page")
+
+
+@pytest.fixture
+def start_node(packages: None) -> Start:
+    """Give what starts a client in Node."""
+    return lambda client, url: node(NODE, "program.js", client)
 
 
 @pytest.fixture
@@ -45,7 +57,7 @@ def start(start_node: Start, browser: Browser) -> Start:
     """Give what starts the program of a client of server-sent events."""
 
     def start_program(client: str, url: str) -> AbstractAsyncContextManager[Program]:
-        return start_node(client, url) if client in IN_NODE else chromium(browser, f"{url}/page")
+        return start_node(client, url) if client == "eventsource" else chromium(browser, f"{url}/page")
 
     return start_program
 
@@ -53,5 +65,5 @@ def start(start_node: Start, browser: Browser) -> Start:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give tests of the clients the time that installing them may take."""
     for item in items:
-        if "start_node" in getattr(item, "fixturenames", ()):
+        if "packages" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.timeout(300))

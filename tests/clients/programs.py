@@ -84,6 +84,14 @@ class Chromium:
         await self.page.evaluate(script, [client, first, list(jobs)])
         return self._readings[first:]
 
+    async def reload(self) -> None:
+        """Load the page anew, in the same tab."""
+        await self.page.reload()
+
+    async def comes_back(self) -> None:
+        """Have the page's user come back to it, as far as the page knows."""
+        await self.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
     def tell(self, number: int, event: Event | None) -> None:
         self._readings[number].take(event)
 
@@ -125,17 +133,17 @@ class Node:
 
 
 @asynccontextmanager
-async def node(executable: Path, client: str) -> AsyncGenerator[Node]:
-    """Give a process of Node's for a client; at the end it is killed."""
-    command = [str(executable), str(PACKAGES / "program.js"), client]
+async def node(executable: Path, program: str, *arguments: str) -> AsyncGenerator[Node]:
+    """Give a process of Node's that runs this program; at the end it is killed."""
+    command = [str(executable), str(PACKAGES / program), *arguments]
     async with await anyio.open_process(command, stdin=subprocess.PIPE, stderr=None) as process:
         assert process.stdin
         assert process.stdout
-        program = Node(process.stdin)
+        reader = Node(process.stdin)
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(program.listen, process.stdout)
-                yield program
+                tasks.start_soon(reader.listen, process.stdout)
+                yield reader
                 tasks.cancel_scope.cancel()
         finally:
             process.kill()

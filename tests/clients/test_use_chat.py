@@ -1,20 +1,191 @@
 """`useChat` of the AI SDK as its package comes, in StrictMode: never ready with half an answer, as `docs/how-to/ai-sdk.md` has it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Final
 
-from tests.clients.chats import WHOLE, answers, served
-from tests.clients.conftest import Start
-from tests.clients.programs import Event
+import httpx
+import pytest
+from tests.clients.chats import HELD_ON, PART, QUESTION, WHOLE, answers, asked, job_of, post, served, shows
+from tests.clients.conftest import Open
+from tests.http.servers import server_process
+from tests.network.cuts import exchange
+from tests.network.proxy import FINE, End, Fate, bad_network
+
+CLIENT: Final = "useChat"
 
 
-def shows(status: str, *texts: str) -> Callable[[Event], bool]:
-    """Give what says whether a chat has this status, and shows these answers."""
-    return lambda event: event["event"] == status and answers(event) == list(texts)
-
-
-async def test_an_answer_is_whole(start: Start) -> None:
-    async with served() as server, start("useChat", server.url) as page:
-        (reading,) = await page.read("useChat", [{"url": server.url, "chat": "c", "ask": "why?"}])
+async def test_an_answer_is_whole_and_once(page_of: Open) -> None:
+    async with served() as server, page_of(server.url) as page:
+        (reading,) = await page.read(CLIENT, [job_of(server.url, ask="why?")])
         await reading.when(shows("ready", WHOLE))
-        assert {event["event"] for event in reading.events} <= {"ready", "submitted", "streaming"}
     assert server.runs == {"why?": 1}
+
+
+async def test_a_page_that_is_reloaded_in_mid_answer_has_all_of_it(page_of: Open) -> None:
+    async with served() as server:
+        async with page_of(server.url) as page:
+            (reading,) = await page.read(CLIENT, [job_of(server.url, ask=HELD_ON)])
+            await reading.when(shows("streaming", PART))
+        async with page_of(server.url) as page:
+            (reading,) = await page.read(CLIENT, [job_of(server.url, history=[QUESTION])])
+            await reading.when(shows("streaming", PART))
+            server.may_go_on.set()
+            await reading.when(shows("ready", WHOLE))
+    assert server.runs == {HELD_ON: 1}
+
+
+async def test_a_second_tab_follows_as_well(page_of: Open) -> None:
+    async with served() as server, page_of(server.url) as first, page_of(server.url) as second:
+        readings = await first.read(CLIENT, [job_of(server.url, ask=HELD_ON)])
+        await readings[0].when(shows("streaming", PART))
+        readings += await second.read(CLIENT, [job_of(server.url, history=[QUESTION])])
+        await readings[1].when(shows("streaming", PART))
+        server.may_go_on.set()
+        for reading in readings:
+            await reading.when(shows("ready", WHOLE))
+    assert server.runs == {HELD_ON: 1}
+
+
+@pytest.mark.parametrize("is_over", [False, True], ids=["it runs", "it has ended meanwhile"])
+async def test_a_cut_is_an_error_and_who_comes_back_has_all_of_it(page_of: Open, *, is_over: bool) -> None:
+    async with served() as server, page_of(server.url) as page, bad_network(server.url) as network:
+        (reading,) = await page.read(CLIENT, [job_of(network.path(), ask=HELD_ON)])
+        await reading.when(shows("streaming", PART))
+        network.meet(Fate(End.FIN, b'"text-delta"'))
+        server.may_go_on.set()
+        await reading.when(shows("error", PART))
+        if is_over:
+            async with httpx.AsyncClient(base_url=server.url) as http:
+                assert "[DONE]" in (await http.get("/api/chat/c/stream")).text
+        await page.comes_back()
+        await reading.when(shows("ready", WHOLE))
+    assert server.runs == {HELD_ON: 1}
+
+
+async def test_a_history_that_has_the_answer_under_its_id_shows_it_once(page_of: Open) -> None:
+    async with served() as server:
+        server.may_go_on.set()
+        stream = await asked(server.url)
+        history = [QUESTION, {"id": stream, "role": "assistant", "parts": [{"type": "text", "text": PART}]}]
+        async with page_of(server.url) as page:
+            (reading,) = await page.read(CLIENT, [job_of(server.url, history=history)])
+            await reading.when(shows("ready", WHOLE))
+
+
+async def test_a_chat_without_an_answer_is_ready(page_of: Open) -> None:
+    async with served() as server, page_of(server.url) as page:
+        (reading,) = await page.read(CLIENT, [job_of(server.url, history=[])])
+        await reading.when(shows("ready"))
+        assert {event["event"] for event in reading.events} == {"ready"}
+    assert server.requests["GET"] >= 3
+
+
+async def test_stop_keeps_what_there_is_in_every_tab_and_after_a_reload(page_of: Open) -> None:
+    async with served() as server:
+        async with page_of(server.url) as page, page_of(server.url) as other:
+            readings = await page.read(CLIENT, [job_of(server.url, ask=HELD_ON)])
+            await readings[0].when(shows("streaming", PART))
+            readings += await other.read(CLIENT, [job_of(server.url, history=[QUESTION])])
+            await readings[1].when(shows("streaming", PART))
+            assert await post(server.url, "/api/chat/c/stop") == {"stopped": True}
+            for reading in readings:
+                await reading.when(shows("ready", PART))
+        async with page_of(server.url) as page:
+            (reading,) = await page.read(CLIENT, [job_of(server.url, history=[QUESTION])])
+            await reading.when(shows("ready", PART))
+
+
+async def test_a_new_question_stops_the_answer_that_runs(page_of: Open) -> None:
+    async with served() as server, page_of(server.url) as page:
+        (first,) = await page.read(CLIENT, [job_of(server.url, ask=HELD_ON)])
+        await first.when(shows("streaming", PART))
+        (second,) = await page.read(CLIENT, [job_of(server.url, ask="why?")])
+        await second.when(lambda event: event["event"] == "ready" and answers(event)[-1:] == [WHOLE])
+        await first.when(shows("ready", PART))
+
+
+async def test_an_answer_that_fails_is_an_error_also_after_a_reload(page_of: Open) -> None:
+    async with served() as server:
+        async with page_of(server.url) as page:
+            (reading,) = await page.read(CLIENT, [job_of(server.url, ask="fail")])
+            await reading.when(shows("error", PART))
+        async with page_of(server.url) as page:
+            (reading,) = await page.read(CLIENT, [job_of(server.url, history=[QUESTION])])
+            await reading.when(shows("error", PART))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["restart", "kill -9"])
+async def test_a_server_that_comes_back_says_that_there_is_no_more(page_of: Open, how: str, sqlite_url: str) -> None:
+    async with bad_network() as network, server_process("chats", sqlite_url) as server:
+        network.url = server.url
+        url = network.path()
+        async with page_of(url) as page:
+            (reading,) = await page.read(CLIENT, [job_of(url, ask=HELD_ON)])
+            await reading.when(shows("streaming", PART))
+            if how == "restart":
+                server.stop()
+                await server.wait()
+            else:
+                await server.kill()
+            await reading.when(shows("error", PART))
+            async with server_process("chats", sqlite_url) as again:
+                network.url = again.url
+                known = len(reading.events)
+                await page.comes_back()
+                await reading.when(shows("error", PART))
+                assert "ready" not in {event["event"] for event in reading.events[known:]}
+                async with page_of(url) as reloaded:
+                    (reading,) = await reloaded.read(CLIENT, [job_of(url, history=[QUESTION])])
+                    await reading.when(shows("error", PART))
+
+
+@pytest.mark.slow
+async def test_a_server_that_only_shows_may_restart(page_of: Open, sqlite_url: str) -> None:
+    async with bad_network() as network, server_process("chats", sqlite_url) as writes:
+        await asked(writes.url)
+        async with server_process("chats", sqlite_url) as server:
+            network.url = server.url
+            url = network.path()
+            async with page_of(url) as page:
+                (reading,) = await page.read(CLIENT, [job_of(url, history=[QUESTION])])
+                await reading.when(shows("streaming", PART))
+                server.stop()
+                await server.wait()
+                await reading.when(shows("error", PART))
+                async with server_process("chats", sqlite_url) as again:
+                    network.url = again.url
+                    await page.comes_back()
+                    await reading.when(shows("streaming", PART))
+                    await post(writes.url, "/go-on")
+                    await reading.when(shows("ready", WHOLE))
+
+
+def few(answer: bytes) -> Sequence[int]:
+    return range(0, len(answer), 97)
+
+
+def many(answer: bytes) -> Sequence[int]:
+    return range(0, len(answer), 7)
+
+
+@pytest.mark.parametrize("places", [few, pytest.param(many, marks=pytest.mark.slow)], ids=["few", "many"])
+async def test_wherever_an_answer_is_cut_who_comes_back_has_it_whole_and_once(
+    page_of: Open, places: Callable[[bytes], Sequence[int]]
+) -> None:
+    async with served() as server, page_of(server.url) as page, bad_network(server.url) as network:
+        request = b"GET /api/chat/c/stream HTTP/1.1\r\nHost: test\r\nOrigin: null\r\nConnection: close\r\n\r\n"
+        server.may_go_on.set()
+        await asked(server.url)
+        cuts = [
+            Fate(End.FIN, place) for place in places((await exchange(server.url, request))[: -len(b"connection: close\r\n")])
+        ]
+        # The first connection asks whether something runs, the second one is the preflight's.
+        jobs = [
+            {"url": network.path([FINE, FINE, cut]), "chat": f"chat-{number}", "ask": f"{number}", "returns": True}
+            for number, cut in enumerate(cuts)
+        ]
+        for reading in await page.read(CLIENT, jobs):
+            await reading.when(shows("ready", WHOLE))
+        assert network.struck.total() == len(cuts)
+        assert [run for run in server.runs.values() if run != 1] == []

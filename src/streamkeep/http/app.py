@@ -779,8 +779,13 @@ def _nothing_in(framing: Framing | None) -> ASGIApp:
 
 def _not_found(framing: Framing | None, scope: Scope, error: StreamNotFoundError, *, is_by_key: bool) -> ASGIApp:
     """Give what answers a reader whose stream is not there. Who counts parts gets an end, or is told that there is none any more."""
-    if isinstance(framing, UIMessagesFraming) and (index := start_index(query_of(scope))) is not None:
-        return _failed(error) if index > 0 else _told(framing, framing.end())
+    if isinstance(framing, UIMessagesFraming):
+        try:
+            index = start_index(query_of(scope))
+        except InvalidArgumentError as invalid:
+            return _failed(invalid)
+        if index is not None:
+            return _failed(error) if index > 0 else _told(framing, framing.end())
     return _nothing_in(framing) if is_by_key or framing is None or framing.takes_no_content else _failed(error)
 
 

@@ -34,6 +34,8 @@ const Chat = ({ number, job, transport }) => {
   const { messages, status, error } = chat;
   useEffect(() => void window.tell(number, shown(status, messages, error)), [messages, status, error]);
   useEffect(() => void chats.set(number, (text) => chat.sendMessage({ text })));
+  // The user looks at the page whenever something has gone wrong, if the job says so.
+  useEffect(() => void (job.returns && error && setTimeout(() => document.dispatchEvent(new Event("visibilitychange")), 50)), [error]);
   return null;
 };
 
@@ -77,6 +79,3 @@ window.read = async (client, number, job) => {
   while (!chats.has(number)) await new Promise((resolve) => setTimeout(resolve, 10));
   if (job.ask) await chats.get(number)(job.ask);
 };
-
-// What a browser does when its user comes back to the page.
-window.becomesVisible = () => document.dispatchEvent(new Event("visibilitychange"));
