@@ -12,6 +12,8 @@ from tests.network.cuts import exchange
 from tests.network.proxy import FINE, End, Fate, bad_network
 
 CLIENT: Final = "useChat"
+AT_ONCE: Final = 40
+"""So many chats of a page are cut at a time: a browser keeps six connections to a server."""
 
 
 async def test_an_answer_is_whole_and_once(page_of: Open) -> None:
@@ -162,11 +164,16 @@ async def test_a_server_that_only_shows_may_restart(page_of: Open, sqlite_url: s
 
 
 def few(answer: bytes) -> Sequence[int]:
-    return range(0, len(answer), 97)
+    return behind_the_head(answer, 97)
 
 
 def many(answer: bytes) -> Sequence[int]:
-    return range(0, len(answer), 7)
+    return behind_the_head(answer, 7)
+
+
+def behind_the_head(answer: bytes, apart: int) -> Sequence[int]:
+    # Over plain HTTP Chromium takes a head that breaks off for a whole one, of an empty answer; over HTTPS it is an error.
+    return [0, *range(answer.index(b"\r\n\r\n") + 4, len(answer), apart)]
 
 
 @pytest.mark.parametrize("places", [few, pytest.param(many, marks=pytest.mark.slow)], ids=["few", "many"])
@@ -185,7 +192,8 @@ async def test_wherever_an_answer_is_cut_who_comes_back_has_it_whole_and_once(
             {"url": network.path([FINE, FINE, cut]), "chat": f"chat-{number}", "ask": f"{number}", "returns": True}
             for number, cut in enumerate(cuts)
         ]
-        for reading in await page.read(CLIENT, jobs):
-            await reading.when(shows("ready", WHOLE))
+        for first in range(0, len(jobs), AT_ONCE):
+            for reading in await page.read(CLIENT, jobs[first : first + AT_ONCE]):
+                await reading.when(shows("ready", WHOLE))
         assert network.struck.total() == len(cuts)
         assert [run for run in server.runs.values() if run != 1] == []
