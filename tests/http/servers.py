@@ -101,6 +101,12 @@ def _langgraph(storage_url: str) -> ASGIApp:
     return langgraph_app(_http(storage_url), Paced())
 
 
+def _openai(storage_url: str) -> ASGIApp:
+    from tests.clients.shown import Paced, openai_app  # as above
+
+    return openai_app(_http(storage_url), Paced())
+
+
 def _ag_ui(storage_url: str) -> ASGIApp:
     from tests.clients.shown import Paced, ag_ui_app  # as above
 
@@ -118,6 +124,7 @@ APPS: Final[dict[str, Callable[[str], ASGIApp]]] = {
     "clients": _clients,
     "ag-ui": _ag_ui,
     "langgraph": _langgraph,
+    "openai": _openai,
     "durable": lambda url: durable_app(count, endless, streams=_http(url)),
     "wrapped": lambda url: wrapped_app(count, endless, streams=_http(url)),
 }

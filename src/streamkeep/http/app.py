@@ -60,7 +60,7 @@ from .response import (
 )
 from .runner import MAX_PRODUCERS, OpenOptions, Producer, Runner
 from .shutdown import shutdown_of
-from .sources import Source, close, producer_of
+from .sources import Source, close, events_of, producer_of
 from .ui_messages import UIMessagesFraming, start_index
 from .wire import GenkitRequest, parse_body, wants_stream
 
@@ -232,7 +232,7 @@ class StreamsHTTP:
         """Answer a DELETE on a POST's URL: stop the stream that the header names."""
         async with errors_answered(send):
             stream = headers_of(scope).get(STREAM_ID_HEADER, "")
-            await self._cancel(send, await self._admit("stop", scope, stream, scope["path"], context))
+            await self._cancel(send, await self.admit("stop", scope, stream, scope["path"], context))
 
     async def respond(
         self,
@@ -304,7 +304,8 @@ class StreamsHTTP:
             raise TypeError('when_running is "join", or with a key "replace" or "refuse"')
         key, run = _text_of(key), _text_of(run)
         frames, scope, known = framing or GenkitFraming(), request.scope, context or {}
-        runner, produce = self.runner, producer_of(source, reads_events=isinstance(frames, PassThroughFraming))
+        expand = events_of() if isinstance(frames, PassThroughFraming) else None
+        runner, produce = self.runner, producer_of(source, expand=expand)
         try:
             named, by_cursor = stream_named_in(scope)
             if named is not None:
@@ -403,7 +404,7 @@ class StreamsHTTP:
         try:
             if key is not None and (cursor := cursor_in(scope)) is not None:
                 # A stream of this key that is not the newest any more is gone on with all the same.
-                found = await self._admit("resume", scope, cursor.stream, None, known, owner)
+                found = await self.admit("resume", scope, cursor.stream, None, known, owner)
                 if found.key != key and found.id != stream:
                     return _response(_nothing_in(framing))
             else:
@@ -465,7 +466,7 @@ class StreamsHTTP:
         """Give what is known of the stream that an endpoint means. StreamNotFoundError: there is none, for who is asking."""
         if stream is not None:
             try:
-                return await self._admit(action, scope, stream, None, context, owner)
+                return await self.admit(action, scope, stream, None, context, owner)
             except (StreamNotFoundError, InvalidArgumentError):
                 if key is None:
                     raise
@@ -505,7 +506,7 @@ class StreamsHTTP:
         repeats its request until it gets one.
         """
         try:
-            info = await self._admit("resume", scope, stream, route, context, owner)
+            info = await self.admit("resume", scope, stream, route, context, owner)
             place = place_of(scope, info)
         except (StreamNotFoundError, OffsetOutOfRangeError) as error:
             if by_cursor:
@@ -567,14 +568,16 @@ class StreamsHTTP:
         produce: Producer,
         context: Mapping[str, Any],
         metadata: Mapping[str, str] = MappingProxyType({}),
+        *,
+        owner: object = None,
     ) -> None:
-        """Run a producer under an id, for the route, the owner and the run that the request comes from.
+        """Run a producer under an id, for the route and the run that the request comes from, and its owner unless one is given.
 
         KeyInUseError: this run has started another one.
         """
-        owner = await self._owner("start", scope, None, context)
+        known = await self._owner_or(owner, "start", scope, context)
         await self.runner.start(
-            stream, produce, metadata={**metadata, "route": scope["path"]}, owner=owner, run=run_of(scope, owner)
+            stream, produce, metadata={"route": scope["path"], **metadata}, owner=known, run=run_of(scope, known)
         )
 
     async def resume(self, scope: Scope, receive: Receive, send: Send, context: Mapping[str, Any]) -> None:
@@ -656,10 +659,10 @@ class StreamsHTTP:
             case ("GET" | "HEAD", None):
                 await self._read_events(scope, receive, send, stream)
             case ("GET" | "HEAD", "/info"):
-                info = await self._admit("read", scope, stream, self._route, {})
+                info = await self.admit("read", scope, stream, self._route, {})
                 await send_response(send, 200, msgspec.json.encode(shown_info(info)))
             case ("DELETE", None) | ("POST", "/cancel"):
-                await self._cancel(send, await self._admit("stop", scope, stream, self._route, {}))
+                await self._cancel(send, await self.admit("stop", scope, stream, self._route, {}))
             case _:
                 await send_response(send, 405, headers=[("allow", _ALLOWED[path["sub"]])])
 
@@ -686,7 +689,7 @@ class StreamsHTTP:
         await send_response(send, 200, body)
 
     async def _read_events(self, scope: Scope, receive: Receive, send: Send, stream: str) -> None:
-        info = await self._admit("read", scope, stream, self._route, {})
+        info = await self.admit("read", scope, stream, self._route, {})
         place, framing = reading_of(scope, info), framing_of(info.metadata.get(ANSWER), scope)
         if is_all_seen(info, place, framing):
             # What an EventSource that has seen the end is told, so that it does not come back for ever.
@@ -700,7 +703,7 @@ class StreamsHTTP:
         stopped = await self.streams.cancel(info.id)
         await send_response(send, 200, encode_json({"stopped": stopped}))
 
-    async def _admit(
+    async def admit(
         self,
         action: Action,
         scope: Scope,

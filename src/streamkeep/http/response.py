@@ -146,9 +146,16 @@ def code_of(error: Exception) -> int | None:
     return FULL_CODE if isinstance(error, StorageFullError) else None
 
 
-async def send_error(send: Send, error: ErrorInfo, code: int | None = None, headers: Iterable[tuple[str, str]] = ()) -> None:
+async def send_error(
+    send: Send,
+    error: ErrorInfo,
+    code: int | None = None,
+    headers: Iterable[tuple[str, str]] = (),
+    *,
+    body: Callable[[ErrorInfo], bytes] = error_body,
+) -> None:
     """Send an error as JSON, under its status's HTTP code unless another is given."""
-    await send_response(send, code or HTTP_CODES[error.status], error_body(error), headers)
+    await send_response(send, code or HTTP_CODES[error.status], body(error), headers)
 
 
 def shown_error(error: Exception) -> ErrorInfo:
@@ -168,18 +175,18 @@ def shown_error(error: Exception) -> ErrorInfo:
 
 
 @asynccontextmanager
-async def errors_answered(send: Send) -> AsyncGenerator[None]:
-    """Answer what is raised within as a JSON error; for all that happens before an answer has begun."""
+async def errors_answered(send: Send, body: Callable[[ErrorInfo], bytes] = error_body) -> AsyncGenerator[None]:
+    """Answer what is raised within as a JSON error; for all that happens before an answer has begun. `body` makes one of another shape."""
     try:
         yield
     except BodyRefusedError as error:
-        await send_error(send, shown_error(error), error.code, error.headers)
+        await send_error(send, shown_error(error), error.code, error.headers, body=body)
     except Exception as error:
         refusal = _refusal_of(error)
         if refusal is None:
-            await send_error(send, shown_error(error), code_of(error))
+            await send_error(send, shown_error(error), code_of(error), body=body)
         else:
-            await send_error(send, *refusal)
+            await send_error(send, *refusal, body=body)
 
 
 _STATUSES: Final[Mapping[int, Status]] = {code: status for status, code in [*HTTP_CODES.items()][::-1]}

@@ -38,12 +38,16 @@ PAUSE_SECONDS: Final = 0.002
 """How far a thread may be ahead of the storage, and how long it waits when it is."""
 
 
-def producer_of(source: Source, *, reads_events: bool = False) -> Producer:
+Expand = Callable[[object], Iterable[object]]
+"""Gives what is stored for a chunk of a source: nothing, or something else, or more."""
+
+
+def producer_of(source: Source, *, expand: Expand | None = None) -> Producer:
     """Give what writes a source's chunks to a stream. TypeError: it is no source. A function is called when that runs, in its task.
 
-    `reads_events`: chunks of text are server-sent events, cut anywhere, and each of these is stored as a `Block`.
+    `expand` is called for one chunk after the other, in a thread if the source is iterated in one.
     """
-    read = _events_in if reads_events else _as_they_are
+    read = _as_they_are if expand is None else partial(_expanded, expand)
     if _is_chunks(source):
         chunks = cast("Chunks", source)
         return lambda stream, _stop: _write_all(stream, read(chunks))
@@ -145,16 +149,13 @@ def _as_they_are(chunks: Chunks) -> Chunks:
     return chunks
 
 
-def _events_in(chunks: Chunks) -> Chunks:
-    """Give the events in chunks of text, and all other chunks as they are."""
-    decoder = SSEDecoder()
-
+def _expanded(expand: Expand, chunks: Chunks) -> Chunks:
     async def read() -> AsyncGenerator[object]:
         assert isinstance(chunks, AsyncIterable)
         try:
             async for chunk in chunks:
-                for event in _events_of(decoder, chunk):
-                    yield event
+                for part in expand(chunk):
+                    yield part
         finally:
             await close(chunks)
 
@@ -162,11 +163,16 @@ def _events_in(chunks: Chunks) -> Chunks:
         assert isinstance(chunks, Iterable)
         try:
             for chunk in chunks:
-                yield from _events_of(decoder, chunk)
+                yield from expand(chunk)
         finally:
             _close_here(chunks)
 
     return read() if isinstance(chunks, AsyncIterable) else read_here()
+
+
+def events_of() -> Expand:
+    """Give what makes `Block`s of chunks of text that are server-sent events, cut anywhere; other chunks are as they are."""
+    return partial(_events_of, SSEDecoder())
 
 
 def _events_of(decoder: SSEDecoder, chunk: object) -> Iterable[object]:

@@ -75,6 +75,18 @@ async def take_over(request: Request, read_body: Callable[[], Awaitable[bytes | 
     return True
 
 
+def rest_of(request: Request, receive: Receive) -> Receive:
+    """Give the server's messages as if the dependencies had not read the body, as context providers of Genkit's do."""
+    if (body := vars(request).get("_body")) is None:  # where Starlette keeps it, and says so nowhere else
+        return receive
+    read: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive_again() -> Message:
+        return read.pop() if read else await receive()
+
+    return receive_again
+
+
 def answer_errors(app: Starlette) -> None:
     """Have an app answer what its endpoints and dependencies raise of streamkeep's errors: as JSON, by their status.
 

@@ -267,16 +267,22 @@ def parse_body(body: bytes) -> GenkitRequest:
     which no official client sends. InvalidArgumentError: anything else, and JSON deeper than `MAX_DEPTH`; its text repeats
     nothing of the body. Resuming clients may send anything: do not parse theirs.
     """
-    try:
-        fields = _body_decoder.decode(body or b"{}")
-    except (ValueError, RecursionError) as error:
-        raise InvalidArgumentError("the request's body is not a JSON object") from error
+    fields = parse_object(body or b"{}")
     if fields and not fields.keys() & {"data", "init"}:
         raise InvalidArgumentError('the request\'s body has no "data": wrap the input as {"data": ...}')
+    return GenkitRequest(fields.get("data"), fields.get("init"), "init" in fields)
+
+
+def parse_object(body: bytes) -> dict[str, object]:
+    """Give a request's body that is a JSON object. InvalidArgumentError: it is none, or deeper than `MAX_DEPTH`."""
+    try:
+        fields = _body_decoder.decode(body)
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgumentError("the request's body is not a JSON object") from error
     # What has few brackets is not deep: only the rest is worth walking through.
     if body.count(b"[") + body.count(b"{") > MAX_DEPTH and is_deep(fields):
         raise InvalidArgumentError(f"the request's body is nested more than {MAX_DEPTH} levels deep")
-    return GenkitRequest(fields.get("data"), fields.get("init"), "init" in fields)
+    return fields
 
 
 _body_decoder: Final = msgspec.json.Decoder(dict[str, object])

@@ -1,1 +1,1 @@
-"""Optional integrations, one file each. Importing one without its extra fails with a sentence that names the extra."""
+"""Optional integrations, one file each. Importing one without the extra that it needs fails with a sentence that names the extra."""

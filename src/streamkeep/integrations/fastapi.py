@@ -8,8 +8,8 @@ from genkit import Action
 
 from .._manager import StreamManager
 from ..http.app import StreamsHTTP
-from ..http.response import Message, Receive, Scope, Send
-from ..http.starlette import OURS, ASGIResponse
+from ..http.response import Receive, Scope, Send
+from ..http.starlette import OURS, ASGIResponse, rest_of
 from . import _openapi
 from .genkit import FlowWork
 
@@ -47,7 +47,7 @@ def durable_flow(
     @router.post(route, name=flow.name, status_code=200, response_class=ASGIResponse, openapi_extra=_openapi.running(flow))
     async def run(request: Request, response: Response, action_context: Annotated[Any, Depends(dependency)]) -> Response:
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-            await streams_http.post(scope, _rest_of(request, receive), send, work, action_context or {})
+            await streams_http.post(scope, rest_of(request, receive), send, work, action_context or {})
 
         return _with_headers_of(response, ASGIResponse(answer))
 
@@ -61,18 +61,6 @@ def durable_flow(
         return _with_headers_of(response, ASGIResponse(answer))
 
     return router
-
-
-def _rest_of(request: Request, receive: Receive) -> Receive:
-    """Give the server's messages as if the dependencies had not read the body, as context providers of Genkit's do."""
-    if (body := vars(request).get("_body")) is None:  # where Starlette keeps it, and says so nowhere else
-        return receive
-    read: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def receive_again() -> Message:
-        return read.pop() if read else await receive()
-
-    return receive_again
 
 
 def _with_headers_of(dependencies: Response, answer: ASGIResponse) -> ASGIResponse:

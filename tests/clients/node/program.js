@@ -9,6 +9,7 @@ const CLIENTS = {
   "@ag-ui/client": async () => (await import("./ag-ui.js")).read,
   "@tanstack/ai-client": async () => (await import("./tanstack-ai.js")).read,
   "@langchain/langgraph-sdk": async () => (await import("./langgraph.js")).read,
+  openai: async () => (await import("./openai.js")).read,
 };
 
 const read = await CLIENTS[process.argv[2]]();
