@@ -160,7 +160,7 @@ async def test_who_has_all_that_is_shown_has_seen_all(framing: type[Framing]) ->
             await stream.write({"type": "start"})
             await stream.done()
         answers = [await http.get("/follow", headers={"Last-Event-ID": offset}) for offset in ("0", "1")]
-    shows_done = framing in {GenkitFraming, SSEFraming, UIMessagesFraming, LangGraphFraming}
+    shows_done = framing in {GenkitFraming, SSEFraming, UIMessagesFraming, AGUIFraming, LangGraphFraming}
     assert framing().shows_done == shows_done
     assert (answers[0].content == b"") != shows_done
     nothing_is_left = 200 if framing in TAKE_NO_204 else 204

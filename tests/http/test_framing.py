@@ -104,6 +104,12 @@ def test_ui_messages_that_fail_say_so_and_finish_too(error: ErrorInfo, part: obj
     assert frames[1:] == ['{"type":"finish"}', "[DONE]"]
 
 
+@pytest.mark.parametrize("chunk", [{"data": "[DONE]"}, {"data": '{"type":"finish"}'}, {"event": "x", "data": "hi"}])
+def test_what_looks_like_an_event_of_somebodys_is_data_of_a_ui_message(chunk: object) -> None:
+    first = body_of(UIMessagesFraming(), events_of(chunk)).split("\n\n")[1]
+    assert json.loads(first.removeprefix("data: ").partition("\n")[0]) == {"type": "data-chunk", "data": chunk}
+
+
 FINISHED: Final = {"type": "RUN_FINISHED", "threadId": "t", "runId": "r"}
 
 
@@ -127,6 +133,45 @@ def test_a_run_of_ag_uis_that_does_not_say_how_it_ends_has_failed(error: ErrorIn
     assert "secret" not in body
 
 
+def test_of_two_runs_of_ag_uis_the_last_says_how_it_ends() -> None:
+    started = {"type": "RUN_STARTED", "threadId": "t", "runId": "r"}
+    for end in (FAILED, None):
+        body = body_of(AGUIFraming(), events_of(started, FINISHED, started, error=end))
+        assert body.count('"RUN_ERROR"') == 1
+
+
+def test_nulls_of_ag_uis_events_are_left_out_but_where_they_are_values() -> None:
+    events = events_of({"type": "RUN_STARTED", "parentRunId": None}, {"type": "CUSTOM", "name": "x", "value": None}, FINISHED)
+    body = body_of(AGUIFraming(), events)
+    assert "parentRunId" not in body
+    assert '"value":null' in body
+
+
+@pytest.mark.parametrize("name", ["end", "error", "", " ", "é", "a\nb"])
+def test_a_name_that_would_end_a_run_of_langgraphs_or_is_none_is_custom(name: str) -> None:
+    assert body_of(LangGraphFraming(), events_of([name, 1])).startswith("event: custom\n")
+
+
+@pytest.mark.parametrize(("last", "code"), [(FINISHED, None), ({"type": "CUSTOM"}, "ABORTED")])
+async def test_who_comes_back_is_told_how_a_run_of_ag_uis_has_ended(last: object, code: str | None) -> None:
+    streams_http = StreamsHTTP(InMemoryStreamManager())
+    app = FastAPI(lifespan=streams_http.lifespan)
+
+    @app.get("/run")
+    async def run(request: Request) -> Response:
+        return await streams_http.follow(request, "s", framing=AGUIFraming())
+
+    async with http_to(app) as http:
+        async with streams_http.streams.open("s") as stream:
+            await stream.write({"type": "RUN_STARTED"})
+            await stream.write(last)
+            await stream.done()
+        rest = (await http.get("/run", headers={"Last-Event-ID": "1"})).text
+        beyond = await http.get("/run", headers={"Last-Event-ID": "7"})
+    assert ("RUN_ERROR" in rest, "RUN_STARTED" in rest) == (code is not None, False)
+    assert beyond.status_code == 400
+
+
 def test_a_run_of_langgraphs_is_named_events_and_an_end() -> None:
     events = events_of(("values", {"a": "é\n"}), ["messages", [1, 2]], {"step": 1}, [1, 2], ("a\nb", None), end="not sent")
     assert body_of(LangGraphFraming(), events) == (
@@ -134,7 +179,7 @@ def test_a_run_of_langgraphs_is_named_events_and_an_end() -> None:
         "event: messages\ndata: [1,2]\nid: 1\n\n"
         'event: custom\ndata: {"step":1}\nid: 2\n\n'
         "event: custom\ndata: [1,2]\nid: 3\n\n"
-        "event: a b\ndata: null\nid: 4\n\n"
+        'event: custom\ndata: ["a\\nb",null]\nid: 4\n\n'
         "event: end\ndata: null\nid: 5\n\n"
     )
 

@@ -6,16 +6,17 @@ from typing import Final, TypeVar, assert_never
 import msgspec
 
 from ..events import ErrorInfo, StreamEvent, StreamEventType, encode_json
-from .framing import one_line
+from .framing import one_line, without_nulls
 
 T = TypeVar("T")
 
 ENDS: Final = ("RUN_FINISHED", "RUN_ERROR")
+_MAY_BE_NULL: Final = frozenset(("event", "rawEvent", "result", "snapshot", "value"))
 UNFINISHED: Final = ErrorInfo("ABORTED", "the run ended without a RUN_FINISHED")
 
 
 class AGUIFraming:
-    """A run of AG-UI's: each chunk is one of its events, `RUN_STARTED` the first of them.
+    """A run of AG-UI's: each chunk is one of its events, `RUN_STARTED` the first of them. Nulls that its clients refuse are left out.
 
     A stream that fails, or is stopped, ends with a `RUN_ERROR` whose code is the status, and so does one that has neither that nor a
     `RUN_FINISHED`. The id comes directly before the data, as TanStack AI's client needs it.
@@ -24,8 +25,9 @@ class AGUIFraming:
     content_type = "text/event-stream"
     cut_when_broken = True
     cut_when_failed = False
-    shows_done = False
+    shows_done = True
     takes_no_content = False
+    reads_all = True
     replays = False
 
     def __init__(self) -> None:
@@ -60,8 +62,9 @@ class AGUIFraming:
         return self._frame(_run_error(error), "")
 
     def _frame(self, data: bytes, id_line: str) -> bytes:
-        self._is_ended = self._is_ended or _type_of(data) in ENDS
-        return b"%bdata: %b\n\n" % (id_line.encode(), one_line(data))
+        kind = _type_of(data)
+        self._is_ended = kind in ENDS or (self._is_ended and kind != "RUN_STARTED")
+        return b"%bdata: %b\n\n" % (id_line.encode(), one_line(without_nulls(data, _MAY_BE_NULL)))
 
 
 class _Event(msgspec.Struct):

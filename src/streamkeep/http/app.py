@@ -606,8 +606,12 @@ class StreamsHTTP:
         The headers name the stream, unless others are given.
         """
         place, framing = place or START, framing or GenkitFraming()
-        headers = [*framing.head(stream, query_of(scope)), *(naming(stream) if headers is None else headers)]
-        after = None if framing.replays else place.after  # a frame may depend on all before
+        headers = [*(naming(stream) if headers is None else headers)]
+        given = {name.lower() for name, _ in headers}  # those of an app that says them itself count
+        headers = [*(header for header in framing.head(stream, query_of(scope)) if header[0] not in given), *headers]
+        if framing.reads_all and place.after is not None:
+            await self._check_reached(stream, place.after)
+        after = None if framing.reads_all else place.after
         async with self.streams.subscribe(
             stream, after, last=place.last, follow=place.follow, idle_timeout=self._timeouts.idle
         ) as events:
@@ -624,6 +628,10 @@ class StreamsHTTP:
                     after=-1 if place.after is None else place.after,
                     can_cut=can_be_cut(scope),
                 )
+
+    async def _check_reached(self, stream: str, offset: int) -> None:
+        if offset >= (tail := (await self.streams.info(stream)).tail):
+            raise OffsetOutOfRangeError(f"offset {offset} is beyond the stream's last event, {tail - 1}")
 
     async def _post(self, scope: Scope, receive: Receive, send: Send, work: Work, context: Mapping[str, Any]) -> None:
         headers = headers_of(scope)

@@ -5,7 +5,7 @@ Everything here is sans-I/O. It knows neither ASGI nor managers, and never decid
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar, assert_never
 
@@ -67,8 +67,10 @@ class Framing(Protocol):
         cut_when_failed: whether the response of a stream that ended in ERROR is cut behind that frame, because not all clients know it.
         shows_done: whether there is a frame for the DONE event. Who has all but an event that is never shown has seen all.
         takes_no_content: whether its clients take a 204 for "nothing is left". Others are given an empty answer in this framing.
+        reads_all: whether a frame depends on the events before: then it is shown those too that its reader has, and what it gives for them
+            is not sent.
         replays: whether its clients put an answer that begins anew in the place of what they have. So `follow(key=)` shows one that has
-            ended, too; frames may depend on those before; and where a response can be cut, no error is sent that would keep them away.
+            ended, too; and where a response can be cut, no error is sent that would keep them away.
     """
 
     content_type: str
@@ -76,6 +78,7 @@ class Framing(Protocol):
     cut_when_failed: bool
     shows_done: bool
     takes_no_content: bool
+    reads_all: bool
     replays: bool
 
     def head(self, stream: str, query: Mapping[str, str]) -> Sequence[tuple[str, str]]:
@@ -115,6 +118,7 @@ class GenkitFraming:
     cut_when_failed = False
     shows_done = True
     takes_no_content = True
+    reads_all = False
     replays = False
 
     def __init__(self) -> None:
@@ -178,6 +182,7 @@ class SSEFraming:
     cut_when_failed = False
     shows_done = True
     takes_no_content = True
+    reads_all = False
     replays = False
 
     def __init__(self, *, retry_seconds: float = 2.0, heartbeat_event: str | None = None) -> None:
@@ -236,6 +241,7 @@ class PassThroughFraming:
     cut_when_failed = True
     shows_done = False
     takes_no_content = True
+    reads_all = False
     replays = False
 
     def __init__(
@@ -295,6 +301,7 @@ class TextFraming:
     cut_when_failed = True
     shows_done = False
     takes_no_content = True
+    reads_all = False
     replays = False
 
     def __init__(self, content_type: str = "text/plain; charset=utf-8", headers: Sequence[tuple[str, str]] = ()) -> None:
@@ -332,6 +339,7 @@ class NDJSONFraming:
     cut_when_failed = False
     shows_done = False
     takes_no_content = True
+    reads_all = False
     replays = False
 
     def head(self, stream: str, query: Mapping[str, str]) -> Sequence[tuple[str, str]]:  # noqa: ARG002 - it needs neither
@@ -403,6 +411,17 @@ def result_body(output: bytes) -> bytes:
 def error_body(error: ErrorInfo) -> bytes:
     """Give the body of an answer that is an error; its HTTP code is the status's."""
     return b'{"error":%b}' % _error_json(error)
+
+
+def without_nulls(data: bytes, but: Collection[str]) -> bytes:
+    """Give an object of JSON without the fields that are null, as models dump those that were not set; but for some."""
+    if b"null" not in data:
+        return data
+    try:
+        fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    except msgspec.MsgspecError:
+        return data
+    return msgspec.json.encode({name: value for name, value in fields.items() if bytes(value) != b"null" or name in but})
 
 
 _NON_ASCII: Final = re.compile(r"[^\x00-\x7f]+")

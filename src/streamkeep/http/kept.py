@@ -34,7 +34,7 @@ def kept_framing(text: str, *, id_first: bool) -> Framing:
     """Give the framing of an answer that was kept."""
     answer = msgspec.json.decode(text, type=KeptAnswer)
     if answer.is_sse and any(name == MARK for name, _ in answer.headers):
-        return UIMessagesFraming(content_type=answer.content_type, headers=answer.headers)
+        return UIMessagesFraming(content_type=answer.content_type, headers=answer.headers, is_passed_through=True)
     if answer.is_sse:
         return PassThroughFraming(content_type=answer.content_type, headers=answer.headers, id_first=id_first)
     return TextFraming(answer.content_type, answer.headers)

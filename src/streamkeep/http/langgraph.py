@@ -1,7 +1,8 @@
 """LangGraph's stream of a run, for `@langchain/langgraph-sdk` and `langgraph-sdk`."""
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import TypeVar, assert_never
+from typing import Final, TypeVar, assert_never
 
 import msgspec
 
@@ -10,13 +11,16 @@ from .framing import one_line
 
 T = TypeVar("T")
 
+ENDS: Final = ("end", "error")
+_NAME: Final = re.compile(r"[!-~]([ -~]*[!-~])?")
+
 
 class LangGraphFraming:
     """A run of LangGraph's: each chunk is a pair, the event's name and its data, as `graph.astream(…, stream_mode=[…])` gives them.
 
-    A chunk that is no such pair is of LangGraph's mode `custom`. A run ends with `end`; one that fails, or is stopped, with `error`. A
-    transport that fails has no event: the run goes on, and its clients would take one for its end. They come back to the URL that
-    the answer's `Location` is.
+    A chunk that is no such pair, or whose name is that of an end or not ASCII, is of LangGraph's mode `custom`. A run ends with `end`; one
+    that fails, or is stopped, with `error`. A transport that fails has no event: the run goes on, and its clients would take one for its
+    end. They come back to the URL that the answer's `Location` is.
     """
 
     content_type = "text/event-stream"
@@ -24,6 +28,7 @@ class LangGraphFraming:
     cut_when_failed = False
     shows_done = True
     takes_no_content = False
+    reads_all = False
     replays = False
 
     def head(self, stream: str, query: Mapping[str, str]) -> Sequence[tuple[str, str]]:  # noqa: ARG002 - it needs neither
@@ -61,7 +66,7 @@ def _named(data: bytes) -> tuple[str, bytes]:
         name, raw = msgspec.json.decode(data, type=tuple[str, msgspec.Raw])
     except msgspec.MsgspecError:
         return "custom", data
-    return name, bytes(raw)
+    return (name, bytes(raw)) if _NAME.fullmatch(name) and name not in ENDS else ("custom", data)
 
 
 def _frame(name: str, data: bytes, cursor: str) -> bytes:

@@ -354,8 +354,8 @@ class _Response:
     async def _write(self, body: bytes) -> None:
         if body:
             await self._send({"type": "http.response.body", "body": body, "more_body": True})
-            # A server's `send` need not suspend, and a long replay must not freeze everybody else.
-            await checkpoint()
+        # A server's `send` need not suspend, and a long replay must not freeze everybody else, be it of what is not sent.
+        await checkpoint()
 
     async def _end(self, final_error: ErrorInfo | None) -> None:
         framing, is_broken = self._framing, final_error is not None

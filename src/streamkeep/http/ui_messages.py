@@ -11,7 +11,7 @@ import msgspec
 
 from ..errors import InvalidArgumentError
 from ..events import ErrorInfo, StreamEvent, StreamEventType, encode_json
-from .framing import Block, frame_of, one_line, stored_block
+from .framing import Block, frame_of, one_line, stored_block, without_nulls
 
 T = TypeVar("T")
 
@@ -55,8 +55,8 @@ class UIMessagesFraming:
 
     A chunk that is a part (an object with a `type` that the AI SDK knows, or `data-…`) is sent as it is, but without the nulls that its
     clients refuse. A string is text: a `text-delta`, in a text that is begun and ended around it. Anything else is a `data-chunk`.
-    A `start` comes first unless the producer has sent one; its `messageId` is the stream's id. An app's own event (`Block`) is not
-    looked into.
+    A `start` comes first unless the producer has sent one; its `messageId` is the stream's id. What has passed
+    through `DurableStreaming` is not looked into.
 
     At the end comes what the producer gave as its result, if that is a part; a `finish` unless there was one, with a result that is another
     object as `messageMetadata`; and `[DONE]`. ERROR is an `error`, CANCELLED an `abort`, then the same: its official transports resume a
@@ -71,12 +71,18 @@ class UIMessagesFraming:
     cut_when_failed = False
     shows_done = True
     takes_no_content = True
+    reads_all = True
     replays = True
 
     def __init__(
-        self, *, content_type: str = "text/event-stream", headers: Sequence[tuple[str, str]] = ((MARK, "v1"),)
+        self,
+        *,
+        content_type: str = "text/event-stream",
+        headers: Sequence[tuple[str, str]] = ((MARK, "v1"),),
+        is_passed_through: bool = False,
     ) -> None:
         self.content_type = content_type
+        self._is_passed_through = is_passed_through
         self._headers = headers
         self._left_out = 0
         self._is_begun = self._is_finished = self._is_over = False
@@ -101,7 +107,7 @@ class UIMessagesFraming:
             case StreamEventType.CHUNK:
                 return self._frames(self._chunk(event.data, cursor), cursor)
             case StreamEventType.DONE:
-                return self._frames(self._done(event.data), cursor)
+                return self._frames(self._done(event.data, cursor), cursor)
             case StreamEventType.ERROR:
                 return self._frames([*self._end_text(), _error_part(event.error), *self._end()], cursor)
             case _:
@@ -120,7 +126,7 @@ class UIMessagesFraming:
         return b"".join(map(frame_of, self._end()))
 
     def _chunk(self, data: bytes, cursor: str) -> list[Block]:
-        if (block := stored_block(data)) is not None:
+        if self._is_passed_through and (block := stored_block(data)) is not None:
             return self._own(block)
         if data.startswith(b'"'):
             return [*self._start(cursor), *self._begin_text(), self._text("text-delta", b',"delta":%b' % data)]
@@ -143,9 +149,9 @@ class UIMessagesFraming:
         self._is_finished = self._is_finished or _type_of(block.data.encode()) == "finish"
         return [block]
 
-    def _done(self, output: bytes) -> list[Block]:
+    def _done(self, output: bytes, cursor: str) -> list[Block]:
         if _is_part(_type_of(output)):
-            return [*self._chunk(output, ""), *self._end()]
+            return [*self._chunk(output, cursor), *self._end()]
         metadata = b',"messageMetadata":%b' % output if output.startswith(b"{") and not _type_of(output) else b""
         return [*self._end_text(), *self._end(metadata)]
 
@@ -211,13 +217,7 @@ def _is_end(block: Block) -> bool:
 
 
 def _part(data: bytes) -> Block:
-    """Give a part without the nulls of fields that were not set, as models dump them."""
-    if b"null" in data:
-        fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-        data = msgspec.json.encode(
-            {name: value for name, value in fields.items() if bytes(value) != b"null" or name in _MAY_BE_NULL}
-        )
-    return Block(_one(data))
+    return Block(_one(without_nulls(data, _MAY_BE_NULL)))
 
 
 def _error_part(error: ErrorInfo) -> Block:
