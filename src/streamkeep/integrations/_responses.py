@@ -238,6 +238,7 @@ class ResponsesFraming:
     cut_when_failed = False
     shows_done = True
     takes_no_content = False
+    reads_all = True
     replays = False
 
     def __init__(self, response: Json, after: int | None = None) -> None:
