@@ -107,10 +107,19 @@ def _ag_ui(storage_url: str) -> ASGIApp:
     return ag_ui_app(_http(storage_url), Paced())
 
 
+def _mcp(storage_url: str) -> ASGIApp:
+    from tests.clients.shown import Paced, mcp_app  # as above
+
+    from streamkeep.integrations.mcp import StreamEventStore
+
+    return mcp_app(StreamEventStore(_short_lived(storage_url)), Paced())
+
+
 APPS: Final[dict[str, Callable[[str], ASGIApp]]] = {
     "clients": _clients,
     "ag-ui": _ag_ui,
     "langgraph": _langgraph,
+    "mcp": _mcp,
     "durable": lambda url: durable_app(count, endless, streams=_http(url)),
     "wrapped": lambda url: wrapped_app(count, endless, streams=_http(url)),
 }
