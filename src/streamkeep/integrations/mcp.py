@@ -279,7 +279,9 @@ class _Session:
         stream = self._stream(request)
         with suppress(StreamNotFoundError):
             await self._streams.info(stream)
-            await self._streams.delete(stream)  # an id that is used twice in a session; its first answer is not asked for any more
+            await self._streams.delete(
+                stream
+            )  # an id that is used twice in a session; its first answer is not asked for any more
         return await self._streams.open(stream, metadata={"protocol": "mcp"}, encode=_json_of)
 
     def _stream(self, request: str) -> str:
@@ -310,7 +312,9 @@ class _Exchange:
 
     async def send_or_hold(self, message: Message) -> None:
         """Do so, but hold back that the session is not known here."""
-        if self.held or (message["type"] == "http.response.start" and _is_unknown(message["status"], _headers_of_answer(message))):
+        if self.held or (
+            message["type"] == "http.response.start" and _is_unknown(message["status"], _headers_of_answer(message))
+        ):
             self.held.append(message)
         else:
             await self.send(message)
