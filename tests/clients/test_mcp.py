@@ -1,7 +1,7 @@
 """MCP's client as its package comes, against the app that `docs/how-to/mcp.md` shows; its table has what these tests say."""
 
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +17,7 @@ from tests.clients.shown import HELD, WORDS, Paced, mcp_app
 from tests.http.servers import server_process, serving, until
 from tests.network.proxy import FINE, End, Fate, bad_network
 
-from streamkeep import InMemoryStreamManager, StreamManager
+from streamkeep import InMemoryStreamManager, StreamManager, StreamPage
 from streamkeep.integrations.mcp import StreamEventStore
 
 BEFORE: Final = 4
@@ -40,7 +40,7 @@ class Call:
         except MCPError as error:
             self.error = error
 
-    async def _told(self, _progress: float, _total: float | None, message: str | None) -> None:
+    async def _told(self, progress: float, total: float | None, message: str | None) -> None:
         self.words.append(message)
 
     def assert_whole(self) -> None:
@@ -114,6 +114,13 @@ async def test_a_call_that_is_cut_at_a_landmark_comes_back_and_has_each_message_
         over.call.assert_whole()
 
 
+async def listed(streams: StreamManager, are_so: Callable[[StreamPage], bool]) -> None:
+    """Return when the streams are so."""
+    with anyio.fail_after(20):
+        while not are_so(await streams.list()):
+            await anyio.sleep(0.01)
+
+
 async def held(call: Call) -> None:
     """Return when a call that is held has what comes before that."""
     await until(lambda: len(call.words) == HELD)
@@ -134,8 +141,7 @@ async def test_what_was_stored_is_there_after_the_server_was_stopped_or_killed(h
             tasks.start_soon(partial(call.run, client, 1, holds=True))
             await until(lambda: network.struck.total() == 1)
             async with StreamManager.connect(sqlite_url) as streams:
-                while HELD + 1 not in [info.tail for info in await streams.list()]:
-                    await anyio.sleep(0.01)
+                await listed(streams, lambda infos: HELD + 1 in [info.tail for info in infos])
             network.url = second.url
             if how == "restart":
                 first.stop()
@@ -153,17 +159,16 @@ async def test_who_comes_back_to_another_process_is_given_what_comes_as_well() -
         streams,
         serving(mcp_app(StreamEventStore(streams), paced)) as url,
         serving(mcp_app(StreamEventStore(streams), Paced())) as other,
-        bad_network(url) as network,
+        bad_network(url) as network,client_of(network.path()) as client, anyio.create_task_group() as tasks
     ):
-        async with client_of(network.path()) as client, anyio.create_task_group() as tasks:
-            await until(lambda: network.connections == BEFORE)
-            tasks.start_soon(partial(call.run, client, 1, holds=True))
-            await held(call)
-            network.url = other
-            network.meet(Fate(End.FIN, b"d"))
-            before = network.connections
-            paced.may_go_on.set()
-            await until(lambda: network.connections > before)
+        await until(lambda: network.connections == BEFORE)
+        tasks.start_soon(partial(call.run, client, 1, holds=True))
+        await held(call)
+        network.url = other
+        network.meet(Fate(End.FIN, b"d"))
+        before = network.connections
+        paced.may_go_on.set()
+        await until(lambda: network.connections > before)
     call.assert_whole()
     assert paced.runs == {1: 1}
 
@@ -176,16 +181,13 @@ async def test_stop_ends_the_tool_and_its_stream_and_a_session_that_ends_leaves_
             await held(call)
             assert [info.status for info in await streams.list()].count("open") == 1
             tasks.cancel_scope.cancel()
-        with anyio.fail_after(10):
-            while await streams.list(status="open"):
-                await anyio.sleep(0.01)
-        assert [info.metadata["protocol"] for info in await streams.list()] == ["mcp"] * len(await streams.list())
+        await listed(streams, lambda infos: all(info.status != "open" for info in infos))
         assert call.words == list(WORDS[:HELD])
 
 
 async def test_the_client_alone_repeats_what_it_has_when_it_is_cut_a_second_time() -> None:
-    # A defect of theirs: who was cut while it was reading again goes on after the id with which it first came back. When this fails, they have
-    # mended it.
+    # A defect of theirs: who is cut while it reads again goes on after the id with which it first came back.
+    # When this fails, they have mended it.
     call, paced = Call(), Paced()
     async with serving(mcp_app(StreamEventStore(InMemoryStreamManager()), paced)) as url, bad_network(url) as network:
         again = Fate(End.FIN, b"/3\r\n")

@@ -192,7 +192,7 @@ async def test_a_message_that_cannot_be_stored_is_sent_without_an_id_and_who_com
 
 async def test_another_process_answers_who_comes_back_and_nobody_else() -> None:
     auth = AuthSettings(issuer_url=AnyHttpUrl("http://localhost:1"), resource_server_url=None)
-    options = {"auth": auth, "token_verifier": Tokens()}
+    options: dict[str, Any] = {"auth": auth, "token_verifier": Tokens()}
     async with InMemoryStreamManager() as streams, served(streams, **options) as http, served(streams, **options) as other:
         ann = await begin(http, user="ann")
         told = await count(http, ann)

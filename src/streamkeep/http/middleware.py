@@ -14,7 +14,7 @@ from .claim import Claim, is_endpoints_own
 from .exchange import EVENT_STREAM, Exchange
 from .lifespan import Lifespan
 from .place import run_of, stream_named_in
-from .response import STREAM_ID_HEADER, ASGIApp, Message, Receive, Scope, Send, errors_answered, headers_of
+from .response import STREAM_ID_HEADER, ASGIApp, Receive, Scope, Send, errors_answered, headers_of
 
 KEPT_HEADERS: Final = ("x-vercel-ai-ui-message-stream",)
 
