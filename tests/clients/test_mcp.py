@@ -159,7 +159,9 @@ async def test_who_comes_back_to_another_process_is_given_what_comes_as_well() -
         streams,
         serving(mcp_app(StreamEventStore(streams), paced)) as url,
         serving(mcp_app(StreamEventStore(streams), Paced())) as other,
-        bad_network(url) as network,client_of(network.path()) as client, anyio.create_task_group() as tasks
+        bad_network(url) as network,
+        client_of(network.path()) as client,
+        anyio.create_task_group() as tasks,
     ):
         await until(lambda: network.connections == BEFORE)
         tasks.start_soon(partial(call.run, client, 1, holds=True))

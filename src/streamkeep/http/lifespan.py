@@ -36,6 +36,8 @@ class Lifespan:
         self._answered = False
 
     async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run it (ASGI)."""
+
         async def receive_for_app() -> Message:
             message = await receive()
             if message["type"] == "lifespan.shutdown":
