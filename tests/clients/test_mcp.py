@@ -117,7 +117,7 @@ async def test_a_call_that_is_cut_at_a_landmark_comes_back_and_has_each_message_
 async def listed(streams: StreamManager, are_so: Callable[[StreamPage], bool]) -> None:
     """Return when the streams are so."""
     with anyio.fail_after(20):
-        while not are_so(await streams.list()):
+        while not are_so(await streams.list()):  # noqa: ASYNC110
             await anyio.sleep(0.01)
 
 

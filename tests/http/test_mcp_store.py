@@ -14,6 +14,8 @@ from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.settings import AuthSettings
 from mcp.server.mcpserver import Context, MCPServer
 from pydantic import AnyHttpUrl
+from starlette.applications import Starlette
+from starlette.routing import Mount
 from tests.http.servers import http_to
 
 from streamkeep import InMemoryStreamManager, Limits, StreamManager
@@ -229,6 +231,23 @@ async def test_a_session_that_ends_ends_its_streams(how: str) -> None:
             await begin(http)
         ended = [info.error for info in await streams.list() if info.status == "error"]
     assert ended == ["CANCELLED"]
+
+
+async def test_the_app_can_be_mounted_in_another() -> None:
+    server, events = server_with_tool(), StreamEventStore("memory://")
+    app = events.around(server.streamable_http_app(event_store=events))
+
+    @asynccontextmanager
+    async def lifespan(_: object) -> AsyncGenerator[None]:
+        async with events, server.session_manager.run():
+            yield
+
+    async with http_to(Starlette(routes=[Mount("/", app)], lifespan=lifespan)) as http:
+        http.headers.update(HEADERS)
+        session = await begin(http)
+        told = await count(http, session)
+        assert messages_of((await come_back(http, session, told[0][0])).text) == told[1:]
+    assert not events.is_running
 
 
 async def test_a_store_that_is_not_around_the_app_says_so() -> None:
