@@ -62,8 +62,8 @@ class StreamEventStore(EventStore):
         app = events.around(server.streamable_http_app(event_store=events))
 
     Each request of a session is a stream, which ends with its response and is kept for the manager's `ttl` from then on. Who comes back
-    with `Last-Event-ID` is given what it has missed and then what comes, by whichever process it reaches. Streams that have no response end with
-    their session; those whose process was killed end with ABORTED, which a client is told as a JSON-RPC error.
+    with `Last-Event-ID` is given what it has missed and then what comes, by whichever process it reaches. Streams that
+    have no response end with their session; those whose process was killed end with ABORTED, which a client is told as an error.
 
     The app's lifespan runs the store, and the manager unless that is running. Where an app has no lifespan, as one that is mounted: enter
     the store with `async with`.
