@@ -1,6 +1,7 @@
 """The apps that pages of the docs show, around a producer of ours: no line of theirs is changed but where they store."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
@@ -15,18 +16,19 @@ from tests.test_docs import ROOT, blocks
 from streamkeep.http import StreamsHTTP
 from streamkeep.http.response import ASGIApp
 from streamkeep.integrations.openai import ResponseRequest
+from streamkeep.integrations.mcp import StreamEventStore
 
 WORDS: Final = ("Nothing ", "is ", "lost, ", "not even é\u2028.")
 HELD: Final = 2
-STORED: Final = 'StreamsHTTP("sqlite:///streams.db")'
+STORED: Final = re.compile(r'\b\w+\("sqlite:///streams\.db"\)')
 
 
-def shown_app(page: str, streams_http: StreamsHTTP, *, block: int = 0, **ours: object) -> ASGIApp:
-    """Give the app of a page, over a `StreamsHTTP`, with what is ours in place of its own of the same name."""
-    program = blocks(path := ROOT / page)[block]
-    assert program.count(STORED) == 1, page
-    shown: dict[str, Any] = {"given": streams_http}
-    exec(compile(program.replace(STORED, "given"), str(path), "exec", dont_inherit=True), shown)
+def shown_app(page: str, stored: object, *, block: int = 0, **ours: object) -> ASGIApp:
+    """Give the app of a page, with this where it makes what stores, and with what is ours in place of its own of the same name."""
+    program, count = STORED.subn("given", blocks(path := ROOT / page)[block])
+    assert count == 1, page
+    shown: dict[str, Any] = {"given": stored}
+    exec(compile(program, str(path), "exec", dont_inherit=True), shown)
     assert shown.keys() >= ours.keys()
     shown.update(ours)
     app: ASGIApp = shown["app"]
@@ -103,3 +105,13 @@ def openai_app(streams_http: StreamsHTTP, paced: Paced) -> ASGIApp:
     exec(compile(shown_program, str(path), "exec", dont_inherit=True), shown)
     app: ASGIApp = shown["app"]
     return app
+
+
+def mcp_app(events: StreamEventStore, paced: Paced) -> ASGIApp:
+    """Give the app of the page about MCP. A question is text that is JSON."""
+
+    async def words(question: str) -> AsyncGenerator[str]:
+        async for word in paced.words(**json.loads(question)):
+            yield word
+
+    return shown_app("docs/how-to/mcp.md", events, words=words)

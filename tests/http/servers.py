@@ -119,12 +119,21 @@ def _chats(storage_url: str) -> ASGIApp:
     return app_of(Chats(), _http(storage_url))
 
 
+def _mcp(storage_url: str) -> ASGIApp:
+    from tests.clients.shown import Paced, mcp_app  # as above
+
+    from streamkeep.integrations.mcp import StreamEventStore
+
+    return mcp_app(StreamEventStore(_short_lived(storage_url)), Paced())
+
+
 APPS: Final[dict[str, Callable[[str], ASGIApp]]] = {
     "chats": _chats,
     "clients": _clients,
     "ag-ui": _ag_ui,
     "langgraph": _langgraph,
     "openai": _openai,
+    "mcp": _mcp,
     "durable": lambda url: durable_app(count, endless, streams=_http(url)),
     "wrapped": lambda url: wrapped_app(count, endless, streams=_http(url)),
 }

@@ -5,7 +5,6 @@ known, is in `exchange`.
 """
 
 from collections.abc import Callable, Collection
-from contextlib import AsyncExitStack
 from typing import Final
 
 from .._manager import StreamManager
@@ -13,8 +12,9 @@ from ..errors import StreamkeepError
 from .app import StreamsHTTP
 from .claim import Claim, is_endpoints_own
 from .exchange import EVENT_STREAM, Exchange
+from .lifespan import Lifespan
 from .place import run_of, stream_named_in
-from .response import STREAM_ID_HEADER, ASGIApp, Message, Receive, Scope, Send, errors_answered, headers_of
+from .response import STREAM_ID_HEADER, ASGIApp, Receive, Scope, Send, errors_answered, headers_of
 from .ui_messages import MARK
 
 KEPT_HEADERS: Final = (MARK,)
@@ -63,7 +63,7 @@ class DurableStreaming:
         """Answer one connection, or the server's lifespan (ASGI)."""
         match scope["type"], scope.get("method"):
             case "lifespan", _:
-                await _Lifespan(self._app, self._http).run(scope, receive, send)
+                await Lifespan(self._app, self._http).run(scope, receive, send)
             case "http", "POST" if self._when(scope):
                 await self._post(scope, receive, send)
             case "http", "DELETE" if STREAM_ID_HEADER in headers_of(scope) and self._when(scope):
@@ -99,56 +99,3 @@ class DurableStreaming:
             return await self._http.who_starts(scope)
         except Exception:
             return None  # whether it may start a stream is asked again when it does
-
-
-class _Lifespan:
-    """The inner app's lifespan, with ours inside it: entered when the inner app has started, left before it shuts down.
-
-    In between, because an inner app that enters the manager itself must come first. An app that knows no lifespan gets ours
-    alone.
-    """
-
-    def __init__(self, app: ASGIApp, http: StreamsHTTP) -> None:
-        self._app = app
-        self._http = http
-        self._ours = AsyncExitStack()
-        self._answered = False
-
-    async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def receive_for_app() -> Message:
-            message = await receive()
-            if message["type"] == "lifespan.shutdown":
-                await self._ours.aclose()
-            return message
-
-        async def send_for_app(message: Message) -> None:
-            if message["type"] == "lifespan.startup.complete":
-                await self._start()
-            self._answered = True
-            await send(message)
-
-        async with self._ours:
-            try:
-                await self._app(scope, receive_for_app, send_for_app)
-            except Exception:
-                if self._answered:
-                    raise  # it knows lifespans, and its start-up or shutdown failed
-            if not self._answered:
-                await self._run_alone(receive, send)
-
-    async def _start(self) -> None:
-        if not self._http.is_running:
-            await self._ours.enter_async_context(self._http)
-
-    async def _run_alone(self, receive: Receive, send: Send) -> None:
-        try:
-            await self._start()
-        except Exception as error:
-            # Only raising would be taken for an app without a lifespan, and served.
-            await send({"type": "lifespan.startup.failed", "message": f"{type(error).__name__}: {error}"})
-            raise
-        await send({"type": "lifespan.startup.complete"})
-        while (await receive())["type"] != "lifespan.shutdown":
-            pass
-        await self._ours.aclose()
-        await send({"type": "lifespan.shutdown.complete"})
