@@ -15,8 +15,8 @@ from tests.test_docs import ROOT, blocks
 
 from streamkeep.http import StreamsHTTP
 from streamkeep.http.response import ASGIApp
-from streamkeep.integrations.openai import ResponseRequest
 from streamkeep.integrations.mcp import StreamEventStore
+from streamkeep.integrations.openai import ResponseRequest
 
 WORDS: Final = ("Nothing ", "is ", "lost, ", "not even é\u2028.")
 HELD: Final = 2
