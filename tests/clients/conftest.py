@@ -2,7 +2,8 @@
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from pathlib import Path
+from typing import Final, Protocol
 
 import pytest
 from playwright.async_api import Browser, async_playwright
@@ -62,8 +63,24 @@ def start(start_node: Start, browser: Browser) -> Start:
     return start_program
 
 
+QUICK: Final = frozenset(
+    (
+        "test_a_page_that_is_reloaded_in_mid_answer_has_all_of_it",
+        "test_a_run_that_is_cut_comes_back_and_has_each_event_once",
+        "test_a_run_that_is_cut_is_shown_once_and_has_run_once",
+        "test_fetch_event_source_has_each_event_once",
+        "test_sixty_answers_are_whole_and_once_under_random_cuts",
+        "test_who_follows_by_get_has_each_event_once",
+    )
+)
+"""One test of each client's; the others are slow: browsers leave no processor to anybody else."""
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give tests of the clients the time that installing them may take."""
+    """Give tests of the clients the time that installing them may take, and leave most of them to `./dev test-more`."""
     for item in items:
+        if item.path.parent == Path(__file__).parent and getattr(item, "originalname", "") not in QUICK:
+            item.add_marker(pytest.mark.slow)
         if "packages" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.timeout(300))

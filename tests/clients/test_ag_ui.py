@@ -100,7 +100,7 @@ async def answer_to(url: str) -> bytes:
 
 
 @of_each_client
-@pytest.mark.parametrize("apart", [61, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("apart", [61, pytest.param(23, marks=pytest.mark.slow)])
 async def test_a_run_that_is_cut_is_shown_once_and_has_run_once(start_node: Start, client: str, apart: int) -> None:
     async with served() as (url, paced), start_node(client, "") as program, bad_network(url) as network:
         answer = await answer_to(url)

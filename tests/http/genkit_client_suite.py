@@ -180,14 +180,15 @@ class GenkitClientSuite:
             _, *lines = await genkit_client(url=f"{url}/slow")
         assert lines == [{"chunk": 0}, {"chunk": 1}, {"chunk": 2}, {"output": "done"}]
 
+    @pytest.mark.timeout(200)
     async def test_ten_thousand_chunks_arrive_fresh_and_replayed(
         self, app_of: AppOf, storage_url: str, genkit_client: "GenkitClient"
     ) -> None:
         expected = [*({"chunk": number} for number in range(10_000)), {"output": {"counted": 10_000}}]
         async with serving(app_of(count, streams=StreamManager.connect(storage_url))) as url:
-            begin, *lines = await genkit_client(url=f"{url}/count", input=10_000)
+            begin, *lines = await genkit_client(url=f"{url}/count", input=10_000, timeout_seconds=80)
             assert lines == expected
-            _, *lines = await genkit_client(url=f"{url}/count", streamId=begin["streamId"])
+            _, *lines = await genkit_client(url=f"{url}/count", streamId=begin["streamId"], timeout_seconds=80)
             assert lines == expected
 
     async def test_a_finished_stream_of_any_length_replays_at_once(

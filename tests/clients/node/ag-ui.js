@@ -21,7 +21,7 @@ async function run(agent, runId, subscriber) {
     try {
       return await agent.runAgent({ runId }, subscriber);
     } catch (error) {
-      if (error.status || tries === 5) throw error;
+      if (error.status || tries === 20) throw error;
       await new Promise((resolve) => setTimeout(resolve, 1000));
       if (agent.isKeyed) agent.setMessages(before);
     }
