@@ -18,7 +18,7 @@ T = TypeVar("T")
 Json = dict[str, Any]
 
 ENDED: Final = frozenset({"completed", "failed", "incomplete", "cancelled"})
-"""The statuses of a Response that has ended; `response.` and a status is the type of its last event."""
+"""The statuses of a Response that has ended."""
 
 
 def new_response(stream: str, *, model: str = "", background: bool = False, **said: object) -> Json:
@@ -71,7 +71,9 @@ class Answer:
                 assert_never(event.type)
         self._items.clear()
         self._texts.clear()
-        return {"type": f"response.{self._response['status']}", "response": self._response}
+        # OpenAI's SDK for Python knows no `response.cancelled`, and would not make a Response of what is in one.
+        status = "incomplete" if self._response["status"] == "cancelled" else self._response["status"]
+        return {"type": f"response.{status}", "response": self._response}
 
     def take(self, event: Json) -> None:
         """Add an event. Raises whatever it raises if the event is none of OpenAI's shape."""
@@ -229,8 +231,8 @@ class ResponsesFraming:
     """Events as OpenAI's API sends them, from behind an offset; it is shown the whole stream, for its last event is about all of it.
 
     Ids are not sent: once OpenAI's SDK for Python has read one, it takes every blank line for an event. A stream that fails ends with
-    `response.failed`, one that is stopped with `response.cancelled`. A transport that fails is cut, for its clients take a clean end
-    for success.
+    `response.failed`, one that is stopped with `response.incomplete`, whose Response is `cancelled`. A transport that fails is cut, for
+    its clients take a clean end for success.
     """
 
     content_type = "text/event-stream"

@@ -2,7 +2,7 @@
 // has ended; it tells each event and what is thrown, and returns then. `stops` cancels, `looks` tells the response as it is.
 import OpenAI from "openai";
 
-const ENDS = ["completed", "failed", "incomplete", "cancelled"];
+const ENDS = ["completed", "failed", "incomplete"];
 const told = (event, value, id = "") => ({ event, data: JSON.stringify(value), id: String(id) });
 
 export const read = async ({ url, ask, id, seen, stops, looks, key }, tell) => {
