@@ -16,7 +16,6 @@ from tests.test_docs import ROOT, blocks
 from streamkeep.http import StreamsHTTP
 from streamkeep.http.response import ASGIApp
 from streamkeep.integrations.mcp import StreamEventStore
-from streamkeep.integrations.openai import ResponseRequest
 
 WORDS: Final = ("Nothing ", "is ", "lost, ", "not even é\u2028.")
 HELD: Final = 2
@@ -90,21 +89,14 @@ def pydantic_ai_app(streams_http: StreamsHTTP, paced: Paced) -> ASGIApp:
 def openai_app(streams_http: StreamsHTTP, paced: Paced) -> ASGIApp:
     """Give the app of the page about OpenAI's SDK. A question is text that is JSON."""
 
-    async def answer(request: ResponseRequest) -> AsyncGenerator[str]:
-        question = json.loads(request.body["input"])
-        if question.get("fails"):
+    async def model(question: str) -> AsyncGenerator[str]:
+        asked = json.loads(question)
+        if asked.get("fails"):
             raise ValueError("secret")
-        async for word in paced.words(question["number"], holds=question.get("holds", False)):
+        async for word in paced.words(asked["number"], holds=asked.get("holds", False)):
             yield word
 
-    program = blocks(path := ROOT / "docs/how-to/openai.md")[0]
-    given = "OpenAIResponses(streams_http, answer)"
-    assert (program.count(STORED), program.count(given)) == (1, 1)
-    shown: dict[str, Any] = {"given": streams_http, "ours": answer}
-    shown_program = program.replace(STORED, "given").replace(given, "OpenAIResponses(streams_http, ours)")
-    exec(compile(shown_program, str(path), "exec", dont_inherit=True), shown)
-    app: ASGIApp = shown["app"]
-    return app
+    return shown_app("docs/how-to/openai.md", streams_http, model=model)
 
 
 def mcp_app(events: StreamEventStore, paced: Paced) -> ASGIApp:
