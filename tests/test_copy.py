@@ -106,7 +106,7 @@ async def test_the_command_names_what_is_not_whole_and_exits_with_1(
     await writer.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 async def test_a_copy_that_is_killed_or_interrupted_goes_on_when_it_is_run_again(
     database: StreamManager, sqlite_url: str, target_url: str, number: signal.Signals
 ) -> None:

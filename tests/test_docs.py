@@ -4,6 +4,7 @@ A block of Python that begins with an import, or with a comment that names its f
 that has tests in it is run by pytest. All others are fragments, and must compile.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -99,13 +100,27 @@ def test_a_program_that_a_page_shows_runs_without_a_warning(page: Path, block: s
         (tmp_path / name).write_text(text)
     if "def test_" in block:
         (tmp_path / "test_shown.py").write_text(block)
-        command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "none.ini", "--rootdir", ".", "test_shown.py"]
+        command = [
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "anyio",
+            "-p",
+            "no:cacheprovider",
+            "-c",
+            "none.ini",
+            "--rootdir",
+            ".",
+            "test_shown.py",
+        ]
         (tmp_path / "none.ini").write_text("[pytest]\n")
     else:
         command = ["-W", "error", "-c", block]
     ran = subprocess.run(
         [sys.executable, *command],
         cwd=tmp_path,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -12,6 +12,9 @@ from streamkeep.demo.flow import TOKENS
 ALL = f"{len(TOKENS) + 1:,}"  # the tokens, and the end
 
 
+pytestmark = pytest.mark.timeout(120)  # a browser takes its time beside others
+
+
 def ask(page: Page, demo: Demo, *, until: int) -> None:
     """Ask, and return when some of the answer has come."""
     page.goto(demo.url)
@@ -58,12 +61,12 @@ def expect_the_whole_answer(page: Page) -> None:
 
 def test_a_reload_in_mid_answer_loses_and_repeats_nothing(page: Page, demo: Demo) -> None:
     ask(page, demo, until=100)
+    assert offset_of(page) < len(TOKENS) - 1
 
     page.get_by_role("button", name="Reload").click()
 
     expect(page.locator("#log")).to_contain_text("The page was reloaded")
     expect(page.locator("#log")).to_contain_text(re.compile(r"got the (\d+ missed events|one missed event) at once"))
-    assert offset_of(page) < len(TOKENS) - 1
     expect_the_whole_answer(page)
 
 
@@ -86,6 +89,7 @@ def test_the_same_answer_is_shown_as_other_clients_read_it(page: Page, demo: Dem
         expect(wire).to_contain_text(end)
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_complete_survives_a_reload_too(page: Page, demo: Demo) -> None:
     ask(page, demo, until=100)
     expect_the_whole_answer(page)
@@ -96,6 +100,7 @@ def test_an_answer_that_is_complete_survives_a_reload_too(page: Page, demo: Demo
     expect_the_whole_answer(page)
 
 
+@pytest.mark.slow
 def test_a_second_window_gets_everything_from_the_first_word(page: Page, context: BrowserContext, demo: Demo) -> None:
     ask(page, demo, until=100)
 
@@ -140,6 +145,7 @@ def test_stop_in_one_window_stops_all(page: Page, context: BrowserContext, morta
     assert offset_of(page) < len(TOKENS)
 
 
+@pytest.mark.slow
 def test_a_slow_reader_holds_nobody_up(page: Page, demo: Demo) -> None:
     ask(page, demo, until=50)
 
@@ -152,7 +158,6 @@ def test_a_slow_reader_holds_nobody_up(page: Page, demo: Demo) -> None:
     expect(page.locator("#readers li.slow")).to_have_count(0)
 
 
-@pytest.mark.timeout(90)
 def test_a_killed_server_that_is_back_tells_what_became_of_the_answer(
     page: Page, context: BrowserContext, mortal_demo: Demo
 ) -> None:

@@ -119,7 +119,9 @@ async def log_of(streams: StreamManager, name: str) -> Sequence[StreamEvent[Any]
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [(UVICORN, GRANIAN_WORKERS), (GRANIAN, UVICORN_WORKERS)], ids=["uvicorn", "granian"]
+    ("before", "after"),
+    [(UVICORN, GRANIAN_WORKERS), pytest.param(GRANIAN, UVICORN_WORKERS, marks=pytest.mark.slow)],
+    ids=["uvicorn", "granian"],
 )
 async def test_a_new_server_beside_the_old_one_has_the_ends_of_its_streams_and_all_its_clients(
     before: Kind, after: Kind, tmp_path: Path

@@ -76,6 +76,11 @@ SETTINGS: Final = {
     "usual with gzip": f"{USUAL} gzip on; gzip_proxied any; gzip_min_length 0; gzip_types text/event-stream application/json;",
 }
 
+each_settings = pytest.mark.parametrize(
+    "settings",
+    [pytest.param(text, id=name, marks=[] if name == "default" else pytest.mark.slow) for name, text in SETTINGS.items()],
+)
+
 
 @asynccontextmanager
 async def behind_nginx(directory: Path, settings: str) -> AsyncGenerator[tuple[Server, httpx.AsyncClient]]:
@@ -114,7 +119,7 @@ async def until_served(http: httpx.AsyncClient) -> None:
                 return
 
 
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+@each_settings
 async def test_three_workers_behind_nginx_start_once_show_at_once_and_go_on_where_a_reader_was(
     tmp_path: Path, settings: str
 ) -> None:
@@ -144,7 +149,7 @@ async def test_three_workers_behind_nginx_start_once_show_at_once_and_go_on_wher
     assert words == [*(f'data: "word {n}"' for n in range(5)), "data: null"]
 
 
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+@each_settings
 async def test_an_endpoint_that_was_there_is_durable_behind_nginx(tmp_path: Path, settings: str) -> None:
     async with behind_nginx(tmp_path, settings) as (_, http):
         async with http.stream("POST", "/legacy", json={}) as answer:

@@ -39,7 +39,7 @@ async def faults_while_it_runs(server: Server, clients: Sequence[Client]) -> lis
     return faults_of_answers(clients) + await come_back(clients, server.url) + faults_of_stories(await stories(server), clients)
 
 
-@pytest.mark.parametrize("kind", [UVICORN_RELOAD, GRANIAN_RELOAD], ids=name_of)
+@pytest.mark.parametrize("kind", [UVICORN_RELOAD, pytest.param(GRANIAN_RELOAD, marks=pytest.mark.slow)], ids=name_of)
 async def test_a_reload_does_not_wait_for_open_tabs(kind: Kind, tmp_path: Path) -> None:
     async with running(kind, tmp_path) as server:
         old = await server.workers()
@@ -54,7 +54,7 @@ async def test_a_reload_does_not_wait_for_open_tabs(kind: Kind, tmp_path: Path) 
         await server.is_gone()
 
 
-@pytest.mark.parametrize("kind", [UVICORN_PATIENT, GRANIAN_BRISK], ids=name_of)
+@pytest.mark.parametrize("kind", [UVICORN_PATIENT, pytest.param(GRANIAN_BRISK, marks=pytest.mark.slow)], ids=name_of)
 async def test_a_rolling_restart_replaces_all_workers_and_every_stream_ends(kind: Kind, tmp_path: Path) -> None:
     async with running(kind, tmp_path) as server:
         old = await server.workers()

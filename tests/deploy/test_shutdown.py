@@ -42,7 +42,11 @@ def name_of(kind: Kind) -> str:
     return kind.name
 
 
-@pytest.mark.parametrize("kind", [UVICORN, UVICORN_WORKERS, GRANIAN, GRANIAN_WORKERS], ids=name_of)
+@pytest.mark.parametrize(
+    "kind",
+    [UVICORN_WORKERS, GRANIAN, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (UVICORN, GRANIAN_WORKERS))],
+    ids=name_of,
+)
 async def test_at_sigterm_every_stream_ends_every_client_is_told_and_the_server_exits(kind: Kind, tmp_path: Path) -> None:
     async with running(kind, tmp_path) as server:
         async with loaded(server, chance()) as load:
@@ -53,7 +57,7 @@ async def test_at_sigterm_every_stream_ends_every_client_is_told_and_the_server_
         assert await faults_after(server, load.clients) == []
 
 
-@pytest.mark.parametrize("kind", [UVICORN, GRANIAN_WORKERS], ids=name_of)
+@pytest.mark.parametrize("kind", [UVICORN, pytest.param(GRANIAN_WORKERS, marks=pytest.mark.slow)], ids=name_of)
 async def test_ctrl_c_does_what_sigterm_does(kind: Kind, tmp_path: Path) -> None:
     async with running(kind, tmp_path) as server:
         async with loaded(server, chance()) as load:
@@ -77,7 +81,7 @@ async def test_genkit_flows_end_as_well(kind: Kind, tmp_path: Path) -> None:
         assert await faults_after(server, load.clients) == []
 
 
-@pytest.mark.parametrize("kind", [UVICORN_BOUNDED, GRANIAN_WORKERS_BOUNDED], ids=name_of)
+@pytest.mark.parametrize("kind", [UVICORN_BOUNDED, pytest.param(GRANIAN_WORKERS_BOUNDED, marks=pytest.mark.slow)], ids=name_of)
 async def test_a_client_that_reads_nothing_holds_a_server_with_a_bound_up_no_longer_than_that(
     kind: Kind, tmp_path: Path
 ) -> None:

@@ -20,6 +20,7 @@ class TestNATS(EngineSuite):
         return empty()
 
 
+@pytest.mark.slow
 class TestGenkitClientOverNATS(GenkitOverEngineSuite):
     @pytest.fixture
     def storage_url(self, empty: Empty) -> str:

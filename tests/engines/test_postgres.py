@@ -20,6 +20,7 @@ class TestPostgres(EngineSuite):
         return empty()
 
 
+@pytest.mark.slow
 class TestGenkitClientOverPostgres(GenkitOverEngineSuite):
     @pytest.fixture
     def storage_url(self, empty: Empty) -> str:

@@ -24,6 +24,7 @@ async def test_storms_of_readers_that_cut_leave_nothing_behind(tmp_path: Path) -
     assert aftermath == NOTHING, f"seed {SEED}"
 
 
+@pytest.mark.slow
 async def test_storms_of_those_who_start_and_resume_leave_nothing_behind_and_each_flow_runs_to_its_end(tmp_path: Path) -> None:
     async with served(tmp_path / "streams.db") as (http, port):
         async with Client.connected(port) as client:
