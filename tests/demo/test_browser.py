@@ -11,7 +11,6 @@ from streamkeep.demo.flow import TOKENS
 
 ALL = f"{len(TOKENS) + 1:,}"  # the tokens, and the end
 
-
 pytestmark = pytest.mark.timeout(120)  # a browser takes its time beside others
 
 
