@@ -92,5 +92,7 @@ NAMESPACES: Final = {
 def in_namespace(url: str, name: str) -> str:
     """Give the URL of another storage on the same server; `name` is of small letters, digits and `_`."""
     parts = urlsplit(url)
+    if parts.scheme == "http":
+        return parts._replace(path=f"/{name}").geturl()
     query = dict(parse_qsl(parts.query)) | {NAMESPACES[parts.scheme.split("+")[0]]: name}
     return parts._replace(query=urlencode(query)).geturl()

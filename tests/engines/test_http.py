@@ -14,7 +14,10 @@ def empty() -> Generator[Empty]:
         yield empty
 
 
+@pytest.mark.slow
 class TestHTTP(EngineSuite):
+    connections = 9
+
     @pytest.fixture
     def engine(self, empty: Empty) -> Engine:
         return empty()

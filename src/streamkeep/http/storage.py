@@ -17,7 +17,7 @@ import anyio
 import msgspec
 
 from .._manager import StreamManager
-from ..errors import HTTP_CODES, InvalidArgumentError, PublicError, StreamkeepError
+from ..errors import InvalidArgumentError, PublicError, StreamkeepError
 from ..events import encode_json
 from ..storage import Storage
 from ..storages.http._messages import (
@@ -52,8 +52,8 @@ class StorageHTTP:
         storage_http = StorageHTTP("sqlite:///streams.db", trust=os.environ["STREAMKEEP_TOKEN"])
         app.mount("/storage", storage_http)
 
-    Whoever is trusted may read and write all that is stored, whosesoever it is: workers, notebooks, other services of one application. It is
-    nothing for browsers or users; those get `StreamsHTTP`. Serve it over HTTPS.
+    Whoever is trusted may read and write all that is stored, whosesoever it is: workers, notebooks, other services of one application. It
+    is nothing for browsers or users; those get `StreamsHTTP`. Serve it over HTTPS.
 
     Entering it enters the manager, unless that is running already.
 
@@ -264,6 +264,6 @@ def _bearer(token: str) -> Trust:
 
     def trust(headers: Mapping[str, str]) -> bool:
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), expected)
+        return scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), expected)
 
     return trust

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ TOKEN_VARIABLE: Final = "STREAMKEEP_TOKEN"  # noqa: S105 - its name
 CONNECT_SECONDS: Final = 5.0
 ANSWER_SECONDS: Final = 30.0
 """How long an answer may be silent: longer than a storage that works takes for a batch."""
-READS_AT_ONCE: Final = 64
+READS_AT_ONCE: Final = 8
 BATCH_BYTES: Final = 8 << 20
 """About how much is sent in a request."""
 _PASSING: Final = frozenset((408, 425, 429, 502, 503, 504))
@@ -44,8 +45,8 @@ _PASSING: Final = frozenset((408, 425, 429, 502, 503, 504))
 class HTTPStorage(AsyncioStorage["_Entered"]):
     """Keeps streams where a server keeps them that has a `streamkeep.http.StorageHTTP` under `url`.
 
-    What a commit that has returned True survives is up to the server's storage, and so is the clock. A process has a few connections:
-    for one request of changes at a time, for at most 64 reads, and one for all doorbells, whatever its streams and subscribers. A clone has
+    What a commit that has returned True survives is up to the server's storage, and so is the clock. A process has a few connections: one
+    for changes, which are sent together, at most 8 for reads, and one for all doorbells, whatever its streams and subscribers. A clone has
     as many again. Proxies may stand between, and several servers behind one URL, if they have their streams in common.
 
     Entering raises StorageError if the server refuses who asks, or does not speak this, and StorageUnavailableError if it cannot be
@@ -62,6 +63,8 @@ class HTTPStorage(AsyncioStorage["_Entered"]):
         self._given = headers
         self._headers = httpx2.Headers(dict(headers or {}))
         if token := token or os.environ.get(TOKEN_VARIABLE, ""):
+            if not re.fullmatch(r"[!-~]+", token):
+                raise InvalidArgumentError("a token is of characters of ASCII that can be seen")
             self._headers.setdefault("authorization", f"Bearer {token}")
         super().__init__(self._address)
 
@@ -138,6 +141,8 @@ class _Entered:
             response = await self.client.post(
                 f"{self.address}/{what}", content=msgspec.msgpack.encode(question), headers={"content-type": CONTENT_TYPE}
             )
+        except httpx2.LocalProtocolError as error:
+            raise StorageError(f"{self.address} cannot be asked: {error}") from error
         except httpx2.TransportError as error:
             raise StorageUnavailableError(f"{self.address} cannot be reached: {type(error).__name__}: {error}") from error
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
@@ -203,7 +208,7 @@ def _parts_of(url: str) -> tuple[str, str]:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError:
-        host = None
+        parts, host = urlsplit(""), None
     if host is None or parts.scheme not in {"http", "https"} or parts.query or parts.fragment or parts.password is not None:
         # It may have a token in it, and a message goes to terminals and logs.
         raise InvalidArgumentError("an HTTP storage is https://host/path or https://TOKEN@host/path, without a query")

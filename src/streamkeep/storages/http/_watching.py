@@ -38,14 +38,14 @@ class Watching:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        for task in (self._task, self._heard and self._heard.task):
-            if task is not None:
-                task.cancel()
-                await asyncio.wait([task])
+        tasks = [self._task] if self._heard is None else [self._task, self._heard.task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
     @asynccontextmanager
     async def watch(self, stream: str) -> AsyncGenerator[Doorbell]:
-        """See `Storage.watch`. It rings when the server has begun to watch: what was committed since this was entered may be before that."""
+        """See `Storage.watch`. It rings when the server has begun to watch: what was committed meanwhile may be from before."""
         async with self._bells.watch(stream) as doorbell:
             if self._heard is None or stream not in self._heard.streams:
                 self._wanted.set()
