@@ -4,7 +4,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -21,12 +21,12 @@ from tests.network.proxy import End, Fate, bad_network
 from tests.storages.failures import forked
 from tests.test_killed_writer import PRODUCER
 
-from streamkeep import RemoteStreamManager, StreamManager
+from streamkeep import RemoteStreamManager, StorageCorruptError, StorageError, StreamManager
 from streamkeep.http import StorageHTTP
 from streamkeep.http.response import Message, Receive, Scope, Send
 from streamkeep.storage import Head, Storage
 from streamkeep.storages.http import HTTPStorage
-from streamkeep.storages.http._messages import CONTENT_TYPE
+from streamkeep.storages.http._messages import CONTENT_TYPE, SILENCE_SECONDS
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.storages.sqlite import SQLiteStorage
 from streamkeep.testing.faults import FaultyStorage
@@ -185,20 +185,61 @@ async def test_numbers_that_cannot_be_are_refused(what: str, question: object, t
 
 @pytest.mark.slow
 async def test_a_writer_whose_connections_lead_nowhere_any_more_is_not_taken_for_dead(tmp_path: Path) -> None:
-    """A machine that is gone without a word, and others that answer in its place: new connections work, those that are open are silent."""
+    """A machine is gone without a word, and others answer in its place: what is connected stays silent, and new connections work."""
+    lease = timedelta(seconds=6)
     with Server(tmp_path / "server") as server:
-        async with bad_network(f"http://127.0.0.1:{server.port}") as network:
-            through = network.path().rpartition(":")[2]
-            path = tmp_path / "server" / f"{server.name}.db"
-            async with RemoteStreamManager(server.through(int(through))) as writing, writing.open("s") as stream:
-                await stream.write(0)
-                async with SQLiteStorage(path) as storage, StreamManager(storage) as streams, streams.subscribe("s") as events:
-                    assert (await anext(events)).chunk == 0
-                    network.meet(Fate(End.STALL, of_request=True))
-                    network.meet(Fate(End.STALL))
-                    with anyio.fail_after(45):
-                        await stream.write(1)
-                        assert (await anext(events)).chunk == 1
+        async with bad_network(f"http://127.0.0.1:{server.port}") as network, anyio.create_task_group() as tasks:
+            url = server.through(int(network.path().rpartition(":")[2]))
+            seen: list[Any] = []
+            async with (
+                SQLiteStorage(tmp_path / "server" / f"{server.name}.db") as storage,
+                StreamManager(storage, lease=lease) as reading,
+                RemoteStreamManager(url, lease=lease) as writing,
+                writing.open("s") as stream,
+            ):
+
+                async def follow() -> None:
+                    async with reading.subscribe("s") as events:
+                        seen.extend([event.data async for event in events])
+
+                tasks.start_soon(follow)
+                for number in range(45):  # long enough for the session to be renewed over a connection that it has
+                    if number == 30:
+                        network.meet(Fate(End.STALL))
+                    with anyio.fail_after(30):
+                        await stream.write(number)
+                    await anyio.sleep(0.1)
+                await stream.done("end")
+            assert network.struck[End.STALL] > 1
+    assert seen == [*(b"%d" % number for number in range(45)), b'"end"']
+
+
+@pytest.mark.slow
+async def test_a_storage_that_is_slow_is_waited_for_whatever_comes_of_it(served: FaultyStorage) -> None:
+    async with server_of(served) as url, remote(url) as storage:
+        answers: dict[str, object] = {}
+
+        async def ask(what: str, question: Awaitable[object]) -> None:
+            try:
+                answers[what] = await question
+            except StorageError as error:
+                answers[what] = type(error)
+
+        commit, read, corrupt = served.hold("commit"), served.hold("read"), served.hold("scan")
+        async with anyio.create_task_group() as tasks:
+            for what, question in {
+                "commit": storage.commit("s", None, a_head(1)),
+                "read": storage.read("t"),
+                "corrupt": storage.scan(),
+            }.items():
+                tasks.start_soon(ask, what, question)
+            for hold in (commit, read, corrupt):
+                await hold.reached.wait()
+            await anyio.sleep(SILENCE_SECONDS + 1)
+            commit.release()
+            read.release()
+            corrupt.release(StorageCorruptError("as it happens"))
+    assert answers == {"commit": True, "read": None, "corrupt": StorageCorruptError}
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@ import hmac
 import inspect
 import math
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Final, Self
@@ -22,9 +22,13 @@ from ..errors import InvalidArgumentError, PublicError, StorageUnavailableError,
 from ..events import encode_json
 from ..storage import Storage
 from ..storages.http._messages import (
+    BEAT,
+    BEAT_SECONDS,
     CONTENT_TYPE,
     HEARTBEAT_SECONDS,
     MAX_BODY_BYTES,
+    SLOWLY_DONE,
+    SLOWLY_FAILED,
     TIME_HEADER,
     Change,
     Expired,
@@ -116,28 +120,18 @@ class StorageHTTP:
             await self._do(what[1], body, receive, send)
 
     async def _do(self, what: str, body: bytes, receive: Receive, send: Send) -> None:
+        answering = _Answering(send)
         try:
             storage = self.streams.storage
             if what == "watch":
                 await self._watch(storage, _decoded(body, list[str]), receive, send)
                 return
-            answer, code = await _done(storage, what, body), 200
+            async with answering.going_on(storage):
+                answer, code = await _done(storage, what, body), 200
         except StreamkeepError as error:
             answer = failure_of(error)
             code = CODES.get(answer.kind, 500)
-        now = repr(self.streams.storage.time())
-        await send(
-            {
-                "type": "http.response.start",
-                "status": code,
-                "headers": [
-                    (b"content-type", CONTENT_TYPE.encode()),
-                    (b"cache-control", b"no-store"),
-                    (TIME_HEADER.encode(), now.encode()),
-                ],
-            }
-        )
-        await send({"type": "http.response.body", "body": msgspec.msgpack.encode(answer)})
+        await answering.end(self.streams.storage, code, msgspec.msgpack.encode(answer))
 
     async def _watch(self, storage: Storage, streams: Sequence[str], receive: Receive, send: Send) -> None:
         if len(streams) > MAX_WATCHED:
@@ -181,6 +175,59 @@ class StorageHTTP:
             await send({"type": "http.response.body", "body": encode_json(bells.take()) + b"\n", "more_body": True})
             with anyio.move_on_after(HEARTBEAT_SECONDS):
                 await bells.wait()
+
+
+class _Answering:
+    """An answer that begins before it is known, where that takes long: who asks is to know that somebody works on it."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._has_begun = False
+
+    @asynccontextmanager
+    async def going_on(self, storage: Storage) -> AsyncGenerator[None]:
+        """Show signs of life while the block runs; what is raised in it comes bare."""
+        failure: Exception | None = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._beat, storage)
+            try:
+                yield
+            except Exception as error:
+                failure = error
+            tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    async def end(self, storage: Storage, code: int, payload: bytes) -> None:
+        """Give the rest of it, be it all."""
+        if self._has_begun:
+            payload = (SLOWLY_DONE if code == 200 else SLOWLY_FAILED) + payload
+        else:
+            await self._begin(storage, code)
+        await self._send({"type": "http.response.body", "body": payload})
+
+    async def _beat(self, storage: Storage) -> None:
+        while True:
+            await anyio.sleep(BEAT_SECONDS)
+            if not self._has_begun:
+                await self._begin(storage, 200)
+            await self._send({"type": "http.response.body", "body": BEAT, "more_body": True})
+
+    async def _begin(self, storage: Storage, code: int) -> None:
+        now = repr(storage.time())
+        self._has_begun = True
+        await self._send(
+            {
+                "type": "http.response.start",
+                "status": code,
+                "headers": [
+                    (b"content-type", CONTENT_TYPE.encode()),
+                    (b"cache-control", b"no-store"),
+                    (b"x-accel-buffering", b"no"),
+                    (TIME_HEADER.encode(), now.encode()),
+                ],
+            }
+        )
 
 
 class _Bells:

@@ -19,7 +19,10 @@ from streamkeep.storages._batch_task import BatchTask
 from streamkeep.storages._engine_clock import EngineClock
 from streamkeep.storages._ids import id_bytes
 from streamkeep.storages.http._messages import (
+    BEAT,
     CONTENT_TYPE,
+    SILENCE_SECONDS,
+    SLOWLY_DONE,
     TIME_HEADER,
     Change,
     Expired,
@@ -33,8 +36,6 @@ T = TypeVar("T")
 
 TOKEN_VARIABLE: Final = "STREAMKEEP_TOKEN"  # noqa: S105 - its name
 CONNECT_SECONDS: Final = 5.0
-ANSWER_SECONDS: Final = 30.0
-"""How long an answer may be silent: longer than a storage that works takes for a batch."""
 READS_AT_ONCE: Final = 8
 BATCH_BYTES: Final = 8 << 20
 """About how much is sent in a request."""
@@ -111,7 +112,7 @@ class HTTPStorage(AsyncioStorage["_Entered"]):
         client = await stack.enter_async_context(
             httpx2.AsyncClient(
                 headers=self._headers,
-                timeout=httpx2.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS, pool=None),
+                timeout=httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS, pool=None),
                 # Servers close what is idle after 5 seconds, and a request that meets that is lost.
                 limits=httpx2.Limits(max_connections=None, max_keepalive_connections=8, keepalive_expiry=3),
             )
@@ -151,10 +152,11 @@ class _Entered:
             raise _stranger(self.address, response)
         try:
             self.clock.set(float(response.headers[TIME_HEADER]), asked_at)
-            if response.status_code == 200:
-                given: T = msgspec.msgpack.decode(response.content, type=answer)
+            is_done, content = _opened(response)
+            if is_done:
+                given: T = msgspec.msgpack.decode(content, type=answer)
                 return given
-            failure = msgspec.msgpack.decode(response.content, type=Failure)
+            failure = msgspec.msgpack.decode(content, type=Failure)
         except (KeyError, ValueError) as error:
             raise StorageError(f"{self.address} has answered what cannot be: {error}") from error
         raise failure.error()
@@ -169,6 +171,15 @@ class _Entered:
                 continue
             answers += [_storage_error(each) if isinstance(each, Failure) else each for each in given]
         return answers
+
+
+def _opened(response: httpx2.Response) -> tuple[bool, bytes]:
+    """Say whether this is what was asked for, or a Failure; and give that."""
+    content = response.content
+    if not content.startswith(BEAT):
+        return response.status_code == 200, content
+    content = content.lstrip(BEAT)
+    return content.startswith(SLOWLY_DONE), content[1:]
 
 
 def _batches(changes: Sequence[Change]) -> list[list[Change]]:

@@ -8,6 +8,10 @@
                                     were rung; an empty one is a heartbeat
 
 An answer of another status than 200 is a Failure. Each says what time it is: `streamkeep-time`, in seconds since the epoch.
+
+An answer that takes long begins before it is known, with status 200: `BEAT` every `BEAT_SECONDS`, which is a byte that MessagePack never
+uses, and in front of the rest `SLOWLY_DONE`, or `SLOWLY_FAILED` for a Failure. So a storage may be slow, and a server from which nothing
+comes any more is noticed all the same, before the sessions of those who talk to it are taken for dead.
 """
 
 import math
@@ -28,7 +32,13 @@ from streamkeep.storage import Head
 
 CONTENT_TYPE: Final = "application/vnd.streamkeep.storage.1+msgpack"
 TIME_HEADER: Final = "streamkeep-time"
-HEARTBEAT_SECONDS: Final = 10.0
+BEAT: Final = b"\xc1"
+BEAT_SECONDS: Final = 1.5
+SLOWLY_DONE: Final = b"+"
+SLOWLY_FAILED: Final = b"-"
+SILENCE_SECONDS: Final = 5.0
+"""So long nothing may come of an answer. Less than a lease: a session has to be renewed over another connection meanwhile."""
+HEARTBEAT_SECONDS: Final = 3.0
 MAX_BODY_BYTES: Final = 64 << 20
 """The longest body of a request; a batch of changes is far shorter unless one of them is not."""
 
