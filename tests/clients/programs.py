@@ -89,6 +89,15 @@ class Chromium:
         """Load the page anew, in the same tab."""
         await self.page.reload()
 
+    @asynccontextmanager
+    async def duplicate(self) -> AsyncGenerator["Chromium"]:
+        """Give another tab that shows the same, and has a copy of what this one keeps in its session."""
+        async with self.page.expect_popup() as popup:
+            await self.page.evaluate("open('about:blank')")
+        async with _told(await popup.value) as tab:
+            await tab.page.goto(self.page.url)
+            yield tab
+
     async def comes_back(self) -> None:
         """Have the page's user come back to it, as far as the page knows."""
         await self.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
@@ -100,13 +109,17 @@ class Chromium:
 @asynccontextmanager
 async def chromium(browser: Browser, url: str) -> AsyncGenerator[Chromium]:
     """Give a page of a profile of its own that shows `url`."""
-    async with await browser.new_context() as context:
-        page = await context.new_page()
-        page.set_default_timeout(1000 * BOUND_SECONDS)
-        program = Chromium(page)
-        await page.expose_function("tell", program.tell)
-        await page.goto(url)
+    async with await browser.new_context() as context, _told(await context.new_page()) as program:
+        await program.page.goto(url)
         yield program
+
+
+@asynccontextmanager
+async def _told(page: Page) -> AsyncGenerator[Chromium]:
+    page.set_default_timeout(1000 * BOUND_SECONDS)
+    program = Chromium(page)
+    await page.expose_function("tell", program.tell)
+    yield program
 
 
 class Node:
