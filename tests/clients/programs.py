@@ -50,11 +50,12 @@ class Reading:
                 await self._came.wait()
 
     async def when(self, condition: Callable[[Event], object], *, seconds: float = BOUND_SECONDS) -> Event:
-        """Give the newest event when it is such a one."""
-        with anyio.fail_after(seconds):
+        """Give the newest event when it is such a one. TimeoutError: it has not become one."""
+        with anyio.move_on_after(seconds):
             while not (self.events and condition(self.events[-1])):
                 await self._came.wait()
-        return self.events[-1]
+            return self.events[-1]
+        raise TimeoutError(f"the newest event is {self.events[-1:]}")
 
     async def end(self, *, seconds: float = BOUND_SECONDS) -> list[Event]:
         """Give all events when the client has stopped."""

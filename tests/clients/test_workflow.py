@@ -2,15 +2,20 @@
 
 import json
 import random
+from datetime import timedelta
 from typing import Final
 
 import httpx
 import pytest
-from tests.clients.chats import HELD_ON, PART, WHOLE, answers, job_of, post, served
+from tests.clients.chats import HELD_ON, PART, WHOLE, Chats, answers, app_of, job_of, post, served
 from tests.clients.programs import NODE, Reading, node
-from tests.http.servers import server_process, until
+from tests.http.servers import server_process, serving, until
 from tests.network.cuts import exchange
 from tests.network.proxy import End, Fate, bad_network
+
+from streamkeep import InMemoryStreamManager
+from streamkeep.http import StreamsHTTP, Timeouts
+from streamkeep.http.response import Receive, Scope, Send
 
 SEED: Final = 20261128
 CLIENT: Final = "WorkflowChatTransport"
@@ -86,6 +91,24 @@ async def test_a_page_that_is_reloaded_follows_what_runs_and_shows_the_end_of_wh
         assert await shown_at_the_end(over) == ("ready", [WHOLE])
     assert server.requests["GET"] == 4
     assert server.runs == {HELD_ON: 1}
+
+
+async def test_answers_that_end_in_good_order_too_early_are_gone_on_with() -> None:
+    # As a server ends them that cannot cut: such a one names no version of the HTTP spec. Who has begun by POST is told of an error.
+    streams, chats = InMemoryStreamManager(), Chats()
+    app = app_of(chats, StreamsHTTP(streams, timeouts=Timeouts(longest=timedelta(milliseconds=300))))
+
+    async def cannot_cut(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "asgi": {}}, receive, send)
+
+    async with serving(cannot_cut) as url, node(NODE, "workflow.js") as program:
+        (begun,) = await program.read(CLIENT, [job_of(url, ask=HELD_ON)])
+        assert await shown_at_the_end(begun) == ("error", [PART])
+        (reading,) = await program.read(CLIENT, [job_of(url)])
+        await until(lambda: chats.requests["GET"] == 4)
+        chats.may_go_on.set()
+        assert await shown_at_the_end(reading) == ("ready", [WHOLE])
+    assert chats.runs == {HELD_ON: 1}
 
 
 async def test_who_has_some_of_a_stream_that_is_gone_is_told() -> None:

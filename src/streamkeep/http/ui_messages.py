@@ -75,14 +75,16 @@ class UIMessagesFraming:
         self._is_passed_through = is_passed_through
         self._headers = headers
         self._left_out = 0
+        self._comes_back = False
         self._is_begun = self._is_finished = self._is_over = False
         self._texts = 0
         self._in_text = False
 
     def head(self, stream: str, query: Mapping[str, str]) -> Sequence[tuple[str, str]]:
         """Give the stream's id in the headers where clients look for it; leave out as many parts as they have."""
-        index = start_index(query) or 0
-        self._left_out = max(index, 0)
+        given = start_index(query)
+        index = given or 0
+        self._left_out, self._comes_back = max(index, 0), given is not None
         ids = [("x-workflow-run-id", stream), ("x-resumable-stream-id", stream), EXPOSED] if stream else []
         tail = [("x-workflow-stream-tail-index", str(-1 - index))] if index < 0 else []
         return [*self._headers, *ids, *tail]
@@ -99,7 +101,8 @@ class UIMessagesFraming:
             case StreamEventType.DONE:
                 return self._frames(self._done(event.data, cursor), cursor)
             case StreamEventType.ERROR:
-                return self._frames([*self._end_text(), _error_part(event.error), *self._end()], cursor)
+                parts = [*self._start(cursor), *self._end_text(), _error_part(event.error), *self._end()]
+                return self._frames(parts, cursor)
             case _:
                 assert_never(event.type)
 
@@ -108,8 +111,8 @@ class UIMessagesFraming:
         return b": \n"
 
     def error(self, error: ErrorInfo) -> bytes:
-        """Give an `error` without id."""
-        return frame_of(_error_part(error))
+        """Give an `error` without id; nothing to who counts parts: that one comes back by itself, and would count this one as well."""
+        return b"" if self._comes_back else frame_of(_error_part(error))
 
     def end(self) -> bytes:
         """Give the whole body of an answer that has no message in it."""
@@ -144,10 +147,10 @@ class UIMessagesFraming:
             chunk = self._chunk(output, cursor)
             return [*chunk, *self._end_text(), *self._end()]
         metadata = b',"messageMetadata":%b' % output if output.startswith(b"{") and not type_of(output) else b""
-        return [*self._end_text(), *self._end(metadata)]
+        return [*self._start(cursor), *self._end_text(), *self._end(metadata)]
 
     def _start(self, cursor: str) -> list[Block]:
-        if self._is_begun:
+        if self._is_begun or self._is_passed_through:
             return []
         self._is_begun = True
         return [Block(encode_json({"type": "start", "messageId": cursor.partition("/")[0]}).decode())]
