@@ -36,13 +36,15 @@ WHOLE: Final = "".join(WORDS)
 HELD: Final = 3
 PART: Final = "".join(WORDS[:HELD])
 HELD_ON: Final = "hold on"
+TOOL: Final = "tool"
+CALL: Final = {"type": "tool-input-available", "toolCallId": "call-1", "toolName": "weather", "input": {"city": "Bern"}}
 QUESTION: Final = {"id": "q", "role": "user", "parts": [{"type": "text", "text": HELD_ON}]}
 
 
 @dataclass(eq=False, slots=True)
 class Chats:
     """A server, and how often it has answered each question. After `HELD` words one that begins with `hold` is
-    held, and `fail` fails."""
+    held, `fail` fails, and `tool` is answered with the call of a tool."""
 
     url: str = ""
     runs: Counter[str] = field(default_factory=Counter[str])
@@ -52,9 +54,12 @@ class Chats:
     async def go_on(self) -> None:
         self.may_go_on.set()
 
-    async def answer(self, messages: list[dict[str, Any]]) -> AsyncGenerator[str]:
+    async def answer(self, messages: list[dict[str, Any]]) -> AsyncGenerator[object]:
         question = "".join(part.get("text", "") for part in messages[-1]["parts"])
         self.runs[question] += 1
+        if question == TOOL:
+            yield CALL
+            return
         for number, word in enumerate(WORDS):
             if question.startswith("hold") and number == HELD:
                 await self.may_go_on.wait()
@@ -90,7 +95,7 @@ def agent_of(chats: Chats) -> Agent:
     async def words(messages: list[ModelMessage], _: AgentInfo) -> AsyncGenerator[str]:
         (prompt,) = [part.content for part in messages[-1].parts if isinstance(part, UserPromptPart)]
         async for word in chats.answer([{"parts": [{"text": prompt if isinstance(prompt, str) else str(prompt[0])}]}]):
-            yield word
+            yield str(word)
 
     return Agent(FunctionModel(stream_function=words))
 

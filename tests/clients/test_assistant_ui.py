@@ -30,6 +30,7 @@ async def test_an_answer_is_whole_and_resumed_no_more(page_of: Open) -> None:
     assert server.runs == {"why?": 1}
 
 
+@pytest.mark.cell("reload", "assistant-ui")
 async def test_a_page_that_is_reloaded_in_mid_answer_has_all_of_it(page_of: Open) -> None:
     async with served() as server, page_of(server.url) as page:
         (reading,) = await page.read(CLIENT, [job_of(server.url, ask=HELD_ON)])
@@ -42,6 +43,7 @@ async def test_a_page_that_is_reloaded_in_mid_answer_has_all_of_it(page_of: Open
     assert server.runs == {HELD_ON: 1}
 
 
+@pytest.mark.cell("cut", "assistant-ui")
 async def test_a_cut_is_an_error_and_a_page_that_is_reloaded_has_all_of_it(page_of: Open) -> None:
     async with served() as server, bad_network(server.url) as network, page_of(server.url) as page:
         url = network.path()
@@ -73,6 +75,7 @@ async def test_it_does_not_come_back_by_itself_when_its_page_is_visible_again(pa
         assert server.requests["GET"] - before <= 2  # in StrictMode it asks twice
 
 
+@pytest.mark.cell("second tab", "assistant-ui")
 async def test_a_second_tab_of_the_same_session_follows_as_well_and_a_new_one_knows_of_nothing(page_of: Open) -> None:
     # Where a stream's id is kept is the tab's: a tab that is duplicated has it, one that is opened anew has not.
     async with served() as server, page_of(server.url) as page, page_of(server.url) as new:
@@ -90,6 +93,7 @@ async def test_a_second_tab_of_the_same_session_follows_as_well_and_a_new_one_kn
     assert server.runs == {HELD_ON: 1}
 
 
+@pytest.mark.cell("Stop", "assistant-ui")
 async def test_stop_keeps_what_there_is_and_is_resumed_no_more(page_of: Open) -> None:
     async with served() as server, page_of(server.url) as page:
         (reading,) = await page.read(CLIENT, [job_of(server.url, ask=HELD_ON)])
@@ -102,6 +106,8 @@ async def test_stop_keeps_what_there_is_and_is_resumed_no_more(page_of: Open) ->
     assert server.runs == {HELD_ON: 1}
 
 
+@pytest.mark.cell("restart", "assistant-ui")
+@pytest.mark.cell("kill -9", "assistant-ui")
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["restart", "kill -9"])
 async def test_a_server_that_comes_back_says_that_there_is_no_more(page_of: Open, how: str, sqlite_url: str) -> None:

@@ -18,7 +18,19 @@ from streamkeep.http.ui_parts import REQUIRED
 SEED: Final = 20261129
 MIB: Final = 1 << 20
 TOOL: Final = {"toolCallId": "call-1", "toolName": "weather"}
-KEYS: Final = ("id", "delta", "data", "url", "title", "errorText", "toolCallId", "kind", "providerMetadata", "finishReason", "reason")
+KEYS: Final = (
+    "id",
+    "delta",
+    "data",
+    "url",
+    "title",
+    "errorText",
+    "toolCallId",
+    "kind",
+    "providerMetadata",
+    "finishReason",
+    "reason",
+)
 TEXT: Final = {"state": "done", "type": "text"}
 
 pytestmark = pytest.mark.usefixtures("packages")
@@ -45,10 +57,14 @@ async def parts_of(*chunks: object, end: object = None, error: ErrorInfo | None 
     return told[-1][1]["parts"]
 
 
-PARTS: Final[dict[str, tuple[Sequence[object], list[object]]]] = {
+PARTS: Final[dict[str, tuple[Sequence[object], Sequence[object]]]] = {
     "text": (["One ", "two"], [{**TEXT, "text": "One two"}]),
     "text of its own": (
-        [{"type": "text-start", "id": "t"}, {"type": "text-delta", "id": "t", "delta": "é\u2028"}, {"type": "text-end", "id": "t"}],
+        [
+            {"type": "text-start", "id": "t"},
+            {"type": "text-delta", "id": "t", "delta": "é\u2028"},
+            {"type": "text-end", "id": "t"},
+        ],
         [{**TEXT, "text": "é\u2028"}],
     ),
     "reasoning, then text": (
@@ -113,10 +129,33 @@ PARTS: Final[dict[str, tuple[Sequence[object], list[object]]]] = {
         [{"type": "step-start"}, {**TEXT, "text": "a"}, {"type": "step-start"}, {**TEXT, "text": "b"}],
     ),
     "what is no part": (
-        [None, 0, -1.5, True, [], [[1, [None]], {"a": []}], {}, {"type": "unknown"}, {"type": 3}, {"type": None}, {"data": "[DONE]"}],
+        [
+            None,
+            0,
+            -1.5,
+            True,
+            [],
+            [[1, [None]], {"a": []}],
+            {},
+            {"type": "unknown"},
+            {"type": 3},
+            {"type": None},
+            {"data": "[DONE]"},
+        ],
         [
             {"type": "data-chunk", "data": data}
-            for data in [None, 0, -1.5, True, [], [[1, [None]], {"a": []}], {}, {"type": "unknown"}, {"type": 3}, {"type": None}]
+            for data in [
+                None,
+                0,
+                -1.5,
+                True,
+                [],
+                [[1, [None]], {"a": []}],
+                {},
+                {"type": "unknown"},
+                {"type": 3},
+                {"type": None},
+            ]
         ]
         + [{"type": "data-chunk", "data": {"data": "[DONE]"}}],
     ),
@@ -154,7 +193,9 @@ async def test_a_result_is_metadata_or_the_last_part_or_nobodys() -> None:
     ends += [{"type": "message-metadata", "messageMetadata": {"tokens": 3}}, None, "text", 3, [1]]
     messages = [told[-1][1] for told in await read(*(framed("a", end=end) for end in ends))]
     assert [message.get("metadata") for message in messages] == [{"tokens": 3}] * 3 + [None] * 4
-    assert {json.dumps(message["parts"]) for message in messages} == {json.dumps([{"type": "text", "text": "a", "state": "done"}])}
+    assert {json.dumps(message["parts"]) for message in messages} == {
+        json.dumps([{"type": "text", "text": "a", "state": "done"}])
+    }
 
 
 async def test_an_error_is_told_and_an_abort_is_not_one_and_both_are_finished() -> None:

@@ -36,6 +36,7 @@ async def lengths(url: str) -> tuple[int, int]:
     return answer.index(b"\r\n\r\n") + 4, len(answer)
 
 
+@pytest.mark.cell("cut", "WorkflowChatTransport")
 async def test_sixty_answers_are_whole_and_once_under_random_cuts() -> None:
     chance = random.Random(SEED)
     async with served() as server, node(NODE, "workflow.js") as program, bad_network(server.url) as network:
@@ -53,6 +54,7 @@ async def test_sixty_answers_are_whole_and_once_under_random_cuts() -> None:
     assert server.requests["GET"] < 3 * 60
 
 
+@pytest.mark.cell("cut", "WorkflowChatTransport")
 @pytest.mark.parametrize("places", [97, pytest.param(5, marks=pytest.mark.slow)], ids=["few", "many"])
 async def test_wherever_an_answer_is_cut_it_is_whole_and_once(places: int) -> None:
     async with served() as server, node(NODE, "workflow.js") as program, bad_network(server.url) as network:
@@ -64,6 +66,7 @@ async def test_wherever_an_answer_is_cut_it_is_whole_and_once(places: int) -> No
         assert network.struck.total() == len(cuts)
 
 
+@pytest.mark.cell("Stop", "WorkflowChatTransport")
 @pytest.mark.parametrize("how", ["stop", "fail"])
 async def test_a_stream_that_was_stopped_or_has_failed_is_asked_for_no_more(how: str) -> None:
     async with served() as server, node(NODE, "workflow.js") as program, bad_network(server.url) as network:
@@ -76,6 +79,8 @@ async def test_a_stream_that_was_stopped_or_has_failed_is_asked_for_no_more(how:
     assert server.requests["GET"] == 1
 
 
+@pytest.mark.cell("reload", "WorkflowChatTransport")
+@pytest.mark.cell("second tab", "WorkflowChatTransport")
 async def test_a_page_that_is_reloaded_follows_what_runs_and_shows_the_end_of_what_does_not() -> None:
     async with served() as server, node(NODE, "workflow.js") as program:
         (nothing,) = await program.read(CLIENT, [job_of(server.url)])
@@ -118,6 +123,8 @@ async def test_who_has_some_of_a_stream_that_is_gone_is_told() -> None:
     assert answers[1].text == answers[2].text == 'data: {"type":"finish"}\n\ndata: [DONE]\n\n'
 
 
+@pytest.mark.cell("restart", "WorkflowChatTransport")
+@pytest.mark.cell("kill -9", "WorkflowChatTransport")
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["restart", "kill -9"])
 async def test_a_server_that_comes_back_says_that_there_is_no_more(how: str, sqlite_url: str) -> None:
