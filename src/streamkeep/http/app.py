@@ -61,7 +61,7 @@ from .response import (
 from .runner import MAX_PRODUCERS, OpenOptions, Producer, Runner
 from .shutdown import shutdown_of
 from .sources import Source, close, events_of, producer_of
-from .ui_messages import UIMessagesFraming, start_index
+from .ui_messages import EXPOSED, UIMessagesFraming, start_index
 from .wire import GenkitRequest, parse_body, wants_stream
 
 if TYPE_CHECKING:
@@ -607,8 +607,11 @@ class StreamsHTTP:
         """
         place, framing = place or START, framing or GenkitFraming()
         headers = [*(naming(stream) if headers is None else headers)]
-        given = {name.lower() for name, _ in headers}  # those of an app that says them itself count
-        headers = [*(header for header in framing.head(stream, query_of(scope)) if header[0] not in given), *headers]
+        # Those of an app that says them itself count; but what either exposes is exposed.
+        given = {name.lower() for name, _ in headers} - {EXPOSED[0]}
+        # The query of a POST is the app's: who starts a stream has none of it.
+        query = query_of(scope) if scope["method"] == "GET" else {}
+        headers = [*(header for header in framing.head(stream, query) if header[0] not in given), *headers]
         if framing.reads_all and place.after is not None:
             await self._check_reached(stream, place.after)
         after = None if framing.reads_all else place.after
