@@ -25,7 +25,7 @@ from streamkeep.events import (
     event_of,
 )
 from streamkeep.http.framing import Framing, GenkitFraming, SSEFraming, ascii_json, error_body, parse_offset, result_body
-from streamkeep.http.wire import (
+from streamkeep.wire import (
     Failure,
     GenkitDecoder,
     GenkitFrame,
