@@ -4,6 +4,7 @@
 else. So whoever reads streams is written once.
 """
 
+import re
 import ssl
 import time
 from collections.abc import Coroutine, Generator, Mapping
@@ -216,6 +217,14 @@ def ran(coroutine: Coroutine[object, None, R]) -> R:
 # Both
 
 
+def is_header_value(text: str) -> bool:
+    """Say whether a header can hold a text (RFC 9110, 5.5), as UTF-8."""
+    return _HEADER_VALUE.fullmatch(text.encode()) is not None
+
+
+_HEADER_VALUE: Final = re.compile(rb"|[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?")
+
+
 @cache
 def _tls() -> ssl.SSLContext:
     return httpx2.create_ssl_context()  # once, for it reads all the certificates of the system
@@ -226,6 +235,9 @@ def _timeout(timeout: httpx2.Timeout, read_seconds: float | None) -> httpx2.Time
 
 
 def _request(client: httpx2.AsyncClient | httpx2.Client, call: Call, timeout: httpx2.Timeout) -> httpx2.Request:
+    for name, value in call.headers.items():
+        if not is_header_value(value):
+            raise InvalidArgumentError(f"the header {name!r} has a value that none can have")
     try:
         headers = [(name.encode(), value.encode()) for name, value in call.headers.items()]
         request = client.build_request(call.method, call.url, headers=headers, content=call.body, timeout=timeout)

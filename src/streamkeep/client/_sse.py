@@ -10,7 +10,7 @@ import msgspec
 from ..errors import InvalidArgumentError, RefusedError, UnexpectedAnswerError
 from ..events import MAX_OFFSET, StreamEvent, StreamEventType, encode_json
 from ..wire import ServerSentEvent, SSEDecoder, error_of, parse_cursor
-from ._network import Answer, Call, LostError
+from ._network import Answer, Call, LostError, is_header_value
 
 T = TypeVar("T")
 
@@ -18,7 +18,6 @@ EVENT_STREAM: Final = "text/event-stream"
 OFFSET_HEADER: Final = "x-genkit-stream-offset"
 STREAM_ID_HEADER: Final = "x-genkit-stream-id"
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
-_HEADER_VALUE: Final = re.compile(rb"[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?")
 
 
 class AnyEvents:
@@ -143,6 +142,7 @@ class OurEvents(Generic[T]):
         self._decode_chunk = decode_chunk
         self._decode_output = decode_output
         self._decoder = SSEDecoder()
+        self._last_id = ""  # of this answer: what has the same has none of its own
 
     @property
     def is_repeatable(self) -> bool:
@@ -166,7 +166,8 @@ class OurEvents(Generic[T]):
         before = answer.headers.get(OFFSET_HEADER, "")
         if self.next_offset is None and re.fullmatch(r"-1|[0-9]{1,15}", before):
             self._begin_at(int(before) + 1)
-        self._decoder = SSEDecoder(last_event_id=self.position or "")
+        self._decoder = SSEDecoder()
+        self._last_id = ""
 
     def no_content(self) -> None:
         """There is nothing left."""
@@ -176,9 +177,10 @@ class OurEvents(Generic[T]):
         """Give the events."""
         for sent in self._decoder.feed(data):
             self.frames += 1
-            if sent.id == (self.position or ""):
+            if sent.id == self._last_id:
                 self._take_word(sent)
                 continue
+            self._last_id = sent.id
             event = self._event(sent)
             if event is not None:
                 self.position = sent.id
@@ -259,7 +261,7 @@ def _check_json(data: bytes) -> None:
 def _behind(call: Call, position: str | None) -> Call:
     if position is None:
         return call
-    if not _HEADER_VALUE.fullmatch(position.encode()):
+    if not is_header_value(position):
         raise UnexpectedAnswerError(
             "the server has given an event an id that no header can hold, so there is no going on behind it"
         )
