@@ -102,7 +102,9 @@ def offsets_of(had: Had) -> list[int]:
 HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
-def answer(body: bytes, *, headers: bytes = b"", status: bytes = b"200 OK", content_type: bytes = b"text/event-stream") -> bytes:
+def answer(
+    body: bytes, *, headers: bytes = b"", status: bytes = b"200 OK", content_type: bytes = b"text/event-stream"
+) -> bytes:
     """Give a whole answer."""
     length = b"Content-Length: %d\r\n" % len(body) if status[:3] != b"204" else b""
     return b"HTTP/1.1 %b\r\nContent-Type: %b\r\n%b%b\r\n%b" % (status, content_type, length, headers, body)
@@ -184,5 +186,3 @@ def free_port() -> int:
         bound.bind(("127.0.0.1", 0))
         port: int = bound.getsockname()[1]
         return port
-
-
