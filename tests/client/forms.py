@@ -43,15 +43,20 @@ class Form:
         with anyio.fail_after(READ_SECONDS):
             options = {"retry": FAST, **options}
             if self.is_blocking:
-                return await anyio.to_thread.run_sync(partial(_read, name, *args, **options), abandon_on_cancel=True)
+                return await _in_thread(partial(_read, name, *args, **options))
             return await _read_awaited(name, *args, **options)
 
     async def call(self, name: str, *args: Any, **options: Any) -> Any:
         """Call `run_flow` or `stop`."""
         with anyio.fail_after(READ_SECONDS):
             if self.is_blocking:
-                return await anyio.to_thread.run_sync(partial(getattr(sync, name), *args, **options), abandon_on_cancel=True)
+                return await _in_thread(partial(getattr(sync, name), *args, **options))
             return await getattr(client, name)(*args, **options)
+
+
+async def _in_thread(call: Callable[[], Any]) -> Any:
+    # Not by the limiter that all share: a server in this process would find no thread when all of those read from it.
+    return await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))
 
 
 async def _read_awaited(name: str, *args: Any, **options: Any) -> Had:

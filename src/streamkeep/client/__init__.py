@@ -68,7 +68,7 @@ def events(
     Raises InvalidArgumentError; when entered, and when read, RefusedError, UnexpectedAnswerError, StreamLostError.
     """
     dialect = _calls.events_dialect(url, after, until, method, json, headers, reconnects_at_end=reconnects_at_end)
-    return Events(lambda: Reading(_network(client, read_timeout), dialect, retry or Retry()), dialect)
+    return Events(lambda: Reading(_over(client, read_timeout), dialect, retry or Retry()), dialect)
 
 
 @overload
@@ -143,7 +143,7 @@ def subscribe(
     Raises as `events` does. There is no such stream: RefusedError with `status` NOT_FOUND.
     """
     dialect = _calls.subscribe_dialect(url, after, last, chunk_type, output_type, method, json, headers, follow=follow)
-    return Events(lambda: Reading(_network(client, read_timeout), dialect, retry or Retry()), dialect)
+    return Events(lambda: Reading(_over(client, read_timeout), dialect, retry or Retry()), dialect)
 
 
 @overload
@@ -215,7 +215,7 @@ def stream_flow(
     Raises as `events` does. The flow has failed: RefusedError with its status.
     """
     flow = _calls.flow_dialect(url, data, init, stream_id, seen, chunk_type, headers)
-    return FlowRun(lambda: Reading(_network(client, read_timeout), flow, retry or Retry(), seen), flow, output_type)
+    return FlowRun(lambda: Reading(_over(client, read_timeout), flow, retry or Retry(), seen), flow, output_type)
 
 
 async def run_flow(
@@ -233,7 +233,7 @@ async def run_flow(
     Arguments are those of `stream_flow`. RefusedError: the flow has failed, or was not run. StreamLostError: the connection was lost, and
     whether it has run is unknown.
     """
-    return await _calls.run_flow(_network(client, read_timeout), url, data, init, output_type, headers)
+    return await _calls.run_flow(_over(client, read_timeout), url, data, init, output_type, headers)
 
 
 async def stop(
@@ -259,7 +259,7 @@ async def stop(
 
     Raises as `events` does. There is no such stream: RefusedError with `status` NOT_FOUND.
     """
-    return await _calls.stop(_network(client, read_timeout), url, stream_id, method, headers, retry or Retry())
+    return await _calls.stop(_over(client, read_timeout), url, stream_id, method, headers, retry or Retry())
 
 
 class Events(Generic[E]):
@@ -350,5 +350,5 @@ class FlowRun(Generic[T]):
         return await must_be_entered(self._reading).next()
 
 
-def _network(client: httpx2.AsyncClient | None, read_timeout: timedelta | None) -> AsyncNetwork:
+def _over(client: httpx2.AsyncClient | None, read_timeout: timedelta | None) -> AsyncNetwork:
     return AsyncNetwork(client, None if read_timeout is None else read_timeout.total_seconds())

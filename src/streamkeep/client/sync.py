@@ -47,7 +47,7 @@ def events(
 ) -> "Events[ServerSentEvent]":
     """Give the server-sent events of anybody's endpoint: see `streamkeep.client.events`."""
     dialect = _calls.events_dialect(url, after, until, method, json, headers, reconnects_at_end=reconnects_at_end)
-    return Events(lambda: Reading(_network(client, read_timeout), dialect, retry or Retry()), dialect)
+    return Events(lambda: Reading(_over(client, read_timeout), dialect, retry or Retry()), dialect)
 
 
 @overload
@@ -101,7 +101,7 @@ def subscribe(
 ) -> "Events[StreamEvent[Any]]":
     """Give the events of a stream of streamkeep's: see `streamkeep.client.subscribe`."""
     dialect = _calls.subscribe_dialect(url, after, last, chunk_type, output_type, method, json, headers, follow=follow)
-    return Events(lambda: Reading(_network(client, read_timeout), dialect, retry or Retry()), dialect)
+    return Events(lambda: Reading(_over(client, read_timeout), dialect, retry or Retry()), dialect)
 
 
 @overload
@@ -153,7 +153,7 @@ def stream_flow(
 ) -> "FlowRun[Any]":
     """Run a Genkit flow, and give its chunks and its output: see `streamkeep.client.stream_flow`."""
     flow = _calls.flow_dialect(url, data, init, stream_id, seen, chunk_type, headers)
-    return FlowRun(lambda: Reading(_network(client, read_timeout), flow, retry or Retry(), seen), flow, output_type)
+    return FlowRun(lambda: Reading(_over(client, read_timeout), flow, retry or Retry(), seen), flow, output_type)
 
 
 def run_flow(
@@ -167,7 +167,7 @@ def run_flow(
     read_timeout: timedelta | None = None,
 ) -> Any:
     """Run a Genkit flow without a stream, once, and give its output: see `streamkeep.client.run_flow`."""
-    return ran(_calls.run_flow(_network(client, read_timeout), url, data, init, output_type, headers))
+    return ran(_calls.run_flow(_over(client, read_timeout), url, data, init, output_type, headers))
 
 
 def stop(
@@ -181,7 +181,7 @@ def stop(
     read_timeout: timedelta | None = READ_TIMEOUT,
 ) -> bool:
     """Stop a run; False: it had ended. See `streamkeep.client.stop`."""
-    return ran(_calls.stop(_network(client, read_timeout), url, stream_id, method, headers, retry or Retry()))
+    return ran(_calls.stop(_over(client, read_timeout), url, stream_id, method, headers, retry or Retry()))
 
 
 class Events(Generic[E]):
@@ -268,5 +268,5 @@ def _next(reading: Reading[E]) -> E:
         raise StopIteration from None
 
 
-def _network(client: httpx2.Client | None, read_timeout: timedelta | None) -> BlockingNetwork:
+def _over(client: httpx2.Client | None, read_timeout: timedelta | None) -> BlockingNetwork:
     return BlockingNetwork(client, None if read_timeout is None else read_timeout.total_seconds())
