@@ -38,9 +38,9 @@ class Form:
 
     is_blocking: bool
 
-    async def read(self, name: str, *args: Any, **options: Any) -> Had:
+    async def read(self, name: str, *args: Any, seconds: float = READ_SECONDS, **options: Any) -> Had:
         """Read all that `events`, `subscribe` or `stream_flow` gives. A RemoteError is given, any other is raised."""
-        with anyio.fail_after(READ_SECONDS):
+        with anyio.fail_after(seconds):
             options = {"retry": FAST, **options}
             if self.is_blocking:
                 return await _in_thread(partial(_read, name, *args, **options))
@@ -81,7 +81,7 @@ def _read(name: str, *args: Any, **options: Any) -> Had:
         with getattr(sync, name)(*args, **options) as events:
             try:
                 for event in events:
-                    had.events.append(event)  # noqa: PERF402 - what came before an error counts
+                    had.events.append(event)
                 if name == "stream_flow":
                     had.output = events.output()
             finally:

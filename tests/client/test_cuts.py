@@ -8,7 +8,7 @@ from typing import Final
 
 import anyio
 import pytest
-from tests.client.forms import FAST, SILENCE, Form, Had
+from tests.client.forms import SILENCE, Form, Had
 from tests.http.servers import server_process
 from tests.network.cuts import cuts_of
 from tests.network.proxy import End, Fate, bad_network
@@ -103,7 +103,7 @@ async def test_a_stream_that_is_written_meanwhile_is_whole_after_any_number_of_c
         async with StreamManager.connect(sqlite_url) as streams, anyio.create_task_group() as tasks:
             await tasks.start(partial(write_stream, streams, "s", chunks, pause_seconds=0.001))
             url = network.path(fates(cuts, cuts, 900)) + "/streams/s"
-            had = await form.read("subscribe", url, read_timeout=SILENCE)
+            had = await form.read("subscribe", url, read_timeout=SILENCE, seconds=250)
         assert_whole(had, chunks)
         assert network.struck.total() == cuts
 
@@ -119,6 +119,7 @@ async def test_a_flow_is_whole_and_has_run_once_after_any_number_of_cuts(form: F
             chunks,
             headers={"Idempotency-Key": "once"},
             read_timeout=SILENCE,
+            seconds=250,
         )
         assert (had.events, had.output, had.error) == (list(range(chunks)), {"counted": chunks}, None)
         assert network.struck.total() == cuts

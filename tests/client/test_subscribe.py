@@ -1,9 +1,9 @@
 """`subscribe`: the streams of a real server, as its own manager gives them."""
 
-import os
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -287,10 +287,14 @@ async def test_it_is_read_inside_of_its_block_and_entered_once(url: str) -> None
         await anext(events)
 
 
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 async def test_a_cancelled_wait_loses_nothing_and_a_cancelled_reader_leaves_nothing(streams: StreamManager, url: str) -> None:
     stream = await streams.open("live")
     await stream.write(0)
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     async with subscribe(f"{url}/streams/live", retry=FAST) as events:
         assert (await anext(events)).offset == 0
         for number in range(1, 6):
@@ -318,7 +322,7 @@ async def test_a_cancelled_wait_loses_nothing_and_a_cancelled_reader_leaves_noth
         await until(lambda: feeds_of(streams))
         tasks.cancel_scope.cancel()
     await until(lambda: not feeds_of(streams))
-    await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+    await until(lambda: descriptors() <= before)
     await stream.done()
 
 

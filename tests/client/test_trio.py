@@ -45,9 +45,8 @@ async def test_all_of_it_works_in_trio(url: str) -> None:
 
 
 async def test_it_comes_back_and_gives_up_in_trio() -> None:
-    async with told(cut(b"id: 1\ndata: a\n\n"), answer(b"id: 2\ndata: b\n\n")) as server:
-        async with events(server.url) as read:
-            assert [event.data async for event in read] == ["a", "b"]
+    async with told(cut(b"id: 1\ndata: a\n\n"), answer(b"id: 2\ndata: b\n\n")) as server, events(server.url) as read:
+        assert [event.data async for event in read] == ["a", "b"]
     async with told(cut(b"")) as server:
         with pytest.raises(StreamLostError):
             async with events(server.url, retry=Retry(tries=0)) as read:
@@ -59,9 +58,8 @@ async def test_a_cancelled_wait_loses_nothing_in_trio() -> None:
         await connection.send(HEAD + b"e\r\nid: 1\ndata: a\n\r\n")
         await anyio.sleep_forever()
 
-    async with told(one, answer(b"id: 1\ndata: a\n\n")) as server:
-        async with events(server.url) as read:
-            with anyio.move_on_after(0.2) as waited:
-                await anext(read)
-            assert waited.cancelled_caught
-            assert (await anext(read)).data == "a"
+    async with told(one, answer(b"id: 1\ndata: a\n\n")) as server, events(server.url) as read:
+        with anyio.move_on_after(0.2) as waited:
+            await anext(read)
+        assert waited.cancelled_caught
+        assert (await anext(read)).data == "a"
