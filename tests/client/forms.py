@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -16,6 +16,7 @@ from streamkeep import RemoteError, StreamEvent, client
 from streamkeep.client import Retry, sync
 
 FAST: Final = Retry(tries=50, first=timedelta(milliseconds=1), longest=timedelta(milliseconds=5))
+T = TypeVar("T")
 READ_SECONDS: Final = 40
 SILENCE: Final = timedelta(seconds=0.4)
 
@@ -54,7 +55,7 @@ class Form:
             return await getattr(client, name)(*args, **options)
 
 
-async def _in_thread(call: Callable[[], Any]) -> Any:
+async def _in_thread(call: Callable[[], T]) -> T:
     # Not by the limiter that all share: a server in this process would find no thread when all of those read from it.
     return await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))
 

@@ -1,7 +1,7 @@
 """Connections that are cut: wherever that is, and however often, each event comes once and none is missing."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Final
@@ -78,11 +78,11 @@ def batches(places: Sequence[Fate]) -> list[Sequence[Fate]]:
     return [places[first : first + AT_ONCE] for first in range(0, len(places), AT_ONCE)]
 
 
-async def all_of(reads: Sequence[partial[object]]) -> list[Had]:
+async def all_of(reads: Sequence[Callable[[], Awaitable[Had]]]) -> list[Had]:
     had: dict[int, Had] = {}
 
-    async def read(number: int, read: partial[object]) -> None:
-        had[number] = await read()  # type: ignore[misc]  # a partial of a coroutine function
+    async def read(number: int, read: Callable[[], Awaitable[Had]]) -> None:
+        had[number] = await read()
 
     async with anyio.create_task_group() as tasks:
         for number, one in enumerate(reads):

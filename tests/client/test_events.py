@@ -1,5 +1,7 @@
 """`events`: anybody's server-sent events, read from where they were."""
 
+from typing import Any
+
 import pytest
 from tests.client.forms import Form, Had, answer, cut, told
 
@@ -86,7 +88,7 @@ async def test_a_post_is_not_sent_twice_before_an_id_has_come(form: Form) -> Non
 
 async def test_a_post_that_is_known_by_its_key_or_has_an_id_is_sent_again(form: Form) -> None:
     async with told(b"", cut(ONE), answer(TWO)) as server:
-        options = {"method": "POST", "json": {"q": 1}, "headers": {"idempotency-key": "k"}}
+        options: dict[str, Any] = {"method": "POST", "json": {"q": 1}, "headers": {"idempotency-key": "k"}}
         assert data_of(await form.read("events", server.url, **options)) == ["a", "b"]
     assert [request.partition(b"\r\n\r\n")[2] for request in server.requests] == [b'{"q":1}'] * 3
     async with told(cut(ONE), answer(TWO)) as server:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import anyio
 import pytest
@@ -152,7 +153,7 @@ async def test_an_error_of_the_transport_is_none_of_the_flow(form: Form) -> None
 
 
 @pytest.mark.parametrize("options", [{"seen": 1}, {"seen": -1, "stream_id": "s"}])
-async def test_what_was_seen_is_of_a_run(form: Form, options: dict[str, object]) -> None:
+async def test_what_was_seen_is_of_a_run(form: Form, options: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgumentError):
         await form.read("stream_flow", "http://host/flow", **options)
 

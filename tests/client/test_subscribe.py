@@ -26,7 +26,7 @@ from streamkeep import (
     UnexpectedAnswerError,
     client,
 )
-from streamkeep.client import Retry, subscribe
+from streamkeep.client import Retry, subscribe, sync
 from streamkeep.http import SSEFraming, StreamsHTTP
 from streamkeep.http.access import Access
 
@@ -358,4 +358,4 @@ async def test_a_stop_whose_answer_was_lost_is_sent_again(form: Form) -> None:
 
 
 def test_the_names_of_both_forms_are_the_same() -> None:
-    assert client.__all__ == client.sync.__all__
+    assert client.__all__ == sync.__all__

@@ -18,8 +18,7 @@ import httpx2
 
 from ..events import StreamEvent
 from ..wire import ServerSentEvent
-from . import _calls
-from ._calls import READ_TIMEOUT
+from ._calls import READ_TIMEOUT, events_dialect, flow_dialect, flow_output, output_of, stopped, subscribe_dialect
 from ._flows import Flow
 from ._network import AsyncNetwork
 from ._reading import Reading, entered_once, must_be_entered
@@ -67,7 +66,7 @@ def events(
 
     Raises InvalidArgumentError; when entered, and when read, RefusedError, UnexpectedAnswerError, StreamLostError.
     """
-    dialect = _calls.events_dialect(url, after, until, method, json, headers, reconnects_at_end=reconnects_at_end)
+    dialect = events_dialect(url, after, until, method, json, headers, reconnects_at_end=reconnects_at_end)
     return Events(lambda: Reading(_over(client, read_timeout), dialect, retry or Retry()), dialect)
 
 
@@ -142,7 +141,7 @@ def subscribe(
 
     Raises as `events` does. There is no such stream: RefusedError with `status` NOT_FOUND.
     """
-    dialect = _calls.subscribe_dialect(url, after, last, chunk_type, output_type, method, json, headers, follow=follow)
+    dialect = subscribe_dialect(url, after, last, chunk_type, output_type, method, json, headers, follow=follow)
     return Events(lambda: Reading(_over(client, read_timeout), dialect, retry or Retry()), dialect)
 
 
@@ -214,7 +213,7 @@ def stream_flow(
 
     Raises as `events` does. The flow has failed: RefusedError with its status.
     """
-    flow = _calls.flow_dialect(url, data, init, stream_id, seen, chunk_type, headers)
+    flow = flow_dialect(url, data, init, stream_id, seen, chunk_type, headers)
     return FlowRun(lambda: Reading(_over(client, read_timeout), flow, retry or Retry(), seen), flow, output_type)
 
 
@@ -233,7 +232,7 @@ async def run_flow(
     Arguments are those of `stream_flow`. RefusedError: the flow has failed, or was not run. StreamLostError: the connection was lost, and
     whether it has run is unknown.
     """
-    return await _calls.run_flow(_over(client, read_timeout), url, data, init, output_type, headers)
+    return await flow_output(_over(client, read_timeout), url, data, init, output_type, headers)
 
 
 async def stop(
@@ -259,7 +258,7 @@ async def stop(
 
     Raises as `events` does. There is no such stream: RefusedError with `status` NOT_FOUND.
     """
-    return await _calls.stop(_over(client, read_timeout), url, stream_id, method, headers, retry or Retry())
+    return await stopped(_over(client, read_timeout), url, stream_id, method, headers, retry or Retry())
 
 
 class Events(Generic[E]):
@@ -331,7 +330,7 @@ class FlowRun(Generic[T]):
     async def output(self) -> Any:
         """Wait for the end, and give the output. Chunks that were not taken until then are let go. Raises as iterating does."""
         await must_be_entered(self._reading).finish()
-        return _calls.output_of(self._flow, self._output_type)
+        return output_of(self._flow, self._output_type)
 
     async def __aenter__(self) -> Self:
         self._reading = entered_once(self._reading, self._read)

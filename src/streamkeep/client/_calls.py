@@ -68,7 +68,7 @@ def flow_dialect(
     return Flow(call, stream_id, seen, _decoder(chunk_type))
 
 
-async def run_flow(
+async def flow_output(
     network: Network, url: str, data: object, init: object, output_type: type[Any] | None, headers: Mapping[str, str] | None
 ) -> Any:
     """Run a flow once, and give its output."""
@@ -83,7 +83,7 @@ def output_of(flow: Flow[Any], output_type: type[Any] | None) -> Any:
     return _decoded(flow.output, output_type)
 
 
-async def stop(
+async def stopped(
     network: Network, url: str, stream_id: str | None, method: str, headers: Mapping[str, str] | None, retry: Retry
 ) -> bool:
     """Stop a run."""

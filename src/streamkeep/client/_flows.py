@@ -151,7 +151,7 @@ class JSONAnswer:
         """Give the request."""
         return self._call
 
-    def begin(self, _answer: Answer) -> None:
+    def begin(self, answer: Answer) -> None:  # noqa: ARG002 - all is in the body
         """Begin to read."""
         self._body.clear()
 

@@ -18,8 +18,7 @@ import httpx2
 
 from ..events import StreamEvent
 from ..wire import ServerSentEvent
-from . import _calls
-from ._calls import READ_TIMEOUT
+from ._calls import READ_TIMEOUT, events_dialect, flow_dialect, flow_output, output_of, stopped, subscribe_dialect
 from ._flows import Flow
 from ._network import BlockingNetwork, ran
 from ._reading import Reading, entered_once, must_be_entered
@@ -46,7 +45,7 @@ def events(
     read_timeout: timedelta | None = READ_TIMEOUT,
 ) -> "Events[ServerSentEvent]":
     """Give the server-sent events of anybody's endpoint: see `streamkeep.client.events`."""
-    dialect = _calls.events_dialect(url, after, until, method, json, headers, reconnects_at_end=reconnects_at_end)
+    dialect = events_dialect(url, after, until, method, json, headers, reconnects_at_end=reconnects_at_end)
     return Events(lambda: Reading(_over(client, read_timeout), dialect, retry or Retry()), dialect)
 
 
@@ -100,7 +99,7 @@ def subscribe(
     read_timeout: timedelta | None = READ_TIMEOUT,
 ) -> "Events[StreamEvent[Any]]":
     """Give the events of a stream of streamkeep's: see `streamkeep.client.subscribe`."""
-    dialect = _calls.subscribe_dialect(url, after, last, chunk_type, output_type, method, json, headers, follow=follow)
+    dialect = subscribe_dialect(url, after, last, chunk_type, output_type, method, json, headers, follow=follow)
     return Events(lambda: Reading(_over(client, read_timeout), dialect, retry or Retry()), dialect)
 
 
@@ -152,7 +151,7 @@ def stream_flow(
     read_timeout: timedelta | None = READ_TIMEOUT,
 ) -> "FlowRun[Any]":
     """Run a Genkit flow, and give its chunks and its output: see `streamkeep.client.stream_flow`."""
-    flow = _calls.flow_dialect(url, data, init, stream_id, seen, chunk_type, headers)
+    flow = flow_dialect(url, data, init, stream_id, seen, chunk_type, headers)
     return FlowRun(lambda: Reading(_over(client, read_timeout), flow, retry or Retry(), seen), flow, output_type)
 
 
@@ -167,7 +166,7 @@ def run_flow(
     read_timeout: timedelta | None = None,
 ) -> Any:
     """Run a Genkit flow without a stream, once, and give its output: see `streamkeep.client.run_flow`."""
-    return ran(_calls.run_flow(_over(client, read_timeout), url, data, init, output_type, headers))
+    return ran(flow_output(_over(client, read_timeout), url, data, init, output_type, headers))
 
 
 def stop(
@@ -181,7 +180,7 @@ def stop(
     read_timeout: timedelta | None = READ_TIMEOUT,
 ) -> bool:
     """Stop a run; False: it had ended. See `streamkeep.client.stop`."""
-    return ran(_calls.stop(_over(client, read_timeout), url, stream_id, method, headers, retry or Retry()))
+    return ran(stopped(_over(client, read_timeout), url, stream_id, method, headers, retry or Retry()))
 
 
 class Events(Generic[E]):
@@ -244,7 +243,7 @@ class FlowRun(Generic[T]):
     def output(self) -> Any:
         """Wait for the end, and give the output. Chunks that were not taken until then are let go."""
         ran(must_be_entered(self._reading).finish())
-        return _calls.output_of(self._flow, self._output_type)
+        return output_of(self._flow, self._output_type)
 
     def __enter__(self) -> Self:
         self._reading = entered_once(self._reading, self._read)
