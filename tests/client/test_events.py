@@ -1,11 +1,13 @@
 """`events`: anybody's server-sent events, read from where they were."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from tests.client.forms import Form, Had, answer, cut, told
 
 from streamkeep import StreamLostError
+from streamkeep.client import Retry
 
 ONE = b"id: 1\ndata: a\n\n"
 TWO = b"id: 2\ndata: b\n\n"
@@ -56,6 +58,17 @@ async def test_the_event_that_was_named_is_the_end_whatever_comes_then(form: For
     async with told(answer(ONE), answer(TWO + THREE + ONE)) as server:
         had = await form.read("events", server.url, until=lambda event: event.event == "end")
     assert (data_of(had), had.cursor) == (["a", "b", "c"], "3")
+    assert len(server.requests) == 2
+
+
+async def test_each_new_event_renews_the_budget_of_tries(form: Form) -> None:
+    retry = Retry(tries=1, first=timedelta(0))
+    async with told(cut(ONE), cut(TWO), cut(THREE), answer(b"")) as server:
+        had = await form.read("events", server.url, retry=retry)
+    assert (data_of(had), had.error, len(server.requests)) == (["a", "b", "c"], None, 4)
+    async with told(cut(ONE), cut(b"retry: 0\n"), answer(TWO)) as server:
+        had = await form.read("events", server.url, retry=retry)
+    assert isinstance(had.error, StreamLostError)
     assert len(server.requests) == 2
 
 

@@ -12,9 +12,7 @@
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeVar, overload
-
-import httpx2
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
 
 from ..events import StreamEvent
 from ..wire import ServerSentEvent
@@ -24,6 +22,9 @@ from ._network import AsyncNetwork
 from ._reading import Reading, entered_once, must_be_entered
 from ._retry import Retry
 from ._sse import AnyEvents, OurEvents
+
+if TYPE_CHECKING:
+    import httpx2
 
 __all__ = ["Events", "FlowRun", "Retry", "ServerSentEvent", "events", "run_flow", "stop", "stream_flow", "subscribe"]
 
@@ -40,7 +41,7 @@ def events(
     method: str = "GET",
     json: object = None,
     headers: Mapping[str, str] | None = None,
-    client: httpx2.AsyncClient | None = None,
+    client: "httpx2.AsyncClient | None" = None,
     retry: Retry | None = None,
     read_timeout: timedelta | None = READ_TIMEOUT,
 ) -> "Events[ServerSentEvent]":
@@ -80,7 +81,7 @@ def subscribe(
     method: str = "GET",
     json: object = None,
     headers: Mapping[str, str] | None = None,
-    client: httpx2.AsyncClient | None = None,
+    client: "httpx2.AsyncClient | None" = None,
     retry: Retry | None = None,
     read_timeout: timedelta | None = READ_TIMEOUT,
 ) -> "Events[StreamEvent[Any]]": ...
@@ -98,7 +99,7 @@ def subscribe(
     method: str = "GET",
     json: object = None,
     headers: Mapping[str, str] | None = None,
-    client: httpx2.AsyncClient | None = None,
+    client: "httpx2.AsyncClient | None" = None,
     retry: Retry | None = None,
     read_timeout: timedelta | None = READ_TIMEOUT,
 ) -> "Events[StreamEvent[T]]": ...
@@ -115,7 +116,7 @@ def subscribe(
     method: str = "GET",
     json: object = None,
     headers: Mapping[str, str] | None = None,
-    client: httpx2.AsyncClient | None = None,
+    client: "httpx2.AsyncClient | None" = None,
     retry: Retry | None = None,
     read_timeout: timedelta | None = READ_TIMEOUT,
 ) -> "Events[StreamEvent[Any]]":
@@ -155,7 +156,7 @@ def stream_flow(
     seen: int = 0,
     output_type: type[Any] | None = None,
     headers: Mapping[str, str] | None = None,
-    client: httpx2.AsyncClient | None = None,
+    client: "httpx2.AsyncClient | None" = None,
     retry: Retry | None = None,
     read_timeout: timedelta | None = READ_TIMEOUT,
 ) -> "FlowRun[Any]": ...
@@ -172,7 +173,7 @@ def stream_flow(
     chunk_type: type[T],
     output_type: type[Any] | None = None,
     headers: Mapping[str, str] | None = None,
-    client: httpx2.AsyncClient | None = None,
+    client: "httpx2.AsyncClient | None" = None,
     retry: Retry | None = None,
     read_timeout: timedelta | None = READ_TIMEOUT,
 ) -> "FlowRun[T]": ...
@@ -188,7 +189,7 @@ def stream_flow(
     chunk_type: type[Any] | None = None,
     output_type: type[Any] | None = None,
     headers: Mapping[str, str] | None = None,
-    client: httpx2.AsyncClient | None = None,
+    client: "httpx2.AsyncClient | None" = None,
     retry: Retry | None = None,
     read_timeout: timedelta | None = READ_TIMEOUT,
 ) -> "FlowRun[Any]":
@@ -224,7 +225,7 @@ async def run_flow(
     init: object = None,
     output_type: type[Any] | None = None,
     headers: Mapping[str, str] | None = None,
-    client: httpx2.AsyncClient | None = None,
+    client: "httpx2.AsyncClient | None" = None,
     read_timeout: timedelta | None = None,
 ) -> Any:
     """Run a Genkit flow without a stream, once, and give its output; it is the `runFlow` of Genkit's JavaScript client.
@@ -241,7 +242,7 @@ async def stop(
     stream_id: str | None = None,
     method: str = "DELETE",
     headers: Mapping[str, str] | None = None,
-    client: httpx2.AsyncClient | None = None,
+    client: "httpx2.AsyncClient | None" = None,
     retry: Retry | None = None,
     read_timeout: timedelta | None = READ_TIMEOUT,
 ) -> bool:
@@ -349,5 +350,5 @@ class FlowRun(Generic[T]):
         return await must_be_entered(self._reading).next()
 
 
-def _over(client: httpx2.AsyncClient | None, read_timeout: timedelta | None) -> AsyncNetwork:
+def _over(client: "httpx2.AsyncClient | None", read_timeout: timedelta | None) -> AsyncNetwork:
     return AsyncNetwork(client, None if read_timeout is None else read_timeout.total_seconds())

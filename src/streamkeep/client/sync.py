@@ -12,9 +12,7 @@ here: it is the same loop, over a client that blocks. There is no thread and no 
 
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any, Final, Generic, Self, TypeVar, overload
-
-import httpx2
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
 
 from ..events import StreamEvent
 from ..wire import ServerSentEvent
@@ -24,6 +22,9 @@ from ._network import BlockingNetwork, ran
 from ._reading import Reading, entered_once, must_be_entered
 from ._retry import Retry
 from ._sse import AnyEvents, OurEvents
+
+if TYPE_CHECKING:
+    import httpx2
 
 __all__ = ["Events", "FlowRun", "Retry", "ServerSentEvent", "events", "run_flow", "stop", "stream_flow", "subscribe"]
 
@@ -40,7 +41,7 @@ def events(
     method: str = "GET",
     json: object = None,
     headers: Mapping[str, str] | None = None,
-    client: httpx2.Client | None = None,
+    client: "httpx2.Client | None" = None,
     retry: Retry | None = None,
     read_timeout: timedelta | None = READ_TIMEOUT,
 ) -> "Events[ServerSentEvent]":
@@ -59,7 +60,7 @@ def subscribe(
     method: str = "GET",
     json: object = None,
     headers: Mapping[str, str] | None = None,
-    client: httpx2.Client | None = None,
+    client: "httpx2.Client | None" = None,
     retry: Retry | None = None,
     read_timeout: timedelta | None = READ_TIMEOUT,
 ) -> "Events[StreamEvent[Any]]": ...
@@ -77,7 +78,7 @@ def subscribe(
     method: str = "GET",
     json: object = None,
     headers: Mapping[str, str] | None = None,
-    client: httpx2.Client | None = None,
+    client: "httpx2.Client | None" = None,
     retry: Retry | None = None,
     read_timeout: timedelta | None = READ_TIMEOUT,
 ) -> "Events[StreamEvent[T]]": ...
@@ -94,7 +95,7 @@ def subscribe(
     method: str = "GET",
     json: object = None,
     headers: Mapping[str, str] | None = None,
-    client: httpx2.Client | None = None,
+    client: "httpx2.Client | None" = None,
     retry: Retry | None = None,
     read_timeout: timedelta | None = READ_TIMEOUT,
 ) -> "Events[StreamEvent[Any]]":
@@ -113,7 +114,7 @@ def stream_flow(
     seen: int = 0,
     output_type: type[Any] | None = None,
     headers: Mapping[str, str] | None = None,
-    client: httpx2.Client | None = None,
+    client: "httpx2.Client | None" = None,
     retry: Retry | None = None,
     read_timeout: timedelta | None = READ_TIMEOUT,
 ) -> "FlowRun[Any]": ...
@@ -130,7 +131,7 @@ def stream_flow(
     chunk_type: type[T],
     output_type: type[Any] | None = None,
     headers: Mapping[str, str] | None = None,
-    client: httpx2.Client | None = None,
+    client: "httpx2.Client | None" = None,
     retry: Retry | None = None,
     read_timeout: timedelta | None = READ_TIMEOUT,
 ) -> "FlowRun[T]": ...
@@ -146,7 +147,7 @@ def stream_flow(
     chunk_type: type[Any] | None = None,
     output_type: type[Any] | None = None,
     headers: Mapping[str, str] | None = None,
-    client: httpx2.Client | None = None,
+    client: "httpx2.Client | None" = None,
     retry: Retry | None = None,
     read_timeout: timedelta | None = READ_TIMEOUT,
 ) -> "FlowRun[Any]":
@@ -162,7 +163,7 @@ def run_flow(
     init: object = None,
     output_type: type[Any] | None = None,
     headers: Mapping[str, str] | None = None,
-    client: httpx2.Client | None = None,
+    client: "httpx2.Client | None" = None,
     read_timeout: timedelta | None = None,
 ) -> Any:
     """Run a Genkit flow without a stream, once, and give its output: see `streamkeep.client.run_flow`."""
@@ -175,7 +176,7 @@ def stop(
     stream_id: str | None = None,
     method: str = "DELETE",
     headers: Mapping[str, str] | None = None,
-    client: httpx2.Client | None = None,
+    client: "httpx2.Client | None" = None,
     retry: Retry | None = None,
     read_timeout: timedelta | None = READ_TIMEOUT,
 ) -> bool:
@@ -267,5 +268,5 @@ def _next(reading: Reading[E]) -> E:
         raise StopIteration from None
 
 
-def _over(client: httpx2.Client | None, read_timeout: timedelta | None) -> BlockingNetwork:
+def _over(client: "httpx2.Client | None", read_timeout: timedelta | None) -> BlockingNetwork:
     return BlockingNetwork(client, None if read_timeout is None else read_timeout.total_seconds())
