@@ -26,9 +26,8 @@ from streamkeep.http import (
     TextFraming,
     UIMessagesFraming,
 )
-from streamkeep.http.framing import Cursor, cursor_prefix, parse_cursor
 from streamkeep.http.response import Timeouts
-from streamkeep.http.wire import SSEDecoder
+from streamkeep.wire import Cursor, SSEDecoder, cursor_prefix, parse_cursor
 
 FAILED = ErrorInfo("NOT_FOUND", "no page é", None, "secret")
 CANCELLED = ErrorInfo("CANCELLED", "the stream was cancelled")

@@ -21,12 +21,14 @@ from .._listing import StreamInfo, StreamStatus
 from .._manager import StreamManager
 from ..errors import InvalidArgumentError, KeyInUseError, OffsetOutOfRangeError, StorageError, StreamNotFoundError
 from ..events import encode_json
+from ..wire import GenkitRequest, parse_body, wants_stream
 from .access import Access, Action, Authorize, check_owner, check_route, owner_of
 from .bounds import Bounds
 from .ended import OnEnd
 from .framing import Framing, GenkitFraming, PassThroughFraming, SSEFraming, result_body
 from .kept import ANSWER, ENDPOINTS_OWN, kept_framing
 from .place import (
+    OFFSET_HEADER,
     START,
     Place,
     again,
@@ -62,7 +64,6 @@ from .runner import MAX_PRODUCERS, OpenOptions, Producer, Runner
 from .shutdown import shutdown_of
 from .sources import Source, close, events_of, producer_of
 from .ui_messages import EXPOSED, UIMessagesFraming, start_index
-from .wire import GenkitRequest, parse_body, wants_stream
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -619,6 +620,8 @@ class StreamsHTTP:
             stream, after, last=place.last, follow=place.follow, idle_timeout=self._timeouts.idle
         ) as events:
             check_life(place, events.life)
+            if place.last is not None:
+                headers.append((OFFSET_HEADER, str(events.first_offset - 1)))
             with self._listening(), self._shutdown.responding():
                 await send_events(
                     receive,

@@ -19,9 +19,9 @@ import anyio
 from .._background import loop_here
 from .._input import StreamInput
 from ..errors import LimitExceededError
+from ..wire import SSEDecoder
 from .framing import block_of
 from .runner import ChunkWriter, Producer, keep_place
-from .wire import SSEDecoder
 
 T = TypeVar("T")
 

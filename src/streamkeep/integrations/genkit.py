@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from ..errors import InvalidArgumentError, PublicError, StreamkeepError
 from ..events import error_info
-from ..http.wire import GenkitRequest
+from ..wire import GenkitRequest
 
 
 class FlowWork:
