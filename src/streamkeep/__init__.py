@@ -16,7 +16,7 @@ from ._core import Limits
 from ._encoding import JSONEncoding
 from ._input import StreamInput
 from ._listing import StreamInfo, StreamPage
-from ._manager import InMemoryStreamManager, StreamManager
+from ._manager import InMemoryStreamManager, RemoteStreamManager, StreamManager
 from ._subscription import Subscription
 from .errors import (
     InvalidArgumentError,
@@ -57,6 +57,7 @@ __all__ = [
     "PublicError",
     "RefusedError",
     "RemoteError",
+    "RemoteStreamManager",
     "StorageCorruptError",
     "StorageError",
     "StorageFullError",

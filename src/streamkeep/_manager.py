@@ -39,7 +39,7 @@ from .errors import (
 )
 from .events import MAX_OFFSET, decoder_of, encode_json
 from .storage import Head, Storage
-from .storages import storage_for
+from .storages import http_storage, storage_for
 from .storages.memory import MemoryStorage
 
 T = TypeVar("T")
@@ -157,6 +157,11 @@ class StreamManager:
     def limits(self) -> Limits:
         """What one stream may hold here."""
         return self._limits
+
+    @property
+    def storage(self) -> Storage:
+        """The storage, whose errors are all StorageErrors. Raises StreamManagerClosedError, WrongEventLoopError."""
+        return self._check_running().core.storage
 
     @property
     def is_running(self) -> bool:
@@ -471,6 +476,38 @@ class InMemoryStreamManager(StreamManager):
     ) -> None:
         super().__init__(MemoryStorage(max_streams=max_streams), ttl=ttl, encode=encode)
         self._make_storage = partial(MemoryStorage, max_streams=max_streams)
+
+
+class RemoteStreamManager(StreamManager):
+    """A StreamManager over the streams of a server, which has a `streamkeep.http.StorageHTTP` under `url`. Extra: `streamkeep[client]`.
+
+    It does all that a StreamManager does, and its writers live and die with this process: the server keeps what they have written, and
+    nothing else. `StreamManager.connect(url)` is the same without `headers`.
+
+    Args:
+        url: `https://host/path`, or `https://TOKEN@host/path`; see `streamkeep.storages.http.HTTPStorage`.
+        headers: more headers of each request.
+        ttl: as for `StreamManager`, and so is all below.
+        lease: so long after the last sign of life that was seen of it, this manager's writers may be taken over from.
+        grace: how long after the lease a stream is left for another writer.
+        limits: see `Limits`.
+        encode: makes JSON of chunks and outputs.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        ttl: timedelta = timedelta(minutes=5),
+        lease: timedelta = timedelta(seconds=10),
+        grace: timedelta = timedelta(seconds=5),
+        limits: Limits | None = None,
+        encode: Encode | None = None,
+    ) -> None:
+        make_storage = partial(http_storage, url, headers)
+        super().__init__(make_storage(), ttl=ttl, lease=lease, grace=grace, limits=limits, encode=encode)
+        self._make_storage = make_storage
 
 
 def checked_id(stream: str) -> str:

@@ -54,7 +54,29 @@ def nats() -> Generator[Empty]:
         yield empty
 
 
-ENGINES: Final[dict[str, Callable[[], AbstractContextManager[Empty]]]] = {"redis": redis, "postgres": postgres, "nats": nats}
+@contextmanager
+def http() -> Generator[Empty]:
+    """Run a server of ours that has others' streams."""
+    from tests.engines.http import Server
+
+    with (
+        tempfile.TemporaryDirectory(prefix="streamkeep-http-", ignore_cleanup_errors=True) as directory,
+        Server(Path(directory) / "server") as server,
+    ):
+
+        def empty() -> Engine:
+            server.name = f"test-{uuid.uuid4().hex[:8]}"
+            return server
+
+        yield empty
+
+
+ENGINES: Final[dict[str, Callable[[], AbstractContextManager[Empty]]]] = {
+    "redis": redis,
+    "postgres": postgres,
+    "nats": nats,
+    "http": http,
+}
 
 NAMESPACES: Final = {
     "redis": "prefix",
@@ -70,5 +92,7 @@ NAMESPACES: Final = {
 def in_namespace(url: str, name: str) -> str:
     """Give the URL of another storage on the same server; `name` is of small letters, digits and `_`."""
     parts = urlsplit(url)
+    if parts.scheme == "http":
+        return parts._replace(path=f"/{name}").geturl()
     query = dict(parse_qsl(parts.query)) | {NAMESPACES[parts.scheme.split("+")[0]]: name}
     return parts._replace(query=urlencode(query)).geturl()

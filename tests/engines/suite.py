@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGSTOP
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
 import anyio
@@ -67,6 +67,8 @@ class EngineSuite:
     """Faults on real processes; see the module."""
 
     pytestmark = pytest.mark.timeout(180)
+    connections: ClassVar[int] = 2
+    """How many a manager has that only reads, whatever it reads."""
 
     @pytest.fixture
     def engine(self) -> Engine:
@@ -235,7 +237,7 @@ class EngineSuite:
                 await stack.enter_async_context(await anyio.open_process([sys.executable, "-c", NEWCOMER, engine.url, id]))
                 for id in ids
             ]
-            with anyio.fail_after(CLOSE_SECONDS + 2 * PROCESSES):
+            with anyio.fail_after(CLOSE_SECONDS + 5 * PROCESSES):
                 for newcomer in newcomers:
                     assert await said(newcomer) == b"ready\n"
                 for newcomer in newcomers:
@@ -247,7 +249,7 @@ class EngineSuite:
         async with unretried(engine.url) as storage:
             assert [stream for stream, _ in await storage.scan()] == ids
 
-    async def test_a_thousand_subscribers_of_a_thousand_streams_use_two_connections(self, engine: Engine) -> None:
+    async def test_a_thousand_subscribers_of_a_thousand_streams_use_few_connections(self, engine: Engine) -> None:
         ids = [f"s{number}" for number in range(MANY)]
         received = dict.fromkeys(ids, 0)
         following: set[str] = set()
@@ -277,7 +279,7 @@ class EngineSuite:
                 await all_at_once(*(stream.done for stream in inputs))
                 tasks.cancel_scope.deadline = anyio.current_time() + 2 * CLOSE_SECONDS
         assert set(received.values()) == {4}
-        assert at_most - before <= 2
+        assert at_most - before <= self.connections
 
 
 class GenkitOverEngineSuite(GenkitClientSuite, GenkitProcessesSuite):

@@ -16,7 +16,7 @@ from streamkeep._depth import MAX_DEPTH
 from streamkeep._manager import MAX_METADATA, checked_id, checked_metadata
 from streamkeep.errors import InvalidArgumentError, PublicError
 from streamkeep.events import MAX_ERROR_TEXT
-from streamkeep.http import Access, Bounds, Runner, StreamsHTTP
+from streamkeep.http import Access, Bounds, Runner, StorageHTTP, StreamsHTTP
 from streamkeep.http.app import MAX_SKIPPED_BYTES
 from streamkeep.http.response import Timeouts
 from streamkeep.http.runner import ON_END_SECONDS, SAVE_SECONDS
@@ -24,7 +24,8 @@ from streamkeep.storage import PAGE_BYTES
 
 PAGE: Final = Path(__file__).parents[2] / "docs/how-to/secure.md"
 CLASSES: Final[Mapping[str, type]] = {
-    class_.__name__: class_ for class_ in (StreamsHTTP, StreamManager, InMemoryStreamManager, Runner, Timeouts, Bounds, Limits)
+    class_.__name__: class_
+    for class_ in (StreamsHTTP, StorageHTTP, StreamManager, InMemoryStreamManager, Runner, Timeouts, Bounds, Limits)
 }
 UNITS: Final[Mapping[str, Any]] = {
     "KiB": 1 << 10,

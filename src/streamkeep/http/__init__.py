@@ -10,6 +10,7 @@ from .langgraph import LangGraphFraming
 from .middleware import DurableStreaming
 from .response import Timeouts
 from .runner import Producer, Runner
+from .storage import StorageHTTP
 from .ui_messages import UIMessagesFraming
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Producer",
     "Runner",
     "SSEFraming",
+    "StorageHTTP",
     "StreamsHTTP",
     "TextFraming",
     "Timeouts",

@@ -1,6 +1,7 @@
 """The storages that come with streamkeep, and the one place that knows their URLs."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -9,11 +10,11 @@ from streamkeep.errors import InvalidArgumentError, StorageError
 from streamkeep.storage import Storage
 from streamkeep.storages.retrying import RetryingStorage
 
-__all__ = ["storage_for"]
+__all__ = ["http_storage", "storage_for"]
 
 _KNOWN = (
     "memory://, sqlite:///relative.db, sqlite:////absolute.db, sqlite:///streams.db?synchronous=NORMAL, redis://HOST:6379/0, "
-    "postgresql://USER:PASSWORD@HOST/DATABASE, nats://HOST:4222 or "
+    "postgresql://USER:PASSWORD@HOST/DATABASE, https://HOST/PATH, nats://HOST:4222 or "
     "nats://USER:PASSWORD@HOST1:4222,HOST2:4222?stream=streamkeep&replicas=3&creds=FILE"
 )
 
@@ -24,6 +25,7 @@ def storage_for(url: str) -> Storage:
     `memory://`; `sqlite:///relative.db` and `sqlite:////absolute.db`, both with `?synchronous=NORMAL` if a power failure
     may take the last moments; `redis://`, `rediss://`, `redis+sentinel://` and `redis+cluster://` as in
     `streamkeep.storages.redis.RedisStorage`; `postgresql://user:password@host/database`, with the options of `PostgresStorage`;
+    `https://host/path` (or `http://`) for the streams of another server, see `HTTPStorage`;
     `nats://host1:4222,host2:4222` (or `tls://`), with `?stream=`, `&replicas=`, `&creds=`, see `NATSStorage`. What is behind a network is
     wrapped in `RetryingStorage`. Percent-encoding is undone. Anything else raises `InvalidArgumentError`; StorageError: it needs a package
     that is not installed.
@@ -43,8 +45,19 @@ def storage_for(url: str) -> Storage:
             return _postgres_storage(url)
         case "nats" | "tls":
             return _nats_storage(parts, url)
+        case "http" | "https":
+            return http_storage(url)
         case _:
             raise _unknown(url)
+
+
+def http_storage(url: str, headers: Mapping[str, str] | None = None) -> Storage:
+    """Give what keeps streams where another server does. Raises InvalidArgumentError, and StorageError as `storage_for` does."""
+    try:
+        from streamkeep.storages.http import HTTPStorage
+    except ImportError as error:
+        raise StorageError('https:// needs a package more: pip install "streamkeep[client]"') from error
+    return RetryingStorage(HTTPStorage(url, headers=headers))
 
 
 def _memory_storage(parts: SplitResult, url: str) -> Storage:

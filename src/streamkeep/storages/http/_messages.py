@@ -1,0 +1,88 @@
+"""What HTTPStorage and StorageHTTP say to one another: MessagePack in the bodies of POSTs, because records are bytes.
+
+    POST  read      a Read          a Page, or nil
+    POST  change    [Change, …]     [true | false | Failure, …]; those of one stream are made in order
+    POST  scan      a Scan          [[id, Head], …]
+    POST  expired   an Expired      [[id, Head], …]
+    POST  watch     [id, …]         lines, each a JSON array of ids: the first, which is empty, when all are watched, and then of those that
+                                    were rung; an empty one is a heartbeat
+
+An answer of another status than 200 is a Failure. Each says what time it is: `streamkeep-time`, in seconds since the epoch.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from streamkeep.errors import (
+    InvalidArgumentError,
+    StorageCorruptError,
+    StorageError,
+    StorageFullError,
+    StorageUnavailableError,
+    StreamkeepError,
+)
+from streamkeep.storage import Head
+
+CONTENT_TYPE: Final = "application/vnd.streamkeep.storage.1+msgpack"
+TIME_HEADER: Final = "streamkeep-time"
+HEARTBEAT_SECONDS: Final = 10.0
+MAX_BODY_BYTES: Final = 64 << 20
+"""The longest body of a request; a batch of changes is far shorter unless one of them is not."""
+
+
+class Read(msgspec.Struct, frozen=True):
+    """See `Storage.read`."""
+
+    stream: str
+    start: int
+    limit: int
+
+
+class Change(msgspec.Struct, frozen=True):
+    """A commit; or, without a head, a deletion. See `Storage.commit` and `Storage.delete`."""
+
+    stream: str
+    seen: int | None
+    head: Head | None
+    records: Sequence[bytes] = ()
+
+
+class Scan(msgspec.Struct, frozen=True):
+    """See `Storage.scan`."""
+
+    after: str
+    limit: int
+
+
+class Expired(msgspec.Struct, frozen=True):
+    """See `Storage.expired`."""
+
+    before: float
+    limit: int
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """What was raised."""
+
+    kind: str
+    message: str
+
+    def error(self) -> StreamkeepError:
+        """Give it as an error."""
+        return _ERRORS.get(self.kind, StorageError)(self.message)
+
+
+_ERRORS: Final[Mapping[str, type[StreamkeepError]]] = {
+    "invalid": InvalidArgumentError,
+    "unavailable": StorageUnavailableError,
+    "full": StorageFullError,
+    "corrupt": StorageCorruptError,
+}
+
+
+def failure_of(error: StreamkeepError) -> Failure:
+    """Give what a client is told of an error."""
+    kinds = (kind for kind, its_class in _ERRORS.items() if isinstance(error, its_class))
+    return Failure(next(kinds, "failed"), str(error))
