@@ -109,14 +109,15 @@ class LoopThread(Generic[T]):
         return outcome.given()
 
     def soon(self, function: Callable[[], object]) -> None:
-        """Call a function there soon, from any thread, and wait for nothing. It does nothing if this is over."""
-        if not self.is_over:
+        """Call a function there soon, from any thread, and wait for nothing. It does nothing in another process, or when all is over."""
+        if self._process == os.getpid():
             with suppress(RuntimeError):
                 self._loop.call(function)
 
     def spawn(self, function: Callable[[], Awaitable[object]]) -> None:
         """Run a function in a task there, which nobody owns and nobody waits for. It does nothing if this is over."""
-        self.soon(lambda: self._loop.spawn(function, Context(), _nothing))
+        if not self.is_over:
+            self.soon(lambda: self._loop.spawn(function, Context(), _nothing))
 
     def close(self) -> None:
         """Leave what is entered, and end the thread. It can be called again, and is nothing in a forked child."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
 from streamkeep import StreamManagerClosedError, WrongEventLoopError
 from streamkeep._loop_thread import LoopThread, LoopThreads, _after_fork
@@ -119,6 +120,7 @@ def test_a_forked_child_is_told_that_it_is_its_parents(running: LoopThread[int],
         running.call(here)
     running.close()
     running.soon(lambda: None)
+    running.spawn(checkpoint)
     assert running._thread.is_alive()
     running._process = os.getpid()
     with threads._lock:
