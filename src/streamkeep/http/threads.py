@@ -149,10 +149,16 @@ class StreamsThread:
         return self._call(_answer(scope, body, app), within)
 
     async def arespond(
-        self, scope: Scope, source: Source, *, setting: Setting = AS_IT_IS, **options: Unpack[StartOptions]
+        self,
+        scope: Scope,
+        source: Source,
+        *,
+        setting: Setting = AS_IT_IS,
+        within: Context | None = None,
+        **options: Unpack[StartOptions],
     ) -> Taken:
         """Do what `respond` does, for whoever awaits it in another event loop."""
-        return await self._await(_respond(scope, source, setting, self._on_end, options))
+        return await self._await(_respond(scope, source, setting, self._on_end, options), within)
 
     async def afollow(self, scope: Scope, stream: object = None, **options: Unpack[FollowOptions]) -> Taken:
         """Do what `follow` does, for whoever awaits it in another event loop."""
@@ -168,12 +174,22 @@ class StreamsThread:
 
     def _call(self, do: "Do", within: Context | None = None) -> Taken:
         running = self.start()
-        return (within or copy_context()).run(running.call, do, running)
+        return (copy_context() if within is None else within).run(running.call, do, running)
 
-    async def _await(self, do: "Do") -> Taken:
+    async def _await(self, do: "Do", within: Context | None = None) -> Taken:
         self._hear()  # here, where the main thread may be
         running = await asyncio.to_thread(self.start)  # which may have to connect
-        return (await asyncio.wrap_future(running.begin(do, running))).given()
+        future = (copy_context() if within is None else within).run(running.begin, do, running)
+        return (await asyncio.wrap_future(future)).given()
+
+
+def context_without(is_gone: Callable[[str], bool]) -> Context:
+    """Give a copy of the context without the variables of some names: what goes with a request, and is torn down while a producer runs."""
+    context = Context()
+    for variable, value in copy_context().items():
+        if not is_gone(variable.name):
+            context.run(variable.set, value)
+    return context
 
 
 def check_threads() -> None:

@@ -9,7 +9,7 @@ def ask(chat: str) -> Response:
 
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
-from contextvars import Context, copy_context
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
 from flask import Blueprint, Flask, Response, current_app, request
@@ -17,7 +17,7 @@ from flask import Blueprint, Flask, Response, current_app, request
 from ..http.app import FollowOptions, StartOptions, StopOptions, StreamsHTTP
 from ..http.response import ASGIApp, Scope
 from ..http.sources import Source
-from ..http.threads import Body, ServingOptions, Streams, StreamsThread, Taken, scope_of
+from ..http.threads import Body, ServingOptions, Streams, StreamsThread, Taken, context_without, scope_of
 
 if TYPE_CHECKING:
     from genkit import Action
@@ -192,12 +192,7 @@ class _InApp:
 
 
 def _without_flasks() -> Context:
-    """Give a copy of the context without the request and what goes with it: they are torn down while a producer runs."""
-    context = Context()
-    for variable, value in copy_context().items():
-        if not variable.name.startswith("flask."):
-            context.run(variable.set, value)
-    return context
+    return context_without(lambda name: name.startswith("flask."))
 
 
 def _scope() -> Scope:
