@@ -58,7 +58,7 @@ ALONE: Final = gunicorn("--workers", "1")
 THREADS: Final = gunicorn("--worker-class", "gthread", "--threads", "8")
 PRELOADED: Final = gunicorn("--preload", "--workers", "2")
 UVICORN_WORKER: Final = gunicorn("--worker-class", "uvicorn.workers.UvicornWorker", app="served:asgi")
-WAITRESS: Final = command("waitress", "waitress", "served:app", listens="--listen 127.0.0.1:{}")
+WAITRESS: Final = command("waitress", "waitress", "--app", "served:app", listens="--listen 127.0.0.1:{}")
 FLASK_RUN: Final = command("flask run", "flask", "--app", "served", "run", listens="--port {}")
 RUNSERVER: Final = command("runserver", "served", "runserver", listens="127.0.0.1:{}", terminated=0)
 DAPHNE: Final = Kind("daphne", ["daphne", "served:asgi"], says="Listening on")
@@ -95,9 +95,11 @@ def name_of(served: Served) -> str:
 
 @asynccontextmanager
 async def started(served: Served, directory: Path) -> AsyncGenerator[tuple[Server, httpx.AsyncClient]]:
-    async with running(served.kind, directory, served.source) as server:
-        async with httpx.AsyncClient(base_url=f"{server.url}{served.path}", timeout=40) as http:
-            yield server, http
+    async with (
+        running(served.kind, directory, served.source) as server,
+        httpx.AsyncClient(base_url=f"{server.url}{served.path}", timeout=40) as http,
+    ):
+        yield server, http
 
 
 @asynccontextmanager
@@ -134,7 +136,10 @@ async def test_a_stream_is_started_left_resumed_and_stopped_and_two_run_at_a_tim
         stopped = await http.delete("/c")
         stop = await followed(http, "c", cursor)
     assert [chunks(body) for body in both] == [[*range(5)], [*range(3)]]
-    assert [body.endswith(b"event: done\ndata: null\nid: %d\n\n" % n) for body, n in zip(both, (5, 3), strict=True)] == [True, True]
+    assert [body.endswith(b"event: done\ndata: null\nid: %d\n\n" % n) for body, n in zip(both, (5, 3), strict=True)] == [
+        True,
+        True,
+    ]
     assert chunks(rest.content) == chunks(again.content) == [*range(2, 20)]
     assert nothing.status_code == 204
     assert stopped.json() == {"stopped": True}
