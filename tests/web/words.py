@@ -12,7 +12,9 @@ from streamkeep.http.threads import ServingOptions
 
 SECOND: Final = timedelta(seconds=1)
 OPTIONS: Final[ServingOptions] = {
-    "timeouts": Timeouts(heartbeat=timedelta(milliseconds=200)),
+    "timeouts": Timeouts(
+        heartbeat=timedelta(milliseconds=200), longest=timedelta(seconds=float(os.environ.get("WEB_LONGEST", "3600")))
+    ),
     "drain": timedelta(seconds=float(os.environ.get("WEB_DRAIN", "5"))),
 }
 """Quick, for tests."""
