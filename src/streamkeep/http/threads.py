@@ -16,7 +16,6 @@ from contextlib import asynccontextmanager
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from datetime import timedelta
-from http.client import responses
 from typing import Any, Final, Self, TypedDict, TypeVar, Unpack
 
 import anyio
@@ -476,11 +475,6 @@ def scope_of(environ: Mapping[str, Any]) -> Scope:
         "headers": [*_headers(environ)],
         "client": (environ.get("REMOTE_ADDR", ""), 0),
     }
-
-
-def reason_of(status: int) -> str:
-    """Give a status line's code and reason."""
-    return f"{status} {responses.get(status, 'Unknown')}"
 
 
 def _can_be_cut(environ: Mapping[str, Any]) -> bool:
