@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextvars import ContextVar
 from typing import Any, Final
 
+import anyio.to_thread
 import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
@@ -194,6 +195,20 @@ def test_connections_of_a_producer_are_its_own_and_are_closed(serve: Callable[..
     until(lambda: all(connection.connection is None for connection in used))
 
 
+def test_a_source_that_awaits_has_threads_that_outlive_the_request(serve: Callable[..., None], root: str) -> None:
+    gate = threading.Event()
+
+    async def source() -> AsyncGenerator[bool]:
+        for _ in range(2):
+            yield await sync_to_async(threading.get_ident)() != threading.get_ident()
+            await anyio.to_thread.run_sync(gate.wait, BOUND_SECONDS)
+
+    serve(source)
+    answer = Client().post(f"{root}/c")
+    gate.set()
+    assert messages(body_of(answer)) == [True, True]
+
+
 def test_context_variables_are_as_in_the_view(urls: list[Any], streams: DjangoStreams) -> None:
     def ask(request: HttpRequest) -> Any:
         language.set("en")
@@ -211,38 +226,35 @@ def users() -> tuple[Any, Any]:
     return create("ann"), create("bob")
 
 
-@override_settings(MIDDLEWARE=USERS)
 def test_views_are_guarded_by_djangos_own_means(urls: list[Any], streams: DjangoStreams, users: tuple[Any, Any]) -> None:
-    @login_required
     def chat(request: Any) -> Any:
         if request.method == "POST":
-            return streams.respond(request, plain(), key="k", owner=request.user.pk)
+            return streams.respond(request, plain(), key="k", owner=request.user.pk, framing=SSEFraming())
         return streams.follow(request, key="k", owner=request.user.pk)
 
-    urls.append(path("", chat))
-    answers = []
-    for user in users:
-        http = Client()
-        http.force_login(user)
-        answers.append(http)
-    ann, bob = answers
-    cursor = {"Last-Event-ID": f"{ann.post('/').headers[STREAM_ID]}/00000000/0"}
-    assert bob.get("/", headers=cursor).status_code == 204
-    assert Client().post("/").status_code == 302
+    urls.append(path("", login_required(chat)))
+    ann, bob = Client(), Client()
+    with override_settings(MIDDLEWARE=USERS):
+        for http, user in zip((ann, bob), users, strict=True):
+            http.force_login(user)
+        seen = {"Last-Event-ID": cursor_in(body_of(ann.post("/")))}
+        codes = [http.get("/", headers=seen).status_code for http in (ann, bob)]
+        stranger = Client().post("/")
     connections["default"].close()
+    assert (codes, stranger.status_code) == ([200, 204], 302)
 
 
-@override_settings(MIDDLEWARE=[CSRF])
 def test_csrf_is_djangos_affair(serve: Callable[..., None]) -> None:
     serve(plain)
-    assert Client(enforce_csrf_checks=True).post("/chat/c").status_code == 403
-    assert Client().post("/chat/c").status_code == 200
+    with override_settings(MIDDLEWARE=[CSRF]):
+        assert Client(enforce_csrf_checks=True).post("/chat/c").status_code == 403
+        assert Client().post("/chat/c").status_code == 200
 
 
-@override_settings(MIDDLEWARE=[GZIP])
 def test_compression_holds_nothing_back(serve: Callable[..., None]) -> None:
     serve(plain)
-    answer = Client().post("/chat/c", headers={"Accept-Encoding": "gzip"})
+    with override_settings(MIDDLEWARE=[GZIP]):
+        answer = Client().post("/chat/c", headers={"Accept-Encoding": "gzip"})
     assert messages(body_of(answer)) == [*WORDS]
 
 
@@ -289,8 +301,7 @@ def test_a_flow_is_durable_by_one_line(urls: list[Any], streams: DjangoStreams) 
 
     urls.append(path("talk", csrf_exempt(durable_flow(flow_of(talk), streams, context=context))))
     http, mine = Client(), {"X-User": "ann"}
-    asked = {"content_type": "application/json", "headers": {**STREAMING, **mine}}
-    answer = http.post("/talk", {"data": "Ada"}, **asked)  # type: ignore[arg-type]
+    answer = http.post("/talk", {"data": "Ada"}, "application/json", headers={**STREAMING, **mine})
     body = body_of(answer)
     named = {STREAM_ID: answer.headers[STREAM_ID]}
     assert frames_of(body)[-1]["result"] == {"user": "ann"}

@@ -134,7 +134,8 @@ def chunks(body: bytes) -> list[int]:
 
 
 def cursor_in(reading: Reading, event: int = 0) -> str:
-    return re.findall(rb"^id: (.*)$", bytes(reading._came), re.MULTILINE)[event].decode()
+    ids: list[bytes] = re.findall(rb"^id: (.*)$", bytes(reading._came), re.MULTILINE)
+    return ids[event].decode()
 
 
 async def followed(http: httpx.AsyncClient, chat: str, seen: str) -> httpx.Response:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+import anyio.to_thread
 import pytest
 from tests.web.test_flask import BOUND_SECONDS, until
 
@@ -111,6 +112,30 @@ def test_an_answer_without_its_last_message_is_cut(threads: StreamsThread) -> No
     assert next(body) == PIECE
     with pytest.raises(ConnectionResetError):
         next(body)
+
+
+def test_who_waits_is_told_of_the_end(threads: StreamsThread) -> None:
+    gate, answers = threading.Event(), list[object]()
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send(HEAD)
+        await anyio.to_thread.run_sync(gate.wait, BOUND_SECONDS)
+
+    pipe = pipe_of(threads, app)
+
+    def take() -> None:
+        try:
+            answers.append(next(Body(pipe)))
+        except ConnectionResetError as error:
+            answers.append(error)
+
+    waiting = threading.Thread(target=take)
+    waiting.start()
+    until(lambda: pipe._waiting is not None)
+    gate.set()
+    waiting.join(BOUND_SECONDS)
+    assert len(answers) == 1
+    assert isinstance(answers[0], ConnectionResetError)
 
 
 def test_an_answer_whose_length_is_known_is_whole(threads: StreamsThread) -> None:
