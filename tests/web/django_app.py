@@ -34,10 +34,10 @@ streams: Final = DjangoStreams(connected, **OPTIONS)
 
 
 def process(_request: HttpRequest) -> HttpResponse:
-    return HttpResponse(str(os.getpid()))
+    return HttpResponse(str(os.getpid()).encode())
 
 
-def chat(request: HttpRequest, chat: str) -> Any:
+def chat(request: Any, chat: str) -> Any:
     match request.META["REQUEST_METHOD"]:
         case "POST":
             return streams.respond(request, words(request.GET), key=chat, framing=SSEFraming())
@@ -47,7 +47,7 @@ def chat(request: HttpRequest, chat: str) -> Any:
             return streams.cancel(request, key=chat)
 
 
-async def awaiting(request: HttpRequest, chat: str) -> Any:
+async def awaiting(request: Any, chat: str) -> Any:
     async def all_words() -> AsyncGenerator[object]:
         pause = int(request.GET.get("ms", "0")) / 1000
         for word in range(int(request.GET.get("n", "3"))):

@@ -157,7 +157,7 @@ language: Final = ContextVar[str]("language")
 
 
 def seen() -> list[object]:
-    found = [current_app.name, "name" in g, has_request_context(), language.get()]
+    found: list[object] = [current_app.name, "name" in g, has_request_context(), language.get()]
     g.name = "the source's"
     return found
 
