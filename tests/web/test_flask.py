@@ -313,6 +313,14 @@ def test_each_app_has_streams_of_its_own_by_its_configuration(tmp_path: Path) ->
     streams.close()
 
 
+def test_one_with_a_url_of_its_own_keeps_to_it(app: Flask, streams: FlaskStreams, http: FlaskClient) -> None:
+    with FlaskStreams("memory://") as others:
+        app.add_url_rule("/ours", "ours", lambda: streams.respond(plain(), id="s"), methods=["POST"])
+        app.add_url_rule("/others", "others", lambda: others.follow("s"))
+        assert http.post("/ours").status_code == 200
+        assert http.get("/others").status_code == 204
+
+
 def test_an_app_without_streams_says_so(app: Flask) -> None:
     streams = FlaskStreams()
     app.testing = True

@@ -142,7 +142,7 @@ async def followed(http: httpx.AsyncClient, chat: str, seen: str) -> httpx.Respo
     return await http.get(f"/{chat}", headers={"Last-Event-ID": seen})
 
 
-@under(FLASK_SYNC, FLASK_THREADS, DJANGO_THREADS, DJANGO_ASGI)
+@under(FLASK_SYNC, DJANGO_ASGI)
 async def test_a_stream_is_started_left_resumed_and_stopped_and_two_run_at_a_time(served: Served, tmp_path: Path) -> None:
     async with started(served, tmp_path) as (_, http):
         async with asking(http, "a", 5, 40) as a:
@@ -169,7 +169,7 @@ async def test_a_stream_is_started_left_resumed_and_stopped_and_two_run_at_a_tim
     assert b'"status":"CANCELLED"' in stop.content
 
 
-@under(FLASK_THREADS, DJANGO_ASGI)
+@under(FLASK_THREADS)
 async def test_sigterm_lets_what_runs_end_and_its_reader_have_it(served: Served, tmp_path: Path) -> None:
     async with started(served, tmp_path) as (server, http):
         async with asking(http, "a", 20, 50) as a:
@@ -187,7 +187,7 @@ async def test_sigterm_lets_what_runs_end_and_its_reader_have_it(served: Served,
         assert b'"status":"ABORTED"' in rest.content
 
 
-@under(FLASK_SYNC)
+@under(DJANGO_THREADS)
 async def test_a_worker_is_killed_and_another_one_shows_what_was_stored(served: Served, tmp_path: Path) -> None:
     async with started(served, tmp_path) as (server, http):
         async with asking(http, "a", 1000, 20) as a:
@@ -210,7 +210,7 @@ async def test_the_only_worker_is_free_again_soon_when_its_client_has_left(tmp_p
     assert other.json() == {"stopped": True}
 
 
-@under(FLASK_THREADS, DJANGO_ASGI)
+@under(FLASK_THREADS)
 async def test_an_answer_that_is_not_whole_is_cut_or_says_so(
     served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

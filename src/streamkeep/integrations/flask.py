@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack
+from weakref import WeakKeyDictionary
 
 from flask import Blueprint, Flask, Response, current_app, request
 
@@ -55,16 +56,15 @@ class FlaskStreams:
     def __init__(self, streams: Streams | None = None, app: Flask | None = None, **options: Unpack[ServingOptions]) -> None:
         self._options = options
         self._ours = None if streams is None else StreamsThread(streams, **options)
-        self._of_apps: list[StreamsThread] = []
+        self._of_apps = WeakKeyDictionary[Flask, StreamsThread]()
         if app is not None:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
         """Serve an app: by the URL that this was made with, or by the `STREAMKEEP_URL` of its configuration. KeyError: it has none."""
-        if (threads := self._ours) is None:
-            threads = StreamsThread(app.config[URL], **self._options)
-            self._of_apps.append(threads)
-        app.extensions[EXTENSION] = threads
+        if self._ours is None:
+            self._of_apps[app] = StreamsThread(app.config[URL], **self._options)
+        app.extensions[EXTENSION] = self
 
     def start(self) -> None:
         """Start in this process, before the first request does. In the main thread, SIGTERM and SIGINT are heard from here on."""
@@ -92,8 +92,8 @@ class FlaskStreams:
 
         Raises as `StreamsHTTP.respond` does.
         """
-        setting = _InApp(current_app._get_current_object())  # type: ignore[attr-defined]  # noqa: SLF001 - as Flask's docs have it
-        return _response(self._here().respond(_scope(), source, setting=setting, within=_without_flasks(), **options))
+        here, setting = self._here(), _InApp(_app())
+        return _response(here.respond(_scope(), source, setting=setting, within=_without_flasks(), **options))
 
     def follow(self, stream: object = None, **options: Unpack[FollowOptions]) -> StreamResponse:
         """Give the response that shows a stream, by its id or its `key`: a 204 where nothing runs. See `StreamsHTTP.follow`."""
@@ -124,13 +124,13 @@ class FlaskStreams:
         return _response(self._here().answer(scope, request.get_data(), app, within=_without_flasks()))
 
     def _here(self) -> StreamsThread:
-        threads: StreamsThread | None = current_app.extensions.get(EXTENSION, self._ours)
+        threads = self._ours or self._of_apps.get(_app())
         if threads is None:
             raise RuntimeError("this app has no streams: give it to `init_app`, or give FlaskStreams the URL of a storage")
         return threads
 
     def _all(self) -> list[StreamsThread]:
-        return self._of_apps if self._ours is None else [self._ours]
+        return [*self._of_apps.values()] if self._ours is None else [self._ours]
 
 
 def durable_flow(
@@ -165,7 +165,7 @@ def durable_flow(
     @blueprint.post(route)
     def run() -> StreamResponse:
         known = context() if context else {}
-        within = WorkIn(work, _InApp(current_app._get_current_object()))  # type: ignore[attr-defined]  # noqa: SLF001 - as above
+        within = WorkIn(work, _InApp(_app()))
         return ours.answer(_scope(), lambda http: lambda scope, receive, send: http.post(scope, receive, send, within, known))
 
     @blueprint.delete(route)
@@ -189,6 +189,11 @@ class _InApp:
     async def in_task(self) -> AsyncGenerator[None]:
         with self._app.app_context():
             yield
+
+
+def _app() -> Flask:
+    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001 - as Flask's docs have it
+    return app
 
 
 def _without_flasks() -> Context:
