@@ -370,3 +370,17 @@ def test_a_flow_is_durable_by_one_line(app: Flask, streams: FlaskStreams, http: 
     assert http.post("/talk", data="{", headers=mine).status_code == 400
     assert http.delete("/talk", headers={**named, **mine}).json == {"stopped": False}
     assert http.delete("/talk", headers=named).status_code == 401
+
+
+def test_a_plain_on_end_of_a_flow_does_not_block_the_event_loop(app: Flask) -> None:
+    names, came = list[str](), threading.Event()
+
+    def on_end(_ended: Ended) -> None:
+        names.append(threading.current_thread().name)
+        came.set()
+
+    with FlaskStreams("memory://", on_end=on_end) as streams:
+        app.register_blueprint(durable_flow(flow_of(talk), streams))
+        assert app.test_client().post("/talk", json={"data": "Ada"}, headers=STREAMING).status_code == 200
+        assert came.wait(BOUND_SECONDS)
+    assert "on_end" in names[0]

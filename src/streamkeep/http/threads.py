@@ -95,9 +95,13 @@ class StreamsThread:
         make: Callable[[], StreamManager] = (lambda: StreamManager.connect(streams)) if isinstance(streams, str) else streams
         if isinstance(streams, str):
             make()  # a URL that cannot be is told here
-        told: ServingOptions = {**options, "timeouts": options.get("timeouts") or Timeouts(heartbeat=HEARTBEAT)}
         self._hears_signals = options.get("drain_on_signal", True)
         self._on_end = options.get("on_end")
+        told: ServingOptions = {
+            **options,
+            "timeouts": options.get("timeouts") or Timeouts(heartbeat=HEARTBEAT),
+            "on_end": _in_setting(self._on_end, AS_IT_IS),
+        }
         self._threads = LoopThreads(lambda: _serving(StreamsHTTP(make(), **told)))
         self._hear()
 
