@@ -16,7 +16,8 @@ def empty() -> Generator[Empty]:
 
 @pytest.mark.slow
 class TestHTTP(EngineSuite):
-    connections = 9
+    connections = 16
+    """One for changes, eight for reads, and for doorbells the fewer the more of them are watched at once: ten for a thousand, at most."""
 
     @pytest.fixture
     def engine(self, empty: Empty) -> Engine:

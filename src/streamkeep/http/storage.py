@@ -6,6 +6,7 @@ requests, so a writer's next commit may reach another process; who may write is 
 
 import hmac
 import inspect
+import math
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -17,7 +18,7 @@ import anyio
 import msgspec
 
 from .._manager import StreamManager
-from ..errors import InvalidArgumentError, PublicError, StreamkeepError
+from ..errors import InvalidArgumentError, PublicError, StorageUnavailableError, StreamkeepError
 from ..events import encode_json
 from ..storage import Storage
 from ..storages.http._messages import (
@@ -141,7 +142,7 @@ class StorageHTTP:
     async def _watch(self, storage: Storage, streams: Sequence[str], receive: Receive, send: Send) -> None:
         if len(streams) > MAX_WATCHED:
             raise InvalidArgumentError(f"more than {MAX_WATCHED} streams cannot be watched")
-        bells = _Bells()
+        bells, has_begun = _Bells(), False
         with self._shutdown.listening(), self._shutdown.responding():
             async with anyio.create_task_group() as tasks:
 
@@ -154,25 +155,32 @@ class StorageHTTP:
                 async with anyio.create_task_group() as beginning:
                     for stream in set(streams):
                         beginning.start_soon(tasks.start, bells.watch, storage, stream)
-                if bells.failure is not None:
-                    raise bells.failure
-                await send(
-                    {
-                        "type": "http.response.start",
-                        "status": 200,
-                        "headers": [
-                            (b"content-type", b"application/x-ndjson"),
-                            (b"cache-control", b"no-store, no-transform"),
-                            (b"x-accel-buffering", b"no"),
-                        ],
-                    }
-                )
-                while bells.failure is None:
-                    await send({"type": "http.response.body", "body": encode_json(bells.take()) + b"\n", "more_body": True})
-                    with anyio.move_on_after(HEARTBEAT_SECONDS):
-                        await bells.wait()
+                if bells.failure is None:
+                    has_begun = True
+                    await self._ring(bells, send)
                 tasks.cancel_scope.cancel()
-        await send({"type": "http.response.body"})  # who watches comes back
+        if has_begun:
+            await send({"type": "http.response.body"})  # who watches comes back
+        else:
+            raise bells.failure or StorageUnavailableError("the server is shutting down")
+
+    async def _ring(self, bells: "_Bells", send: Send) -> None:
+        """Say what was rung, until that cannot be known any more."""
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [
+                    (b"content-type", b"application/x-ndjson"),
+                    (b"cache-control", b"no-store, no-transform"),
+                    (b"x-accel-buffering", b"no"),
+                ],
+            }
+        )
+        while bells.failure is None:
+            await send({"type": "http.response.body", "body": encode_json(bells.take()) + b"\n", "more_body": True})
+            with anyio.move_on_after(HEARTBEAT_SECONDS):
+                await bells.wait()
 
 
 class _Bells:
@@ -217,6 +225,8 @@ async def _done(storage: Storage, what: str, body: bytes) -> object:
             return await storage.scan(scan.after, min(scan.limit, MAX_PAGE))
         case "expired":
             expired = _decoded(body, Expired)
+            if math.isnan(expired.before):
+                raise InvalidArgumentError("nothing expires before what is no time")
             return await storage.expired(expired.before, min(expired.limit, MAX_PAGE))
         case _:
             return await _changed(storage, _decoded(body, list[Change]))
@@ -224,6 +234,8 @@ async def _done(storage: Storage, what: str, body: bytes) -> object:
 
 async def _changed(storage: Storage, changes: Sequence[Change]) -> list[bool | Failure]:
     """Make all changes, those of each stream one after the other, those of several at once: storages store them together."""
+    for change in changes:
+        change.check()
     answers: list[bool | Failure] = [False] * len(changes)
     by_stream: dict[str, list[int]] = {}
     for number, change in enumerate(changes):
@@ -245,8 +257,7 @@ async def _changed(storage: Storage, changes: Sequence[Change]) -> list[bool | F
 async def _make(storage: Storage, change: Change) -> bool:
     if change.head is not None:
         return await storage.commit(change.stream, change.seen, change.head, change.records)
-    if change.seen is None:
-        raise InvalidArgumentError("what is deleted was seen")
+    assert change.seen is not None  # it was checked
     return await storage.delete(change.stream, change.seen)
 
 

@@ -27,6 +27,10 @@ class Doorbells(Generic[K]):
         """Give what is watched."""
         return iter(self._by_stream)
 
+    def __contains__(self, stream: K) -> bool:
+        """Say whether somebody watches it."""
+        return stream in self._by_stream
+
     @asynccontextmanager
     async def watch(self, stream: K) -> AsyncGenerator[Doorbell]:
         """Give a doorbell that is rung by every `ring` for this stream from now on."""

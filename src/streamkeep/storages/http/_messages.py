@@ -10,8 +10,9 @@
 An answer of another status than 200 is a Failure. Each says what time it is: `streamkeep-time`, in seconds since the epoch.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -32,35 +33,49 @@ MAX_BODY_BYTES: Final = 64 << 20
 """The longest body of a request; a batch of changes is far shorter unless one of them is not."""
 
 
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""What an offset, a limit, a tail or a version may be: all storages have integers of so many bits."""
+
+
 class Read(msgspec.Struct, frozen=True):
     """See `Storage.read`."""
 
     stream: str
-    start: int
-    limit: int
+    start: Count
+    limit: Count
 
 
 class Change(msgspec.Struct, frozen=True):
     """A commit; or, without a head, a deletion. See `Storage.commit` and `Storage.delete`."""
 
     stream: str
-    seen: int | None
+    seen: Count | None
     head: Head | None
     records: Sequence[bytes] = ()
+
+    def check(self) -> None:
+        """Raise InvalidArgumentError if no storage could be asked for this."""
+        head = self.head
+        if head is None and self.seen is None:
+            raise InvalidArgumentError("what is deleted was seen")
+        if head is not None and not (
+            abs(head.version) < 2**63 and len(self.records) <= head.tail < 2**63 and math.isfinite(head.expires_at)
+        ):
+            raise InvalidArgumentError("a head has a version, a tail that counts its records, and a time at which it expires")
 
 
 class Scan(msgspec.Struct, frozen=True):
     """See `Storage.scan`."""
 
     after: str
-    limit: int
+    limit: Count
 
 
 class Expired(msgspec.Struct, frozen=True):
     """See `Storage.expired`."""
 
     before: float
-    limit: int
+    limit: Count
 
 
 class Failure(msgspec.Struct, frozen=True):

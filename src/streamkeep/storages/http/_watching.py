@@ -1,7 +1,9 @@
-"""The doorbells of a process, over one response of the server's that never ends.
+"""The doorbells of a process, over few responses of the server's that never end.
 
-A request says which streams are watched. When there are more, another one with all of them takes its place: nothing is kept on the server,
-so any server may answer the next one. What is not known to have been watched all the time is rung.
+A request says which streams are watched, and nothing is kept on the server, so any server may answer it. When there are more, the next
+request is for those; and also for all of a response that has no more of them, which it replaces. So a thousand who come one after the
+other are ten responses, and each of them was asked for ten times. Whatever a response begins with is rung: nobody else can know that the
+last words of the one before have arrived.
 """
 
 import asyncio
@@ -21,6 +23,8 @@ GATHER_SECONDS: Final = 0.01
 """How long those who begin to watch are waited for, so that a thousand of them are a few requests."""
 FIRST_PAUSE_SECONDS: Final = 0.05
 LONGEST_PAUSE_SECONDS: Final = 2.0
+AT_ONCE: Final = 10_000
+"""How many streams a request names at most, beside those that it takes over."""
 
 
 class Watching:
@@ -31,14 +35,15 @@ class Watching:
         self._url = url
         self._bells = Doorbells[str]()
         self._wanted = asyncio.Event()
-        self._heard: _Listener | None = None
+        self._heard: dict[str, _Listener] = {}  # by stream: whoever hears of it
+        self._listeners: set[_Listener] = set()
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.get_running_loop().create_task(self._serve())
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        tasks = [self._task] if self._heard is None else [self._task, self._heard.task]
+        tasks = [self._task, *(listener.task for listener in self._listeners)]
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
@@ -47,7 +52,7 @@ class Watching:
     async def watch(self, stream: str) -> AsyncGenerator[Doorbell]:
         """See `Storage.watch`. It rings when the server has begun to watch: what was committed meanwhile may be from before."""
         async with self._bells.watch(stream) as doorbell:
-            if self._heard is None or stream not in self._heard.streams:
+            if stream not in self._heard:
                 self._wanted.set()
             yield doorbell
 
@@ -57,31 +62,58 @@ class Watching:
             await self._wanted.wait()
             await asyncio.sleep(GATHER_SECONDS)
             self._wanted.clear()
-            if not self._bells:
-                continue
-            before, listener = self._heard, _Listener(self, frozenset(self._bells))
-            if await listener.begin(self._client, self._url) and not listener.task.done():
+            streams, replaced = self._due()
+            if not streams or await self._listen(frozenset(streams)):
                 pause = FIRST_PAUSE_SECONDS
-                self._heard = listener
-                self._bells.ring(listener.streams - before.streams if before and not before.task.done() else listener.streams)
-                if before is not None:
-                    before.task.cancel()
+                for listener in replaced:
+                    listener.task.cancel()
             else:
                 await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - so that not all come back at once
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
                 self._wanted.set()
 
-    def rung(self, listener: "_Listener", streams: list[str]) -> None:
-        """Ring the doorbells of these streams. Where most are not watched any more, the server need not be either."""
+    def _due(self) -> "tuple[set[str], list[_Listener]]":
+        """Give what is to be listened to next, and which listeners are not needed then."""
+        streams = {stream for stream in self._bells if stream not in self._heard}
+        if len(streams) > AT_ONCE:
+            streams = set(sorted(streams)[:AT_ONCE])
+            self._wanted.set()
+        replaced: list[_Listener] = []
+        watched = {listener: self._watched(listener) for listener in self._listeners}
+        for listener in sorted(watched, key=lambda listener: len(watched[listener])):
+            if len(watched[listener]) <= len(streams) or listener.is_worn(len(watched[listener])):
+                streams |= watched[listener]
+                replaced.append(listener)
+        return streams, replaced
+
+    def _watched(self, listener: "_Listener") -> set[str]:
+        return {stream for stream in listener.streams if stream in self._bells and self._heard.get(stream) is listener}
+
+    async def _listen(self, streams: frozenset[str]) -> bool:
+        """Return when the server watches these: True; or when it does not."""
+        listener = _Listener(self, streams)
+        self._listeners.add(listener)
+        is_ready = await listener.begin(self._client, self._url)
+        if not is_ready or listener not in self._listeners:
+            return False
+        self._heard.update(dict.fromkeys(streams, listener))
         self._bells.ring(streams)
-        if not streams and listener is self._heard and not self._bells:
-            listener.task.cancel()
+        return True
+
+    def rung(self, listener: "_Listener", streams: list[str]) -> None:
+        """Ring the doorbells of these streams. Where most are not watched any more, the server need not watch them either."""
+        self._bells.ring(streams)
+        if not streams and listener.is_worn(len(self._watched(listener))):
+            self._wanted.set()
 
     def lost(self, listener: "_Listener") -> None:
-        """Begin anew, if that was the one which was listened to."""
-        if listener is self._heard:
-            self._heard = None
-            self._bells.ring_all()  # they look, and are told by what they meet then
+        """Begin anew with what is not heard of any more."""
+        self._listeners.discard(listener)
+        gone = [stream for stream in listener.streams if self._heard.get(stream) is listener]
+        for stream in gone:
+            del self._heard[stream]
+        self._bells.ring(gone)  # they look, and are told by what they meet then
+        if any(stream in self._bells for stream in gone):
             self._wanted.set()
 
 
@@ -92,16 +124,16 @@ class _Listener:
         self.streams = streams
         self._watching = watching
 
+    def is_worn(self, watched: int) -> bool:
+        """Say whether most of its streams are not among those that are watched."""
+        return 2 * watched < len(self.streams)
+
     async def begin(self, client: httpx2.AsyncClient, url: str) -> bool:
         """Return when the server watches: True; or when it does not."""
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[bool] = loop.create_future()
         self.task = loop.create_task(self._listen(client, url, ready))
-        try:
-            return await ready
-        except asyncio.CancelledError:
-            self.task.cancel()
-            raise
+        return await ready
 
     async def _listen(self, client: httpx2.AsyncClient, url: str, ready: "asyncio.Future[bool]") -> None:
         timeout = httpx2.Timeout(5, read=3 * HEARTBEAT_SECONDS, pool=None)
@@ -114,9 +146,10 @@ class _Listener:
                     if response.status_code != 200:
                         return
                     async for line in response.aiter_lines():
+                        streams = msgspec.json.decode(line, type=list[str])
                         if not ready.done():
                             ready.set_result(True)
-                        self._watching.rung(self, msgspec.json.decode(line, type=list[str]))
+                        self._watching.rung(self, streams)
         finally:
             if not ready.done():
                 ready.set_result(False)
