@@ -18,6 +18,10 @@
     │   ├── StorageUnavailableError   UNAVAILABLE          it cannot be reached for now; asking again may help
     │   ├── StorageFullError          RESOURCE_EXHAUSTED   no space left; nothing was stored
     │   └── StorageCorruptError       DATA_LOSS            the storage is damaged, foreign, or from a newer version
+    ├── RemoteError                   UNAVAILABLE          what another server has could not be had; see `streamkeep.client`
+    │   ├── RefusedError              the server's own     it has answered with an error, or its flow has failed
+    │   ├── UnexpectedAnswerError     UNKNOWN              what it has answered cannot be read
+    │   └── StreamLostError           UNAVAILABLE          the connection was lost, and so was every try to go on
     └── PublicError                   any                  raised by a producer: its message is for readers
 
 The statuses and their HTTP codes are Genkit's (and gRPC's).
@@ -201,6 +205,56 @@ class StorageCorruptError(StorageError):
     """The storage is damaged, is not one of ours, or was written by a newer version."""
 
     status: Status = "DATA_LOSS"
+
+
+class RemoteError(StreamkeepError):
+    """What another server has could not be had to its end. What was given until then is whole, in order, and came once.
+
+    Attributes:
+        stream: the stream's id; None: the server has not said it.
+        cursor: where to go on, as `after`; None: at the beginning.
+        events: how many events, or chunks of a flow, have been given.
+    """
+
+    status: Status = "UNAVAILABLE"
+    public = False
+
+    def __init__(self, message: str, *, stream: str | None = None, cursor: str | None = None, events: int = 0) -> None:
+        super().__init__(message)
+        self.stream = stream
+        self.cursor = cursor
+        self.events = events
+
+
+class RefusedError(RemoteError):
+    """The server has answered with an error, or its flow has failed: the same request will not do better.
+
+    `status`, `message` and `details` are what the server says. `http_status` is the answer's code; None: it began well, and ended so.
+    """
+
+    def __init__(
+        self, message: str, *, status: Status = "UNKNOWN", details: object = None, http_status: int | None = None
+    ) -> None:
+        super().__init__(f"{status}: {message}")
+        self.status = status
+        self.message = message
+        self.details = details
+        self.http_status = http_status
+
+
+class UnexpectedAnswerError(RemoteError):
+    """What the server has answered cannot be read: it is no event stream, is malformed, too long, or leads to another server."""
+
+    status: Status = "UNKNOWN"
+
+
+class StreamLostError(RemoteError):
+    """The connection was lost, and so was every try to go on, or there is no way to; `__cause__` is what happened last.
+
+    `retry_after`: the server has asked for so many seconds, which is longer than was to be waited.
+    """
+
+    retry_after: float | None = None
 
 
 class PublicError(StreamkeepError):

@@ -15,36 +15,29 @@ Nothing is done twice here: a `streamkeep.StreamManager` runs in an event loop o
 what it does there. So all that is said of the methods of the same names holds, but that they may be called from any thread.
 """
 
-import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import CancelledError, Future
-from contextlib import suppress
-from contextvars import Context
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
-from threading import Lock, Thread, get_ident
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar, overload
-from weakref import WeakSet, finalize
 
 import anyio
-from anyio.from_thread import BlockingPortal
 
-from ._background import Loop, loop_here
 from ._core import Limits
 from ._encoding import Encode
 from ._input import StreamInput as AsyncStreamInput
 from ._listing import StreamInfo, StreamPage, StreamStatus
+from ._loop_thread import LoopThread, LoopThreads
 from ._manager import StreamManager as AsyncStreamManager
 from ._subscription import Subscription as AsyncSubscription
 from .errors import StreamManagerClosedError, WrongEventLoopError
 from .events import ErrorInfo, StreamEvent
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 Make = Callable[[], AsyncStreamManager]
+Loop = LoopThread[AsyncStreamManager]
 
 
 class StreamManager:
@@ -59,11 +52,7 @@ class StreamManager:
     """
 
     def __init__(self, make: Make) -> None:
-        self._make = make
-        self._lock = Lock()
-        self._loop: _Loop | None = None
-        self._close: Callable[[], object] = _nothing
-        _managers.add(self)
+        self._threads = LoopThreads(make)
 
     @classmethod
     def connect(
@@ -90,10 +79,7 @@ class StreamManager:
 
     def close(self) -> None:
         """Release the writers' streams, end all waits with StreamManagerClosedError, and return when nothing is left running."""
-        with self._lock:
-            self._loop = None
-            close, self._close = self._close, _nothing
-        close()
+        self._threads.close()
 
     def open(
         self,
@@ -112,7 +98,7 @@ class StreamManager:
         loop = self._running()
 
         async def opened() -> AsyncStreamInput:
-            return await loop.manager.open(
+            return await loop.entered.open(
                 stream,
                 resume=resume,
                 metadata=metadata,
@@ -167,7 +153,7 @@ class StreamManager:
         loop = self._running()
         return Subscription(
             loop,
-            loop.manager.subscribe(
+            loop.entered.subscribe(
                 stream,
                 after,
                 last=last,
@@ -181,27 +167,27 @@ class StreamManager:
     def cancel(self, stream: str) -> bool:
         """See `streamkeep.StreamManager.cancel`."""
         loop = self._running()
-        return loop.call(loop.manager.cancel, stream)
+        return loop.call(loop.entered.cancel, stream)
 
     def delete(self, stream: str) -> None:
         """See `streamkeep.StreamManager.delete`."""
         loop = self._running()
-        loop.call(loop.manager.delete, stream)
+        loop.call(loop.entered.delete, stream)
 
     def info(self, stream: str) -> StreamInfo:
         """See `streamkeep.StreamManager.info`."""
         loop = self._running()
-        return loop.call(loop.manager.info, stream)
+        return loop.call(loop.entered.info, stream)
 
     def current(self, key: str, owner: str = "") -> StreamInfo:
         """See `streamkeep.StreamManager.current`."""
         loop = self._running()
-        return loop.call(loop.manager.current, key, owner)
+        return loop.call(loop.entered.current, key, owner)
 
     def started_by(self, run: str, owner: str = "") -> StreamInfo:
         """See `streamkeep.StreamManager.started_by`."""
         loop = self._running()
-        return loop.call(loop.manager.started_by, run, owner)
+        return loop.call(loop.entered.started_by, run, owner)
 
     def list(
         self,
@@ -214,25 +200,15 @@ class StreamManager:
     ) -> StreamPage:
         """See `streamkeep.StreamManager.list`."""
         loop = self._running()
-        return loop.call(partial(loop.manager.list, after, limit, owner=owner, key_prefix=key_prefix, status=status))
+        return loop.call(partial(loop.entered.list, after, limit, owner=owner, key_prefix=key_prefix, status=status))
 
     def sweep(self) -> None:
         """See `streamkeep.StreamManager.sweep`."""
         loop = self._running()
-        loop.call(loop.manager.sweep)
+        loop.call(loop.entered.sweep)
 
-    def _running(self) -> "_Loop":
-        """Give the event loop of this process. What a fork has left of the parent's is let be."""
-        with self._lock:
-            loop = self._loop
-            if loop is None or loop.is_over:
-                loop = self._loop = _Loop(self._make)
-                self._close = finalize(self, loop.close)  # at the end of the program, too
-            return loop
-
-    def after_fork(self) -> None:
-        """Take a new lock in a forked child, where a thread that held the old one is no more. It is called there by itself."""
-        self._lock = Lock()
+    def _running(self) -> Loop:
+        return self._threads.running()
 
 
 class StreamInput:
@@ -245,7 +221,7 @@ class StreamInput:
         cancelled: is set as soon as nothing more can be written, because of somebody else: `cancelled.is_set()`, `cancelled.wait(timeout)`.
     """
 
-    def __init__(self, loop: "_Loop", stream: AsyncStreamInput) -> None:
+    def __init__(self, loop: Loop, stream: AsyncStreamInput) -> None:
         self.id: Final = stream.id
         self.cancelled: Final = Cancelled(loop, stream.cancelled)
         self._loop = loop
@@ -312,7 +288,7 @@ class StreamInput:
 class Cancelled:
     """An event that others may set, as `threading.Event` has it."""
 
-    def __init__(self, loop: "_Loop", event: anyio.Event) -> None:
+    def __init__(self, loop: Loop, event: anyio.Event) -> None:
         self._loop = loop
         self._event = event
 
@@ -339,7 +315,7 @@ class Subscription(Generic[T]):
     may iterate.
     """
 
-    def __init__(self, loop: "_Loop", events: AsyncSubscription[T]) -> None:
+    def __init__(self, loop: Loop, events: AsyncSubscription[T]) -> None:
         self.id: Final = events.id
         self._loop = loop
         self._events = events
@@ -364,11 +340,13 @@ class Subscription(Generic[T]):
 
     def __exit__(self, *exc_info: object) -> None:
         self._ready.clear()
-        self._loop.leave(self._events)
+        self._leave()
 
     def __del__(self) -> None:
         if getattr(self, "_is_entered", False):
-            self._loop.drop(self._events)
+            self._loop.spawn(
+                self._events.__aexit__
+            )  # by the garbage collector, which may come in any thread, and waits for nothing
 
     def __iter__(self) -> Self:
         return self
@@ -391,129 +369,10 @@ class Subscription(Generic[T]):
             self.__enter__()
         events = self._loop.call(self._events.batch)
         if not events and self._ends_itself:
-            self._loop.leave(self._events)
+            self._leave()
         return events
 
-
-class _Loop:
-    """An event loop in a thread of its own, with a manager that is open in it, in the process that has made this."""
-
-    def __init__(self, make: Make) -> None:
-        started: Future[_Started] = Future()
-        self._process = os.getpid()
-        self._is_closed = False
-        self._thread = Thread(target=_run, args=(make, started), name="streamkeep", daemon=True)
-        self._thread.start()
-        self.manager, self._loop, self._portal, self._stop = started.result()
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing can be called here any more."""
-        return self._is_closed or self._process != os.getpid() or not self._thread.is_alive()
-
-    def check(self) -> None:
-        """Raise WrongEventLoopError in another process, StreamManagerClosedError if this is over, RuntimeError in its own thread."""
-        if self._process != os.getpid():
-            raise WrongEventLoopError("this was opened in another process; a forked child opens its own")
-        if self._thread.ident == get_ident():
-            raise RuntimeError("what does not await must not be called in the event loop that it waits for")
-        if self.is_over:
-            raise StreamManagerClosedError("the stream manager is closed")
-
-    def call(self, function: Callable[..., Awaitable[R]], *args: object) -> R:
-        """Call a function there and wait for what it gives, or raises. One that is interrupted here is cancelled there."""
-        self.check()
-        try:
-            future: Future[_Outcome[R]] = self._portal.start_task_soon(_caught, function, args)
-        except RuntimeError:
-            raise StreamManagerClosedError("the stream manager is closed") from None
-        try:
-            outcome = future.result()
-        except CancelledError:
-            raise StreamManagerClosedError("the stream manager is closed") from None
-        except BaseException:
-            future.cancel()
-            raise
-        return outcome.given()
-
-    def leave(self, events: AsyncSubscription[Any]) -> None:
-        """Leave a subscription, unless it has ended with the manager."""
-        if not self.is_over:
-            self.call(events.__aexit__)
-
-    def drop(self, events: AsyncSubscription[Any]) -> None:
-        """Leave it soon. For the garbage collector, which may come in any thread, and waits for nothing."""
-        if not self.is_over:
-            with suppress(RuntimeError):
-                self._loop.call(lambda: self._loop.spawn(events.__aexit__, Context(), _nothing))
-
-    def close(self) -> None:
-        """Close the manager, and end the thread. It can be called again, and is nothing in a forked child."""
-        if self.is_over:
-            return
-        self._is_closed = True
-        with suppress(RuntimeError):  # it has ended by itself
-            self._loop.call(self._stop.set)
-        if self._thread.ident != get_ident():  # else the garbage collector calls
-            self._thread.join()
-
-
-_Started = tuple[AsyncStreamManager, Loop, BlockingPortal, anyio.Event]
-
-
-def _run(make: Make, started: "Future[_Started]") -> None:
-    async def main() -> None:
-        manager, stop = await make().__aenter__(), anyio.Event()
-        async with BlockingPortal() as portal:
-            started.set_result((manager, loop_here(), portal, stop))
-            try:
-                await stop.wait()
-            finally:
-                await manager.aclose()  # which wakes those who wait
-                await portal.stop(cancel_remaining=True)
-
-    try:
-        anyio.run(main)
-    except BaseException as error:
-        if started.done():
-            raise
-        started.set_exception(error)
-
-
-class _Outcome(Generic[R]):
-    """What a call has given, or raised."""
-
-    def __init__(self, result: list[R], error: BaseException | None = None) -> None:
-        self._result = result
-        self._error = error
-
-    def given(self) -> R:
-        """Give it, or raise it."""
-        if self._error is not None:
-            raise self._error
-        return self._result[0]
-
-
-async def _caught(function: Callable[..., Awaitable[R]], args: tuple[object, ...]) -> _Outcome[R]:
-    """Call a function. What is no Exception would end the portal, if it was let out here."""
-    try:
-        return _Outcome([await function(*args)])
-    except anyio.get_cancelled_exc_class():
-        raise
-    except BaseException as error:
-        return _Outcome([], error)
-
-
-def _nothing() -> None:
-    """Close nothing: nothing runs."""
-
-
-_managers: Final[WeakSet[StreamManager]] = WeakSet()
-
-
-def _after_fork() -> None:
-    for manager in tuple(_managers):
-        manager.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+    def _leave(self) -> None:
+        """Leave it, unless it has ended with the manager."""
+        if not self._loop.is_over:
+            self._loop.call(self._events.__aexit__)

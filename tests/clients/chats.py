@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +16,9 @@ import anyio
 import httpx
 from fastapi import FastAPI, Response
 from fastapi.responses import FileResponse, HTMLResponse
+from pydantic_ai import Agent
+from pydantic_ai.messages import ModelMessage, UserPromptPart
+from pydantic_ai.models.function import AgentInfo, FunctionModel
 from starlette.middleware.cors import CORSMiddleware
 from tests.clients.programs import NODE, PACKAGES, Event
 from tests.clients.served import closing_preflights
@@ -32,13 +36,15 @@ WHOLE: Final = "".join(WORDS)
 HELD: Final = 3
 PART: Final = "".join(WORDS[:HELD])
 HELD_ON: Final = "hold on"
+TOOL: Final = "tool"
+CALL: Final = {"type": "tool-input-available", "toolCallId": "call-1", "toolName": "weather", "input": {"city": "Bern"}}
 QUESTION: Final = {"id": "q", "role": "user", "parts": [{"type": "text", "text": HELD_ON}]}
 
 
 @dataclass(eq=False, slots=True)
 class Chats:
     """A server, and how often it has answered each question. After `HELD` words one that begins with `hold` is
-    held, and `fail` fails."""
+    held, `fail` fails, and `tool` is answered with the call of a tool."""
 
     url: str = ""
     runs: Counter[str] = field(default_factory=Counter[str])
@@ -48,9 +54,12 @@ class Chats:
     async def go_on(self) -> None:
         self.may_go_on.set()
 
-    async def answer(self, messages: list[dict[str, Any]]) -> AsyncGenerator[str]:
+    async def answer(self, messages: list[dict[str, Any]]) -> AsyncGenerator[object]:
         question = "".join(part.get("text", "") for part in messages[-1]["parts"])
         self.runs[question] += 1
+        if question == TOOL:
+            yield CALL
+            return
         for number, word in enumerate(WORDS):
             if question.startswith("hold") and number == HELD:
                 await self.may_go_on.wait()
@@ -59,17 +68,36 @@ class Chats:
             yield word
 
 
-def app_of(chats: Chats, streams_http: StreamsHTTP) -> ASGIApp:
-    """Give the page's app over other streams, for pages of any origin, with a page that has the clients."""
+class Shown(StrEnum):
+    """The apps of the page."""
+
+    PLAIN = "plain"
+    AGENT = "an agent of Pydantic AI's"
+    DURABLE = "Pydantic AI's endpoint in DurableStreaming"
+
+
+def app_of(chats: Chats, streams_http: StreamsHTTP, which: Shown = Shown.PLAIN) -> ASGIApp:
+    """Give an app of the page over other streams, for pages of any origin, with a page that has the clients."""
     shown: dict[str, Any] = {"given": streams_http}
-    program = blocks(PAGE)[0].replace('StreamsHTTP("sqlite:///streams.db")', "given")
+    program = blocks(PAGE)[list(Shown).index(which)].replace('StreamsHTTP("sqlite:///streams.db")', "given")
     exec(compile(program, str(PAGE), "exec", dont_inherit=True), shown)
-    shown["answer"] = chats.answer
+    shown |= {"answer": chats.answer} if which is Shown.PLAIN else {"agent": agent_of(chats)}
     add_page(shown["app"])
     shown["app"].post("/go-on")(chats.go_on)
     exposed = ["X-Genkit-Stream-Id", "X-Workflow-Run-Id", "X-Resumable-Stream-Id"]
     with_cors = CORSMiddleware(shown["app"], ["*"], ["*"], ["*"], expose_headers=exposed)
     return closing_preflights(counting(with_cors, chats.requests))
+
+
+def agent_of(chats: Chats) -> Agent:
+    """Give an agent of Pydantic AI's that answers as this does."""
+
+    async def words(messages: list[ModelMessage], _: AgentInfo) -> AsyncGenerator[str]:
+        (prompt,) = [part.content for part in messages[-1].parts if isinstance(part, UserPromptPart)]
+        async for word in chats.answer([{"parts": [{"text": prompt if isinstance(prompt, str) else str(prompt[0])}]}]):
+            yield str(word)
+
+    return Agent(FunctionModel(stream_function=words))
 
 
 def counting(app: ASGIApp, requests: Counter[str]) -> ASGIApp:
@@ -139,9 +167,9 @@ async def post(url: str, path: str) -> object:
 
 
 @asynccontextmanager
-async def served() -> AsyncGenerator[Chats]:
-    """Serve it; at the end no reader has left anything behind in the server."""
+async def served(which: Shown = Shown.PLAIN) -> AsyncGenerator[Chats]:
+    """Serve one; at the end no reader has left anything behind in the server."""
     streams, chats = InMemoryStreamManager(), Chats()
-    async with serving(app_of(chats, StreamsHTTP(streams))) as chats.url:
+    async with serving(app_of(chats, StreamsHTTP(streams), which)) as chats.url:
         yield chats
         await until(lambda: not feeds_of(streams))

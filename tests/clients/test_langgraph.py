@@ -112,6 +112,7 @@ async def answer_to(url: str) -> bytes:
     return await exchange(url, f"POST /threads/thread-0000/runs/stream HTTP/1.1\r\n{head}\r\n\r\n{body}".encode())
 
 
+@pytest.mark.cell("cut", "langgraph-sdk in JavaScript", "langgraph-sdk in Python")
 @of_each_client
 @pytest.mark.filterwarnings("ignore:Reconnecting without a Last-Event-ID")  # it has none yet, and then has all from the start
 @pytest.mark.parametrize("apart", [67, pytest.param(3, marks=pytest.mark.slow)])
@@ -129,6 +130,7 @@ async def test_a_run_that_is_cut_comes_back_and_has_each_event_once(start_node: 
     assert paced.runs == dict.fromkeys(range(len(fates) + 1), 1)
 
 
+@pytest.mark.cell("cut", "langgraph-sdk in JavaScript", "langgraph-sdk in Python")
 @of_each_client
 async def test_a_connection_that_is_cut_in_mid_run_loses_and_repeats_nothing(start_node: Start, client: str) -> None:
     async with served() as (url, paced), program_of(start_node, client) as program, bad_network(url) as network:
@@ -161,6 +163,8 @@ async def test_an_answer_that_ends_in_good_order_too_early_is_gone_on_with(start
     assert paced.runs == {1: 1}
 
 
+@pytest.mark.cell("reload", "langgraph-sdk in JavaScript", "langgraph-sdk in Python")
+@pytest.mark.cell("second tab", "langgraph-sdk in JavaScript", "langgraph-sdk in Python")
 @of_each_client
 async def test_who_joins_has_all_from_the_start(start_node: Start, client: str) -> None:
     async with served() as (url, paced), program_of(start_node, client) as second:
@@ -178,6 +182,7 @@ async def test_who_joins_has_all_from_the_start(start_node: Start, client: str) 
     assert paced.runs == {1: 1}
 
 
+@pytest.mark.cell("Stop", "langgraph-sdk in JavaScript", "langgraph-sdk in Python")
 @of_each_client
 async def test_stop_ends_the_run_and_all_its_readers(start_node: Start, client: str) -> None:
     async with served() as (url, paced), program_of(start_node, client) as program:
@@ -198,6 +203,8 @@ def assert_failed(events: Sequence[Event], status: str) -> None:
     assert (name, data["error"]) == ("error", status)
 
 
+@pytest.mark.cell("restart", "langgraph-sdk in JavaScript", "langgraph-sdk in Python")
+@pytest.mark.cell("kill -9", "langgraph-sdk in JavaScript", "langgraph-sdk in Python")
 @pytest.mark.slow
 @of_each_client
 @pytest.mark.parametrize("how", ["restart", "kill -9"])

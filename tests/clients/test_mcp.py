@@ -97,6 +97,7 @@ FEW: Final = range(HEAD, 1300, 39)
 MANY: Final = range(HEAD, 1300, 5)
 
 
+@pytest.mark.cell("cut", "MCP's client in Python")
 @pytest.mark.parametrize(
     "places", [FEW, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(180)])], ids=["few", "many"]
 )
@@ -107,6 +108,7 @@ async def test_a_call_that_is_cut_comes_back_and_has_each_message_once(places: S
     assert sum(over.was_struck for over in calls) > len(places) / 2
 
 
+@pytest.mark.cell("cut", "MCP's client in Python")
 async def test_a_call_that_is_cut_at_a_landmark_comes_back_and_has_each_message_once() -> None:
     landmarks = (b"/0\r\ndata: \r\n\r\n", b'"progress":2', b"/2\r\n", b'"structuredContent"', b"/5\r\n")
     for over in await called_over([Fate(End.FIN, mark) for mark in landmarks]):
@@ -126,6 +128,8 @@ async def held(call: Call) -> None:
     await until(lambda: len(call.words) == HELD)
 
 
+@pytest.mark.cell("restart", "MCP's client in Python")
+@pytest.mark.cell("kill -9", "MCP's client in Python")
 @pytest.mark.parametrize("how", [pytest.param("restart", marks=pytest.mark.slow), "kill -9"])
 async def test_what_was_stored_is_there_after_the_server_was_stopped_or_killed(how: str, sqlite_url: str) -> None:
     """The first process is cut off before it has shown what it has stored; the second one has that from the storage."""
@@ -175,6 +179,7 @@ async def test_who_comes_back_to_another_process_is_given_what_comes_as_well() -
     assert paced.runs == {1: 1}
 
 
+@pytest.mark.cell("Stop", "MCP's client in Python")
 async def test_stop_ends_the_tool_and_its_stream_and_a_session_that_ends_leaves_none_open() -> None:
     call, paced, streams = Call(), Paced(), InMemoryStreamManager()
     async with streams, serving(mcp_app(StreamEventStore(streams), paced)) as url:

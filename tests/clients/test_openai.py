@@ -145,6 +145,7 @@ async def answer_to(url: str) -> bytes:
     return await exchange(url, f"POST /v1/responses HTTP/1.1\r\n{head}\r\n\r\n{body}".encode())
 
 
+@pytest.mark.cell("cut", "OpenAI's SDK in JavaScript", "OpenAI's SDK in Python")
 @of_each_client
 @pytest.mark.parametrize("apart", [211, pytest.param(23, marks=pytest.mark.slow)])
 async def test_a_response_that_is_cut_is_gone_on_with_and_has_each_event_once(
@@ -161,6 +162,7 @@ async def test_a_response_that_is_cut_is_gone_on_with_and_has_each_event_once(
     assert set(paced.runs.values()) == {1}
 
 
+@pytest.mark.cell("cut", "OpenAI's SDK in JavaScript", "OpenAI's SDK in Python")
 @of_each_client
 async def test_a_connection_that_is_cut_in_mid_answer_loses_and_repeats_nothing(start_node: Start, client: str) -> None:
     async with served() as (url, paced), program_of(start_node, client) as program, bad_network(url) as network:
@@ -173,6 +175,8 @@ async def test_a_connection_that_is_cut_in_mid_answer_loses_and_repeats_nothing(
     assert paced.runs == {1: 1}
 
 
+@pytest.mark.cell("reload", "OpenAI's SDK in JavaScript", "OpenAI's SDK in Python")
+@pytest.mark.cell("second tab", "OpenAI's SDK in JavaScript", "OpenAI's SDK in Python")
 @of_each_client
 async def test_who_comes_with_the_id_has_all_from_the_start(start_node: Start, client: str) -> None:
     async with served() as (url, paced), program_of(start_node, client) as program:
@@ -188,6 +192,7 @@ async def test_who_comes_with_the_id_has_all_from_the_start(start_node: Start, c
     assert paced.runs == {1: 1}
 
 
+@pytest.mark.cell("Stop", "OpenAI's SDK in JavaScript", "OpenAI's SDK in Python")
 @of_each_client
 async def test_cancel_ends_the_response_and_all_its_readers(start_node: Start, client: str) -> None:
     async with served() as (url, _), program_of(start_node, client) as program:
@@ -204,6 +209,8 @@ async def test_cancel_ends_the_response_and_all_its_readers(start_node: Start, c
             assert json.loads(events[-1]["data"])["response"]["status"] == "cancelled"
 
 
+@pytest.mark.cell("restart", "OpenAI's SDK in JavaScript", "OpenAI's SDK in Python")
+@pytest.mark.cell("kill -9", "OpenAI's SDK in JavaScript", "OpenAI's SDK in Python")
 @pytest.mark.slow
 @of_each_client
 @pytest.mark.parametrize("how", ["restart", "kill -9"])

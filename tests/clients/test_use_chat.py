@@ -23,6 +23,7 @@ async def test_an_answer_is_whole_and_once(page_of: Open) -> None:
     assert server.runs == {"why?": 1}
 
 
+@pytest.mark.cell("reload", "useChat")
 async def test_a_page_that_is_reloaded_in_mid_answer_has_all_of_it(page_of: Open) -> None:
     async with served() as server:
         async with page_of(server.url) as page:
@@ -36,6 +37,7 @@ async def test_a_page_that_is_reloaded_in_mid_answer_has_all_of_it(page_of: Open
     assert server.runs == {HELD_ON: 1}
 
 
+@pytest.mark.cell("second tab", "useChat")
 async def test_a_second_tab_follows_as_well(page_of: Open) -> None:
     async with served() as server, page_of(server.url) as first, page_of(server.url) as second:
         readings = await first.read(CLIENT, [job_of(server.url, ask=HELD_ON)])
@@ -48,6 +50,7 @@ async def test_a_second_tab_follows_as_well(page_of: Open) -> None:
     assert server.runs == {HELD_ON: 1}
 
 
+@pytest.mark.cell("cut", "useChat")
 @pytest.mark.parametrize("is_over", [False, True], ids=["it runs", "it has ended meanwhile"])
 async def test_a_cut_is_an_error_and_who_comes_back_has_all_of_it(page_of: Open, *, is_over: bool) -> None:
     async with served() as server, page_of(server.url) as page, bad_network(server.url) as network:
@@ -82,6 +85,7 @@ async def test_a_chat_without_an_answer_is_ready(page_of: Open) -> None:
     assert server.requests["GET"] >= 3
 
 
+@pytest.mark.cell("Stop", "useChat")
 async def test_stop_keeps_what_there_is_in_every_tab_and_after_a_reload(page_of: Open) -> None:
     async with served() as server:
         async with page_of(server.url) as page, page_of(server.url) as other:
@@ -116,6 +120,8 @@ async def test_an_answer_that_fails_is_an_error_also_after_a_reload(page_of: Ope
             await reading.when(shows("error", PART))
 
 
+@pytest.mark.cell("restart", "useChat")
+@pytest.mark.cell("kill -9", "useChat")
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["restart", "kill -9"])
 async def test_a_server_that_comes_back_says_that_there_is_no_more(page_of: Open, how: str, sqlite_url: str) -> None:
@@ -176,6 +182,7 @@ def behind_the_head(answer: bytes, apart: int) -> Sequence[int]:
     return [0, *range(answer.index(b"\r\n\r\n") + 4, len(answer), apart)]
 
 
+@pytest.mark.cell("cut", "useChat")
 @pytest.mark.parametrize("places", [few, pytest.param(many, marks=pytest.mark.slow)], ids=["few", "many"])
 async def test_wherever_an_answer_is_cut_who_comes_back_has_it_whole_and_once(
     page_of: Open, places: Callable[[bytes], Sequence[int]]

@@ -2,15 +2,20 @@
 
 import json
 import random
+from datetime import timedelta
 from typing import Final
 
 import httpx
 import pytest
-from tests.clients.chats import HELD_ON, PART, WHOLE, answers, job_of, post, served
+from tests.clients.chats import HELD_ON, PART, WHOLE, Chats, answers, app_of, job_of, post, served
 from tests.clients.programs import NODE, Reading, node
-from tests.http.servers import server_process, until
+from tests.http.servers import server_process, serving, until
 from tests.network.cuts import exchange
 from tests.network.proxy import End, Fate, bad_network
+
+from streamkeep import InMemoryStreamManager
+from streamkeep.http import StreamsHTTP, Timeouts
+from streamkeep.http.response import Receive, Scope, Send
 
 SEED: Final = 20261128
 CLIENT: Final = "WorkflowChatTransport"
@@ -31,6 +36,7 @@ async def lengths(url: str) -> tuple[int, int]:
     return answer.index(b"\r\n\r\n") + 4, len(answer)
 
 
+@pytest.mark.cell("cut", "WorkflowChatTransport")
 async def test_sixty_answers_are_whole_and_once_under_random_cuts() -> None:
     chance = random.Random(SEED)
     async with served() as server, node(NODE, "workflow.js") as program, bad_network(server.url) as network:
@@ -48,6 +54,7 @@ async def test_sixty_answers_are_whole_and_once_under_random_cuts() -> None:
     assert server.requests["GET"] < 3 * 60
 
 
+@pytest.mark.cell("cut", "WorkflowChatTransport")
 @pytest.mark.parametrize("places", [97, pytest.param(5, marks=pytest.mark.slow)], ids=["few", "many"])
 async def test_wherever_an_answer_is_cut_it_is_whole_and_once(places: int) -> None:
     async with served() as server, node(NODE, "workflow.js") as program, bad_network(server.url) as network:
@@ -59,6 +66,7 @@ async def test_wherever_an_answer_is_cut_it_is_whole_and_once(places: int) -> No
         assert network.struck.total() == len(cuts)
 
 
+@pytest.mark.cell("Stop", "WorkflowChatTransport")
 @pytest.mark.parametrize("how", ["stop", "fail"])
 async def test_a_stream_that_was_stopped_or_has_failed_is_asked_for_no_more(how: str) -> None:
     async with served() as server, node(NODE, "workflow.js") as program, bad_network(server.url) as network:
@@ -71,6 +79,8 @@ async def test_a_stream_that_was_stopped_or_has_failed_is_asked_for_no_more(how:
     assert server.requests["GET"] == 1
 
 
+@pytest.mark.cell("reload", "WorkflowChatTransport")
+@pytest.mark.cell("second tab", "WorkflowChatTransport")
 async def test_a_page_that_is_reloaded_follows_what_runs_and_shows_the_end_of_what_does_not() -> None:
     async with served() as server, node(NODE, "workflow.js") as program:
         (nothing,) = await program.read(CLIENT, [job_of(server.url)])
@@ -88,6 +98,24 @@ async def test_a_page_that_is_reloaded_follows_what_runs_and_shows_the_end_of_wh
     assert server.runs == {HELD_ON: 1}
 
 
+async def test_answers_that_end_in_good_order_too_early_are_gone_on_with() -> None:
+    # As a server ends them that cannot cut: such a one names no version of the HTTP spec. Who has begun by POST is told of an error.
+    streams, chats = InMemoryStreamManager(), Chats()
+    app = app_of(chats, StreamsHTTP(streams, timeouts=Timeouts(longest=timedelta(milliseconds=300))))
+
+    async def cannot_cut(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "asgi": {}}, receive, send)
+
+    async with serving(cannot_cut) as url, node(NODE, "workflow.js") as program:
+        (begun,) = await program.read(CLIENT, [job_of(url, ask=HELD_ON)])
+        assert await shown_at_the_end(begun) == ("error", [PART])
+        (reading,) = await program.read(CLIENT, [job_of(url)])
+        await until(lambda: chats.requests["GET"] == 4)
+        chats.may_go_on.set()
+        assert await shown_at_the_end(reading) == ("ready", [WHOLE])
+    assert chats.runs == {HELD_ON: 1}
+
+
 async def test_who_has_some_of_a_stream_that_is_gone_is_told() -> None:
     async with served() as server, httpx.AsyncClient(base_url=server.url) as http:
         answers = [await http.get(f"/api/chat/gone/stream?startIndex={index}") for index in ("3", "0", "-1", "x")]
@@ -95,6 +123,8 @@ async def test_who_has_some_of_a_stream_that_is_gone_is_told() -> None:
     assert answers[1].text == answers[2].text == 'data: {"type":"finish"}\n\ndata: [DONE]\n\n'
 
 
+@pytest.mark.cell("restart", "WorkflowChatTransport")
+@pytest.mark.cell("kill -9", "WorkflowChatTransport")
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["restart", "kill -9"])
 async def test_a_server_that_comes_back_says_that_there_is_no_more(how: str, sqlite_url: str) -> None:

@@ -13,7 +13,7 @@ from streamkeep import StreamManager
 from streamkeep.http import StreamsHTTP
 from streamkeep.http.response import ASGIApp, Message, Receive, Scope, Send, Timeouts
 from streamkeep.http.starlette import ASGIResponse
-from streamkeep.http.wire import GenkitRequest
+from streamkeep.wire import GenkitRequest
 
 LEASE: Final = timedelta(seconds=1)
 GRACE: Final = timedelta(seconds=1)

@@ -207,6 +207,7 @@ async def text_of(page: Page, text: str) -> None:
     )
 
 
+@pytest.mark.cell("reload", "a page without a package")
 async def test_a_reload_of_the_page_in_mid_answer_loses_and_repeats_nothing(chromium: str) -> None:
     async with asked(chromium) as (page, paced):
         paced.may_begin.set()
@@ -220,6 +221,7 @@ async def test_a_reload_of_the_page_in_mid_answer_loses_and_repeats_nothing(chro
     assert paced.runs == 1
 
 
+@pytest.mark.cell("Stop", "a page without a package")
 async def test_stop_on_the_page_ends_the_answer(chromium: str) -> None:
     async with asked(chromium) as (page, paced):
         paced.may_begin.set()

@@ -26,8 +26,8 @@ from streamkeep.http import DurableStreaming
 from streamkeep.http.framing import GenkitFraming, SSEFraming, parse_offset
 from streamkeep.http.place import query_of
 from streamkeep.http.response import Message, Receive, Scope, Send, headers_of
-from streamkeep.http.wire import Failure, GenkitDecoder, SSEDecoder, parse_body, wants_stream
 from streamkeep.storage import Head
+from streamkeep.wire import Failure, GenkitDecoder, SSEDecoder, parse_body, wants_stream
 
 GENKIT: Final = (
     b'data: {"message":{"text":"\\u00e9"},"offset":0}\n\n',

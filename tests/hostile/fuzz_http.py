@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.hostile.servers import ID, KNOWN, STREAMING, Target
 from tests.hostile.sockets import Answer, Connection, request
 
-from streamkeep.http.wire import GenkitDecoder, SSEDecoder
+from streamkeep.wire import GenkitDecoder, SSEDecoder
 
 SILENCE_SECONDS: Final = 0.25
 """How long a server that will not answer is listened to before we hang up; what then becomes of its answer is not looked at."""

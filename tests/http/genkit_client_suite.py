@@ -151,6 +151,7 @@ class GenkitClientSuite:
             'Server returned: 403: {"error":{"status":"PERMISSION_DENIED","message":"not for you"'
         )
 
+    @pytest.mark.cell("reload", "Genkit's JS client")
     async def test_a_client_that_aborts_and_comes_back_gets_all(
         self, app_of: AppOf, storage_url: str, genkit_client: "GenkitClient"
     ) -> None:
@@ -213,6 +214,7 @@ class GenkitClientSuite:
             _, *lines = await genkit_client(url=f"{url}/echo", input=text)
         assert lines == [*({"chunk": character} for character in text), {"output": {text: text}}]
 
+    @pytest.mark.cell("second tab", "Genkit's JS client")
     async def test_two_consumers_of_one_stream_get_equal_chunks_and_output(
         self, app_of: AppOf, storage_url: str, genkit_client: "GenkitClient"
     ) -> None:
@@ -272,6 +274,7 @@ class GenkitProcessesSuite:
         name: str = request.param
         return name
 
+    @pytest.mark.cell("restart", "Genkit's JS client")
     async def test_a_server_that_is_stopped_tells_its_readers_and_ends_the_stream(
         self, app: str, storage_url: str, genkit_client: "GenkitClient"
     ) -> None:
@@ -288,6 +291,7 @@ class GenkitProcessesSuite:
         assert last == aborted
         assert lines == [{"chunk": "begun"}, aborted]
 
+    @pytest.mark.cell("kill -9", "Genkit's JS client")
     async def test_a_server_that_is_killed_leaves_no_client_hanging_and_the_next_one_ends_the_stream(
         self, app: str, storage_url: str, genkit_client: "GenkitClient"
     ) -> None:
@@ -305,6 +309,7 @@ class GenkitProcessesSuite:
             assert last == aborted
             assert await genkit_client(**resume) == [begin, {"chunk": "begun"}, aborted]
 
+    @pytest.mark.cell("Stop", "Genkit's JS client")
     async def test_what_one_server_produces_is_read_resumed_and_cancelled_through_another(
         self, app: str, storage_url: str, genkit_client: "GenkitClient"
     ) -> None:

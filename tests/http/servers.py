@@ -113,10 +113,10 @@ def _ag_ui(storage_url: str) -> ASGIApp:
     return ag_ui_app(_http(storage_url), Paced())
 
 
-def _chats(storage_url: str) -> ASGIApp:
-    from tests.clients.chats import Chats, app_of  # which imports this module
+def _chats(storage_url: str, which: str = "plain") -> ASGIApp:
+    from tests.clients.chats import Chats, Shown, app_of  # which imports this module
 
-    return app_of(Chats(), _http(storage_url))
+    return app_of(Chats(), _http(storage_url), Shown(which))
 
 
 def _mcp(storage_url: str) -> ASGIApp:
@@ -129,6 +129,8 @@ def _mcp(storage_url: str) -> ASGIApp:
 
 APPS: Final[dict[str, Callable[[str], ASGIApp]]] = {
     "chats": _chats,
+    "an agent of Pydantic AI's": lambda url: _chats(url, "an agent of Pydantic AI's"),
+    "Pydantic AI's endpoint in DurableStreaming": lambda url: _chats(url, "Pydantic AI's endpoint in DurableStreaming"),
     "clients": _clients,
     "ag-ui": _ag_ui,
     "langgraph": _langgraph,
@@ -241,7 +243,7 @@ async def server_process(name: str, storage_url: str) -> AsyncGenerator[ServerPr
     await anyio.to_thread.run_sync(process.start)
     theirs.close()
     try:
-        with ours, anyio.fail_after(40):
+        with ours, anyio.fail_after(90):
             await anyio.wait_readable(ours.fileno())
             url = ours.recv()
         yield ServerProcess(url, process)

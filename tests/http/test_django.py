@@ -2,20 +2,21 @@
 
 # pyright: reportMissingTypeStubs=false
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import httpx
 import pytest
 from channels.routing import ProtocolTypeRouter, URLRouter
-from django.conf import settings
 from django.core.asgi import get_asgi_application
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.test.utils import override_settings
 from django.urls import path, re_path
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from tests.http.servers import STREAM_ID, Reading, http_to
+from tests.web import site
 
 from streamkeep import InMemoryStreamManager
 from streamkeep.http import Access, DurableStreaming, StreamsHTTP
@@ -35,7 +36,13 @@ async def chat(_request: HttpRequest) -> StreamingHttpResponse:
 
 
 urlpatterns: Final = [path("hello", hello), path("chat", chat)]
-settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY="-")
+site.configure()
+
+
+@pytest.fixture(autouse=True)
+def _urls() -> Iterator[None]:
+    with override_settings(ROOT_URLCONF=__name__):
+        yield
 
 
 def routed(*routes: Any) -> Any:

@@ -26,9 +26,8 @@ from streamkeep.http import (
     TextFraming,
     UIMessagesFraming,
 )
-from streamkeep.http.framing import Cursor, cursor_prefix, parse_cursor
 from streamkeep.http.response import Timeouts
-from streamkeep.http.wire import SSEDecoder
+from streamkeep.wire import Cursor, SSEDecoder, cursor_prefix, parse_cursor
 
 FAILED = ErrorInfo("NOT_FOUND", "no page é", None, "secret")
 CANCELLED = ErrorInfo("CANCELLED", "the stream was cancelled")
@@ -100,8 +99,46 @@ def test_ui_messages_that_fail_say_so_and_finish_too(error: ErrorInfo, part: obj
         for frame in body_of(UIMessagesFraming(), events_of(error=error)).split("\n")
         if "data" in frame
     ]
-    assert json.loads(frames[0]) == part
-    assert frames[1:] == ['{"type":"finish"}', "[DONE]"]
+    assert json.loads(frames[0]) == {"type": "start", "messageId": "0"}
+    assert json.loads(frames[1]) == part
+    assert frames[2:] == ['{"type":"finish"}', "[DONE]"]
+
+
+def test_an_answer_without_chunks_is_an_empty_message() -> None:
+    assert body_of(UIMessagesFraming(), events_of()) == (
+        'data: {"type":"start","messageId":"0"}\n\ndata: {"type":"finish"}\n\ndata: [DONE]\nid: 0\n\n'
+    )
+
+
+async def test_the_query_of_a_post_is_the_apps_and_that_of_a_get_says_how_many_parts_a_reader_has() -> None:
+    streams_http = StreamsHTTP(InMemoryStreamManager())
+    app = FastAPI(lifespan=streams_http.lifespan)
+
+    @app.post("/chat")
+    async def ask(request: Request) -> Response:
+        return await streams_http.respond(request, iter(["a"]), key="c", framing=UIMessagesFraming())
+
+    @app.get("/chat")
+    async def follow(request: Request) -> Response:
+        return await streams_http.follow(request, key="c", framing=UIMessagesFraming())
+
+    async with http_to(app) as http:
+        started = await http.post("/chat?startIndex=abc")
+        refused = await http.get("/chat?startIndex=abc")
+        rest = await http.get("/chat?startIndex=2")
+    assert (started.status_code, refused.status_code) == (200, 400)
+    assert started.text.endswith(rest.text)
+    assert started.text.count("data: ") == rest.text.count("data: ") + 2
+    exposed = started.headers.get_list("access-control-expose-headers")
+    assert exposed == ["X-Workflow-Run-Id, X-Resumable-Stream-Id", "X-Genkit-Stream-Id"]
+
+
+def test_who_counts_parts_is_told_of_no_transport_that_fails() -> None:
+    counting, other = UIMessagesFraming(), UIMessagesFraming()
+    counting.head("s", {"startIndex": "0"})
+    other.head("s", {})
+    assert counting.error(FAILED) == b""
+    assert other.error(FAILED) == b'data: {"type":"error","errorText":"no page \\u00e9"}\n\n'
 
 
 @pytest.mark.parametrize("chunk", [{"data": "[DONE]"}, {"data": '{"type":"finish"}'}, {"event": "x", "data": "hi"}])

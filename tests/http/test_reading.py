@@ -110,6 +110,11 @@ async def test_a_reader_may_begin_with_the_last_events_or_from_now_on() -> None:
     async with reading() as (http, streams):
         for last in range(1, 5):
             assert await events_at(http, f"/streams/counted?last={last}") == COUNTED[-last:]
+        begins = [
+            (await http.get(f"/streams/counted{query}")).headers.get("x-genkit-stream-offset")
+            for query in ("?last=2", "?last=99", "?after=0", "?last=1&after=0")
+        ]
+        assert begins == [str(len(COUNTED) - 3), "-1", None, None]
         assert (await http.get("/streams/counted?last=0")).status_code == 204
         # Who comes back has had them.
         assert await events_at(http, "/streams/counted?last=1&after=0") == COUNTED[1:]

@@ -25,7 +25,7 @@ from streamkeep.events import (
     event_of,
 )
 from streamkeep.http.framing import Framing, GenkitFraming, SSEFraming, ascii_json, error_body, parse_offset, result_body
-from streamkeep.http.wire import (
+from streamkeep.wire import (
     Failure,
     GenkitDecoder,
     GenkitFrame,
@@ -34,6 +34,7 @@ from streamkeep.http.wire import (
     Result,
     ServerSentEvent,
     SSEDecoder,
+    error_of,
     parse_body,
     wants_stream,
 )
@@ -366,6 +367,23 @@ class TestGenkitDecoder:
         assert decoder.feed(b"x" * 100) == []
 
     @pytest.mark.parametrize(
+        ("body", "info"),
+        [
+            (b'{"status":"NOT_FOUND","message":"m","details":[1]}', ErrorInfo("NOT_FOUND", "m", [1])),
+            (b'{"error":{"status":"ABORTED","message":"m"}}', ErrorInfo("ABORTED", "m")),
+            (b'{"error":"words"}', ErrorInfo("UNKNOWN", "words")),
+            (b'{"status":7,"message":7}', ErrorInfo("UNKNOWN", "")),
+        ],
+    )
+    def test_an_error_is_read_from_a_body(self, body: bytes, info: ErrorInfo) -> None:
+        assert error_of(body) == info
+
+    @pytest.mark.parametrize("body", [b"", b"words", b"[]", b"null", b'{"error":' * 5000, b'{"a":' * 5000])
+    def test_a_body_that_is_no_error_is_refused(self, body: bytes) -> None:
+        with pytest.raises(InvalidArgumentError):
+            error_of(body)
+
+    @pytest.mark.parametrize(
         "payload",
         [
             b"rubbish",
@@ -478,6 +496,13 @@ class TestSSEDecoder:
         assert decoder.feed(b"\n") == []
         assert (decoder.last_event_id, decoder.retry) == ("5", 20)
         assert decoder.feed(b"data: a\n\n") == [ServerSentEvent("message", "a", "5", 20)]
+
+    def test_a_reconnect_begins_with_the_id_of_before(self) -> None:
+        decoder = SSEDecoder(last_event_id="5")
+        assert decoder.feed(b"data: a\n\nid\ndata: b\n\n") == [
+            ServerSentEvent("message", "a", "5", None),
+            ServerSentEvent("message", "b", "", None),
+        ]
 
     def test_an_event_is_given_at_a_cr_without_waiting_for_what_follows(self) -> None:
         decoder = SSEDecoder()

@@ -68,6 +68,7 @@ def assert_whole_or_clearly_lost(outcomes: Sequence[Outcome]) -> None:
         assert outcome.error in (None, "TypeError: terminated", "TypeError: fetch failed")
 
 
+@pytest.mark.cell("cut", "Genkit's JS client")
 async def test_genkits_client_gets_exactly_the_rest_if_it_names_what_it_has(genkit: None) -> None:
     async with served() as (streams, url):
         await write_stream(streams, "told", CHUNKS, route=FLOW, owner="")

@@ -55,6 +55,7 @@ class TestHTTPStorage(StorageSuite):
         return lambda: HTTPStorage(url)
 
 
+@pytest.mark.slow
 class TestStreamsOverHTTP(StreamsSuite):
     @pytest.fixture
     def open_storage(self, url: str) -> Callable[[], Storage]:

@@ -96,6 +96,7 @@ class TestNATSStorage(StorageSuite):
         return lambda: storage_for(url)
 
 
+@pytest.mark.slow
 class TestStreamsOverNATS(StreamsSuite):
     @pytest.fixture
     def open_storage(self, url: str) -> Callable[[], Storage]:

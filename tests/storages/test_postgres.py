@@ -75,6 +75,7 @@ class TestPostgresStorage(StorageSuite):
         return lambda: PostgresStorage(here.url)
 
 
+@pytest.mark.slow
 class TestOlderPostgresStorage(StorageSuite):
     @pytest.fixture
     def open_storage(self, older_server: Postgres) -> Callable[[], Storage]:
@@ -82,6 +83,7 @@ class TestOlderPostgresStorage(StorageSuite):
         return lambda: PostgresStorage(url)
 
 
+@pytest.mark.slow
 class TestPostgresStorageBehindAPooler(StorageSuite):
     @pytest.fixture
     def open_storage(self, here: Postgres, pooler: PgBouncer) -> Callable[[], Storage]:

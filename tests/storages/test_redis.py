@@ -104,12 +104,14 @@ class TestRedisStorage(StorageSuite):
         return lambda: RedisStorage(url)
 
 
+@pytest.mark.slow
 class TestRedis7Storage(StorageSuite):
     @pytest.fixture
     def open_storage(self, redis_7: Server, prefix: str) -> Callable[[], Storage]:
         return lambda: RedisStorage(f"redis://127.0.0.1:{redis_7.port}/5?prefix={prefix}")
 
 
+@pytest.mark.slow
 class TestRedisClusterStorage(StorageSuite):
     @pytest.fixture
     def open_storage(self, cluster: Cluster, prefix: str) -> Callable[[], Storage]:

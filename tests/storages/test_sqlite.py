@@ -98,6 +98,7 @@ class TestSQLiteStorage(StorageSuite):
         return lambda: SQLiteStorage(tmp_path / "streams.db")
 
 
+@pytest.mark.slow
 class TestSQLiteStorageWithoutInotify(StorageSuite):
     @pytest.fixture
     def open_storage(self, tmp_path: Path, without_inotify: None) -> Callable[[], Storage]:

@@ -219,7 +219,7 @@ def test_a_block_that_is_left_in_mid_stream_follows_no_more(streams: StreamManag
 
 def inside(streams: StreamManager) -> Any:
     """Give the manager that awaits."""
-    return streams._running().manager
+    return streams._running().entered
 
 
 def test_a_reader_that_waits_may_be_interrupted_and_go_on(streams: StreamManager) -> None:
@@ -386,7 +386,7 @@ def test_a_forked_child_starts_anew(url: str) -> None:
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_a_child_that_was_forked_while_another_thread_was_starting_starts_anew(url: str) -> None:
     streams = StreamManager.connect(url)
-    with streams._lock:
+    with streams._threads._lock:
         assert in_child(lambda: [*streams.list()]) == "[]"
     assert [*streams.list()] == []
     streams.close()

@@ -18,7 +18,7 @@ from tests.torture.stage import GRACE, LEASE, TTL, Part, Stage
 from tests.torture.streams import BRIEF, DOOMED, FLOW, LASTING, recent_streams
 
 from streamkeep import StorageError, StreamEventType, StreamInfo, StreamkeepError, StreamManager, StreamNotFoundError
-from streamkeep.http.wire import Failure, GenkitDecoder, GenkitFrame, Message, SSEDecoder
+from streamkeep.wire import Failure, GenkitDecoder, GenkitFrame, Message, SSEDecoder
 
 READINGS: Final = 6
 """How many streams a reader reads at a time."""

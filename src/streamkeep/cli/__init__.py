@@ -9,6 +9,7 @@ EXTRAS: Final = {
     "cyclopts": "cli",
     "rich": "cli",
     "uvicorn": "cli",
+    "httpx2": "client",
     "fastapi": "demo",
     "genkit": "demo",
     "pydantic": "demo",

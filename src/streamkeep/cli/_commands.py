@@ -24,6 +24,7 @@ from ._output import CommandError, Copying, Output, complain, shown_url
 PAGE_STREAMS: Final = 100
 INTERRUPTED: Final = 130
 PIPE_CLOSED: Final = 141
+WHICH_STORAGE: Final = "which storage? give its URL by --storage, or in STREAMKEEP_STORAGE"
 
 app = App(
     name="streamkeep",
@@ -161,19 +162,35 @@ def info(id: Id, /, *, storage: Storage, json: Json = False) -> int:
 
 @app.command
 def tail(
-    id: Id,
+    id: Annotated[str, Parameter(help="The stream's id; or, for one of a server, its URL: https://HOST/streams/ID.")],
     /,
     *,
-    storage: Storage,
+    storage: Annotated[
+        str | None, Parameter(env_var="STREAMKEEP_STORAGE", help="The storage's URL; not for a stream that has one.")
+    ] = None,
     after: Annotated[int | None, Parameter(help="Only events with a greater offset than this.")] = None,
     last: Annotated[int | None, Parameter(help="Only so many of those that are stored; 0: from now on.")] = None,
     follow: Annotated[bool, Parameter(help="Go on live until its end.")] = True,
+    header: Annotated[
+        list[str] | None,
+        Parameter(negative="", help="Of a URL: a header more, NAME:VALUE. A token is better kept in STREAMKEEP_TOKEN."),
+    ] = None,
     json: Json = False,
 ) -> int:
-    """Print the events of a stream, first those that are stored, then live until its end; exit with 1 if that is an error."""
+    """Print the events of a stream, first those that are stored, then live until its end; exit with 1 if that is an error.
+
+    One of a server is gone on with by itself when its connection is lost. The token in STREAMKEEP_TOKEN, if there is one, is sent to that
+    server as `Authorization: Bearer`; others of the machine do not see it in the list of processes.
+    """
     output = Output(json=json)
+    is_url = id.startswith(("http://", "https://"))
+    if header and not is_url:
+        raise CommandError("--header is for a stream that is named by its URL", 2)
+    if storage is None and not is_url:
+        raise CommandError(WHICH_STORAGE, 2)
 
     async def run() -> bool:
+        assert storage is not None
         async with _existing(storage) as streams, streams.subscribe(id, after, last=last, follow=follow) as events:
             async for event in events:
                 output.event(event)
@@ -181,6 +198,10 @@ def tail(
                     return True
             return (await streams.info(id)).status == "error"
 
+    if is_url:
+        from ._remote import tail_url
+
+        return int(asyncio.run(tail_url(output, id, header or (), after=after, last=last, follow=follow)))
     return int(asyncio.run(run()))
 
 
@@ -279,7 +300,7 @@ def run() -> int:
 
 def _wrong_call(error: CycloptsError) -> str:
     if isinstance(error, MissingArgumentError) and error.argument is not None and error.argument.name == "--storage":
-        return "which storage? give its URL by --storage, or in STREAMKEEP_STORAGE"
+        return WHICH_STORAGE
     return str(error)
 
 

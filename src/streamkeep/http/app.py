@@ -6,11 +6,12 @@ By GET it is an app of its own, for `EventSource`, curl and the like. By POST it
 
 import re
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, TypedDict, Unpack, cast, get_args
 
 import anyio
 import msgspec
@@ -21,12 +22,14 @@ from .._listing import StreamInfo, StreamStatus
 from .._manager import StreamManager
 from ..errors import InvalidArgumentError, KeyInUseError, OffsetOutOfRangeError, StorageError, StreamNotFoundError
 from ..events import encode_json
+from ..wire import GenkitRequest, parse_body, wants_stream
 from .access import Access, Action, Authorize, check_owner, check_route, owner_of
 from .bounds import Bounds
 from .ended import OnEnd
 from .framing import Framing, GenkitFraming, PassThroughFraming, SSEFraming, result_body
 from .kept import ANSWER, ENDPOINTS_OWN, kept_framing
 from .place import (
+    OFFSET_HEADER,
     START,
     Place,
     again,
@@ -60,9 +63,8 @@ from .response import (
 )
 from .runner import MAX_PRODUCERS, OpenOptions, Producer, Runner
 from .shutdown import shutdown_of
-from .sources import Source, close, events_of, producer_of
-from .ui_messages import UIMessagesFraming, start_index
-from .wire import GenkitRequest, parse_body, wants_stream
+from .sources import AS_IT_IS, Setting, Source, close, events_of, producer_of
+from .ui_messages import EXPOSED, UIMessagesFraming, start_index
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -93,6 +95,53 @@ class Work(Protocol):
         self, request: GenkitRequest, context: Mapping[str, Any], send_chunk: Callable[[object], object], stop: anyio.Event
     ) -> object:
         """Do it, and give the output. `stop` is set when nobody wants it any more; a little later it is cancelled."""
+
+
+class StartOptions(TypedDict, total=False):
+    """What `respond` may be told of a stream, and of how it is shown."""
+
+    id: object
+    key: object
+    run: object
+    when_running: WhenRunning
+    owner: object
+    metadata: Mapping[str, str] | None
+    ttl: timedelta | None
+    bounds: Bounds | None
+    on_end: OnEnd | None
+    encode: Encode | None
+    context: Mapping[str, Any] | None
+    framing: Framing | None
+
+
+class StopOptions(TypedDict, total=False):
+    """What `cancel` may be told of a stream, beside its id."""
+
+    key: object
+    run: object
+    owner: object
+    context: Mapping[str, Any] | None
+
+
+class FollowOptions(StopOptions, total=False):
+    """What `follow` may be told of a stream, beside its id."""
+
+    framing: Framing | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What answers a request, as an ASGI app.
+
+    Attributes:
+        app: sends it.
+        stream: the id of the stream that it shows; None if it shows none.
+        started: whether this very request has started that stream.
+    """
+
+    app: ASGIApp
+    stream: str | None = None
+    started: bool = False
 
 
 class StreamsHTTP:
@@ -294,7 +343,47 @@ class StreamsHTTP:
         """
         from .starlette import take_over
 
-        if request.method in {"GET", "HEAD"}:
+        scope = request.scope
+        answer = await self.respond_to(
+            scope,
+            source,
+            lambda: take_over(request, lambda: self.read_body(scope, request.receive)),
+            id=id,
+            key=key,
+            run=run,
+            when_running=when_running,
+            owner=owner,
+            metadata=metadata,
+            ttl=ttl,
+            bounds=bounds,
+            on_end=on_end,
+            encode=encode,
+            context=context,
+            framing=framing,
+        )
+        return _response(answer)
+
+    async def respond_to(
+        self,
+        scope: Scope,
+        source: Source,
+        take_over: Callable[[], Awaitable[bool]],
+        *,
+        setting: Setting = AS_IT_IS,
+        **options: Unpack[StartOptions],
+    ) -> Answer:
+        """Do what `respond` does, for whatever framework; raises as it does.
+
+        Args:
+            scope: the request.
+            source: as for `respond`.
+            take_over: sees to it that what is left of the request's body is read before the producer starts; False: its client has gone.
+            setting: what the source runs in.
+            options: as for `respond`.
+        """
+        key, run, owner = _text_of(options.get("key")), _text_of(options.get("run")), options.get("owner")
+        when_running = options.get("when_running", "join")
+        if scope["method"] in {"GET", "HEAD"}:
             await close(source)
             raise RuntimeError(
                 "respond() starts a stream, and a GET is repeated by whoever lost its answer: start it by POST, and follow() it by GET"
@@ -302,42 +391,41 @@ class StreamsHTTP:
         if when_running not in get_args(WhenRunning) or (when_running != "join" and key is None):
             await close(source)
             raise TypeError('when_running is "join", or with a key "replace" or "refuse"')
-        key, run = _text_of(key), _text_of(run)
-        frames, scope, known = framing or GenkitFraming(), request.scope, context or {}
+        frames, known = options.get("framing") or GenkitFraming(), options.get("context") or {}
         expand = events_of() if isinstance(frames, PassThroughFraming) else None
-        runner, produce = self.runner, producer_of(source, expand=expand)
+        runner, produce = self.runner, producer_of(source, expand=expand, setting=setting)
         try:
             named, by_cursor = stream_named_in(scope)
             if named is not None:
                 await close(source)
                 route = None if await self._is_called(named, key, run) else scope["path"]
                 rest = await self._rest(scope, named, known, owner=owner, route=route, by_cursor=by_cursor, framing=frames)
-                return _response(*rest)
-            stream = str(uuid.uuid4() if id is None else id)
+                return Answer(*rest)
+            stream = str(uuid.uuid4() if (id_ := options.get("id")) is None else id_)
             known_owner = await self._owner_or(owner, "start", scope, known)
             opening: OpenOptions = {
-                "metadata": {**(metadata or {}), "route": scope["path"], ANSWER: ENDPOINTS_OWN},
-                "ttl": ttl,
-                "encode": encode,
+                "metadata": {**(options.get("metadata") or {}), "route": scope["path"], ANSWER: ENDPOINTS_OWN},
+                "ttl": options.get("ttl"),
+                "encode": options.get("encode"),
                 "owner": known_owner,
                 "key": key,
                 "run": run_of(scope, known_owner) if run is None else run,
                 "replace": when_running == "replace",
             }
-            if not await take_over(request, lambda: self.read_body(scope, request.receive)):
+            if not await take_over():
                 await close(source)  # its client left before it had sent all of its request
-                return _response(_nothing)
+                return Answer(_nothing)
             shown, started = await self._start_or_join(
-                runner, stream, produce, opening, bounds, on_end, refuses=when_running == "refuse"
+                runner, stream, produce, opening, options.get("bounds"), options.get("on_end"), refuses=when_running == "refuse"
             )
         except BaseException as error:
             await close(source)
             if not isinstance(error, Exception):
                 raise  # the endpoint was cancelled
-            return _response(_failed(error))
+            return Answer(_failed(error))
         if not started:
             await close(source)
-        return _response(self._showing(shown, START, frames), shown, started=started)
+        return Answer(self._showing(shown, START, frames), shown, started)
 
     async def _start_or_join(
         self,
@@ -398,27 +486,31 @@ class StreamsHTTP:
 
         Raises RuntimeError: this has not been entered. TypeError: neither an id was given, nor a key, nor a run; or a run beside another.
         """
+        answer = await self.follow_to(request.scope, stream, key=key, run=run, owner=owner, context=context, framing=framing)
+        return _response(answer)
+
+    async def follow_to(self, scope: Scope, stream: object = None, **options: Unpack[FollowOptions]) -> Answer:
+        """Do what `follow` does, for whatever framework; raises as it does."""
         self.runner  # noqa: B018 - raises if this was not entered
-        stream, key, run = _which(stream, key, run)
-        scope, known = request.scope, context or {}
+        stream, key, run = _which(stream, options.get("key"), options.get("run"))
+        owner, known, framing = options.get("owner"), options.get("context") or {}, options.get("framing")
         try:
             if key is not None and (cursor := cursor_in(scope)) is not None:
                 # A stream of this key that is not the newest any more is gone on with all the same.
                 found = await self.admit("resume", scope, cursor.stream, None, known, owner)
                 if found.key != key and found.id != stream:
-                    return _response(_nothing_in(framing))
+                    return Answer(_nothing_in(framing))
             else:
                 found = await self._found(stream, key, run, "resume", scope, known, owner)
             shown = framing or framing_of(found.metadata.get(ANSWER), scope)
             is_over = key is not None and found.id != stream and found.status != "open" and not shown.replays
             if is_over and place_of(scope, found) == START:
-                return _response(_nothing_in(shown))
-            rest = await self._rest(scope, found.id, known, owner=owner, route=None, by_cursor=False, framing=shown)
-            return _response(*rest)
+                return Answer(_nothing_in(shown))
+            return Answer(*await self._rest(scope, found.id, known, owner=owner, route=None, by_cursor=False, framing=shown))
         except StreamNotFoundError as error:
-            return _response(_not_found(framing, scope, error, is_by_key=key is not None))
+            return Answer(_not_found(framing, scope, error, is_by_key=key is not None))
         except Exception as error:
-            return _response(_failed(error))
+            return Answer(_failed(error))
 
     async def cancel(
         self,
@@ -440,18 +532,22 @@ class StreamsHTTP:
 
         Raises TypeError: as `follow` does.
         """
-        stream, key, run = _which(stream, key, run)
+        answer = await self.cancel_to(request.scope, stream, key=key, run=run, owner=owner, context=context)
+        return _response(answer)
+
+    async def cancel_to(self, scope: Scope, stream: object = None, **options: Unpack[StopOptions]) -> Answer:
+        """Do what `cancel` does, for whatever framework; raises as it does."""
+        stream, key, run = _which(stream, options.get("key"), options.get("run"))
         try:
-            stopped = await self.streams.cancel(
-                (await self._found(stream, key, run, "stop", request.scope, context or {}, owner)).id
-            )
+            found = await self._found(stream, key, run, "stop", scope, options.get("context") or {}, options.get("owner"))
+            stopped = await self.streams.cancel(found.id)
         except Exception as error:
-            return _response(_failed(error))
+            return Answer(_failed(error))
 
         async def answer(_scope: Scope, _receive: Receive, send: Send) -> None:
             await send_response(send, 200, encode_json({"stopped": stopped}))
 
-        return _response(answer)
+        return Answer(answer)
 
     async def _found(
         self,
@@ -607,8 +703,11 @@ class StreamsHTTP:
         """
         place, framing = place or START, framing or GenkitFraming()
         headers = [*(naming(stream) if headers is None else headers)]
-        given = {name.lower() for name, _ in headers}  # those of an app that says them itself count
-        headers = [*(header for header in framing.head(stream, query_of(scope)) if header[0] not in given), *headers]
+        # Those of an app that says them itself count; but what either exposes is exposed.
+        given = {name.lower() for name, _ in headers} - {EXPOSED[0]}
+        # The query of a POST is the app's: who starts a stream has none of it.
+        query = query_of(scope) if scope["method"] == "GET" else {}
+        headers = [*(header for header in framing.head(stream, query) if header[0] not in given), *headers]
         if framing.reads_all and place.after is not None:
             await self._check_reached(stream, place.after)
         after = None if framing.reads_all else place.after
@@ -616,6 +715,8 @@ class StreamsHTTP:
             stream, after, last=place.last, follow=place.follow, idle_timeout=self._timeouts.idle
         ) as events:
             check_life(place, events.life)
+            if place.last is not None:
+                headers.append((OFFSET_HEADER, str(events.first_offset - 1)))
             with self._listening(), self._shutdown.responding():
                 await send_events(
                     receive,
@@ -765,10 +866,10 @@ def _text_of(name: object) -> str | None:
     return None if name is None else str(name)
 
 
-def _response(app: ASGIApp, stream: str | None = None, *, started: bool = False) -> "ASGIResponse":
+def _response(answer: Answer) -> "ASGIResponse":
     from .starlette import ASGIResponse  # only who has Starlette asks for one
 
-    return ASGIResponse(app, stream, started=started, status=204 if app is _nothing else 200)
+    return ASGIResponse(answer.app, answer.stream, started=answer.started, status=204 if answer.app is _nothing else 200)
 
 
 def _told(framing: Framing, body: bytes) -> ASGIApp:

@@ -22,6 +22,8 @@ from .._background import loop_here, not_ours
 from .._input import StreamInput
 from ..errors import InvalidArgumentError, KeyInUseError, StreamkeepError
 from ..events import ErrorInfo, hidden_error
+from ..wire import Failure, GenkitDecoder, Result, SSEDecoder, wants_stream
+from ..wire import Message as Chunk
 from .app import StreamsHTTP, framing_of, naming
 from .cancellation import Cancellation
 from .claim import Claim
@@ -42,8 +44,6 @@ from .response import (
     longer,
 )
 from .runner import SAVE_SECONDS, SHUT_DOWN, ChunkWriter
-from .wire import Failure, GenkitDecoder, Result, SSEDecoder, wants_stream
-from .wire import Message as Chunk
 
 logger: Final = logging.getLogger("streamkeep")
 

@@ -6,42 +6,15 @@ Everything here is sans-I/O. It knows neither ASGI nor managers, and never decid
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar, assert_never
 
 import msgspec
 
 from ..errors import InvalidArgumentError
 from ..events import MAX_OFFSET, ErrorInfo, StreamEvent, StreamEventType, encode_json
-from .wire import ServerSentEvent
+from ..wire import ServerSentEvent
 
 T = TypeVar("T")
-
-LIFE_CHARACTERS: Final = 8
-_CURSOR: Final = re.compile(r"(?P<stream>[A-Za-z0-9_~.:@=+-]{1,255})/(?P<life>[0-9a-f]{8})/(?P<offset>[0-9]{1,15})")
-
-
-@dataclass(frozen=True, slots=True)
-class Cursor:
-    """What a client sends back to go on: the stream, which life of that id, and the offset of the last event that it has.
-
-    As text it is `stream/life/offset`, which clients take as it is: the `id:` of a server-sent event, and so `Last-Event-ID`.
-    """
-
-    stream: str
-    life: str
-    offset: int
-
-
-def cursor_prefix(stream: str, life: str) -> str:
-    """Give what an offset is written behind to make it a cursor. What is left of a life tells it from others of its id."""
-    return f"{stream}/{life[:LIFE_CHARACTERS]}/"
-
-
-def parse_cursor(text: str | None) -> Cursor | None:
-    """Give the cursor that a text is, if it is one."""
-    match = _CURSOR.fullmatch(text or "")
-    return match and Cursor(match["stream"], match["life"], int(match["offset"]))
 
 
 def parse_offset(text: str | None) -> int | None:

@@ -12,7 +12,8 @@ import msgspec
 from .._listing import StreamInfo
 from ..errors import InvalidArgumentError, OffsetOutOfRangeError
 from ..events import MAX_OFFSET
-from .framing import LIFE_CHARACTERS, Cursor, Framing, parse_cursor, parse_offset
+from ..wire import LIFE_CHARACTERS, Cursor, parse_cursor
+from .framing import Framing, parse_offset
 from .response import STREAM_ID_HEADER, Scope, headers_of
 
 OFFSET_HEADER: Final = "x-genkit-stream-offset"

@@ -26,7 +26,8 @@ from ..errors import (
     StreamManagerClosedError,
 )
 from ..events import ErrorInfo, StreamEvent, StreamEventType, shown_info
-from .framing import Framing, GenkitFraming, cursor_prefix, error_body
+from ..wire import cursor_prefix
+from .framing import Framing, GenkitFraming, error_body
 
 logger: Final = logging.getLogger("streamkeep")
 

@@ -96,7 +96,7 @@ _listeners: Final[dict[object, Callable[[], object]]] = {}
 
 @contextmanager
 def _told_of_signals(tell: Callable[[], object]) -> Generator[None]:
-    """While within, call a function in this event loop when the process gets a signal to stop; on asyncio, in the main thread."""
+    """While within, call a function in this event loop, on asyncio, when the process gets a signal to stop and the main thread hears it."""
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:  # another event loop, whose servers have ways of their own
@@ -104,7 +104,7 @@ def _told_of_signals(tell: Callable[[], object]) -> Generator[None]:
         return
     listener = object()
     _listeners[listener] = lambda: loop.call_soon_threadsafe(tell)
-    _listen()
+    hear_signals()
     try:
         yield
     finally:
@@ -126,7 +126,8 @@ class _Ear:
         self.before(number, frame)
 
 
-def _listen() -> None:
+def hear_signals() -> None:
+    """Hear the signals from here on, in the main thread; elsewhere this does nothing. Whoever listens in another thread has it called."""
     with suppress(ValueError):  # not the main thread: whoever handles signals there has another way to stop this one
         for number in SIGNALS:
             before = signal.getsignal(number)

@@ -8,20 +8,20 @@ import inspect
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext, suppress
 from contextvars import copy_context
 from functools import partial
 from threading import Thread
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import anyio
 
 from .._background import loop_here
 from .._input import StreamInput
 from ..errors import LimitExceededError
+from ..wire import SSEDecoder
 from .framing import block_of
 from .runner import ChunkWriter, Producer, keep_place
-from .wire import SSEDecoder
 
 T = TypeVar("T")
 
@@ -42,7 +42,30 @@ Expand = Callable[[object], Iterable[object]]
 """Gives what is stored for a chunk of a source: nothing, or something else, or more."""
 
 
-def producer_of(source: Source, *, expand: Expand | None = None) -> Producer:
+class Setting(Protocol):
+    """What the code of an app runs in, such as a context of its framework's. It is entered anew for each piece of a source."""
+
+    def in_thread(self) -> AbstractContextManager[object]:
+        """Give what surrounds what runs in a thread of its own."""
+        ...
+
+    def in_task(self) -> AbstractAsyncContextManager[object]:
+        """Give what surrounds what awaits."""
+        ...
+
+
+class _AsItIs:
+    def in_thread(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def in_task(self) -> AbstractAsyncContextManager[object]:
+        return nullcontext()
+
+
+AS_IT_IS: Final[Setting] = _AsItIs()
+
+
+def producer_of(source: Source, *, expand: Expand | None = None, setting: Setting = AS_IT_IS) -> Producer:
     """Give what writes a source's chunks to a stream. TypeError: it is no source. A function is called when that runs, in its task.
 
     `expand` is called for one chunk after the other, in a thread if the source is iterated in one.
@@ -50,14 +73,14 @@ def producer_of(source: Source, *, expand: Expand | None = None) -> Producer:
     read = _as_they_are if expand is None else partial(_expanded, expand)
     if _is_chunks(source):
         chunks = cast("Chunks", source)
-        return lambda stream, _stop: _write_all(stream, read(chunks))
+        return lambda stream, _stop: _write_all(stream, read(chunks), setting)
     if inspect.iscoroutine(source):
         source.close()  # or Python warns that nobody awaited it
     if not callable(source) or isinstance(source, type):
         raise TypeError(
             f"a stream is made of an iterable of chunks, async or not, or of a function that makes one, and not of {_kind(source)}"
         )
-    return _made_by(source, read)
+    return _made_by(source, read, setting)
 
 
 async def close(source: object) -> None:
@@ -77,18 +100,19 @@ def _log_unclosed(source: object, error: Exception) -> None:
     logger.warning("a stream's source, a %s, could not be closed", type(source).__name__, exc_info=error)
 
 
-def _made_by(function: Callable[..., object], read: Callable[[Chunks], Chunks]) -> Producer:
+def _made_by(function: Callable[..., object], read: Callable[[Chunks], Chunks], setting: Setting) -> Producer:
     takes_stream, blocks = _takes_argument(function), _may_block(function)
 
     async def produce(stream: StreamInput, _stop: anyio.Event) -> object:
         call = partial(function, stream) if takes_stream else function
         # As FastAPI does with what is no coroutine function: a synchronous client waits for its answer's head.
-        made = await _in_thread(stream.id, call) if blocks else call()
+        made = await in_thread(stream.id, call, setting) if blocks else call()
         if inspect.isawaitable(made):
-            made = await cast("Awaitable[object]", made)
+            async with setting.in_task():
+                made = await cast("Awaitable[object]", made)
         # A list may be a result; what has to be iterated to be known is none.
         if isinstance(made, AsyncIterable | Iterator):
-            await _write_all(stream, read(cast("Chunks", made)))
+            await _write_all(stream, read(cast("Chunks", made)), setting)
             return None
         return made
 
@@ -133,16 +157,17 @@ def _kind(source: object) -> str:
     return f"a {name}"
 
 
-async def _write_all(stream: StreamInput, chunks: Chunks) -> None:
+async def _write_all(stream: StreamInput, chunks: Chunks, setting: Setting) -> None:
     if isinstance(chunks, AsyncIterable):
         writer = ChunkWriter(stream)
-        try:
-            async for chunk in chunks:
-                await writer.write(chunk)
-        finally:
-            await close(chunks)
+        async with setting.in_task():
+            try:
+                async for chunk in chunks:
+                    await writer.write(chunk)
+            finally:
+                await close(chunks)
     else:
-        await _in_thread(stream.id, lambda: _write_here(stream, chunks))
+        await in_thread(stream.id, lambda: _write_here(stream, chunks), setting)
 
 
 def _as_they_are(chunks: Chunks) -> Chunks:
@@ -185,7 +210,7 @@ def _events_of(decoder: SSEDecoder, chunk: object) -> Iterable[object]:
             return (chunk,)
 
 
-async def _in_thread(name: str, function: Callable[[], T]) -> T:
+async def in_thread(name: str, function: Callable[[], T], setting: Setting = AS_IT_IS) -> T:
     """Call a function in a thread. It cannot be cancelled: it is left alone then, and keeps its producer's place until it returns."""
     loop, over, give_back_place = loop_here(), anyio.Event(), keep_place()
     answers: list[T] = []
@@ -197,7 +222,8 @@ async def _in_thread(name: str, function: Callable[[], T]) -> T:
 
     def run() -> None:
         try:
-            answers.append(function())
+            with setting.in_thread():
+                answers.append(function())
         except BaseException as error:  # what native libraries raise may be no Exception
             failures.append(error)
         with suppress(RuntimeError):  # its event loop has ended

@@ -7,11 +7,10 @@ log, the same ones each time, and a reader that has some is not sent those again
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, TypeVar, assert_never
 
-import msgspec
-
 from ..errors import InvalidArgumentError
 from ..events import ErrorInfo, StreamEvent, StreamEventType, encode_json
 from .framing import Block, frame_of, one_line, stored_block, without_nulls
+from .ui_parts import is_part, type_of
 
 T = TypeVar("T")
 
@@ -21,16 +20,6 @@ START_INDEX: Final = "startIndex"
 """The name in the query under which `WorkflowChatTransport` says how many parts it has."""
 OVER: Final = "[DONE]"
 EXPOSED: Final = ("access-control-expose-headers", "X-Workflow-Run-Id, X-Resumable-Stream-Id")
-# fmt: off
-TYPES: Final = frozenset((
-    "abort", "custom", "error", "file", "finish", "finish-step", "message-metadata", "reasoning-delta", "reasoning-end",
-    "reasoning-file", "reasoning-start", "reset-step", "source-document", "source-url", "start", "start-step",
-    "steering-message", "text-delta", "text-end", "text-start", "tool-approval-request", "tool-approval-response",
-    "tool-input-available", "tool-input-delta", "tool-input-error", "tool-input-start", "tool-output-available",
-    "tool-output-denied", "tool-output-error",
-))
-# fmt: on
-"""Those that `ai` 7 knows, and `data-…`. Any other is fatal to it."""
 _MAY_BE_NULL: Final = frozenset(("data", "input", "messageMetadata", "output"))
 _GOES_ON_OVER: Final = ("data-", "message-metadata", "source-")
 """Beginnings of the types of parts that do not end the text before them."""
@@ -53,8 +42,9 @@ def start_index(query: Mapping[str, str]) -> int | None:
 class UIMessagesFraming:
     """UI messages of the AI SDK, for `useChat`, its `WorkflowChatTransport` and assistant-ui.
 
-    A chunk that is a part (an object with a `type` that the AI SDK knows, or `data-…`) is sent as it is, but without the nulls that its
-    clients refuse. A string is text: a `text-delta`, in a text that is begun and ended around it. Anything else is a `data-chunk`.
+    A chunk that is a part (an object with a `type` that the AI SDK knows and the fields that such a one must have, or `data-…`) is sent as
+    it is, but without the nulls that its clients refuse. A string is text: a `text-delta`, in a text that is begun and ended around it.
+    Anything else is a `data-chunk`.
     A `start` comes first unless the producer has sent one; its `messageId` is the stream's id. What has passed
     through `DurableStreaming` is not looked into.
 
@@ -85,14 +75,16 @@ class UIMessagesFraming:
         self._is_passed_through = is_passed_through
         self._headers = headers
         self._left_out = 0
+        self._comes_back = False
         self._is_begun = self._is_finished = self._is_over = False
         self._texts = 0
         self._in_text = False
 
     def head(self, stream: str, query: Mapping[str, str]) -> Sequence[tuple[str, str]]:
         """Give the stream's id in the headers where clients look for it; leave out as many parts as they have."""
-        index = start_index(query) or 0
-        self._left_out = max(index, 0)
+        given = start_index(query)
+        index = given or 0
+        self._left_out, self._comes_back = max(index, 0), given is not None
         ids = [("x-workflow-run-id", stream), ("x-resumable-stream-id", stream), EXPOSED] if stream else []
         tail = [("x-workflow-stream-tail-index", str(-1 - index))] if index < 0 else []
         return [*self._headers, *ids, *tail]
@@ -109,7 +101,8 @@ class UIMessagesFraming:
             case StreamEventType.DONE:
                 return self._frames(self._done(event.data, cursor), cursor)
             case StreamEventType.ERROR:
-                return self._frames([*self._end_text(), _error_part(event.error), *self._end()], cursor)
+                parts = [*self._start(cursor), *self._end_text(), _error_part(event.error), *self._end()]
+                return self._frames(parts, cursor)
             case _:
                 assert_never(event.type)
 
@@ -118,8 +111,8 @@ class UIMessagesFraming:
         return b": \n"
 
     def error(self, error: ErrorInfo) -> bytes:
-        """Give an `error` without id."""
-        return frame_of(_error_part(error))
+        """Give an `error` without id; nothing to who counts parts: that one comes back by itself, and would count this one as well."""
+        return b"" if self._comes_back else frame_of(_error_part(error))
 
     def end(self) -> bytes:
         """Give the whole body of an answer that has no message in it."""
@@ -130,10 +123,10 @@ class UIMessagesFraming:
             return self._own(block)
         if data.startswith(b'"'):
             return [*self._start(cursor), *self._begin_text(), self._text("text-delta", b',"delta":%b' % data)]
-        kind = _type_of(data)
+        kind = type_of(data)
         if kind == "done":  # which Pydantic AI has for [DONE]
             return []
-        if not _is_part(kind):
+        if not is_part(data, kind):
             return [*self._start(cursor), Block(_one(b'{"type":"data-chunk","data":%b}' % data))]
         before = [] if kind == "start" else self._start(cursor)
         self._is_begun = True
@@ -146,17 +139,18 @@ class UIMessagesFraming:
             finish = self._finish()
             self._is_over = True
             return [*finish, block]
-        self._is_finished = self._is_finished or _type_of(block.data.encode()) == "finish"
+        self._is_finished = self._is_finished or type_of(block.data.encode()) == "finish"
         return [block]
 
     def _done(self, output: bytes, cursor: str) -> list[Block]:
-        if _is_part(_type_of(output)):
-            return [*self._chunk(output, cursor), *self._end()]
-        metadata = b',"messageMetadata":%b' % output if output.startswith(b"{") and not _type_of(output) else b""
-        return [*self._end_text(), *self._end(metadata)]
+        if is_part(output, type_of(output)):
+            chunk = self._chunk(output, cursor)
+            return [*chunk, *self._end_text(), *self._end()]
+        metadata = b',"messageMetadata":%b' % output if output.startswith(b"{") and not type_of(output) else b""
+        return [*self._start(cursor), *self._end_text(), *self._end(metadata)]
 
     def _start(self, cursor: str) -> list[Block]:
-        if self._is_begun:
+        if self._is_begun or self._is_passed_through:
             return []
         self._is_begun = True
         return [Block(encode_json({"type": "start", "messageId": cursor.partition("/")[0]}).decode())]
@@ -197,23 +191,8 @@ class UIMessagesFraming:
         return b"".join([*map(frame_of, left[:-1]), *(frame_of(block, cursor) for block in left[-1:])])
 
 
-class _Part(msgspec.Struct):
-    type: str = ""
-
-
-def _type_of(data: bytes) -> str:
-    try:
-        return msgspec.json.decode(data, type=_Part).type
-    except msgspec.MsgspecError:
-        return ""
-
-
-def _is_part(kind: str) -> bool:
-    return kind in TYPES or kind.startswith("data-")
-
-
 def _is_end(block: Block) -> bool:
-    return block.data == OVER or _type_of(block.data.encode()) == "finish"
+    return block.data == OVER or type_of(block.data.encode()) == "finish"
 
 
 def _part(data: bytes) -> Block:

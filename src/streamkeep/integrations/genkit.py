@@ -12,7 +12,9 @@ from pydantic import BaseModel
 
 from ..errors import InvalidArgumentError, PublicError, StreamkeepError
 from ..events import error_info
-from ..http.wire import GenkitRequest
+from ..http.app import Work
+from ..http.sources import Setting
+from ..wire import GenkitRequest
 
 
 class FlowWork:
@@ -75,3 +77,19 @@ def _raised(error: Exception) -> Exception:
 def _in_full(error: Exception) -> PublicError:
     stack = "".join(traceback.format_exception(error))
     return PublicError(error_info(error).status, str(error), {"stack": stack})
+
+
+class WorkIn:
+    """Work that runs in a setting of an app's."""
+
+    def __init__(self, work: Work, setting: Setting) -> None:
+        self.check = work.check
+        self._work = work
+        self._setting = setting
+
+    async def run(
+        self, request: GenkitRequest, context: Mapping[str, Any], send_chunk: Callable[[object], object], stop: anyio.Event
+    ) -> object:
+        """See `Work.run`."""
+        async with self._setting.in_task():
+            return await self._work.run(request, context, send_chunk, stop)

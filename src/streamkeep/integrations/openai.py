@@ -20,7 +20,7 @@ from ..http.kept import ANSWER, ENDPOINTS_OWN
 from ..http.place import query_of
 from ..http.response import Receive, Scope, Send, disconnected, errors_answered, send_response
 from ..http.sources import Source, producer_of
-from ..http.wire import parse_object
+from ..wire import parse_object
 from ._responses import Answer, Json, ResponsesFraming, Writer, error_json, new_response
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ import { DefaultChatTransport } from "ai";
 import { StrictMode, createElement, useEffect } from "react";
 import { createRoot } from "react-dom/client";
 
-const textOf = ({ parts }) => parts.map((part) => part.text ?? JSON.stringify(part)).join("");
+const isShown = ({ type }) => type !== "step-start";
+const textOf = ({ parts }) => parts.filter(isShown).map((part) => part.text ?? JSON.stringify(part)).join("");
 const answersIn = (messages) => messages.filter(({ role }) => role === "assistant");
 
 const shown = (status, messages, error) => ({
@@ -17,15 +18,24 @@ const shown = (status, messages, error) => ({
 });
 
 // Resolves when a chat that begins has asked whether something runs: a user takes longer than that.
-const asking = (url) => {
+const asking = (url, more) => {
   let settled;
   const settling = new Promise((resolve) => (settled = resolve));
-  const transport = new DefaultChatTransport({
-    api: `${url}/api/chat`,
-    fetch: (input, init) => fetch(input, init).finally(() => setTimeout(settled)),
-  });
+  const asked = (input, init) => (more.fetch ?? fetch)(input, init).finally(() => setTimeout(settled));
+  const transport = new DefaultChatTransport({ ...more, api: `${url}/api/chat`, fetch: asked });
   return [transport, settling];
 };
+
+// Of an endpoint that knows no chats the page keeps the stream.
+const keepingTheStream = (url) => ({
+  fetch: async (input, init) => {
+    const answer = await fetch(input, init);
+    const stream = answer.headers.get("x-workflow-run-id");
+    if (stream) sessionStorage.setItem("stream", stream);
+    return answer;
+  },
+  prepareReconnectToStreamRequest: () => ({ api: `${url}/api/streams/${sessionStorage.getItem("stream") ?? "none"}` }),
+});
 
 const chats = new Map();
 
@@ -40,7 +50,7 @@ const Chat = ({ number, job, transport }) => {
 };
 
 const byUseChat = (number, job) => {
-  const [transport, settling] = asking(job.url);
+  const [transport, settling] = asking(job.url, job.keepsStream ? keepingTheStream(job.url) : {});
   const chat = createElement(Chat, { number, job, transport });
   createRoot(document.body.appendChild(document.createElement("div"))).render(createElement(StrictMode, {}, chat));
   return settling;

@@ -1,17 +1,18 @@
-"""What comes over HTTP, read from bytes that are cut anywhere: Genkit's frames, server-sent events, and Genkit's request.
+"""What comes over HTTP, read from bytes that are cut anywhere: Genkit's frames, server-sent events, Genkit's request, cursors.
 
-Everything here is sans-I/O. What is sent is written in `framing`.
+Everything here is sans-I/O, for servers and clients alike. What is sent is written in `http.framing`.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
-from .._depth import MAX_DEPTH, is_deep
-from ..errors import STATUSES, InvalidArgumentError, LimitExceededError, Status, StreamkeepError
-from ..events import MAX_OFFSET, ErrorInfo
+from ._depth import MAX_DEPTH, is_deep
+from .errors import STATUSES, InvalidArgumentError, LimitExceededError, Status, StreamkeepError
+from .events import MAX_OFFSET, ErrorInfo
 
 MAX_FRAME_BYTES: Final = 8 * 1024 * 1024
 """How long a frame may be that a decoder takes, unless it is told otherwise."""
@@ -103,6 +104,7 @@ class _WireFrame(msgspec.Struct):
 
 
 _frame_decoder: Final = msgspec.json.Decoder(_WireFrame)
+_error_decoder: Final = msgspec.json.Decoder(_WireError)
 
 
 def _genkit_frame(line: bytes) -> GenkitFrame | None:
@@ -124,6 +126,17 @@ def _wire_frame(payload: bytes) -> _WireFrame:
         return _frame_decoder.decode(payload.decode())
     except (ValueError, RecursionError) as error:
         raise InvalidArgumentError("the server sent a frame that is not Genkit's") from error
+
+
+def error_of(data: bytes) -> ErrorInfo:
+    """Give the error that a frame's data or an answer's body is, `{"status", "message", "details"}`, also inside an `error`.
+
+    InvalidArgumentError: it is not one.
+    """
+    try:
+        return _error_of(_error_decoder.decode(data))
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgumentError("this is no error in JSON") from error
 
 
 def _error_of(error: _WireError | str | None) -> ErrorInfo:
@@ -186,17 +199,17 @@ class SSEDecoder:
     """Reads an event stream by the HTML standard's algorithm (9.2.6), from bytes that are cut anywhere.
 
     `last_event_id` and `retry` are what a reconnect goes by; a block without data moves them too, though it gives no event.
-    What the stream ends in the middle of is dropped, as the standard wants.
+    What the stream ends in the middle of is dropped, as the standard wants. A reconnect begins with the `last_event_id` of before.
     """
 
-    def __init__(self, *, max_event_bytes: int = MAX_FRAME_BYTES) -> None:
-        self.last_event_id = ""
+    def __init__(self, *, max_event_bytes: int = MAX_FRAME_BYTES, last_event_id: str = "") -> None:
+        self.last_event_id = last_event_id
         self.retry: int | None = None
         self._max_event_bytes = max_event_bytes
         self._lines = _Lines(max_event_bytes)
         self._at_start = True
         self._event = ""
-        self._id = ""
+        self._id = last_event_id
         self._data: list[str] = []
         self._data_bytes = 0
 
@@ -241,6 +254,35 @@ class SSEDecoder:
 
 _MAX_RETRY_DIGITS: Final = 15
 """The standard has no bound, but `int` has, and 30,000 years are enough."""
+
+
+# Cursors
+
+LIFE_CHARACTERS: Final = 8
+_CURSOR: Final = re.compile(r"(?P<stream>[A-Za-z0-9_~.:@=+-]{1,255})/(?P<life>[0-9a-f]{8})/(?P<offset>[0-9]{1,15})")
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """What a client sends back to go on: the stream, which life of that id, and the offset of the last event that it has.
+
+    As text it is `stream/life/offset`, which clients take as it is: the `id:` of a server-sent event, and so `Last-Event-ID`.
+    """
+
+    stream: str
+    life: str
+    offset: int
+
+
+def cursor_prefix(stream: str, life: str) -> str:
+    """Give what an offset is written behind to make it a cursor. What is left of a life tells it from others of its id."""
+    return f"{stream}/{life[:LIFE_CHARACTERS]}/"
+
+
+def parse_cursor(text: str | None) -> Cursor | None:
+    """Give the cursor that a text is, if it is one."""
+    match = _CURSOR.fullmatch(text or "")
+    return match and Cursor(match["stream"], match["life"], int(match["offset"]))
 
 
 # Requests

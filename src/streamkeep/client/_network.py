@@ -1,0 +1,287 @@
+"""HTTP as a reader of streams sees it, over httpx2: a request goes out, and an answer comes in pieces. No retries, no meaning.
+
+`Network` and `Answer` are awaited. Those over a blocking client are, too, though they never wait there: `ran` runs what awaits nothing
+else. So whoever reads streams is written once.
+"""
+
+import re
+import ssl
+import time
+from collections.abc import Coroutine, Generator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Final, Protocol, TypeVar
+
+import anyio
+
+from ..errors import InvalidArgumentError, UnexpectedAnswerError
+
+try:
+    import httpx2
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("streamkeep.client needs httpx2: pip install 'streamkeep[client]'", name=error.name) from error
+
+R = TypeVar("R")
+
+MAX_REDIRECTS: Final = 5
+CLOSE_SECONDS: Final = 5.0
+CONNECT_SECONDS: Final = 10.0
+_NOT_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    query: Mapping[str, str] = field(default_factory=dict[str, str])
+    body: bytes | None = None
+
+
+class LostError(Exception):
+    """There was no answer, or there is no more of it; `__cause__` is why.
+
+    Args:
+        is_sent: whether the server may have got the request.
+        is_final: whether another try cannot do better.
+        asked_seconds: how long the server wants to be left alone.
+    """
+
+    def __init__(self, *, is_sent: bool = True, is_final: bool = False, asked_seconds: float = 0.0) -> None:
+        super().__init__("the connection was lost")
+        self.is_sent = is_sent
+        self.is_final = is_final
+        self.asked_seconds = asked_seconds
+
+
+class Answer(Protocol):
+    """The head of an answer, and its body in pieces.
+
+    Attributes:
+        status: its HTTP code.
+        headers: names in any case.
+        has_end: whether the end of its body can be told from a lost connection.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    has_end: bool
+
+    async def read(self) -> bytes:
+        """Give what comes next of the body as it was sent, b"" at its end. LostError: it is not whole."""
+        ...
+
+    async def close(self) -> None:
+        """Leave it; what is left of it is not read."""
+        ...
+
+
+class Network(Protocol):
+    """What requests go through."""
+
+    async def send(self, call: Call) -> Answer:
+        """Send a request, and give its answer when the head is there. Redirects are followed as long as they stay with one server.
+
+        LostError: there is none. InvalidArgumentError: it cannot be sent. UnexpectedAnswerError: it leads to another server.
+        """
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        ...
+
+    async def close(self) -> None:
+        """Close what was opened for this, and not what was handed to it."""
+        ...
+
+
+# Awaited
+
+
+class AsyncNetwork:
+    """Over a client that awaits: the user's own, or one that is opened for this."""
+
+    def __init__(self, client: httpx2.AsyncClient | None, read_seconds: float | None) -> None:
+        self._is_ours = client is None
+        self._client = client or httpx2.AsyncClient(verify=_tls(), timeout=CONNECT_SECONDS)
+        self._timeout = _timeout(self._client.timeout, read_seconds)
+
+    async def send(self, call: Call) -> Answer:
+        """See `Network`."""
+        request = _request(self._client, call, self._timeout)
+        for _ in range(MAX_REDIRECTS):
+            with _translated():
+                response = await self._client.send(request, stream=True, follow_redirects=False)
+            if not response.has_redirect_location:
+                return _AsyncAnswer(response)
+            with _translated():
+                await response.aclose()
+            request = _redirected(request, response)
+        raise UnexpectedAnswerError(f"the server has led from one place to the next {MAX_REDIRECTS} times")
+
+    async def sleep(self, seconds: float) -> None:
+        """See `Network`."""
+        await anyio.sleep(seconds)
+
+    async def close(self) -> None:
+        """See `Network`."""
+        if self._is_ours:
+            with anyio.move_on_after(CLOSE_SECONDS, shield=True):
+                await self._client.aclose()
+
+
+class _AsyncAnswer:
+    def __init__(self, response: httpx2.Response) -> None:
+        self.status = response.status_code
+        self.headers: Mapping[str, str] = response.headers
+        self.has_end = _has_end(response)
+        self._response = response
+        self._pieces = response.aiter_raw()
+
+    async def read(self) -> bytes:
+        """See `Answer`."""
+        with _translated():
+            return await anext(self._pieces, b"")
+
+    async def close(self) -> None:
+        """See `Answer`."""
+        with anyio.move_on_after(CLOSE_SECONDS, shield=True), suppress(httpx2.TransportError):
+            await self._pieces.aclose()
+            await self._response.aclose()
+
+
+# Blocking
+
+
+class BlockingNetwork:
+    """Over a client that blocks, for `ran`."""
+
+    def __init__(self, client: httpx2.Client | None, read_seconds: float | None) -> None:
+        self._is_ours = client is None
+        self._client = client or httpx2.Client(verify=_tls(), timeout=CONNECT_SECONDS)
+        self._timeout = _timeout(self._client.timeout, read_seconds)
+
+    async def send(self, call: Call) -> Answer:
+        """See `Network`."""
+        request = _request(self._client, call, self._timeout)
+        for _ in range(MAX_REDIRECTS):
+            with _translated():
+                response = self._client.send(request, stream=True, follow_redirects=False)
+            if not response.has_redirect_location:
+                return _BlockingAnswer(response)
+            response.close()
+            request = _redirected(request, response)
+        raise UnexpectedAnswerError(f"the server has led from one place to the next {MAX_REDIRECTS} times")
+
+    async def sleep(self, seconds: float) -> None:
+        """See `Network`."""
+        time.sleep(seconds)  # noqa: ASYNC251 - nothing else runs here
+
+    async def close(self) -> None:
+        """See `Network`."""
+        if self._is_ours:
+            self._client.close()
+
+
+class _BlockingAnswer:
+    def __init__(self, response: httpx2.Response) -> None:
+        self.status = response.status_code
+        self.headers: Mapping[str, str] = response.headers
+        self.has_end = _has_end(response)
+        self._response = response
+        self._pieces = response.iter_raw()
+
+    async def read(self) -> bytes:
+        """See `Answer`."""
+        with _translated():
+            return next(self._pieces, b"")
+
+    async def close(self) -> None:
+        """See `Answer`."""
+        self._response.close()
+
+
+def ran(coroutine: Coroutine[object, None, R]) -> R:
+    """Run what awaits nothing but a `BlockingNetwork`, and so never waits as tasks do; give what it gives."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        result: R = end.value
+        return result
+    raise RuntimeError("this awaits something else than a BlockingNetwork")
+
+
+# Both
+
+
+def is_header_value(text: str) -> bool:
+    """Say whether a header can hold a text (RFC 9110, 5.5), as UTF-8."""
+    return _HEADER_VALUE.fullmatch(text.encode()) is not None
+
+
+_HEADER_VALUE: Final = re.compile(rb"|[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?")
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    return httpx2.create_ssl_context()  # once, for it reads all the certificates of the system
+
+
+def _timeout(timeout: httpx2.Timeout, read_seconds: float | None) -> httpx2.Timeout:
+    return httpx2.Timeout(connect=timeout.connect, read=read_seconds, write=timeout.write, pool=timeout.pool)
+
+
+def _request(client: httpx2.AsyncClient | httpx2.Client, call: Call, timeout: httpx2.Timeout) -> httpx2.Request:
+    for name, value in call.headers.items():
+        if not is_header_value(value):
+            raise InvalidArgumentError(f"the header {name!r} has a value that none can have")
+    try:
+        headers = [(name.encode(), value.encode()) for name, value in call.headers.items()]
+        request = client.build_request(call.method, call.url, headers=headers, content=call.body, timeout=timeout)
+        request.url = request.url.copy_merge_params(dict(call.query))
+    except (httpx2.InvalidURL, TypeError, ValueError) as error:
+        raise InvalidArgumentError(f"the request cannot be sent: {error}") from error
+    if request.url.scheme not in {"http", "https"} or not request.url.host:
+        raise InvalidArgumentError("a URL of a server begins with http:// or https:// and a name")
+    return request
+
+
+@contextmanager
+def _translated() -> Generator[None]:
+    try:
+        yield
+    except httpx2.LocalProtocolError as error:
+        raise InvalidArgumentError(f"the request cannot be sent: {error}") from error
+    except httpx2.TransportError as error:
+        raise LostError(is_sent=not isinstance(error, _NOT_SENT), is_final=_is_of_tls(error)) from error
+
+
+def _is_of_tls(error: BaseException | None) -> bool:
+    """Say whether it is because a certificate was not believed, which the next one will not be either."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _redirected(request: httpx2.Request, response: httpx2.Response) -> httpx2.Request:
+    """Give the request to make instead. Nobody else is sent what the request holds, so it has to be to the same server."""
+    following = response.next_request
+    if following is None:
+        raise UnexpectedAnswerError("the server has led to a place that is no URL")
+    old, new = request.url, following.url
+    is_upgrade = (old.scheme, old.port, new.scheme, new.port) == ("http", None, "https", None) and old.host == new.host
+    if old.origin != new.origin and not is_upgrade:
+        raise UnexpectedAnswerError(f"the server has led to another one, {new.scheme}://{new.host}, which nothing was sent to")
+    following.extensions = dict(request.extensions)
+    return following
+
+
+def _has_end(response: httpx2.Response) -> bool:
+    # Of HTTP/1 without either, the end of the connection is the end of the body, however it came about (RFC 9112, 6.3).
+    is_http_1 = response.http_version.startswith("HTTP/1")
+    return not is_http_1 or "content-length" in response.headers or "transfer-encoding" in response.headers

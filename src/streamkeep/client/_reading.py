@@ -1,0 +1,373 @@
+"""The one loop of the client: ask, read, and when the connection is lost, wait and ask again from where it was.
+
+What is asked, and what the answers mean, is a `Dialect`, which does no I/O. Whether awaited or not is the `Network`'s affair.
+"""
+
+import email.utils
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, Generic, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+from ..errors import (
+    InvalidArgumentError,
+    LimitExceededError,
+    RefusedError,
+    RemoteError,
+    Status,
+    StreamLostError,
+    UnexpectedAnswerError,
+)
+from ..wire import MAX_FRAME_BYTES, error_of
+from ._network import Answer, Call, LostError, Network
+from ._retry import Budget, Retry
+
+E = TypeVar("E")
+E_co = TypeVar("E_co", covariant=True)
+
+MAX_SILENT_BYTES: Final = 2 * MAX_FRAME_BYTES
+"""So much may come without anything in it that a dialect knows; heartbeats need months for that."""
+MAX_ERROR_BYTES: Final = 64 * 1024
+MAX_ERROR_PIECES: Final = 64
+_REFUSED_FOR_NOW: Final = frozenset({408, 425, 429, 503, 507})
+"""Nothing was done, and later it may be."""
+_MAX_DIGITS: Final = 9
+_FAILED: Final = frozenset({500, 502, 504})
+"""It may have been done, or not."""
+_STATUSES: Final[Mapping[int, Status]] = {
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    408: "DEADLINE_EXCEEDED",
+}
+
+
+class Dialect(Protocol[E_co]):
+    """What is asked for, and what the answers mean."""
+
+    @property
+    def media_types(self) -> frozenset[str]:
+        """What an answer may be."""
+        ...
+
+    @property
+    def stream(self) -> str | None:
+        """The stream's id, once it is known."""
+        ...
+
+    @property
+    def position(self) -> str | None:
+        """Behind what the next request asks to go on; None: at the beginning."""
+        ...
+
+    @property
+    def frames(self) -> int:
+        """How many have been understood, whatever they meant."""
+        ...
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all has come."""
+        ...
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether another request gives what follows, and nothing twice."""
+        ...
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether a request may be sent again that the server may have obeyed."""
+        ...
+
+    @property
+    def takes_refusals(self) -> bool:
+        """Whether a server that refuses for now is asked again."""
+        ...
+
+    @property
+    def retry_seconds(self) -> float | None:
+        """What the server has said by `retry:`."""
+        ...
+
+    def request(self) -> Call:
+        """Give the next request."""
+        ...
+
+    def begin(self, answer: Answer) -> None:
+        """Take the head of an answer. RemoteError: it is none for this request."""
+        ...
+
+    def no_content(self) -> None:
+        """Take a 204, for the end. RemoteError: there should be something."""
+        ...
+
+    def feed(self, data: bytes) -> Iterator[tuple[E_co, str | None]]:
+        """Give the events that these bytes complete, each with the position behind it, which is then `position`.
+
+        RemoteError, InvalidArgumentError, LimitExceededError: that is how it ends. LostError: this answer ends, and nothing else does.
+        """
+        ...
+
+    def end(self, *, has_end: bool) -> None:
+        """Take the end of an answer's body. LostError: that was not all."""
+        ...
+
+
+class Reading(Generic[E]):
+    """A stream that is read, from whatever connection serves.
+
+    All it gives is given once. What it raises knows how far it came, and so does it: another call after a cancelled one, or after a
+    StreamLostError, goes on there.
+
+    Args:
+        network: what it is read through.
+        dialect: what is asked, and what answers mean.
+        retry: when to come back, and when to give up.
+        events: how many were given before.
+    """
+
+    def __init__(self, network: Network, dialect: Dialect[E], retry: Retry, events: int = 0) -> None:
+        self.dialect = dialect
+        self.events = events
+        """How many have been given."""
+        self._network = network
+        self._budget = Budget(retry)
+        self._answer: Answer | None = None
+        self._ready: deque[tuple[E, str | None]] = deque()
+        self._position = dialect.position
+        self._pending: RemoteError | LostError | None = None  # what came behind events that are to be given first
+        self._is_read = False
+        self._is_left = False
+
+    @property
+    def position(self) -> str | None:
+        """Where to go on behind what was given."""
+        return self._position if self._ready else self.dialect.position
+
+    async def enter(self) -> None:
+        """Return when the server has answered, or has said that there is nothing. Raises as `next` does."""
+        try:
+            await self._alone(fills=False)
+        except BaseException:
+            await self.leave()
+            raise
+
+    async def next(self) -> E:
+        """Give the next event; StopAsyncIteration behind the last one. Raises RemoteError, InvalidArgumentError."""
+        if not self._ready:
+            await self._alone(fills=True)
+            if not self._ready:
+                raise StopAsyncIteration
+        event, self._position = self._ready.popleft()
+        self.events += 1
+        return event
+
+    async def finish(self) -> None:
+        """Read to the end; what comes on the way is let go. Raises as `next` does."""
+        while True:
+            self.events += len(self._ready)
+            self._ready.clear()
+            await self._alone(fills=True)
+            if not self._ready:
+                return
+
+    async def leave(self) -> None:
+        """Close the connection. It can be called again."""
+        self._is_left = True
+        self._ready.clear()
+        try:
+            await self._drop()
+        finally:
+            await self._network.close()
+
+    async def _alone(self, *, fills: bool) -> None:
+        if self._is_left:
+            raise RuntimeError("this has been left; it can only be read inside of its block")
+        if self._is_read:
+            raise RuntimeError("another task reads this; one at a time may")
+        self._is_read = True
+        try:
+            await self._read(fills=fills)
+        except RemoteError as error:
+            error.stream, error.cursor, error.events = self.dialect.stream, self.position, self.events
+            await self._drop()
+            raise
+        except BaseException:
+            # Cancelled in mid-read, an answer would seem to have come to its end.
+            await self._drop()
+            raise
+        finally:
+            self._is_read = False
+
+    async def _read(self, *, fills: bool) -> None:
+        """Have an answer, or with `fills` events of it, or be over."""
+        while not (self._ready or self.dialect.is_over):
+            try:
+                if self._pending is not None:
+                    error, self._pending = self._pending, None
+                    raise error
+                if self._answer is None:
+                    self._answer = await self._begun()
+                elif not fills:
+                    return
+                else:
+                    await self._fill(self._answer)
+            except LostError as lost:
+                await self._drop()
+                await self._pause(lost)
+        if self.dialect.is_over:
+            await self._drop()
+
+    async def _begun(self) -> Answer | None:
+        """Ask, and give the answer whose body is to be read; None: there is nothing."""
+        answer = await self._network.send(self.dialect.request())
+        try:
+            if answer.status == 204:
+                self.dialect.no_content()
+            elif 200 <= answer.status < 300:
+                self._check_is_readable(answer)
+                self.dialect.begin(answer)
+                return answer
+            else:
+                await self._refuse(answer)
+        except BaseException:
+            await answer.close()
+            raise
+        await answer.close()
+        return None
+
+    def _check_is_readable(self, answer: Answer) -> None:
+        media_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type not in self.dialect.media_types:
+            raise UnexpectedAnswerError(
+                f"the server's answer is {media_type or 'of no type'!r}, not {min(self.dialect.media_types)}"
+            )
+        if (coding := answer.headers.get("content-encoding", "identity").strip().lower()) != "identity":
+            raise UnexpectedAnswerError(f"the server's answer is compressed ({coding}), though it was not asked to be")
+
+    async def _refuse(self, answer: Answer) -> None:
+        error = await _refusal(answer)
+        asked_seconds = _asked_seconds(answer)
+        if answer.status in _REFUSED_FOR_NOW and self.dialect.takes_refusals:
+            raise LostError(is_sent=False, asked_seconds=asked_seconds) from error
+        if answer.status in _FAILED and self.dialect.is_repeatable and self.dialect.takes_refusals:
+            raise LostError(asked_seconds=asked_seconds) from error
+        raise error
+
+    async def _fill(self, answer: Answer) -> None:
+        frames, position, silent_bytes = self.dialect.frames, self.dialect.position, 0
+        while not self._ready and not self.dialect.is_over:
+            data = await answer.read()
+            if not data:
+                self.dialect.end(has_end=answer.has_end)
+                return
+            silent_bytes += len(data)
+            self._take(data)
+            if frames != self.dialect.frames:
+                frames, silent_bytes = self.dialect.frames, 0
+            if silent_bytes > MAX_SILENT_BYTES:
+                raise UnexpectedAnswerError(f"the server has sent {silent_bytes} bytes without anything in them")
+            if position != self.dialect.position:
+                self._budget.progress()
+
+    def _take(self, data: bytes) -> None:
+        try:
+            for event in self.dialect.feed(data):
+                self._ready.append(event)  # one by one, for what comes then may raise
+        except (InvalidArgumentError, LimitExceededError) as error:
+            unexpected = UnexpectedAnswerError(str(error))
+            unexpected.__cause__ = error
+            self._raise_behind_events(unexpected)
+        except (RemoteError, LostError) as error:
+            self._raise_behind_events(error)
+
+    def _raise_behind_events(self, error: RemoteError | LostError) -> None:
+        if not self._ready:
+            raise error
+        self._pending = error
+
+    async def _pause(self, lost: LostError) -> None:
+        """Wait before the next try. StreamLostError: there is none, or it would not help."""
+        dialect, cause = self.dialect, lost.__cause__
+        if not dialect.can_go_on:
+            raise _lost("the connection was lost, and this server has said nothing to go on from", lost)
+        if lost.is_sent and not dialect.is_repeatable:
+            raise _lost("the connection was lost, and what the request has set off may run: it is not sent twice", lost)
+        tries = self._budget.failures
+        pause = None if lost.is_final else self._budget.next_pause(dialect.retry_seconds, lost.asked_seconds)
+        if pause is None:
+            host = urlsplit(dialect.request().url).hostname
+            why = f"given up after {tries} tries to go on with {host}" if tries else f"{host} cannot be read"
+            error = _lost(f"{why}: {_words(cause or lost)}", lost)
+            error.retry_after = lost.asked_seconds or None
+            self._budget.progress()  # whoever calls again has all of it again
+            raise error
+        await self._network.sleep(pause)
+
+    async def _drop(self) -> None:
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            await answer.close()
+
+
+def _lost(message: str, lost: LostError) -> StreamLostError:
+    error = StreamLostError(message)
+    error.__cause__ = lost.__cause__ or lost
+    return error
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+async def _refusal(answer: Answer) -> RefusedError:
+    """Give the error that an answer tells, in Genkit's form if that is its body."""
+    status: Status = _STATUSES.get(answer.status, "UNAVAILABLE" if answer.status >= 500 else "UNKNOWN")
+    try:
+        told = error_of(await _beginning(answer))
+    except (LostError, InvalidArgumentError):
+        return RefusedError(f"HTTP {answer.status}", status=status, http_status=answer.status)
+    status = status if told.status == "UNKNOWN" else told.status
+    return RefusedError(told.message or f"HTTP {answer.status}", status=status, details=told.details, http_status=answer.status)
+
+
+async def _beginning(answer: Answer) -> bytes:
+    body = b""
+    for _ in range(MAX_ERROR_PIECES):
+        data = await answer.read()
+        body += data
+        if not data or len(body) > MAX_ERROR_BYTES:
+            break
+    return body
+
+
+def _asked_seconds(answer: Answer) -> float:
+    """Give how long the server wants to be left alone: `Retry-After`, in seconds or as a date (RFC 9110, 10.2.3)."""
+    asked = answer.headers.get("retry-after", "").strip()
+    if asked.isascii() and asked.isdigit():
+        return float(asked[:_MAX_DIGITS])
+    until, now = _date(asked), _date(answer.headers.get("date", ""))
+    return 0.0 if until is None else max(0.0, until - (time.time() if now is None else now))
+
+
+def _date(text: str) -> float | None:
+    try:
+        return email.utils.parsedate_to_datetime(text).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def entered_once(reading: Reading[E] | None, read: Callable[[], Reading[E]]) -> Reading[E]:
+    """Give a new reading. RuntimeError: there was one."""
+    if reading is not None:
+        raise RuntimeError("this was entered already; ask for it again")
+    return read()
+
+
+def must_be_entered(reading: Reading[E] | None) -> Reading[E]:
+    """Give it. RuntimeError: there is none yet."""
+    if reading is None:
+        raise RuntimeError("enter this with `with`, or with `async with`, first")
+    return reading

@@ -1,0 +1,272 @@
+"""`streamkeep.client` for code that does not await: scripts, threads, workers, notebooks.
+
+    from streamkeep.client.sync import subscribe
+
+    with subscribe("https://example.com/streams/answer-42", after=last_seen) as events:
+        for event in events:
+            print(event.offset, event.type, event.data)
+
+Arguments and errors are those of the functions of the same names there, but that a `client` is an `httpx2.Client`. Nothing is done twice
+here: it is the same loop, over a client that blocks. There is no thread and no event loop, so it works anywhere, also behind a fork.
+"""
+
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
+
+from ..events import StreamEvent
+from ..wire import ServerSentEvent
+from ._calls import READ_TIMEOUT, events_dialect, flow_dialect, flow_output, output_of, stopped, subscribe_dialect
+from ._flows import Flow
+from ._network import BlockingNetwork, ran
+from ._reading import Reading, entered_once, must_be_entered
+from ._retry import Retry
+from ._sse import AnyEvents, OurEvents
+
+if TYPE_CHECKING:
+    import httpx2
+
+__all__ = ["Events", "FlowRun", "Retry", "ServerSentEvent", "events", "run_flow", "stop", "stream_flow", "subscribe"]
+
+E = TypeVar("E")
+T = TypeVar("T")
+
+
+def events(
+    url: str,
+    *,
+    after: str | None = None,
+    until: Callable[[ServerSentEvent], bool] | None = None,
+    reconnects_at_end: bool = False,
+    method: str = "GET",
+    json: object = None,
+    headers: Mapping[str, str] | None = None,
+    client: "httpx2.Client | None" = None,
+    retry: Retry | None = None,
+    read_timeout: timedelta | None = READ_TIMEOUT,
+) -> "Events[ServerSentEvent]":
+    """Give the server-sent events of anybody's endpoint: see `streamkeep.client.events`."""
+    dialect = events_dialect(url, after, until, method, json, headers, reconnects_at_end=reconnects_at_end)
+    return Events(lambda: Reading(_over(client, read_timeout), dialect, retry or Retry()), dialect)
+
+
+@overload
+def subscribe(
+    url: str,
+    *,
+    after: int | str | None = None,
+    last: int | None = None,
+    follow: bool = True,
+    method: str = "GET",
+    json: object = None,
+    headers: Mapping[str, str] | None = None,
+    client: "httpx2.Client | None" = None,
+    retry: Retry | None = None,
+    read_timeout: timedelta | None = READ_TIMEOUT,
+) -> "Events[StreamEvent[Any]]": ...
+
+
+@overload
+def subscribe(
+    url: str,
+    *,
+    after: int | str | None = None,
+    last: int | None = None,
+    follow: bool = True,
+    chunk_type: type[T],
+    output_type: type[Any] | None = None,
+    method: str = "GET",
+    json: object = None,
+    headers: Mapping[str, str] | None = None,
+    client: "httpx2.Client | None" = None,
+    retry: Retry | None = None,
+    read_timeout: timedelta | None = READ_TIMEOUT,
+) -> "Events[StreamEvent[T]]": ...
+
+
+def subscribe(
+    url: str,
+    *,
+    after: int | str | None = None,
+    last: int | None = None,
+    follow: bool = True,
+    chunk_type: type[Any] | None = None,
+    output_type: type[Any] | None = None,
+    method: str = "GET",
+    json: object = None,
+    headers: Mapping[str, str] | None = None,
+    client: "httpx2.Client | None" = None,
+    retry: Retry | None = None,
+    read_timeout: timedelta | None = READ_TIMEOUT,
+) -> "Events[StreamEvent[Any]]":
+    """Give the events of a stream of streamkeep's: see `streamkeep.client.subscribe`."""
+    dialect = subscribe_dialect(url, after, last, chunk_type, output_type, method, json, headers, follow=follow)
+    return Events(lambda: Reading(_over(client, read_timeout), dialect, retry or Retry()), dialect)
+
+
+@overload
+def stream_flow(
+    url: str,
+    data: object = None,
+    *,
+    init: object = None,
+    stream_id: str | None = None,
+    seen: int = 0,
+    output_type: type[Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+    client: "httpx2.Client | None" = None,
+    retry: Retry | None = None,
+    read_timeout: timedelta | None = READ_TIMEOUT,
+) -> "FlowRun[Any]": ...
+
+
+@overload
+def stream_flow(
+    url: str,
+    data: object = None,
+    *,
+    init: object = None,
+    stream_id: str | None = None,
+    seen: int = 0,
+    chunk_type: type[T],
+    output_type: type[Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+    client: "httpx2.Client | None" = None,
+    retry: Retry | None = None,
+    read_timeout: timedelta | None = READ_TIMEOUT,
+) -> "FlowRun[T]": ...
+
+
+def stream_flow(
+    url: str,
+    data: object = None,
+    *,
+    init: object = None,
+    stream_id: str | None = None,
+    seen: int = 0,
+    chunk_type: type[Any] | None = None,
+    output_type: type[Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+    client: "httpx2.Client | None" = None,
+    retry: Retry | None = None,
+    read_timeout: timedelta | None = READ_TIMEOUT,
+) -> "FlowRun[Any]":
+    """Run a Genkit flow, and give its chunks and its output: see `streamkeep.client.stream_flow`."""
+    flow = flow_dialect(url, data, init, stream_id, seen, chunk_type, headers)
+    return FlowRun(lambda: Reading(_over(client, read_timeout), flow, retry or Retry(), seen), flow, output_type)
+
+
+def run_flow(
+    url: str,
+    data: object = None,
+    *,
+    init: object = None,
+    output_type: type[Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+    client: "httpx2.Client | None" = None,
+    read_timeout: timedelta | None = None,
+) -> Any:
+    """Run a Genkit flow without a stream, once, and give its output: see `streamkeep.client.run_flow`."""
+    return ran(flow_output(_over(client, read_timeout), url, data, init, output_type, headers))
+
+
+def stop(
+    url: str,
+    *,
+    stream_id: str | None = None,
+    method: str = "DELETE",
+    headers: Mapping[str, str] | None = None,
+    client: "httpx2.Client | None" = None,
+    retry: Retry | None = None,
+    read_timeout: timedelta | None = READ_TIMEOUT,
+) -> bool:
+    """Stop a run; False: it had ended. See `streamkeep.client.stop`."""
+    return ran(stopped(_over(client, read_timeout), url, stream_id, method, headers, retry or Retry()))
+
+
+class Events(Generic[E]):
+    """The events of a stream of another server: see `streamkeep.client.Events`. Enter it with `with`, and iterate in one thread."""
+
+    def __init__(self, read: Callable[[], Reading[E]], dialect: AnyEvents | OurEvents[Any]) -> None:
+        self._read = read
+        self._dialect: Final = dialect
+        self._reading: Reading[E] | None = None
+
+    @property
+    def stream(self) -> str | None:
+        """The stream's id; None: the server has not said it."""
+        return self._dialect.stream
+
+    @property
+    def cursor(self) -> str | None:
+        """Where to go on behind what was given, as `after`."""
+        return self._dialect.position if self._reading is None else self._reading.position
+
+    @property
+    def first_offset(self) -> int | None:
+        """The offset of the first event that `subscribe` gives, or will give."""
+        return self._dialect.first_offset
+
+    def __enter__(self) -> Self:
+        self._reading = entered_once(self._reading, self._read)
+        ran(self._reading.enter())
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        ran(must_be_entered(self._reading).leave())
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> E:
+        return _next(must_be_entered(self._reading))
+
+
+class FlowRun(Generic[T]):
+    """A run of a flow: see `streamkeep.client.FlowRun`. Enter it with `with`; `for` gives its chunks, `run.output()` its output."""
+
+    def __init__(self, read: Callable[[], Reading[T]], flow: Flow[T], output_type: type[Any] | None) -> None:
+        self._read = read
+        self._flow = flow
+        self._output_type = output_type
+        self._reading: Reading[T] | None = None
+
+    @property
+    def stream_id(self) -> str | None:
+        """What to go on with. None: the server keeps no stream of it."""
+        return self._flow.stream
+
+    @property
+    def seen(self) -> int:
+        """How many chunks of the run were given, those before it was gone on with among them."""
+        return must_be_entered(self._reading).events
+
+    def output(self) -> Any:
+        """Wait for the end, and give the output. Chunks that were not taken until then are let go."""
+        ran(must_be_entered(self._reading).finish())
+        return output_of(self._flow, self._output_type)
+
+    def __enter__(self) -> Self:
+        self._reading = entered_once(self._reading, self._read)
+        ran(self._reading.enter())
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        ran(must_be_entered(self._reading).leave())
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        return _next(must_be_entered(self._reading))
+
+
+def _next(reading: Reading[E]) -> E:
+    try:
+        return ran(reading.next())
+    except StopAsyncIteration:
+        raise StopIteration from None
+
+
+def _over(client: "httpx2.Client | None", read_timeout: timedelta | None) -> BlockingNetwork:
+    return BlockingNetwork(client, None if read_timeout is None else read_timeout.total_seconds())

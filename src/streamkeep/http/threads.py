@@ -1,0 +1,500 @@
+"""StreamsHTTP for apps that are no ASGI apps, or that have no lifespan: Flask, Django.
+
+It runs in an event loop of its own, in a thread of its own, one for each process. There its ASGI apps answer; whoever serves takes the
+answer in a thread, or in another event loop. Nothing of what is answered is decided here.
+"""
+
+import asyncio
+import errno
+import inspect
+import math
+import sys
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from contextvars import Context, copy_context
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, Self, TypedDict, TypeVar, Unpack
+
+import anyio
+
+from .._background import Background
+from .._loop_thread import LoopThread, LoopThreads
+from .._manager import StreamManager
+from .access import Authorize
+from .app import Answer, FollowOptions, StartOptions, StopOptions, StreamsHTTP
+from .bounds import Bounds
+from .ended import Ended, OnEnd
+from .response import ASGIApp, Message, Scope, Timeouts
+from .shutdown import hear_signals
+from .sources import AS_IT_IS, Setting, Source, in_thread
+
+R = TypeVar("R")
+
+BUFFER_BYTES: Final = 1 << 16
+"""How much of an answer may wait for whoever takes it."""
+HEARTBEAT: Final = timedelta(seconds=5)
+"""A WSGI server learns that a client has gone when a write to it fails, and has no thread for others until then."""
+LAST_SECONDS: Final = 2.0
+"""How long answers may take to end when all else has been left."""
+HOP_BY_HOP: Final = frozenset({"connection", "keep-alive", "transfer-encoding", "upgrade"})
+"""Headers that are the server's own, and that a WSGI app must not give (PEP 3333)."""
+
+Streams = str | Callable[[], StreamManager]
+"""The URL of a storage, or what makes a manager that nobody else uses, each time that it is called."""
+
+
+class ServingOptions(TypedDict, total=False):
+    """What a `StreamsHTTP` may be told."""
+
+    authorize: Authorize | None
+    route: str | None
+    timeouts: Timeouts | None
+    drain: timedelta
+    drain_on_signal: bool
+    max_body_bytes: int
+    max_producers: int
+    bounds: Bounds | None
+    on_end: OnEnd | None
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """An answer whose head is known.
+
+    Attributes:
+        status: its HTTP code.
+        headers: its headers, without those that are the server's own.
+        body: all of it, if its length was known; else what streams.
+        stream: the id of the stream that it shows; None if it shows none.
+        started: whether this very request has started that stream.
+    """
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: "bytes | Pipe"
+    stream: str | None
+    started: bool
+
+
+class StreamsThread:
+    """A `StreamsHTTP` in an event loop and a thread of its own; a context manager, which closes it.
+
+    It starts when it is first used, closes with `close` or with the program, and drains then, and when the process gets a signal to stop.
+    One that is used after it was closed, or in a forked child, starts anew.
+
+    Args:
+        streams: the URL of a storage, or a function that makes a manager, each time that this starts.
+        options: those of `StreamsHTTP`. Unless `timeouts` are given, a heartbeat is sent every five seconds.
+    """
+
+    def __init__(self, streams: Streams, **options: Unpack[ServingOptions]) -> None:
+        check_threads()
+        make: Callable[[], StreamManager] = (lambda: StreamManager.connect(streams)) if isinstance(streams, str) else streams
+        if isinstance(streams, str):
+            make()  # a URL that cannot be is told here
+        self._hears_signals = options.get("drain_on_signal", True)
+        self._on_end = options.get("on_end")
+        told: ServingOptions = {
+            **options,
+            "timeouts": options.get("timeouts") or Timeouts(heartbeat=HEARTBEAT),
+            "on_end": _in_setting(self._on_end, AS_IT_IS),
+        }
+        self._threads = LoopThreads(lambda: _serving(StreamsHTTP(make(), **told)))
+        self._hear()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def start(self) -> "LoopThread[Serving]":
+        """Start it, unless it runs in this process; what it gives is our own affair. In the main thread, listen to signals as well."""
+        check_threads()
+        self._hear()
+        return self._threads.running()
+
+    def close(self) -> None:
+        """Drain, and return when nothing is left running. It can be called again."""
+        self._threads.close()
+
+    def respond(
+        self,
+        scope: Scope,
+        source: Source,
+        *,
+        setting: Setting = AS_IT_IS,
+        within: Context | None = None,
+        **options: Unpack[StartOptions],
+    ) -> Taken:
+        """Do what `StreamsHTTP.respond` does, for a request whose body has been read, and give the answer when its head is known.
+
+        `setting` is what the source and a plain `on_end` run in, in a copy of the context `within`, or of the caller's.
+        """
+        return self._call(_respond(scope, source, setting, self._on_end, options), within)
+
+    def follow(self, scope: Scope, stream: object = None, **options: Unpack[FollowOptions]) -> Taken:
+        """Do what `StreamsHTTP.follow` does."""
+        return self._call(_follow(scope, stream, options))
+
+    def cancel(self, scope: Scope, stream: object = None, **options: Unpack[StopOptions]) -> Taken:
+        """Do what `StreamsHTTP.cancel` does."""
+        return self._call(_cancel(scope, stream, options))
+
+    def answer(
+        self, scope: Scope, body: bytes, app: Callable[[StreamsHTTP], ASGIApp], *, within: Context | None = None
+    ) -> Taken:
+        """Give what an ASGI app answers that is made of the `StreamsHTTP`."""
+        return self._call(_answer(scope, body, app), within)
+
+    async def arespond(
+        self,
+        scope: Scope,
+        source: Source,
+        *,
+        setting: Setting = AS_IT_IS,
+        within: Context | None = None,
+        **options: Unpack[StartOptions],
+    ) -> Taken:
+        """Do what `respond` does, for whoever awaits it in another event loop."""
+        return await self._await(_respond(scope, source, setting, self._on_end, options), within)
+
+    async def afollow(self, scope: Scope, stream: object = None, **options: Unpack[FollowOptions]) -> Taken:
+        """Do what `follow` does, for whoever awaits it in another event loop."""
+        return await self._await(_follow(scope, stream, options))
+
+    async def acancel(self, scope: Scope, stream: object = None, **options: Unpack[StopOptions]) -> Taken:
+        """Do what `cancel` does, for whoever awaits it in another event loop."""
+        return await self._await(_cancel(scope, stream, options))
+
+    def _hear(self) -> None:
+        if self._hears_signals:
+            hear_signals()
+
+    def _call(self, do: "Do", within: Context | None = None) -> Taken:
+        running = self.start()
+        return (copy_context() if within is None else within).run(running.call, do, running)
+
+    async def _await(self, do: "Do", within: Context | None = None) -> Taken:
+        self._hear()  # here, where the main thread may be
+        running = await asyncio.to_thread(self.start)  # which may have to connect
+        future = (copy_context() if within is None else within).run(running.begin, do, running)
+        return (await asyncio.wrap_future(future)).given()
+
+
+def context_without(is_gone: Callable[[str], bool]) -> Context:
+    """Give a copy of the context without the variables of some names: what goes with a request, and is torn down while a producer runs."""
+    context = Context()
+    for variable, value in copy_context().items():
+        if not is_gone(variable.name):
+            context.run(variable.set, value)
+    return context
+
+
+def check_threads() -> None:
+    """Raise RuntimeError where threads are none: an event loop in one that gevent has made a greenlet would be everybody's."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("threading"):
+        raise RuntimeError(
+            "streamkeep needs real threads, and gevent has patched them: use gunicorn's `--worker-class gthread` with `--threads`, "
+            "or an ASGI server, instead of gevent's worker"
+        )
+
+
+class Serving:
+    """What runs in the event loop."""
+
+    def __init__(self, http: StreamsHTTP) -> None:
+        self.http = http
+        self.tasks = Background()
+
+
+@asynccontextmanager
+async def _serving(http: StreamsHTTP) -> AsyncGenerator[Serving]:
+    serving = Serving(http)
+    serving.tasks.begin()
+    try:
+        async with http:
+            yield serving
+    finally:
+        with anyio.move_on_after(LAST_SECONDS, shield=True):
+            serving.tasks.stop()
+            await serving.tasks.wait()
+
+
+Running = LoopThread[Serving]
+Do = Callable[[Running], Awaitable[Taken]]
+
+
+def _respond(scope: Scope, source: Source, setting: Setting, on_end: OnEnd | None, options: StartOptions) -> Do:
+    async def do(running: Running) -> Taken:
+        told: StartOptions = {**options, "on_end": _in_setting(options.get("on_end") or on_end, setting)}
+        http = running.entered.http
+        return await _taken(running, scope, await http.respond_to(scope, source, _was_read, setting=setting, **told))
+
+    return do
+
+
+def _follow(scope: Scope, stream: object, options: FollowOptions) -> Do:
+    async def do(running: Running) -> Taken:
+        return await _taken(running, scope, await running.entered.http.follow_to(scope, stream, **options))
+
+    return do
+
+
+def _cancel(scope: Scope, stream: object, options: StopOptions) -> Do:
+    async def do(running: Running) -> Taken:
+        return await _taken(running, scope, await running.entered.http.cancel_to(scope, stream, **options))
+
+    return do
+
+
+def _answer(scope: Scope, body: bytes, app: Callable[[StreamsHTTP], ASGIApp]) -> Do:
+    async def do(running: Running) -> Taken:
+        return await _taken(running, scope, Answer(app(running.entered.http)), body)
+
+    return do
+
+
+async def _was_read() -> bool:
+    """Leave a request's body alone: who calls has read it."""
+    return True
+
+
+def _in_setting(on_end: OnEnd | None, setting: Setting) -> OnEnd | None:
+    """Have a plain function called in a thread: it may block, and would block everybody's event loop."""
+    if on_end is None or inspect.iscoroutinefunction(on_end):
+        return on_end
+
+    async def told(ended: Ended) -> None:
+        await in_thread(f"{ended.stream}-on_end", lambda: on_end(ended), setting)
+
+    return told
+
+
+async def _taken(running: Running, scope: Scope, answer: Answer, body: bytes = b"") -> Taken:
+    """Have an ASGI app answer, apart from who has asked, and give its answer when the head is known."""
+    pipe = Pipe(running, body)
+    running.entered.tasks.start(
+        lambda: answer.app(scope, pipe.receive, pipe.send), "an answer", copy_context(), ended=pipe.set_over
+    )
+    try:
+        status, headers = await pipe.head()
+        if status in {204, 304} or any(name == "content-length" for name, _ in headers):
+            return Taken(status, headers, await pipe.whole(), answer.stream, answer.started)
+    except BaseException:
+        pipe.leave()
+        raise
+    return Taken(status, headers, pipe, answer.stream, answer.started)
+
+
+class Pipe:
+    """A body on its way out of the event loop that it is made in. One end is an ASGI server's; the other gives what has come."""
+
+    def __init__(self, running: Running, request_body: bytes) -> None:
+        self._running = running
+        self._request = [request_body]
+        self._head: tuple[int, list[tuple[str, str]]] | None = None
+        self._head_known = anyio.Event()
+        self._lock = threading.Lock()
+        self._ready: list[bytes] = []
+        self._size = 0
+        self._most: float = BUFFER_BYTES
+        self._waiting: Future[bytes] | None = None
+        self._room = anyio.Event()
+        self._is_left = False
+        self._left = anyio.Event()
+        self._is_whole = False
+        self._is_over = False
+        self._over = anyio.Event()
+
+    # In the event loop
+
+    async def receive(self) -> Message:
+        """Give the request's body, and then that the client has gone, when it has."""
+        if self._request:
+            return {"type": "http.request", "body": self._request.pop(), "more_body": False}
+        await self._left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """Take a part of the answer, when there is room for it. OSError: nobody wants it any more (ASGI 2.4)."""
+        if self._is_left:
+            raise _gone()
+        if message["type"] == "http.response.start":
+            headers = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in message["headers"]]
+            self._head = message["status"], [header for header in headers if header[0] not in HOP_BY_HOP]
+            self._head_known.set()
+        elif message["type"] == "http.response.body":
+            self._is_whole = not message.get("more_body", False)
+            if body := message.get("body", b""):
+                self._put(body)
+                await self._wait_for_room()
+
+    def set_over(self) -> None:
+        """Note that the app has returned."""
+        self._over.set()
+        self._head_known.set()
+        with self._lock:
+            self._is_over = True
+            waiting, self._waiting = self._waiting, None
+        if waiting is not None and waiting.set_running_or_notify_cancel():
+            self._end(waiting)
+
+    async def head(self) -> tuple[int, list[tuple[str, str]]]:
+        """Give the status and the headers when they are known. RuntimeError: the app has given none; why is in the log."""
+        await self._head_known.wait()
+        if self._head is None:
+            raise RuntimeError("there was no answer; see the log for why")
+        return self._head
+
+    async def whole(self) -> bytes:
+        """Give all of it, when the app has returned."""
+        self._most = math.inf
+        self._make_room()
+        await self._over.wait()
+        return b"".join(self._ready)
+
+    def _put(self, body: bytes) -> None:
+        with self._lock:
+            waiting, self._waiting = self._waiting, None
+            if waiting is None or not waiting.set_running_or_notify_cancel():
+                self._ready.append(body)
+                self._size += len(body)
+                return
+        waiting.set_result(body)
+
+    async def _wait_for_room(self) -> None:
+        while self._size >= self._most and not self._is_left:
+            self._room = anyio.Event()
+            await self._room.wait()
+
+    # Anywhere
+
+    def take(self) -> "Future[bytes]":
+        """Give what will have what comes next, and nothing at the end. ConnectionResetError: what is left of the answer is cut."""
+        future: Future[bytes] = Future()
+        with self._lock:
+            if not self._ready and not self._is_over:
+                self._waiting = future
+                return future
+            body = b"".join(self._ready)
+            self._ready.clear()
+            self._size = 0
+        if body:
+            future.set_result(body)
+            self._running.soon(self._make_room)
+        else:
+            self._end(future)
+        return future
+
+    def leave(self) -> None:
+        """Have the app know that its client has gone. It takes no lock: the garbage collector may come at any time."""
+        self._is_left = True
+        self._running.soon(self._leave)
+
+    def _leave(self) -> None:
+        self._left.set()
+        self._make_room()
+
+    def _make_room(self) -> None:
+        self._room.set()
+
+    def _end(self, future: "Future[bytes]") -> None:
+        if self._is_whole:
+            future.set_result(b"")
+        else:
+            future.set_exception(_gone("the answer is cut here, so that its client knows that it is not whole"))
+
+
+def _gone(why: str = "the client has gone") -> ConnectionResetError:
+    return ConnectionResetError(errno.ECONNRESET, why)
+
+
+class Body:
+    """What streams, as WSGI has it: an iterable, which is closed when its client has gone. That ends nothing but the answer."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> bytes:
+        if body := self._pipe.take().result():
+            return body
+        raise StopIteration
+
+    def close(self) -> None:
+        """Take no more of it."""
+        self._pipe.leave()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class AsyncBody:
+    """What streams, for another event loop; an async iterable, which is closed when its client has gone."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if body := await asyncio.wrap_future(self._pipe.take()):
+            return body
+        raise StopAsyncIteration
+
+    def close(self) -> None:
+        """Take no more of it."""
+        self._pipe.leave()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+# WSGI
+
+
+def scope_of(environ: Mapping[str, Any]) -> Scope:
+    """Give the ASGI scope of a WSGI request."""
+    root = _text(environ.get("SCRIPT_NAME", ""))
+    protocol = environ.get("SERVER_PROTOCOL", "HTTP/1.0")
+    return {
+        "type": "http",
+        # Who cannot break a response off says so by naming no version; see `can_be_cut`.
+        "asgi": {"version": "3.0", "spec_version": "2.5"} if _can_be_cut(environ) else {"version": "3.0"},
+        "http_version": protocol.partition("/")[2],
+        "method": environ["REQUEST_METHOD"],
+        "scheme": environ.get("wsgi.url_scheme", "http"),
+        "path": root + _text(environ.get("PATH_INFO", "")),
+        "root_path": root,
+        "query_string": environ.get("QUERY_STRING", "").encode("latin-1"),
+        "headers": [*_headers(environ)],
+        "client": (environ.get("REMOTE_ADDR", ""), 0),
+    }
+
+
+def _can_be_cut(environ: Mapping[str, Any]) -> bool:
+    """Say whether a body that breaks off can be told from one that is whole: not where closing the connection is how any ends."""
+    is_wsgiref = environ.get("SERVER_SOFTWARE", "").startswith("WSGIServer")
+    return not is_wsgiref and environ.get("SERVER_PROTOCOL") == "HTTP/1.1"
+
+
+def _headers(environ: Mapping[str, Any]) -> "list[tuple[bytes, bytes]]":
+    found = {name[5:]: value for name, value in environ.items() if name.startswith("HTTP_")}
+    for name in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+        if environ.get(name):
+            found[name] = environ[name]
+    return [(name.lower().replace("_", "-").encode("latin-1"), str(value).encode("latin-1")) for name, value in found.items()]
+
+
+def _text(wsgi: str) -> str:
+    """Give a WSGI string's text: its characters are the bytes of UTF-8 (PEP 3333)."""
+    return wsgi.encode("latin-1").decode("utf-8", "replace")

@@ -1,0 +1,254 @@
+"""Django: durable streams in its views, those that await and those that do not, under WSGI and ASGI; and Genkit flows as views.
+
+streams = DjangoStreams("sqlite:///answers.db")
+
+@login_required
+@require_POST
+def ask(request, chat):
+    return streams.respond(request, words(request.POST["question"]), key=chat, owner=request.user.pk)
+"""
+
+# pyright: reportMissingTypeStubs=false
+
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from contextvars import Context
+from functools import partial
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack
+
+import anyio
+from asgiref.sync import ThreadSensitiveContext, sync_to_async
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseNotAllowed, StreamingHttpResponse
+from django.urls import URLPattern, URLResolver, path
+
+from .._background import is_asyncio_here
+from ..http.app import FollowOptions, StartOptions, StopOptions, StreamsHTTP
+from ..http.response import ASGIApp, Receive, Scope, Send
+from ..http.sources import Source
+from ..http.threads import (
+    AsyncBody,
+    Body,
+    ServingOptions,
+    Streams,
+    StreamsThread,
+    Taken,
+    context_without,
+    scope_of,
+)
+
+if TYPE_CHECKING:
+    from genkit import Action
+
+    from .genkit import WorkIn
+
+URL: Final = "STREAMKEEP_URL"
+GZIP: Final = "django.middleware.gzip.GZipMiddleware"
+CLOSE_SECONDS: Final = 5.0
+"""How long closing a producer's connections may take."""
+OF_REQUESTS: Final = frozenset({"thread_sensitive_context", "deadlock_context", "async_single_thread_context", "asgiref.local"})
+"""Names of context variables by which asgiref knows the threads of a request. A producer has threads of its own."""
+
+View = Callable[..., HttpResponseBase]
+
+
+class DjangoStreams:
+    """The streams of a Django site: `respond`, `follow` and `cancel` for its views; `arespond`, `afollow`, `acancel` for those that await.
+
+    They run in an event loop and a thread of their own, one for each process, from the first request on, or from `start`. They end with
+    `close`, at the end of `with`, or with the program; and they drain when the process gets SIGTERM or SIGINT.
+
+    A response has what it shows as `stream_id` (None: nothing), and whether this very request has started that as `started`.
+
+    Args:
+        streams: the URL of a storage, or a function that makes a `StreamManager` that nobody else uses. None: the setting
+            `STREAMKEEP_URL`, which is read at the first use.
+        options: those of `StreamsHTTP`. A heartbeat is sent every five seconds, unless `timeouts` are given.
+    """
+
+    def __init__(self, streams: Streams | None = None, **options: Unpack[ServingOptions]) -> None:
+        self._options = options
+        self._lock = Lock()
+        self._threads = None if streams is None else StreamsThread(streams, **options)
+
+    def start(self) -> None:
+        """Start in this process, before the first request does. In the main thread, SIGTERM and SIGINT are heard from here on."""
+        self._here().start()
+
+    def close(self) -> None:
+        """Drain, and return when nothing is left running. What is used after that starts anew."""
+        if self._threads is not None:
+            self._threads.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def respond(self, request: HttpRequest, source: Source, **options: Unpack[StartOptions]) -> HttpResponseBase:
+        """Make an iterable a durable stream, and give the response that shows it; arguments and answers are `StreamsHTTP.respond`'s.
+
+        The source runs apart from the request, in a thread if it does not await. Its database connections are its own, and are closed
+        behind it. Context variables are as they are here. So it is with a plain `on_end`.
+
+        Raises as `StreamsHTTP.respond` does. RuntimeError: a view that awaits calls this; there it is `await streams.arespond(…)`.
+        """
+        here = self._here_blocking()
+        return _response(request, here.respond(_scope(request), source, setting=_OWN_CONNECTIONS, within=_context(), **options))
+
+    def follow(self, request: HttpRequest, stream: object = None, **options: Unpack[FollowOptions]) -> HttpResponseBase:
+        """Give the response that shows a stream, by its id or its `key`: a 204 where nothing runs. See `StreamsHTTP.follow`."""
+        return _response(request, self._here_blocking().follow(_scope(request), stream, **options))
+
+    def cancel(self, request: HttpRequest, stream: object = None, **options: Unpack[StopOptions]) -> HttpResponseBase:
+        """Stop a stream, and give the response that says whether it ran. See `StreamsHTTP.cancel`."""
+        return _response(request, self._here_blocking().cancel(_scope(request), stream, **options))
+
+    async def arespond(self, request: HttpRequest, source: Source, **options: Unpack[StartOptions]) -> HttpResponseBase:
+        """Do what `respond` does, in a view that awaits."""
+        taken = await self._here().arespond(_scope(request), source, setting=_OWN_CONNECTIONS, within=_context(), **options)
+        return _response(request, taken)
+
+    async def afollow(self, request: HttpRequest, stream: object = None, **options: Unpack[FollowOptions]) -> HttpResponseBase:
+        """Do what `follow` does, in a view that awaits."""
+        return _response(request, await self._here().afollow(_scope(request), stream, **options))
+
+    async def acancel(self, request: HttpRequest, stream: object = None, **options: Unpack[StopOptions]) -> HttpResponseBase:
+        """Do what `cancel` does, in a view that awaits."""
+        return _response(request, await self._here().acancel(_scope(request), stream, **options))
+
+    @property
+    def urls(self) -> list[URLPattern | URLResolver]:
+        """The URLs of `StreamsHTTP` itself, for any stream: `path("streams/", include(streams.urls))`. Whose it is, `authorize` says."""
+
+        def read(request: HttpRequest, rest: str = "") -> HttpResponseBase:
+            scope = _scope(request)
+            scope["root_path"] = scope["path"].removesuffix(rest).rstrip("/")
+            return self.answer(request, scope, lambda http: http)
+
+        view = _taking(("GET", "HEAD", "POST", "DELETE"), read)
+        return [path("", view), path("<path:rest>", view)]
+
+    def answer(self, request: HttpRequest, scope: Scope, app: Callable[[StreamsHTTP], ASGIApp]) -> HttpResponseBase:
+        """Give the response that an ASGI app gives, which is made of the `StreamsHTTP`."""
+        return _response(request, self._here_blocking().answer(scope, request.body, app, within=_context()))
+
+    def _here(self) -> StreamsThread:
+        with self._lock:
+            if self._threads is None:
+                url = getattr(settings, URL, None)
+                if not url:
+                    raise ImproperlyConfigured(f"give DjangoStreams the URL of a storage, or set {URL}")
+                self._threads = StreamsThread(url, **self._options)
+            return self._threads
+
+    def _here_blocking(self) -> StreamsThread:
+        if is_asyncio_here():
+            raise RuntimeError(
+                "this would block the event loop of a view that awaits: there it is `await streams.arespond(…)`, `afollow`, `acancel`"
+            )
+        return self._here()
+
+
+def durable_flow(
+    flow: "Action[Any, Any, Any, Any]",
+    streams: DjangoStreams | Streams,
+    *,
+    context: Callable[[HttpRequest], Mapping[str, Any]] | None = None,
+) -> View:
+    """Give a view that serves a Genkit flow durably; for `path("answer", …)`, say.
+
+        POST     Genkit's exchange; with `X-Genkit-Stream-Id` it resumes that stream, from the start or after the offset in
+                 `X-Genkit-Stream-Offset`, and never runs the flow
+        DELETE   with `X-Genkit-Stream-Id`: stop that stream's flow
+
+    A run outlives its request; stopping it sets the flow's abort signal, and cancels it a second later.
+
+    Decorators of views say who may, and whether Django checks for CSRF: `csrf_exempt(durable_flow(…))`.
+
+    Args:
+        flow: the flow, or any other Genkit action.
+        streams: what other views have, or the URL of a storage.
+        context: gives the action's context in a request, for a resume and a stop as well; it rejects as views do, by PermissionDenied say.
+    """
+    from .genkit import FlowWork, WorkIn
+
+    ours = streams if isinstance(streams, DjangoStreams) else DjangoStreams(streams)
+    work = WorkIn(FlowWork(flow), _OWN_CONNECTIONS)
+
+    def serve(request: HttpRequest) -> HttpResponseBase:
+        known = context(request) if context else {}
+        if request.META["REQUEST_METHOD"] == "DELETE":
+            return ours.answer(request, _scope(request), lambda http: lambda scope, _, send: http.stop(scope, send, known))
+        return ours.answer(request, _scope(request), lambda http: partial(_post, http, work, known))
+
+    return _taking(("POST", "DELETE"), serve)
+
+
+async def _post(
+    http: StreamsHTTP, work: "WorkIn", context: Mapping[str, Any], scope: Scope, receive: Receive, send: Send
+) -> None:
+    await http.post(scope, receive, send, work, context)
+
+
+def _taking(methods: Sequence[str], view: View) -> View:
+    def taking(request: HttpRequest, *args: object, **options: object) -> HttpResponseBase:
+        is_taken = request.META["REQUEST_METHOD"] in methods
+        return view(request, *args, **options) if is_taken else HttpResponseNotAllowed(methods)
+
+    return taking
+
+
+class _OwnConnections:
+    """Closes the database connections that a producer has opened: no request ends behind it that would."""
+
+    @contextmanager
+    def in_thread(self) -> Generator[None]:
+        try:
+            yield
+        finally:
+            connections.close_all()
+
+    @asynccontextmanager
+    async def in_task(self) -> AsyncGenerator[None]:
+        async with ThreadSensitiveContext():  # a thread of its own for what does not await
+            try:
+                yield
+            finally:
+                with anyio.move_on_after(CLOSE_SECONDS, shield=True), suppress(RuntimeError):  # at the end of the program
+                    await sync_to_async(connections.close_all)()
+
+
+_OWN_CONNECTIONS: Final = _OwnConnections()
+
+
+def _context() -> Context:
+    return context_without(OF_REQUESTS.__contains__)
+
+
+def _scope(request: HttpRequest) -> Scope:
+    asgi: Scope | None = getattr(request, "scope", None)
+    if asgi is None:
+        return scope_of(request.META)
+    query: bytes | str = asgi["query_string"]  # of Django's own test client it is text
+    return {**asgi, "query_string": query.encode("latin-1") if isinstance(query, str) else query}
+
+
+def _response(request: HttpRequest, taken: Taken) -> HttpResponseBase:
+    if isinstance(taken.body, bytes):
+        response = HttpResponse(taken.body, status=taken.status, headers=dict(taken.headers))
+    else:
+        # Django gathers all of a body of the other kind before it sends any of it, and warns.
+        body = AsyncBody(taken.body) if hasattr(request, "scope") else Body(taken.body)
+        response = StreamingHttpResponse(body, status=taken.status, headers=dict(taken.headers))
+        if GZIP in settings.MIDDLEWARE:
+            response.headers["Content-Encoding"] = "identity"  # or it holds back what is small
+    if "content-type" not in dict(taken.headers):
+        del response.headers["Content-Type"]
+    vars(response).update(stream_id=taken.stream, started=taken.started)
+    return response

@@ -1,0 +1,213 @@
+"""Flask: durable streams in views that do not await, whatever WSGI server runs them; and Genkit flows as blueprints.
+
+streams = FlaskStreams("sqlite:///answers.db")
+
+@app.post("/chat/<chat>")
+def ask(chat: str) -> Response:
+    return streams.respond(words(request.form["question"]), key=chat)
+"""
+
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack
+from weakref import WeakKeyDictionary
+
+from flask import Blueprint, Flask, Response, current_app, request
+
+from ..http.app import FollowOptions, StartOptions, StopOptions, StreamsHTTP
+from ..http.response import ASGIApp, Scope
+from ..http.sources import Source
+from ..http.threads import Body, ServingOptions, Streams, StreamsThread, Taken, context_without, scope_of
+
+if TYPE_CHECKING:
+    from genkit import Action
+
+EXTENSION: Final = "streamkeep"
+URL: Final = "STREAMKEEP_URL"
+READING: Final = ("GET", "HEAD", "POST", "DELETE")
+
+
+class StreamResponse(Response):
+    """A response of Flask's that shows a stream, or says why it does not.
+
+    Attributes:
+        stream_id: the id of the stream that it shows; None if it shows none.
+        started: whether this very request has started that stream: not if it was there, and was joined, resumed or followed.
+    """
+
+    stream_id: str | None = None
+    started: bool = False
+
+
+class FlaskStreams:
+    """The streams of Flask apps: `respond`, `follow` and `cancel` in a view, whose request they take themselves.
+
+    They run in an event loop and a thread of their own, one for each process, from the first request on, or from `start`. They end with
+    `close`, at the end of `with`, or with the program; and they drain when the process gets SIGTERM or SIGINT.
+
+    Args:
+        streams: the URL of a storage, or a function that makes a `StreamManager` that nobody else uses. None: each app says by its
+            `STREAMKEEP_URL`, and has streams of its own; give it to `init_app`.
+        app: the same as `init_app(app)`.
+        options: those of `StreamsHTTP`. A heartbeat is sent every five seconds, unless `timeouts` are given.
+    """
+
+    def __init__(self, streams: Streams | None = None, app: Flask | None = None, **options: Unpack[ServingOptions]) -> None:
+        self._options = options
+        self._ours = None if streams is None else StreamsThread(streams, **options)
+        self._of_apps = WeakKeyDictionary[Flask, StreamsThread]()
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Serve an app: by the URL that this was made with, or by the `STREAMKEEP_URL` of its configuration. KeyError: it has none."""
+        if self._ours is None:
+            self._of_apps[app] = StreamsThread(app.config[URL], **self._options)
+        app.extensions[EXTENSION] = self
+
+    def start(self) -> None:
+        """Start in this process, before the first request does. In the main thread, SIGTERM and SIGINT are heard from here on."""
+        for threads in self._all():
+            threads.start()
+
+    def close(self) -> None:
+        """Drain, and return when nothing is left running. What is used after that starts anew."""
+        for threads in self._all():
+            threads.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def respond(self, source: Source, **options: Unpack[StartOptions]) -> StreamResponse:
+        """Make an iterable a durable stream, and give the response that shows it; arguments and answers are `StreamsHTTP.respond`'s.
+
+        The source runs apart from the request, in a thread if it does not await, and in an app context of its own: `current_app` and `g`
+        are there, what was torn down is not, and neither are `request`, `session` and `current_user`: give it what it needs of them. All
+        other context variables are as they are here. So it is with a plain `on_end`.
+
+        Raises as `StreamsHTTP.respond` does.
+        """
+        here, setting = self._here(), _InApp(_app())
+        return _response(here.respond(_scope(), source, setting=setting, within=_without_flasks(), **options))
+
+    def follow(self, stream: object = None, **options: Unpack[FollowOptions]) -> StreamResponse:
+        """Give the response that shows a stream, by its id or its `key`: a 204 where nothing runs. See `StreamsHTTP.follow`."""
+        return _response(self._here().follow(_scope(), stream, **options))
+
+    def cancel(self, stream: object = None, **options: Unpack[StopOptions]) -> StreamResponse:
+        """Stop a stream, and give the response that says whether it ran. See `StreamsHTTP.cancel`."""
+        return _response(self._here().cancel(_scope(), stream, **options))
+
+    def blueprint(self, name: str = "streams") -> Blueprint:
+        """Give `StreamsHTTP` itself, for any stream: `app.register_blueprint(streams.blueprint(), url_prefix="/streams")`.
+
+        Whose a stream is, only `authorize` says; who may come at all, the blueprint's `before_request`.
+        """
+        blueprint = Blueprint(name, __name__)
+
+        @blueprint.route("/", defaults={"rest": ""}, methods=READING)
+        @blueprint.route("/<path:rest>", methods=READING)
+        def read(rest: str) -> StreamResponse:
+            scope = _scope()
+            scope["root_path"] = scope["path"].removesuffix(rest).rstrip("/")
+            return self.answer(scope, lambda http: http)
+
+        return blueprint
+
+    def answer(self, scope: Scope, app: Callable[[StreamsHTTP], ASGIApp]) -> StreamResponse:
+        """Give the response that an ASGI app gives, which is made of the `StreamsHTTP`."""
+        return _response(self._here().answer(scope, request.get_data(), app, within=_without_flasks()))
+
+    def _here(self) -> StreamsThread:
+        threads = self._ours or self._of_apps.get(_app())
+        if threads is None:
+            raise RuntimeError("this app has no streams: give it to `init_app`, or give FlaskStreams the URL of a storage")
+        return threads
+
+    def _all(self) -> list[StreamsThread]:
+        return [*self._of_apps.values()] if self._ours is None else [self._ours]
+
+
+def durable_flow(
+    flow: "Action[Any, Any, Any, Any]",
+    streams: FlaskStreams | Streams,
+    *,
+    path: str | None = None,
+    context: Callable[[], Mapping[str, Any]] | None = None,
+) -> Blueprint:
+    """Give a blueprint that serves a Genkit flow durably: `app.register_blueprint(durable_flow(my_flow, streams))`.
+
+        POST   {path}   Genkit's exchange; with `X-Genkit-Stream-Id` it resumes that stream, from the start or after the
+                        offset in `X-Genkit-Stream-Offset`, and never runs the flow
+        DELETE {path}   with `X-Genkit-Stream-Id`: stop that stream's flow
+
+    A run outlives its request; stopping it sets the flow's abort signal, and cancels it a second later. It runs in an app context.
+
+    Args:
+        flow: the flow, or any other Genkit action.
+        streams: what the app's views have, or the URL of a storage.
+        path: `/<flow's name>` unless given.
+        context: gives the action's context in a request, for a resume and a stop as well; it rejects as views do, by `abort` say. Other
+            means are the blueprint's `before_request`.
+    """
+    from .genkit import FlowWork, WorkIn
+
+    ours = streams if isinstance(streams, FlaskStreams) else FlaskStreams(streams)
+    blueprint = Blueprint(flow.name.replace(".", "-"), __name__)
+    route = f"/{flow.name}" if path is None else path
+    work = FlowWork(flow)
+
+    @blueprint.post(route)
+    def run() -> StreamResponse:
+        known = context() if context else {}
+        within = WorkIn(work, _InApp(_app()))
+        return ours.answer(_scope(), lambda http: lambda scope, receive, send: http.post(scope, receive, send, within, known))
+
+    @blueprint.delete(route)
+    def stop() -> StreamResponse:
+        known = context() if context else {}
+        return ours.answer(_scope(), lambda http: lambda scope, _, send: http.stop(scope, send, known))
+
+    return blueprint
+
+
+class _InApp:
+    """An app context for each piece of a source, in the thread, or the task, that it runs in."""
+
+    def __init__(self, app: Flask) -> None:
+        self._app = app
+
+    def in_thread(self) -> AbstractContextManager[object]:
+        return self._app.app_context()
+
+    @asynccontextmanager
+    async def in_task(self) -> AsyncGenerator[None]:
+        with self._app.app_context():
+            yield
+
+
+def _app() -> Flask:
+    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001 - as Flask's docs have it
+    return app
+
+
+def _without_flasks() -> Context:
+    return context_without(lambda name: name.startswith("flask."))
+
+
+def _scope() -> Scope:
+    return scope_of(request.environ)
+
+
+def _response(taken: Taken) -> StreamResponse:
+    body = taken.body if isinstance(taken.body, bytes) else Body(taken.body)
+    response = StreamResponse(body, taken.status, taken.headers)
+    if "content-type" not in dict(taken.headers):
+        del response.headers["Content-Type"]
+    response.stream_id, response.started = taken.stream, taken.started
+    return response

@@ -1,0 +1,16 @@
+"""What is said where the extra is not installed."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize("module", ["streamkeep.client", "streamkeep.client.sync"])
+def test_without_the_extra_its_name_is_said(module: str) -> None:
+    program = f"import sys\nsys.modules['httpx2'] = None\nimport streamkeep\nimport {module}"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    assert ran.returncode == 1
+    assert (
+        ran.stderr.splitlines()[-1] == "ModuleNotFoundError: streamkeep.client needs httpx2: pip install 'streamkeep[client]'"
+    )

@@ -1,0 +1,224 @@
+"""An event loop in a thread of its own: when it starts, what is called in it, and how it ends."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from streamkeep import StreamManagerClosedError, WrongEventLoopError
+from streamkeep._loop_thread import LoopThread, LoopThreads, _after_fork
+
+BOUND_SECONDS = 20
+
+
+class Noted:
+    """What is entered, and left."""
+
+    def __init__(self) -> None:
+        self.entered: list[int] = []
+        self.left: list[int] = []
+
+    @asynccontextmanager
+    async def once(self) -> AsyncGenerator[int]:
+        number = len(self.entered)
+        self.entered.append(number)
+        yield number
+        self.left.append(number)
+
+
+@pytest.fixture
+def noted() -> Noted:
+    return Noted()
+
+
+@pytest.fixture
+def threads(noted: Noted) -> Iterator[LoopThreads[int]]:
+    threads = LoopThreads(noted.once)
+    yield threads
+    threads.close()
+
+
+@pytest.fixture
+def running(threads: LoopThreads[int]) -> LoopThread[int]:
+    return threads.running()
+
+
+async def here() -> int:
+    return threading.get_ident()
+
+
+def until(condition: Callable[[], object]) -> None:
+    give_up = time.monotonic() + BOUND_SECONDS
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
+def test_it_starts_when_it_is_used_and_again_when_it_was_closed(threads: LoopThreads[int], noted: Noted) -> None:
+    assert noted.entered == []
+    first = threads.running()
+    assert threads.running() is first
+    assert first.call(here) != threading.get_ident()
+    threads.close()
+    threads.close()
+    assert (noted.left, first.is_over) == ([0], True)
+    assert threads.running().entered == 1
+
+
+def test_it_closes_when_nothing_refers_to_it_any_more(noted: Noted) -> None:
+    threads = LoopThreads(noted.once)
+    running = threads.running()
+    del threads
+    assert (noted.left, running.is_over) == ([0], True)
+
+
+def test_what_is_raised_there_is_raised_here(running: LoopThread[int]) -> None:
+    async def fail(error: BaseException) -> None:
+        raise error
+
+    for error in (ValueError("x"), SystemExit(1)):
+        with pytest.raises(type(error)) as raised:
+            running.call(fail, error)
+        assert raised.value is error
+    assert running.call(here)
+
+
+def test_what_cannot_be_entered_says_so_where_it_is_used() -> None:
+    @asynccontextmanager
+    async def broken() -> AsyncGenerator[int]:
+        raise ValueError("broken")
+        yield 0
+
+    with pytest.raises(ValueError, match="broken"):
+        LoopThreads(broken).running()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_cannot_be_left_ends_its_thread() -> None:
+    @asynccontextmanager
+    async def broken() -> AsyncGenerator[int]:
+        yield 0
+        raise ValueError("broken")
+
+    threads = LoopThreads(broken)
+    running = threads.running()
+    threads.close()
+    assert not running._thread.is_alive()
+
+
+def test_a_forked_child_is_told_that_it_is_its_parents(running: LoopThread[int], threads: LoopThreads[int]) -> None:
+    running._process -= 1  # what it looks like in a child
+    assert running.is_over
+    with pytest.raises(WrongEventLoopError):
+        running.call(here)
+    running.close()
+    running.soon(lambda: None)
+    running.spawn(checkpoint)
+    assert running._thread.is_alive()
+    running._process = os.getpid()
+    with threads._lock:
+        _after_fork()
+        assert threads.running() is running  # by a lock of its own
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_forked_child_starts_one_of_its_own(threads: LoopThreads[int], running: LoopThread[int]) -> None:
+    ident = running.call(here)
+    child = os.fork()
+    if not child:
+        try:
+            own = threads.running()
+            os._exit(0 if own is not running and own.entered == 1 and own.call(here) else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    assert running.call(here) == ident
+
+
+def test_who_is_in_the_event_loop_cannot_wait_for_it(running: LoopThread[int]) -> None:
+    async def inside() -> None:
+        running.call(here)
+
+    with pytest.raises(RuntimeError, match="must not be called in the event loop"):
+        running.call(inside)
+
+
+def test_closing_tells_those_who_wait_and_those_who_come_later(threads: LoopThreads[int], running: LoopThread[int]) -> None:
+    begun, raised = threading.Event(), list[Exception]()
+
+    async def sleep() -> None:
+        begun.set()
+        await anyio.sleep_forever()
+
+    def wait() -> None:
+        try:
+            running.call(sleep)
+        except StreamManagerClosedError as error:
+            raised.append(error)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    assert begun.wait(BOUND_SECONDS)
+    threads.close()
+    waiting.join(BOUND_SECONDS)
+    assert len(raised) == 1
+    with pytest.raises(StreamManagerClosedError):
+        running.call(here)
+
+
+def test_who_comes_while_it_is_being_closed_is_told_so(running: LoopThread[int]) -> None:
+    running.call(running._portal.stop)
+    with pytest.raises(StreamManagerClosedError):
+        running.call(here)
+
+
+def test_a_call_that_is_interrupted_is_cancelled_there(running: LoopThread[int]) -> None:
+    ended = threading.Event()
+
+    async def sleep() -> None:
+        try:
+            await anyio.to_thread.run_sync(os.kill, os.getpid(), signal.SIGINT)
+            await anyio.sleep_forever()
+        finally:
+            ended.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        running.call(sleep)
+    assert ended.wait(BOUND_SECONDS)
+
+
+def test_what_is_called_soon_is_not_waited_for(running: LoopThread[int]) -> None:
+    called, spawned = threading.Event(), threading.Event()
+
+    async def set_spawned() -> None:
+        spawned.set()
+
+    running.soon(called.set)
+    running.spawn(set_spawned)
+    assert called.wait(BOUND_SECONDS)
+    assert spawned.wait(BOUND_SECONDS)
+
+
+def test_it_can_be_closed_in_its_own_thread(running: LoopThread[int], noted: Noted) -> None:
+    running.soon(running.close)  # as the garbage collector may
+    until(lambda: not running._thread.is_alive())
+    assert noted.left == [0]
+
+
+def test_a_call_is_made_in_the_context_of_who_makes_it(running: LoopThread[int]) -> None:
+    from contextvars import ContextVar
+
+    name: ContextVar[Any] = ContextVar("name")
+
+    async def read() -> object:
+        return name.get()
+
+    name.set("mine")
+    assert running.call(read) == "mine"

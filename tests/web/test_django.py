@@ -1,0 +1,316 @@
+"""`DjangoStreams` in views, by Django's own test clients; and Genkit flows."""
+
+# pyright: reportMissingTypeStubs=false
+
+import threading
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from contextvars import ContextVar
+from typing import Any, Final
+
+import anyio.to_thread
+import pytest
+from asgiref.sync import sync_to_async
+from django.contrib.auth import get_user_model
+from django.contrib.auth.decorators import login_required
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management import call_command
+from django.db import connections
+from django.http import HttpRequest
+from django.test import AsyncClient, Client
+from django.test.utils import override_settings
+from django.urls import include, path
+from django.views.decorators.csrf import csrf_exempt
+from genkit import ActionRunContext
+from tests.http.servers import STREAM_ID, STREAMING, flow_of, frames_of
+from tests.web import site
+from tests.web.test_flask import BOUND_SECONDS, WORDS, Gate, awaited, messages, plain, until
+
+from streamkeep.http import Access, Ended, SSEFraming
+from streamkeep.integrations.django import DjangoStreams, durable_flow
+
+site.configure()
+
+GZIP: Final = "django.middleware.gzip.GZipMiddleware"
+CSRF: Final = "django.middleware.csrf.CsrfViewMiddleware"
+USERS: Final = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+]
+language: Final = ContextVar[str]("language")
+
+
+class URLs:
+    """A URLconf."""
+
+    def __init__(self) -> None:
+        self.urlpatterns: list[Any] = []
+
+
+@pytest.fixture
+def streams() -> Iterator[DjangoStreams]:
+    threads = threading.active_count()
+    with DjangoStreams("memory://") as streams:
+        yield streams
+    until(lambda: threading.active_count() <= threads + 1)  # asgiref keeps one for views that do not await
+
+
+@pytest.fixture
+def urls() -> Iterator[list[Any]]:
+    """Give the site's URLs, to be added to."""
+    urls = URLs()
+    with override_settings(ROOT_URLCONF=urls):
+        yield urls.urlpatterns
+
+
+@pytest.fixture
+def serve(urls: list[Any], streams: DjangoStreams) -> Callable[..., None]:
+    """Serve a source under /chat/<chat> and, by views that await, /awaiting/<chat>; with what else `respond` is told."""
+
+    def serve(source: Callable[[], Any], **options: Any) -> None:
+        def chat(request: HttpRequest, chat: str) -> Any:
+            match request.META["REQUEST_METHOD"]:
+                case "POST":
+                    return streams.respond(request, source(), key=chat, **options)
+                case "GET":
+                    return streams.follow(request, key=chat)
+                case _:
+                    return streams.cancel(request, key=chat)
+
+        async def awaiting(request: HttpRequest, chat: str) -> Any:
+            match request.META["REQUEST_METHOD"]:
+                case "POST":
+                    return await streams.arespond(request, source(), key=chat, **options)
+                case "GET":
+                    return await streams.afollow(request, key=chat)
+                case _:
+                    return await streams.acancel(request, key=chat)
+
+        urls.extend([path("chat/<chat>", chat), path("awaiting/<chat>", awaiting)])
+
+    return serve
+
+
+@pytest.fixture(params=["chat", "awaiting"])
+def root(request: pytest.FixtureRequest) -> str:
+    """Give where the views are that do not await, and those that do."""
+    return f"/{request.param}"
+
+
+def client(**options: Any) -> Any:
+    """Give Django's client, as type checkers do not know it."""
+    return Client(**options)
+
+
+def body_of(answer: Any) -> bytes:
+    return b"".join(answer.streaming_content)
+
+
+async def awaited_body_of(answer: Any) -> bytes:
+    return b"".join([part async for part in answer.streaming_content])
+
+
+def cursor_in(body: bytes) -> str:
+    return body.decode().partition("\nid: ")[2].partition("\n")[0]
+
+
+@pytest.mark.parametrize("source", [plain, awaited], ids=["generator", "async generator"])
+def test_views_stream_under_wsgi(serve: Callable[..., None], root: str, source: Callable[[], Any]) -> None:
+    serve(source, framing=SSEFraming())
+    http = client()
+    answer = http.post(f"{root}/c")
+    body = body_of(answer)
+    rest = http.get(f"{root}/c", headers={"Last-Event-ID": cursor_in(body)})
+    assert body.count(b"event: chunk") == len(WORDS)
+    assert body_of(rest).count(b"event: chunk") == len(WORDS) - 1
+    assert http.get(f"{root}/c").status_code == 204
+    assert http.delete(f"{root}/c").json() == {"stopped": False}
+    assert http.delete(f"{root}/nobodys").status_code == 404
+
+
+@pytest.mark.parametrize("source", [plain, awaited], ids=["generator", "async generator"])
+async def test_views_stream_under_asgi(serve: Callable[..., None], root: str, source: Callable[[], Any]) -> None:
+    serve(source, framing=SSEFraming())
+    http = AsyncClient()
+    answer: Any = await http.post(f"{root}/c")
+    body = await awaited_body_of(answer)
+    rest = await http.get(f"{root}/c", headers={"Last-Event-ID": cursor_in(body)})
+    assert body.count(b"event: chunk") == len(WORDS)
+    assert (await awaited_body_of(rest)).count(b"event: chunk") == len(WORDS) - 1
+    assert (await http.get(f"{root}/c", query_params={"x": "1"})).status_code == 204
+    assert (await http.delete(f"{root}/c")).json() == {"stopped": False}
+    assert (answer.stream_id, answer.started) == (answer.headers[STREAM_ID], True)
+
+
+def test_who_leaves_stops_nothing_and_two_run_at_a_time(serve: Callable[..., None], root: str) -> None:
+    gate = Gate()
+    serve(gate.words)
+    http = client()
+    left, stopped = http.post(f"{root}/a"), http.post(f"{root}/b")
+    left.close()
+    joined = http.post(f"{root}/a")
+    assert http.delete(f"{root}/b").json() == {"stopped": True}
+    gate.open.set()
+    assert gate.passed.wait(BOUND_SECONDS)
+    assert messages(body_of(joined)) == ["before", "behind"]
+    assert b'"status":"CANCELLED"' in body_of(stopped)
+
+
+async def test_a_view_that_awaits_is_told_not_to_block(urls: list[Any], streams: DjangoStreams) -> None:
+    async def blocking(request: HttpRequest) -> Any:
+        return streams.respond(request, plain())
+
+    urls.append(path("", blocking))
+    with pytest.raises(RuntimeError, match="arespond"):
+        await AsyncClient().post("/")
+
+
+def test_connections_of_a_producer_are_its_own_and_are_closed(serve: Callable[..., None]) -> None:
+    used, over = list[Any](), threading.Semaphore(0)
+
+    def query() -> None:
+        with connections["default"].cursor() as cursor:
+            cursor.execute("select 1")
+        used.append(connections["default"])
+
+    def in_thread() -> Generator[str]:
+        query()
+        yield "a"
+
+    async def in_task() -> AsyncGenerator[str]:
+        await sync_to_async(query)()
+        yield "a"
+
+    def on_end(_ended: Ended) -> None:
+        query()
+        over.release()
+
+    chosen: list[Callable[[], Any]] = [in_thread, in_task]
+
+    def source() -> Any:
+        return chosen.pop()()
+
+    serve(source, on_end=on_end)
+    http = client()
+    for chat in "ab":
+        assert messages(body_of(http.post(f"/chat/{chat}"))) == ["a"]
+        assert over.acquire(timeout=BOUND_SECONDS)
+    mine = connections["default"]
+    assert len(used) == 4
+    assert mine not in used
+    until(lambda: all(connection.connection is None for connection in used))
+
+
+def test_a_source_that_awaits_has_threads_that_outlive_the_request(serve: Callable[..., None], root: str) -> None:
+    gate = threading.Event()
+
+    async def source() -> AsyncGenerator[bool]:
+        for _ in range(2):
+            yield await sync_to_async(threading.get_ident)() != threading.get_ident()
+            await anyio.to_thread.run_sync(gate.wait, BOUND_SECONDS)
+
+    serve(source)
+    answer = client().post(f"{root}/c")
+    gate.set()
+    assert messages(body_of(answer)) == [True, True]
+
+
+def test_context_variables_are_as_in_the_view(urls: list[Any], streams: DjangoStreams) -> None:
+    def ask(request: HttpRequest) -> Any:
+        language.set("en")
+        return streams.respond(request, (language.get() for _ in "a"))
+
+    urls.append(path("", ask))
+    assert messages(body_of(client().post("/"))) == ["en"]
+
+
+@pytest.fixture(scope="session")
+def users() -> tuple[Any, Any]:
+    """Give two users in the site's database."""
+    call_command("migrate", verbosity=0)
+    create: Any = get_user_model().objects.create_user
+    return create("ann"), create("bob")
+
+
+def test_views_are_guarded_by_djangos_own_means(urls: list[Any], streams: DjangoStreams, users: tuple[Any, Any]) -> None:
+    def chat(request: Any) -> Any:
+        if request.method == "POST":
+            return streams.respond(request, plain(), key="k", owner=request.user.pk, framing=SSEFraming())
+        return streams.follow(request, key="k", owner=request.user.pk)
+
+    urls.append(path("", login_required(chat)))
+    ann, bob = client(), client()
+    with override_settings(MIDDLEWARE=USERS):
+        for http, user in zip((ann, bob), users, strict=True):
+            http.force_login(user)
+        seen = {"Last-Event-ID": cursor_in(body_of(ann.post("/")))}
+        codes = [http.get("/", headers=seen).status_code for http in (ann, bob)]
+        stranger = client().post("/")
+    connections["default"].close()
+    assert (codes, stranger.status_code) == ([200, 204], 302)
+
+
+def test_csrf_is_djangos_affair(serve: Callable[..., None]) -> None:
+    serve(plain)
+    with override_settings(MIDDLEWARE=[CSRF]):
+        assert client(enforce_csrf_checks=True).post("/chat/c").status_code == 403
+        assert client().post("/chat/c").status_code == 200
+
+
+def test_compression_holds_nothing_back(serve: Callable[..., None]) -> None:
+    serve(plain)
+    with override_settings(MIDDLEWARE=[GZIP]):
+        answer = client().post("/chat/c", headers={"Accept-Encoding": "gzip"})
+    assert messages(body_of(answer)) == [*WORDS]
+
+
+def test_the_urls_read_any_stream_of_who_may(urls: list[Any]) -> None:
+    def authorize(access: Access) -> str:
+        return access.headers.get("x-user", "")
+
+    with DjangoStreams("memory://", authorize=authorize) as streams:
+        urls += [
+            path("api/streams/", include((streams.urls, "streams"))),
+            path("", lambda request: streams.respond(request, plain(), id="t")),
+        ]
+        http, mine = client(), {"X-User": "ann"}
+        http.post("/", headers=mine)
+        assert body_of(http.get("/api/streams/t", headers=mine)).count(b"event: chunk") == len(WORDS)
+        assert http.get("/api/streams/t").status_code == 404
+        assert [found["id"] for found in http.get("/api/streams/", headers=mine).json()["streams"]] == ["t"]
+        assert http.delete("/api/streams/t", headers=mine).json() == {"stopped": False}
+        assert http.put("/api/streams/t", headers=mine).status_code == 405
+
+
+def test_the_url_may_be_a_setting() -> None:
+    streams = DjangoStreams()
+    with pytest.raises(ImproperlyConfigured, match="STREAMKEEP_URL"):
+        streams.start()
+    streams.close()
+    with override_settings(STREAMKEEP_URL="memory://"), streams:
+        assert streams._here().start().entered.http.is_running
+
+
+# Genkit
+
+
+async def talk(name: str, ctx: ActionRunContext) -> dict[str, object]:
+    """Say some words, and who was asking."""
+    for word in ("hello", name):
+        ctx.send_chunk(word)
+    return {"user": (ctx.context or {}).get("user")}
+
+
+def test_a_flow_is_durable_by_one_line(urls: list[Any], streams: DjangoStreams) -> None:
+    def context(request: Any) -> dict[str, object]:
+        return {"user": request.headers["X-User"]}
+
+    urls.append(path("talk", csrf_exempt(durable_flow(flow_of(talk), streams, context=context))))
+    http, mine = client(), {"X-User": "ann"}
+    answer = http.post("/talk", {"data": "Ada"}, "application/json", headers={**STREAMING, **mine})
+    body = body_of(answer)
+    named = {STREAM_ID: answer.headers[STREAM_ID]}
+    assert frames_of(body)[-1]["result"] == {"user": "ann"}
+    assert body_of(http.post("/talk", headers={**STREAMING, **named, **mine})) == body
+    assert http.post("/talk", {"data": "Ada"}, "application/json", headers=mine).json() == {"result": {"user": "ann"}}
+    assert http.delete("/talk", headers={**named, **mine}).json() == {"stopped": False}
+    assert http.get("/talk").status_code == 405

@@ -1,0 +1,386 @@
+"""`FlaskStreams` in views, by Flask's own test client; and Genkit flows."""
+
+import sys
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from flask import Flask, Response, abort, current_app, g, has_request_context, request
+from flask.testing import FlaskClient
+from genkit import ActionRunContext
+from tests.http.servers import STREAM_ID, STREAMING, flow_of, frames_of
+
+from streamkeep import InvalidArgumentError, PublicError, StreamInput
+from streamkeep.http import Access, Ended, SSEFraming
+from streamkeep.integrations.flask import FlaskStreams, StreamResponse, durable_flow
+
+BOUND_SECONDS: Final = 20
+WORDS: Final = ("Nothing", "is", "lost")
+
+
+class Gate:
+    """Words that go on behind a gate."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.passed = threading.Event()
+
+    def words(self) -> Generator[str]:
+        yield "before"
+        assert self.open.wait(BOUND_SECONDS)
+        yield "behind"
+        self.passed.set()
+
+
+@pytest.fixture
+def app() -> Flask:
+    return Flask(__name__)
+
+
+@pytest.fixture
+def streams(app: Flask) -> Iterator[FlaskStreams]:
+    threads = threading.active_count()
+    with FlaskStreams("memory://", app) as streams:
+        yield streams
+    until(lambda: threading.active_count() <= threads)
+
+
+@pytest.fixture
+def http(app: Flask, streams: FlaskStreams) -> FlaskClient:
+    return app.test_client()
+
+
+@pytest.fixture
+def serve(app: Flask, streams: FlaskStreams) -> Callable[..., None]:
+    """Serve a source under /chat/<chat>, with what else `respond` is told."""
+
+    def serve(source: Callable[[], Any], **options: Any) -> None:
+        @app.post("/chat/<chat>")
+        def ask(chat: str) -> Response:
+            return streams.respond(source(), key=chat, **options)
+
+        @app.get("/chat/<chat>")
+        def follow(chat: str) -> Response:
+            return streams.follow(key=chat)
+
+        @app.delete("/chat/<chat>")
+        def stop(chat: str) -> Response:
+            return streams.cancel(key=chat)
+
+    return serve
+
+
+def until(condition: Callable[[], object]) -> None:
+    give_up = time.monotonic() + BOUND_SECONDS
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
+def messages(body: bytes) -> list[object]:
+    return [frame["message"] for frame in frames_of(body) if "message" in frame]
+
+
+def cursor_of(answer: Any) -> str:
+    """Give the cursor of the first event."""
+    return str(answer.text.partition("\nid: ")[2].partition("\n")[0])
+
+
+async def awaited() -> AsyncGenerator[str]:
+    for word in WORDS:
+        yield word
+
+
+def plain() -> Generator[str]:
+    yield from WORDS
+
+
+def with_stream(stream: StreamInput) -> Generator[str]:
+    assert stream.id
+    yield from WORDS
+
+
+SOURCES: Final[dict[str, Callable[[], Any]]] = {
+    "list": lambda: WORDS,
+    "generator": plain,
+    "async generator": awaited,
+    "function": lambda: plain,
+    "async function": lambda: awaited,
+    "function of the stream": lambda: with_stream,
+}
+
+
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+def test_any_source_is_a_stream(serve: Callable[..., None], http: FlaskClient, source: Callable[[], Any]) -> None:
+    serve(source)
+    answer = http.post("/chat/c")
+    assert messages(answer.data) == [*WORDS]
+    assert isinstance(answer, Response)
+    assert answer.content_type == "text/event-stream"
+    assert answer.headers[STREAM_ID]
+
+
+def test_who_leaves_stops_nothing_and_comes_back_behind_a_cursor(serve: Callable[..., None], http: FlaskClient) -> None:
+    gate = Gate()
+    serve(gate.words, framing=SSEFraming())
+    answer = http.post("/chat/c", buffered=False)
+    seen = str(next(iter(answer.response)))
+    answer.close()
+    joined = http.post("/chat/c", buffered=False)
+    gate.open.set()
+    assert gate.passed.wait(BOUND_SECONDS)
+    whole = joined.text
+    rest = http.get("/chat/c", headers={"Last-Event-ID": whole.partition("\nid: ")[2].partition("\n")[0]})
+    assert "retry:" in seen
+    assert whole.count("event: chunk") == 2
+    assert rest.text.count("event: chunk") == 1
+    assert http.get("/chat/c").status_code == 204
+
+
+def test_two_streams_run_at_a_time_and_each_is_stopped_alone(serve: Callable[..., None], http: FlaskClient) -> None:
+    gate = Gate()
+    serve(gate.words)
+    first, second = (http.post(f"/chat/{chat}", buffered=False) for chat in "ab")
+    assert http.delete("/chat/a").json == {"stopped": True}
+    gate.open.set()
+    assert b'"status":"CANCELLED"' in first.data
+    assert messages(second.data) == ["before", "behind"]
+    assert http.delete("/chat/b").json == {"stopped": False}
+    assert http.delete("/chat/nobodys").status_code == 404
+
+
+language: Final = ContextVar[str]("language")
+
+
+def seen() -> list[object]:
+    found: list[object] = [current_app.name, "name" in g, has_request_context(), language.get()]
+    g.name = "the source's"
+    return found
+
+
+def in_thread() -> Generator[object]:
+    yield seen()
+
+
+async def in_task() -> AsyncGenerator[object]:
+    yield seen()
+
+
+@pytest.mark.parametrize("source", [in_thread, in_task], ids=lambda source: source.__name__)
+def test_a_source_has_an_app_context_of_its_own_and_no_request(
+    app: Flask, serve: Callable[..., None], http: FlaskClient, source: Callable[[], Any]
+) -> None:
+    torn_down = list[str]()
+
+    @app.before_request
+    def begin() -> None:
+        g.name = "the request's"
+        language.set("en")
+
+    @app.teardown_appcontext
+    def tear_down(_error: BaseException | None) -> None:
+        torn_down.append(f"{g.get('name')} in {threading.current_thread().name.partition('-')[0]}")
+
+    serve(source)
+    answer = http.post("/chat/c")
+    assert messages(answer.data) == [[app.name, False, False, "en"]]
+    until(lambda: len(torn_down) == 2)
+    assert any(name.startswith("the source's in streamkeep") for name in torn_down)
+
+
+def test_a_plain_on_end_is_told_in_a_thread_with_the_app(serve: Callable[..., None], http: FlaskClient) -> None:
+    told, came = list[tuple[str, str, bool]](), threading.Event()
+
+    def on_end(ended: Ended) -> None:
+        told.append((ended.status, current_app.name, "on_end" in threading.current_thread().name))
+        came.set()
+
+    serve(plain, on_end=on_end)
+    http.post("/chat/c")
+    assert came.wait(BOUND_SECONDS)
+    assert told == [("done", __name__, True)]
+
+
+def test_views_are_guarded_by_flasks_own_means(app: Flask, streams: FlaskStreams, http: FlaskClient) -> None:
+    @app.before_request
+    def guard() -> None:
+        if "X-User" not in request.headers:
+            abort(401)
+
+    @app.post("/")
+    def ask() -> Response:
+        return streams.respond(plain(), key="k", owner=request.headers["X-User"])
+
+    @app.get("/")
+    def follow() -> Response:
+        return streams.follow(key="k", owner=request.headers["X-User"])
+
+    assert http.post("/").status_code == 401
+    cursor = {"Last-Event-ID": f"{http.post('/', headers={'X-User': 'ann'}).headers[STREAM_ID]}/00000000/0"}
+    codes = [http.get("/", headers={"X-User": user, **cursor}).status_code for user in ("bob", "ann")]
+    assert codes[0] == 204
+    assert http.get("/", headers=cursor).status_code == 401
+
+
+def test_headers_cookies_and_attributes_of_the_response_count(app: Flask, streams: FlaskStreams, http: FlaskClient) -> None:
+    started: list[tuple[str | None, bool]] = []
+
+    @app.post("/")
+    def ask() -> StreamResponse:
+        response = streams.respond(plain(), run="1")
+        response.set_cookie("seen", "yes")
+        response.headers["X-Mine"] = "mine"
+        started.append((response.stream_id, response.started))
+        return response
+
+    answers = [http.post("/"), http.post("/")]
+    assert [answer.headers["X-Mine"] for answer in answers] == ["mine", "mine"]
+    assert "seen=yes" in answers[0].headers["Set-Cookie"]
+    ids = [answer.headers[STREAM_ID] for answer in answers]
+    assert started == [(ids[0], True), (ids[0], False)]
+
+
+def test_what_is_refused_is_json(serve: Callable[..., None], http: FlaskClient) -> None:
+    gate = Gate()
+    serve(gate.words, when_running="refuse")
+    http.post("/chat/c", buffered=False)
+    refused = http.post("/chat/c")
+    gate.open.set()
+    assert (refused.status_code, refused.json["error"]["status"]) == (409, "ALREADY_EXISTS")  # type: ignore[index]
+
+
+def test_a_get_starts_nothing(app: Flask, streams: FlaskStreams, http: FlaskClient) -> None:
+    app.testing = True
+    app.add_url_rule("/", "ask", lambda: streams.respond(plain()))
+    with pytest.raises(RuntimeError, match="start it by POST"):
+        http.get("/")
+
+
+def test_a_failure_of_the_source_is_shown_as_far_as_it_is_public(serve: Callable[..., None], http: FlaskClient) -> None:
+    def failing() -> Generator[str]:
+        yield "a"
+        raise PublicError("RESOURCE_EXHAUSTED", "no more words")
+
+    serve(failing)
+    assert b"no more words" in http.post("/chat/c").data
+
+
+def test_the_blueprint_reads_any_stream_of_who_may(app: Flask) -> None:
+    async def authorize(access: Access) -> str:
+        return access.headers.get("x-user", "")
+
+    with FlaskStreams("memory://", authorize=authorize) as streams:
+        app.register_blueprint(streams.blueprint(), url_prefix="/api/streams")
+
+        @app.post("/")
+        def ask() -> Response:
+            return streams.respond(plain(), id="s/1")
+
+        @app.post("/t")
+        def ask_t() -> Response:
+            return streams.respond(plain(), id="t")
+
+        http, mine = app.test_client(), {"X-User": "ann"}
+        http.post("/t", headers=mine)
+        read = http.get("/api/streams/t", headers=mine)
+        assert read.text.count("event: chunk") == 3
+        assert http.get("/api/streams/t").status_code == 404
+        assert [found["id"] for found in http.get("/api/streams/", headers=mine).json["streams"]] == ["t"]  # type: ignore[index]
+        assert http.get("/api/streams/t/info", headers=mine).json["status"] == "done"  # type: ignore[index]
+        assert http.delete("/api/streams/t", headers=mine).json == {"stopped": False}
+        assert http.put("/api/streams/t", headers=mine).status_code == 405
+
+
+def test_each_app_has_streams_of_its_own_by_its_configuration(tmp_path: Path) -> None:
+    streams = FlaskStreams()
+    clients = []
+    for name in "ab":
+        app = Flask(name)
+        app.config["STREAMKEEP_URL"] = f"sqlite:///{tmp_path}/{name}.db"
+        streams.init_app(app)
+        app.add_url_rule("/", "ask", lambda: streams.respond(plain(), id="s"), methods=["POST"])
+        app.add_url_rule("/", "follow", lambda: streams.follow("s"))
+        clients.append(app.test_client())
+    assert messages(clients[0].post("/").data) == [*WORDS]
+    assert clients[1].get("/").status_code == 204
+    assert messages(clients[1].post("/").data) == [*WORDS]
+    streams.close()
+    assert clients[0].get("/").text.count("event: chunk") == 3  # it starts anew
+    streams.close()
+
+
+def test_one_with_a_url_of_its_own_keeps_to_it(app: Flask, streams: FlaskStreams, http: FlaskClient) -> None:
+    with FlaskStreams("memory://") as others:
+        app.add_url_rule("/ours", "ours", lambda: streams.respond(plain(), id="s"), methods=["POST"])
+        app.add_url_rule("/others", "others", lambda: others.follow("s"))
+        assert http.post("/ours").status_code == 200
+        assert http.get("/others").status_code == 204
+
+
+def test_an_app_without_streams_says_so(app: Flask) -> None:
+    streams = FlaskStreams()
+    app.testing = True
+    app.add_url_rule("/", "follow", lambda: streams.follow("s"))
+    with pytest.raises(RuntimeError, match="init_app"):
+        app.test_client().get("/")
+    with pytest.raises(KeyError):
+        streams.init_app(app)
+
+
+def test_a_url_that_cannot_be_is_told_at_once() -> None:
+    with pytest.raises(InvalidArgumentError, match="nonsense"):
+        FlaskStreams("nonsense://")
+
+
+def test_threads_that_gevent_has_made_greenlets_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkey = type(sys)("gevent.monkey")
+    monkey.is_module_patched = lambda name: name == "threading"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "gevent.monkey", monkey)
+    with pytest.raises(RuntimeError, match="gthread"):
+        FlaskStreams("memory://")
+
+
+# Genkit
+
+
+async def talk(name: str, ctx: ActionRunContext) -> dict[str, object]:
+    """Say some words, and who was asking."""
+    for word in ("hello", name):
+        ctx.send_chunk(word)
+    return {"app": current_app.name, "user": (ctx.context or {}).get("user")}
+
+
+def test_a_flow_is_durable_by_one_line(app: Flask, streams: FlaskStreams, http: FlaskClient) -> None:
+    def context() -> Mapping[str, Any]:
+        if "X-User" not in request.headers:
+            abort(401)
+        return {"user": request.headers["X-User"]}
+
+    app.register_blueprint(durable_flow(flow_of(talk), streams, path="/talk", context=context))
+    mine = {"X-User": "ann"}
+    answer = http.post("/talk", json={"data": "Ada"}, headers={**STREAMING, **mine})
+    assert frames_of(answer.data)[-1]["result"] == {"app": __name__, "user": "ann"}
+    named = {STREAM_ID: answer.headers[STREAM_ID]}
+    assert http.post("/talk", headers={**STREAMING, **named, **mine}).data == answer.data
+    assert http.post("/talk", json={"data": "Ada"}, headers=mine).json == {"result": {"app": __name__, "user": "ann"}}
+    assert http.post("/talk", data="{", headers=mine).status_code == 400
+    assert http.delete("/talk", headers={**named, **mine}).json == {"stopped": False}
+    assert http.delete("/talk", headers=named).status_code == 401
+
+
+def test_a_plain_on_end_of_a_flow_does_not_block_the_event_loop(app: Flask) -> None:
+    names, came = list[str](), threading.Event()
+
+    def on_end(_ended: Ended) -> None:
+        names.append(threading.current_thread().name)
+        came.set()
+
+    with FlaskStreams("memory://", on_end=on_end) as streams:
+        app.register_blueprint(durable_flow(flow_of(talk), streams))
+        assert app.test_client().post("/talk", json={"data": "Ada"}, headers=STREAMING).status_code == 200
+        assert came.wait(BOUND_SECONDS)
+    assert "on_end" in names[0]

@@ -1,0 +1,230 @@
+"""What an ASGI app answers in an event loop of ours, taken in another thread, or in another event loop."""
+
+import asyncio
+import gc
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import anyio.to_thread
+import pytest
+from tests.web.test_flask import BOUND_SECONDS, until
+
+from streamkeep import StreamManager
+from streamkeep.http import StreamsHTTP
+from streamkeep.http.response import ASGIApp, Message, Receive, Scope, Send, can_be_cut, send_response
+from streamkeep.http.threads import BUFFER_BYTES, AsyncBody, Body, Pipe, StreamsThread, scope_of
+
+ENVIRON: Final = {"REQUEST_METHOD": "POST", "PATH_INFO": "/", "SERVER_PROTOCOL": "HTTP/1.1"}
+HEAD: Final[Message] = {"type": "http.response.start", "status": 200, "headers": [(b"X-A", b"a"), (b"Connection", b"close")]}
+PIECE: Final = b"x" * 10_000
+
+
+@pytest.fixture
+def threads() -> Iterator[StreamsThread]:
+    with StreamsThread("memory://") as threads:
+        yield threads
+
+
+class Answering:
+    """An ASGI app: sends its head and so many pieces, then waits until its client has gone, unless it is to `end` or to be `cut`."""
+
+    def __init__(self, pieces: int = 1, then: str = "wait") -> None:
+        self.sent = 0
+        self.came: list[Message] = []
+        self.refused = threading.Event()
+        self.gone = threading.Event()
+        self._pieces = pieces
+        self._then = then
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        self.came.append(await receive())
+        await send(HEAD)
+        for _ in range(self._pieces):
+            try:
+                await send({"type": "http.response.body", "body": PIECE, "more_body": True})
+            except OSError:
+                self.refused.set()
+                break
+            self.sent += 1
+        if self._then == "wait":
+            assert (await receive())["type"] == "http.disconnect"
+            self.gone.set()
+        elif self._then == "end":
+            await send({"type": "http.response.body", "body": b"."})
+
+
+def pipe_of(threads: StreamsThread, app: ASGIApp, body: bytes = b"") -> Pipe:
+    taken = threads.answer(scope_of(ENVIRON), body, lambda _: app)
+    assert (taken.status, taken.headers) == (200, [("x-a", "a")])
+    assert isinstance(taken.body, Pipe)
+    return taken.body
+
+
+def test_a_body_is_given_as_it_comes_and_ends(threads: StreamsThread) -> None:
+    app = Answering(3, "end")
+    assert b"".join(Body(pipe_of(threads, app, b"asked"))) == 3 * PIECE + b"."
+    assert app.came == [{"type": "http.request", "body": b"asked", "more_body": False}]
+
+
+async def test_a_body_is_given_to_another_event_loop(threads: StreamsThread) -> None:
+    pipe = await asyncio.to_thread(pipe_of, threads, Answering(3, "end"))
+    assert b"".join([part async for part in AsyncBody(pipe)]) == 3 * PIECE + b"."
+
+
+async def test_a_wait_that_is_cancelled_loses_nothing(threads: StreamsThread) -> None:
+    app = Answering(1)
+    pipe = await asyncio.to_thread(pipe_of, threads, app)
+    body = AsyncBody(pipe)
+    assert await anext(body) == PIECE
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(body), 0.01)
+    threads.start().call(pipe.send, {"type": "http.response.body", "body": b"later", "more_body": True})
+    assert await anext(body) == b"later"
+    body.close()
+
+
+def test_who_takes_nothing_is_not_sent_more_than_a_bit(threads: StreamsThread) -> None:
+    app = Answering(100, "end")
+    body = Body(pipe_of(threads, app))
+    until(lambda: app.sent * len(PIECE) >= BUFFER_BYTES - len(PIECE))
+    assert app.sent * len(PIECE) <= BUFFER_BYTES + len(PIECE)
+    assert len(b"".join(body)) == 100 * len(PIECE) + 1
+
+
+@pytest.mark.parametrize("leave", [Body.close, lambda _: None], ids=["closed", "dropped"])
+@pytest.mark.parametrize("pieces", [1, 100], ids=["waiting", "sending"])
+def test_an_app_is_told_that_its_client_has_gone(threads: StreamsThread, pieces: int, leave: Callable[[Body], None]) -> None:
+    app = Answering(pieces)
+    body = Body(pipe_of(threads, app))
+    assert next(body)
+    leave(body)
+    del body
+    gc.collect()
+    assert app.gone.wait(BOUND_SECONDS)
+    assert app.refused.is_set() is (pieces > 1)
+
+
+def test_an_answer_without_its_last_message_is_cut(threads: StreamsThread) -> None:
+    body = Body(pipe_of(threads, Answering(1, "cut")))
+    assert next(body) == PIECE
+    with pytest.raises(ConnectionResetError):
+        next(body)
+
+
+def test_who_waits_is_told_of_the_end(threads: StreamsThread) -> None:
+    gate, answers = threading.Event(), list[object]()
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send(HEAD)
+        await anyio.to_thread.run_sync(gate.wait, BOUND_SECONDS)
+
+    pipe = pipe_of(threads, app)
+
+    def take() -> None:
+        try:
+            answers.append(next(Body(pipe)))
+        except ConnectionResetError as error:
+            answers.append(error)
+
+    waiting = threading.Thread(target=take)
+    waiting.start()
+    until(lambda: pipe._waiting is not None)
+    gate.set()
+    waiting.join(BOUND_SECONDS)
+    assert len(answers) == 1
+    assert isinstance(answers[0], ConnectionResetError)
+
+
+def test_an_answer_whose_length_is_known_is_whole(threads: StreamsThread) -> None:
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send_response(send, 200, PIECE * 100)
+
+    assert threads.answer(scope_of(ENVIRON), b"", lambda _: app).body == PIECE * 100
+
+
+def test_an_app_that_fails_without_an_answer_is_an_error(threads: StreamsThread, caplog: pytest.LogCaptureFixture) -> None:
+    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise ValueError("broken")
+
+    with pytest.raises(RuntimeError, match="no answer"):
+        threads.answer(scope_of(ENVIRON), b"", lambda _: app)
+    assert "broken" in caplog.text
+
+
+def test_closing_ends_what_answers(threads: StreamsThread) -> None:
+    taken = threads.respond(scope_of(ENVIRON), iter(["a"]), id="s")
+    assert isinstance(taken.body, Pipe)
+    assert b'"result"' in b"".join(Body(taken.body))
+    body = Body(pipe_of(threads, Answering()))
+    assert next(body) == PIECE
+    threads.close()
+    with pytest.raises(ConnectionResetError):
+        next(body)
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_forked_child_has_one_of_its_own(threads: StreamsThread) -> None:
+    child = os.fork()
+    if not child:
+        try:
+            whole = b"".join(Body(pipe_of(threads, Answering(3, "end"))))
+            threads.close()
+            os._exit(0 if whole == 3 * PIECE + b"." else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    assert b"".join(Body(pipe_of(threads, Answering(1, "end"))))
+
+
+def test_a_manager_is_made_for_each_start() -> None:
+    made: list[StreamManager] = []
+
+    def make() -> StreamManager:
+        made.append(StreamManager.connect("memory://"))
+        return made[-1]
+
+    threads = StreamsThread(make)
+    for _ in range(2):
+        threads.start()
+        threads.close()
+    assert len(made) == 2
+    assert not any(manager.is_running for manager in made)
+
+
+SERVERS: Final[dict[str, tuple[dict[str, Any], bool]]] = {
+    "gunicorn": ({"SERVER_SOFTWARE": "gunicorn/27.0.1"}, True),
+    "HTTP/1.0": ({"SERVER_PROTOCOL": "HTTP/1.0"}, False),
+    "wsgiref": ({"SERVER_SOFTWARE": "WSGIServer/0.2"}, False),
+}
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_where_a_body_ends_with_its_connection_nothing_is_cut(server: str) -> None:
+    environ, cuts = SERVERS[server]
+    assert can_be_cut(scope_of({**ENVIRON, **environ})) is cuts
+
+
+def test_a_request_is_read_as_wsgi_has_it() -> None:
+    scope = scope_of(
+        {
+            "REQUEST_METHOD": "POST",
+            "SCRIPT_NAME": "/api",
+            "PATH_INFO": "/caf\u00c3\u00a9",
+            "QUERY_STRING": "a=1",
+            "CONTENT_TYPE": "text/plain",
+            "CONTENT_LENGTH": "",
+            "HTTP_LAST_EVENT_ID": "s/1/2",
+            "SERVER_PROTOCOL": "HTTP/1.1",
+            "wsgi.url_scheme": "https",
+        }
+    )
+    assert (scope["path"], scope["root_path"], scope["query_string"]) == ("/api/café", "/api", b"a=1")
+    assert sorted(scope["headers"]) == [(b"content-type", b"text/plain"), (b"last-event-id", b"s/1/2")]
+    assert (scope["http_version"], scope["scheme"]) == ("1.1", "https")
+
+
+def test_the_streams_are_those_of_a_streamshttp(threads: StreamsThread) -> None:
+    assert isinstance(threads.start().entered.http, StreamsHTTP)
