@@ -279,3 +279,8 @@ def test_the_command_does_not_print_a_password(arguments: list[str]) -> None:
 @pytest.mark.parametrize("url", [SECRET_URL, f"redis://:{SECRET}@cache.internal/0", f"x://a:{SECRET}@h/{SECRET}?p={SECRET}"])
 def test_what_the_command_says_of_a_url_has_no_password(url: str) -> None:
     assert f":{SECRET}@" not in shown_url(url)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "nats", "tls"])
+def test_what_the_command_says_of_a_url_has_no_token(scheme: str) -> None:
+    assert shown_url(f"{scheme}://{SECRET}@host/storage") == f"{scheme}://***@host/storage"

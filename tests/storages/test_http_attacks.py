@@ -304,6 +304,7 @@ async def test_a_killed_client_is_seen_to_be_dead_by_who_reads_the_servers_stora
     assert end.error.status == "ABORTED"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["inside", "outside"])
 async def test_a_forked_child_can_neither_use_nor_harm_what_its_parent_has(where: str, tmp_path: Path) -> None:
     with Server(tmp_path / "server") as server:

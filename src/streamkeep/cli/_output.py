@@ -25,6 +25,7 @@ from ..events import ErrorInfo, StreamEvent, StreamEventType, encode_json
 STATUS_STYLES: Final = {"open": "cyan", "done": "green", "error": "red", "unreadable": "red"}
 COLUMNS: Final = ("stream", "status", ">events", ">age", ">last written", ">expires", "owner", "key")
 WIDE: Final = 10_000
+TOKEN_SCHEMES: Final = frozenset(("http", "https", "nats", "tls"))
 """Where nobody looks, no line is folded: what reads it splits at line ends."""
 
 _SECRETLY_ACTIVE: Final = re.compile(r"[^\n -~]")
@@ -223,9 +224,11 @@ def _in_a_line(text: str) -> str:
 
 
 def shown_url(storage: str) -> str:
-    """Give a storage's URL without its password."""
+    """Give a storage's URL without its password, or its token: a user who needs none is one there."""
     parts = urlsplit(storage)
-    return storage.replace(f":{parts.password}@", ":***@") if parts.password else storage
+    if parts.password:
+        return storage.replace(f":{parts.password}@", ":***@")
+    return storage.replace(f"{parts.username}@", "***@") if parts.username and parts.scheme in TOKEN_SCHEMES else storage
 
 
 def ago(seconds: float) -> str:
