@@ -17,6 +17,7 @@ from streamkeep import (
     InvalidArgumentError,
     LimitExceededError,
     Limits,
+    RemoteStreamManager,
     StorageCorruptError,
     StorageError,
     StorageFullError,
@@ -1000,6 +1001,23 @@ async def test_a_storage_that_cannot_be_opened_is_told_and_the_manager_may_try_a
         await streams.__aenter__()
     async with streams:
         assert streams.is_running
+
+
+async def test_the_storage_of_a_manager_is_given_while_it_runs(storage: FaultyStorage) -> None:
+    streams = StreamManager(storage)
+    with pytest.raises(StreamManagerClosedError):
+        _ = streams.storage
+    async with streams:
+        await (await streams.open("s")).done()
+        assert await streams.storage.read("s") == await storage.read("s")
+
+
+async def test_a_remote_manager_is_one_over_a_storage_that_speaks_http() -> None:
+    streams = RemoteStreamManager("https://host/storage", limits=Limits(max_events=1))
+    assert streams.limits.max_events == 1
+    with pytest.raises(StorageError, match="HTTPStorage needs asyncio"):  # which these tests do without
+        await streams.__aenter__()
+    assert not streams.is_running
 
 
 async def test_an_unknown_url_is_refused() -> None:
