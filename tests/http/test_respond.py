@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from datetime import timedelta
@@ -22,7 +22,7 @@ from starlette.routing import Route
 from tests.http.servers import STREAM_ID, Reading, events_of, frames_of, http_to, without_lives
 
 from streamkeep import InMemoryStreamManager, Limits, StreamInput, StreamManager
-from streamkeep.http import Access, SSEFraming, StreamsHTTP
+from streamkeep.http import Access, PassThroughFraming, SSEFraming, StreamsHTTP
 from streamkeep.http.response import Timeouts
 from streamkeep.http.sources import Source, producer_of
 from streamkeep.http.starlette import ASGIResponse
@@ -336,6 +336,29 @@ async def test_a_function_gets_the_stream_and_gives_its_result() -> None:
     assert (ids, yielded.headers[STREAM_ID]) == (["answer-1"], "answer-1")
     assert frames_of(yielded.content)[-1] == {"result": {"tokens": 1}, "offset": 1}
     assert frames_of(returned.content)[-1] == {"result": ["whole"], "offset": 1}
+
+
+@pytest.mark.parametrize(
+    ("chunk", "framing"), [("a", None), ("data: a\n\n", PassThroughFraming())], ids=["chunks", "server-sent events"]
+)
+async def test_what_a_generator_returns_that_does_not_await_is_the_result(
+    chunk: str, framing: PassThroughFraming | None
+) -> None:
+    def answer() -> Generator[str, None, dict[str, int]]:
+        yield chunk
+        return {"tokens": 1}
+
+    async def ask(request: Request) -> Response:
+        source = answer if request.query_params else answer()
+        return await streams_http.respond(request, source, framing=framing)
+
+    async with StreamsHTTP(InMemoryStreamManager()) as streams_http:
+        async with http_to(Starlette(routes=[Route("/", ask, methods=["POST"])])) as http:
+            streams = [(await http.post(path)).headers[STREAM_ID] for path in ("/", "/?function")]
+        for stream in streams:
+            async with streams_http.streams.subscribe(stream) as events:
+                *_, end = [event async for event in events]
+            assert end.output == {"tokens": 1}
 
 
 async def test_what_a_function_opens_lives_as_long_as_the_stream() -> None:

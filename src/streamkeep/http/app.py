@@ -322,7 +322,8 @@ class StreamsHTTP:
             source: the chunks. An async iterable, as SDKs give them; or any other, which is iterated in a thread; or a function: a
                 generator function, or one that returns an iterator. A function is called when the producer runs, so what it opens lives as
                 long as the stream; in a thread if it is a plain one. If it requires an argument, that is the `StreamInput`: it has the
-                `id`, `cancelled`, and `done` for a result. What it returns, if that is no iterator, is the result.
+                `id`, `cancelled`, and `done` for a result. What it returns, if that is no iterator, is the result; so is what a generator
+                returns that does not await.
             id: the stream's id; a new one unless given.
             key: what the app calls the conversation: of an owner's streams one at a time runs under it, and `follow` finds the newest.
             run: the client's name of this very start, which starts one stream however often it is sent; its `Idempotency-Key` header

@@ -112,8 +112,7 @@ def _made_by(function: Callable[..., object], read: Callable[[Chunks], Chunks], 
                 made = await cast("Awaitable[object]", made)
         # A list may be a result; what has to be iterated to be known is none.
         if isinstance(made, AsyncIterable | Iterator):
-            await _write_all(stream, read(cast("Chunks", made)), setting)
-            return None
+            return await _write_all(stream, read(cast("Chunks", made)), setting)
         return made
 
     return produce
@@ -157,7 +156,8 @@ def _kind(source: object) -> str:
     return f"a {name}"
 
 
-async def _write_all(stream: StreamInput, chunks: Chunks, setting: Setting) -> None:
+async def _write_all(stream: StreamInput, chunks: Chunks, setting: Setting) -> object:
+    """Write all, and give what a generator returns that does not await, which is its result."""
     if isinstance(chunks, AsyncIterable):
         writer = ChunkWriter(stream)
         async with setting.in_task():
@@ -166,8 +166,8 @@ async def _write_all(stream: StreamInput, chunks: Chunks, setting: Setting) -> N
                     await writer.write(chunk)
             finally:
                 await close(chunks)
-    else:
-        await in_thread(stream.id, lambda: _write_here(stream, chunks), setting)
+        return None
+    return await in_thread(stream.id, lambda: _write_here(stream, chunks), setting)
 
 
 def _as_they_are(chunks: Chunks) -> Chunks:
@@ -184,10 +184,15 @@ def _expanded(expand: Expand, chunks: Chunks) -> Chunks:
         finally:
             await close(chunks)
 
-    def read_here() -> Generator[object]:
+    def read_here() -> Generator[object, None, object]:
         assert isinstance(chunks, Iterable)
         try:
-            for chunk in chunks:
+            iterator = iter(chunks)
+            while True:
+                try:
+                    chunk = next(iterator)
+                except StopIteration as end:
+                    return end.value
                 yield from expand(chunk)
         finally:
             _close_here(chunks)
@@ -241,10 +246,15 @@ async def in_thread(name: str, function: Callable[[], T], setting: Setting = AS_
     return answers[0]
 
 
-def _write_here(stream: StreamInput, chunks: Iterable[object]) -> None:
+def _write_here(stream: StreamInput, chunks: Iterable[object]) -> object:
     offset = stream.tail - 1
     try:
-        for chunk in chunks:
+        iterator = iter(chunks)
+        while True:
+            try:
+                chunk = next(iterator)
+            except StopIteration as end:
+                return end.value
             offset = _write_when_there_is_room(stream, chunk, offset)
             while offset - stream.tail >= MOST_AHEAD and not stream.is_closed:
                 time.sleep(PAUSE_SECONDS)
