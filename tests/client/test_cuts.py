@@ -102,10 +102,10 @@ async def test_a_stream_that_is_written_meanwhile_is_whole_after_any_number_of_c
     async with server_process("durable", sqlite_url) as server, bad_network(server.url) as network:
         async with StreamManager.connect(sqlite_url) as streams, anyio.create_task_group() as tasks:
             await tasks.start(partial(write_stream, streams, "s", chunks, pause_seconds=0.001))
-            url = network.path(fates(cuts, cuts, 900)) + "/streams/s"
+            url = network.path(fates(cuts * 11 // 10, cuts, 900)) + "/streams/s"
             had = await form.read("subscribe", url, read_timeout=SILENCE, seconds=250)
         assert_whole(had, chunks)
-        assert network.struck.total() == cuts
+        assert network.struck.total() >= cuts  # the answer may end before the last ones
 
 
 @pytest.mark.parametrize("cuts", [60, pytest.param(500, marks=pytest.mark.slow)])
@@ -115,14 +115,14 @@ async def test_a_flow_is_whole_and_has_run_once_after_any_number_of_cuts(form: F
     async with server_process("durable", sqlite_url) as server, bad_network(server.url) as network:
         had = await form.read(
             "stream_flow",
-            network.path(fates(cuts, cuts, 900)) + "/count",
+            network.path(fates(cuts * 11 // 10, cuts, 900)) + "/count",
             chunks,
             headers={"Idempotency-Key": "once"},
             read_timeout=SILENCE,
             seconds=250,
         )
         assert (had.events, had.output, had.error) == (list(range(chunks)), {"counted": chunks}, None)
-        assert network.struck.total() == cuts
+        assert network.struck.total() >= cuts  # the answer may end before the last ones
     async with StreamManager.connect(sqlite_url) as streams:
         assert [info.id for info in await streams.list()] == [had.stream]
 
@@ -185,7 +185,7 @@ async def test_many_clients_in_one_process_read_over_cuts(clients: int, sqlite_u
         chance = random.Random(1)
         paths = [network.path(fates(2, chance.randrange(1 << 30), 900)) + "/streams/s" for _ in range(100)]
         reads = [
-            partial(form.read, "subscribe", paths[number % len(paths)], read_timeout=timedelta(seconds=5))
+            partial(form.read, "subscribe", paths[number % len(paths)], read_timeout=timedelta(seconds=5), seconds=150)
             for number in range(clients)
         ]
         for had in await all_of(reads):

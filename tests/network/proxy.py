@@ -57,10 +57,16 @@ FINE: Final = Fate()
 
 
 class Network:
-    """Leads to the server at `url`, if there is one; counts its connections, and what struck them."""
+    """Leads to the server at `url`, if there is one; counts its connections, and what struck them.
+
+    Attributes:
+        url: where the server is now.
+        waits: connect clients and let them wait where there is no server, in place of refusing them: until there is one.
+    """
 
     def __init__(self, url: str | None, tasks: TaskGroup, sockets: ExitStack) -> None:
         self.url = url
+        self.waits = False
         self.connections = 0
         self.struck: Counter[End] = Counter()
         self._tasks = tasks
@@ -91,6 +97,8 @@ class Network:
 
     async def connect(self, server: socket.socket) -> None:
         """Connect a socket with the server. OSError: there is none."""
+        while self.waits and self.url is None:  # noqa: ASYNC110 - no event tells
+            await anyio.sleep(0.02)
         if self.url is None:
             raise ConnectionRefusedError
         await asyncio.get_running_loop().sock_connect(server, ("127.0.0.1", urlsplit(self.url).port))
