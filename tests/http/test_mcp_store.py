@@ -18,9 +18,11 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
+from tests.clients.shown import shown_app
 from tests.http.servers import Reading, http_to, until
 
 from streamkeep import InMemoryStreamManager, Limits, StreamManager
+from streamkeep.http import StreamsHTTP
 from streamkeep.http.response import ASGIApp, Receive, Scope, Send
 from streamkeep.integrations.mcp import StreamEventStore
 from streamkeep.storages.memory import MemoryStorage
@@ -307,6 +309,16 @@ async def test_the_app_can_be_mounted_in_another() -> None:
         told = await count(http, session)
         assert messages_of((await come_back(http, session, told[0][0])).text) == told[1:]
     assert not events.is_running
+
+
+async def test_the_app_that_the_page_mounts_in_fastapi_answers_who_comes_back() -> None:
+    app = shown_app("docs/how-to/mcp.md", StreamsHTTP("memory://"), block=1)
+    async with http_to(app) as http:
+        http.headers.update(HEADERS)
+        session = await begin(http)
+        (initialized,) = messages_of((await come_back(http, session, "1/0")).text)
+        assert initialized[1]["result"]["serverInfo"]["name"] == "answers"
+        assert (await http.get("/streams/none")).status_code == 404
 
 
 async def test_a_store_that_is_not_around_the_app_says_so() -> None:
