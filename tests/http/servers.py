@@ -124,7 +124,7 @@ def _mcp(storage_url: str) -> ASGIApp:
 
     from streamkeep.integrations.mcp import StreamEventStore
 
-    return mcp_app(StreamEventStore(_short_lived(storage_url)), Paced())
+    return mcp_app(StreamEventStore(_short_lived(storage_url), drain=timedelta(milliseconds=200)), Paced())
 
 
 APPS: Final[dict[str, Callable[[str], ASGIApp]]] = {

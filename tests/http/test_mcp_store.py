@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Final
@@ -15,11 +15,18 @@ from mcp.server.auth.settings import AuthSettings
 from mcp.server.mcpserver import Context, MCPServer
 from pydantic import AnyHttpUrl
 from starlette.applications import Starlette
-from starlette.routing import Mount
-from tests.http.servers import http_to
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
+from tests.clients.shown import shown_app
+from tests.http.servers import Reading, http_to, until
 
 from streamkeep import InMemoryStreamManager, Limits, StreamManager
+from streamkeep.http import StreamsHTTP
+from streamkeep.http.response import ASGIApp, Receive, Scope, Send
 from streamkeep.integrations.mcp import StreamEventStore
+from streamkeep.storages.memory import MemoryStorage
+from streamkeep.testing.faults import FaultyStorage, Hold
 
 VERSION: Final = "2025-11-25"
 HEADERS: Final = {"accept": "application/json, text/event-stream", "mcp-protocol-version": VERSION}
@@ -33,27 +40,62 @@ class Tokens:
         return AccessToken(token=token, client_id=token, scopes=[])
 
 
-def server_with_tool(**options: Any) -> MCPServer:
+def tokens() -> dict[str, Any]:
+    """Give what has a server know the users of requests."""
+    return {
+        "auth": AuthSettings(issuer_url=AnyHttpUrl("http://localhost:1"), resource_server_url=None),
+        "token_verifier": Tokens(),
+    }
+
+
+def server_with_tool(at: Callable[[int], object] = lambda _: None, **options: Any) -> MCPServer:
     server = MCPServer("counting", **options)
 
     @server.tool()
     async def count(to: int, ctx: Context) -> str:
-        for number in range(to):
+        for number in range(abs(to)):
+            at(number)
             await ctx.report_progress(number, to, "x" * number)
         await ctx.session.send_tool_list_changed()
         if to < 0:
             await anyio.sleep_forever()
+        at(to)
         return "counted"
+
+    @server.tool()
+    async def note(sizes: list[int], ctx: Context) -> str:
+        for number, size in enumerate(sizes):
+            at(number)
+            await ctx.session.send_resource_updated(f"x:///{number}" + "x" * size)
+        return "noted"
 
     return server
 
 
+def as_it_is(app: ASGIApp) -> ASGIApp:
+    return app
+
+
+def behind_a_copy(app: ASGIApp) -> ASGIApp:
+    """Give an app with what copies the scope outside of it: who asks is not known there."""
+
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(dict(scope), receive, send)
+
+    return wrapped
+
+
 @asynccontextmanager
 async def served(
-    streams: StreamManager | None = None, *, idle: timedelta = timedelta(minutes=30), **options: Any
+    streams: StreamManager | None = None,
+    *,
+    idle: timedelta = timedelta(minutes=30),
+    drain: timedelta = timedelta(0),
+    around: Callable[[ASGIApp], ASGIApp] = as_it_is,
+    **options: Any,
 ) -> AsyncGenerator[httpx.AsyncClient]:
-    events = StreamEventStore(streams or InMemoryStreamManager(), idle=idle)
-    async with http_to(events.around(server_with_tool(**options).streamable_http_app(event_store=events))) as http:
+    events = StreamEventStore(streams or InMemoryStreamManager(), idle=idle, drain=drain)
+    async with http_to(events.around(around(server_with_tool(**options).streamable_http_app(event_store=events)))) as http:
         http.headers.update(HEADERS)
         yield http
 
@@ -79,10 +121,31 @@ async def begin(http: httpx.AsyncClient, *, user: str = "") -> dict[str, str]:
     return headers
 
 
+def a_call(tool: str, id: object = 2, **arguments: object) -> dict[str, object]:
+    params = {"name": tool, "arguments": arguments, "_meta": {"progressToken": "p"}}
+    return {"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params}
+
+
 async def count(http: httpx.AsyncClient, session: dict[str, str], *, id: object = 2, to: int = 2) -> Messages:
-    params = {"name": "count", "arguments": {"to": to}, "_meta": {"progressToken": "p"}}
-    call = {"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params}
-    return messages_of((await http.post("/mcp", headers=session, json=call)).text)
+    return messages_of((await http.post("/mcp", headers=session, json=a_call("count", id, to=to))).text)
+
+
+async def is_cut(http: httpx.AsyncClient, session: dict[str, str], *, at: str, **arguments: object) -> None:
+    """Call, and leave as soon as this has come."""
+    async with http.stream("POST", "/mcp", headers=session, json=a_call("count", **arguments)) as answer:
+        await Reading(answer).until(at.encode())
+
+
+async def first_notes(http: httpx.AsyncClient, session: dict[str, str], last: str, count: int) -> Messages:
+    """Give so many messages of what the server says by itself, after an id."""
+    text = b""
+    async with http.stream("GET", "/mcp", headers={**session, "last-event-id": last}) as answer:
+        with anyio.fail_after(10):
+            async for packet in answer.aiter_bytes():
+                text += packet
+                if text.count(b"data: {") == count and text.endswith(b"\n"):
+                    break
+    return messages_of(text.decode())
 
 
 async def come_back(http: httpx.AsyncClient, session: dict[str, str], last: str) -> httpx.Response:
@@ -193,9 +256,7 @@ async def test_a_message_that_cannot_be_stored_is_sent_without_an_id_and_who_com
 
 
 async def test_another_process_answers_who_comes_back_and_nobody_else() -> None:
-    auth = AuthSettings(issuer_url=AnyHttpUrl("http://localhost:1"), resource_server_url=None)
-    options: dict[str, Any] = {"auth": auth, "token_verifier": Tokens()}
-    async with InMemoryStreamManager() as streams, served(streams, **options) as http, served(streams, **options) as other:
+    async with InMemoryStreamManager() as streams, served(streams, **tokens()) as http, served(streams, **tokens()) as other:
         ann = await begin(http, user="ann")
         told = await count(http, ann)
         assert messages_of((await come_back(other, ann, told[0][0])).text) == told[1:]
@@ -221,16 +282,16 @@ async def test_another_process_answers_who_comes_back_and_nobody_else() -> None:
 
 @pytest.mark.parametrize("how", ["deleted", "idle"])
 async def test_a_session_that_ends_ends_its_streams(how: str) -> None:
-    async with InMemoryStreamManager() as streams, served(streams, idle=timedelta(0)) as http:
+    idle = timedelta(minutes=30) if how == "deleted" else timedelta(seconds=1)
+    async with InMemoryStreamManager() as streams, served(streams, idle=idle) as http:
         session = await begin(http)
         await count(http, session)
-        assert [info.status for info in await streams.list()].count("open") == 1  # what the server says by itself
+        assert len(await streams.list()) == 3  # one is what the server says by itself
         if how == "deleted":
             assert (await http.delete("/mcp", headers=session)).status_code == 200
-        else:
-            await begin(http)
-        ended = [info.error for info in await streams.list() if info.status == "error"]
-    assert ended == ["CANCELLED"]
+        with anyio.fail_after(20):
+            while [info.error for info in await streams.list() if info.status == "error"] != ["CANCELLED"]:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
 
 
 async def test_the_app_can_be_mounted_in_another() -> None:
@@ -239,7 +300,7 @@ async def test_the_app_can_be_mounted_in_another() -> None:
 
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncGenerator[None]:
-        async with events, server.session_manager.run():
+        async with server.session_manager.run(), events:
             yield
 
     async with http_to(Starlette(routes=[Mount("/", app)], lifespan=lifespan)) as http:
@@ -250,6 +311,187 @@ async def test_the_app_can_be_mounted_in_another() -> None:
     assert not events.is_running
 
 
+async def test_the_app_that_the_page_mounts_in_fastapi_answers_who_comes_back() -> None:
+    app = shown_app("docs/how-to/mcp.md", StreamsHTTP("memory://"), block=1)
+    async with http_to(app) as http:
+        http.headers.update(HEADERS)
+        session = await begin(http)
+        (initialized,) = messages_of((await come_back(http, session, "1/0")).text)
+        assert initialized[1]["result"]["serverInfo"]["name"] == "answers"
+        assert (await http.get("/streams/none")).status_code == 404
+
+
 async def test_a_store_that_is_not_around_the_app_says_so() -> None:
     with pytest.raises(RuntimeError, match=r"serve `events.around\(app\)`"):
         await StreamEventStore("memory://").store_event("1", None)
+
+
+@pytest.mark.parametrize("around", [as_it_is, behind_a_copy])
+async def test_a_session_is_its_users_alone(around: Callable[[ASGIApp], ASGIApp]) -> None:
+    async with InMemoryStreamManager() as streams, served(streams, around=around, **tokens()) as http:
+        ann = await begin(http, user="ann")
+        told = await count(http, ann)
+        await is_cut(http, ann, at="id: 3/1", id=3, to=-1)
+        bob = {**ann, "authorization": "Bearer bob"}
+        statuses = {
+            "comes back": (await come_back(http, bob, told[0][0])).status_code,
+            "to what runs": (await come_back(http, bob, "3/0")).status_code,
+            "to what the server says by itself": (await come_back(http, bob, "_GET_stream/0")).status_code,
+            "reads": (await http.get("/mcp", headers=bob)).status_code,
+            "calls": (await http.post("/mcp", headers=bob, json=a_call("count", 9, to=1))).status_code,
+            "repeats a call": (await http.post("/mcp", headers=bob, json=a_call("count", 3, to=1))).status_code,
+            "ends": (await http.delete("/mcp", headers=bob)).status_code,
+        }
+        assert set(statuses.values()) == {404}, statuses
+        assert [info.status for info in await streams.list()].count("open") == 2
+        assert messages_of((await come_back(http, ann, told[0][0])).text) == told[1:]
+        assert [id_ for id_, _ in await count(http, ann, id=4)] == [f"4/{number}" for number in range(4)]
+
+
+async def test_what_the_app_answers_elsewhere_ends_no_session_and_gives_nothing_of_it() -> None:
+    async def not_here(request: Request) -> Response:
+        return JSONResponse({"detail": "Not Found"}, 204 if request.method == "DELETE" else 404)
+
+    server, events = server_with_tool(), StreamEventStore("memory://", drain=timedelta(0))
+    sdk = server.streamable_http_app(event_store=events)
+
+    async def refused_by_us(scope: Scope, receive: Receive, send: Send) -> None:
+        """The app knows by itself who may ask what, and says so as if nothing were there."""
+        answering = sdk if b"refused" not in scope["query_string"] else JSONResponse({"detail": "Not Found"}, 404)
+        await answering(scope, receive, send)
+
+    @asynccontextmanager
+    async def lifespan(_: object) -> AsyncGenerator[None]:
+        async with server.session_manager.run(), events:
+            yield
+
+    everything = Route("/nothing", not_here, methods=["GET", "POST", "DELETE"])
+    async with http_to(events.around(Starlette(routes=[everything, Mount("/", refused_by_us)], lifespan=lifespan))) as http:
+        http.headers.update(HEADERS)
+        session = await begin(http)
+        told = await count(http, session)
+        back = {**session, "last-event-id": told[0][0]}
+        assert (await http.get("/nothing", headers=back)).json() == {"detail": "Not Found"}
+        assert (await http.get("/mcp?refused", headers=back)).json() == {"detail": "Not Found"}
+        assert (await http.post("/nothing", headers=session)).status_code == 404
+        assert (await http.post("/mcp?refused", headers=session)).status_code == 404
+        assert (await http.delete("/nothing", headers=session)).status_code == 204
+        assert [id_ for id_, _ in await count(http, session, id=3)] == [f"3/{number}" for number in range(4)]
+
+
+async def test_a_session_that_the_sdk_has_ended_ends_when_its_user_asks_for_it() -> None:
+    async with InMemoryStreamManager() as streams:
+        server, events = server_with_tool(), StreamEventStore(streams, drain=timedelta(0))
+        app = events.around(server.streamable_http_app(event_store=events))
+        server.session_manager.session_idle_timeout = 1
+        async with http_to(app) as http:
+            http.headers.update(HEADERS)
+            session = await begin(http)
+            await is_cut(http, session, at="id: 2/1", to=-1)
+            await until(lambda: not server.session_manager._server_instances)
+            assert "open" in {info.status for info in await streams.list()}  # what the server says by itself
+            messages = messages_of((await come_back(http, session, "2/0")).text)
+            assert [id_ for id_, _ in messages[:-1]] == ["2/1"]
+            assert "error" in messages[-1][1]
+            assert "open" not in {info.status for info in await streams.list()}
+
+
+async def test_who_comes_back_for_what_the_server_said_by_itself_is_told_that_the_session_is_gone() -> None:
+    async with InMemoryStreamManager() as streams, served(streams) as other:
+        async with served(streams) as http:
+            session = await begin(http)
+            await count(http, session)
+            await count(http, session, id=3)
+        (note,) = messages_of((await come_back(other, session, "_GET_stream/0")).text)
+        assert note[0] == "_GET_stream/1"
+        assert (await come_back(other, session, "_GET_stream/1")).status_code == 404
+
+
+async def test_what_the_server_says_by_itself_is_kept_again_behind_what_could_not_be_stored() -> None:
+    async with StreamManager.connect("memory://", limits=Limits(max_event_bytes=300)) as streams, served(streams) as other:
+        async with served(streams) as http:
+            session = await begin(http)
+            await http.post("/mcp", headers=session, json=a_call("note", sizes=[0, 0, 400, 400, 0, 0, 400]))
+            told = [id_ for id_, _ in await first_notes(http, session, "_GET_stream/0", 3)]
+        again = messages_of((await come_back(other, session, "_GET_stream/0")).text)
+        assert [id_ for id_, _ in again] == told == ["_GET_stream/1", "_GET_stream:1/0", "_GET_stream:1/1"]
+        assert [message["params"]["uri"] for _, message in again] == ["x:///1", "x:///4", "x:///5"]
+        assert (await come_back(other, session, told[-1])).status_code == 404
+
+
+@pytest.mark.parametrize("tool", ["count", "note"])
+async def test_a_storage_that_fails_for_a_moment_loses_no_message(tool: str) -> None:
+    storage = FaultyStorage(MemoryStorage())
+
+    def at(number: int) -> None:
+        storage.is_down = number in {2, 3, 5}
+
+    async with StreamManager(storage) as streams, served(streams, at=at) as http:
+        session = await begin(http)
+        if tool == "count":
+            told = await count(http, session, to=5)  # it has failed when the response is to be stored
+            storage.is_down = False
+            assert [id_ for id_, _ in told] == [f"2/{number}" for number in range(7)]
+            again = messages_of((await come_back(http, session, "2/0")).text)
+            assert again == told[1:]
+        else:
+            await http.post("/mcp", headers=session, json=a_call("note", sizes=[0] * 7))
+            notes = await first_notes(http, session, "_GET_stream/0", 6)
+            assert [id_ for id_, _ in notes] == [f"_GET_stream/{number}" for number in range(1, 7)]
+            assert [message["params"]["uri"] for _, message in notes] == [f"x:///{number}" for number in range(1, 7)]
+
+
+async def test_a_slow_storage_is_not_waited_for_with_each_message_and_who_comes_back_has_each_once() -> None:
+    storage, held = FaultyStorage(MemoryStorage()), list[Hold]()
+
+    def at(number: int) -> None:
+        storage.is_down = number == 1
+        if number == 2:
+            held.append(storage.hold("commit"))
+
+    async with StreamManager(storage) as streams, served(streams, at=at) as http:
+        session = await begin(http)
+        async with http.stream("POST", "/mcp", headers=session, json=a_call("count", to=20)) as answer:
+            text = await Reading(answer).until(b"id: 2/20")
+        assert {info.tail for info in await streams.list() if info.status == "open"} <= {0, 1, 2}
+        told = messages_of(text.decode())
+        held[0].release()
+        again = messages_of((await come_back(http, session, "2/0")).text)
+        assert again[:-1] == [*told[1:20], again[19]]
+        assert [id_ for id_, _ in again] == [f"2/{number}" for number in range(1, 22)]
+        assert messages_of((await come_back(http, session, "2/20")).text) == again[-1:]
+
+
+@pytest.mark.parametrize("last", ["2/1", "2/2", "2/3", "2/9"])
+async def test_who_comes_back_with_an_id_that_was_never_stored_is_told_how_the_answer_ended(last: str) -> None:
+    async with InMemoryStreamManager() as streams, served(streams) as other:
+        async with served(streams) as http:
+            session = await begin(http)
+            await is_cut(http, session, at="id: 2/2", to=-2)
+        messages = messages_of((await come_back(other, session, last)).text)
+    assert [id_ for id_, _ in messages] == (["2/2"] if last == "2/1" else []) + ["2/3"]
+    assert messages[-1][1]["error"]["message"] == "ABORTED: the server was stopped before it had answered"
+
+
+async def test_tools_may_end_before_the_store_is_left() -> None:
+    stopping, streams = anyio.Event(), InMemoryStreamManager()
+    server, events = MCPServer("slow"), StreamEventStore(streams)
+
+    @server.tool()
+    async def count(ctx: Context) -> str:
+        await ctx.report_progress(0)
+        await stopping.wait()
+        return "counted"
+
+    @asynccontextmanager
+    async def lifespan(_: object) -> AsyncGenerator[None]:
+        async with server.session_manager.run(), events:
+            yield
+            stopping.set()
+
+    app = Starlette(routes=[Mount("/", events.around(server.streamable_http_app(event_store=events)))], lifespan=lifespan)
+    async with streams:
+        async with http_to(app) as http:
+            http.headers.update(HEADERS)
+            await is_cut(http, await begin(http), at="id: 2/1")
+        assert [info.status for info in await streams.list()] == ["done", "done"]

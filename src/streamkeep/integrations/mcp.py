@@ -1,58 +1,50 @@
 """MCP's event store, so that a client that was cut off has each message of an answer once. For the official SDK, `mcp`.
 
 The SDK has one store for all sessions, and names a stream by its request alone. So `StreamEventStore.around` looks at the requests on
-their way to the SDK's app: they say which session it is. It also answers who comes back to a process that does not have the session.
+their way to the SDK's app: they say which session it is, and whose. It also answers who comes back to a process that does not have the
+session.
 """
 
-import hashlib
 import json
-import logging
 import re
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, aclosing, suppress
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import AsyncExitStack, aclosing
 from contextvars import ContextVar
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import Final, Self, assert_never
-from urllib.parse import quote, unquote
 
 import anyio
+from mcp.server.auth.middleware.auth_context import auth_context_var
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser, authorization_context
 from mcp.server.streamable_http import (
-    GET_STREAM_KEY,
     LAST_EVENT_ID_HEADER,
     MCP_SESSION_ID_HEADER,
     EventCallback,
     EventMessage,
     EventStore,
 )
-from mcp.types import (
-    INTERNAL_ERROR,
-    ErrorData,
-    JSONRPCError,
-    JSONRPCMessage,
-    JSONRPCResponse,
-    jsonrpc_message_adapter,
-)
+from mcp.types import INTERNAL_ERROR, INVALID_REQUEST, ErrorData, JSONRPCError, JSONRPCMessage, jsonrpc_message_adapter
 from sse_starlette import EventSourceResponse
 
-from .._input import StreamInput
+from .._background import Background
 from .._manager import StreamManager
-from ..errors import InvalidArgumentError, OffsetOutOfRangeError, StreamkeepError, StreamManagerClosedError, StreamNotFoundError
+from ..errors import InvalidArgumentError, OffsetOutOfRangeError, StreamNotFoundError
 from ..events import ErrorInfo, StreamEvent, StreamEventType
 from ..http.lifespan import Lifespan
 from ..http.response import ASGIApp, Message, Receive, Scope, Send, headers_of
-
-logger: Final = logging.getLogger("streamkeep")
-
-EVENT_ID: Final = re.compile(r"([A-Za-z0-9_.~%-]+)/(0|[1-9][0-9]{0,14})")
-MAX_REQUEST: Final = 256
-"""How long a request's id may be for its answer to be kept."""
+from ._mcp_session import Owner, Place, Session, place_of, stream_of
 
 CLOSED: Final = ErrorInfo("CANCELLED", "the session has ended")
 STOPPED: Final = ErrorInfo("ABORTED", "the server was stopped before it had answered")
-NOT_STORED: Final = ErrorInfo("INTERNAL", "what came next could not be stored")
 GONE: Final = ErrorInfo("NOT_FOUND", "the answer is not kept any more")
+
+MOST_SWEEP_SECONDS: Final = 5.0
+LEAST_SWEEP_SECONDS: Final = 0.05
+END_SECONDS: Final = 10.0
+"""How long the ends of all streams may take to be stored when the store is left."""
+ENDED_AT_ONCE: Final = 64
 
 
 class StreamEventStore(EventStore):
@@ -66,55 +58,83 @@ class StreamEventStore(EventStore):
     have no response end with their session; those whose process was killed end with ABORTED, which a client is told as an error.
 
     The app's lifespan runs the store, and the manager unless that is running. Where an app has no lifespan, as one that is mounted: enter
-    the store with `async with`.
+    the store with `async with`, behind the SDK's `session_manager.run()`, so that it is left before that ends the tools. Leaving it waits
+    for the tools that run, at most `drain`; then it ends all streams.
 
     Args:
         streams: a manager, or its URL.
-        idle: how long a session may be without a request before its streams end, when the next one begins. The SDK's own
+        idle: how long a session may be without a request before its streams end, within five seconds. The SDK's own
             `session_idle_timeout`, unless that is given another value.
+        drain: how long to wait for responses when the store is left.
     """
 
-    def __init__(self, streams: StreamManager | str, *, idle: timedelta = timedelta(minutes=30)) -> None:
+    def __init__(
+        self,
+        streams: StreamManager | str,
+        *,
+        idle: timedelta = timedelta(minutes=30),
+        drain: timedelta = timedelta(seconds=10),
+    ) -> None:
         self._streams = StreamManager.connect(streams) if isinstance(streams, str) else streams
         self._idle_seconds = idle.total_seconds()
-        self._sessions: dict[str, _Session] = {}
+        self._drain_seconds = drain.total_seconds()
+        self._sessions: dict[str, Session] = {}  # those that were used last at the end
+        self._tasks = Background()
+        self._is_running = False
         self._ours = AsyncExitStack()
 
     @property
     def is_running(self) -> bool:
-        """Whether its manager is running."""
-        return self._streams.is_running
+        """Whether it has been entered."""
+        return self._is_running
 
     async def __aenter__(self) -> Self:
         if not self._streams.is_running:
             await self._ours.enter_async_context(self._streams)
+        self._is_running = True
+        self._tasks.begin()
+        self._tasks.start(self._sweep, "ending idle sessions of MCP's")
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """End all sessions' streams with ABORTED: no other process goes on with them."""
+        """Wait for the responses of requests, then end all sessions' streams with ABORTED: no other process goes on with them."""
         async with self._ours:
-            sessions = list(self._sessions.values())
-            self._sessions.clear()
-            for session in sessions:
-                await session.end(STOPPED)
+            try:
+                with anyio.move_on_after(self._drain_seconds):
+                    for session in list(self._sessions.values()):
+                        await session.answered()
+            finally:
+                self._is_running = False
+                self._tasks.stop()
+                with anyio.move_on_after(END_SECONDS, shield=True):
+                    await self._tasks.wait()
+                    sessions = list(self._sessions.values())
+                    self._sessions.clear()
+                    await _end_all(sessions, STOPPED)
 
     async def store_event(self, stream_id: str, message: JSONRPCMessage | None) -> str:
         """Store a message, or None for a priming event; give its id, once it is as durable as the storage promises.
 
+        Where the storage takes long, or fails for a while, messages have their ids before they are stored, but for the response. They are
+        stored in order, and soon. If the process is killed before that, who comes back with such an id is told ABORTED in place of the
+        response.
+
         The id is empty, and the message is sent without one, if it cannot be stored: the SDK would end the whole session by what is raised
         here. Who comes back then is told so. RuntimeError: `around` is not around the app.
         """
-        return await _here().store(stream_id, message)
+        session = _here().session
+        return "" if session is None else await session.store(stream_id, message)
 
     async def replay_events_after(self, last_event_id: str, send_callback: EventCallback) -> str | None:
         """Give the messages of a stream of this session that come after an event, those that are stored and then live, to the response.
 
         It names no stream to the SDK, which would go on with it by itself, and lose what was stored meanwhile. An id that names nothing
-        which is kept for this session is answered with an error in place of the response.
+        which is kept for this session, and for who asks, is answered with an error in place of the response.
         """
-        async with aclosing(self._messages(_here(), last_event_id)) as messages:
+        here = _here()
+        async with aclosing(self._messages(here.owner, here.name, last_event_id)) as messages:
             async for message in messages:
                 await send_callback(message)
         return None
@@ -134,231 +154,224 @@ class StreamEventStore(EventStore):
         return wrapped
 
     async def _answer(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = headers_of(scope)
-        name = headers.get(MCP_SESSION_ID_HEADER, "")
-        session = self._sessions.get(name) or _Session(self._streams, scope, name)
-        exchange = _Exchange(self, session, scope, send)
-        last_event_id = headers.get(LAST_EVENT_ID_HEADER) if scope["method"] == "GET" and name else None
-        token = _current.set(session)
-        session.requests += 1
+        exchange = _Exchange(self._streams, self._sessions, scope)
+        token = _current.set(exchange)
         try:
-            await app(scope, receive, exchange.send if last_event_id is None else exchange.send_or_hold)
+            await app(scope, receive, partial(exchange.pass_on, send))
         finally:
             _current.reset(token)
-            session.requests -= 1
-            session.used_at = anyio.current_time()
-        if exchange.held and last_event_id is not None:
-            if await self._has_more(session, last_event_id):
-                await self._replay(session, last_event_id, scope, receive, send)
+            exchange.end()
+        if exchange.is_over and (session := exchange.session) is not None:
+            del self._sessions[session.name]
+            await session.end(CLOSED)
+        if exchange.held:
+            last_event_id = exchange.last_event_id
+            if exchange.is_unknown and last_event_id and await self._has_more(exchange.owner, exchange.name, last_event_id):
+                await self._replay(exchange, last_event_id, receive, send)
             else:
                 for message in exchange.held:
                     await send(message)
 
-    async def begin(self, session: "_Session", name: str) -> None:
-        """Note a session that has a name now, and end those that have been idle for too long."""
-        await session.begin(name)
-        self._sessions[name] = session
-        now = anyio.current_time()
-        idle = [each for each in self._sessions.values() if not each.requests and now - each.used_at > self._idle_seconds]
-        for each in idle:
-            await self.forget(each)
+    async def _sweep(self) -> None:
+        """End the sessions that have been idle for too long, again and again."""
+        pause = max(LEAST_SWEEP_SECONDS, min(self._idle_seconds / 10, MOST_SWEEP_SECONDS))
+        while True:
+            await anyio.sleep(pause)
+            since = anyio.current_time() - self._idle_seconds
+            idle: list[Session] = []
+            for session in self._sessions.values():
+                if session.used_at > since:
+                    break
+                if not session.requests:
+                    idle.append(session)
+            for session in idle:
+                del self._sessions[session.name]
+            await _end_all(idle, CLOSED)
 
-    async def forget(self, session: "_Session") -> None:
-        """End a session's streams, if it is known here."""
-        if self._sessions.pop(session.name, None) is not None:
-            await session.end(CLOSED)
-
-    async def _has_more(self, session: "_Session", last_event_id: str) -> bool:
+    async def _has_more(self, owner: Owner | None, session: str, last_event_id: str) -> bool:
+        """Say whether who comes back can be given anything."""
         try:
-            stream, after, _ = session.place(last_event_id)
-            info = await self._streams.info(stream)
+            place = place_of(last_event_id)
+            info = await self._streams.info(stream_of(owner, session, place))
+            while place.is_get and info.status != "open" and place.after >= info.tail - 2:
+                place = place.next
+                info = await self._streams.info(stream_of(owner, session, place))
         except (InvalidArgumentError, StreamNotFoundError):
             return False
-        return after < info.tail and (info.status == "open" or after < info.tail - 1)
+        return place.is_get or info.status != "done" or place.after < info.tail - 1
 
-    async def _replay(self, session: "_Session", last_event_id: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _replay(self, exchange: "_Exchange", last_event_id: str, receive: Receive, send: Send) -> None:
         async def frames() -> AsyncGenerator[dict[str, str]]:
-            async with aclosing(self._messages(session, last_event_id)) as messages:
+            async with aclosing(self._messages(exchange.owner, exchange.name, last_event_id)) as messages:
                 async for message in messages:
                     data = message.message.model_dump_json(by_alias=True, exclude_unset=True)
                     yield {"event": "message", "data": data, "id": message.event_id or ""}
 
-        headers = {"cache-control": "no-cache, no-transform", MCP_SESSION_ID_HEADER: session.name}
-        await EventSourceResponse(frames(), headers=headers)(scope, receive, send)
+        headers = {"cache-control": "no-cache, no-transform", MCP_SESSION_ID_HEADER: exchange.name}
+        await EventSourceResponse(frames(), headers=headers)(exchange.scope, receive, send)
 
-    async def _messages(self, session: "_Session", last_event_id: str) -> AsyncGenerator[EventMessage]:
+    async def _messages(self, owner: Owner | None, session: str, last_event_id: str) -> AsyncGenerator[EventMessage]:
         try:
-            stream, after, request = session.place(last_event_id)
+            place = place_of(last_event_id)
         except InvalidArgumentError:
             return
         try:
-            async with self._streams.subscribe(stream, after) as events:
-                async for event in events:
-                    message = _message_of(event, request)
-                    if message is not None:
-                        yield EventMessage(message, _event_id(request, event.offset))
+            while True:
+                async with aclosing(self._of_one(stream_of(owner, session, place), place)) as messages:
+                    async for message in messages:
+                        yield message
+                if not place.is_get:
+                    return
+                place = place.next
         except (StreamNotFoundError, OffsetOutOfRangeError):
-            if request != GET_STREAM_KEY:
-                yield EventMessage(_error_of(GONE, request), last_event_id)
+            if not place.is_get:
+                yield EventMessage(_error_of(GONE, place.request), last_event_id)
 
+    async def _of_one(self, stream: str, place: Place) -> AsyncGenerator[EventMessage]:
+        """Give the messages of one stream that come after a place; at least how it ends.
 
-class _Session:
-    """A session, as far as it is known: the streams of its requests that have no response yet, by their ids."""
-
-    def __init__(self, streams: StreamManager, scope: Scope, name: str) -> None:
-        self.name = name
-        self.requests = 0
-        self.used_at = anyio.current_time()
-        self._streams = streams
-        self._scope = scope
-        self._lock = anyio.Lock()
-        self._writers: dict[str, StreamInput | None] = {}
-        """None: what comes for it is not stored any more."""
-        self._early: list[tuple[str, JSONRPCMessage | None]] = []
-        self._is_over = name != ""  # one that did not begin here
-
-    def place(self, event_id: str) -> tuple[str, int, str]:
-        """Give the stream that an event's id names in this session, its offset, and the request. InvalidArgumentError: it names none."""
-        if not (found := EVENT_ID.fullmatch(event_id)):
-            raise InvalidArgumentError("not an event's id")
-        request = unquote(found[1])
-        return self._stream(request), int(found[2]), request
-
-    async def store(self, request: str, message: JSONRPCMessage | None) -> str:
-        """See `store_event`."""
-        async with self._lock:
-            if not 0 < len(request) <= MAX_REQUEST or self._is_over:
-                return ""
-            if self.name:
-                return await self._store(request, message)
-            self._early.append((request, message))
-            return _event_id(request, sum(early == request for early, _ in self._early) - 1)
-
-    async def begin(self, name: str) -> None:
-        """Give it its name, and store what came before that."""
-        async with self._lock:
-            self.name = name
-            early, self._early = self._early, []
-            for request, message in early:
-                await self._store(request, message)
-
-    async def end(self, error: ErrorInfo) -> None:
-        """End its streams, which have no response."""
-        async with self._lock:
-            self._is_over = True
-            writers, self._writers = self._writers, {}
-            for writer in writers.values():
-                await _end(writer, error)
-
-    async def _store(self, request: str, message: JSONRPCMessage | None) -> str:
-        is_last = request != GET_STREAM_KEY and isinstance(message, JSONRPCResponse | JSONRPCError)
-        writer: StreamInput | None = None
-        try:
-            writer = self._writers[request] if request in self._writers else await self._open(request)
-            self._writers[request] = writer
-            if writer is None:
-                return ""
-            offset = writer.tail
-            if is_last:
-                await writer.done(message)
-            else:
-                await writer.write(message)
-        except StreamManagerClosedError:
-            return ""
-        except StreamkeepError:
-            logger.exception("a message of MCP's could not be stored; it is sent without an id")
-            self._writers[request] = None
-            await _end(writer, NOT_STORED)
-            return ""
-        finally:
-            if is_last:
-                self._writers.pop(request, None)
-        return _event_id(request, offset)
-
-    async def _open(self, request: str) -> StreamInput:
-        stream = self._stream(request)
-        with suppress(StreamNotFoundError):
-            await self._streams.info(stream)
-            await self._streams.delete(
-                stream
-            )  # an id that is used twice in a session; its first answer is not asked for any more
-        return await self._streams.open(stream, metadata={"protocol": "mcp"}, encode=_json_of)
-
-    def _stream(self, request: str) -> str:
-        """Give the id of a request's stream, which nobody finds without the session's name and its user's token."""
-        user = self._scope.get("user")
-        owner = dict(authorization_context(user)) if isinstance(user, AuthenticatedUser) else None
-        return "mcp~" + hashlib.sha256(json.dumps([owner, self.name, request], sort_keys=True).encode()).hexdigest()
+        An id may be further than what is stored: it is about to be, or its process was killed before.
+        """
+        after = min(place.after, (await self._streams.info(stream)).tail - 2)
+        async with self._streams.subscribe(stream, after if after >= 0 else None) as events:
+            async for event in events:
+                if event.type is StreamEventType.DONE and event.offset < place.after:
+                    raise OffsetOutOfRangeError("the stream has ended before")
+                if event.type is StreamEventType.ERROR or event.offset > place.after:
+                    message = _message_of(event, place)
+                    if message is not None:
+                        yield EventMessage(message, place.id_of(event.offset))
 
 
 class _Exchange:
-    """One request: what its answer says of its session, before that is passed on."""
+    """One request: which session it is of, and whose; and what its answer says of that, before it is passed on.
 
-    def __init__(self, store: StreamEventStore, session: _Session, scope: Scope, send: Send) -> None:
+    Attributes:
+        scope: the request's.
+        name: the session that it names; empty if none.
+        last_event_id: what it comes back with; empty if it does not.
+        held: an answer that may say that its session is not known; it has not been passed on.
+        is_over: whether the session has ended, for who asks and where it was begun.
+    """
+
+    def __init__(self, streams: StreamManager, sessions: dict[str, Session], scope: Scope) -> None:
+        headers = headers_of(scope)
+        self.scope = scope
+        self.name = headers.get(MCP_SESSION_ID_HEADER, "")
+        self.last_event_id = headers.get(LAST_EVENT_ID_HEADER, "") if scope["method"] == "GET" else ""
         self.held: list[Message] = []
-        self._store = store
-        self._session = session
-        self._method = scope["method"]
-        self._send = send
+        self.is_over = False
+        self._path = f"{scope.get('root_path', '')} {scope['path']}"
+        self._sessions = sessions
+        self._owner: Owner | None = None
+        self._new = None if self.name else Session(streams)
+        self._in_use = sessions.get(self.name)
+        if self._in_use is not None:
+            self._in_use.requests += 1
 
-    async def send(self, message: Message) -> None:
+    @property
+    def owner(self) -> Owner | None:
+        """Whose token it has, as far as that is known by now: the SDK looks at it inside its app."""
+        user = self.scope.get("user")
+        if not isinstance(user, AuthenticatedUser):
+            user = auth_context_var.get()  # where something between us and the SDK has copied the scope
+        if isinstance(user, AuthenticatedUser):
+            self._owner = authorization_context(user)
+        return self._owner
+
+    @property
+    def session(self) -> Session | None:
+        """Its session, if that is known here, and is of the same user: the id alone gives nobody anything."""
+        owner = self.owner  # also of a new one's: it is known here, and may not be where the answer is passed on
+        if self._new is not None:
+            return self._new
+        session = self._sessions.get(self.name)
+        return session if session is not None and session.owner == owner else None
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether what is held is the SDK's, and says that it does not have the session, or has it for somebody else."""
+        body = b"".join(message.get("body", b"") for message in self.held)
+        try:
+            answer = json.loads(body)
+        except ValueError:
+            return False
+        match answer:
+            case {"jsonrpc": "2.0", "id": None, "error": {"code": code}}:
+                return bool(code == INVALID_REQUEST)
+            case _:
+                return False
+
+    async def pass_on(self, send: Send, message: Message) -> None:
+        """Pass a message on, when it is known what it says of the session; an answer that may say it is not known is held."""
         if message["type"] == "http.response.start":
             status, headers = message["status"], _headers_of_answer(message)
-            if not self._session.name and status < 400 and (name := headers.get(MCP_SESSION_ID_HEADER)):
-                await self._store.begin(self._session, name)
-            elif _is_unknown(status, headers) or (self._method == "DELETE" and status < 300):
-                await self._store.forget(self._session)
-        await self._send(message)
-
-    async def send_or_hold(self, message: Message) -> None:
-        """Do so, but hold back that the session is not known here."""
-        if self.held or (
-            message["type"] == "http.response.start" and _is_unknown(message["status"], _headers_of_answer(message))
-        ):
+            owner = self.owner
+            if self.name and status == 404 and headers.get("content-type", "").startswith("application/json"):
+                self.held.append(message)
+                return
+            named = headers.get(MCP_SESSION_ID_HEADER, "")
+            if self._new is not None and named and status < 400 and named not in self._sessions:
+                await self._new.begin(named, owner, self._path)
+                self._sessions[named] = self._in_use = self._new
+                self._in_use.requests += 1
+            self.is_over = self.scope["method"] == "DELETE" and status < 300 and named == self.name and self._is_where_it_began
+        elif self.held:
             self.held.append(message)
-        else:
-            await self.send(message)
+            return
+        await send(message)
+
+    def end(self) -> None:
+        """Note that it has been answered."""
+        self.is_over = self.is_over or (bool(self.held) and self.is_unknown and self._is_where_it_began)
+        session = self._in_use
+        if session is None:
+            return
+        session.requests -= 1
+        if self.session is session and self._sessions.get(session.name) is session:
+            session.used_at = anyio.current_time()
+            self._sessions[session.name] = self._sessions.pop(session.name)
+
+    @property
+    def _is_where_it_began(self) -> bool:
+        session = self.session
+        return self._new is None and session is not None and session.path == self._path
 
 
-_current: Final[ContextVar[_Session | None]] = ContextVar("streamkeep.mcp", default=None)
+_current: Final[ContextVar[_Exchange | None]] = ContextVar("streamkeep.mcp", default=None)
 
 
-def _here() -> _Session:
-    """Give the session of what runs here; the SDK's tasks for a session have the context of the request that has begun it."""
-    session = _current.get()
-    if session is None:
+def _here() -> _Exchange:
+    """Give the request that runs here; the SDK's tasks for a session have the context of the one that has begun it."""
+    exchange = _current.get()
+    if exchange is None:
         raise RuntimeError("StreamEventStore does not know the session: serve `events.around(app)` in place of `app`")
-    return session
+    return exchange
 
 
-def _is_unknown(status: int, headers: dict[str, str]) -> bool:
-    """Say whether the SDK does not know a session. What is not found for other reasons is no JSON."""
-    return status == 404 and headers.get("content-type", "").startswith("application/json")
+async def _end_all(sessions: Iterable[Session], error: ErrorInfo) -> None:
+    limit = anyio.Semaphore(ENDED_AT_ONCE)
+
+    async def end(session: Session) -> None:
+        async with limit:
+            await session.end(error)
+
+    async with anyio.create_task_group() as tasks:
+        for session in sessions:
+            tasks.start_soon(end, session)
 
 
 def _headers_of_answer(start: Message) -> dict[str, str]:
     return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in start.get("headers", ())}
 
 
-def _event_id(request: str, offset: int) -> str:
-    return f"{quote(request, safe='', errors='surrogatepass')}/{offset}"
-
-
-def _json_of(message: object) -> bytes:
-    """Give a message as the SDK sends it."""
-    if message is None:
-        return b"null"
-    assert isinstance(message, JSONRPCMessage)
-    return message.model_dump_json(by_alias=True, exclude_unset=True).encode()
-
-
-def _message_of(event: StreamEvent[object], request: str) -> JSONRPCMessage | None:
+def _message_of(event: StreamEvent[object], place: Place) -> JSONRPCMessage | None:
     """Give what a client is told by an event; None: nothing."""
     match event.type:
         case StreamEventType.CHUNK | StreamEventType.DONE:
             return None if event.data == b"null" else jsonrpc_message_adapter.validate_json(event.data, by_name=False)
         case StreamEventType.ERROR:
-            return None if request == GET_STREAM_KEY else _error_of(event.error, request)
+            return None if place.is_get else _error_of(event.error, place.request)
         case _:
             assert_never(event.type)
 
@@ -367,10 +380,3 @@ def _error_of(error: ErrorInfo, request: str) -> JSONRPCError:
     """Give an error in place of a response. The SDK names streams by text, whatever a request's id was."""
     id_ = int(request) if re.fullmatch(r"0|-?[1-9][0-9]{0,15}", request) else request
     return JSONRPCError(jsonrpc="2.0", id=id_, error=ErrorData(code=INTERNAL_ERROR, message=f"{error.status}: {error.message}"))
-
-
-async def _end(writer: StreamInput | None, error: ErrorInfo) -> None:
-    """End a stream, if that can be stored."""
-    if writer is not None and not writer.is_closed:
-        with suppress(StreamkeepError):
-            await writer.error(error)
