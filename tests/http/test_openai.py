@@ -307,6 +307,8 @@ async def test_one_idempotency_key_starts_one_response() -> None:
         b'{"metadata": []}',
         b'{"metadata": {"a": "%s"}}' % (b"x" * 513),
         b'{"previous_response_id": 1}',
+        b'{"model": "%s"}' % (b"x" * 257),
+        b'{"previous_response_id": "%s"}' % (b"x" * 257),
     ],
 )
 async def test_a_body_that_is_not_one_of_openais_is_refused_in_its_words(body: bytes) -> None:
@@ -333,3 +335,11 @@ async def test_other_paths_and_methods_are_not_there() -> None:
         for method, path, allow in [("GET", "", "POST"), ("PUT", "/a", "GET, DELETE"), ("GET", "/a/cancel", "POST")]:
             answer = await http.request(method, f"/v1/responses{path}")
             assert (answer.status_code, answer.headers["allow"]) == (405, allow)
+
+
+async def test_another_path_of_openais_api_is_told_what_there_is() -> None:
+    async with served(words) as http:
+        for path in ("/chat/completions", "/a/responses/b/responses", "/responses/a/responses"):
+            answer = await http.post(f"/v1{path}", json={"input": "hi"})
+            assert (answer.status_code, answer.json()["error"]["type"]) == (404, "invalid_request_error")
+            assert "only /responses" in answer.json()["error"]["message"]

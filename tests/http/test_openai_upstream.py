@@ -42,6 +42,7 @@ def in_item(kind: str, name: str, **fields: object) -> Json:
     return event(kind, item_id=name, output_index=0, **fields)
 
 
+BAD_INDICES: Final[list[Any]] = [-1, 1.5, True, "0", 2**70, []]
 ended: Final = event("completed", response={"status": "completed"})
 
 
@@ -102,7 +103,7 @@ async def test_a_limit_of_the_models_server_is_told_as_one_and_one_of_ours_is_no
         [event("in_progress", response={**SECRET, "output": None, "status": "completed"})],
         [event("in_progress", response={**SECRET, "output": [1, None]})],
         [event("output_item.done", output_index=None, item=CALL)],
-        [event("output_item.added", output_index=index, item=CALL) for index in (-1, 1.5, True, "0", 2**70, [])],
+        [event("output_item.added", output_index=index, item=CALL) for index in BAD_INDICES],
         [event("output_item.added", output_index=0, item=1), event("output_item.added")],
         [event("output_item.added", output_index=0, item={"id": 1, "content": "text", "summary": [1]}), TEXT],
         [event("content_part.added", output_index=0, content_index=None, part=None)],

@@ -166,21 +166,20 @@ class Writer:
             taken["model"] = model
         if status == "incomplete" and theirs.get("status") == "cancelled":
             status = "cancelled"  # as we say it ourselves
-        output = self._output_of(objects_in(theirs.get("output")))
-        if status in ENDED:
-            output = settled(output, "completed" if status == "completed" else "incomplete")
+        output = self._output_of(objects_in(theirs.get("output")), status)
         return {**self._ours, **taken, "status": status, "output": output, "error": _failure_of(theirs, status)}
 
-    def _output_of(self, theirs: list[Json]) -> list[Json]:
+    def _output_of(self, theirs: list[Json], status: str) -> list[Json]:
         if theirs and not self._own:
             return theirs
         so_far = self._answer.items
         if not theirs:
-            return [*so_far.values()]
-        items = {index: so_far[index] for index in self._own}
+            items = [*so_far.values()]
+            return settled(items, "completed" if status == "completed" else "incomplete") if status in ENDED else items
+        merged = {index: so_far[index] for index in self._own}
         for index, item in enumerate(theirs):
-            items[self._place_of(index)] = item
-        return [items[index] for index in sorted(items)]
+            merged[self._place_of(index)] = item
+        return [merged[index] for index in sorted(merged)]
 
     def _placed(self, event: Json) -> Json:
         """Give an event with indices that are some, and no other item's."""
