@@ -193,8 +193,10 @@ async def test_events_of_another_server_are_passed_on_under_our_id_and_their_num
     assert [event["sequence_number"] for event in events] == list(range(len(UPSTREAM) + 1))
     for event, theirs in zip(events[1:], [*UPSTREAM[1:], DONE], strict=True):
         if "response" in theirs:
-            theirs = {**theirs, "response": {**theirs["response"], "id": id}}  # noqa: PLW2901
-        assert {**theirs, "sequence_number": event["sequence_number"]} == event
+            ours = {**theirs["response"], "id": id}
+            assert (event["type"], {name: event["response"][name] for name in ours}) == (theirs["type"], ours)
+        else:
+            assert {**theirs, "sequence_number": event["sequence_number"]} == event
 
 
 @pytest.mark.parametrize(
@@ -218,11 +220,9 @@ async def test_a_chunk_that_is_neither_text_nor_an_event_fails() -> None:
     async def numbers(_: ResponseRequest) -> AsyncGenerator[int]:
         yield 1
 
-    orphan = {"type": "response.output_text.delta", **IN_PART, "delta": "one", "logprobs": []}
-    for produce in (numbers, passing([orphan])):
-        async with served(produce) as http:
-            events = await events_of(http)
-        assert (events[-1]["type"], events[-1]["response"]["error"]["message"]) == ("response.failed", "internal")
+    async with served(numbers) as http:
+        events = await events_of(http)
+    assert (events[-1]["type"], events[-1]["response"]["error"]["message"]) == ("response.failed", "internal")
 
 
 async def test_events_go_between_texts_and_the_whole_is_completed() -> None:
@@ -307,6 +307,8 @@ async def test_one_idempotency_key_starts_one_response() -> None:
         b'{"metadata": []}',
         b'{"metadata": {"a": "%s"}}' % (b"x" * 513),
         b'{"previous_response_id": 1}',
+        b'{"model": "%s"}' % (b"x" * 257),
+        b'{"previous_response_id": "%s"}' % (b"x" * 257),
     ],
 )
 async def test_a_body_that_is_not_one_of_openais_is_refused_in_its_words(body: bytes) -> None:
@@ -333,3 +335,11 @@ async def test_other_paths_and_methods_are_not_there() -> None:
         for method, path, allow in [("GET", "", "POST"), ("PUT", "/a", "GET, DELETE"), ("GET", "/a/cancel", "POST")]:
             answer = await http.request(method, f"/v1/responses{path}")
             assert (answer.status_code, answer.headers["allow"]) == (405, allow)
+
+
+async def test_another_path_of_openais_api_is_told_what_there_is() -> None:
+    async with served(words) as http:
+        for path in ("/chat/completions", "/a/responses/b/responses", "/responses/a/responses"):
+            answer = await http.post(f"/v1{path}", json={"input": "hi"})
+            assert (answer.status_code, answer.json()["error"]["type"]) == (404, "invalid_request_error")
+            assert "only /responses" in answer.json()["error"]["message"]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, TypedDict
 
 import anyio
 import msgspec
+from anyio.lowlevel import checkpoint
 
 from .._background import not_ours
 from .._encoding import Encode
@@ -697,10 +698,12 @@ class StreamsHTTP:
         *,
         framing: Framing | None = None,
         headers: Iterable[tuple[str, str]] | None = None,
+        before_error: Callable[[], Awaitable[None]] = checkpoint,
     ) -> None:
         """Answer with a stream's events, in Genkit's framing unless told otherwise. Raises before the answer has begun only.
 
-        The headers name the stream, unless others are given.
+        The headers name the stream, unless others are given. `before_error` is awaited before the framing is asked for the frame of an
+        ERROR; what it raises ends the answer as a transport that fails does.
         """
         place, framing = place or START, framing or GenkitFraming()
         headers = [*(naming(stream) if headers is None else headers)]
@@ -729,6 +732,7 @@ class StreamsHTTP:
                     until=self._shutdown.time_to_end,
                     after=-1 if place.after is None else place.after,
                     can_cut=can_be_cut(scope),
+                    before_error=before_error,
                 )
 
     async def _check_reached(self, stream: str, offset: int) -> None:
@@ -757,7 +761,7 @@ class StreamsHTTP:
             raise RuntimeError(
                 "neither StreamsHTTP nor its manager is running: enter one of them, or give its `lifespan` to the app"
             )
-        below = _path_below(scope)
+        below = path_below(scope)
         if below in {"", "/"} and scope["method"] in {"GET", "HEAD"}:
             await self._list(scope, send)
             return
@@ -963,7 +967,7 @@ def _ignore(_chunk: object) -> None:
     """Take a chunk that nobody asked for."""
 
 
-def _path_below(scope: Scope) -> str:
+def path_below(scope: Scope) -> str:
     """Give the path below where the app is mounted.
 
     ASGI has `path` begin with `root_path`. Behind a proxy that takes a prefix off it begins with the end of that only. Routers of Channels

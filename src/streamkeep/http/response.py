@@ -240,17 +240,18 @@ async def send_events(
     until: Callable[[], Awaitable[None]] = anyio.sleep_forever,
     after: int = -1,
     can_cut: bool = True,
+    before_error: Callable[[], Awaitable[None]] = checkpoint,
 ) -> None:
     """Answer with an entered subscription's events until the terminal one, or the client goes away, or `until` returns.
 
     `after`: events up to this offset are seen by the framing, and not sent. `can_cut`: whether the server takes a return without the last
-    message for a response that is not whole.
+    message for a response that is not whole. `before_error`: awaited before the framing is asked for the frame of an ERROR.
     """
     async with anyio.create_task_group() as response:
         # A server's `send` may say nothing when the client has gone: without this task a response to nobody goes on for ever.
         response.start_soon(_end_after, lambda: disconnected(receive), response.cancel_scope)
         response.start_soon(_end_after, until, response.cancel_scope)
-        await _Response(send, framing, timeouts, after=after, can_cut=can_cut).run(events, headers)
+        await _Response(send, framing, timeouts, after=after, can_cut=can_cut, before_error=before_error).run(events, headers)
         response.cancel_scope.cancel()
 
 
@@ -281,12 +282,22 @@ async def _end_after(wait: Callable[[], Awaitable[None]], response: anyio.Cancel
 class _Response:
     """One response that streams."""
 
-    def __init__(self, send: Send, framing: Framing, timeouts: Timeouts, *, after: int, can_cut: bool) -> None:
+    def __init__(
+        self,
+        send: Send,
+        framing: Framing,
+        timeouts: Timeouts,
+        *,
+        after: int,
+        can_cut: bool,
+        before_error: Callable[[], Awaitable[None]],
+    ) -> None:
         self._send = send
         self._framing = framing
         self._timeouts = timeouts
         self._after = after
         self._can_cut = can_cut
+        self._before_error = before_error
         self._is_failed = False
 
     async def run(self, events: Subscription[Any], headers: Iterable[tuple[str, str]]) -> None:
@@ -339,6 +350,7 @@ class _Response:
                 await self._write(bytes(body))
                 body.clear()
                 await self._pause()
+                await self._before_error()
                 self._is_failed = True
             frame = self._framing.event(event, f"{prefix}{event.offset}")
             if event.offset > self._after:

@@ -1,24 +1,25 @@
-"""Responses of OpenAI's API as they grow, event by event: how a producer's chunks become events, and how these travel.
+"""Responses of OpenAI's API as they grow: what their events add up to.
 
 Everything here is sans-I/O. A stream's chunks are the events without their `sequence_number`, which is their offset; its output is the
-Response that the last event is about.
+whole Response. What was stored is somebody else's in part, and may be of any shape: nothing here raises for it.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, TypeVar, assert_never
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
 
-import msgspec
+from ..errors import PublicError
+from ..events import MAX_OFFSET, ErrorInfo
 
-from ..errors import HTTP_CODES, PublicError
-from ..events import ErrorInfo, StreamEvent, StreamEventType, encode_json
-from ..http.framing import one_line
-
-T = TypeVar("T")
 Json = dict[str, Any]
 
 ENDED: Final = frozenset({"completed", "failed", "incomplete", "cancelled"})
 """The statuses of a Response that has ended."""
+LIMITED: Final = "rate_limit_exceeded"
+"""OpenAI's code for a limit of the model's server."""
+MAX_INDEX: Final = 65_535
+"""The greatest index of an item or a part that another server may give."""
 
 
 def new_response(stream: str, *, model: str = "", background: bool = False, **said: object) -> Json:
@@ -47,248 +48,176 @@ def new_response(stream: str, *, model: str = "", background: bool = False, **sa
     }
 
 
+def limited(message: str) -> PublicError:
+    """Give the error that readers are told as a limit of the model's server. One of ours is none: asking again does not help."""
+    return PublicError("RESOURCE_EXHAUSTED", message, {"code": LIMITED})
+
+
+def failed(response: Json, error: ErrorInfo) -> Json:
+    """Give what is left of a Response whose stream has ended in ERROR; `cancelled` if it was stopped."""
+    items = settled(response["output"], "incomplete")
+    if error.status == "CANCELLED":
+        return {**response, "status": "cancelled", "output": items}
+    code, message = "server_error", error.message
+    if error.status == "RESOURCE_EXHAUSTED":
+        if error.details == {"code": LIMITED}:
+            code = LIMITED
+        else:  # which limit of a stream it was is nobody's business outside
+            message = "the response is too long to be stored"
+    return {**response, "status": "failed", "error": {"code": code, "message": message}, "output": items}
+
+
+def settled(items: Iterable[Json], status: str) -> list[Json]:
+    """Give items of which none is in progress any more."""
+    return [{**item, "status": status} if item.get("status") == "in_progress" else item for item in items]
+
+
+def index_of(value: object, most: int = MAX_OFFSET) -> int | None:
+    """Give an index of an item or a part; None: it cannot be one."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most else None
+
+
+def objects_in(value: object) -> list[Json]:
+    """Give the objects of what should be a list of objects."""
+    return [{**item} for item in value if isinstance(item, Mapping)] if isinstance(value, list | tuple) else []
+
+
+@dataclass(frozen=True, slots=True)
+class _Growth:
+    """What `.delta` and `.done` of an event are about: a field of an item, or of a part in a list of the item's."""
+
+    item: str
+    field: str
+    parts: str = ""
+    number: str = ""
+    part: str = ""
+
+
+_GROWTHS: Final[Mapping[str, _Growth]] = {
+    "response.output_text": _Growth("message", "text", "content", "content_index", "output_text"),
+    "response.refusal": _Growth("message", "refusal", "content", "content_index", "refusal"),
+    "response.reasoning_text": _Growth("reasoning", "text", "content", "content_index", "reasoning_text"),
+    "response.reasoning_summary_text": _Growth("reasoning", "text", "summary", "summary_index", "summary_text"),
+    "response.function_call_arguments": _Growth("function_call", "arguments"),
+    "response.mcp_call_arguments": _Growth("mcp_call", "arguments"),
+    "response.custom_tool_call_input": _Growth("custom_tool_call", "input"),
+    "response.code_interpreter_call_code": _Growth("code_interpreter_call", "code"),
+}
+_NEW_ITEMS: Final[Mapping[str, Json]] = {
+    "message": {"role": "assistant", "content": []},
+    "reasoning": {"summary": []},
+    "function_call": {"call_id": "", "name": "", "arguments": ""},
+    "custom_tool_call": {"call_id": "", "name": "", "input": ""},
+}
+"""What an item has whose beginning was not seen."""
+
+
+class _Item:
+    """An item that grows."""
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self._fields: Json = {**fields}
+        self._parts = {
+            name: dict(enumerate(objects_in(fields[name])))
+            for name in ("content", "summary")
+            if isinstance(fields.get(name), list | tuple)
+        }
+        self._texts: dict[tuple[str, int, str], list[str]] = {}
+        """What has come since they were last joined: by list, number and field."""
+
+    def put(self, parts: str, number: int, part: Mapping[str, Any]) -> None:
+        self._parts.setdefault(parts, {})[number] = {**part}
+        for place in [place for place in self._texts if place[:2] == (parts, number)]:
+            del self._texts[place]
+
+    def add(self, growth: _Growth, number: int, text: str) -> None:
+        self._part(growth, number)
+        self._texts.setdefault((growth.parts, number, growth.field), []).append(text)
+
+    def set(self, growth: _Growth, number: int, text: str) -> None:
+        self._texts.pop((growth.parts, number, growth.field), None)
+        self._part(growth, number)[growth.field] = text
+
+    def value(self) -> Json:
+        for (parts, number, field), texts in self._texts.items():
+            part = self._parts[parts][number] if parts else self._fields
+            before = part.get(field)
+            part[field] = (before if isinstance(before, str) else "") + "".join(texts)
+        self._texts.clear()
+        lists = {name: [{**parts[number]} for number in sorted(parts)] for name, parts in self._parts.items()}
+        return {**self._fields, **lists}
+
+    def _part(self, growth: _Growth, number: int) -> Json:
+        if not growth.parts:
+            return self._fields
+        parts = self._parts.setdefault(growth.parts, {})
+        if number not in parts:
+            annotations: Json = {"annotations": []} if growth.part == "output_text" else {}
+            parts[number] = {"type": growth.part, growth.field: "", **annotations}
+        return parts[number]
+
+
 class Answer:
-    """A Response so far: what its events add up to."""
+    """A Response so far: what its events add up to. What was not seen to begin is begun by what is seen of it."""
 
     def __init__(self, response: Json) -> None:
-        self._response = response
-        self._items: dict[int, Json] = {}
-        self._texts: dict[tuple[int, int], list[str]] = {}
-        """Of parts that grow: by output and content index."""
+        self._base = self._response = response
+        self._items: dict[int, _Item] = {}
 
-    def see(self, event: StreamEvent[T]) -> Json:
-        """Give an event of a stream as its readers have it."""
-        match event.type:
-            case StreamEventType.CHUNK:
-                shown: Json = msgspec.json.decode(event.data)
-                self.take(shown)
-                return shown
-            case StreamEventType.DONE:
-                self._response = msgspec.json.decode(event.data)
-            case StreamEventType.ERROR:
-                self._response = self._failed(event.error)
-            case _:
-                assert_never(event.type)
-        self._items.clear()
-        self._texts.clear()
-        # OpenAI's SDK for Python knows no `response.cancelled`, and would not make a Response of what is in one.
-        status = "incomplete" if self._response["status"] == "cancelled" else self._response["status"]
-        return {"type": f"response.{status}", "response": self._response}
-
-    def take(self, event: Json) -> None:
-        """Add an event. Raises whatever it raises if the event is none of OpenAI's shape."""
-        match event["type"]:
-            case "response.output_item.added" | "response.output_item.done":
-                index, item = event["output_index"], event["item"]
-                self._items[index] = {**item, "content": [*item["content"]]} if item.get("content") is not None else {**item}
-                self._forget_texts(index)
-            case "response.content_part.added" | "response.content_part.done":
-                self._put_part(event["output_index"], event["content_index"], event["part"])
-            case "response.output_text.delta":
-                self._add_text(event["output_index"], event["content_index"], event["delta"])
-            case _ if "response" in event:
-                self._response = {**event["response"]}
-            case _:
-                pass
+    def take(self, event: object) -> None:
+        """Add an event. What cannot be one adds nothing."""
+        if not isinstance(event, Mapping) or not isinstance(kind := event.get("type"), str):
+            return
+        if isinstance(event.get("response"), Mapping):
+            self._take_response(event["response"])
+        elif (index := index_of(event.get("output_index"))) is not None:
+            self._take_in_item(kind, index, event)
 
     @property
     def response(self) -> Json:
         """The Response so far."""
-        for (index, number), texts in self._texts.items():
-            texts[:] = ["".join(texts)]
-            part = self._items[index]["content"][number]
-            self._items[index]["content"][number] = {**part, "text": part["text"] + texts[0]}
-        self._texts.clear()
-        items = [self._items[index] for index in sorted(self._items)]
-        return {**self._response, "output": items} if items else self._response
-
-    def _failed(self, error: ErrorInfo) -> Json:
-        response = self.response
-        items = [
-            {**item, "status": "incomplete"} if item.get("status") == "in_progress" else item for item in response["output"]
-        ]
-        if error.status == "CANCELLED":
-            return {**response, "status": "cancelled", "output": items}
-        code = "rate_limit_exceeded" if error.status == "RESOURCE_EXHAUSTED" else "server_error"
-        return {**response, "status": "failed", "error": {"code": code, "message": error.message}, "output": items}
-
-    def _add_text(self, index: int, number: int, text: str) -> None:
-        if not isinstance(text, str) or not isinstance(self._items[index]["content"][number]["text"], str):
-            raise TypeError("a delta of text is text, and so is what it is added to")
-        self._texts.setdefault((index, number), []).append(text)
-
-    def _put_part(self, index: int, number: int, part: Json) -> None:
-        content = self._items[index]["content"]
-        content[number : number + 1] = [part]
-        self._texts.pop((index, number), None)
-
-    def _forget_texts(self, index: int) -> None:
-        self._texts = {place: texts for place, texts in self._texts.items() if place[0] != index}
-
-
-class Writer:
-    """Makes events of what a producer gives: of strings, which are text, and of events, which another server has made.
-
-    Its own `response.created` comes first, so that the id is known before the model has begun; that of another server is left out. Whatever
-    that calls its Response, the id is ours.
-    """
-
-    def __init__(self, response: Json) -> None:
-        self._id: str = response["id"]
-        self._answer = Answer(response)
-        self._items = 0
-        self._text: list[str] | None = None
-        """Of the message that is open."""
-        self._is_begun = False
-        self._is_told = False
-        """Whether the producer says itself how its Response goes on."""
-        self._ended: Json | None = None
-
-    def begin(self) -> Json:
-        """Give the first event."""
-        return {"type": "response.created", "response": self._answer.response}
-
-    def expand(self, chunk: object) -> Iterator[Json]:
-        """Give the events of a chunk. Raises TypeError, ValueError, KeyError: it is no event of OpenAI's; RuntimeError: it is an error."""
-        if self._ended is not None:
-            return
-        for event in self._said(chunk) if isinstance(chunk, str) else self._passed_on(_event_of(chunk)):
-            self._answer.take(event)
-            yield event
-
-    def end(self) -> Iterator[Json]:
-        """Give what is left to say when the producer has ended. PublicError: it has ended too early."""
-        if self._ended is None and self._is_told:
-            raise PublicError("ABORTED", "the response ended without its last event")
-        for event in [*self._progress(), *self._close_message()] if self._ended is None else []:
-            self._answer.take(event)
-            yield event
+        return {**self._response, "output": [*self.items.values()]}
 
     @property
-    def response(self) -> Json:
-        """The Response that has ended."""
-        return self._ended or {**self._answer.response, "status": "completed", "completed_at": int(time.time())}
+    def items(self) -> Mapping[int, Json]:
+        """Its items so far, by their indices."""
+        return {index: self._items[index].value() for index in sorted(self._items)}
 
-    def _said(self, text: str) -> Iterator[Json]:
-        if not text:
+    def _take_response(self, response: Mapping[str, Any]) -> None:
+        self._response = {**self._base, **response}
+        if not self._items:
+            self._items = {index: _Item(item) for index, item in enumerate(objects_in(response.get("output")))}
+
+    def _take_in_item(self, kind: str, index: int, event: Mapping[str, Any]) -> None:
+        item, part = event.get("item"), event.get("part")
+        match kind:
+            case "response.output_item.added" | "response.output_item.done" if isinstance(item, Mapping):
+                self._items[index] = _Item(item)
+            case "response.content_part.added" | "response.content_part.done" if isinstance(part, Mapping):
+                kind = "reasoning" if part.get("type") == "reasoning_text" else "message"
+                self._item(index, kind, event).put("content", index_of(event.get("content_index")) or 0, part)
+            case "response.reasoning_summary_part.added" | "response.reasoning_summary_part.done" if isinstance(part, Mapping):
+                self._item(index, "reasoning", event).put("summary", index_of(event.get("summary_index")) or 0, part)
+            case _:
+                self._grow(kind, index, event)
+
+    def _grow(self, kind: str, index: int, event: Mapping[str, Any]) -> None:
+        stem, _, end = kind.rpartition(".")
+        growth = _GROWTHS.get(stem)
+        if growth is None or end not in {"delta", "done"}:
             return
-        yield from self._progress()
-        if self._text is None:
-            self._text = []
-            yield {"type": "response.output_item.added", "output_index": self._items, "item": self._message("in_progress", [])}
-            yield self._in_message("response.content_part.added", part=_part(""))
-        self._text.append(text)
-        yield self._in_message("response.output_text.delta", delta=text, logprobs=[])
-
-    def _passed_on(self, event: Json) -> Iterator[Json]:
-        event.pop("sequence_number", None)
-        kind = event["type"]
-        if not isinstance(kind, str):
-            raise TypeError("an event's type is text")
-        if kind == "error":
-            raise RuntimeError(f"the model's server has failed: {event}")
-        if "response" in event:
-            event["response"] = {**event["response"], "id": self._id}
-            self._is_told = self._is_begun = True
-        if kind == "response.created":
+        text = event.get("delta" if end == "delta" else growth.field)
+        if not isinstance(text, str):
             return
-        yield from [*self._progress(), *self._close_message()]
-        if "response" in event and kind.removeprefix("response.") in ENDED:
-            self._ended = {**event["response"], "status": kind.removeprefix("response.")}
-            return
-        if kind == "response.output_item.added":
-            self._items = max(self._items, event["output_index"] + 1)
-        yield event
+        item, number = self._item(index, growth.item, event), index_of(event.get(growth.number)) or 0
+        if end == "delta":
+            item.add(growth, number if growth.parts else 0, text)
+        else:
+            item.set(growth, number if growth.parts else 0, text)
 
-    def _progress(self) -> Iterator[Json]:
-        if not self._is_begun:
-            self._is_begun = True
-            yield {"type": "response.in_progress", "response": {**self._answer.response, "status": "in_progress"}}
-
-    def _close_message(self) -> Iterator[Json]:
-        if self._text is None:
-            return
-        text = "".join(self._text)
-        yield self._in_message("response.output_text.done", text=text, logprobs=[])
-        yield self._in_message("response.content_part.done", part=_part(text))
-        item = self._message("completed", [_part(text)])
-        yield {"type": "response.output_item.done", "output_index": self._items, "item": item}
-        self._items += 1
-        self._text = None
-
-    def _in_message(self, kind: str, **more: object) -> Json:
-        return {"type": kind, "item_id": self._item_id, "output_index": self._items, "content_index": 0, **more}
-
-    def _message(self, status: str, content: Sequence[Json]) -> Json:
-        return {"id": self._item_id, "type": "message", "role": "assistant", "status": status, "content": content}
-
-    @property
-    def _item_id(self) -> str:
-        return f"msg_{self._id.removeprefix('resp_')}_{self._items}"
-
-
-class ResponsesFraming:
-    """Events as OpenAI's API sends them, from behind an offset; it is shown the whole stream, for its last event is about all of it.
-
-    Ids are not sent: once OpenAI's SDK for Python has read one, it takes every blank line for an event. A stream that fails ends with
-    `response.failed`, one that is stopped with `response.incomplete`, whose Response is `cancelled`. A transport that fails is cut, for
-    its clients take a clean end for success.
-    """
-
-    content_type = "text/event-stream"
-    cut_when_broken = True
-    cut_when_failed = False
-    shows_done = True
-    takes_no_content = False
-    reads_all = True
-    replays = False
-
-    def __init__(self, response: Json, after: int | None = None) -> None:
-        self._answer = Answer(response)
-        self._after = -1 if after is None else after
-
-    def head(self, stream: str, query: Mapping[str, str]) -> Sequence[tuple[str, str]]:  # noqa: ARG002 - it needs neither
-        """Give none."""
-        return ()
-
-    def preamble(self) -> bytes:
-        """Give nothing."""
-        return b""
-
-    def event(self, event: StreamEvent[T], cursor: str) -> bytes:  # noqa: ARG002 - its clients name the sequence number
-        """Give an event, its offset as its sequence number; nothing for one that its reader has."""
-        shown = self._answer.see(event)
-        if event.offset <= self._after:
-            return b""
-        data = encode_json({"type": shown["type"], "sequence_number": event.offset, **shown})
-        return b"event: %b\ndata: %b\n\n" % (one_line(shown["type"].encode()), one_line(data))
-
-    def heartbeat(self) -> bytes:
-        """Give a comment; without a blank line."""
-        return b": \n"
-
-    def error(self, error: ErrorInfo) -> bytes:
-        """Give what its clients raise."""
-        return b"event: error\ndata: %b\n\n" % one_line(error_json(error))
-
-
-def error_json(error: ErrorInfo) -> bytes:
-    """Give an error in OpenAI's shape."""
-    code = HTTP_CODES[error.status]
-    kind = _KINDS.get(code, "server_error" if code >= 500 else "invalid_request_error")
-    return encode_json({"error": {"message": error.message, "type": kind, "param": None, "code": error.status.lower()}})
-
-
-_KINDS: Final[Mapping[int, str]] = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-
-
-def _part(text: str) -> Json:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-
-
-def _event_of(chunk: object) -> Json:
-    dump = getattr(chunk, "model_dump", None)
-    event = dump(mode="json", exclude_unset=True) if callable(dump) else chunk
-    if not isinstance(event, Mapping):
-        raise TypeError(f"a Response is made of strings and of OpenAI's events, and not of a {type(chunk).__name__}")
-    return {**event}
+    def _item(self, index: int, kind: str, event: Mapping[str, Any]) -> _Item:
+        if index not in self._items:
+            name = event.get("item_id")
+            begun = {"id": name if isinstance(name, str) else "", "type": kind, "status": "in_progress"}
+            self._items[index] = _Item({**begun, **_NEW_ITEMS.get(kind, {})})
+        return self._items[index]

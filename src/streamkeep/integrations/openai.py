@@ -5,30 +5,42 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
 from .._input import StreamInput
 from .._listing import StreamInfo
-from ..errors import InvalidArgumentError, KeyInUseError, OffsetOutOfRangeError, StreamNotFoundError
-from ..events import encode_json
+from .._manager import MAX_METADATA
+from ..errors import (
+    InvalidArgumentError,
+    KeyInUseError,
+    LimitExceededError,
+    OffsetOutOfRangeError,
+    StorageError,
+    StreamNotFoundError,
+)
+from ..events import encode_json, shown_info
 from ..http.access import Action
-from ..http.app import StreamsHTTP
+from ..http.app import StreamsHTTP, path_below
 from ..http.framing import parse_offset
 from ..http.kept import ANSWER, ENDPOINTS_OWN
-from ..http.place import query_of
+from ..http.place import Place, query_of
 from ..http.response import Receive, Scope, Send, disconnected, errors_answered, send_response
 from ..http.sources import Source, producer_of
 from ..wire import parse_object
-from ._responses import Answer, Json, ResponsesFraming, Writer, error_json, new_response
+from ._responses import Json, limited, new_response
+from ._responses_reading import SAID, Responses, ResponsesFraming, error_json
+from ._responses_writing import MAX_NAME, Writer
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
     from ..http.starlette import ASGIResponse
 
-_PATH: Final = re.compile(r"(?P<base>.*?)/responses(?:/(?P<id>[^/]+)(?P<cancel>/cancel)?)?/?", re.DOTALL)
+_PATH: Final = re.compile(r"(?P<base>(?:/(?!responses/)[^/]*)*)/responses(?:/(?P<id>[^/]+)(?P<cancel>/cancel)?)?/?")
+_ECHOED: Final = ("model", "background", "metadata", "previous_response_id")
 _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     "model": (str,),
     "input": (str, list),
@@ -94,6 +106,7 @@ class OpenAIResponses:
     def __init__(self, streams_http: StreamsHTTP, produce: Callable[[ResponseRequest], object]) -> None:
         self._http = streams_http
         self._produce = produce
+        self._responses = Responses(streams_http.streams)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection (ASGI)."""
@@ -127,10 +140,8 @@ class OpenAIResponses:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, owner: object, context: Mapping[str, Any]) -> None:
         async with errors_answered(send, error_json):
-            path = _PATH.fullmatch(scope["path"])
-            if path is None:
-                raise StreamNotFoundError("not found")
-            call = _Call(scope, receive, send, f"{path['base']}/responses", owner, context)
+            root, path = _path_of(scope)
+            call = _Call(scope, receive, send, f"{root}{path['base']}/responses", owner, context)
             match scope["method"], path["id"], path["cancel"]:
                 case "POST", None, None:
                     await self._create(call)
@@ -139,7 +150,7 @@ class OpenAIResponses:
                 case "POST", str(stream), str():
                     info = await self._admit(call, "stop", stream)
                     await self._http.streams.cancel(info.id)
-                    await self._send_snapshot(call, info.id, new_response(info.id))
+                    await self._send_snapshot(call, info.id)
                 case "DELETE", str(stream), None:
                     info = await self._admit(call, "stop", stream)
                     await self._http.streams.delete(info.id)
@@ -160,45 +171,68 @@ class OpenAIResponses:
             request = ResponseRequest(stream, fields, stream_input.metadata.get("owner", ""))
             return await _write(stream_input, stop, partial(self._produce, request), Writer(response))
 
-        kept = {"route": call.route, ANSWER: ENDPOINTS_OWN}
+        kept = _kept({"route": call.route, ANSWER: ENDPOINTS_OWN}, response)
         try:
             await self._http.launch(call.scope, stream, produce, call.context, kept, owner=call.owner)
         except KeyInUseError as error:
             stream = error.stream
-            response = new_response(stream, **_echoed(fields))
         if fields.get("stream"):
-            await self._show(call, stream, response, None)
-        elif fields.get("background"):
-            await self._send_snapshot(call, stream, response)
-        else:
-            async with anyio.create_task_group() as waiting:
-                waiting.start_soon(_cancel_when_gone, call.receive, waiting.cancel_scope)
-                await self._send_snapshot(call, stream, response, follow=True)
-                waiting.cancel_scope.cancel()
+            await self._show(call, stream, None)
+            return
+        is_waited_for = not fields.get("background")
+        if (is_waited_for or SAID not in kept) and not await self._waited(call, stream, whole=is_waited_for):
+            return
+        await self._send_snapshot(call, stream)
+
+    async def _waited(self, call: _Call, stream: str, *, whole: bool) -> bool:
+        """Return when a response has ended, or unless it is waited for as a `whole`, has begun; False: its client has gone."""
+        failure: Exception | None = None
+        is_over = False
+        async with anyio.create_task_group() as waiting:
+            waiting.start_soon(_cancel_when_gone, call.receive, waiting.cancel_scope)
+            try:
+                async with self._http.streams.subscribe(stream, last=0 if whole else None) as events:
+                    while await events.batch() and whole:
+                        pass
+                is_over = True
+            except Exception as error:  # raised in here, it would come out in a group
+                failure = error
+            waiting.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        return is_over
 
     async def _retrieve(self, call: _Call, stream: str) -> None:
         info, query = await self._admit(call, "read", stream), query_of(call.scope)
         if (streams := query.get("stream", "false").lower()) not in {"true", "false"}:
             raise InvalidArgumentError("`stream` is true or false")
-        response = new_response(stream, created_at=int(info.created_at))
         if streams == "false":
-            await self._send_snapshot(call, stream, response)
+            await send_response(call.send, 200, await self._responses.as_it_is(info))
             return
         after = parse_offset(query.get("starting_after"))
         if after is not None and after >= info.tail:
             raise OffsetOutOfRangeError(f"`starting_after` is beyond the response's last event, {info.tail - 1}")
-        await self._show(call, stream, response, after)
+        await self._show(call, stream, after)
 
-    async def _show(self, call: _Call, stream: str, response: Json, after: int | None) -> None:
-        framing = ResponsesFraming(response, after)
-        await self._http.show(call.scope, call.receive, call.send, stream, framing=framing, headers=())
+    async def _show(self, call: _Call, stream: str, after: int | None) -> None:
+        framing = ResponsesFraming(stream)
 
-    async def _send_snapshot(self, call: _Call, stream: str, response: Json, *, follow: bool = False) -> None:
-        answer = Answer(response)
-        async with self._http.streams.subscribe(stream, follow=follow) as events:
-            async for event in events:
-                answer.see(event)
-        await send_response(call.send, 200, encode_json(answer.response))
+        async def before_error() -> None:
+            framing.before = await self._responses.before_its_end(stream)
+
+        await self._http.show(
+            call.scope,
+            call.receive,
+            call.send,
+            stream,
+            Place(after),
+            framing=framing,
+            headers=(),
+            before_error=before_error,
+        )
+
+    async def _send_snapshot(self, call: _Call, stream: str) -> None:
+        await send_response(call.send, 200, await self._responses.as_it_is(await self._http.streams.info(stream)))
 
     async def _admit(self, call: _Call, action: Action, stream: str) -> StreamInfo:
         return await self._http.admit(action, call.scope, stream, call.route, call.context, call.owner)
@@ -206,12 +240,43 @@ class OpenAIResponses:
 
 async def _write(stream: StreamInput, stop: anyio.Event, source: Source, writer: Writer) -> Json:
     await stream.write(writer.begin())
-    made = await producer_of(source, expand=writer.expand)(stream, stop)
-    for event in () if made is None else writer.expand(made):
-        await stream.write(event)
-    for event in writer.end():
-        await stream.write(event)
+    try:
+        made = await producer_of(source, expand=writer.expand)(stream, stop)
+        chunks = made if isinstance(made, list | tuple) else () if made is None else (made,)
+        for event in chain(chain.from_iterable(map(writer.expand, chunks)), writer.end()):
+            await stream.write(event)
+    except Exception as error:
+        if _is_upstream_limit(error):
+            info = shown_info(error)
+            message = info.message if info.status == "RESOURCE_EXHAUSTED" else "the model's server is asked too much"
+            raise limited(message) from error
+        raise
     return writer.response
+
+
+def _path_of(scope: Scope) -> tuple[str, re.Match[str]]:
+    """Give what is left out of a request's path, and what it says without that. StreamNotFoundError: it is none of ours."""
+    full: str = scope["path"]
+    below = path_below(scope)
+    if (path := _PATH.fullmatch(below)) is not None:
+        return full.removesuffix(below), path
+    if (path := _PATH.fullmatch(full)) is not None:  # where it is mounted says `responses` already
+        return "", path
+    raise StreamNotFoundError("of OpenAI's API, only /responses, /responses/{id} and /responses/{id}/cancel are here")
+
+
+def _kept(kept: Mapping[str, str], response: Json) -> Mapping[str, str]:
+    """Give what is kept with a stream; and with it what its client has said, if there is room."""
+    said = encode_json({name: response[name] for name in ("created_at", *_ECHOED)}).decode()
+    room = MAX_METADATA - sum(len(text) for item in kept.items() for text in item) - len(SAID)
+    return {**kept, SAID: said} if len(said) <= room else kept
+
+
+def _is_upstream_limit(error: Exception) -> bool:
+    """Say whether it is a limit of a model's server: as a producer says so, or as OpenAI's SDK does. Those of a stream are ours."""
+    if isinstance(error, LimitExceededError | StorageError):
+        return False
+    return getattr(error, "status", None) == "RESOURCE_EXHAUSTED" or getattr(error, "status_code", None) == 429
 
 
 def _parsed(body: bytes) -> Json:
@@ -220,6 +285,9 @@ def _parsed(body: bytes) -> Json:
     for name, types in _TYPES.items():
         if (value := fields.get(name)) is not None and not isinstance(value, types):
             raise InvalidArgumentError(f"`{name}` is not of its type")
+    for name in ("model", "previous_response_id"):
+        if isinstance(text := fields.get(name), str) and len(text) > MAX_NAME:
+            raise InvalidArgumentError(f"`{name}` has more than {MAX_NAME} characters")
     metadata: Any = fields.get("metadata") or {}
     if len(metadata) > 16 or not all(
         isinstance(value, str) and len(name) <= 64 and len(value) <= 512 for name, value in metadata.items()
@@ -229,8 +297,7 @@ def _parsed(body: bytes) -> Json:
 
 
 def _echoed(fields: Json) -> Json:
-    names = ("model", "background", "metadata", "previous_response_id")
-    return {name: fields[name] for name in names if fields.get(name) is not None}
+    return {name: fields[name] for name in _ECHOED if fields.get(name) is not None}
 
 
 async def _cancel_when_gone(receive: Receive, waiting: anyio.CancelScope) -> None:
