@@ -129,7 +129,7 @@ class OpenAIResponses:
         async with errors_answered(send, error_json):
             path = _PATH.fullmatch(scope["path"])
             if path is None:
-                raise StreamNotFoundError("not found")
+                raise StreamNotFoundError("there is nothing here but /responses: this is OpenAI's Responses API alone")
             call = _Call(scope, receive, send, f"{path['base']}/responses", owner, context)
             match scope["method"], path["id"], path["cancel"]:
                 case "POST", None, None:
