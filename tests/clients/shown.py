@@ -1,4 +1,5 @@
-"""The apps that pages of the docs show, around a producer of ours: no line of theirs is changed but where they store."""
+"""The apps that pages of the docs show, around a producer of ours: no line of theirs is changed but where they store,
+and how long clients wait."""
 
 import json
 import re
@@ -19,12 +20,16 @@ from streamkeep.integrations.mcp import StreamEventStore
 
 WORDS: Final = ("Nothing ", "is ", "lost, ", "not even é\u2028.")
 HELD: Final = 2
-STORED: Final = re.compile(r'\b\w+\("sqlite:///streams\.db"\)')
+STORED: Final = re.compile(r'\b[\w.]+\("sqlite:///streams\.db"\)')
+
+
+RETRY: Final = re.compile(r"retry_interval=\d+")
+"""How long a client of MCP's waits; ours need not."""
 
 
 def shown_app(page: str, stored: object, *, block: int = 0, **ours: object) -> ASGIApp:
     """Give the app of a page, with this where it makes what stores, and with what is ours in place of its own of the same name."""
-    program, count = STORED.subn("given", blocks(path := ROOT / page)[block])
+    program, count = STORED.subn("given", RETRY.sub("retry_interval=500", blocks(path := ROOT / page)[block]))
     assert count == 1, page
     shown: dict[str, Any] = {"given": stored}
     exec(compile(program, str(path), "exec", dont_inherit=True), shown)

@@ -13,7 +13,7 @@ import pytest
 from mcp.client.client import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
-from tests.clients.shown import HELD, WORDS, Paced, mcp_app
+from tests.clients.shown import HELD, WORDS, Paced, mcp_app, shown_app
 from tests.http.servers import server_process, serving, until
 from tests.network.proxy import FINE, End, Fate, bad_network
 
@@ -22,6 +22,9 @@ from streamkeep.integrations.mcp import StreamEventStore
 
 BEFORE: Final = 4
 """A client's connections before it calls: `initialize`, `notifications/initialized`, what the server says by itself, `tools/list`."""
+
+PRIMED: Final = b"\r\nretry: 500\r\n\r\n"
+"""The end of an answer's first event, which says how long a client waits."""
 
 
 class Call:
@@ -110,10 +113,40 @@ async def test_a_call_that_is_cut_comes_back_and_has_each_message_once(places: S
 
 @pytest.mark.cell("cut", "MCP's client in Python")
 async def test_a_call_that_is_cut_at_a_landmark_comes_back_and_has_each_message_once() -> None:
-    landmarks = (b"/0\r\ndata: \r\n\r\n", b'"progress":2', b"/2\r\n", b'"structuredContent"', b"/5\r\n")
+    landmarks = (PRIMED, b'"progress":2', b"/2\r\n", b'"structuredContent"', b"/5\r\n")
     for over in await called_over([Fate(End.FIN, mark) for mark in landmarks]):
         assert over.was_struck
         over.call.assert_whole()
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+async def test_who_comes_back_tries_twice(failing: int) -> None:
+    call, cut = Call(), Fate(End.FIN, PRIMED)
+    async with served() as (url, _), bad_network(url) as network:
+        path = network.path([*[FINE] * BEFORE, cut, *[Fate(End.RST, 0)] * failing])
+        async with client_of(path) as client:
+            await until(lambda: network.connections == BEFORE)
+            await call.run(client, 1)
+    if failing == 1:
+        call.assert_whole()
+    else:
+        assert call.error is not None
+        assert "attempts" in call.error.message
+
+
+async def test_a_server_in_an_app_that_does_more_runs_with_it() -> None:
+    streams = InMemoryStreamManager()
+    async with (
+        serving(shown_app("docs/how-to/mcp.md", streams, block=1)) as url,
+        httpx2.AsyncClient(base_url=url) as http,
+        Client(f"{url}/mcp/", mode="legacy") as client,
+    ):
+        answer = await http.post("/ask", params={"question": "Nothing is lost"})
+        result = await client.call_tool("shout", {"text": "lost"})
+        kept = {(info.metadata.get("route"), info.status) for info in await streams.list()}
+    assert answer.text.count("event: chunk") == 3
+    assert result.structured_content == {"result": "LOST"}
+    assert {("/ask", "done"), (None, "done")} <= kept
 
 
 async def listed(streams: StreamManager, are_so: Callable[[StreamPage], bool]) -> None:
@@ -139,7 +172,7 @@ async def test_what_was_stored_is_there_after_the_server_was_stopped_or_killed(h
         server_process("mcp", sqlite_url) as second,
         bad_network(first.url) as network,
     ):
-        path = network.path([*[FINE] * BEFORE, Fate(End.FIN, b"/0\r\ndata: \r\n\r\n")])
+        path = network.path([*[FINE] * BEFORE, Fate(End.FIN, PRIMED)])
         async with client_of(path) as client, anyio.create_task_group() as tasks:
             await until(lambda: network.connections == BEFORE)
             tasks.start_soon(partial(call.run, client, 1, holds=True))
@@ -198,7 +231,7 @@ async def test_the_client_alone_repeats_what_it_has_when_it_is_cut_a_second_time
     call, paced = Call(), Paced()
     async with serving(mcp_app(StreamEventStore(InMemoryStreamManager()), paced)) as url, bad_network(url) as network:
         again = Fate(End.FIN, b"/3\r\n")
-        async with client_of(network.path([*[FINE] * BEFORE, Fate(End.FIN, b"/0\r\ndata: \r\n\r\n"), again])) as client:
+        async with client_of(network.path([*[FINE] * BEFORE, Fate(End.FIN, PRIMED), again])) as client:
             await until(lambda: network.connections == BEFORE)
             await call.run(client, 1)
     assert call.words == [*WORDS[:2], *WORDS]

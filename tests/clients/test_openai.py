@@ -18,7 +18,8 @@ from tests.clients.programs import Event, Program, Reading
 from tests.clients.shown import HELD, WORDS, Paced, openai_app
 from tests.http.servers import server_process, serving
 from tests.network.cuts import exchange
-from tests.network.proxy import End, Fate, bad_network
+from tests.network.proxy import FINE, End, Fate, bad_network
+from tests.test_docs import ROOT, blocks
 
 from streamkeep import InMemoryStreamManager, PublicError
 from streamkeep.http import Access, StreamsHTTP
@@ -264,6 +265,35 @@ async def test_one_idempotency_key_starts_one_response() -> None:
         ids = {(await client.responses.create(**question(), extra_headers=key)).id for _ in range(3)}
     assert len(ids) == 1
     assert paced.runs == {1: 1}
+
+
+async def test_the_loop_that_is_shown_for_python_goes_on_behind_a_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    (loop,) = [block for block in blocks(ROOT / "docs/how-to/openai.md") if "async def ask(" in block]
+    shown: dict[str, Any] = {}
+    exec(loop, shown)
+    async with served() as (url, paced), bad_network(url) as network:
+        path = network.path([Fate(End.FIN, b'"delta"'), Fate(End.FIN, b'"delta"'), FINE])
+        async with AsyncOpenAI(api_key="none", base_url=f"{path}/v1") as client:
+            await shown["ask"](client, json.dumps({"number": 1}))
+        assert network.struck.total() == 2
+    assert capsys.readouterr().out == TEXT
+    assert paced.runs == {1: 1}
+
+
+async def test_an_input_may_be_text_or_messages() -> None:
+    text = question()["input"]
+    parts = [{"type": "input_text", "text": text}]
+    asked: list[Any] = [text, [{"role": "user", "content": text}], [{"role": "user", "content": parts}]]
+    async with served() as (url, paced), AsyncOpenAI(api_key="none", base_url=f"{url}/v1") as client:
+        answers = [await client.responses.create(model="words", input=given) for given in asked]
+    assert [answer.output_text for answer in answers] == [TEXT] * 3
+    assert paced.runs == {1: 3}
+
+
+async def test_who_wants_chat_completions_is_told_that_they_are_not_here() -> None:
+    async with served() as (url, _), AsyncOpenAI(api_key="none", base_url=f"{url}/v1") as client:
+        with pytest.raises(NotFoundError, match="nothing here but /responses"):
+            await client.chat.completions.create(model="words", messages=[{"role": "user", "content": "why?"}])
 
 
 async def test_the_client_that_does_not_await_streams_and_goes_on() -> None:

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from tests.clients.chats import HELD_ON, PART, QUESTION, WHOLE, answers, asked, job_of, post, served, shows
 from tests.clients.conftest import Open
-from tests.http.servers import server_process
+from tests.http.servers import server_process, until
 from tests.network.cuts import exchange
 from tests.network.proxy import FINE, End, Fate, bad_network
 
@@ -108,6 +108,37 @@ async def test_a_new_question_stops_the_answer_that_runs(page_of: Open) -> None:
         (second,) = await page.read(CLIENT, [job_of(server.url, ask="why?")])
         await second.when(lambda event: event["event"] == "ready" and answers(event)[-1:] == [WHOLE])
         await first.when(shows("ready", PART))
+
+
+async def test_a_message_that_is_sent_twice_is_one_answer(page_of: Open) -> None:
+    async with served() as server, page_of(server.url) as page:
+        (reading,) = await page.read(CLIENT, [job_of(server.url, ask="why?", sendsTwice=True)])
+        await reading.when(shows("ready", WHOLE))
+    assert server.requests["POST"] == 2
+    assert server.runs == {"why?": 1}
+
+
+async def test_regenerate_and_an_edit_are_new_answers(page_of: Open) -> None:
+    async with served() as server, page_of(server.url) as page:
+        (reading,) = await page.read(CLIENT, [job_of(server.url, ask="why?")])
+        await reading.when(shows("ready", WHOLE))
+        await page.page.evaluate("regenerate(0)")
+        await until(lambda: server.runs == {"why?": 2})
+        await reading.when(shows("ready", WHOLE))
+        await page.page.evaluate("edit(0, 'how?')")
+        await until(lambda: server.runs == {"why?": 2, "how?": 1})
+        await reading.when(shows("ready", WHOLE))
+    assert server.requests["POST"] == 3
+
+
+async def test_an_answer_that_has_ended_is_finished_again_at_a_reload(page_of: Open) -> None:
+    async with served() as server:
+        for ask, history in (("why?", []), ("", [{"id": "q", "role": "user", "parts": [{"type": "text", "text": "why?"}]}])):
+            async with page_of(server.url) as page:
+                (reading,) = await page.read(CLIENT, [job_of(server.url, ask=ask, history=history)])
+                await reading.when(shows("ready", WHOLE))
+                assert await page.page.evaluate("finished(0)") == 1
+    assert server.runs == {"why?": 1}
 
 
 async def test_an_answer_that_fails_is_an_error_also_after_a_reload(page_of: Open) -> None:

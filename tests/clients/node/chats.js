@@ -37,23 +37,44 @@ const keepingTheStream = (url) => ({
   prepareReconnectToStreamRequest: () => ({ api: `${url}/api/streams/${sessionStorage.getItem("stream") ?? "none"}` }),
 });
 
-const chats = new Map();
+// Something on the way sends a POST again, and its sender is given the second answer.
+const sendingTwice = {
+  fetch: async (input, init) => {
+    if (init?.method !== "POST") return fetch(input, init);
+    const first = await fetch(input, init);
+    void first.body.cancel();
+    return fetch(input, init);
+  },
+};
+
+// A page that keeps nothing shows what the server has, and tells it which answer that ends with.
+const keptByTheServer = async (job) => {
+  const history = await (await fetch(`${job.url}/api/chat/${job.chat}/messages`)).json();
+  const seen = history.at(-1)?.id ?? "";
+  return [history, { prepareReconnectToStreamRequest: ({ id }) => ({ api: `${job.url}/api/chat/${id}/stream?seen=${seen}` }) }];
+};
+
+const [chats, doing, finished] = [new Map(), new Map(), new Map()];
 
 const Chat = ({ number, job, transport }) => {
-  const chat = useChat({ id: job.chat, messages: job.history, transport, resume: true });
+  const onFinish = () => finished.set(number, (finished.get(number) ?? 0) + 1);
+  const chat = useChat({ id: job.chat, messages: job.history, transport, resume: true, onFinish });
   const { messages, status, error } = chat;
   useEffect(() => void window.tell(number, shown(status, messages, error)), [messages, status, error]);
   useEffect(() => void chats.set(number, (text) => chat.sendMessage({ text })));
+  useEffect(() => void doing.set(number, chat));
   // The user looks at the page whenever something has gone wrong, if the job says so.
   useEffect(() => void (job.returns && error && setTimeout(() => document.dispatchEvent(new Event("visibilitychange")), 50)), [error]);
   return null;
 };
 
-const byUseChat = (number, job) => {
-  const [transport, settling] = asking(job.url, job.keepsStream ? keepingTheStream(job.url) : {});
+const byUseChat = async (number, job) => {
+  let more = job.keepsStream ? keepingTheStream(job.url) : job.sendsTwice ? sendingTwice : {};
+  if (job.keptByTheServer) [job.history, more] = await keptByTheServer(job);
+  const [transport, settling] = asking(job.url, more);
   const chat = createElement(Chat, { number, job, transport });
   createRoot(document.body.appendChild(document.createElement("div"))).render(createElement(StrictMode, {}, chat));
-  return settling;
+  await settling;
 };
 
 const Assistant = ({ number, job }) => {
@@ -89,3 +110,11 @@ window.read = async (client, number, job) => {
   while (!chats.has(number)) await new Promise((resolve) => setTimeout(resolve, 10));
   if (job.ask) await chats.get(number)(job.ask);
 };
+
+// What a user of `useChat` does besides: `regenerate()`, and `sendMessage` in place of the last question.
+window.regenerate = (number) => void doing.get(number).regenerate();
+window.edit = (number, text) => {
+  const { id: messageId } = doing.get(number).messages.findLast(({ role }) => role === "user");
+  void doing.get(number).sendMessage({ text, messageId });
+};
+window.finished = (number) => finished.get(number) ?? 0;

@@ -14,8 +14,8 @@ const run = async (number, { url, chat: id, ask, initialStartIndex }) => {
   const transport = new WorkflowChatTransport({
     api: `${url}/api/chat`,
     initialStartIndex,
-    prepareSendMessagesRequest: ({ id, messages }) => ({
-      body: { id, messages },
+    prepareSendMessagesRequest: ({ id, messages, trigger, messageId }) => ({
+      body: { id, messages, trigger, messageId },
       headers: { "Content-Type": "application/json" },
     }),
   });
