@@ -110,7 +110,7 @@ async def test_a_call_that_is_cut_comes_back_and_has_each_message_once(places: S
 
 @pytest.mark.cell("cut", "MCP's client in Python")
 async def test_a_call_that_is_cut_at_a_landmark_comes_back_and_has_each_message_once() -> None:
-    landmarks = (b"/0\r\ndata: \r\n\r\n", b'"progress":2', b"/2\r\n", b'"structuredContent"', b"/5\r\n")
+    landmarks = (b"retry: 5000\r\n\r\n", b'"progress":2', b"/2\r\n", b'"structuredContent"', b"/5\r\n")
     for over in await called_over([Fate(End.FIN, mark) for mark in landmarks]):
         assert over.was_struck
         over.call.assert_whole()
@@ -139,7 +139,7 @@ async def test_what_was_stored_is_there_after_the_server_was_stopped_or_killed(h
         server_process("mcp", sqlite_url) as second,
         bad_network(first.url) as network,
     ):
-        path = network.path([*[FINE] * BEFORE, Fate(End.FIN, b"/0\r\ndata: \r\n\r\n")])
+        path = network.path([*[FINE] * BEFORE, Fate(End.FIN, b"retry: 5000\r\n\r\n")])
         async with client_of(path) as client, anyio.create_task_group() as tasks:
             await until(lambda: network.connections == BEFORE)
             tasks.start_soon(partial(call.run, client, 1, holds=True))
@@ -198,7 +198,7 @@ async def test_the_client_alone_repeats_what_it_has_when_it_is_cut_a_second_time
     call, paced = Call(), Paced()
     async with serving(mcp_app(StreamEventStore(InMemoryStreamManager()), paced)) as url, bad_network(url) as network:
         again = Fate(End.FIN, b"/3\r\n")
-        async with client_of(network.path([*[FINE] * BEFORE, Fate(End.FIN, b"/0\r\ndata: \r\n\r\n"), again])) as client:
+        async with client_of(network.path([*[FINE] * BEFORE, Fate(End.FIN, b"retry: 5000\r\n\r\n"), again])) as client:
             await until(lambda: network.connections == BEFORE)
             await call.run(client, 1)
     assert call.words == [*WORDS[:2], *WORDS]
