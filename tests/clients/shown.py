@@ -23,7 +23,7 @@ HELD: Final = 2
 STORED: Final = re.compile(r'\b[\w.]+\("sqlite:///streams\.db"\)')
 
 
-RETRY: Final = re.compile(r"retry_interval=\d+")
+RETRY: Final = re.compile(r"retry_interval=[\d_]+")
 """How long a client of MCP's waits; ours need not."""
 
 

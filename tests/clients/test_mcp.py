@@ -134,21 +134,6 @@ async def test_who_comes_back_tries_twice(failing: int) -> None:
         assert "attempts" in call.error.message
 
 
-async def test_a_server_in_an_app_that_does_more_runs_with_it() -> None:
-    streams = InMemoryStreamManager()
-    async with (
-        serving(shown_app("docs/how-to/mcp.md", streams, block=1)) as url,
-        httpx2.AsyncClient(base_url=url) as http,
-        Client(f"{url}/mcp/", mode="legacy") as client,
-    ):
-        answer = await http.post("/ask", params={"question": "Nothing is lost"})
-        result = await client.call_tool("shout", {"text": "lost"})
-        kept = {(info.metadata.get("route"), info.status) for info in await streams.list()}
-    assert answer.text.count("event: chunk") == 3
-    assert result.structured_content == {"result": "LOST"}
-    assert {("/ask", "done"), (None, "done")} <= kept
-
-
 async def listed(streams: StreamManager, are_so: Callable[[StreamPage], bool]) -> None:
     """Return when the streams are so."""
     with anyio.fail_after(20):

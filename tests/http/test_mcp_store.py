@@ -318,7 +318,17 @@ async def test_the_app_that_the_page_mounts_in_fastapi_answers_who_comes_back() 
         session = await begin(http)
         (initialized,) = messages_of((await come_back(http, session, "1/0")).text)
         assert initialized[1]["result"]["serverInfo"]["name"] == "answers"
-        assert (await http.get("/streams/none")).status_code == 404
+
+
+async def test_who_can_compute_a_streams_id_does_not_find_it_among_the_apps_streams() -> None:
+    async with InMemoryStreamManager() as streams, served(streams) as http:
+        await count(http, await begin(http))
+        ids = [info.id for info in await streams.list()]
+        assert len(ids) == 3
+        async with http_to(StreamsHTTP(streams)) as reading:
+            for stream in ids:
+                assert (await reading.get(f"/{stream}")).status_code == 404
+                assert (await reading.delete(f"/{stream}")).status_code == 404
 
 
 async def test_a_store_that_is_not_around_the_app_says_so() -> None:

@@ -81,7 +81,7 @@ def place_of(event_id: str) -> Place:
 
 
 def stream_of(owner: Owner | None, session: str, place: Place) -> str:
-    """Give the id of a request's stream, which nobody finds without the session's name and its user's token."""
+    """Give the id of a request's stream. Who knows the session's name and its user can compute it; so it is no permission."""
     named = json.dumps([owner, session, place.request, place.life], sort_keys=True)
     return "mcp~" + hashlib.sha256(named.encode()).hexdigest()
 
@@ -254,14 +254,18 @@ class _Writer:
     async def _open(self) -> StreamInput:
         stream = stream_of(self._owner, self._session, self._place)
         try:
-            self._input = await self._streams.open(stream, metadata={"protocol": "mcp"}, encode=_json_of)
+            self._input = await self._create(stream)
         except StreamAlreadyExistsError:
             # An id that is used twice in a session: its first answer is not asked for any more. Or the answer to `open` was lost.
             await self._streams.delete(stream)
-            self._input = await self._streams.open(stream, metadata={"protocol": "mcp"}, encode=_json_of)
+            self._input = await self._create(stream)
         left, self._left = self._left, None
         await _end(left, NOT_STORED)
         return self._input
+
+    async def _create(self, stream: str) -> StreamInput:
+        # Its owner is nobody whom an app could mean: the id can be computed, and the app may show its streams by their ids.
+        return await self._streams.open(stream, owner=stream, metadata={"protocol": "mcp"}, encode=_json_of)
 
     async def _lose(self, *, is_last: bool) -> None:
         """Go on with another stream, as far as nobody can have an id that would name something else there."""
