@@ -234,8 +234,8 @@ async def test_events_behind_a_text_take_no_place_of_its() -> None:
 
 
 async def test_a_list_and_a_whole_response_are_passed_on_as_their_events() -> None:
-    whole = {**DONE["response"], "created_at": 1, "parallel_tool_calls": True, "tool_choice": "auto", "tools": []}
-    whole["output"] = [*whole["output"], CALL]
+    whole: Json = {**DONE["response"], "created_at": 1, "parallel_tool_calls": True, "tool_choice": "auto", "tools": []}
+    whole["output"] = [*DONE["response"]["output"], CALL]
 
     async def at_once(_: ResponseRequest) -> object:
         return Model.model_validate(whole)

@@ -60,14 +60,18 @@ class Writer:
         return {"type": "response.created", "response": self._answer.response}
 
     def expand(self, chunk: object) -> Iterator[Json]:
-        """Give the events of a chunk. TypeError: it is no event of OpenAI's; PublicError, RuntimeError: it is an error."""
+        """Give the events of a chunk: a text, an event, or a whole Response.
+
+        TypeError: it is none of OpenAI's; PublicError, RuntimeError: it is an error.
+        """
         if self._ended is not None:
             return
         if isinstance(chunk, str):
             events = self._said(chunk)
         else:
             event = _object_of(chunk)
-            events = self._whole(event) if event.get("object") == "response" else self._passed_on(event)
+            is_whole = "type" not in event and event.get("object") == "response"
+            events = self._whole(event) if is_whole else self._passed_on(event)
         for event in events:
             self._answer.take(event)
             yield event

@@ -100,7 +100,8 @@ class OpenAIResponses:
         produce: gives the chunks of a Response: a function as `StreamsHTTP.respond` takes one, but called with the `ResponseRequest`.
             A string is text. Anything else is an event of OpenAI's, as its SDKs or other servers give them: a mapping, or a Pydantic
             model. It is passed on under our id and number, and the last one ends the Response. Without one a Response is completed when
-            there are no more chunks; but it has failed if its events said how it went on, and not how it ended.
+            there are no more chunks; but it has failed if its events said how it went on, and not how it ended. Of another server's
+            Response, clients see what came of it, and not what it was asked. A list of chunks, and a whole Response, are taken too.
     """
 
     def __init__(self, streams_http: StreamsHTTP, produce: Callable[[ResponseRequest], object]) -> None:
