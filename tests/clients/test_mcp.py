@@ -13,7 +13,7 @@ import pytest
 from mcp.client.client import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
-from tests.clients.shown import HELD, WORDS, Paced, mcp_app, shown_app
+from tests.clients.shown import HELD, WORDS, Paced, mcp_app
 from tests.http.servers import server_process, serving, until
 from tests.network.proxy import FINE, End, Fate, bad_network
 

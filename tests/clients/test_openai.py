@@ -292,7 +292,7 @@ async def test_an_input_may_be_text_or_messages() -> None:
 
 async def test_who_wants_chat_completions_is_told_that_they_are_not_here() -> None:
     async with served() as (url, _), AsyncOpenAI(api_key="none", base_url=f"{url}/v1") as client:
-        with pytest.raises(NotFoundError, match="nothing here but /responses"):
+        with pytest.raises(NotFoundError, match="only /responses"):
             await client.chat.completions.create(model="words", messages=[{"role": "user", "content": "why?"}])
 
 

@@ -34,12 +34,17 @@ SENT: Final = [
 ]
 
 
-def shown_app() -> Any:
-    """Give the page's first app."""
+def shown_program() -> dict[str, Any]:
+    """Run the program with the app, on memory, and give what it defines."""
     shown: dict[str, Any] = {}
     program = blocks(PAGE)[0].replace("sqlite:///streams.db", "memory://")
     exec(compile(program, str(PAGE), "exec", dont_inherit=True), shown)
-    return shown["app"]
+    return shown
+
+
+def shown_app() -> Any:
+    """Give the page's first app."""
+    return shown_program()["app"]
 
 
 async def preflight(http: httpx.AsyncClient, method: str, path: str, headers: str) -> httpx.Response:
@@ -148,6 +153,45 @@ async def test_a_token_in_the_query_says_who_is_asking() -> None:
     assert [answer.status_code for answer in answers] == [200, 401, 401]
 
 
+# An EventSource
+
+
+async def test_an_answer_is_started_by_fetch_and_followed_by_an_event_source(chromium: str) -> None:
+    shown = shown_program()
+    paced = Paced()
+    paced.may_begin.set()
+    shown["answer"] = paced.answer
+    program, *_ = re.findall(r"^```js\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    page_of_ours = f"""<!doctype html><output></output><script type="module">
+        const text = document.querySelector("output"), question = "Nothing is lost";
+        const show = (chunk) => text.append(chunk.text + " ");
+        {program}
+        events.addEventListener("done", () => text.append("done"));
+        </script>"""
+    shown["app"].router.routes.append(Route("/page.html", Response(page_of_ours, media_type="text/html")))
+    async with serving(shown["app"]) as url, chromium_page(chromium, f"{url}/page.html") as page:
+        await text_of(page, "Nothing")
+        paced.may_go_on.set()
+        await text_of(page, "Nothing is lost done")
+    assert paced.runs == 1
+
+
+async def test_an_endpoint_may_give_the_id_alone() -> None:
+    streams_http = StreamsHTTP(InMemoryStreamManager())
+    app = FastAPI(lifespan=streams_http.lifespan)
+    app.mount("/streams", streams_http)
+
+    @app.post("/ask")
+    async def ask(request: Request) -> dict[str, str | None]:
+        return {"stream": (await streams_http.respond(request, [1, 2], framing=SSEFraming())).stream}
+
+    async with http_to(app) as http:
+        started = [(await http.post("/ask", headers={"Idempotency-Key": "k"})).json()["stream"] for _ in range(2)]
+        followed = await http.get(f"/streams/{started[0]}")
+        runs = await streams_http.streams.list()
+    assert (followed.text.count("event: chunk"), len(set(started)), len(runs)) == (2, 1, 1)
+
+
 # The page without a package
 
 
@@ -185,9 +229,7 @@ class Paced:
 @asynccontextmanager
 async def asked(chromium: str) -> AsyncGenerator[tuple[Page, Paced]]:
     """Serve the page by the app that is shown, and ask in Chromium."""
-    shown: dict[str, Any] = {}
-    program = blocks(PAGE)[0].replace("sqlite:///streams.db", "memory://")
-    exec(compile(program, str(PAGE), "exec", dont_inherit=True), shown)
+    shown = shown_program()
     paced = Paced()
     shown["answer"] = paced.answer
     for path, text in shown_page().items():

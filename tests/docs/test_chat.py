@@ -74,6 +74,13 @@ class Chat:
         found = (await self.http.get("/api/chat/c/messages", headers=ANN)).raise_for_status().json()
         return [(message["role"][0], message["parts"][0]["text"]) for message in found]
 
+    async def history_of(self, messages: int) -> list[tuple[str, str]]:
+        """Give the history when it has so many messages."""
+        with anyio.fail_after(60):
+            while len(history := await self.history()) < messages:  # noqa: ASYNC110 - it asks a server
+                await anyio.sleep(0.05)
+        return history
+
 
 @asynccontextmanager
 async def served(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[Chat]:
@@ -122,9 +129,7 @@ async def test_a_new_question_stops_the_answer_that_runs_and_the_history_is_in_o
         tasks.start_soon(chat.ask, FIRST, SECOND)
         await until(lambda: chat.runs == 2)
         chat.may_go_on.set()
-    with anyio.fail_after(20):
-        while len(history := await chat.history()) < 4:
-            await anyio.sleep(0.01)
+    history = await chat.history_of(4)
     assert running == [("u", "Nothing is lost")]
     assert [role for role, _ in history] == ["u", "a", "u", "a"]
     assert history[1][1] != "Nothing is lost "
@@ -183,7 +188,6 @@ async def test_after_a_kill_the_part_that_there_is_comes_into_the_history(
             process.kill()
         async with served(tmp_path, monkeypatch) as chat:
             before = await chat.history()
-            while len(history := await chat.history()) < 2:
-                await anyio.sleep(0.05)
+            history = await chat.history_of(2)
     assert before == [("u", "Nothing is lost")]
     assert history == [("u", "Nothing is lost"), ("a", "Nothing ")]

@@ -1,9 +1,11 @@
 """The tutorial: its program is served, and its steps are done, with the page's own commands."""
 
+import gc
 import re
 import shlex
 import subprocess
 import sys
+import warnings
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -113,3 +115,37 @@ async def test_the_tutorials_steps(tmp_path: Path, free_tcp_port: int) -> None:
     assert [rest[-1].event, again[-1].event] == ["done", "done"]
     assert stream != other
     assert 'new EventSource("/streams/" + location.hash.slice(1))' in page
+
+
+MISTAKES: Final = (
+    ("lifespan=streams_http.lifespan", ""),
+    ('@app.post("/ask")', '@app.get("/ask")'),
+    ("framing=SSEFraming()", 'framing=SSEFraming(), when_running="refuse"'),
+    ("return await streams_http", "return streams_http"),
+)
+"""What is made of the program's text, in the order of the table."""
+
+
+@pytest.mark.parametrize("row", range(len(MISTAKES)))
+async def test_a_mistake_is_told_in_the_log_and_answered_500(row: int) -> None:
+    said = re.findall(r"^\| `(.*?)` \|", PAGE.read_text(), re.MULTILINE)
+    right, wrong = MISTAKES[row]
+    program = named_files(PAGE)["main.py"].replace("sqlite:///streams.db", "memory://")
+    assert (program.count(right), len(said)) == (1, len(MISTAKES))
+    shown: dict[str, Any] = {}
+    exec(program.replace(right, wrong), shown)
+    app, method = shown["app"], "GET" if "get" in wrong else "POST"
+
+    async def answered(*, raises: bool) -> httpx.Response:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=raises)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            return await http.request(method, "/ask", params={"question": "Why?"})
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of what is not awaited
+        async with app.router.lifespan_context(app):
+            with pytest.raises((RuntimeError, TypeError, ValueError), match=re.escape(said[row])):
+                await answered(raises=True)
+            answer = await answered(raises=False)
+        gc.collect()
+    assert (answer.status_code, answer.text) == (500, "Internal Server Error")
