@@ -76,10 +76,11 @@ class Shown(StrEnum):
     DURABLE = "Pydantic AI's endpoint in DurableStreaming"
 
 
-def app_of(chats: Chats, streams_http: StreamsHTTP, which: Shown = Shown.PLAIN) -> ASGIApp:
+def app_of(chats: Chats, streams_http: StreamsHTTP, which: Shown = Shown.PLAIN, *, when_running: str = "replace") -> ASGIApp:
     """Give an app of the page over other streams, for pages of any origin, with a page that has the clients."""
     shown: dict[str, Any] = {"given": streams_http}
     program = blocks(PAGE)[list(Shown).index(which)].replace('StreamsHTTP("sqlite:///streams.db")', "given")
+    program = program.replace('when_running="replace"', f'when_running="{when_running}"')
     exec(compile(program, str(PAGE), "exec", dont_inherit=True), shown)
     shown |= {"answer": chats.answer} if which is Shown.PLAIN else {"agent": agent_of(chats)}
     add_page(shown["app"])
@@ -167,9 +168,9 @@ async def post(url: str, path: str) -> object:
 
 
 @asynccontextmanager
-async def served(which: Shown = Shown.PLAIN) -> AsyncGenerator[Chats]:
+async def served(which: Shown = Shown.PLAIN, *, when_running: str = "replace") -> AsyncGenerator[Chats]:
     """Serve one; at the end no reader has left anything behind in the server."""
     streams, chats = InMemoryStreamManager(), Chats()
-    async with serving(app_of(chats, StreamsHTTP(streams), which)) as chats.url:
+    async with serving(app_of(chats, StreamsHTTP(streams), which, when_running=when_running)) as chats.url:
         yield chats
         await until(lambda: not feeds_of(streams))

@@ -1,5 +1,6 @@
 """`useChat` of the AI SDK as its package comes, in StrictMode: never ready with half an answer, as `docs/how-to/ai-sdk.md` has it."""
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -116,6 +117,18 @@ async def test_a_message_that_is_sent_twice_is_one_answer(page_of: Open) -> None
         await reading.when(shows("ready", WHOLE))
     assert server.requests["POST"] == 2
     assert server.runs == {"why?": 1}
+
+
+async def test_a_question_that_is_refused_while_an_answer_runs_is_an_error_whose_message_is_the_409(page_of: Open) -> None:
+    async with served(when_running="refuse") as server, page_of(server.url) as page:
+        (first,) = await page.read(CLIENT, [job_of(server.url, ask=HELD_ON)])
+        await first.when(shows("streaming", PART))
+        (second,) = await page.read(CLIENT, [job_of(server.url, chat="c", ask="why?")])
+        refused = await second.when(lambda event: event["event"] == "error")
+        server.may_go_on.set()
+        await first.when(shows("ready", WHOLE))
+    assert json.loads(refused["id"])["error"]["status"] == "ALREADY_EXISTS"
+    assert server.runs == {HELD_ON: 1}
 
 
 async def test_regenerate_and_an_edit_are_new_answers(page_of: Open) -> None:
