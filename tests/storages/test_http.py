@@ -1,6 +1,7 @@
 """HTTPStorage keeps the contract over a server in another process, which has its streams in SQLite."""
 
 import itertools
+import math
 import uuid
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ from streamkeep import (
 )
 from streamkeep.http import StorageHTTP
 from streamkeep.http.response import Send
-from streamkeep.storage import Storage
+from streamkeep.storage import Head, Storage
 from streamkeep.storages.http import HTTPStorage
 from streamkeep.storages.http._messages import CONTENT_TYPE
 from streamkeep.testing import StorageSuite, StreamsSuite
@@ -73,7 +74,7 @@ async def asking(url: str) -> AsyncGenerator[httpx.AsyncClient]:
 
 @pytest.mark.parametrize("token", ["", "a-token-for-tests-onl", "another"])
 async def test_who_is_not_trusted_is_told_so_when_entering(url: str, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("STREAMKEEP_TOKEN", raising=False)
+    monkeypatch.delenv("STREAMKEEP_STORAGE_TOKEN", raising=False)
     with pytest.raises(StorageError, match="does not trust who asks: 401"):
         async with HTTPStorage(url.replace(TOKEN, quote(token, safe="%"))):
             pass
@@ -89,7 +90,7 @@ async def test_a_token_is_in_the_url_the_headers_or_the_environment(url: str, mo
     bare = url.replace(TOKEN + "@", "")
     async with RemoteStreamManager(bare, headers=TRUSTED) as streams, streams.open("s") as stream:
         await stream.done("kept")
-    monkeypatch.setenv("STREAMKEEP_TOKEN", TOKEN)
+    monkeypatch.setenv("STREAMKEEP_STORAGE_TOKEN", TOKEN)
     async with StreamManager.connect(bare) as others, others.subscribe("s") as events:
         assert [event.output async for event in events] == ["kept"]
 
@@ -204,3 +205,57 @@ async def test_a_writer_and_a_reader_go_on_when_another_server_answers(tmp_path:
                     await stream.write(number)
                 await stream.done("end")
     assert read == [*map(str.encode, map(str, range(40))), b'"end"']
+
+
+# One for all
+
+
+async def test_a_change_that_is_refused_is_not_the_others_fault(url: str) -> None:
+    def head(expires_at: float) -> Head:
+        return Head(1, 0, b"", expires_at)
+
+    async with HTTPStorage(url) as storage, anyio.create_task_group() as tasks:
+        outcomes: dict[str, object] = {}
+
+        async def commit(stream: str, expires_at: float) -> None:
+            try:
+                outcomes[stream] = await storage.commit(stream, None, head(expires_at))
+            except StorageError as error:
+                outcomes[stream] = str(error)
+
+        for stream, expires_at in (("a", 9e9), ("b", math.inf), ("c", 9e9)):
+            tasks.start_soon(commit, stream, expires_at)
+    assert (outcomes["a"], outcomes["c"]) == (True, True)
+    assert "a time at which it expires" in str(outcomes["b"])
+
+
+async def test_what_is_too_long_together_is_sent_in_parts() -> None:
+    async with (
+        StorageHTTP(InMemoryStreamManager(), trust=TOKEN, max_body_bytes=100_000) as app,
+        serving(app) as url,
+        HTTPStorage(url, headers=TRUSTED) as storage,
+    ):
+        done: list[bool] = []
+
+        async def commit(stream: str) -> None:
+            done.append(await storage.commit(stream, None, Head(1, 1, b"", 9e9), [bytes(60_000)]))
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(6):
+                tasks.start_soon(commit, f"s{number}")
+        assert done == [True] * 6
+        with pytest.raises(StorageError, match="takes no request of this length"):
+            await storage.commit("long", None, Head(1, 1, b"", 9e9), [bytes(200_000)])
+
+
+@pytest.mark.parametrize("time", ["nan", "inf", "never"])
+async def test_what_cannot_be_a_time_is_not_believed(time: str) -> None:
+    async def app(_: object, __: object, send: Send) -> None:
+        headers = [(b"content-type", CONTENT_TYPE.encode()), (b"streamkeep-time", time.encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": msgspec.msgpack.encode([])})
+
+    async with serving(app) as url:
+        with pytest.raises(StorageError, match="has answered what cannot be"):
+            async with HTTPStorage(url):
+                pass

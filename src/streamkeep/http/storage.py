@@ -54,7 +54,7 @@ _WHAT: Final = re.compile(r"/(read|change|scan|expired|watch)/?")
 class StorageHTTP:
     """Gives a manager's storage to `RemoteStreamManager`s elsewhere; an async context manager, and an ASGI app to be mounted.
 
-        storage_http = StorageHTTP("sqlite:///streams.db", trust=os.environ["STREAMKEEP_TOKEN"])
+        storage_http = StorageHTTP("sqlite:///streams.db", trust=os.environ["STREAMKEEP_STORAGE_TOKEN"])
         app.mount("/storage", storage_http)
 
     Whoever is trusted may read and write all that is stored, whosesoever it is: workers, notebooks, other services of one application. It

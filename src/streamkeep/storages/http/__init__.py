@@ -1,6 +1,7 @@
 """HTTPStorage: the streams of a server, for workers, scripts and notebooks that cannot reach its storage themselves; asyncio only."""
 
 import asyncio
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import httpx2
 import msgspec
 
-from streamkeep.errors import InvalidArgumentError, StorageError, StorageUnavailableError
+from streamkeep.errors import InvalidArgumentError, StorageError, StorageUnavailableError, StreamkeepError
 from streamkeep.storage import Doorbell, Head, Page
 from streamkeep.storages._asyncio_storage import AsyncioStorage
 from streamkeep.storages._batch_task import BatchTask
@@ -34,8 +35,9 @@ from streamkeep.storages.http._watching import Watching
 
 T = TypeVar("T")
 
-TOKEN_VARIABLE: Final = "STREAMKEEP_TOKEN"  # noqa: S105 - its name
+TOKEN_VARIABLE: Final = "STREAMKEEP_STORAGE_TOKEN"  # noqa: S105 - its name
 CONNECT_SECONDS: Final = 5.0
+MAX_ANSWER_BYTES: Final = 64 << 20
 READS_AT_ONCE: Final = 8
 BATCH_BYTES: Final = 8 << 20
 """About how much is sent in a request."""
@@ -55,7 +57,7 @@ class HTTPStorage(AsyncioStorage["_Entered"]):
 
     Args:
         url: where it is, `https://host/path`. A user in it, `https://TOKEN@host/path`, is sent as `Authorization: Bearer TOKEN`.
-        headers: more headers of each request. Unless they, or the URL, say who asks, the environment's `STREAMKEEP_TOKEN` does.
+        headers: more headers of each request. Unless they, or the URL, say who asks, the environment's `STREAMKEEP_STORAGE_TOKEN` does.
     """
 
     def __init__(self, url: str, *, headers: Mapping[str, str] | None = None) -> None:
@@ -111,7 +113,7 @@ class HTTPStorage(AsyncioStorage["_Entered"]):
     async def _enter(self, stack: AsyncExitStack) -> "_Entered":
         client = await stack.enter_async_context(
             httpx2.AsyncClient(
-                headers=self._headers,
+                headers=[*self._headers.multi_items(), ("accept-encoding", "identity")],
                 timeout=httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS, pool=None),
                 # Servers close what is idle after 5 seconds, and a request that meets that is lost.
                 limits=httpx2.Limits(max_connections=None, max_keepalive_connections=8, keepalive_expiry=3),
@@ -139,9 +141,7 @@ class _Entered:
         """Ask the server. Raises StorageUnavailableError if it has not answered, and whatever it says."""
         asked_at = self.clock.start()
         try:
-            response = await self.client.post(
-                f"{self.address}/{what}", content=msgspec.msgpack.encode(question), headers={"content-type": CONTENT_TYPE}
-            )
+            response, content = await self._post(f"{self.address}/{what}", msgspec.msgpack.encode(question))
         except httpx2.LocalProtocolError as error:
             raise StorageError(f"{self.address} cannot be asked: {error}") from error
         except httpx2.TransportError as error:
@@ -151,8 +151,8 @@ class _Entered:
         if response.headers.get("content-type") != CONTENT_TYPE:
             raise _stranger(self.address, response)
         try:
-            self.clock.set(float(response.headers[TIME_HEADER]), asked_at)
-            is_done, content = _opened(response)
+            self.clock.set(_time_in(response), asked_at)
+            is_done, content = _opened(response, content)
             if is_done:
                 given: T = msgspec.msgpack.decode(content, type=answer)
                 return given
@@ -161,21 +161,44 @@ class _Entered:
             raise StorageError(f"{self.address} has answered what cannot be: {error}") from error
         raise failure.error()
 
+    async def _post(self, url: str, content: bytes) -> tuple[httpx2.Response, bytes]:
+        """Give an answer, and its body as it came: nothing here is compressed. StorageError: it has no end."""
+        async with self.client.stream("POST", url, content=content, headers={"content-type": CONTENT_TYPE}) as response:
+            body = bytearray()
+            async for piece in response.aiter_raw():
+                body += piece
+                if len(body) > MAX_ANSWER_BYTES:
+                    raise StorageError(f"{self.address} has answered more than {MAX_ANSWER_BYTES} bytes")
+            return response, bytes(body)
+
     async def _change(self, changes: Sequence[Change]) -> list[bool | StorageError]:
         answers: list[bool | StorageError] = []
         for batch in _batches(changes):
-            try:
-                given: list[bool | Failure] = await self.ask("change", batch, list[bool | Failure])
-            except StorageError as error:
-                answers += [error] * len(batch)
-                continue
-            answers += [_storage_error(each) if isinstance(each, Failure) else each for each in given]
+            answers += await self._change_together(batch)
         return answers
 
+    async def _change_together(self, changes: Sequence[Change]) -> list[bool | StorageError]:
+        try:
+            given: list[bool | Failure] = await self.ask("change", changes, list[bool | Failure])
+        except StorageUnavailableError as error:
+            return [error] * len(changes)
+        except StreamkeepError as error:
+            if len(changes) > 1:  # one that is refused, or all that is too long for a proxy, is not the others' fault
+                half = len(changes) // 2
+                return [*await self._change_together(changes[:half]), *await self._change_together(changes[half:])]
+            return [error if isinstance(error, StorageError) else StorageError(str(error))]
+        return [_storage_error(each) if isinstance(each, Failure) else each for each in given]
 
-def _opened(response: httpx2.Response) -> tuple[bool, bytes]:
+
+def _time_in(response: httpx2.Response) -> float:
+    time = float(response.headers[TIME_HEADER])
+    if not math.isfinite(time):
+        raise ValueError("no time")
+    return time
+
+
+def _opened(response: httpx2.Response, content: bytes) -> tuple[bool, bytes]:
     """Say whether this is what was asked for, or a Failure; and give that."""
-    content = response.content
     if not content.startswith(BEAT):
         return response.status_code == 200, content
     content = content.lstrip(BEAT)
@@ -208,6 +231,8 @@ def _stranger(address: str, response: httpx2.Response) -> StorageError:
         return StorageError(
             f"{address} does not trust who asks: {status}; a token is in the URL, {TOKEN_VARIABLE} or the headers"
         )
+    if status == 413:
+        return StorageError(f"{address}, or a proxy before it, takes no request of this length: 413")
     if status in _PASSING:
         return StorageUnavailableError(f"{address} is not available now: {status}")
     return StorageError(f"there is no StorageHTTP at {address}: the answer was {status} {response.reason_phrase}")
