@@ -4,6 +4,7 @@ What runs there is entered when it is first used, and left with the program at t
 """
 
 import os
+import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError, Future
 from contextlib import AbstractAsyncContextManager, suppress
@@ -24,6 +25,16 @@ R = TypeVar("R")
 Make = Callable[[], AbstractAsyncContextManager[T]]
 
 
+def check_threads() -> None:
+    """Raise RuntimeError where threads are none: an event loop in one that gevent has made a greenlet would be everybody's."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("threading"):
+        raise RuntimeError(
+            "streamkeep needs real threads, and gevent has patched them: use workers of processes or threads, such as gunicorn's "
+            "`--worker-class gthread` with `--threads`, or an ASGI server, instead of gevent's"
+        )
+
+
 class LoopThreads(Generic[T]):
     """Gives the event loop of this process, in which something is entered: a new one in a forked child, and when the last was closed.
 
@@ -39,7 +50,11 @@ class LoopThreads(Generic[T]):
         _all.add(self)
 
     def running(self) -> "LoopThread[T]":
-        """Give the event loop of this process. What a fork has left of the parent's is let be. Raises what entering raises."""
+        """Give the event loop of this process. What a fork has left of the parent's is let be. Raises what entering raises.
+
+        RuntimeError: threads are greenlets of gevent's.
+        """
+        check_threads()
         with self._lock:
             running = self._running
             if running is None or running.is_over:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -222,3 +223,12 @@ def test_a_call_is_made_in_the_context_of_who_makes_it(running: LoopThread[int])
 
     name.set("mine")
     assert running.call(read) == "mine"
+
+
+def test_threads_that_gevent_has_made_greenlets_are_refused(noted: Noted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkey: Any = type(sys)("gevent.monkey")
+    monkey.is_module_patched = lambda name: name == "threading"
+    monkeypatch.setitem(sys.modules, "gevent.monkey", monkey)
+    with pytest.raises(RuntimeError, match="needs real threads"):
+        LoopThreads(noted.once).running()
+    assert noted.entered == []

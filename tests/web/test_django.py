@@ -20,12 +20,13 @@ from django.test import AsyncClient, Client
 from django.test.utils import override_settings
 from django.urls import include, path
 from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.gzip import gzip_page
 from genkit import ActionRunContext
 from tests.http.servers import STREAM_ID, STREAMING, flow_of, frames_of
 from tests.web import site
 from tests.web.test_flask import BOUND_SECONDS, WORDS, Gate, awaited, messages, plain, until
 
-from streamkeep.http import Access, Ended, SSEFraming
+from streamkeep.http import Access, Ended, SSEFraming, UIMessagesFraming
 from streamkeep.integrations.django import DjangoStreams, durable_flow
 
 site.configure()
@@ -314,3 +315,14 @@ def test_a_flow_is_durable_by_one_line(urls: list[Any], streams: DjangoStreams) 
     assert http.post("/talk", {"data": "Ada"}, "application/json", headers=mine).json() == {"result": {"user": "ann"}}
     assert http.delete("/talk", headers={**named, **mine}).json() == {"stopped": False}
     assert http.get("/talk").status_code == 405
+
+
+def test_what_compresses_one_view_leaves_a_stream_alone(urls: list[Any], streams: DjangoStreams) -> None:
+    urls.append(
+        path("chat", gzip_page(csrf_exempt(lambda request: streams.respond(request, WORDS, framing=UIMessagesFraming()))))
+    )
+    answer = Client().post("/chat", headers={"Accept-Encoding": "gzip"})
+    assert answer["Content-Encoding"] == "identity"
+    exposed = {name.strip().lower() for name in answer["Access-Control-Expose-Headers"].split(",")}
+    assert exposed >= {"x-genkit-stream-id", "x-workflow-run-id", "x-resumable-stream-id"}
+    assert b"".join(answer).count(b"text-delta") == len(WORDS)

@@ -1,5 +1,6 @@
 """`FlaskStreams` in views, by Flask's own test client; and Genkit flows."""
 
+import io
 import sys
 import threading
 import time
@@ -342,6 +343,28 @@ def test_threads_that_gevent_has_made_greenlets_are_refused(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "gevent.monkey", monkey)
     with pytest.raises(RuntimeError, match="gthread"):
         FlaskStreams("memory://")
+
+
+def test_a_body_that_nobody_asked_for_is_not_read_and_a_long_one_is_refused(app: Flask) -> None:
+    class Body(io.BytesIO):
+        read_bytes = 0
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            given = super().read(size)
+            self.read_bytes += len(given)
+            return given
+
+    async def flow(data: str, _: ActionRunContext) -> str:
+        return data
+
+    with FlaskStreams("memory://", app, max_body_bytes=1 << 20) as streams:
+        app.register_blueprint(streams.blueprint(), url_prefix="/streams")
+        app.register_blueprint(durable_flow(flow_of(flow), streams))
+        for path, code in (("/streams/x/cancel", 404), ("/flow", 413)):
+            body = Body(bytes(4 << 20))
+            answer = app.test_client().post(path, input_stream=body)
+            assert answer.status_code == code
+            assert body.read_bytes <= 1 << 20
 
 
 # Genkit

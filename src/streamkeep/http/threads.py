@@ -8,7 +8,6 @@ import asyncio
 import errno
 import inspect
 import math
-import sys
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
@@ -21,7 +20,7 @@ from typing import Any, Final, Self, TypedDict, TypeVar, Unpack
 import anyio
 
 from .._background import Background
-from .._loop_thread import LoopThread, LoopThreads
+from .._loop_thread import LoopThread, LoopThreads, check_threads
 from .._manager import StreamManager
 from .access import Authorize
 from .app import Answer, FollowOptions, StartOptions, StopOptions, StreamsHTTP
@@ -114,7 +113,6 @@ class StreamsThread:
 
     def start(self) -> "LoopThread[Serving]":
         """Start it, unless it runs in this process; what it gives is our own affair. In the main thread, listen to signals as well."""
-        check_threads()
         self._hear()
         return self._threads.running()
 
@@ -193,16 +191,6 @@ def context_without(is_gone: Callable[[str], bool]) -> Context:
         if not is_gone(variable.name):
             context.run(variable.set, value)
     return context
-
-
-def check_threads() -> None:
-    """Raise RuntimeError where threads are none: an event loop in one that gevent has made a greenlet would be everybody's."""
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is not None and monkey.is_module_patched("threading"):
-        raise RuntimeError(
-            "streamkeep needs real threads, and gevent has patched them: use gunicorn's `--worker-class gthread` with `--threads`, "
-            "or an ASGI server, instead of gevent's worker"
-        )
 
 
 class Serving:

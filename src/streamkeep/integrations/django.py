@@ -14,7 +14,6 @@ from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequen
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import Context
 from functools import partial
-from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
 import anyio
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
     from .genkit import WorkIn
 
 URL: Final = "STREAMKEEP_URL"
-GZIP: Final = "django.middleware.gzip.GZipMiddleware"
 CLOSE_SECONDS: Final = 5.0
 """How long closing a producer's connections may take."""
 OF_REQUESTS: Final = frozenset({"thread_sensitive_context", "deadlock_context", "async_single_thread_context", "asgiref.local"})
@@ -71,7 +69,6 @@ class DjangoStreams:
 
     def __init__(self, streams: Streams | None = None, **options: Unpack[ServingOptions]) -> None:
         self._options = options
-        self._lock = Lock()
         self._threads = None if streams is None else StreamsThread(streams, **options)
 
     def start(self) -> None:
@@ -129,23 +126,28 @@ class DjangoStreams:
         def read(request: HttpRequest, rest: str = "") -> HttpResponseBase:
             scope = _scope(request)
             scope["root_path"] = scope["path"].removesuffix(rest).rstrip("/")
-            return self.answer(request, scope, lambda http: http)
+            return self.answer(request, scope, lambda http: http, body=b"")
 
         view = _taking(("GET", "HEAD", "POST", "DELETE"), read)
         return [path("", view), path("<path:rest>", view)]
 
-    def answer(self, request: HttpRequest, scope: Scope, app: Callable[[StreamsHTTP], ASGIApp]) -> HttpResponseBase:
-        """Give the response that an ASGI app gives, which is made of the `StreamsHTTP`."""
-        return _response(request, self._here_blocking().answer(scope, request.body, app, within=_context()))
+    def answer(
+        self, request: HttpRequest, scope: Scope, app: Callable[[StreamsHTTP], ASGIApp], *, body: bytes | None = None
+    ) -> HttpResponseBase:
+        """Give the response that an ASGI app gives, which is made of the `StreamsHTTP`. Unless `body` is given, it is read first."""
+        here = self._here_blocking()
+        return _response(request, here.answer(scope, request.body if body is None else body, app, within=_context()))
 
     def _here(self) -> StreamsThread:
-        with self._lock:
-            if self._threads is None:
-                url = getattr(settings, URL, None)
-                if not url:
-                    raise ImproperlyConfigured(f"give DjangoStreams the URL of a storage, or set {URL}")
-                self._threads = StreamsThread(url, **self._options)
-            return self._threads
+        if self._threads is None:
+            url = getattr(settings, URL, None)
+            if not url:
+                raise ImproperlyConfigured(f"give DjangoStreams the URL of a storage, or set {URL}")
+            made = StreamsThread(url, **self._options)
+            # Of threads that come here at once the first one counts; what the others have made was never started. (A lock might be
+            # held when a process forks.)
+            self._threads = vars(self).setdefault("_made", made)
+        return self._threads
 
     def _here_blocking(self) -> StreamsThread:
         if is_asyncio_here():
@@ -184,7 +186,9 @@ def durable_flow(
     def serve(request: HttpRequest) -> HttpResponseBase:
         known = context(request) if context else {}
         if request.META["REQUEST_METHOD"] == "DELETE":
-            return ours.answer(request, _scope(request), lambda http: lambda scope, _, send: http.stop(scope, send, known))
+            return ours.answer(
+                request, _scope(request), lambda http: lambda scope, _, send: http.stop(scope, send, known), body=b""
+            )
         return ours.answer(request, _scope(request), lambda http: partial(_post, http, work, known))
 
     return _taking(("POST", "DELETE"), serve)
@@ -239,16 +243,23 @@ def _scope(request: HttpRequest) -> Scope:
     return {**asgi, "query_string": query.encode("latin-1") if isinstance(query, str) else query}
 
 
+def _headers(taken: Taken) -> dict[str, str]:
+    """Give headers as Django has them: one of each name."""
+    headers: dict[str, str] = {}
+    for name, value in taken.headers:
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
+
+
 def _response(request: HttpRequest, taken: Taken) -> HttpResponseBase:
     if isinstance(taken.body, bytes):
-        response = HttpResponse(taken.body, status=taken.status, headers=dict(taken.headers))
+        response = HttpResponse(taken.body, status=taken.status, headers=_headers(taken))
     else:
         # Django gathers all of a body of the other kind before it sends any of it, and warns.
         body = AsyncBody(taken.body) if hasattr(request, "scope") else Body(taken.body)
-        response = StreamingHttpResponse(body, status=taken.status, headers=dict(taken.headers))
-        if GZIP in settings.MIDDLEWARE:
-            response.headers["Content-Encoding"] = "identity"  # or it holds back what is small
-    if "content-type" not in dict(taken.headers):
+        # Whatever compresses would hold back what is small, and leaves alone what has an encoding.
+        response = StreamingHttpResponse(body, status=taken.status, headers={**_headers(taken), "content-encoding": "identity"})
+    if "content-type" not in _headers(taken):
         del response.headers["Content-Type"]
     vars(response).update(stream_id=taken.stream, started=taken.started)
     return response

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from flask import Blueprint, Flask, Response, current_app, request
 
-from ..http.app import FollowOptions, StartOptions, StopOptions, StreamsHTTP
+from ..http.app import MAX_BODY_BYTES, FollowOptions, StartOptions, StopOptions, StreamsHTTP
 from ..http.response import ASGIApp, Scope
 from ..http.sources import Source
 from ..http.threads import Body, ServingOptions, Streams, StreamsThread, Taken, context_without, scope_of
@@ -115,13 +115,21 @@ class FlaskStreams:
         def read(rest: str) -> StreamResponse:
             scope = _scope()
             scope["root_path"] = scope["path"].removesuffix(rest).rstrip("/")
-            return self.answer(scope, lambda http: http)
+            return self.answer(scope, lambda http: http, body=b"")
 
         return blueprint
 
-    def answer(self, scope: Scope, app: Callable[[StreamsHTTP], ASGIApp]) -> StreamResponse:
-        """Give the response that an ASGI app gives, which is made of the `StreamsHTTP`."""
-        return _response(self._here().answer(scope, request.get_data(), app, within=_without_flasks()))
+    def answer(self, scope: Scope, app: Callable[[StreamsHTTP], ASGIApp], *, body: bytes | None = None) -> StreamResponse:
+        """Give the response that an ASGI app gives, which is made of the `StreamsHTTP`. Unless `body` is given, it is read first.
+
+        RequestEntityTooLarge (413): it has more than `max_body_bytes`, or than the app allows.
+        """
+        here = self._here()
+        if body is None:
+            most = self._options.get("max_body_bytes", MAX_BODY_BYTES)
+            request.max_content_length = min(most, request.max_content_length or most)
+            body = request.get_data()
+        return _response(here.answer(scope, body, app, within=_without_flasks()))
 
     def _here(self) -> StreamsThread:
         threads = self._ours or self._of_apps.get(_app())
@@ -171,7 +179,7 @@ def durable_flow(
     @blueprint.delete(route)
     def stop() -> StreamResponse:
         known = context() if context else {}
-        return ours.answer(_scope(), lambda http: lambda scope, _, send: http.stop(scope, send, known))
+        return ours.answer(_scope(), lambda http: lambda scope, _, send: http.stop(scope, send, known), body=b"")
 
     return blueprint
 
