@@ -55,6 +55,21 @@ def test_progress_renews_it() -> None:
     assert budget.next_pause() is None
 
 
+def test_a_connection_that_has_brought_heartbeats_for_a_while_is_progress() -> None:
+    clock = Clock()
+    budget = Budget(Retry(tries=1, within=timedelta(seconds=10), first=timedelta(0)), clock)
+    for _ in range(5):
+        budget.connected()
+        clock.seconds += 60
+        budget.heard()
+        clock.seconds += 9
+        assert budget.next_pause() == 0
+    budget.connected()
+    clock.seconds += 0.1
+    budget.heard()  # and is cut at once
+    assert budget.next_pause() is None
+
+
 def test_what_the_server_says_takes_the_place_of_the_first_pause_and_no_pause_is_longer_than_the_longest() -> None:
     budget = Budget(Retry(longest=timedelta(seconds=10)), Clock(), lambda: 1.0)
     assert [budget.next_pause(3.0) for _ in range(3)] == [3, 6, 10]

@@ -210,6 +210,7 @@ class Reading(Generic[E]):
                     raise error
                 if self._answer is None:
                     self._answer = await self._begun()
+                    self._budget.connected()
                 elif not fills:
                     return
                 else:
@@ -263,6 +264,7 @@ class Reading(Generic[E]):
             if not data:
                 self.dialect.end(has_end=answer.has_end)
                 return
+            self._budget.heard()
             silent_bytes += len(data)
             self._take(data)
             if frames != self.dialect.frames:

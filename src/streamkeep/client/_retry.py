@@ -10,6 +10,8 @@ from typing import Final
 from ..errors import InvalidArgumentError
 
 _BIGGEST_EXPONENT: Final = 40
+LIVED_SECONDS: Final = 5.0
+"""A connection that has brought something, be it heartbeats, for so long is progress: what is silent may be at work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +22,9 @@ class Retry:
     takes the place of `first`. What a server asks for by `Retry-After` is waited in any case, and the pause after that.
 
     Attributes:
-        tries: so many in a row may bring nothing new; then it gives up. 0: it never comes back. None: any number.
-        within: it gives up when nothing new has come for so long; None: however long that is.
+        tries: so many in a row may bring nothing new; then it gives up. 0: it never comes back. None: any number. A try whose connection
+            has brought heartbeats for five seconds does not count.
+        within: it gives up when nothing new has come for so long, nor such a heartbeat; None: however long that is.
         first: the pause before the first try is shorter than this.
         longest: so is every pause.
         longest_asked: it gives up at once if a server asks for more than that.
@@ -58,6 +61,16 @@ class Budget:
         self._now = now
         self._part = part
         self._progress_at = now()
+        self._begun_at = now()
+
+    def connected(self) -> None:
+        """Note that a connection has begun."""
+        self._begun_at = self._now()
+
+    def heard(self) -> None:
+        """Note that something has come over it, be it nothing new."""
+        if self._now() - self._begun_at >= LIVED_SECONDS:
+            self.progress()
 
     def progress(self) -> None:
         """Note that something new has come."""
