@@ -140,7 +140,7 @@ async def test_a_last_few_that_do_not_follow_are_whole_over_cuts(form: Form, cut
 # The server dies
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 async def test_a_server_that_is_killed_and_started_again_on_the_same_file_is_gone_on_with(form: Form, sqlite_url: str) -> None:
     chunks, kills, sqlite_url = 400, 2, sqlite_url + "?synchronous=NORMAL"
     written = anyio.Event()
@@ -151,21 +151,23 @@ async def test_a_server_that_is_killed_and_started_again_on_the_same_file_is_gon
         had: list[Had] = []
 
         async def read() -> None:
-            had.append(await form.read("subscribe", network.path() + "/streams/s", retry=retry, read_timeout=SILENCE))
+            had.append(
+                await form.read("subscribe", network.path() + "/streams/s", retry=retry, read_timeout=SILENCE, seconds=250)
+            )
 
         tasks.start_soon(read)
         for _ in range(kills):
             async with server_process("durable", sqlite_url) as server:
                 network.url = server.url
                 connections = network.connections
-                with anyio.fail_after(30):
+                with anyio.fail_after(60):
                     while network.connections == connections:  # noqa: ASYNC110 - no event tells
                         await anyio.sleep(0.01)
                 await server.kill()
         async with server_process("durable", sqlite_url) as server:
             network.url = server.url
             written.set()
-            with anyio.fail_after(60):
+            with anyio.fail_after(150):
                 while not had:  # noqa: ASYNC110 - as above
                     await anyio.sleep(0.01)
     assert_whole(had[0], chunks)
