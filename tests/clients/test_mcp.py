@@ -105,7 +105,8 @@ MANY: Final = range(HEAD, 1300, 5)
     "places", [FEW, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(180)])], ids=["few", "many"]
 )
 async def test_a_call_that_is_cut_comes_back_and_has_each_message_once(places: Sequence[int]) -> None:
-    calls = await called_over([Fate((End.FIN, End.RST)[number % 2], place) for number, place in enumerate(places)])
+    # Not by a reset: that may take back what has come and was not read, up to the head.
+    calls = await called_over([Fate(End.FIN, place) for place in places])
     for over in calls:
         over.call.assert_whole()
     assert sum(over.was_struck for over in calls) > len(places) / 2
