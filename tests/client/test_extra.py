@@ -14,3 +14,9 @@ def test_without_the_extra_its_name_is_said(module: str) -> None:
     assert (
         ran.stderr.splitlines()[-1] == "ModuleNotFoundError: streamkeep.client needs httpx2: pip install 'streamkeep[client]'"
     )
+
+
+@pytest.mark.parametrize("module", ["streamkeep.http", "streamkeep.sync", "streamkeep.cli", "streamkeep.demo.app"])
+def test_nothing_else_needs_it(module: str) -> None:
+    program = f"import sys\nsys.modules['httpx2'] = None\nimport {module}"
+    subprocess.run([sys.executable, "-c", program], timeout=30, check=True)

@@ -26,8 +26,8 @@ from streamkeep import (
 from streamkeep.http import StorageHTTP
 from streamkeep.http.response import Send
 from streamkeep.storage import Head, Storage
+from streamkeep.storages._http_messages import CONTENT_TYPE
 from streamkeep.storages.http import HTTPStorage
-from streamkeep.storages.http._messages import CONTENT_TYPE
 from streamkeep.testing import StorageSuite, StreamsSuite
 
 TRUSTED = {"Authorization": f"Bearer {TOKEN}"}

@@ -25,8 +25,8 @@ from streamkeep import RemoteStreamManager, StorageCorruptError, StorageError, S
 from streamkeep.http import StorageHTTP
 from streamkeep.http.response import Message, Receive, Scope, Send
 from streamkeep.storage import Head, Storage
+from streamkeep.storages._http_messages import CONTENT_TYPE, SILENCE_SECONDS
 from streamkeep.storages.http import HTTPStorage
-from streamkeep.storages.http._messages import CONTENT_TYPE, SILENCE_SECONDS
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.storages.sqlite import SQLiteStorage
 from streamkeep.testing.faults import FaultyStorage

@@ -21,7 +21,7 @@ from .._manager import StreamManager
 from ..errors import InvalidArgumentError, PublicError, StorageUnavailableError, StreamkeepError
 from ..events import encode_json
 from ..storage import Storage
-from ..storages.http._messages import (
+from ..storages._http_messages import (
     BEAT,
     BEAT_SECONDS,
     CONTENT_TYPE,

@@ -18,8 +18,7 @@ from streamkeep.storage import Doorbell, Head, Page
 from streamkeep.storages._asyncio_storage import AsyncioStorage
 from streamkeep.storages._batch_task import BatchTask
 from streamkeep.storages._engine_clock import EngineClock
-from streamkeep.storages._ids import id_bytes
-from streamkeep.storages.http._messages import (
+from streamkeep.storages._http_messages import (
     BEAT,
     CONTENT_TYPE,
     SILENCE_SECONDS,
@@ -31,6 +30,7 @@ from streamkeep.storages.http._messages import (
     Read,
     Scan,
 )
+from streamkeep.storages._ids import id_bytes
 from streamkeep.storages.http._watching import Watching
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ import msgspec
 
 from streamkeep.storage import Doorbell
 from streamkeep.storages._doorbells import Doorbells
-from streamkeep.storages.http._messages import CONTENT_TYPE, HEARTBEAT_SECONDS
+from streamkeep.storages._http_messages import CONTENT_TYPE, HEARTBEAT_SECONDS
 
 GATHER_SECONDS: Final = 0.01
 """How long those who begin to watch are waited for, so that a thousand of them are a few requests."""
