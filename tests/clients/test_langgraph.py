@@ -9,11 +9,10 @@ from typing import Any, Final
 import anyio
 import httpx
 import pytest
-from anyio.abc import TaskGroup
 from langgraph_sdk import get_client
 from langgraph_sdk.schema import RunCreateMetadata
 from tests.clients.conftest import Start
-from tests.clients.programs import Event, Program, Reading
+from tests.clients.programs import Event, Program, Reading, python
 from tests.clients.shown import HELD, WORDS, Paced, langgraph_app
 from tests.http.servers import server_process, serving
 from tests.network.cuts import exchange
@@ -30,49 +29,31 @@ THREAD: Final = "thread-0001"
 of_each_client = pytest.mark.parametrize("client", [JAVASCRIPT, PYTHON])
 
 
-class Python:
-    """What an application writes around the client for Python; the other one is in `node/langgraph.js`."""
+async def read(reading: Reading, job: Mapping[str, Any]) -> None:
+    """Do what an application writes around the client for Python; the other one is in `node/langgraph.js`."""
 
-    def __init__(self, tasks: TaskGroup) -> None:
-        self._tasks = tasks
+    def created(run: RunCreateMetadata) -> None:
+        reading.take({"event": "created", "data": run["run_id"], "id": ""})
 
-    async def read(self, client: str, jobs: Sequence[Mapping[str, object]]) -> list[Reading]:
-        readings = [Reading() for _ in jobs]
-        for reading, job in zip(readings, jobs, strict=True):
-            self._tasks.start_soon(self._read, reading, job)
-        return readings
-
-    async def _read(self, reading: Reading, job: Mapping[str, Any]) -> None:
-        def created(run: RunCreateMetadata) -> None:
-            reading.take({"event": "created", "data": run["run_id"], "id": ""})
-
-        thread = job["thread"]
-        async with get_client(url=job["url"], api_key=None) as client:
-            try:
-                if job.get("stops"):
-                    await client.runs.cancel(thread, job["run"])
-                else:
-                    parts = (
-                        client.runs.join_stream(thread, job["run"], last_event_id="-1")
-                        if "run" in job
-                        else client.runs.stream(thread, "answer", input=job["input"], on_run_created=created)
-                    )
-                    async for part in parts:
-                        reading.take({"event": part.event, "data": json.dumps(part.data), "id": part.id or ""})
-            except Exception as error:
-                reading.take({"event": "thrown", "data": json.dumps(repr(error)), "id": ""})
-        reading.take(None)
-
-
-@asynccontextmanager
-async def python() -> AsyncGenerator[Python]:
-    async with anyio.create_task_group() as tasks:
-        yield Python(tasks)
-        tasks.cancel_scope.cancel()
+    thread = job["thread"]
+    async with get_client(url=job["url"], api_key=None) as client:
+        try:
+            if job.get("stops"):
+                await client.runs.cancel(thread, job["run"])
+            else:
+                parts = (
+                    client.runs.join_stream(thread, job["run"], last_event_id="-1")
+                    if "run" in job
+                    else client.runs.stream(thread, "answer", input=job["input"], on_run_created=created)
+                )
+                async for part in parts:
+                    reading.take({"event": part.event, "data": json.dumps(part.data), "id": part.id or ""})
+        except Exception as error:
+            reading.take({"event": "thrown", "data": json.dumps(repr(error)), "id": ""})
 
 
 def program_of(start_node: Start, client: str) -> AbstractAsyncContextManager[Program]:
-    return start_node(client, "") if client == JAVASCRIPT else python()
+    return start_node(client, "") if client == JAVASCRIPT else python(read)
 
 
 @asynccontextmanager
@@ -216,11 +197,7 @@ async def test_a_server_that_comes_back_has_what_was_stored_and_says_why_there_i
         async with program_of(start_node, client) as program:
             (reading,) = await program.read(client, [job_of(network.path())])
             await held(reading)
-            if how == "restart":
-                server.stop()
-                await server.wait()
-            else:
-                await server.kill()
+            await server.end(how)
             async with server_process("langgraph", sqlite_url) as again:
                 network.url = again.url
                 assert_failed(await reading.end(), "ABORTED")

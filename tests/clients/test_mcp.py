@@ -166,11 +166,7 @@ async def test_what_was_stored_is_there_after_the_server_was_stopped_or_killed(h
             async with StreamManager.connect(sqlite_url) as streams:
                 await listed(streams, lambda infos: HELD + 1 in [info.tail for info in infos])
             network.url = second.url
-            if how == "restart":
-                first.stop()
-                await first.wait()
-            else:
-                await first.kill()
+            await first.end(how)
     assert call.words == list(WORDS[:HELD])
     assert call.error is not None
     assert "ABORTED" in call.error.message

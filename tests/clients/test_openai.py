@@ -10,11 +10,10 @@ import httpx
 import openai
 import pytest
 from anyio import to_thread
-from anyio.abc import TaskGroup
 from openai import APIError, APIStatusError, AsyncOpenAI, NotFoundError, OpenAI
 from openai.types.responses import ResponseCompletedEvent, ResponseCreatedEvent, ResponseInProgressEvent
 from tests.clients.conftest import Start
-from tests.clients.programs import Event, Program, Reading
+from tests.clients.programs import Event, Program, Reading, python
 from tests.clients.shown import HELD, WORDS, Paced, openai_app
 from tests.http.servers import server_process, serving
 from tests.network.cuts import exchange
@@ -46,60 +45,42 @@ STORED: Final = TYPES[: 4 + HELD]
 of_each_client = pytest.mark.parametrize("client", [NODE_CLIENT, PYTHON])
 
 
-class Python:
-    """What an application writes around the client for Python; the other one is in `node/openai.js`."""
-
-    def __init__(self, tasks: TaskGroup) -> None:
-        self._tasks = tasks
-
-    async def read(self, client: str, jobs: Sequence[Mapping[str, object]]) -> list[Reading]:
-        readings = [Reading() for _ in jobs]
-        for reading, job in zip(readings, jobs, strict=True):
-            self._tasks.start_soon(self._read, reading, job)
-        return readings
-
-    async def _read(self, reading: Reading, job: Mapping[str, Any]) -> None:
-        async with AsyncOpenAI(api_key="none", base_url=f"{job['url']}/v1") as client:
-            try:
-                await self._show(client, reading, job)
-            except APIError as error:
-                thrown = error.status_code if isinstance(error, APIStatusError) else repr(error)
-                reading.take({"event": "thrown", "data": json.dumps(thrown), "id": ""})
-        reading.take(None)
-
-    async def _show(self, client: AsyncOpenAI, reading: Reading, job: Mapping[str, Any]) -> None:
-        stream, seen, tries = job.get("id", ""), job.get("seen"), 0
-        ask: Any = job.get("ask")
-        while True:
-            try:
-                if not stream:
-                    events: Any = await client.responses.create(**ask, stream=True, background=True)
-                else:
-                    after = {} if seen is None else {"starting_after": seen}
-                    events = await client.responses.retrieve(stream, stream=True, **after)
-                async for event in events:
-                    seen = event.sequence_number
-                    if event.type == "response.created":
-                        stream = event.response.id
-                    reading.take({"event": event.type, "data": event.to_json(), "id": str(seen)})
-                    if event.type in ENDS:
-                        return
-            except (APIError, httpx.HTTPError) as error:
-                tries += 1
-                if not stream or isinstance(error, APIStatusError) or tries > 50:
-                    raise
-                await anyio.sleep(0.1)
+async def read(reading: Reading, job: Mapping[str, Any]) -> None:
+    """Do what an application writes around the client for Python; the other one is in `node/openai.js`."""
+    async with AsyncOpenAI(api_key="none", base_url=f"{job['url']}/v1") as client:
+        try:
+            await show(client, reading, job)
+        except APIError as error:
+            thrown = error.status_code if isinstance(error, APIStatusError) else repr(error)
+            reading.take({"event": "thrown", "data": json.dumps(thrown), "id": ""})
 
 
-@asynccontextmanager
-async def python() -> AsyncGenerator[Python]:
-    async with anyio.create_task_group() as tasks:
-        yield Python(tasks)
-        tasks.cancel_scope.cancel()
+async def show(client: AsyncOpenAI, reading: Reading, job: Mapping[str, Any]) -> None:
+    stream, seen, tries = job.get("id", ""), job.get("seen"), 0
+    ask: Any = job.get("ask")
+    while True:
+        try:
+            if not stream:
+                events: Any = await client.responses.create(**ask, stream=True, background=True)
+            else:
+                after = {} if seen is None else {"starting_after": seen}
+                events = await client.responses.retrieve(stream, stream=True, **after)
+            async for event in events:
+                seen = event.sequence_number
+                if event.type == "response.created":
+                    stream = event.response.id
+                reading.take({"event": event.type, "data": event.to_json(), "id": str(seen)})
+                if event.type in ENDS:
+                    return
+        except (APIError, httpx.HTTPError) as error:
+            tries += 1
+            if not stream or isinstance(error, APIStatusError) or tries > 50:
+                raise
+            await anyio.sleep(0.1)
 
 
 def program_of(start_node: Start, client: str) -> AbstractAsyncContextManager[Program]:
-    return start_node(client, "") if client == NODE_CLIENT else python()
+    return start_node(client, "") if client == NODE_CLIENT else python(read)
 
 
 @asynccontextmanager
@@ -223,11 +204,7 @@ async def test_a_server_that_comes_back_has_what_was_stored_and_says_why_there_i
         async with program_of(start_node, client) as program:
             (reading,) = await program.read(client, [job_of(network.path(), holds=True)])
             await held(reading)
-            if how == "restart":
-                server.stop()
-                await server.wait()
-            else:
-                await server.kill()
+            await server.end(how)
             async with server_process("openai", sqlite_url) as again:
                 network.url = again.url
                 events = await reading.end()

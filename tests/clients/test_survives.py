@@ -128,11 +128,7 @@ async def test_a_server_that_comes_back_has_what_was_stored_and_says_why_there_i
         async with start(client, url) as program:
             readings = await program.read(client, [await job_of(client, url)])
             await held(readings)
-            if how == "restart":
-                server.stop()
-                await server.wait()
-            else:
-                await server.kill()
+            await server.end(how)
             async with server_process("clients", sqlite_url) as again:
                 network.url = again.url
                 assert_failed(await readings[0].end(), "ABORTED")

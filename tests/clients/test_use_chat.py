@@ -175,11 +175,7 @@ async def test_a_server_that_comes_back_says_that_there_is_no_more(page_of: Open
         async with page_of(url) as page:
             (reading,) = await page.read(CLIENT, [job_of(url, ask=HELD_ON)])
             await reading.when(shows("streaming", PART))
-            if how == "restart":
-                server.stop()
-                await server.wait()
-            else:
-                await server.kill()
+            await server.end(how)
             await reading.when(shows("error", PART))
             async with server_process("chats", sqlite_url) as again:
                 network.url = again.url

@@ -42,11 +42,7 @@ async def test_of_an_agent_whose_server_comes_back_there_is_what_was_stored_and_
         async with page_of(url) as page:
             (reading,) = await page.read(CLIENT, [job(url, which, ask=HELD_ON)])
             await reading.when(shows("streaming", PART))
-            if how == "restart":
-                server.stop()
-                await server.wait()
-            else:
-                await server.kill()
+            await server.end(how)
             await reading.when(shows("error", PART))
             async with server_process(which, sqlite_url) as again:
                 network.url = again.url

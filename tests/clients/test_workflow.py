@@ -137,9 +137,5 @@ async def test_a_server_that_comes_back_says_that_there_is_no_more(how: str, sql
         (reading,) = await program.read(CLIENT, [job_of(network.path(), ask=HELD_ON)])
         await reading.when(lambda event: answers(event) == [PART])
         network.url = other.url
-        if how == "restart":
-            server.stop()
-            await server.wait()
-        else:
-            await server.kill()
+        await server.end(how)
         assert await shown_at_the_end(reading) == ("error", [PART])

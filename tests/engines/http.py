@@ -3,10 +3,9 @@
 import sys
 import uuid
 from pathlib import Path
-from signal import Signals
-from typing import Final, Self
+from typing import Final
 
-from tests.engines.process import Process, answers, free_port
+from tests.engines.process import OfOneProcess, Process, answers, free_port
 
 TOKEN: Final = "a-token-for-tests-only"
 
@@ -30,7 +29,7 @@ uvicorn.run(app, port=int(sys.argv[1]), lifespan="off", log_level="warning", acc
 """
 
 
-class Server:
+class Server(OfOneProcess):
     """A server; `url` is always the same storage in it."""
 
     def __init__(self, directory: Path) -> None:
@@ -45,24 +44,3 @@ class Server:
 
     def through(self, port: int) -> str:
         return f"http://{TOKEN}@127.0.0.1:{port}/{self.name}"
-
-    def restart(self) -> None:
-        self.process.stop()
-        self.process.start()
-
-    def kill(self) -> None:
-        self.process.kill()
-
-    def start(self) -> Self:
-        self.process.start()
-        return self
-
-    def signal(self, number: Signals) -> None:
-        self.process.signal(number)
-
-    def __enter__(self) -> Self:
-        self.process.__enter__()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.process.__exit__(*exc_info)

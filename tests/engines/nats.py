@@ -7,15 +7,14 @@ import urllib.request
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from signal import Signals
 from typing import Any, Final
 
-from tests.engines.process import Process, answers, free_port
+from tests.engines.process import OfOneProcess, Process, answers, free_port
 
 BINARY: Final = Path(sys.executable).with_name("nats-server")
 
 
-class NATSServer:
+class NATSServer(OfOneProcess):
     """A `nats-server` with JetStream; its data survive it until the directory goes. Satisfies `Engine`.
 
     Args:
@@ -36,7 +35,7 @@ class NATSServer:
             config += f'jetstream {{ store_dir: "{directory / "data"}"\n{jetstream}\n}}\n'
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "nats.conf").write_text(config + more)
-        self.process: Final = Process([BINARY, "-c", directory / "nats.conf"], directory, self._is_ready)
+        self.process = Process([BINARY, "-c", directory / "nats.conf"], directory, self._is_ready)
 
     @property
     def url(self) -> str:
@@ -44,20 +43,6 @@ class NATSServer:
 
     def through(self, port: int) -> str:
         return f"nats://127.0.0.1:{port}?stream={self.stream}"
-
-    def start(self) -> "NATSServer":
-        self.process.start()
-        return self
-
-    def restart(self) -> None:
-        self.process.stop()
-        self.process.start()
-
-    def kill(self) -> None:
-        self.process.kill()
-
-    def signal(self, number: Signals) -> None:
-        self.process.signal(number)
 
     def ask(self, path: str) -> Any:
         """Give what the monitoring port says."""

