@@ -12,16 +12,15 @@
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from ..events import StreamEvent
 from ..wire import ServerSentEvent
 from ._calls import READ_TIMEOUT, events_dialect, flow_dialect, flow_output, output_of, stopped, subscribe_dialect
-from ._flows import Flow
+from ._handles import EventsHandle, FlowHandle, Handle
 from ._network import AsyncNetwork
-from ._reading import Reading, entered_once, must_be_entered
+from ._reading import Reading
 from ._retry import Retry
-from ._sse import AnyEvents, OurEvents
 
 if TYPE_CHECKING:
     import httpx2
@@ -262,92 +261,41 @@ async def stop(
     return await stopped(_over(client, read_timeout), url, stream_id, method, headers, retry or Retry())
 
 
-class Events(Generic[E]):
+class _Awaited(Handle[E]):
+    async def __aenter__(self) -> Self:
+        await self._begun().enter()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._entered.leave()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> E:
+        return await self._entered.next()
+
+
+class Events(_Awaited[E], EventsHandle[E]):
     """The events of a stream of another server, as `events` and `subscribe` give them.
 
     Enter it with `async with`, which raises RefusedError if the server refuses it, and iterate. Leaving the block closes the connection.
     One task at a time may iterate; a cancelled wait loses nothing. After a StreamLostError, iterating goes on trying.
     """
 
-    def __init__(self, read: Callable[[], Reading[E]], dialect: AnyEvents | OurEvents[Any]) -> None:
-        self._read = read
-        self._dialect: Final = dialect
-        self._reading: Reading[E] | None = None
 
-    @property
-    def stream(self) -> str | None:
-        """The stream's id; None: the server has not said it."""
-        return self._dialect.stream
-
-    @property
-    def cursor(self) -> str | None:
-        """Where to go on behind what was given, as `after`: the id of the last event that had one."""
-        return self._dialect.position if self._reading is None else self._reading.position
-
-    @property
-    def first_offset(self) -> int | None:
-        """The offset of the first event that `subscribe` gives, or will give. None: it is not known, or events have no offsets."""
-        return self._dialect.first_offset
-
-    async def __aenter__(self) -> Self:
-        self._reading = entered_once(self._reading, self._read)
-        await self._reading.enter()
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await must_be_entered(self._reading).leave()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> E:
-        return await must_be_entered(self._reading).next()
-
-
-class FlowRun(Generic[T]):
+class FlowRun(_Awaited[T], FlowHandle[T]):
     """A run of a flow, as `stream_flow` gives it: `async for` gives its chunks, `await run.output()` its output.
 
     Enter it with `async with`, which starts it; leaving the block closes the connection, and stops nothing: `stop` does.
     """
 
-    def __init__(self, read: Callable[[], Reading[T]], flow: Flow[T], output_type: type[Any] | None) -> None:
-        self._read = read
-        self._flow = flow
-        self._output_type = output_type
-        self._reading: Reading[T] | None = None
-
-    @property
-    def stream_id(self) -> str | None:
-        """What to go on with. None: the server keeps no stream of it."""
-        return self._flow.stream
-
-    @property
-    def seen(self) -> int:
-        """How many chunks of the run were given, those before it was gone on with among them."""
-        return must_be_entered(self._reading).events
-
     async def output(self) -> Any:
         """Wait for the end, and give the output. Chunks that were not taken until then are let go. Raises as iterating does."""
-        await must_be_entered(self._reading).finish()
+        await self._entered.finish()
         return output_of(self._flow, self._output_type)
-
-    async def __aenter__(self) -> Self:
-        self._reading = entered_once(self._reading, self._read)
-        await self._reading.enter()
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await must_be_entered(self._reading).leave()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> T:
-        return await must_be_entered(self._reading).next()
 
 
 def _over(client: "httpx2.AsyncClient | None", read_timeout: timedelta | None) -> AsyncNetwork:

@@ -6,7 +6,7 @@ What is asked, and what the answers mean, is a `Dialect`, which does no I/O. Whe
 import email.utils
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final, Generic, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -359,17 +359,3 @@ def _date(text: str) -> float | None:
         return email.utils.parsedate_to_datetime(text).timestamp()
     except (ValueError, OverflowError):
         return None
-
-
-def entered_once(reading: Reading[E] | None, read: Callable[[], Reading[E]]) -> Reading[E]:
-    """Give a new reading. RuntimeError: there was one."""
-    if reading is not None:
-        raise RuntimeError("this was entered already; ask for it again")
-    return read()
-
-
-def must_be_entered(reading: Reading[E] | None) -> Reading[E]:
-    """Give it. RuntimeError: there is none yet."""
-    if reading is None:
-        raise RuntimeError("enter this with `with`, or with `async with`, first")
-    return reading

@@ -12,16 +12,15 @@ here: it is the same loop, over a client that blocks. There is no thread and no 
 
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from ..events import StreamEvent
 from ..wire import ServerSentEvent
 from ._calls import READ_TIMEOUT, events_dialect, flow_dialect, flow_output, output_of, stopped, subscribe_dialect
-from ._flows import Flow
+from ._handles import EventsHandle, FlowHandle, Handle
 from ._network import BlockingNetwork, ran
-from ._reading import Reading, entered_once, must_be_entered
+from ._reading import Reading
 from ._retry import Retry
-from ._sse import AnyEvents, OurEvents
 
 if TYPE_CHECKING:
     import httpx2
@@ -184,88 +183,35 @@ def stop(
     return ran(stopped(_over(client, read_timeout), url, stream_id, method, headers, retry or Retry()))
 
 
-class Events(Generic[E]):
-    """The events of a stream of another server: see `streamkeep.client.Events`. Enter it with `with`, and iterate in one thread."""
-
-    def __init__(self, read: Callable[[], Reading[E]], dialect: AnyEvents | OurEvents[Any]) -> None:
-        self._read = read
-        self._dialect: Final = dialect
-        self._reading: Reading[E] | None = None
-
-    @property
-    def stream(self) -> str | None:
-        """The stream's id; None: the server has not said it."""
-        return self._dialect.stream
-
-    @property
-    def cursor(self) -> str | None:
-        """Where to go on behind what was given, as `after`."""
-        return self._dialect.position if self._reading is None else self._reading.position
-
-    @property
-    def first_offset(self) -> int | None:
-        """The offset of the first event that `subscribe` gives, or will give."""
-        return self._dialect.first_offset
-
+class _Blocking(Handle[E]):
     def __enter__(self) -> Self:
-        self._reading = entered_once(self._reading, self._read)
-        ran(self._reading.enter())
+        ran(self._begun().enter())
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        ran(must_be_entered(self._reading).leave())
+        ran(self._entered.leave())
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> E:
-        return _next(must_be_entered(self._reading))
+        try:
+            return ran(self._entered.next())
+        except StopAsyncIteration:
+            raise StopIteration from None
 
 
-class FlowRun(Generic[T]):
+class Events(_Blocking[E], EventsHandle[E]):
+    """The events of a stream of another server: see `streamkeep.client.Events`. Enter it with `with`, and iterate in one thread."""
+
+
+class FlowRun(_Blocking[T], FlowHandle[T]):
     """A run of a flow: see `streamkeep.client.FlowRun`. Enter it with `with`; `for` gives its chunks, `run.output()` its output."""
-
-    def __init__(self, read: Callable[[], Reading[T]], flow: Flow[T], output_type: type[Any] | None) -> None:
-        self._read = read
-        self._flow = flow
-        self._output_type = output_type
-        self._reading: Reading[T] | None = None
-
-    @property
-    def stream_id(self) -> str | None:
-        """What to go on with. None: the server keeps no stream of it."""
-        return self._flow.stream
-
-    @property
-    def seen(self) -> int:
-        """How many chunks of the run were given, those before it was gone on with among them."""
-        return must_be_entered(self._reading).events
 
     def output(self) -> Any:
         """Wait for the end, and give the output. Chunks that were not taken until then are let go."""
-        ran(must_be_entered(self._reading).finish())
+        ran(self._entered.finish())
         return output_of(self._flow, self._output_type)
-
-    def __enter__(self) -> Self:
-        self._reading = entered_once(self._reading, self._read)
-        ran(self._reading.enter())
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        ran(must_be_entered(self._reading).leave())
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> T:
-        return _next(must_be_entered(self._reading))
-
-
-def _next(reading: Reading[E]) -> E:
-    try:
-        return ran(reading.next())
-    except StopAsyncIteration:
-        raise StopIteration from None
 
 
 def _over(client: "httpx2.Client | None", read_timeout: timedelta | None) -> BlockingNetwork:

@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, null
 from contextvars import copy_context
 from functools import partial
 from threading import Thread
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Any, Final, Protocol, Self, TypeVar, cast
 
 import anyio
 
@@ -170,6 +170,24 @@ async def _write_all(stream: StreamInput, chunks: Chunks, setting: Setting) -> o
     return await in_thread(stream.id, lambda: _write_here(stream, chunks), setting)
 
 
+class _Returning:
+    """Chunks, and what their generator has returned when they have all been given."""
+
+    def __init__(self, chunks: Iterable[object]) -> None:
+        self.returned: object = None
+        self._chunks = iter(chunks)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> object:
+        try:
+            return next(self._chunks)
+        except StopIteration as end:
+            self.returned = end.value
+            raise
+
+
 def _as_they_are(chunks: Chunks) -> Chunks:
     return chunks
 
@@ -187,13 +205,9 @@ def _expanded(expand: Expand, chunks: Chunks) -> Chunks:
     def read_here() -> Generator[object, None, object]:
         assert isinstance(chunks, Iterable)
         try:
-            iterator = iter(chunks)
-            while True:
-                try:
-                    chunk = next(iterator)
-                except StopIteration as end:
-                    return end.value
+            for chunk in (those := _Returning(chunks)):
                 yield from expand(chunk)
+            return those.returned
         finally:
             _close_here(chunks)
 
@@ -249,15 +263,11 @@ async def in_thread(name: str, function: Callable[[], T], setting: Setting = AS_
 def _write_here(stream: StreamInput, chunks: Iterable[object]) -> object:
     offset = stream.tail - 1
     try:
-        iterator = iter(chunks)
-        while True:
-            try:
-                chunk = next(iterator)
-            except StopIteration as end:
-                return end.value
+        for chunk in (those := _Returning(chunks)):
             offset = _write_when_there_is_room(stream, chunk, offset)
             while offset - stream.tail >= MOST_AHEAD and not stream.is_closed:
                 time.sleep(PAUSE_SECONDS)
+        return those.returned
     finally:
         _close_here(chunks)
 

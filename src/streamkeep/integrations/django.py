@@ -252,14 +252,15 @@ def _headers(taken: Taken) -> dict[str, str]:
 
 
 def _response(request: HttpRequest, taken: Taken) -> HttpResponseBase:
+    headers = _headers(taken)
     if isinstance(taken.body, bytes):
-        response = HttpResponse(taken.body, status=taken.status, headers=_headers(taken))
+        response = HttpResponse(taken.body, status=taken.status, headers=headers)
     else:
         # Django gathers all of a body of the other kind before it sends any of it, and warns.
         body = AsyncBody(taken.body) if hasattr(request, "scope") else Body(taken.body)
         # Whatever compresses would hold back what is small, and leaves alone what has an encoding.
-        response = StreamingHttpResponse(body, status=taken.status, headers={**_headers(taken), "content-encoding": "identity"})
-    if "content-type" not in _headers(taken):
+        response = StreamingHttpResponse(body, status=taken.status, headers={**headers, "content-encoding": "identity"})
+    if "content-type" not in headers:
         del response.headers["Content-Type"]
     vars(response).update(stream_id=taken.stream, started=taken.started)
     return response
