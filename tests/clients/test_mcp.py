@@ -23,6 +23,9 @@ from streamkeep.integrations.mcp import StreamEventStore
 BEFORE: Final = 4
 """A client's connections before it calls: `initialize`, `notifications/initialized`, what the server says by itself, `tools/list`."""
 
+AT_ONCE: Final = 30
+"""So many clients ask at once, for none may wait as long as its client waits for an answer."""
+
 PRIMED: Final = b"\r\nretry: 500\r\n\r\n"
 """The end of an answer's first event, which says how long a client waits."""
 
@@ -85,11 +88,17 @@ class Over:
 
 
 async def called_over(fates: Sequence[Fate]) -> list[Over]:
-    """Call over each fate, all at once; the tool has run once for each call."""
+    """Call over each fate, many at once; the tool has run once for each call."""
     calls = [Over(fate) for fate in fates]
+    room = anyio.CapacityLimiter(AT_ONCE)
+
+    async def run(number: int, over: Over) -> None:
+        async with room:
+            await over.run(url, number)
+
     async with served() as (url, paced), anyio.create_task_group() as tasks:
         for number, over in enumerate(calls):
-            tasks.start_soon(over.run, url, number)
+            tasks.start_soon(run, number, over)
     assert paced.runs == dict.fromkeys(range(len(fates)), 1)
     return calls
 

@@ -241,7 +241,7 @@ def test_gunicorns_gevent_worker_is_refused_in_words(tmp_path: Path) -> None:
         [*command, "tests.web.flask_app:app"], env=environment_, capture_output=True, text=True, timeout=60, check=False
     )
     assert ran.returncode != 0
-    assert "use gunicorn's `--worker-class gthread`" in ran.stderr
+    assert "gunicorn's `--worker-class gthread`" in ran.stderr
 
 
 @pytest.mark.slow

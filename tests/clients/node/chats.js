@@ -17,11 +17,14 @@ const shown = (status, messages, error) => ({
   id: error?.message ?? "",
 });
 
-// Resolves when a chat that begins has asked whether something runs: a user takes longer than that.
+// Resolves when a chat that begins has asked whether something runs, twice in StrictMode: a user takes longer than that.
 const asking = (url, more) => {
-  let settled;
+  let [settled, outstanding] = [undefined, 0];
   const settling = new Promise((resolve) => (settled = resolve));
-  const asked = (input, init) => (more.fetch ?? fetch)(input, init).finally(() => setTimeout(settled));
+  const asked = (input, init) => {
+    outstanding += 1;
+    return (more.fetch ?? fetch)(input, init).finally(() => setTimeout(() => --outstanding || settled()));
+  };
   const transport = new DefaultChatTransport({ ...more, api: `${url}/api/chat`, fetch: asked });
   return [transport, settling];
 };
