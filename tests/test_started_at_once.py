@@ -93,7 +93,7 @@ async def running_under(streams: StreamManager) -> set[str]:
 
 
 @pytest.mark.promise("P23")
-@pytest.mark.parametrize("replace", ["", "replace"], ids=["refusing", "replacing"])
+@pytest.mark.parametrize("replace", ["", pytest.param("replace", marks=pytest.mark.slow)], ids=["refusing", "replacing"])
 async def test_whoever_is_killed_a_new_start_succeeds_and_one_runs(tmp_path: Path, replace: str) -> None:
     path = tmp_path / "streams.db"
     chance = random.Random(f"keys {replace}")

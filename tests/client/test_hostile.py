@@ -46,7 +46,9 @@ async def endless_error(connection: SocketStream) -> None:
         await connection.send(b"%x\r\n" % PIECE + b"x" * PIECE + b"\r\n")
 
 
-@pytest.mark.parametrize("server_", [endless_line, endless_lines, endless_data])
+@pytest.mark.parametrize(
+    "server_", [endless_line, *(pytest.param(one, marks=pytest.mark.slow) for one in (endless_lines, endless_data))]
+)
 @pytest.mark.parametrize("name", ["events", "subscribe", "stream_flow"])
 async def test_a_body_without_end_and_without_events_is_bounded(form: Form, name: str, server_: object) -> None:
     if name == "stream_flow" and server_ is endless_data:

@@ -20,6 +20,7 @@ from tests.network.proxy import FINE, End, Fate, bad_network
 AT_ONCE: Final = 400
 """So many listen at a time; most of them wait to come back, so that a browser, which keeps 256 connections, queues none for long."""
 BY_GET: Final = ("EventSource", "event-source-polyfill", "eventsource")
+EACH_ROUTE: Final = [ROUTES[0], pytest.param(ROUTES[1], marks=pytest.mark.slow)]
 LAST: Final = {ROUTES[0]: b"event: done", ROUTES[1]: b"[DONE]"}
 END: Final = b"\r\n0\r\n\r"
 """All but the last byte of an answer, wherever that is in one that comes as it is made."""
@@ -69,7 +70,7 @@ async def read_over(
 
 @pytest.mark.cell("cut", "EventSource", "eventsource", "event-source-polyfill")
 @HOW_MANY
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("route", EACH_ROUTE)
 @pytest.mark.parametrize("client", BY_GET)
 async def test_who_follows_by_get_has_each_event_once(start: Start, client: str, route: str, places: Places) -> None:
     async with served() as server:
@@ -99,7 +100,7 @@ async def answer_of(server: Served, route: str) -> bytes:
 
 @pytest.mark.cell("cut", "fetch-event-source")
 @HOW_MANY
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("route", EACH_ROUTE)
 async def test_fetch_event_source_has_each_event_once(start: Start, route: str, places: Places) -> None:
     async with served() as server:
         landmarks = [Fate(End.FIN, LAST[route]), Fate(End.FIN, END)]

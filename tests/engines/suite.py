@@ -117,6 +117,7 @@ class EngineSuite:
                 with pytest.raises(StreamManagerClosedError):
                     await anext(events)
 
+    @pytest.mark.slow
     async def test_leaving_a_manager_while_the_server_is_down_ends_in_time(self, engine: Engine) -> None:
         async with AsyncExitStack() as outage:
             with anyio.CancelScope() as bound:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 import anyio
@@ -55,7 +56,7 @@ class SlowStorage(MemoryStorage):
 async def over(storage: Storage, produce: Produce) -> AsyncGenerator[tuple[httpx.AsyncClient, StreamManager]]:
     async with (
         StreamManager(storage) as streams,
-        StreamsHTTP(streams) as streams_http,
+        StreamsHTTP(streams, drain=timedelta(0)) as streams_http,
         http_to(OpenAIResponses(streams_http, produce)) as http,
     ):
         yield http, streams

@@ -170,6 +170,7 @@ async def test_the_head_is_sent_before_the_first_token() -> None:
             async with http.stream("POST", "/", json=asking, headers=SSE) as response:
                 assert response.headers["cache-control"] == "no-cache, no-transform"
                 assert STREAM_ID in response.headers
+        go.set()
 
 
 async def test_headers_of_the_first_answer_are_the_apps_and_the_formats_own_come_with_every_later_one() -> None:
