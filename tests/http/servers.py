@@ -21,7 +21,8 @@ import pytest
 import uvicorn
 from anyio.lowlevel import checkpoint
 from fastapi import FastAPI
-from genkit import Action, ActionRunContext, Genkit, GenkitError
+from genkit import ActionRunContext, Genkit, GenkitError
+from genkit.plugin_api import Action
 from genkit_fastapi import serve_flow
 
 from streamkeep import InMemoryStreamManager, StreamEvent, StreamEventType, StreamManager

@@ -10,8 +10,9 @@ import anyio
 import httpx
 import pytest
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
-from genkit import Action, ActionKind, ActionRunContext
+from genkit import ActionRunContext
 from genkit import PublicError as GenkitPublicError
+from genkit.plugin_api import Action, ActionKind
 from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.routing import Route

@@ -9,24 +9,9 @@ import re
 from importlib.resources import files
 from typing import Any, Final
 
-from genkit import (
-    Action,
-    ActionKind,
-    ActionRunContext,
-    FinishReason,
-    Genkit,
-    GenkitError,
-    Message,
-    ModelInfo,
-    ModelRequest,
-    ModelResponse,
-    ModelResponseChunk,
-    Part,
-    Plugin,
-    Role,
-    Supports,
-)
-from genkit.plugin_api import ActionMetadata, model, model_action_metadata
+from genkit import ActionRunContext, FinishReason, Genkit, GenkitError, Message, ModelResponse, ModelResponseChunk, Part, Role
+from genkit.model import ModelInfo, ModelRequest, Supports, model, model_action_metadata
+from genkit.plugin_api import Action, ActionKind, ActionMetadata, Plugin
 
 TEXT: Final = files("streamkeep.demo").joinpath("alice.txt").read_text(encoding="utf-8").strip()
 """Lewis Carroll, "Alice's Adventures in Wonderland" (1865), from chapter I. In the public domain."""

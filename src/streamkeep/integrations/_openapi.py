@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from genkit import Action
+from genkit.plugin_api import Action
 
 from ..errors import STATUSES
 from ..events import MAX_OFFSET

@@ -40,7 +40,7 @@ from ..http.threads import (
 )
 
 if TYPE_CHECKING:
-    from genkit import Action
+    from genkit.plugin_api import Action
 
     from .genkit import WorkIn
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
-from genkit import Action
+from genkit.plugin_api import Action
 
 from .._manager import StreamManager
 from ..http.app import StreamsHTTP

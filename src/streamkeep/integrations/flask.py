@@ -21,7 +21,7 @@ from ..http.sources import Source
 from ..http.threads import Body, ServingOptions, Streams, StreamsThread, Taken, context_without, scope_of
 
 if TYPE_CHECKING:
-    from genkit import Action
+    from genkit.plugin_api import Action
 
 EXTENSION: Final = "streamkeep"
 URL: Final = "STREAMKEEP_URL"

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import anyio
-from genkit import Action
-from genkit.plugin_api import is_dev_environment
+from genkit.plugin_api import Action, is_dev_environment
 from pydantic import BaseModel
 
 from ..errors import InvalidArgumentError, PublicError, StreamkeepError
