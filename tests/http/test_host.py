@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import AsyncGenerator
+from datetime import timedelta
 from typing import Any
 
 import anyio
@@ -18,7 +19,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from tests.http.servers import STREAM_ID, STREAMING, Reading, count, flow_of, frames_of, http_to, until
 
 from streamkeep import InMemoryStreamManager, PublicError, StorageFullError, StreamManager
-from streamkeep.http import DurableStreaming, StreamsHTTP
+from streamkeep.http import DurableStreaming, StreamsHTTP, Timeouts
 from streamkeep.http.response import ASGIApp, Message, Receive, Scope, Send
 from streamkeep.http.starlette import answer_errors
 from streamkeep.integrations.fastapi import durable_flow
@@ -70,6 +71,22 @@ async def test_a_middleware_whose_receive_answers_at_once_freezes_nothing() -> N
         with anyio.fail_after(10):
             answer = await http.post("/chat", json={})
     assert len(frames_of(answer.content)) == 3
+
+
+async def test_a_body_of_empty_pieces_without_end_is_given_up_and_freezes_nothing() -> None:
+    timeouts = Timeouts(body=timedelta(milliseconds=50))
+    inner = chat_app(StreamsHTTP(InMemoryStreamManager(), timeouts=timeouts), lambda: iter(()))
+
+    async def without_end(scope: Scope, receive: Receive, send: Send) -> None:
+        async def more() -> Message:
+            return {"type": "http.request", "body": b"", "more_body": True}
+
+        await inner(scope, more if scope["type"] == "http" else receive, send)
+
+    async with http_to(without_end) as http:
+        with anyio.fail_after(10):
+            answer = await http.post("/chat", json={})
+    assert answer.status_code == 408
 
 
 async def test_a_middleware_whose_receive_answers_at_once_is_asked_seldom_while_the_storage_is_slow() -> None:
