@@ -42,7 +42,7 @@ async def around(app: ASGIApp, streams: StreamManager | None = None) -> AsyncGen
 async def test_frames_that_are_cut_anywhere_become_events() -> None:
     body = 'data: {"message":"é\u2028"}\n\ndata: {"message": null}\n\ndata: {"result":{"n":1}}\n\n'.encode()
     async with around(answering(*(bytes([byte]) for byte in body))) as (http, streams):
-        answer = await http.post("/", headers=STREAMING)
+        answer = await http.post("/", json={"data": 1}, headers=STREAMING)
         events = await events_of(streams, answer.headers[STREAM_ID])
     assert events == [("chunk", "é\u2028"), ("chunk", None), ("done", {"n": 1})]
     assert frames_of(answer.content)[-1] == {"result": {"n": 1}, "offset": 2}
@@ -51,14 +51,14 @@ async def test_frames_that_are_cut_anywhere_become_events() -> None:
 async def test_what_follows_the_terminal_frame_is_left_out() -> None:
     packets = (b'data: {"result":1}\n\n', b'data: {"message":2}\n\n', b'data: {"result":3}\n\n')
     async with around(answering(*packets)) as (http, _):
-        answer = await http.post("/", headers=STREAMING)
+        answer = await http.post("/", json={"data": 1}, headers=STREAMING)
     assert frames_of(answer.content) == [{"result": 1, "offset": 0}]
 
 
 async def test_errors_in_frames_are_stored_in_full_and_only_their_status_is_shown() -> None:
     frame = b'data: {"error":{"status":"NOT_FOUND","message":"%b","details":{"stack":"%b"}}}\n\n' % ((SECRET.encode(),) * 2)
     async with around(answering(b'data: {"message":1}\n\n', frame)) as (http, streams):
-        answer = await http.post("/", headers=STREAMING)
+        answer = await http.post("/", json={"data": 1}, headers=STREAMING)
         async with streams.subscribe(answer.headers[STREAM_ID], after=0) as events:
             (event,) = await events.batch()
     assert frames_of(answer.content)[-1]["error"] == {"status": "NOT_FOUND", "message": "not found", "details": None}
@@ -78,7 +78,7 @@ async def test_errors_in_frames_are_stored_in_full_and_only_their_status_is_show
 )
 async def test_an_answer_that_ends_otherwise_ends_the_stream_with_an_error(app: ASGIApp, status: str) -> None:
     async with around(app) as (http, _):
-        answer = await http.post("/", headers=STREAMING)
+        answer = await http.post("/", json={"data": 1}, headers=STREAMING)
     first, last = frames_of(answer.content)
     assert first["message"] == 1
     assert isinstance(last["error"], dict)
@@ -98,7 +98,7 @@ async def test_stopping_is_told_to_the_inner_app_as_a_disconnect() -> None:
         told.set()
 
     async with around(app) as (http, streams):
-        async with http.stream("POST", "/", headers=STREAMING) as answer:
+        async with http.stream("POST", "/", json={"data": 1}, headers=STREAMING) as answer:
             await Reading(answer).until()
         stream = answer.headers[STREAM_ID]
         assert not told.is_set()  # of the client's own disconnect
@@ -189,7 +189,7 @@ async def test_what_an_inner_app_raises_before_it_answers_is_the_servers_to_answ
         raise ValueError(SECRET)
 
     async with around(app) as (http, streams):
-        answer = await http.post("/", headers=STREAMING)
+        answer = await http.post("/", json={"data": 1}, headers=STREAMING)
         await_list = await streams.list()
     assert (answer.status_code, answer.text) == (500, "Internal Server Error")
     assert not await_list
@@ -225,7 +225,7 @@ async def test_a_storage_that_is_down_is_503_in_json_and_the_inner_app_is_told_t
 
     async with around(app, StreamManager(storage)) as (http, _):
         storage.is_down = True
-        answer = await http.post("/", headers=STREAMING)
+        answer = await http.post("/", json={"data": 1}, headers=STREAMING)
         storage.is_down = False
         with anyio.fail_after(5):
             await told.wait()
@@ -265,8 +265,9 @@ async def test_around_an_app_that_enters_the_same_streams_http_itself() -> None:
     assert not streams_http.streams.is_running
 
 
-async def raises(scope: Scope, _receive: Receive, send: Send) -> None:
+async def raises(scope: Scope, receive: Receive, send: Send) -> None:
     assert scope["type"] == "http"
+    await receive()
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
     await send({"type": "http.response.body", "body": b'data: {"result":1}\n\n'})
 
@@ -286,7 +287,7 @@ async def raises_late(scope: Scope, receive: Receive, send: Send) -> None:
 async def test_around_an_app_without_lifespan(app: ASGIApp) -> None:
     streams = InMemoryStreamManager()
     async with around(app, streams) as (http, _):
-        assert frames_of((await http.post("/", headers=STREAMING)).content) == [{"result": 1, "offset": 0}]
+        assert frames_of((await http.post("/", json={"data": 1}, headers=STREAMING)).content) == [{"result": 1, "offset": 0}]
     assert not streams.is_running
 
 
@@ -414,10 +415,10 @@ async def test_a_frame_may_be_as_long_as_an_event_of_the_manager() -> None:
     streams = StreamManager(MemoryStorage(), limits=Limits(max_event_bytes=10 << 20))
     frames = [b'data: {"message":"%b"}\n\n' % text.encode(), b'data: {"result":1}\n\n']
     async with around(answering(*frames), streams) as (http, _):
-        answer = await http.post("/", headers=STREAMING)
+        answer = await http.post("/", json={"data": 1}, headers=STREAMING)
     assert frames_of(answer.content)[0]["message"] == text
     async with around(answering(*frames)) as (http, _):
-        refused = await http.post("/", headers=STREAMING)
+        refused = await http.post("/", json={"data": 1}, headers=STREAMING)
     (error,) = frames_of(refused.content)
     assert isinstance(error["error"], dict)
     assert error["error"]["status"] == "RESOURCE_EXHAUSTED"
@@ -429,7 +430,7 @@ async def test_text_is_stored_as_utf_8_however_it_was_escaped(framing: str) -> N
         b'data: {"message":"\\u4e16\\u754c"}\n\ndata: {"result":1}\n\n' if framing == "genkit" else "data: 世界\n\n".encode()
     )
     async with around(answering(frame)) as (http, streams):
-        answer = await http.post("/", headers=STREAMING)
+        answer = await http.post("/", json={"data": 1}, headers=STREAMING)
         async with streams.subscribe(answer.headers[STREAM_ID]) as events:
             first, *_ = await events.batch()
     assert "世界".encode() in first.data

@@ -23,7 +23,7 @@ from tests.http.servers import STREAM_ID, Reading, events_of, http_to, until, wi
 
 from streamkeep import InMemoryStreamManager, PublicError, StreamManager
 from streamkeep.http import DurableStreaming, SSEFraming, StreamsHTTP
-from streamkeep.http.exchange import SEEN_BODY_BYTES
+from streamkeep.http.exchange import FIRST_FRAME_SECONDS, SEEN_BODY_BYTES
 from streamkeep.http.response import ASGIApp, Receive, Scope, Send
 
 SSE: Final = {"Accept": "text/event-stream"}
@@ -150,6 +150,45 @@ async def test_whoever_asks_as_genkits_clients_do_gets_what_the_app_answers(genk
     async with around(answering(body)) as (http, _):
         answer = await http.post("/", content=genkit_like, headers=SSE)
     assert without_ids(answer.content) == body.replace(b": ping\n\n", b"")
+
+
+LIKE_GENKITS: Final = (
+    [b'data: {"message":"Nothing"}\n\n', b'data: {"message":"is lost"}\n\n', b"data: [DONE]\n\n"],
+    [b'data: {"result":"a"}\n\n', b'data: {"result":"b"}\n\n'],
+)
+
+
+@pytest.mark.parametrize("packets", LIKE_GENKITS, ids=["message", "result"])
+@pytest.mark.parametrize("how", ["nothing is sent", "caches are told"])
+async def test_what_looks_like_genkits_frames_is_not_taken_for_them(packets: list[bytes], how: str) -> None:
+    headers: dict[str, Any] = {"Cache_Control": "no-cache"} if how == "caches are told" else {}
+    async with around(answering(*packets, **headers)) as (http, _):
+        answer = await http.post("/", content=b'{"data": 1}' if headers else b"", headers=SSE)
+    assert without_ids(answer.content) == b"".join(packets)
+
+
+async def test_an_error_without_a_status_of_genkits_is_the_apps() -> None:
+    error = b'data: {"error":{"message":"quota exceeded","code":"insufficient_quota"}}\n\n'
+    async with around(answering(error)) as (http, _):
+        answer = await http.post("/", json={"data": 1}, headers=SSE)
+    assert without_ids(answer.content) == error
+
+
+async def test_a_first_token_that_takes_a_while_makes_nobodys_stream_genkits() -> None:
+    async def body() -> AsyncGenerator[bytes]:
+        await anyio.sleep(1.5 * FIRST_FRAME_SECONDS)
+        yield OPENAI
+
+    app = FastAPI()
+
+    @app.post("/")
+    async def answer(request: Request) -> StreamingResponse:
+        await request.body()
+        return StreamingResponse(body(), media_type="text/event-stream")
+
+    async with around(app) as (http, _):
+        answered = await http.post("/", json={"data": 1}, headers=SSE)
+    assert without_ids(answered.content) == OPENAI
 
 
 async def test_the_head_is_sent_before_the_first_token() -> None:

@@ -11,7 +11,7 @@ import re
 import uuid
 import zlib
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextvars import copy_context
 from typing import Final, Protocol
 
@@ -20,7 +20,7 @@ import msgspec
 
 from .._background import loop_here, not_ours
 from .._input import StreamInput
-from ..errors import InvalidArgumentError, KeyInUseError, StreamkeepError
+from ..errors import STATUSES, InvalidArgumentError, KeyInUseError, StreamkeepError
 from ..events import ErrorInfo, hidden_error
 from ..wire import Failure, GenkitDecoder, Result, SSEDecoder, wants_stream
 from ..wire import Message as Chunk
@@ -55,7 +55,7 @@ SEEN_BODY_BYTES: Final = 1 << 16
 """How much of a request's body is looked at, to know Genkit's and JSON-RPC."""
 FRAME_FACTOR: Final = 6
 """How much longer than its UTF-8 a text may be in a frame, if it is written in escapes."""
-_GENKITS_INPUT: Final = re.compile(rb'\s*(\{\s*(\}\s*|"(data|init)"\s*:.*))?', re.DOTALL)
+_GENKITS_INPUT: Final = re.compile(rb'\s*\{\s*(\}\s*|"(data|init)"\s*:.*)', re.DOTALL)
 _JSON_RPC: Final = re.compile(rb'"jsonrpc"\s*:\s*"2\.0"')
 _BLANK_LINE: Final = re.compile(rb"\n[\r\n]|\r\r")
 _NOT_KEPT: Final = frozenset(
@@ -110,6 +110,7 @@ class Exchange:
         self._decode: _Decode | None = None
         self._parser: _Parser | None = None
         self._own_answer = anyio.Event()
+        self._app_scope: Scope = {**_plainly_asking(scope), OWN_ANSWER: self._own_answer}
         self._is_refused = False
         self._is_whole = False
         self._failure: BaseException | None = None
@@ -163,7 +164,7 @@ class Exchange:
 
     async def _answer_with_stream(self, head: Message) -> None:
         """Open the stream, and show it. Raises before the answer has begun only."""
-        is_genkits = await self._is_genkits(head)
+        is_genkits = await self._is_genkits()
         headers = _headers_of(head)
         answer = KeptAnswer(
             headers["content-type"], tuple((name, text) for name, text in headers.items() if name in self._kept_headers)
@@ -195,16 +196,23 @@ class Exchange:
         self._messages.forget()
         await self._http.show_again(self._scope, self._messages.for_reader, self._send, stream)
 
-    async def _is_genkits(self, head: Message) -> bool:
+    async def _is_genkits(self) -> bool:
         if not self._may_be_genkits:
             return False
+        endpoint = self._app_scope.get("endpoint")  # which the routers of Starlette and FastAPI name
+        if _is_of_genkit(endpoint):
+            return True
         with anyio.move_on_after(FIRST_FRAME_SECONDS):
             await self._first_is_whole.wait()
             return _is_genkit_frame(bytes(self._first))
-        # Genkit's clients always send a body, and its server says nothing of caches: whoever does is somebody else.
-        return bool(self._body.beginning) and "cache-control" not in _headers_of(head)
+        return endpoint is None
 
-    def _asks_as_genkits(self) -> bool:
+    def _answers_as_genkits(self, headers: Mapping[str, str]) -> bool:
+        """Say whether this is asked as Genkit's clients ask, who always send a body, and answered as its server answers, which
+        says nothing of caches.
+        """
+        if media_type_of(headers["content-type"]) != EVENT_STREAM or "cache-control" in headers:
+            return False
         try:
             accepts = wants_stream(headers_of(self._scope).get("accept", ""), query_of(self._scope))
         except InvalidArgumentError:
@@ -240,8 +248,7 @@ class Exchange:
     async def _run_app(self) -> None:
         try:
             with self._cancellation:
-                scope = {**_plainly_asking(self._scope), OWN_ANSWER: self._own_answer}
-                await self._app(scope, self._receive, self._take)
+                await self._app(self._app_scope, self._receive, self._take)
         except anyio.get_cancelled_exc_class():
             pass
         except not_ours():
@@ -275,9 +282,7 @@ class Exchange:
                 await self._pass_on(message, is_head=is_head)
                 return
             self._head = message
-            self._may_be_genkits = (
-                media_type_of(_headers_of(message)["content-type"]) == EVENT_STREAM and self._asks_as_genkits()
-            )
+            self._may_be_genkits = self._answers_as_genkits(_headers_of(message))
             if not self._may_be_genkits:
                 self._first_is_whole.set()
             self._answered.set()
@@ -551,15 +556,25 @@ def _in_utf8(data: bytes) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(msgspec.json.decode(data)) if b"\\u" in data else data)
 
 
+def _is_of_genkit(endpoint: object) -> bool:
+    """Say whether an endpoint is one of `genkit_fastapi`'s."""
+    return str(getattr(endpoint, "__globals__", {}).get("__name__", "")).partition(".")[0] == "genkit_fastapi"
+
+
 def _is_genkit_frame(block: bytes) -> bool:
-    """Say whether an answer that begins so is Genkit's: an object with one of its three keys, and nothing that is not its own."""
+    """Say whether an answer that begins so is Genkit's: an object with one of its three keys, and nothing that is not its own; the
+    status of an error is one of Genkit's.
+    """
     line = block.lstrip(b"\r\n").splitlines()[:1]
     name, _, payload = line[0].partition(b":") if line else (b"", b"", b"")
     try:
-        keys = msgspec.json.decode(payload, type=dict[str, msgspec.Raw]).keys()
+        frame = msgspec.json.decode(payload, type=dict[str, msgspec.Raw])
+        told = msgspec.json.decode(frame["error"], type=dict[str, msgspec.Raw]) if "error" in frame else {}
+        is_error = msgspec.json.decode(told.get("status", b'""'), type=str) in STATUSES
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
-    return name in (b"data", b"error") and len(keys & {"message", "result", "error"}) == 1 and len(keys - {"offset"}) == 1
+    keys = frame.keys() - {"offset"}
+    return name in (b"data", b"error") and (keys in ({"message"}, {"result"}) or (keys == {"error"} and is_error))
 
 
 # Encodings

@@ -27,7 +27,7 @@ class DurableStreaming:
     of ours. (Comments, ids and `retry` are not kept: those are a connection's.) Its producer goes on when the client has gone. The answer
     has an `X-Genkit-Stream-Id`; a POST with that header, or with the cursor that an event's id is as `Last-Event-ID`, gets the rest of
     that stream and does not reach the app; a DELETE with the header stops it, which the app is told as a disconnect, and which is enforced
-    a second later. To a client of Genkit's (`{"data": …}`, or no body, that accepts an event stream) frames of Genkit's are Genkit's
+    a second later. To a client of Genkit's (`{"data": …}` or `{}`, that accepts an event stream) frames of Genkit's are Genkit's
     exchange: errors in them are stored in full, and readers get their status only.
 
     All else passes byte for byte: other methods and answers, WebSockets, JSON-RPC and so MCP, whose answers belong to their request,
