@@ -11,7 +11,7 @@ import math
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,7 +20,7 @@ from typing import Any, Final, Self, TypedDict, TypeVar, Unpack
 import anyio
 
 from .._background import Background
-from .._loop_thread import LoopThread, LoopThreads, check_threads
+from .._loop_thread import LoopThread, LoopThreads, Outcome, check_threads
 from .._manager import StreamManager
 from .access import Authorize
 from .app import Answer, FollowOptions, StartOptions, StopOptions, StreamsHTTP
@@ -180,8 +180,19 @@ class StreamsThread:
     async def _await(self, do: "Do", within: Context | None = None) -> Taken:
         self._hear()  # here, where the main thread may be
         running = await asyncio.to_thread(self.start)  # which may have to connect
-        future = (copy_context() if within is None else within).run(running.begin, do, running)
-        return (await asyncio.wrap_future(future)).given()
+        loop, future = asyncio.get_running_loop(), asyncio.Future[Outcome[Taken]]()
+
+        def tell(outcome: Outcome[Taken]) -> None:
+            with suppress(RuntimeError):  # whoever waits has ended with its event loop
+                loop.call_soon_threadsafe(lambda: future.done() or future.set_result(outcome))
+
+        cancel = (copy_context() if within is None else within).run(running.begin, tell, do, running)
+        try:
+            outcome = await future
+        except BaseException:
+            cancel()
+            raise
+        return outcome.given()
 
 
 def context_without(is_gone: Callable[[str], bool]) -> Context:
