@@ -206,9 +206,12 @@ class LoopThread(Generic[T]):
         if self.is_over:
             return
         self._is_closed = True
-        self.soon(lambda: self._leave())
+        self.soon(self._leave_now)
         if self._thread.ident not in {None, get_ident()}:  # it may be the garbage collector that calls
             self._thread.join()
+
+    def _leave_now(self) -> None:
+        self._leave()  # what it is by now
 
     def _call(self, function: Callable[[], object]) -> None:
         """Call a function in the event loop. RuntimeError: there is none yet, or none any more."""
@@ -255,9 +258,11 @@ class LoopThread(Generic[T]):
             if not self._is_closed:
                 await stop.wait()
         finally:
-            await resource.__aexit__(None, None, None)  # which wakes those who wait
-            self._tasks.stop()
-            await self._tasks.wait()
+            try:
+                await resource.__aexit__(None, None, None)  # which wakes those who wait
+            finally:
+                self._tasks.stop()
+                await self._tasks.wait()
 
     def _too_slow(self) -> StorageUnavailableError:
         return StorageUnavailableError(f"the storage could not be opened within {self._start_seconds:g} seconds")
@@ -289,9 +294,7 @@ class _Call:
             self.task.cancel()
 
 
-async def _tell(
-    told: Callable[[Outcome[R]], object], function: Callable[..., Awaitable[R]], args: tuple[object, ...]
-) -> None:
+async def _tell(told: Callable[[Outcome[R]], object], function: Callable[..., Awaitable[R]], args: tuple[object, ...]) -> None:
     try:
         outcome = Outcome([await function(*args)])
     except anyio.get_cancelled_exc_class():
