@@ -25,6 +25,7 @@ from django.views.decorators.csrf import csrf_exempt, csrf_protect
 from django.views.decorators.gzip import gzip_page
 from genkit import ActionRunContext
 from tests.http.servers import STREAM_ID, STREAMING, flow_of, frames_of
+from tests.inside import threads_of_ours
 from tests.web import site
 from tests.web.test_flask import BOUND_SECONDS, WORDS, Gate, awaited, messages, plain, until
 
@@ -52,10 +53,10 @@ class URLs:
 
 @pytest.fixture
 def streams() -> Iterator[DjangoStreams]:
-    threads = threading.active_count()
+    threads = threads_of_ours()
     with DjangoStreams("memory://") as streams:
         yield streams
-    until(lambda: threading.active_count() <= threads + 1)  # asgiref keeps one for views that do not await
+    until(lambda: threads_of_ours() <= threads)
 
 
 @pytest.fixture

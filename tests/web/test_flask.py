@@ -16,6 +16,7 @@ from flask import Flask, Request, Response, abort, current_app, g, has_request_c
 from flask.testing import FlaskClient
 from genkit import ActionRunContext
 from tests.http.servers import STREAM_ID, STREAMING, flow_of, frames_of
+from tests.inside import threads_of_ours
 
 from streamkeep import (
     InvalidArgumentError,
@@ -51,10 +52,10 @@ def app() -> Flask:
 
 @pytest.fixture
 def streams(app: Flask) -> Iterator[FlaskStreams]:
-    threads = threading.active_count()
+    threads = threads_of_ours()
     with FlaskStreams("memory://", app) as streams:
         yield streams
-    until(lambda: threading.active_count() <= threads)
+    until(lambda: threads_of_ours() <= threads)
 
 
 @pytest.fixture
