@@ -67,7 +67,9 @@ class DjangoStreams:
     Args:
         streams: the URL of a storage, or a function that makes a `StreamManager` that nobody else uses. None: the setting
             `STREAMKEEP_URL`, which is read at the first use.
-        options: those of `StreamsHTTP`. A heartbeat is sent every five seconds, unless `timeouts` are given.
+        options: those of `StreamsHTTP`. A heartbeat is sent every five seconds, unless `timeouts` are given. `authorize` has the request as
+            `access.request`. A plain function is called in the request's own thread, with all that the request has there; one that
+            awaits in the event loop. What it raises is raised by the view, `PublicError` excepted, which is answered as JSON.
     """
 
     def __init__(self, streams: Streams | None = None, **options: Unpack[ServingOptions]) -> None:
@@ -94,7 +96,7 @@ class DjangoStreams:
         """Make an iterable a durable stream, and give the response that shows it; arguments and answers are `StreamsHTTP.respond`'s.
 
         The source runs apart from the request, in a thread if it does not await. Its database connections are its own, and are closed
-        behind it. Context variables are as they are here. So it is with a plain `on_end`.
+        behind it. Context variables are as they are here. So it is with `on_end`; a plain function is called in a thread.
 
         Raises as `StreamsHTTP.respond` does. RuntimeError: a view that awaits calls this; there it is `await streams.arespond(…)`.
         """

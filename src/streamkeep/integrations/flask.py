@@ -51,7 +51,9 @@ class FlaskStreams:
         streams: the URL of a storage, or a function that makes a `StreamManager` that nobody else uses. None: each app says by its
             `STREAMKEEP_URL`, and has streams of its own; give it to `init_app`.
         app: the same as `init_app(app)`.
-        options: those of `StreamsHTTP`. A heartbeat is sent every five seconds, unless `timeouts` are given.
+        options: those of `StreamsHTTP`. A heartbeat is sent every five seconds, unless `timeouts` are given. `authorize` has the request as
+            `access.request`. A plain function is called in the request's own thread, with all that the request has there; one that
+            awaits in the event loop. What it raises is raised by the view, `PublicError` excepted, which is answered as JSON.
     """
 
     def __init__(self, streams: Streams | None = None, app: Flask | None = None, **options: Unpack[ServingOptions]) -> None:
@@ -89,7 +91,7 @@ class FlaskStreams:
 
         The source runs apart from the request, in a thread if it does not await, and in an app context of its own: `current_app` and `g`
         are there, what was torn down is not, and neither are `request`, `session` and `current_user`: give it what it needs of them. All
-        other context variables are as they are here. So it is with a plain `on_end`.
+        other context variables are as they are here. So it is with `on_end`; a plain function is called in a thread.
 
         Raises as `StreamsHTTP.respond` does.
         """
@@ -113,7 +115,7 @@ class FlaskStreams:
     def blueprint(self, name: str = "streams") -> Blueprint:
         """Give `StreamsHTTP` itself, for any stream: `app.register_blueprint(streams.blueprint(), url_prefix="/streams")`.
 
-        Whose a stream is, only `authorize` says; who may come at all, the blueprint's `before_request`.
+        Whose a stream is, only `authorize` says, which has the request's context; who may come at all, the blueprint's `before_request`.
         """
         blueprint = Blueprint(name, __name__)
 
