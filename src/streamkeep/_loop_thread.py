@@ -290,8 +290,8 @@ class _Call:
         self.end = end
 
     def cancel(self) -> None:
-        if self.task is not None:
-            self.task.cancel()
+        assert self.task is not None  # it was started before this is called
+        self.task.cancel()
 
 
 async def _tell(told: Callable[[Outcome[R]], object], function: Callable[..., Awaitable[R]], args: tuple[object, ...]) -> None:

@@ -296,6 +296,48 @@ def test_a_call_that_is_begun_when_all_is_over_is_told_so(running: LoopThread[in
     running._is_left = True
 
 
+def test_a_call_that_is_begun_while_all_ends_is_told_so(running: LoopThread[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Outcome[int]] = []
+    monkeypatch.setattr(running, "_call", lambda _: setattr(running, "_is_left", True))  # the event loop takes it, and ends
+    running.begin(told.append, here)
+    with pytest.raises(StreamManagerClosedError):
+        told[0].given()
+    monkeypatch.setattr(running, "_is_left", False)
+
+
+def test_a_call_that_the_event_loop_has_not_begun_is_told_of_its_end(
+    running: LoopThread[int], threads: LoopThreads[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Outcome[int]] = []
+    monkeypatch.setattr(running, "_call", lambda _: None)
+    running.begin(told.append, here)
+    monkeypatch.undo()
+    threads.close()
+    with pytest.raises(StreamManagerClosedError):
+        told[0].given()
+
+
+def test_what_starts_while_somebody_looks_is_not_waited_for(running: LoopThread[int]) -> None:
+    class Meanwhile(set[Any]):
+        def add(self, told: Any) -> None:
+            super().add(told)
+            running._is_started = True
+
+    running._starting = Meanwhile()
+    running._is_started = False
+    running.wait()
+    assert not running._starting
+
+
+def test_nothing_is_called_before_there_is_an_event_loop(noted: Noted) -> None:
+    running, called = LoopThread(noted.once, BOUND_SECONDS), list[int]()
+    running.soon(lambda: called.append(1))
+    running.spawn(checkpoint)
+    running.close()
+    running.start()
+    assert (called, noted.entered, running._thread.ident) == ([], [], None)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_what_cannot_be_left_ends_its_thread() -> None:
     @asynccontextmanager
