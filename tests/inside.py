@@ -1,5 +1,6 @@
 """What a manager has in its hands, for tests of what is left behind."""
 
+import threading
 from collections.abc import Mapping
 
 from streamkeep import StreamManager
@@ -25,3 +26,8 @@ def tasks_of(streams: StreamManager) -> int:
 def storage_of(streams: StreamManager) -> Storage:
     """Give its storage."""
     return streams._storage.storage
+
+
+def threads_of_ours() -> set[threading.Thread]:
+    """Give the library's threads that run now. All others of a process come and go as pytest, its plugins and event loops like."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith("streamkeep")}

@@ -1,28 +1,37 @@
 """An event loop in a thread of its own, for code that does not await: one for each process.
 
 What runs there is entered when it is first used, and left with the program at the latest. It knows nothing of managers.
+
+A signal handler may come at any time, also into a thread that waits here, and may close what is waited for. So nobody who waits holds a
+lock, and what is waited by takes none: a SimpleQueue.
 """
 
+import math
 import os
 import sys
+import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import CancelledError, Future
 from contextlib import AbstractAsyncContextManager, suppress
-from contextvars import Context
-from threading import Lock, Thread, get_ident
+from contextvars import Context, copy_context
+from functools import partial
+from queue import Empty, SimpleQueue
+from threading import RLock, Thread, get_ident
 from typing import Any, Final, Generic, TypeVar
 from weakref import WeakSet, finalize
 
 import anyio
-from anyio.from_thread import BlockingPortal
 
-from ._background import Loop, loop_here
-from .errors import StreamManagerClosedError, WrongEventLoopError
+from ._background import Background, Loop, Task, loop_here
+from .errors import StorageUnavailableError, StreamManagerClosedError, WrongEventLoopError, fresh
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 Make = Callable[[], AbstractAsyncContextManager[T]]
+START_SECONDS: Final = 15.0
+"""How long entering may take. Storages give up sooner, but for one that blocks its event loop."""
+LEAVE_SECONDS: Final = 1.0
+"""How long a start that was given up may take to say so."""
 
 
 def check_threads() -> None:
@@ -40,38 +49,47 @@ class LoopThreads(Generic[T]):
 
     Args:
         make: gives what is entered, each time that an event loop starts. Nobody else uses it.
+        start_seconds: how long entering may take.
     """
 
-    def __init__(self, make: Make[T]) -> None:
+    def __init__(self, make: Make[T], start_seconds: float = START_SECONDS) -> None:
         self._make = make
-        self._lock = Lock()
+        self._start_seconds = start_seconds
+        self._lock = RLock()  # for a signal handler in the very thread that holds it
         self._running: LoopThread[T] | None = None
-        self._close: Callable[[], object] = _nothing
+        self._at_end: Callable[[], object] = _nothing
         _all.add(self)
 
     def running(self) -> "LoopThread[T]":
-        """Give the event loop of this process. What a fork has left of the parent's is let be. Raises what entering raises.
+        """Give the event loop of this process. What a fork has left of the parent's is let be.
 
-        RuntimeError: threads are greenlets of gevent's.
+        All who come while it starts wait for that one start, and are told when it fails, each by what entering raises; who comes behind
+        that starts anew. StorageUnavailableError: it takes too long. RuntimeError: threads are greenlets of gevent's.
         """
         check_threads()
         with self._lock:
             running = self._running
             if running is None or running.is_over:
-                running = self._running = LoopThread(self._make)
-                self._close = finalize(self, running.close)  # at the end of the program, too
-            return running
+                self._at_end()
+                running = self._running = LoopThread(self._make, self._start_seconds)
+                closing = finalize(self, running.close)  # at the end of the program, too
+                self._at_end = closing.detach
+            running.start()
+        running.wait()
+        return running
 
     def close(self) -> None:
-        """Leave what is entered, and return when nothing is left running."""
+        """Leave what is entered, and return when nothing is left running. A signal handler may call it."""
         with self._lock:
-            self._running = None
-            close, self._close = self._close, _nothing
-        close()
+            running, self._running = self._running, None
+            at_end, self._at_end = self._at_end, _nothing
+            at_end()
+        if running is not None:
+            running.close()
 
     def after_fork(self) -> None:
         """Take a new lock in a forked child, where a thread that held the old one is no more. It is called there by itself."""
-        self._lock = Lock()
+        self._lock = RLock()
 
 
 class LoopThread(Generic[T]):
@@ -81,18 +99,53 @@ class LoopThread(Generic[T]):
         entered: what entering has given.
     """
 
-    def __init__(self, make: Make[T]) -> None:
-        started: Future[_Started[T]] = Future()
+    entered: T
+
+    def __init__(self, make: Make[T], start_seconds: float) -> None:
+        self._make = make
+        self._start_seconds = start_seconds
+        self._give_up_at = math.inf
         self._process = os.getpid()
-        self._is_closed = False
-        self._thread = Thread(target=_run, args=(make, started), name="streamkeep", daemon=True)
-        self._thread.start()
-        self.entered, self._loop, self._portal, self._stop = started.result()
+        self._thread = Thread(target=self._run, name="streamkeep", daemon=True)
+        self._loop: Loop | None = None
+        self._tasks = Background()
+        self._leave: Callable[[], object] = _nothing
+        self._is_started = self._is_closed = self._is_left = False
+        self._failure: BaseException | None = None
+        self._starting: set[SimpleQueue[None]] = set()
+        self._calls: set[_Call] = set()
 
     @property
     def is_over(self) -> bool:
         """Whether nothing can be called here any more."""
-        return self._is_closed or self._process != os.getpid() or not self._thread.is_alive()
+        return self._is_closed or self._is_left or self._failure is not None or self._process != os.getpid()
+
+    def start(self) -> None:
+        """Start the thread, unless it was."""
+        if self._thread.ident is None and not self._is_closed:
+            self._give_up_at = time.monotonic() + self._start_seconds + LEAVE_SECONDS
+            self._thread.start()
+
+    def wait(self) -> None:
+        """Return when something is entered. Raises what entering raises; StorageUnavailableError: that takes too long."""
+        if self._is_started:
+            return
+        told = SimpleQueue[None]()
+        self._starting.add(told)
+        try:
+            if not self._is_started and not self._is_left:
+                told.get(timeout=max(0, self._give_up_at - time.monotonic()))
+        except Empty:
+            raise self._too_slow() from None
+        finally:
+            self._starting.discard(told)
+        match self._failure:
+            case None:
+                return
+            case Exception() as failure:
+                raise fresh(failure) from failure
+            case failure:
+                raise RuntimeError("what runs in the event loop could not be started") from failure
 
     def check(self) -> None:
         """Raise WrongEventLoopError in another process, StreamManagerClosedError if this is over, RuntimeError in its own thread."""
@@ -101,25 +154,39 @@ class LoopThread(Generic[T]):
         if self._thread.ident == get_ident():
             raise RuntimeError("what does not await must not be called in the event loop that it waits for")
         if self.is_over:
-            raise StreamManagerClosedError("the stream manager is closed")
+            raise _closed()
 
-    def begin(self, function: Callable[..., Awaitable[R]], *args: object) -> "Future[Outcome[R]]":
-        """Call a function there, and give what will have its outcome; to cancel that cancels the call. Raises as `check` does."""
+    def begin(
+        self, told: "Callable[[Outcome[R]], object]", function: Callable[..., Awaitable[R]], *args: object
+    ) -> Callable[[], object]:
+        """Call a function there, and have a function of the caller's told its outcome; the first that it is told counts. It is called in
+        any thread, and must not block. Gives what cancels the call. Raises as `check` does.
+        """
         self.check()
+        call = _Call(lambda: told(Outcome([], _closed())))
+        self._calls.add(call)
+        context = copy_context()
+
+        def start() -> None:
+            run = partial(_tell, told, function, args)
+            call.task = self._tasks.start(run, "a call", context, partial(self._end, call))
+
         try:
-            return self._portal.start_task_soon(_caught, function, args)
+            self._call(start)
         except RuntimeError:
-            raise StreamManagerClosedError("the stream manager is closed") from None
+            self._end(call)
+        if self._is_left:  # and nobody else would say so
+            self._end(call)
+        return lambda: self.soon(call.cancel)
 
     def call(self, function: Callable[..., Awaitable[R]], *args: object) -> R:
         """Call a function there and wait for what it gives, or raises. One that is interrupted here is cancelled there."""
-        future = self.begin(function, *args)
+        outcomes = SimpleQueue[Outcome[R]]()
+        cancel = self.begin(outcomes.put, function, *args)
         try:
-            outcome = future.result()
-        except CancelledError:
-            raise StreamManagerClosedError("the stream manager is closed") from None
+            outcome = outcomes.get()
         except BaseException:
-            future.cancel()
+            cancel()
             raise
         return outcome.given()
 
@@ -127,45 +194,78 @@ class LoopThread(Generic[T]):
         """Call a function there soon, from any thread, and wait for nothing. It does nothing in another process, or when all is over."""
         if self._process == os.getpid():
             with suppress(RuntimeError):
-                self._loop.call(function)
+                self._call(function)
 
     def spawn(self, function: Callable[[], Awaitable[object]]) -> None:
         """Run a function in a task there, which nobody owns and nobody waits for. It does nothing if this is over."""
-        if not self.is_over:
-            self.soon(lambda: self._loop.spawn(function, Context(), _nothing))
+        if not self.is_over and (loop := self._loop) is not None:
+            self.soon(lambda: loop.spawn(function, Context(), _nothing))
 
     def close(self) -> None:
         """Leave what is entered, and end the thread. It can be called again, and is nothing in a forked child."""
         if self.is_over:
             return
         self._is_closed = True
-        with suppress(RuntimeError):  # it has ended by itself
-            self._loop.call(self._stop.set)
-        if self._thread.ident != get_ident():  # else the garbage collector calls
+        self.soon(self._leave_now)
+        if self._thread.ident not in {None, get_ident()}:  # it may be the garbage collector that calls
             self._thread.join()
 
+    def _leave_now(self) -> None:
+        self._leave()  # what it is by now
 
-_Started = tuple[T, Loop, BlockingPortal, anyio.Event]
+    def _call(self, function: Callable[[], object]) -> None:
+        """Call a function in the event loop. RuntimeError: there is none yet, or none any more."""
+        if self._loop is None:
+            raise RuntimeError("the event loop has not begun")
+        self._loop.call(function)
 
+    def _end(self, call: "_Call") -> None:
+        self._calls.discard(call)
+        call.end()
 
-def _run(make: Make[T], started: "Future[_Started[T]]") -> None:
-    async def main() -> None:
-        resource, stop = make(), anyio.Event()
-        entered = await resource.__aenter__()
-        async with BlockingPortal() as portal:
-            started.set_result((entered, loop_here(), portal, stop))
-            try:
+    def _run(self) -> None:
+        try:
+            anyio.run(self._main)
+        except BaseException as error:
+            if self._is_started:
+                raise
+            self._failure = error
+        finally:
+            self._is_left = True
+            for told in tuple(self._starting):
+                told.put(None)
+            for call in tuple(self._calls):
+                self._end(call)
+
+    async def _main(self) -> None:
+        stop = anyio.Event()
+        with anyio.move_on_after(self._start_seconds) as starting:
+            self._leave = starting.cancel
+            self._loop = loop_here()
+            if self._is_closed:  # which had nobody to tell
+                starting.cancel()
+            resource = self._make()
+            entered = await resource.__aenter__()
+            self._leave = stop.set
+        if starting.cancelled_caught:
+            raise _closed() if self._is_closed else self._too_slow()
+        self._tasks.begin()
+        self.entered = entered
+        self._is_started = True
+        for told in tuple(self._starting):
+            told.put(None)
+        try:
+            if not self._is_closed:
                 await stop.wait()
-            finally:
+        finally:
+            try:
                 await resource.__aexit__(None, None, None)  # which wakes those who wait
-                await portal.stop(cancel_remaining=True)
+            finally:
+                self._tasks.stop()
+                await self._tasks.wait()
 
-    try:
-        anyio.run(main)
-    except BaseException as error:
-        if started.done():
-            raise
-        started.set_exception(error)
+    def _too_slow(self) -> StorageUnavailableError:
+        return StorageUnavailableError(f"the storage could not be opened within {self._start_seconds:g} seconds")
 
 
 class Outcome(Generic[R]):
@@ -182,14 +282,30 @@ class Outcome(Generic[R]):
         return self._result[0]
 
 
-async def _caught(function: Callable[..., Awaitable[R]], args: tuple[object, ...]) -> Outcome[R]:
-    """Call a function. What is no Exception would end the portal, if it was let out here."""
+class _Call:
+    """A call that may have no outcome: when all is over first, say."""
+
+    def __init__(self, end: Callable[[], object]) -> None:
+        self.task: Task | None = None
+        self.end = end
+
+    def cancel(self) -> None:
+        assert self.task is not None  # it was started before this is called
+        self.task.cancel()
+
+
+async def _tell(told: Callable[[Outcome[R]], object], function: Callable[..., Awaitable[R]], args: tuple[object, ...]) -> None:
     try:
-        return Outcome([await function(*args)])
+        outcome = Outcome([await function(*args)])
     except anyio.get_cancelled_exc_class():
         raise
-    except BaseException as error:
-        return Outcome([], error)
+    except BaseException as error:  # what is no Exception would end the event loop, if it was let out here
+        outcome = Outcome[R]([], error)
+    told(outcome)
+
+
+def _closed() -> StreamManagerClosedError:
+    return StreamManagerClosedError("the stream manager is closed")
 
 
 def _nothing() -> None:

@@ -45,7 +45,10 @@ class StreamManager:
 
     It starts when it is first used, or entered with `with`, and closes with `close`, at the end of that block, or with the program. One
     that is used after it was closed starts anew; so does one that is used in a forked child, which makes it fit for workers that fork. (A
-    forked child shares nothing with its parent but what the storage keeps; `memory://` is empty there.)
+    forked child shares nothing with its parent but what the storage keeps; `memory://` is empty there.) Threads that come while it starts
+    share that start. Its first use raises what opening the storage raises, StorageUnavailableError after 15 seconds; the next tries again.
+
+    An exception that a signal handler raises, such as KeyboardInterrupt, cancels the call that waits. A handler may call `close`.
 
     Args:
         make: gives a manager that nobody else uses, each time that this starts.

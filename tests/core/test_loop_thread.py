@@ -5,16 +5,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from types import FrameType
 from typing import Any
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from streamkeep import StreamManagerClosedError, WrongEventLoopError
-from streamkeep._loop_thread import LoopThread, LoopThreads, _after_fork
+from streamkeep import StorageUnavailableError, StreamManagerClosedError, WrongEventLoopError, _loop_thread
+from streamkeep._loop_thread import LoopThread, LoopThreads, Outcome, _after_fork
 
 BOUND_SECONDS = 20
 
@@ -32,6 +33,76 @@ class Noted:
         self.entered.append(number)
         yield number
         self.left.append(number)
+
+
+class Slow:
+    """What is entered behind a gate; `fails`: and then not at all."""
+
+    def __init__(self) -> None:
+        self.entering = threading.Event()
+        self.gate = threading.Event()
+        self.fails = False
+        self.begun = 0
+
+    @asynccontextmanager
+    async def once(self) -> AsyncGenerator[int]:
+        self.begun += 1
+        self.entering.set()
+        await anyio.to_thread.run_sync(self.gate.wait, BOUND_SECONDS, abandon_on_cancel=True)
+        if self.fails:
+            raise ValueError("broken")
+        yield self.begun
+
+    @asynccontextmanager
+    async def blocking(self) -> AsyncGenerator[int]:
+        self.begun += 1
+        self.entering.set()
+        assert self.gate.wait(BOUND_SECONDS)
+        yield self.begun
+
+
+@pytest.fixture
+def slow() -> Slow:
+    return Slow()
+
+
+def raised_by(call: Callable[[], object]) -> "tuple[threading.Thread, list[Exception]]":
+    """Call something in a thread; give what it raises, when the thread has ended."""
+    raised: list[Exception] = []
+
+    def run() -> None:
+        try:
+            call()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, raised
+
+
+@contextmanager
+def at_a_signal(handler: Callable[[], object]) -> Generator[Callable[[], object]]:
+    """Have something called by a signal handler in the main thread, each time that what this gives is called, in any other thread."""
+    handled = threading.Event()
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        if not handled.is_set():
+            handled.set()
+            handler()
+
+    def interrupt() -> None:
+        handled.clear()
+        # Python forgets to look when a signal comes in the moment before its main thread waits.
+        while not handled.is_set():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            handled.wait(0.1)
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 @pytest.fixture
@@ -99,6 +170,172 @@ def test_what_cannot_be_entered_says_so_where_it_is_used() -> None:
 
     with pytest.raises(ValueError, match="broken"):
         LoopThreads(broken).running()
+
+
+def test_all_who_come_while_it_starts_share_that_start(slow: Slow) -> None:
+    threads = LoopThreads(slow.once)
+    waiting = [raised_by(threads.running) for _ in range(10)]
+    assert slow.entering.wait(BOUND_SECONDS)
+    until(lambda: threads._running is not None and len(threads._running._starting) == len(waiting))
+    slow.gate.set()
+    for thread, raised in waiting:
+        thread.join(BOUND_SECONDS)
+        assert raised == []
+    assert (slow.begun, threads.running().entered) == (1, 1)
+    threads.close()
+
+
+def test_a_start_that_fails_is_told_to_each_who_waits_and_the_next_starts_anew(slow: Slow) -> None:
+    slow.fails = True
+    threads = LoopThreads(slow.once)
+    waiting = [raised_by(threads.running) for _ in range(3)]
+    until(lambda: threads._running is not None and len(threads._running._starting) == len(waiting))
+    slow.gate.set()
+    for thread, raised in waiting:
+        thread.join(BOUND_SECONDS)
+        assert [str(error) for error in raised] == ["broken"]
+    assert len({id(raised[0]) for _, raised in waiting}) == len(waiting)
+    slow.fails = False
+    assert threads.running().entered == 2
+    threads.close()
+
+
+def test_a_start_that_takes_too_long_is_given_up_and_the_next_starts_anew(slow: Slow) -> None:
+    threads = LoopThreads(slow.once, 0.05)
+    with pytest.raises(StorageUnavailableError, match=r"could not be opened within 0\.05 seconds"):
+        threads.running()
+    slow.gate.set()
+    assert threads.running().entered == 2
+    threads.close()
+
+
+def test_a_start_that_blocks_its_event_loop_is_waited_for_no_longer_and_counts_when_it_is_there(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_loop_thread, "LEAVE_SECONDS", 0.0)
+    threads = LoopThreads(slow.blocking, 0.05)
+    for _ in range(2):
+        with pytest.raises(StorageUnavailableError):
+            threads.running()
+    assert slow.begun == 1
+    slow.gate.set()
+    until(lambda: threads._running is not None and (threads._running._is_started or threads._running.is_over))
+    assert threads.running().call(here)
+    threads.close()
+
+
+def test_what_is_no_exception_ends_a_start_and_not_who_waits() -> None:
+    @asynccontextmanager
+    async def broken() -> AsyncGenerator[int]:
+        raise SystemExit(1)
+        yield 0
+
+    with pytest.raises(RuntimeError, match="could not be started"):
+        LoopThreads(broken).running()
+
+
+def test_closing_ends_a_start(slow: Slow) -> None:
+    threads = LoopThreads(slow.once)
+    thread, raised = raised_by(threads.running)
+    assert slow.entering.wait(BOUND_SECONDS)
+    threads.close()
+    thread.join(BOUND_SECONDS)
+    assert [type(error) for error in raised] == [StreamManagerClosedError]
+
+
+def test_one_that_is_closed_before_its_event_loop_runs_is_left_at_once(noted: Noted) -> None:
+    running = LoopThread(noted.once, BOUND_SECONDS)
+    running._is_closed = True  # by who has found no event loop to tell
+    running._thread.start()
+    running._thread.join(BOUND_SECONDS)
+    assert noted.left == noted.entered
+
+
+def test_a_signal_handler_may_close_what_its_thread_waits_for(slow: Slow) -> None:
+    threads = LoopThreads(slow.once)
+    with at_a_signal(threads.close) as interrupt:
+        _, failed = raised_by(lambda: slow.entering.wait(BOUND_SECONDS) and interrupt())
+        with pytest.raises(StreamManagerClosedError):
+            threads.running()
+        slow.gate.set()
+
+        running = threads.running()
+        interrupting, failed_too = raised_by(interrupt)
+        with pytest.raises(StreamManagerClosedError):
+            running.call(anyio.sleep_forever)
+        with threads._lock:
+            threads.close()  # as if it came in between
+    interrupting.join(BOUND_SECONDS)
+    assert failed == failed_too == []
+    assert not any(thread.name == "streamkeep" for thread in threading.enumerate())
+
+
+def test_who_is_interrupted_while_it_starts_leaves_no_thread_behind_its_closing(slow: Slow) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    threads = LoopThreads(slow.once)
+    with at_a_signal(interrupt) as send:
+        raised_by(lambda: slow.entering.wait(BOUND_SECONDS) and send())
+        with pytest.raises(KeyboardInterrupt):
+            threads.running()
+    slow.gate.set()
+    assert threads.running().entered == 1
+    running = threads.running()
+    threads.close()
+    assert not running._thread.is_alive()
+
+
+def test_a_call_that_is_begun_when_all_is_over_is_told_so(running: LoopThread[int], threads: LoopThreads[int]) -> None:
+    told: list[Outcome[int]] = []
+    threads.close()
+    running._is_closed = running._is_left = False  # as who has looked a moment before
+    running.begin(told.append, here)
+    with pytest.raises(StreamManagerClosedError):
+        told[0].given()
+    running._is_left = True
+
+
+def test_a_call_that_is_begun_while_all_ends_is_told_so(running: LoopThread[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Outcome[int]] = []
+    monkeypatch.setattr(running, "_call", lambda _: setattr(running, "_is_left", True))  # the event loop takes it, and ends
+    running.begin(told.append, here)
+    with pytest.raises(StreamManagerClosedError):
+        told[0].given()
+    monkeypatch.setattr(running, "_is_left", False)
+
+
+def test_a_call_that_the_event_loop_has_not_begun_is_told_of_its_end(
+    running: LoopThread[int], threads: LoopThreads[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Outcome[int]] = []
+    monkeypatch.setattr(running, "_call", lambda _: None)
+    running.begin(told.append, here)
+    monkeypatch.undo()
+    threads.close()
+    with pytest.raises(StreamManagerClosedError):
+        told[0].given()
+
+
+def test_what_starts_while_somebody_looks_is_not_waited_for(running: LoopThread[int]) -> None:
+    class Meanwhile(set[Any]):
+        def add(self, told: Any) -> None:
+            super().add(told)
+            running._is_started = True
+
+    running._starting = Meanwhile()
+    running._is_started = False
+    running.wait()
+    assert not running._starting
+
+
+def test_nothing_is_called_before_there_is_an_event_loop(noted: Noted) -> None:
+    running, called = LoopThread(noted.once, BOUND_SECONDS), list[int]()
+    running.soon(lambda: called.append(1))
+    running.spawn(checkpoint)
+    running.close()
+    running.start()
+    assert (called, noted.entered, running._thread.ident) == ([], [], None)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -175,7 +412,7 @@ def test_closing_tells_those_who_wait_and_those_who_come_later(threads: LoopThre
 
 
 def test_who_comes_while_it_is_being_closed_is_told_so(running: LoopThread[int]) -> None:
-    running.call(running._portal.stop)
+    running.soon(running._tasks.stop)
     with pytest.raises(StreamManagerClosedError):
         running.call(here)
 

@@ -5,6 +5,7 @@
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, Final
 
 import anyio.to_thread
@@ -12,20 +13,23 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
 from django.contrib.auth.decorators import login_required
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.core.management import call_command
 from django.db import connections
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.middleware.csrf import get_token
 from django.test import AsyncClient, Client
 from django.test.utils import override_settings
 from django.urls import include, path
-from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.csrf import csrf_exempt, csrf_protect
 from django.views.decorators.gzip import gzip_page
 from genkit import ActionRunContext
 from tests.http.servers import STREAM_ID, STREAMING, flow_of, frames_of
+from tests.inside import threads_of_ours
 from tests.web import site
 from tests.web.test_flask import BOUND_SECONDS, WORDS, Gate, awaited, messages, plain, until
 
+from streamkeep import StreamNotFoundError
 from streamkeep.http import Access, Ended, SSEFraming, UIMessagesFraming
 from streamkeep.integrations.django import DjangoStreams, durable_flow
 
@@ -49,10 +53,10 @@ class URLs:
 
 @pytest.fixture
 def streams() -> Iterator[DjangoStreams]:
-    threads = threading.active_count()
+    threads = threads_of_ours()
     with DjangoStreams("memory://") as streams:
         yield streams
-    until(lambda: threading.active_count() <= threads + 1)  # asgiref keeps one for views that do not await
+    until(lambda: threads_of_ours() <= threads)
 
 
 @pytest.fixture
@@ -201,6 +205,132 @@ def test_connections_of_a_producer_are_its_own_and_are_closed(serve: Callable[..
     until(lambda: all(connection.connection is None for connection in used))
 
 
+def query() -> Any:
+    """Use the database, and give the connection."""
+    with connections["default"].cursor() as cursor:
+        cursor.execute("select 1")
+    return connections["default"]
+
+
+async def aquery() -> Any:
+    return await sync_to_async(query)()
+
+
+def test_what_awaits_on_behalf_of_a_request_closes_its_connections(urls: list[Any]) -> None:
+    used = list[Any]()
+
+    async def authorize(_access: Access) -> str:
+        used.append(await aquery())
+        return "ann"
+
+    async def on_end(_ended: Ended) -> None:
+        used.append(await aquery())
+
+    with DjangoStreams("memory://", authorize=authorize, on_end=on_end) as streams:
+        urls += [
+            path("", lambda request: streams.respond(request, plain())),
+            path("flow", durable_flow(flow_of(talk), streams)),
+        ]
+        assert body_of(client().post("/"))
+        assert body_of(client().post("/flow", {"data": "Ada"}, "application/json", headers=STREAMING))
+        until(lambda: len(used) == 4)
+        until(lambda: all(connection.connection is None for connection in used))
+
+
+def test_a_plain_on_end_of_a_flow_closes_its_connections(urls: list[Any]) -> None:
+    used = list[Any]()
+    with DjangoStreams("memory://", on_end=lambda _ended: used.append(query())) as streams:
+        urls.append(path("flow", durable_flow(flow_of(talk), streams)))
+        assert body_of(client().post("/flow", {"data": "Ada"}, "application/json", headers=STREAMING))
+        until(lambda: used and used[0].connection is None)
+
+
+@pytest.fixture(params=["views", "views that await"])
+def asking(request: pytest.FixtureRequest, urls: list[Any]) -> Iterator[list[Any]]:
+    """Give the connections of `authorize` and of the view, which is asked for /."""
+    seen = list[Any]()
+
+    def authorize(access: Access) -> str:
+        seen.append(query())
+        if access.request.headers.get("X-User") is None:
+            raise PermissionDenied
+        return str(access.request.headers["X-User"])
+
+    with DjangoStreams("memory://", authorize=authorize) as streams:
+
+        def ask(request: HttpRequest) -> Any:
+            seen.append(query())
+            return streams.respond(request, plain(), key="k")
+
+        async def aask(request: HttpRequest) -> Any:
+            seen.append(await aquery())
+            return await streams.arespond(request, plain(), key="k")
+
+        urls.append(path("", ask if request.param == "views" else aask))
+        yield seen
+
+
+def test_authorize_has_the_request_and_its_connection_and_rejects_by_djangos_own_means(asking: list[Any]) -> None:
+    http = client()
+    assert http.post("/", headers={"X-User": "ann"}).status_code == 200
+    assert http.post("/").status_code == 403
+    assert len(asking) == 4
+    assert len({id(connection) for connection in asking}) == 1
+    connections["default"].close()
+
+
+async def test_authorize_has_the_request_and_its_connection_under_asgi(asking: list[Any]) -> None:
+    http = AsyncClient()
+    assert (await http.post("/", headers={"X-User": "ann"})).status_code == 200
+    assert (await http.post("/")).status_code == 403
+    assert len({id(connection) for connection in asking}) == 1
+    await sync_to_async(connections.close_all)()
+
+
+def test_a_view_may_be_atomic(serve: Callable[..., None], users: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    names = list[str]()
+
+    def source() -> Generator[int]:
+        yield len(names)
+        names.append(get_user_model().objects.get(pk=users[0].pk).get_username())
+
+    serve(source)
+    connection = connections["default"]
+    monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
+    for number in range(2):
+        assert messages(body_of(client().post(f"/chat/{number}"))) == [number]
+    assert names == ["ann"] * 2
+    assert not connection.in_atomic_block
+    connection.close()
+
+
+async def test_the_newest_stream_of_a_key_can_be_asked_for(serve: Callable[..., None], streams: DjangoStreams) -> None:
+    serve(plain)
+    answer: Any = await AsyncClient().post("/awaiting/7")
+    assert (await streams.acurrent(7)).id == answer.stream_id
+    assert (await sync_to_async(streams.current)(7)).key == "7"
+    with pytest.raises(RuntimeError, match="would block"):
+        streams.current(7)
+    with pytest.raises(StreamNotFoundError):
+        await streams.acurrent(7, "somebody else")
+
+
+async def test_a_storage_that_cannot_be_opened_is_a_503_and_the_next_request_tries_again(
+    urls: list[Any], tmp_path: Path
+) -> None:
+    streams = DjangoStreams(f"sqlite:///{tmp_path}/later/streams.db")
+
+    async def ask(request: HttpRequest) -> Any:
+        return await streams.arespond(request, plain())
+
+    urls.append(path("", ask))
+    refused: Any = await AsyncClient().post("/")
+    (tmp_path / "later").mkdir()
+    assert (refused.status_code, refused.json()["error"]["status"]) == (503, "UNAVAILABLE")
+    assert (await AsyncClient().post("/")).status_code == 200
+    await sync_to_async(streams.close)()
+
+
 def test_a_source_that_awaits_has_threads_that_outlive_the_request(serve: Callable[..., None], root: str) -> None:
     gate = threading.Event()
 
@@ -280,6 +410,28 @@ def test_the_urls_read_any_stream_of_who_may(urls: list[Any]) -> None:
         assert [found["id"] for found in http.get("/api/streams/", headers=mine).json()["streams"]] == ["t"]
         assert http.delete("/api/streams/t", headers=mine).json() == {"stopped": False}
         assert http.put("/api/streams/t", headers=mine).status_code == 405
+
+
+@pytest.mark.parametrize("middleware", [[], [CSRF]], ids=["without the middleware", "with it"])
+def test_who_has_no_token_stops_nothing_by_the_urls(urls: list[Any], streams: DjangoStreams, middleware: list[str]) -> None:
+    def page(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(get_token(request).encode())
+
+    gate = Gate()
+    urls += [
+        path("streams/", include((streams.urls, "streams"))),
+        path("page", csrf_protect(page)),
+        path("", csrf_exempt(lambda request: streams.respond(request, gate.words(), id="s"))),
+    ]
+    with override_settings(MIDDLEWARE=middleware):
+        http = client(enforce_csrf_checks=True)
+        http.post("/")
+        refused = [http.delete("/streams/s"), http.post("/streams/s/cancel")]
+        read = http.get("/streams/s/info")
+        stopped = http.delete("/streams/s", headers={"X-CSRFToken": http.get("/page").content.decode()})
+    gate.open.set()
+    assert [answer.status_code for answer in refused] == [403, 403]
+    assert (read.json()["status"], stopped.json()) == ("open", {"stopped": True})
 
 
 def test_the_url_may_be_a_setting() -> None:

@@ -9,13 +9,21 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final
 
+import anyio
+import anyio.lowlevel
 import pytest
-from flask import Flask, Response, abort, current_app, g, has_request_context, request
+from flask import Flask, Request, Response, abort, current_app, g, has_request_context, request, session
 from flask.testing import FlaskClient
 from genkit import ActionRunContext
 from tests.http.servers import STREAM_ID, STREAMING, flow_of, frames_of
+from tests.inside import threads_of_ours
 
-from streamkeep import InvalidArgumentError, PublicError, StreamInput
+from streamkeep import (
+    InvalidArgumentError,
+    PublicError,
+    StreamInput,
+    StreamNotFoundError,
+)
 from streamkeep.http import Access, Ended, SSEFraming
 from streamkeep.integrations.flask import FlaskStreams, StreamResponse, durable_flow
 
@@ -44,10 +52,10 @@ def app() -> Flask:
 
 @pytest.fixture
 def streams(app: Flask) -> Iterator[FlaskStreams]:
-    threads = threading.active_count()
+    threads = threads_of_ours()
     with FlaskStreams("memory://", app) as streams:
         yield streams
-    until(lambda: threading.active_count() <= threads)
+    until(lambda: threads_of_ours() <= threads)
 
 
 @pytest.fixture
@@ -204,6 +212,150 @@ def test_a_plain_on_end_is_told_in_a_thread_with_the_app(serve: Callable[..., No
     http.post("/chat/c")
     assert came.wait(BOUND_SECONDS)
     assert told == [("done", __name__, True)]
+
+
+def test_a_function_and_what_it_makes_have_one_app_context(app: Flask, streams: FlaskStreams, http: FlaskClient) -> None:
+    torn_down = list[str]()
+
+    @app.teardown_appcontext
+    def tear_down(_error: BaseException | None) -> None:
+        torn_down.append(g.get("name", "the request's"))
+
+    def made() -> Iterator[str]:
+        g.name = "the source's"
+        return (f"{g.name} {word}" for word in ("a", "b") if "the source's" not in torn_down)
+
+    async def awaited_made() -> object:
+        g.name = "the source's"
+
+        async def words() -> AsyncGenerator[str]:
+            for word in ("a", "b"):
+                yield f"{g.name} {word}"
+
+        return words()
+
+    sources = {"/made": made, "/awaited": awaited_made}
+    for url in sources:
+        app.add_url_rule(url, url, lambda: streams.respond(sources[request.path]), methods=["POST"])
+    for url in sources:
+        torn_down.clear()
+        assert messages(http.post(url).data) == ["the source's a", "the source's b"]
+        until(lambda: len(torn_down) == 2)
+
+
+def test_an_on_end_that_awaits_has_an_app_context(app: Flask, serve: Callable[..., None], http: FlaskClient) -> None:
+    told, torn_down = list[str](), list[str]()
+
+    @app.teardown_appcontext
+    def tear_down(_error: BaseException | None) -> None:
+        torn_down.append(g.get("name", ""))
+
+    async def on_end(ended: Ended) -> None:
+        g.name = "the end's"
+        told.append(f"{current_app.name} {await ended.chunks()}")
+
+    serve(plain, on_end=on_end)
+    http.post("/chat/c")
+    until(lambda: "the end's" in torn_down)
+    assert told == [f"{__name__} {[*WORDS]}"]
+
+
+def test_a_plain_on_end_reads_what_was_produced(serve: Callable[..., None], http: FlaskClient) -> None:
+    told = list[object]()
+    serve(plain, on_end=lambda ended: told.append(ended.chunks_here()))
+    http.post("/chat/c")
+    until(lambda: told)
+    assert told == [[*WORDS]]
+
+
+def test_the_newest_stream_of_a_key_can_be_asked_for(app: Flask, streams: FlaskStreams, http: FlaskClient) -> None:
+    app.add_url_rule("/", "ask", lambda: streams.respond(plain(), key=7, owner=42), methods=["POST"])
+    answer = http.post("/")
+    with app.app_context():
+        found = streams.current(7, 42)
+        with pytest.raises(StreamNotFoundError):
+            streams.current(7, "somebody else")
+    assert (found.id, found.key) == (answer.headers[STREAM_ID], "7")
+
+
+def who_asks(access: Access) -> str | None:
+    """Be an `authorize` that takes its time, and has all of the request."""
+    assert isinstance(access.request, Request)
+    g.asked.append((access.action, threading.get_ident()))
+    if access.request.headers.get("X-User") == "mallory":
+        abort(403, "not you")
+    if request.headers.get("X-User") == "nobody":
+        raise PublicError("UNAUTHENTICATED", "who are you?")
+    return session.get("user")
+
+
+async def who_asks_awaiting(access: Access) -> str | None:
+    await anyio.lowlevel.checkpoint()
+    return who_asks(access)
+
+
+@pytest.mark.parametrize("authorize", [who_asks, who_asks_awaiting], ids=lambda authorize: authorize.__name__)
+def test_authorize_has_the_request_and_rejects_by_flasks_own_means(app: Flask, authorize: Any) -> None:
+    asked = list[tuple[str, int]]()
+    app.secret_key = "-"
+
+    @app.before_request
+    def begin() -> None:
+        g.asked = asked
+        session["user"] = request.headers.get("X-User")
+
+    with FlaskStreams("memory://", app, authorize=authorize) as streams:
+        app.register_blueprint(streams.blueprint(), url_prefix="/streams")
+        app.register_blueprint(durable_flow(flow_of(talk), streams))
+        app.add_url_rule("/", "ask", lambda: streams.respond(plain(), id="s", key="k"), methods=["POST"])
+        app.add_url_rule("/", "follow", lambda: streams.follow("s"))
+        app.add_url_rule("/", "stop", lambda: streams.cancel("s"), methods=["DELETE"])
+        http = app.test_client()
+        codes = {
+            user: [
+                http.post("/", headers={"X-User": user}).status_code,
+                http.get("/", headers={"X-User": user}).status_code,
+                http.delete("/", headers={"X-User": user}).status_code,
+                http.get("/streams/s", headers={"X-User": user}).status_code,
+                http.post("/talk", json={"data": "a"}, headers={"X-User": user}).status_code,
+            ]
+            for user in ("ann", "bob", "mallory", "nobody")
+        }
+        refused = http.get("/streams/s", headers={"X-User": "mallory"})
+    assert codes == {"ann": [200] * 5, "bob": [409, 204, 404, 404, 200], "mallory": [403] * 5, "nobody": [401] * 5}
+    assert "not you" in refused.text
+    assert {action for action, _ in asked} == {"start", "read", "resume", "stop"}
+    if authorize is who_asks:
+        assert {thread for _, thread in asked} == {threading.get_ident()}
+
+
+def test_a_storage_that_cannot_be_opened_is_a_503_and_the_next_request_tries_again(
+    app: Flask, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    closed = list[str]()
+
+    class Source:
+        def __iter__(self) -> Iterator[str]:
+            return iter("a")
+
+        def close(self) -> None:
+            closed.append(threading.current_thread().name)
+
+    streams = FlaskStreams(f"sqlite:///{tmp_path}/later/streams.db", app)
+    app.register_blueprint(streams.blueprint(), url_prefix="/streams")
+    app.add_url_rule("/", "ask", lambda: streams.respond(Source(), id="s"), methods=["POST"])
+    http = app.test_client()
+    refused = [http.post("/"), http.get("/streams/s")]
+    assert len(closed) == 1
+    (tmp_path / "later").mkdir()
+    answer = http.post("/")
+    assert answer.status_code == 200
+    assert messages(answer.data) == ["a"]
+    streams.close()
+    assert [answer.status_code for answer in refused] == [503, 503]
+    assert refused[0].json["error"]["status"] == "UNAVAILABLE"  # type: ignore[index]
+    assert refused[0].headers["Cache-Control"] == "no-store"
+    assert caplog.text.count("a request failed") == len(refused)
 
 
 def test_views_are_guarded_by_flasks_own_means(app: Flask, streams: FlaskStreams, http: FlaskClient) -> None:

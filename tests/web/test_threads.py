@@ -9,10 +9,11 @@ from typing import Any, Final
 
 import anyio.to_thread
 import pytest
+from tests.inside import threads_of_ours
 from tests.web.test_flask import BOUND_SECONDS, until
 
-from streamkeep import StreamManager
-from streamkeep.http import StreamsHTTP
+from streamkeep import StreamManager, StreamManagerClosedError, StreamNotFoundError
+from streamkeep.http import Access, Ended, StreamsHTTP
 from streamkeep.http.response import ASGIApp, Message, Receive, Scope, Send, can_be_cut, send_response
 from streamkeep.http.threads import BUFFER_BYTES, AsyncBody, Body, Pipe, StreamsThread, scope_of
 
@@ -228,3 +229,134 @@ def test_a_request_is_read_as_wsgi_has_it() -> None:
 
 def test_the_streams_are_those_of_a_streamshttp(threads: StreamsThread) -> None:
     assert isinstance(threads.start().entered.http, StreamsHTTP)
+
+
+class Closable:
+    """A source that does not await, and notes where it is closed."""
+
+    def __init__(self) -> None:
+        self.closed_in: list[int] = []
+
+    def __iter__(self) -> Iterator[str]:
+        return iter("a")
+
+    def close(self) -> None:
+        self.closed_in.append(threading.get_ident())
+
+
+def test_a_source_that_is_not_begun_is_closed_in_a_thread(threads: StreamsThread) -> None:
+    gate, joined = threading.Event(), Closable()
+
+    def waits() -> Iterator[str]:
+        yield "a"
+        assert gate.wait(BOUND_SECONDS)
+
+    threads.respond(scope_of(ENVIRON), waits(), key="k")
+    assert not threads.respond(scope_of(ENVIRON), joined, key="k").started
+    gate.set()
+    assert len(joined.closed_in) == 1
+    assert joined.closed_in[0] not in {threading.get_ident(), threads.start()._thread.ident}
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_a_view_that_is_ended_while_it_is_asked_starts_nothing(stop: type[BaseException]) -> None:
+    asked = list[Access]()
+
+    def authorize(access: Access) -> str:
+        asked.append(access)
+        if len(asked) == 1:
+            raise stop
+        return "ann"
+
+    with StreamsThread("memory://", authorize=authorize) as threads:
+        source = Closable()
+        with pytest.raises(stop):
+            threads.respond(scope_of(ENVIRON), source, id="s")
+        until(lambda: source.closed_in)
+        assert threads.cancel(scope_of(ENVIRON), "s").status == 404
+        assert threads.respond(scope_of(ENVIRON), ["a"], id="s").started
+    assert [access.action for access in asked] == ["start", "stop", "start"]
+
+
+async def test_a_view_that_awaits_and_is_cancelled_while_it_is_asked_starts_nothing() -> None:
+    asked, gate = threading.Event(), threading.Event()
+
+    def authorize(_access: Access) -> str:
+        asked.set()
+        assert gate.wait(BOUND_SECONDS)
+        return "ann"
+
+    with StreamsThread("memory://", authorize=authorize) as threads:
+        source = Closable()
+        view = asyncio.create_task(threads.arespond(scope_of(ENVIRON), source))
+        await asyncio.to_thread(asked.wait, BOUND_SECONDS)
+        view.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await view
+        await asyncio.to_thread(until, lambda: source.closed_in)
+        gate.set()
+
+
+def test_an_authorize_of_any_kind_is_asked_and_what_it_raises_is_raised_in_the_view() -> None:
+    class Asking:
+        async def __call__(self, access: Access) -> str:
+            if access.action == "stop":
+                raise KeyError("a bug")
+            return "ann"
+
+    with StreamsThread("memory://", authorize=Asking()) as threads:
+        assert threads.respond(scope_of(ENVIRON), ["a"], id="s").status == 200
+        with pytest.raises(KeyError):
+            threads.cancel(scope_of(ENVIRON), "s")
+
+
+def test_as_many_run_as_may_and_their_threads_end_with_them() -> None:
+    gate = threading.Event()
+
+    def waits() -> Iterator[str]:
+        yield "a"
+        assert gate.wait(BOUND_SECONDS)
+
+    before = threads_of_ours()
+    with StreamsThread("memory://", max_producers=20) as threads:
+        answers = [threads.respond(scope_of(ENVIRON), waits(), key=number) for number in range(20)]
+        refused, joined = (threads.respond(scope_of(ENVIRON), waits(), key=key) for key in (20, 0))
+        assert (refused.status, joined.status, joined.started) == (429, 200, False)
+        # One for each, and the event loop's.
+        until(lambda: len(threads_of_ours() - before) == 21)
+        gate.set()
+        for answer in answers:
+            assert isinstance(answer.body, Pipe)
+            assert b'"result"' in b"".join(Body(answer.body))
+        until(lambda: len(threads_of_ours() - before) == 1)
+        assert threads.respond(scope_of(ENVIRON), ["a"], key=20).started
+    assert threads_of_ours() <= before
+
+
+def test_who_comes_while_it_closes_is_answered_503(threads: StreamsThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    running, source = threads.start(), Closable()
+    running.close()
+    monkeypatch.setattr(threads, "start", lambda: running)  # as who has looked a moment before
+    assert threads.respond(scope_of(ENVIRON), source).status == 503
+    assert len(source.closed_in) == 1
+
+
+def test_what_was_produced_is_read_here_but_not_in_the_event_loop() -> None:
+    told = list[object]()
+
+    async def awaiting(ended: Ended) -> None:
+        with pytest.raises(RuntimeError, match=r"await ended\.chunks"):
+            ended.chunks_here()
+        told.append(ended)
+
+    with StreamsThread("memory://", on_end=awaiting) as threads:
+        threads.respond(scope_of(ENVIRON), ["a", "b"], id="s")
+        until(lambda: told)
+        (ended,) = told
+        assert isinstance(ended, Ended)
+        assert ended.chunks_here() == ["a", "b"]
+        threads.start().call(threads.start().entered.http.streams.delete, "s")
+        with pytest.raises(StreamNotFoundError):
+            ended.chunks_here()
+    with pytest.raises(StreamManagerClosedError):
+        ended.chunks_here()

@@ -7,13 +7,15 @@ metadata. For everybody else it does not exist: the answer is the same as for an
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from .._listing import StreamInfo
 from ..errors import StreamNotFoundError
 from .place import query_of
 
 Action = Literal["start", "read", "resume", "stop", "list"]
+REQUEST: Final = "streamkeep.request"
+"""Where a scope has the request of a framework that is not ASGI's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class Access:
         headers: the request's headers, names in lower case.
         stream: the stream in question with its metadata; None for `start`, and where there is none under the id asked for.
         context: what the framework's own dependency gave, such as Genkit's action context; empty without one.
+        request: the framework's own request, of `FlaskStreams` and `DjangoStreams`: with Django its `user` and `session`. None elsewhere.
     """
 
     action: Action
@@ -34,6 +37,7 @@ class Access:
     headers: Mapping[str, str]
     stream: StreamInfo | None = None
     context: Mapping[str, Any] = field(default_factory=dict)
+    request: Any = None
 
     @property
     def cookies(self) -> Mapping[str, str]:

@@ -24,7 +24,7 @@ from .._manager import StreamManager
 from ..errors import InvalidArgumentError, KeyInUseError, OffsetOutOfRangeError, StorageError, StreamNotFoundError
 from ..events import encode_json
 from ..wire import GenkitRequest, parse_body, wants_stream
-from .access import Access, Action, Authorize, check_owner, check_route, owner_of
+from .access import REQUEST, Access, Action, Authorize, check_owner, check_route, owner_of
 from .bounds import Bounds
 from .ended import OnEnd
 from .framing import Framing, GenkitFraming, PassThroughFraming, SSEFraming, result_body
@@ -386,12 +386,12 @@ class StreamsHTTP:
         key, run, owner = _text_of(options.get("key")), _text_of(options.get("run")), options.get("owner")
         when_running = options.get("when_running", "join")
         if scope["method"] in {"GET", "HEAD"}:
-            await close(source)
+            await close(source, setting)
             raise RuntimeError(
                 "respond() starts a stream, and a GET is repeated by whoever lost its answer: start it by POST, and follow() it by GET"
             )
         if when_running not in get_args(WhenRunning) or (when_running != "join" and key is None):
-            await close(source)
+            await close(source, setting)
             raise TypeError('when_running is "join", or with a key "replace" or "refuse"')
         frames, known = options.get("framing") or GenkitFraming(), options.get("context") or {}
         expand = events_of() if isinstance(frames, PassThroughFraming) else None
@@ -399,7 +399,7 @@ class StreamsHTTP:
         try:
             named, by_cursor = stream_named_in(scope)
             if named is not None:
-                await close(source)
+                await close(source, setting)
                 route = None if await self._is_called(named, key, run) else scope["path"]
                 rest = await self._rest(scope, named, known, owner=owner, route=route, by_cursor=by_cursor, framing=frames)
                 return Answer(*rest)
@@ -415,18 +415,18 @@ class StreamsHTTP:
                 "replace": when_running == "replace",
             }
             if not await take_over():
-                await close(source)  # its client left before it had sent all of its request
+                await close(source, setting)  # its client left before it had sent all of its request
                 return Answer(_nothing)
             shown, started = await self._start_or_join(
                 runner, stream, produce, opening, options.get("bounds"), options.get("on_end"), refuses=when_running == "refuse"
             )
         except BaseException as error:
-            await close(source)
+            await close(source, setting)
             if not isinstance(error, Exception):
                 raise  # the endpoint was cancelled
             return Answer(_failed(error))
         if not started:
-            await close(source)
+            await close(source, setting)
         return Answer(self._showing(shown, START, frames), shown, started)
 
     async def _start_or_join(
@@ -847,7 +847,7 @@ class StreamsHTTP:
         return str(owner)
 
     async def _owner(self, action: Action, scope: Scope, info: StreamInfo | None, context: Mapping[str, Any]) -> str:
-        return await owner_of(self._authorize, Access(action, scope, headers_of(scope), info, context))
+        return await owner_of(self._authorize, Access(action, scope, headers_of(scope), info, context, scope.get(REQUEST)))
 
 
 def naming(stream: str) -> list[tuple[str, str]]:

@@ -1,14 +1,17 @@
 """Ended: how a run ended and what it produced, for whoever wants to be told."""
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError, Future
+from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import anyio
 
+from .._background import Loop, loop_here
 from .._input import StreamInput
 from .._manager import StreamManager
-from ..errors import StorageError, StreamCompletedError, StreamkeepError, StreamNotFoundError
+from ..errors import StorageError, StreamCompletedError, StreamkeepError, StreamManagerClosedError, StreamNotFoundError
 from ..events import ErrorInfo, StreamEvent, StreamEventType, shown_info
 
 STORING_SECONDS: Final = 2.0
@@ -39,6 +42,33 @@ class Ended:
     is_stored: bool
     _streams: StreamManager = field(repr=False)
     _tail: int | None = field(repr=False)
+    _loop: Loop = field(repr=False, default_factory=loop_here)
+
+    def chunks_here(self) -> list[Any]:
+        """Do what `chunks` does, and wait for it: for an `on_end` that does not await and runs in a thread, as with Flask and Django.
+
+        RuntimeError: this is called in the event loop, which it would wait for; await `chunks` there.
+        """
+        if self._loop.is_here():
+            raise RuntimeError(
+                "what does not await must not be called in the event loop that it waits for: `await ended.chunks()`"
+            )
+        read: Future[list[Any]] = Future()
+
+        async def run() -> None:
+            try:
+                read.set_result(await self.chunks())
+            except Exception as error:
+                read.set_exception(error)
+
+        try:
+            self._loop.call(lambda: self._loop.spawn(run, Context(), read.cancel))
+        except RuntimeError:
+            read.cancel()  # the event loop has ended
+        try:
+            return read.result()
+        except CancelledError:
+            raise StreamManagerClosedError("the stream manager is closed") from None
 
     async def chunks(self) -> list[Any]:
         """Read the chunks that were produced, whole or partial, from the storage: what readers were given.

@@ -134,13 +134,15 @@ async def _whole_body(receive: Receive, max_bytes: int, *, keeps: bool) -> bytes
 
 async def send_response(send: Send, code: int, body: bytes = b"", headers: Iterable[tuple[str, str]] = ()) -> None:
     """Send a whole answer, which nobody is to keep; JSON if it has a body."""
-    headers = [("cache-control", "no-store"), *headers]
-    if body:
-        headers = [("content-type", "application/json"), NO_SNIFFING, *headers]
-    if code != 204:  # which must not have one
-        headers = [*headers, ("content-length", str(len(body)))]
-    await send({"type": "http.response.start", "status": code, "headers": _raw(headers)})
+    length = [] if code == 204 else [("content-length", str(len(body)))]  # which must not have one
+    await send({"type": "http.response.start", "status": code, "headers": _raw([*head_of(body), *headers, *length])})
     await send({"type": "http.response.body", "body": body})
+
+
+def head_of(body: bytes) -> list[tuple[str, str]]:
+    """Give the headers of a whole answer, but for its length."""
+    kind = [("content-type", "application/json"), NO_SNIFFING] if body else []
+    return [*kind, ("cache-control", "no-store")]
 
 
 def code_of(error: Exception) -> int | None:
@@ -184,7 +186,7 @@ async def errors_answered(send: Send, body: Callable[[ErrorInfo], bytes] = error
     except BodyRefusedError as error:
         await send_error(send, shown_error(error), error.code, error.headers, body=body)
     except Exception as error:
-        refusal = _refusal_of(error)
+        refusal = refusal_of(error)
         if refusal is None:
             await send_error(send, shown_error(error), code_of(error), body=body)
         else:
@@ -194,7 +196,7 @@ async def errors_answered(send: Send, body: Callable[[ErrorInfo], bytes] = error
 _STATUSES: Final[Mapping[int, Status]] = {code: status for status, code in [*HTTP_CODES.items()][::-1]}
 
 
-def _refusal_of(error: Exception) -> tuple[ErrorInfo, int, Iterable[tuple[str, str]]] | None:
+def refusal_of(error: Exception) -> tuple[ErrorInfo, int, Iterable[tuple[str, str]]] | None:
     """Give what Starlette's and FastAPI's `HTTPException` says: known by its name and attributes, for neither need be installed."""
     code: object = getattr(error, "status_code", None)
     if (

@@ -83,17 +83,25 @@ def producer_of(source: Source, *, expand: Expand | None = None, setting: Settin
     return _made_by(source, read, setting)
 
 
-async def close(source: object) -> None:
-    """Close an iterable that is iterated no further, if it can be closed. What that raises is logged: what came before matters more."""
-    function = getattr(source, "aclose", None) or getattr(source, "close", None)
-    if callable(function) and _is_chunks(source):
-        with anyio.move_on_after(CLOSE_SECONDS, shield=True):
-            try:
+async def close(source: object, setting: Setting = AS_IT_IS) -> None:
+    """Close an iterable that is iterated no further, if it can be closed: in a thread, as it would be iterated, if it does not await.
+
+    What that raises is logged: what came before matters more.
+    """
+    function: Callable[[], object] | None = getattr(source, "aclose", None) or getattr(source, "close", None)
+    if not callable(function) or not _is_chunks(source):
+        return
+    with anyio.move_on_after(CLOSE_SECONDS, shield=True):
+        try:
+            if isinstance(source, AsyncIterable):
                 closing = function()
-                if inspect.isawaitable(closing):
+            else:
+                closing = await in_thread("close", function, setting)
+            if inspect.isawaitable(closing):
+                async with setting.in_task():
                     await closing
-            except Exception as error:
-                _log_unclosed(source, error)
+        except Exception as error:
+            _log_unclosed(source, error)
 
 
 def _log_unclosed(source: object, error: Exception) -> None:
@@ -105,17 +113,39 @@ def _made_by(function: Callable[..., object], read: Callable[[Chunks], Chunks], 
 
     async def produce(stream: StreamInput, _stop: anyio.Event) -> object:
         call = partial(function, stream) if takes_stream else function
-        # As FastAPI does with what is no coroutine function: a synchronous client waits for its answer's head.
-        made = await in_thread(stream.id, call, setting) if blocks else call()
-        if inspect.isawaitable(made):
-            async with setting.in_task():
-                made = await cast("Awaitable[object]", made)
-        # A list may be a result; what has to be iterated to be known is none.
-        if isinstance(made, AsyncIterable | Iterator):
-            return await _write_all(stream, read(cast("Chunks", made)), setting)
-        return made
+        if blocks:
+            # As FastAPI does with what is no coroutine function: a synchronous client waits for its answer's head.
+            made = await in_thread(stream.id, lambda: _made_here(stream, call, read), setting)
+            return await _rest_of(made, stream, read, setting)
+        made = call()
+        if not inspect.isawaitable(made):
+            return await _rest_of(made, stream, read, setting)
+        async with setting.in_task():
+            made = await cast("Awaitable[object]", made)
+            if isinstance(made, AsyncIterable):
+                return await _write_all(stream, read(cast("Chunks", made)), AS_IT_IS)
+        return await _rest_of(made, stream, read, setting)
 
     return produce
+
+
+def _made_here(stream: StreamInput, call: Callable[[], object], read: Callable[[Chunks], Chunks]) -> object:
+    """Call a function, and write all of an iterator that it makes: in one thread and one setting, which it may keep something in."""
+    made = call()
+    if isinstance(made, AsyncIterable) or not isinstance(made, Iterator):
+        return made
+    return _write_here(stream, cast("Iterable[object]", read(cast("Chunks", made))))
+
+
+async def _rest_of(made: object, stream: StreamInput, read: Callable[[Chunks], Chunks], setting: Setting) -> object:
+    """Give the result that a function has made, or await it, or write all of what it is to be iterated for."""
+    if inspect.isawaitable(made):
+        async with setting.in_task():
+            made = await cast("Awaitable[object]", made)
+    # A list may be a result; what has to be iterated to be known is none.
+    if isinstance(made, AsyncIterable | Iterator):
+        return await _write_all(stream, read(cast("Chunks", made)), setting)
+    return made
 
 
 def _may_block(function: Callable[..., object]) -> bool:
@@ -165,7 +195,7 @@ async def _write_all(stream: StreamInput, chunks: Chunks, setting: Setting) -> o
                 async for chunk in chunks:
                     await writer.write(chunk)
             finally:
-                await close(chunks)
+                await close(chunks)  # in this setting
         return None
     return await in_thread(stream.id, lambda: _write_here(stream, chunks), setting)
 

@@ -11,24 +11,29 @@ import math
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
-from contextvars import Context, copy_context
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, suppress
+from contextvars import Context, ContextVar, copy_context
+from dataclasses import dataclass, field
 from datetime import timedelta
+from queue import SimpleQueue
 from typing import Any, Final, Self, TypedDict, TypeVar, Unpack
 
 import anyio
+from anyio.lowlevel import checkpoint
 
-from .._background import Background
-from .._loop_thread import LoopThread, LoopThreads, check_threads
+from .._background import Background, loop_here
+from .._listing import StreamInfo
+from .._loop_thread import LoopThread, LoopThreads, Outcome, check_threads
 from .._manager import StreamManager
-from .access import Authorize
+from ..errors import PublicError, StorageError, StreamkeepError, StreamManagerClosedError
+from .access import Access, Authorize
 from .app import Answer, FollowOptions, StartOptions, StopOptions, StreamsHTTP
 from .bounds import Bounds
 from .ended import Ended, OnEnd
-from .response import ASGIApp, Message, Scope, Timeouts
+from .framing import error_body
+from .response import ASGIApp, Message, Scope, Timeouts, code_of, head_of, refusal_of, shown_error
 from .shutdown import hear_signals
-from .sources import AS_IT_IS, Setting, Source, in_thread
+from .sources import AS_IT_IS, Setting, Source, close, in_thread
 
 R = TypeVar("R")
 
@@ -78,28 +83,55 @@ class Taken:
     started: bool
 
 
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a view says of the code of its app that runs on its behalf in our event loop, and in threads of ours.
+
+    Attributes:
+        setting: what surrounds a source, and an `on_end`.
+        within: the context variables that they have.
+        asking: what surrounds an `authorize` that awaits. (One that does not is called by the view, where all is as the view has it.)
+        asking_within: the context variables that it has.
+    """
+
+    setting: Setting = AS_IT_IS
+    within: Context = field(default_factory=copy_context)
+    asking: Setting = AS_IT_IS
+    asking_within: Context = field(default_factory=copy_context)
+
+
 class StreamsThread:
     """A `StreamsHTTP` in an event loop and a thread of its own; a context manager, which closes it.
 
     It starts when it is first used, closes with `close` or with the program, and drains then, and when the process gets a signal to stop.
-    One that is used after it was closed, or in a forked child, starts anew.
+    One that is used after it was closed, or in a forked child, starts anew. Requests that come while it starts wait for that start, some
+    seconds at most; where it fails, they are answered as where the storage fails later, with a 503, and the next request tries again.
 
     Args:
         streams: the URL of a storage, or a function that makes a manager, each time that this starts.
-        options: those of `StreamsHTTP`. Unless `timeouts` are given, a heartbeat is sent every five seconds.
+        call_blocking: how a view that awaits calls what does not, as its framework has it.
+        options: those of `StreamsHTTP`. Unless `timeouts` are given, a heartbeat is sent every five seconds. An `authorize` that does not
+            await is called in the request's own thread, and an `on_end` in a thread; those that await in the event loop.
     """
 
-    def __init__(self, streams: Streams, **options: Unpack[ServingOptions]) -> None:
+    def __init__(
+        self,
+        streams: Streams,
+        *,
+        call_blocking: "Callable[[Callable[[], None]], Awaitable[None]]" = asyncio.to_thread,
+        **options: Unpack[ServingOptions],
+    ) -> None:
         check_threads()
         make: Callable[[], StreamManager] = (lambda: StreamManager.connect(streams)) if isinstance(streams, str) else streams
         if isinstance(streams, str):
             make()  # a URL that cannot be is told here
+        self._call_blocking = call_blocking
         self._hears_signals = options.get("drain_on_signal", True)
-        self._on_end = options.get("on_end")
         told: ServingOptions = {
             **options,
             "timeouts": options.get("timeouts") or Timeouts(heartbeat=HEARTBEAT),
-            "on_end": _in_setting(self._on_end, AS_IT_IS),
+            "authorize": _asked_by_caller(options.get("authorize")),
+            "on_end": _in_its_setting(options.get("on_end")),
         }
         self._threads = LoopThreads(lambda: _serving(StreamsHTTP(make(), **told)))
         self._hear()
@@ -112,76 +144,111 @@ class StreamsThread:
         self.close()
 
     def start(self) -> "LoopThread[Serving]":
-        """Start it, unless it runs in this process; what it gives is our own affair. In the main thread, listen to signals as well."""
+        """Start it, unless it runs in this process; what it gives is our own affair. In the main thread, listen to signals as well.
+
+        Raises what opening the storage raises. StorageUnavailableError: it takes too long.
+        """
         self._hear()
         return self._threads.running()
 
     def close(self) -> None:
-        """Drain, and return when nothing is left running. It can be called again."""
+        """Drain, and return when nothing is left running. It can be called again, also by a signal handler."""
         self._threads.close()
 
-    def respond(
-        self,
-        scope: Scope,
-        source: Source,
-        *,
-        setting: Setting = AS_IT_IS,
-        within: Context | None = None,
-        **options: Unpack[StartOptions],
-    ) -> Taken:
-        """Do what `StreamsHTTP.respond` does, for a request whose body has been read, and give the answer when its head is known.
+    def respond(self, scope: Scope, source: Source, view: View | None = None, **options: Unpack[StartOptions]) -> Taken:
+        """Do what `StreamsHTTP.respond` does, for a request whose body has been read, and give the answer when its head is known."""
+        view = view or View()
+        return self._call(_respond(scope, source, view, options), view, lambda: _close_here(source, view.setting))
 
-        `setting` is what the source and a plain `on_end` run in, in a copy of the context `within`, or of the caller's.
-        """
-        return self._call(_respond(scope, source, setting, self._on_end, options), within)
-
-    def follow(self, scope: Scope, stream: object = None, **options: Unpack[FollowOptions]) -> Taken:
+    def follow(self, scope: Scope, stream: object = None, view: View | None = None, **options: Unpack[FollowOptions]) -> Taken:
         """Do what `StreamsHTTP.follow` does."""
-        return self._call(_follow(scope, stream, options))
+        return self._call(_follow(scope, stream, options), view or View())
 
-    def cancel(self, scope: Scope, stream: object = None, **options: Unpack[StopOptions]) -> Taken:
+    def cancel(self, scope: Scope, stream: object = None, view: View | None = None, **options: Unpack[StopOptions]) -> Taken:
         """Do what `StreamsHTTP.cancel` does."""
-        return self._call(_cancel(scope, stream, options))
+        return self._call(_cancel(scope, stream, options), view or View())
 
-    def answer(
-        self, scope: Scope, body: bytes, app: Callable[[StreamsHTTP], ASGIApp], *, within: Context | None = None
-    ) -> Taken:
+    def answer(self, scope: Scope, body: bytes, app: Callable[[StreamsHTTP], ASGIApp], view: View | None = None) -> Taken:
         """Give what an ASGI app answers that is made of the `StreamsHTTP`."""
-        return self._call(_answer(scope, body, app), within)
+        return self._call(_answer(scope, body, app, view := view or View()), view)
 
-    async def arespond(
-        self,
-        scope: Scope,
-        source: Source,
-        *,
-        setting: Setting = AS_IT_IS,
-        within: Context | None = None,
-        **options: Unpack[StartOptions],
-    ) -> Taken:
+    def current(self, key: str, owner: str = "") -> StreamInfo:
+        """Do what `StreamManager.current` does; raises as it does, and as `start`."""
+        running = self.start()
+        return running.call(running.entered.http.streams.current, key, owner)
+
+    async def arespond(self, scope: Scope, source: Source, view: View | None = None, **options: Unpack[StartOptions]) -> Taken:
         """Do what `respond` does, for whoever awaits it in another event loop."""
-        return await self._await(_respond(scope, source, setting, self._on_end, options), within)
+        view = view or View()
+        return await self._await(_respond(scope, source, view, options), view, lambda: close(source, view.setting))
 
-    async def afollow(self, scope: Scope, stream: object = None, **options: Unpack[FollowOptions]) -> Taken:
+    async def afollow(
+        self, scope: Scope, stream: object = None, view: View | None = None, **options: Unpack[FollowOptions]
+    ) -> Taken:
         """Do what `follow` does, for whoever awaits it in another event loop."""
-        return await self._await(_follow(scope, stream, options))
+        return await self._await(_follow(scope, stream, options), view or View())
 
-    async def acancel(self, scope: Scope, stream: object = None, **options: Unpack[StopOptions]) -> Taken:
+    async def acancel(
+        self, scope: Scope, stream: object = None, view: View | None = None, **options: Unpack[StopOptions]
+    ) -> Taken:
         """Do what `cancel` does, for whoever awaits it in another event loop."""
-        return await self._await(_cancel(scope, stream, options))
+        return await self._await(_cancel(scope, stream, options), view or View())
+
+    async def acurrent(self, key: str, owner: str = "") -> StreamInfo:
+        """Do what `current` does, for whoever awaits it in another event loop."""
+        return await asyncio.to_thread(self.current, key, owner)
 
     def _hear(self) -> None:
         if self._hears_signals:
             hear_signals()
 
-    def _call(self, do: "Do", within: Context | None = None) -> Taken:
-        running = self.start()
-        return (copy_context() if within is None else within).run(running.call, do, running)
+    def _call(self, do: "Do", view: View, give_up: Callable[[], object] = lambda: None) -> Taken:
+        came = SimpleQueue[Came]()
+        caller = Caller(came.put, view)
+        try:
+            running = self.start()
+            cancel = view.within.run(running.begin, came.put, do, running, caller)
+        except (StorageError, StreamManagerClosedError) as error:
+            give_up()
+            return _failed(error)
+        try:
+            while not isinstance(outcome := came.get(), Outcome):
+                outcome()
+            return caller.taken(outcome)
+        except StreamManagerClosedError as error:
+            return _failed(error)
+        except BaseException:
+            cancel()
+            raise
+        finally:
+            caller.leave()
 
-    async def _await(self, do: "Do", within: Context | None = None) -> Taken:
+    async def _await(self, do: "Do", view: View, give_up: "Callable[[], Awaitable[object]]" = checkpoint) -> Taken:
+        loop, came = asyncio.get_running_loop(), asyncio.Queue[Came]()
+
+        def tell(what: Came) -> None:
+            with suppress(RuntimeError):  # whoever waits has ended with its event loop
+                loop.call_soon_threadsafe(came.put_nowait, what)
+
+        caller = Caller(tell, view)
         self._hear()  # here, where the main thread may be
-        running = await asyncio.to_thread(self.start)  # which may have to connect
-        future = (copy_context() if within is None else within).run(running.begin, do, running)
-        return (await asyncio.wrap_future(future)).given()
+        try:
+            running = await asyncio.to_thread(self.start)  # which may have to connect
+            cancel = view.within.run(running.begin, tell, do, running, caller)
+        except (StorageError, StreamManagerClosedError) as error:
+            await give_up()
+            return _failed(error)
+        try:
+            while not isinstance(outcome := await came.get(), Outcome):
+                await self._call_blocking(outcome)
+            return caller.taken(outcome)
+        except StreamManagerClosedError as error:
+            return _failed(error)
+        except BaseException:
+            cancel()
+            raise
+        finally:
+            caller.leave()
 
 
 def context_without(is_gone: Callable[[str], bool]) -> Context:
@@ -215,37 +282,146 @@ async def _serving(http: StreamsHTTP) -> AsyncGenerator[Serving]:
 
 
 Running = LoopThread[Serving]
-Do = Callable[[Running], Awaitable[Taken]]
+Came = Outcome[Taken] | Callable[[], None]
+"""What a view waits for: its answer, or what it is to call meanwhile."""
+
+CALLER: Final = "streamkeep.caller"
+"""Where a scope has the caller."""
 
 
-def _respond(scope: Scope, source: Source, setting: Setting, on_end: OnEnd | None, options: StartOptions) -> Do:
-    async def do(running: Running) -> Taken:
-        told: StartOptions = {**options, "on_end": _in_setting(options.get("on_end") or on_end, setting)}
-        http = running.entered.http
-        return await _taken(running, scope, await http.respond_to(scope, source, _was_read, setting=setting, **told))
+class Caller:
+    """A view that waits for its answer, and calls `authorize` meanwhile: there the request is, its database connections, its transaction.
+
+    Args:
+        tell: has the view call something, from any thread.
+        view: what it says of its code.
+    """
+
+    def __init__(self, tell: Callable[[Came], object], view: View) -> None:
+        self._tell = tell
+        self._view = view
+        self._raised: Exception | None = None
+        self._over: Callable[[], object] = lambda: None
+        self._has_left = False
+
+    async def ask(self, authorize: Authorize, access: Access) -> object:
+        """Call `authorize`: in the view, and in the event loop what it gives to be awaited.
+
+        What it raises is raised by the view, as the framework knows it, unless we know it. StreamManagerClosedError: the view has gone.
+        """
+        try:
+            awaits = inspect.iscoroutinefunction(authorize)
+            answer = authorize(access) if awaits else await self._call(lambda: authorize(access))
+            if not inspect.isawaitable(answer):
+                return answer
+            return await asyncio.create_task(_awaited(answer, self._view.asking), context=self._view.asking_within)
+        except Exception as error:
+            if isinstance(error, StreamkeepError) or refusal_of(error) is not None:
+                raise
+            self._raised = error
+            raise PublicError("PERMISSION_DENIED", f"`authorize` has raised {type(error).__name__}") from error
+
+    async def _call(self, function: Callable[[], R]) -> R:
+        loop, over, outcomes = loop_here(), anyio.Event(), list[Outcome[R]]()
+
+        def end() -> None:
+            with suppress(RuntimeError):
+                loop.call(over.set)
+
+        def call() -> None:
+            try:
+                outcomes.append(Outcome([function()]))
+            except Exception as error:
+                outcomes.append(Outcome([], error))
+            end()
+
+        self._over = end
+        self._tell(call)
+        if self._has_left:
+            end()
+        await over.wait()
+        if not outcomes:
+            raise StreamManagerClosedError("who has asked has gone")
+        return outcomes[0].given()
+
+    def leave(self) -> None:
+        """Note that the view waits no more, and calls nothing."""
+        self._has_left = True
+        self._over()
+
+    def taken(self, outcome: Outcome[Taken]) -> Taken:
+        """Give the answer, or raise what the view is to raise."""
+        if self._raised is not None:
+            raise self._raised
+        return outcome.given()
+
+
+async def _awaited(what: Awaitable[R], setting: Setting) -> R:
+    async with setting.in_task():
+        return await what
+
+
+def _asked_by_caller(authorize: Authorize | None) -> Authorize | None:
+    if authorize is None:
+        return None
+
+    async def ask(access: Access) -> object:
+        caller: Caller = access.scope[CALLER]
+        return await caller.ask(authorize, access)
+
+    return ask
+
+
+Do = Callable[[Running, Caller], Awaitable[Taken]]
+_setting: Final = ContextVar[Setting]("streamkeep_setting", default=AS_IT_IS)
+"""What an `on_end` runs in, which is called in the context of what it is the end of."""
+
+
+def _respond(scope: Scope, source: Source, view: View, options: StartOptions) -> Do:
+    async def do(running: Running, caller: Caller) -> Taken:
+        _setting.set(view.setting)
+        told: StartOptions = {**options, "on_end": _in_its_setting(options.get("on_end"))}
+        http, asked = running.entered.http, {**scope, CALLER: caller}
+        return await _taken(running, asked, await http.respond_to(asked, source, _was_read, setting=view.setting, **told))
 
     return do
 
 
 def _follow(scope: Scope, stream: object, options: FollowOptions) -> Do:
-    async def do(running: Running) -> Taken:
-        return await _taken(running, scope, await running.entered.http.follow_to(scope, stream, **options))
+    async def do(running: Running, caller: Caller) -> Taken:
+        asked = {**scope, CALLER: caller}
+        return await _taken(running, asked, await running.entered.http.follow_to(asked, stream, **options))
 
     return do
 
 
 def _cancel(scope: Scope, stream: object, options: StopOptions) -> Do:
-    async def do(running: Running) -> Taken:
-        return await _taken(running, scope, await running.entered.http.cancel_to(scope, stream, **options))
+    async def do(running: Running, caller: Caller) -> Taken:
+        asked = {**scope, CALLER: caller}
+        return await _taken(running, asked, await running.entered.http.cancel_to(asked, stream, **options))
 
     return do
 
 
-def _answer(scope: Scope, body: bytes, app: Callable[[StreamsHTTP], ASGIApp]) -> Do:
-    async def do(running: Running) -> Taken:
-        return await _taken(running, scope, Answer(app(running.entered.http)), body)
+def _answer(scope: Scope, body: bytes, app: Callable[[StreamsHTTP], ASGIApp], view: View) -> Do:
+    async def do(running: Running, caller: Caller) -> Taken:
+        _setting.set(view.setting)
+        return await _taken(running, {**scope, CALLER: caller}, Answer(app(running.entered.http)), body)
 
     return do
+
+
+def _close_here(source: Source, setting: Setting) -> None:
+    """Close a source, and wait for that, in an event loop of its own: one may run in this thread."""
+    closing = threading.Thread(target=anyio.run, args=[close, source, setting])
+    closing.start()
+    closing.join()
+
+
+def _failed(error: StorageError | StreamManagerClosedError) -> Taken:
+    """Give what is answered where nothing runs that could answer."""
+    body = error_body(shown_error(error))
+    return Taken(code_of(error) or error.http_code, head_of(body), body, None, started=False)
 
 
 async def _was_read() -> bool:
@@ -253,13 +429,16 @@ async def _was_read() -> bool:
     return True
 
 
-def _in_setting(on_end: OnEnd | None, setting: Setting) -> OnEnd | None:
+def _in_its_setting(on_end: OnEnd | None) -> OnEnd | None:
     """Have a plain function called in a thread: it may block, and would block everybody's event loop."""
-    if on_end is None or inspect.iscoroutinefunction(on_end):
-        return on_end
+    if on_end is None:
+        return None
 
     async def told(ended: Ended) -> None:
-        await in_thread(f"{ended.stream}-on_end", lambda: on_end(ended), setting)
+        setting, awaits = _setting.get(), inspect.iscoroutinefunction(on_end)
+        answer = on_end(ended) if awaits else await in_thread(f"{ended.stream}-on_end", lambda: on_end(ended), setting)
+        if inspect.isawaitable(answer):
+            await _awaited(answer, setting)
 
     return told
 

@@ -12,7 +12,6 @@ def ask(request, chat):
 
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
@@ -23,8 +22,11 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseNotAllowed, StreamingHttpResponse
 from django.urls import URLPattern, URLResolver, path
+from django.views.decorators.csrf import csrf_protect
 
 from .._background import is_asyncio_here
+from .._listing import StreamInfo
+from ..http.access import REQUEST
 from ..http.app import FollowOptions, StartOptions, StopOptions, StreamsHTTP
 from ..http.response import ASGIApp, Receive, Scope, Send
 from ..http.sources import Source
@@ -35,6 +37,7 @@ from ..http.threads import (
     Streams,
     StreamsThread,
     Taken,
+    View,
     context_without,
     scope_of,
 )
@@ -50,7 +53,7 @@ CLOSE_SECONDS: Final = 5.0
 OF_REQUESTS: Final = frozenset({"thread_sensitive_context", "deadlock_context", "async_single_thread_context", "asgiref.local"})
 """Names of context variables by which asgiref knows the threads of a request. A producer has threads of its own."""
 
-View = Callable[..., HttpResponseBase]
+AnyView = Callable[..., HttpResponseBase]
 
 
 class DjangoStreams:
@@ -64,12 +67,14 @@ class DjangoStreams:
     Args:
         streams: the URL of a storage, or a function that makes a `StreamManager` that nobody else uses. None: the setting
             `STREAMKEEP_URL`, which is read at the first use.
-        options: those of `StreamsHTTP`. A heartbeat is sent every five seconds, unless `timeouts` are given.
+        options: those of `StreamsHTTP`. A heartbeat is sent every five seconds, unless `timeouts` are given. `authorize` has the request as
+            `access.request`. A plain function is called in the request's own thread, with all that the request has there; one that
+            awaits in the event loop. What it raises is raised by the view, `PublicError` excepted, which is answered as JSON.
     """
 
     def __init__(self, streams: Streams | None = None, **options: Unpack[ServingOptions]) -> None:
         self._options = options
-        self._threads = None if streams is None else StreamsThread(streams, **options)
+        self._threads = None if streams is None else StreamsThread(streams, call_blocking=_in_views_thread, **options)
 
     def start(self) -> None:
         """Start in this process, before the first request does. In the main thread, SIGTERM and SIGINT are heard from here on."""
@@ -91,44 +96,59 @@ class DjangoStreams:
         """Make an iterable a durable stream, and give the response that shows it; arguments and answers are `StreamsHTTP.respond`'s.
 
         The source runs apart from the request, in a thread if it does not await. Its database connections are its own, and are closed
-        behind it. Context variables are as they are here. So it is with a plain `on_end`.
+        behind it. Context variables are as they are here. So it is with `on_end`; a plain function is called in a thread.
 
         Raises as `StreamsHTTP.respond` does. RuntimeError: a view that awaits calls this; there it is `await streams.arespond(…)`.
         """
         here = self._here_blocking()
-        return _response(request, here.respond(_scope(request), source, setting=_OWN_CONNECTIONS, within=_context(), **options))
+        return _response(request, here.respond(_scope(request), source, _view(), **options))
 
     def follow(self, request: HttpRequest, stream: object = None, **options: Unpack[FollowOptions]) -> HttpResponseBase:
         """Give the response that shows a stream, by its id or its `key`: a 204 where nothing runs. See `StreamsHTTP.follow`."""
-        return _response(request, self._here_blocking().follow(_scope(request), stream, **options))
+        return _response(request, self._here_blocking().follow(_scope(request), stream, _view(), **options))
 
     def cancel(self, request: HttpRequest, stream: object = None, **options: Unpack[StopOptions]) -> HttpResponseBase:
         """Stop a stream, and give the response that says whether it ran. See `StreamsHTTP.cancel`."""
-        return _response(request, self._here_blocking().cancel(_scope(request), stream, **options))
+        return _response(request, self._here_blocking().cancel(_scope(request), stream, _view(), **options))
 
     async def arespond(self, request: HttpRequest, source: Source, **options: Unpack[StartOptions]) -> HttpResponseBase:
         """Do what `respond` does, in a view that awaits."""
-        taken = await self._here().arespond(_scope(request), source, setting=_OWN_CONNECTIONS, within=_context(), **options)
+        taken = await self._here().arespond(_scope(request), source, _view(), **options)
         return _response(request, taken)
 
     async def afollow(self, request: HttpRequest, stream: object = None, **options: Unpack[FollowOptions]) -> HttpResponseBase:
         """Do what `follow` does, in a view that awaits."""
-        return _response(request, await self._here().afollow(_scope(request), stream, **options))
+        return _response(request, await self._here().afollow(_scope(request), stream, _view(), **options))
 
     async def acancel(self, request: HttpRequest, stream: object = None, **options: Unpack[StopOptions]) -> HttpResponseBase:
         """Do what `cancel` does, in a view that awaits."""
-        return _response(request, await self._here().acancel(_scope(request), stream, **options))
+        return _response(request, await self._here().acancel(_scope(request), stream, _view(), **options))
+
+    def current(self, key: object, owner: object = "") -> StreamInfo:
+        """Give what is known of the newest stream that an owner has started under a key, whether it runs or has ended.
+
+        Raises StreamNotFoundError: there is none, or it is kept no more. StorageError: the storage fails.
+        """
+        return self._here_blocking().current(str(key), str(owner))
+
+    async def acurrent(self, key: object, owner: object = "") -> StreamInfo:
+        """Do what `current` does, in a view that awaits."""
+        return await self._here().acurrent(str(key), str(owner))
 
     @property
     def urls(self) -> list[URLPattern | URLResolver]:
-        """The URLs of `StreamsHTTP` itself, for any stream: `path("streams/", include(streams.urls))`. Whose it is, `authorize` says."""
+        """The URLs of `StreamsHTTP` itself, for any stream: `path("streams/", include((streams.urls, "streams")))`.
+
+        Whose a stream is, `authorize` says. What stops one (DELETE, or POST to `/cancel`) is checked for CSRF as Django does it, whether
+        the site has its middleware or not: a page sends its token as `X-CSRFToken`.
+        """
 
         def read(request: HttpRequest, rest: str = "") -> HttpResponseBase:
             scope = _scope(request)
             scope["root_path"] = scope["path"].removesuffix(rest).rstrip("/")
             return self.answer(request, scope, lambda http: http, body=b"")
 
-        view = _taking(("GET", "HEAD", "POST", "DELETE"), read)
+        view = csrf_protect(_taking(("GET", "HEAD", "POST", "DELETE"), read))
         return [path("", view), path("<path:rest>", view)]
 
     def answer(
@@ -136,14 +156,14 @@ class DjangoStreams:
     ) -> HttpResponseBase:
         """Give the response that an ASGI app gives, which is made of the `StreamsHTTP`. Unless `body` is given, it is read first."""
         here = self._here_blocking()
-        return _response(request, here.answer(scope, request.body if body is None else body, app, within=_context()))
+        return _response(request, here.answer(scope, request.body if body is None else body, app, _view()))
 
     def _here(self) -> StreamsThread:
         if self._threads is None:
             url = getattr(settings, URL, None)
             if not url:
                 raise ImproperlyConfigured(f"give DjangoStreams the URL of a storage, or set {URL}")
-            made = StreamsThread(url, **self._options)
+            made = StreamsThread(url, call_blocking=_in_views_thread, **self._options)
             # Of threads that come here at once the first one counts; what the others have made was never started. (A lock might be
             # held when a process forks.)
             self._threads = vars(self).setdefault("_made", made)
@@ -162,7 +182,7 @@ def durable_flow(
     streams: DjangoStreams | Streams,
     *,
     context: Callable[[HttpRequest], Mapping[str, Any]] | None = None,
-) -> View:
+) -> AnyView:
     """Give a view that serves a Genkit flow durably; for `path("answer", …)`, say.
 
         POST     Genkit's exchange; with `X-Genkit-Stream-Id` it resumes that stream, from the start or after the offset in
@@ -200,7 +220,7 @@ async def _post(
     await http.post(scope, receive, send, work, context)
 
 
-def _taking(methods: Sequence[str], view: View) -> View:
+def _taking(methods: Sequence[str], view: AnyView) -> AnyView:
     def taking(request: HttpRequest, *args: object, **options: object) -> HttpResponseBase:
         is_taken = request.META["REQUEST_METHOD"] in methods
         return view(request, *args, **options) if is_taken else HttpResponseNotAllowed(methods)
@@ -231,16 +251,21 @@ class _OwnConnections:
 _OWN_CONNECTIONS: Final = _OwnConnections()
 
 
-def _context() -> Context:
-    return context_without(OF_REQUESTS.__contains__)
+def _view() -> View:
+    context = partial(context_without, OF_REQUESTS.__contains__)
+    return View(_OWN_CONNECTIONS, context(), _OWN_CONNECTIONS, context())
+
+
+async def _in_views_thread(function: Callable[[], None]) -> None:
+    await sync_to_async(function)()
 
 
 def _scope(request: HttpRequest) -> Scope:
     asgi: Scope | None = getattr(request, "scope", None)
     if asgi is None:
-        return scope_of(request.META)
+        return {**scope_of(request.META), REQUEST: request}
     query: bytes | str = asgi["query_string"]  # of Django's own test client it is text
-    return {**asgi, "query_string": query.encode("latin-1") if isinstance(query, str) else query}
+    return {**asgi, "query_string": query.encode("latin-1") if isinstance(query, str) else query, REQUEST: request}
 
 
 def _headers(taken: Taken) -> dict[str, str]:

@@ -9,16 +9,17 @@ def ask(chat: str) -> Response:
 
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
-from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 from weakref import WeakKeyDictionary
 
-from flask import Blueprint, Flask, Response, current_app, request
+from flask import Blueprint, Flask, Request, Response, current_app, request
 
+from .._listing import StreamInfo
+from ..http.access import REQUEST
 from ..http.app import MAX_BODY_BYTES, FollowOptions, StartOptions, StopOptions, StreamsHTTP
 from ..http.response import ASGIApp, Scope
 from ..http.sources import Source
-from ..http.threads import Body, ServingOptions, Streams, StreamsThread, Taken, context_without, scope_of
+from ..http.threads import Body, ServingOptions, Streams, StreamsThread, Taken, View, context_without, scope_of
 
 if TYPE_CHECKING:
     from genkit.plugin_api import Action
@@ -50,7 +51,9 @@ class FlaskStreams:
         streams: the URL of a storage, or a function that makes a `StreamManager` that nobody else uses. None: each app says by its
             `STREAMKEEP_URL`, and has streams of its own; give it to `init_app`.
         app: the same as `init_app(app)`.
-        options: those of `StreamsHTTP`. A heartbeat is sent every five seconds, unless `timeouts` are given.
+        options: those of `StreamsHTTP`. A heartbeat is sent every five seconds, unless `timeouts` are given. `authorize` has the request as
+            `access.request`. A plain function is called in the request's own thread, with all that the request has there; one that
+            awaits in the event loop. What it raises is raised by the view, `PublicError` excepted, which is answered as JSON.
     """
 
     def __init__(self, streams: Streams | None = None, app: Flask | None = None, **options: Unpack[ServingOptions]) -> None:
@@ -88,25 +91,31 @@ class FlaskStreams:
 
         The source runs apart from the request, in a thread if it does not await, and in an app context of its own: `current_app` and `g`
         are there, what was torn down is not, and neither are `request`, `session` and `current_user`: give it what it needs of them. All
-        other context variables are as they are here. So it is with a plain `on_end`.
+        other context variables are as they are here. So it is with `on_end`; a plain function is called in a thread.
 
         Raises as `StreamsHTTP.respond` does.
         """
-        here, setting = self._here(), _InApp(_app())
-        return _response(here.respond(_scope(), source, setting=setting, within=_without_flasks(), **options))
+        return _response(self._here().respond(_scope(), source, _view(), **options))
 
     def follow(self, stream: object = None, **options: Unpack[FollowOptions]) -> StreamResponse:
         """Give the response that shows a stream, by its id or its `key`: a 204 where nothing runs. See `StreamsHTTP.follow`."""
-        return _response(self._here().follow(_scope(), stream, **options))
+        return _response(self._here().follow(_scope(), stream, _view(), **options))
 
     def cancel(self, stream: object = None, **options: Unpack[StopOptions]) -> StreamResponse:
         """Stop a stream, and give the response that says whether it ran. See `StreamsHTTP.cancel`."""
-        return _response(self._here().cancel(_scope(), stream, **options))
+        return _response(self._here().cancel(_scope(), stream, _view(), **options))
+
+    def current(self, key: object, owner: object = "") -> StreamInfo:
+        """Give what is known of the newest stream that an owner has started under a key, whether it runs or has ended.
+
+        Raises StreamNotFoundError: there is none, or it is kept no more. StorageError: the storage fails.
+        """
+        return self._here().current(str(key), str(owner))
 
     def blueprint(self, name: str = "streams") -> Blueprint:
         """Give `StreamsHTTP` itself, for any stream: `app.register_blueprint(streams.blueprint(), url_prefix="/streams")`.
 
-        Whose a stream is, only `authorize` says; who may come at all, the blueprint's `before_request`.
+        Whose a stream is, only `authorize` says, which has the request's context; who may come at all, the blueprint's `before_request`.
         """
         blueprint = Blueprint(name, __name__)
 
@@ -129,7 +138,7 @@ class FlaskStreams:
             most = self._options.get("max_body_bytes", MAX_BODY_BYTES)
             request.max_content_length = min(most, request.max_content_length or most)
             body = request.get_data()
-        return _response(here.answer(scope, body, app, within=_without_flasks()))
+        return _response(here.answer(scope, body, app, _view()))
 
     def _here(self) -> StreamsThread:
         threads = self._ours or self._of_apps.get(_app())
@@ -204,12 +213,13 @@ def _app() -> Flask:
     return app
 
 
-def _without_flasks() -> Context:
-    return context_without(lambda name: name.startswith("flask."))
+def _view() -> View:
+    return View(_InApp(_app()), context_without(lambda name: name.startswith("flask.")))
 
 
 def _scope() -> Scope:
-    return scope_of(request.environ)
+    asked: Request = request._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001 - as above
+    return {**scope_of(request.environ), REQUEST: asked}
 
 
 def _response(taken: Taken) -> StreamResponse:
