@@ -110,7 +110,8 @@ class Exchange:
         self._decode: _Decode | None = None
         self._parser: _Parser | None = None
         self._own_answer = anyio.Event()
-        self._app_scope: Scope = {**_plainly_asking(scope), OWN_ANSWER: self._own_answer}
+        self._app_scope: Scope = {}
+        """The app's, in which its router says what it has found."""
         self._is_refused = False
         self._is_whole = False
         self._failure: BaseException | None = None
@@ -248,6 +249,7 @@ class Exchange:
     async def _run_app(self) -> None:
         try:
             with self._cancellation:
+                self._app_scope = {**_plainly_asking(self._scope), OWN_ANSWER: self._own_answer}
                 await self._app(self._app_scope, self._receive, self._take)
         except anyio.get_cancelled_exc_class():
             pass
