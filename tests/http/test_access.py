@@ -184,6 +184,13 @@ async def test_an_authorize_that_fails_lets_nobody_in_and_shows_nothing() -> Non
             assert "secret" not in body
 
 
+@pytest.mark.parametrize("answer", [False, True, b"Ada"])
+async def test_what_is_no_name_is_no_owner(answer: object) -> None:
+    streams_http = StreamsHTTP(InMemoryStreamManager(), authorize=lambda _: answer)
+    async with http_to(durable_app(one, streams=streams_http)) as http:
+        assert (await http.post("/one", json={}, headers=STREAMING)).status_code == 500
+
+
 async def test_without_authorize_whoever_knows_an_id_may() -> None:
     async with http_to(durable_app(one)) as http:
         stream = (await http.post("/one", json={}, headers=STREAMING)).headers[STREAM_ID]

@@ -19,7 +19,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from tests.http.servers import STREAM_ID, STREAMING, Reading, count, flow_of, frames_of, http_to, until
 
 from streamkeep import InMemoryStreamManager, PublicError, StorageFullError, StreamManager
-from streamkeep.http import DurableStreaming, StreamsHTTP, Timeouts
+from streamkeep.http import DurableStreaming, NDJSONFraming, SSEFraming, StreamsHTTP, TextFraming, Timeouts
 from streamkeep.http.response import ASGIApp, Message, Receive, Scope, Send
 from streamkeep.http.starlette import answer_errors
 from streamkeep.integrations.fastapi import durable_flow
@@ -41,6 +41,28 @@ def chat_app(streams_http: StreamsHTTP, chunks: Any = None) -> FastAPI:
 
     app.mount("/streams", streams_http)
     return app
+
+
+@pytest.mark.parametrize("framing", [SSEFraming, NDJSONFraming, TextFraming])
+@pytest.mark.parametrize("encoding", ["gzip", "identity"])
+async def test_the_head_comes_before_the_first_token_through_compression_in_any_format(framing: Any, encoding: str) -> None:
+    go, streams_http = anyio.Event(), StreamsHTTP(InMemoryStreamManager())
+    app = FastAPI(lifespan=streams_http.lifespan)
+    app.add_middleware(GZipMiddleware)
+
+    async def late() -> AsyncGenerator[str]:
+        await go.wait()
+        yield "late"
+
+    @app.post("/chat")
+    async def chat(request: Request) -> Response:
+        return await streams_http.respond(request, late(), framing=framing())
+
+    async with http_to(app) as http:
+        with anyio.fail_after(10):
+            async with http.stream("POST", "/chat", headers={"Accept-Encoding": encoding}) as answer:
+                go.set()
+                assert "late" in "".join([text async for text in answer.aiter_text()])
 
 
 class BodyKeeping:
@@ -372,6 +394,17 @@ def flow_app(flow: Any, context: Any) -> FastAPI:
     app = FastAPI()
     app.include_router(durable_flow(flow_of(flow), InMemoryStreamManager(), context=context))
     return app
+
+
+async def test_a_context_dependency_that_keeps_nothing_of_the_body_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
+    async def context(request: Request) -> dict[str, bytes]:
+        return {"body": b"".join([piece async for piece in request.stream()])}
+
+    async with http_to(flow_app(count, context)) as http:
+        with anyio.fail_after(10):
+            answer = await http.post("/count", json={"data": 1}, headers=STREAMING)
+    assert answer.status_code == 500
+    assert "use `request.body()`" in caplog.text
 
 
 async def test_a_context_dependency_may_read_the_body() -> None:

@@ -1,6 +1,7 @@
 """`respond` and `follow`: streams on an app's own routes, by the means that the app has already."""
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
@@ -205,6 +206,16 @@ async def test_what_blocks_runs_in_a_thread_with_the_context_of_its_request() ->
     async with chat(source) as http:
         await http.post("/chat")
     assert seen == [("Ada", False)]
+
+
+async def test_what_would_end_a_program_ends_its_producer_only_where_it_runs_in_a_thread() -> None:
+    def quits() -> Iterator[int]:
+        yield 0
+        sys.exit(1)
+
+    async with chat(quits) as http:
+        *_, last = frames_of((await http.post("/chat")).content)
+    assert last["error"]["status"] == "INTERNAL"  # type: ignore[index]
 
 
 async def test_a_plain_function_is_called_in_a_thread_for_it_may_block() -> None:

@@ -61,9 +61,16 @@ async def owner_of(authorize: Authorize | None, access: Access) -> str:
     """Ask who is asking. Raises whatever `authorize` raises, and StreamNotFoundError if the stream is somebody else's."""
     answer = authorize(access) if authorize else None
     answer = await answer if inspect.isawaitable(answer) else answer
-    owner = "" if answer is None else str(answer)
+    owner = "" if answer is None else owner_text(answer)
     check_owner(access.stream, owner)
     return owner
+
+
+def owner_text(owner: object) -> str:
+    """Give an owner's text. TypeError: it is a bool or bytes, which is nobody's name, but would be one as its text."""
+    if isinstance(owner, (bool, bytes, bytearray, memoryview)):
+        raise TypeError(f"an owner is who somebody is, not {owner!r}: `authorize` gives a name or an id, and raises to refuse")
+    return str(owner)
 
 
 def check_owner(stream: StreamInfo | None, owner: str) -> None:

@@ -24,7 +24,7 @@ from .._manager import StreamManager
 from ..errors import InvalidArgumentError, KeyInUseError, OffsetOutOfRangeError, StorageError, StreamNotFoundError
 from ..events import encode_json
 from ..wire import GenkitRequest, parse_body, wants_stream
-from .access import REQUEST, Access, Action, Authorize, check_owner, check_route, owner_of
+from .access import REQUEST, Access, Action, Authorize, check_owner, check_route, owner_of, owner_text
 from .bounds import Bounds
 from .ended import OnEnd
 from .framing import Framing, GenkitFraming, PassThroughFraming, SSEFraming, result_body
@@ -843,8 +843,9 @@ class StreamsHTTP:
         """Give who is asking: who the endpoint says, or else `authorize`. StreamNotFoundError: the stream is somebody else's."""
         if owner is None:
             return await self._owner(action, scope, info, context)
-        check_owner(info, str(owner))
-        return str(owner)
+        name = owner_text(owner)
+        check_owner(info, name)
+        return name
 
     async def _owner(self, action: Action, scope: Scope, info: StreamInfo | None, context: Mapping[str, Any]) -> str:
         return await owner_of(self._authorize, Access(action, scope, headers_of(scope), info, context, scope.get(REQUEST)))

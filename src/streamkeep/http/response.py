@@ -319,7 +319,7 @@ class _Response:
     async def _events(self, events: Subscription[Any]) -> ErrorInfo | None:
         """Send all events; if something else than the terminal event ends them, say what."""
         try:
-            await self._write(self._framing.preamble())
+            await self._write(self._framing.preamble(), sends_nothing_too=True)
             with anyio.move_on_after(self._timeouts.longest.total_seconds()) as longest:
                 while await self._pass_on(events):
                     pass
@@ -367,8 +367,8 @@ class _Response:
         if isinstance(self._framing, GenkitFraming):
             await anyio.sleep(ERROR_PAUSE_SECONDS)
 
-    async def _write(self, body: bytes) -> None:
-        if body:
+    async def _write(self, body: bytes, *, sends_nothing_too: bool = False) -> None:
+        if body or sends_nothing_too:  # granian, and middleware that compresses, keep a head until some body comes
             await self._send({"type": "http.response.body", "body": body, "more_body": True})
         # A server's `send` need not suspend, and a long replay must not freeze everybody else, be it of what is not sent.
         await checkpoint()

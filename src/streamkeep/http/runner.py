@@ -45,6 +45,7 @@ Producer = Callable[[StreamInput, anyio.Event], Awaitable[object]]
 cancelled."""
 
 SHUT_DOWN: Final = ErrorInfo("ABORTED", "the server was shut down before the stream was completed")
+CANCELLED_ITSELF: Final = hidden_error("INTERNAL", "the producer raised a cancellation that was nobody's")
 DIED: Final = ErrorInfo("ABORTED", "the producer was cancelled before the stream was completed")
 
 MAX_PRODUCERS: Final = 1_000
@@ -395,9 +396,15 @@ class Runner:
                 await self._produce(run, produce)
         except anyio.get_cancelled_exc_class():
             # From outside, or raised by the producer itself. The task ends here either way; let out, it would end all others.
-            while (task := run.cancellation.task) is not None and task.cancelling():
+            task = run.cancellation.task
+            is_its_own = task is not None and not task.cancelling() and not run.stop.is_set()
+            while task is not None and task.cancelling():
                 task.uncancel()
-            logger.info("stream %s: its producer was cancelled", run.stream.id)
+            if is_its_own:  # such as that of a task that it waited for
+                run.end_as = CANCELLED_ITSELF
+                logger.exception("stream %s: its producer raised a cancellation that is nobody's", run.stream.id)
+            else:
+                logger.info("stream %s: its producer was cancelled", run.stream.id)
         except not_ours():
             raise
         except BaseException:

@@ -273,6 +273,10 @@ async def in_thread(name: str, function: Callable[[], T], setting: Setting = AS_
         try:
             with setting.in_thread():
                 answers.append(function())
+        except (SystemExit, KeyboardInterrupt) as error:  # which in a thread end nothing else
+            failure = RuntimeError(f"what runs in a thread has raised {error!r}")
+            failure.__cause__ = error
+            failures.append(failure)
         except BaseException as error:  # what native libraries raise may be no Exception
             failures.append(error)
         with suppress(RuntimeError):  # its event loop has ended

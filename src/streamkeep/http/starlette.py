@@ -76,7 +76,14 @@ async def take_over(request: Request, read_body: Callable[[], Awaitable[bytes | 
 
 
 def rest_of(request: Request, receive: Receive) -> Receive:
-    """Give the server's messages as if the dependencies had not read the body, as context providers of Genkit's do."""
+    """Give the server's messages as if the dependencies had not read the body, as context providers of Genkit's do.
+
+    RuntimeError: they have read it by `request.stream()`, and nobody has it any more.
+    """
+    if "_body" not in vars(request) and vars(request).get("_stream_consumed"):
+        raise RuntimeError(
+            "a dependency has read the request's body by `request.stream()`, which keeps nothing: use `request.body()`"
+        )
     if (body := vars(request).get("_body")) is None:  # where Starlette keeps it, and says so nowhere else
         return receive
     read: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]

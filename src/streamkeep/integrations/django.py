@@ -26,7 +26,7 @@ from django.views.decorators.csrf import csrf_protect
 
 from .._background import is_asyncio_here
 from .._listing import StreamInfo
-from ..http.access import REQUEST
+from ..http.access import REQUEST, owner_text
 from ..http.app import FollowOptions, StartOptions, StopOptions, StreamsHTTP
 from ..http.response import ASGIApp, Receive, Scope, Send
 from ..http.sources import Source
@@ -129,11 +129,11 @@ class DjangoStreams:
 
         Raises StreamNotFoundError: there is none, or it is kept no more. StorageError: the storage fails.
         """
-        return self._here_blocking().current(str(key), str(owner))
+        return self._here_blocking().current(str(key), owner_text(owner))
 
     async def acurrent(self, key: object, owner: object = "") -> StreamInfo:
         """Do what `current` does, in a view that awaits."""
-        return await self._here().acurrent(str(key), str(owner))
+        return await self._here().acurrent(str(key), owner_text(owner))
 
     @property
     def urls(self) -> list[URLPattern | URLResolver]:

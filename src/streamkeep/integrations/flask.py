@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 from flask import Blueprint, Flask, Request, Response, current_app, request
 
 from .._listing import StreamInfo
-from ..http.access import REQUEST
+from ..http.access import REQUEST, owner_text
 from ..http.app import MAX_BODY_BYTES, FollowOptions, StartOptions, StopOptions, StreamsHTTP
 from ..http.response import ASGIApp, Scope
 from ..http.sources import Source
@@ -110,7 +110,7 @@ class FlaskStreams:
 
         Raises StreamNotFoundError: there is none, or it is kept no more. StorageError: the storage fails.
         """
-        return self._here().current(str(key), str(owner))
+        return self._here().current(str(key), owner_text(owner))
 
     def blueprint(self, name: str = "streams") -> Blueprint:
         """Give `StreamsHTTP` itself, for any stream: `app.register_blueprint(streams.blueprint(), url_prefix="/streams")`.
