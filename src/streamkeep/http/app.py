@@ -606,6 +606,8 @@ class StreamsHTTP:
         try:
             info = await self.admit("resume", scope, stream, route, context, owner)
             place = place_of(scope, info)
+            if place.after is not None and place.after >= info.tail:  # such as of a storage that was restored
+                raise _beyond(place.after, info.tail)
         except (StreamNotFoundError, OffsetOutOfRangeError) as error:
             if by_cursor:
                 framing = framing or default()
@@ -737,7 +739,7 @@ class StreamsHTTP:
 
     async def _check_reached(self, stream: str, offset: int) -> None:
         if offset >= (tail := (await self.streams.info(stream)).tail):
-            raise OffsetOutOfRangeError(f"offset {offset} is beyond the stream's last event, {tail - 1}")
+            raise _beyond(offset, tail)
 
     async def _post(self, scope: Scope, receive: Receive, send: Send, work: Work, context: Mapping[str, Any]) -> None:
         headers = headers_of(scope)
@@ -876,6 +878,10 @@ def _response(answer: Answer) -> "ASGIResponse":
     from .starlette import ASGIResponse  # only who has Starlette asks for one
 
     return ASGIResponse(answer.app, answer.stream, started=answer.started, status=204 if answer.app is _nothing else 200)
+
+
+def _beyond(offset: int, tail: int) -> OffsetOutOfRangeError:
+    return OffsetOutOfRangeError(f"offset {offset} is beyond the stream's last event, {tail - 1}")
 
 
 def _told(framing: Framing, body: bytes) -> ASGIApp:
