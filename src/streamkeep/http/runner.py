@@ -27,13 +27,12 @@ from ..errors import (
     InvalidArgumentError,
     KeyInUseError,
     LimitExceededError,
-    PublicError,
     StorageError,
     StreamkeepError,
     StreamManagerClosedError,
     StreamNotFoundError,
 )
-from ..events import ErrorInfo, error_info, hidden_error
+from ..events import ErrorInfo, error_info, hidden_error, is_public
 from .bounds import Bounds, Due
 from .cancellation import Cancellation
 from .ended import Ended, OnEnd, ended_of
@@ -433,7 +432,7 @@ class Runner:
         except BaseException as error:  # what native libraries raise may be no Exception
             # What a producer raises because it was told to stop says less than why it was told.
             failure = run.end_as if run.stop.is_set() else _told_to_readers(error)
-            if isinstance(error, PublicError):
+            if is_public(error):
                 logger.info("stream %s failed: %s", stream.id, error)
             else:
                 expected = run.stop.is_set() or stream.cancelled.is_set()
