@@ -249,6 +249,17 @@ async def text_of(page: Page, text: str) -> None:
     )
 
 
+async def test_a_question_that_is_asked_while_another_is_answered_is_shown_alone(chromium: str) -> None:
+    async with asked(chromium) as (page, paced):
+        paced.may_begin.set()
+        await text_of(page, "Nothing")
+        await page.fill("input", "Twice is said")
+        await page.click("text=Ask")
+        await until(lambda: paced.runs == 2)
+        paced.may_go_on.set()
+        await text_of(page, "Twice is said")
+
+
 @pytest.mark.cell("reload", "a page without a package")
 async def test_a_reload_of_the_page_in_mid_answer_loses_and_repeats_nothing(chromium: str) -> None:
     async with asked(chromium) as (page, paced):

@@ -110,7 +110,12 @@ async def test_a_question_and_its_answer_are_in_the_history_under_their_ids(chat
     history = (await chat.http.get("/api/chat/c/messages", headers=ANN)).json()
     assert history == [
         FIRST,
-        {"id": answer.headers[STREAM_ID], "role": "assistant", "parts": [{"type": "text", "text": "Nothing is lost "}]},
+        {
+            "id": answer.headers[STREAM_ID],
+            "role": "assistant",
+            "metadata": {"isWhole": True},
+            "parts": [{"type": "text", "text": "Nothing is lost "}],
+        },
     ]
 
 
@@ -118,6 +123,15 @@ async def test_a_question_that_is_sent_twice_is_answered_once(chat: Chat) -> Non
     first, again = await chat.ask(FIRST), await chat.ask(FIRST)
     assert again.text == first.text
     assert (chat.runs, await chat.history()) == (1, [("u", "Nothing is lost"), ("a", "Nothing is lost ")])
+
+
+async def test_a_message_of_another_chat_with_the_same_id_is_another_question(chat: Chat) -> None:
+    first, *others = [
+        await chat.http.post("/api/chat", json={**body_of(question), "id": id_}, headers=ANN)
+        for id_, question in (("c", FIRST), ("other", message_of("q-1", "Is it")))
+    ]
+    assert chat.runs == 2
+    assert others[0].headers[STREAM_ID] != first.headers[STREAM_ID]
 
 
 async def test_a_new_question_stops_the_answer_that_runs_and_the_history_is_in_order(chat: Chat) -> None:
@@ -130,6 +144,8 @@ async def test_a_new_question_stops_the_answer_that_runs_and_the_history_is_in_o
         await until(lambda: chat.runs == 2)
         chat.may_go_on.set()
     history = await chat.history_of(4)
+    shown = (await chat.http.get("/api/chat/c/messages", headers=ANN)).json()
+    assert [message["metadata"]["isWhole"] for message in shown[1::2]] == [False, True]
     assert running == [("u", "Nothing is lost")]
     assert [role for role, _ in history] == ["u", "a", "u", "a"]
     assert history[1][1] != "Nothing is lost "
