@@ -269,7 +269,16 @@ class _Awaited(Handle[E]):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._entered.leave()
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connection, as leaving the block does; any task may, at any time, and again.
+
+        Who iterates, or waits for the output, in another task is woken, and told by a RuntimeError, for this is no end of the stream (as
+        anyio's and httpx2's streams tell it). `cursor` and `seen` say how far it came.
+        """
+        if self._reading is not None:
+            await self._reading.leave()
 
     def __aiter__(self) -> Self:
         return self
@@ -282,7 +291,8 @@ class Events(_Awaited[E], EventsHandle[E]):
     """The events of a stream of another server, as `events` and `subscribe` give them.
 
     Enter it with `async with`, which raises RefusedError if the server refuses it, and iterate. Leaving the block closes the connection.
-    One task at a time may iterate; a cancelled wait loses nothing. After a StreamLostError, iterating goes on trying.
+    One task at a time may iterate, and any may leave, by `aclose()`; a cancelled wait loses nothing. After a StreamLostError, iterating
+    goes on trying.
     """
 
 

@@ -5,10 +5,11 @@ else. So whoever reads streams is written once.
 """
 
 import re
+import socket
 import ssl
-import time
+import threading
 from collections.abc import Coroutine, Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Final, Protocol, TypeVar
@@ -93,6 +94,14 @@ class Network(Protocol):
         """Wait."""
         ...
 
+    def interruptible(self) -> AbstractContextManager[None]:
+        """Do inside of this what `interrupt` is to end. What happens then is not said: ask for yourself whether it was called."""
+        ...
+
+    async def interrupt(self) -> None:
+        """End what is waited for in another task or thread, which calls `close` then. Called after whatever says that it was."""
+        ...
+
     async def close(self) -> None:
         """Close what was opened for this, and not what was handed to it."""
         ...
@@ -108,6 +117,8 @@ class AsyncNetwork:
         self._is_ours = client is None
         self._client = client or httpx2.AsyncClient(verify=_tls(), timeout=CONNECT_SECONDS)
         self._timeout = _timeout(self._client.timeout, read_seconds)
+        self._scope = anyio.CancelScope()
+        self._closed = anyio.Event()
 
     async def send(self, call: Call) -> Answer:
         """See `Network`."""
@@ -126,11 +137,26 @@ class AsyncNetwork:
         """See `Network`."""
         await anyio.sleep(seconds)
 
+    @contextmanager
+    def interruptible(self) -> Generator[None]:
+        """See `Network`."""
+        with anyio.CancelScope() as self._scope:
+            yield
+
+    async def interrupt(self) -> None:
+        """See `Network`. It returns when all is closed."""
+        self._scope.cancel()
+        with anyio.move_on_after(CLOSE_SECONDS):
+            await self._closed.wait()
+
     async def close(self) -> None:
         """See `Network`."""
-        if self._is_ours:
-            with anyio.move_on_after(CLOSE_SECONDS, shield=True):
-                await self._client.aclose()
+        try:
+            if self._is_ours:
+                with anyio.move_on_after(CLOSE_SECONDS, shield=True):
+                    await self._client.aclose()
+        finally:
+            self._closed.set()
 
 
 class _AsyncAnswer:
@@ -163,35 +189,64 @@ class BlockingNetwork:
         self._is_ours = client is None
         self._client = client or httpx2.Client(verify=_tls(), timeout=CONNECT_SECONDS)
         self._timeout = _timeout(self._client.timeout, read_seconds)
+        self._interrupted = threading.Event()
+        self._socket: socket.socket | None = None  # over which something is waited for, if nobody else uses it
 
     async def send(self, call: Call) -> Answer:
         """See `Network`."""
         request = _request(self._client, call, self._timeout)
+        if self._is_ours:
+            request.extensions = {**request.extensions, "trace": self._trace}
         for _ in range(MAX_REDIRECTS):
             with _translated():
                 response = self._client.send(request, stream=True, follow_redirects=False)
             if not response.has_redirect_location:
-                return _BlockingAnswer(response)
+                if response.http_version.startswith("HTTP/1"):  # else others may use it, too
+                    self._socket = _socket_of(response.extensions.get("network_stream"))
+                return _BlockingAnswer(response, self)
             response.close()
             request = _redirected(request, response)
         raise UnexpectedAnswerError(f"the server has led from one place to the next {MAX_REDIRECTS} times")
 
     async def sleep(self, seconds: float) -> None:
         """See `Network`."""
-        time.sleep(seconds)  # noqa: ASYNC251 - nothing else runs here
+        self._interrupted.wait(seconds)
+
+    def interruptible(self) -> AbstractContextManager[None]:
+        """See `Network`."""
+        return nullcontext()
+
+    async def interrupt(self) -> None:
+        """See `Network`. It does not wait, for it may be called by a signal's handler, in the thread that reads."""
+        self._interrupted.set()
+        if (waited_for := self._socket) is not None:
+            _shut_down(waited_for)
 
     async def close(self) -> None:
         """See `Network`."""
         if self._is_ours:
             self._client.close()
 
+    def forget(self) -> None:
+        """Nothing is waited for over a connection any more; others may use it, if it is not ours alone."""
+        if not self._is_ours:
+            self._socket = None
+
+    def _trace(self, event: str, info: Mapping[str, object]) -> None:
+        # An answer's head may never come, and until then nothing else says over which connection it is waited for.
+        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            self._socket = _socket_of(info["return_value"])
+            if self._socket is not None and self._interrupted.is_set():
+                _shut_down(self._socket)
+
 
 class _BlockingAnswer:
-    def __init__(self, response: httpx2.Response) -> None:
+    def __init__(self, response: httpx2.Response, network: BlockingNetwork) -> None:
         self.status = response.status_code
         self.headers: Mapping[str, str] = response.headers
         self.has_end = _has_end(response)
         self._response = response
+        self._network = network
         self._pieces = response.iter_raw()
 
     async def read(self) -> bytes:
@@ -201,6 +256,7 @@ class _BlockingAnswer:
 
     async def close(self) -> None:
         """See `Answer`."""
+        self._network.forget()
         self._response.close()
 
 
@@ -212,6 +268,19 @@ def ran(coroutine: Coroutine[object, None, R]) -> R:
         result: R = end.value
         return result
     raise RuntimeError("this awaits something else than a BlockingNetwork")
+
+
+def _socket_of(stream: object) -> socket.socket | None:
+    """Give the socket of what httpx2 calls a network stream; None: there is none, as in a transport of somebody's own."""
+    get_extra_info = getattr(stream, "get_extra_info", None)
+    found = None if get_extra_info is None else get_extra_info("socket")
+    return found if isinstance(found, socket.socket) else None
+
+
+def _shut_down(waited_for: socket.socket) -> None:
+    """Wake whoever waits for a socket. It is not closed: who waits would then wait for whatever gets its number."""
+    with suppress(OSError):
+        socket.socket.shutdown(waited_for, socket.SHUT_RDWR)  # not that of TLS, which takes it apart under its reader
 
 
 # Both

@@ -156,6 +156,7 @@ class Reading(Generic[E]):
 
     async def next(self) -> E:
         """Give the next event; StopAsyncIteration behind the last one. Raises RemoteError, InvalidArgumentError."""
+        self._check_is_in()
         if not self._ready:
             await self._alone(fills=True)
             if not self._ready:
@@ -174,23 +175,28 @@ class Reading(Generic[E]):
                 return
 
     async def leave(self) -> None:
-        """Close the connection. It can be called again."""
+        """Close the connection; whoever reads is woken, and told by a RuntimeError. It can be called again, and from anywhere."""
         self._is_left = True
-        self._ready.clear()
-        try:
-            await self._drop()
-        finally:
-            await self._network.close()
+        if self._is_read:
+            await self._network.interrupt()  # who reads is in the midst of what is to be closed, and closes it
+        else:
+            await self._close()
 
-    async def _alone(self, *, fills: bool) -> None:
+    def _check_is_in(self) -> None:
         if self._is_left:
             raise RuntimeError("this has been left; it can only be read inside of its block")
+
+    async def _alone(self, *, fills: bool) -> None:
+        self._check_is_in()
         if self._is_read:
             raise RuntimeError("another task reads this; one at a time may")
         self._is_read = True
         try:
-            await self._read(fills=fills)
+            with self._network.interruptible():
+                await self._read(fills=fills)
+            self._check_is_in()
         except RemoteError as error:
+            self._check_is_in()  # it was lost because it was left
             error.stream, error.cursor, error.events = self.dialect.stream, self.position, self.events
             await self._drop()
             raise
@@ -200,10 +206,12 @@ class Reading(Generic[E]):
             raise
         finally:
             self._is_read = False
+            if self._is_left:
+                await self._close()
 
     async def _read(self, *, fills: bool) -> None:
-        """Have an answer, or with `fills` events of it, or be over."""
-        while not (self._ready or self.dialect.is_over):
+        """Have an answer, or with `fills` events of it, or be over, or left."""
+        while not (self._ready or self.dialect.is_over or self._is_left):
             try:
                 if self._pending is not None:
                     error, self._pending = self._pending, None
@@ -259,7 +267,7 @@ class Reading(Generic[E]):
 
     async def _fill(self, answer: Answer) -> None:
         frames, position, silent_bytes = self.dialect.frames, self.dialect.position, 0
-        while not self._ready and not self.dialect.is_over:
+        while not (self._ready or self.dialect.is_over or self._is_left):
             data = await answer.read()
             if not data:
                 self.dialect.end(has_end=answer.has_end)
@@ -312,6 +320,12 @@ class Reading(Generic[E]):
         answer, self._answer = self._answer, None
         if answer is not None:
             await answer.close()
+
+    async def _close(self) -> None:
+        try:
+            await self._drop()
+        finally:
+            await self._network.close()
 
 
 def _lost(message: str, lost: LostError) -> StreamLostError:

@@ -189,7 +189,17 @@ class _Blocking(Handle[E]):
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        ran(self._entered.leave())
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection, as leaving the block does; any thread may, at any time, and again.
+
+        Who reads in another thread is woken, and told by a RuntimeError, for this is no end of the stream. While a connection is made that
+        takes until it is, 10 seconds at most; over a `client` of your own until the head of an answer is there, and with HTTP/2 until
+        anything comes, such as a heartbeat.
+        """
+        if self._reading is not None:
+            ran(self._reading.leave())
 
     def __iter__(self) -> Self:
         return self
@@ -202,7 +212,10 @@ class _Blocking(Handle[E]):
 
 
 class Events(_Blocking[E], EventsHandle[E]):
-    """The events of a stream of another server: see `streamkeep.client.Events`. Enter it with `with`, and iterate in one thread."""
+    """The events of a stream of another server: see `streamkeep.client.Events`.
+
+    Enter it with `with`, and iterate in one thread; any may `close` it.
+    """
 
 
 class FlowRun(_Blocking[T], FlowHandle[T]):
