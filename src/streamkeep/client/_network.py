@@ -4,6 +4,7 @@
 else. So whoever reads streams is written once.
 """
 
+import base64
 import re
 import socket
 import ssl
@@ -16,6 +17,7 @@ from typing import Final, Protocol, TypeVar
 
 import anyio
 
+from .._credentials import warn_of_clear_text
 from ..errors import InvalidArgumentError, UnexpectedAnswerError
 
 try:
@@ -28,6 +30,8 @@ R = TypeVar("R")
 MAX_REDIRECTS: Final = 5
 CLOSE_SECONDS: Final = 5.0
 CONNECT_SECONDS: Final = 10.0
+MAX_SHOWN: Final = 200
+_NO_URL: Final = "its URL is none; what is special in a user's name or password has to be percent-encoded"
 _NOT_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
 
 
@@ -311,11 +315,25 @@ def _request(client: httpx2.AsyncClient | httpx2.Client, call: Call, timeout: ht
         headers = [(name.encode(), value.encode()) for name, value in call.headers.items()]
         request = client.build_request(call.method, call.url, headers=headers, content=call.body, timeout=timeout)
         request.url = request.url.copy_merge_params(dict(call.query))
-    except (httpx2.InvalidURL, TypeError, ValueError) as error:
-        raise InvalidArgumentError(f"the request cannot be sent: {error}") from error
+    except (httpx2.InvalidURL, TypeError, ValueError):
+        # Not in its words: of a URL that is cut in the wrong place they may be half of a password.
+        raise InvalidArgumentError(f"the request cannot be sent: {_NO_URL}") from None
     if request.url.scheme not in {"http", "https"} or not request.url.host:
         raise InvalidArgumentError("a URL of a server begins with http:// or https:// and a name")
+    _take_credentials(request, call)
+    if "authorization" in request.headers or client.auth is not None:
+        warn_of_clear_text(request.url.scheme, request.url.host)
     return request
+
+
+def _take_credentials(request: httpx2.Request, call: Call) -> None:
+    """Send the user of a URL as a header. httpx2 would as well, but logs URLs as they are."""
+    url = request.url
+    if url.userinfo:
+        if "authorization" not in {name.lower() for name in call.headers}:
+            user = f"{url.username}:{url.password}".encode()
+            request.headers["Authorization"] = f"Basic {base64.b64encode(user).decode()}"
+        request.url = url.copy_with(userinfo=b"")
 
 
 @contextmanager
@@ -338,14 +356,23 @@ def _is_of_tls(error: BaseException | None) -> bool:
 
 
 def _redirected(request: httpx2.Request, response: httpx2.Response) -> httpx2.Request:
-    """Give the request to make instead. Nobody else is sent what the request holds, so it has to be to the same server."""
+    """Give the request to make instead. Nobody else is sent what the request holds, so it has to be to the same server.
+
+    What is no GET stays what it is, or is not sent: a DELETE that becomes a GET, as with 302, would seem to have been done.
+    """
     following = response.next_request
     if following is None:
         raise UnexpectedAnswerError("the server has led to a place that is no URL")
+    following.url = following.url.copy_with(userinfo=b"")
     old, new = request.url, following.url
+    place = str(new.copy_with(query=None, fragment=None))[:MAX_SHOWN]
+    if request.method not in {"GET", "HEAD"} and response.status_code not in {307, 308}:
+        raise UnexpectedAnswerError(
+            f"the server has answered a {request.method} with {response.status_code}, which leads to a GET of {place}: not followed"
+        )
     is_upgrade = (old.scheme, old.port, new.scheme, new.port) == ("http", None, "https", None) and old.host == new.host
-    if old.origin != new.origin and not is_upgrade:
-        raise UnexpectedAnswerError(f"the server has led to another one, {new.scheme}://{new.host}, which nothing was sent to")
+    if old.origin != new.origin and not (is_upgrade and "authorization" not in request.headers):
+        raise UnexpectedAnswerError(f"the server has led to another one, {place}, which nothing was sent to")
     following.extensions = dict(request.extensions)
     return following
 
