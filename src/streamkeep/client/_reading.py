@@ -137,7 +137,8 @@ class Reading(Generic[E]):
         self._answer: Answer | None = None
         self._ready: deque[tuple[E, str | None]] = deque()
         self._position = dialect.position
-        self._pending: RemoteError | LostError | None = None  # what came behind events that are to be given first
+        self._may_run = False  # what a request sets off that may have been obeyed
+        self._pending: Exception | None = None  # what came behind events that are to be given first
         self._is_read = False
         self._is_left = False
 
@@ -224,6 +225,7 @@ class Reading(Generic[E]):
                 else:
                     await self._fill(self._answer)
             except LostError as lost:
+                self._may_run = self._may_run and lost.is_sent
                 await self._drop()
                 await self._pause(lost)
         if self.dialect.is_over:
@@ -231,7 +233,11 @@ class Reading(Generic[E]):
 
     async def _begun(self) -> Answer | None:
         """Ask, and give the answer whose body is to be read; None: there is nothing."""
-        answer = await self._network.send(self.dialect.request())
+        dialect = self.dialect
+        if not dialect.can_go_on or (self._may_run and not dialect.is_repeatable):
+            raise LostError  # by whoever was told so before, or has cancelled, and asks again
+        self._may_run = True
+        answer = await self._network.send(dialect.request())
         try:
             if answer.status == 204:
                 self.dialect.no_content()
@@ -290,10 +296,10 @@ class Reading(Generic[E]):
             unexpected = UnexpectedAnswerError(str(error))
             unexpected.__cause__ = error
             self._raise_behind_events(unexpected)
-        except (RemoteError, LostError) as error:
+        except Exception as error:  # of a condition of the user's, too
             self._raise_behind_events(error)
 
-    def _raise_behind_events(self, error: RemoteError | LostError) -> None:
+    def _raise_behind_events(self, error: Exception) -> None:
         if not self._ready:
             raise error
         self._pending = error
