@@ -79,6 +79,10 @@ class Answer(Protocol):
         """Give what comes next of the body as it was sent, b"" at its end. LostError: it is not whole."""
         ...
 
+    def hasten(self, seconds: float) -> None:
+        """Wait no longer than this for each piece of the body, of which none has been read."""
+        ...
+
     async def close(self) -> None:
         """Leave it; what is left of it is not read."""
         ...
@@ -176,6 +180,10 @@ class _AsyncAnswer:
         with _translated():
             return await anext(self._pieces, b"")
 
+    def hasten(self, seconds: float) -> None:
+        """See `Answer`."""
+        _hasten(self._response, seconds)
+
     async def close(self) -> None:
         """See `Answer`."""
         with anyio.move_on_after(CLOSE_SECONDS, shield=True), suppress(httpx2.TransportError):
@@ -257,6 +265,10 @@ class _BlockingAnswer:
         """See `Answer`."""
         with _translated():
             return next(self._pieces, b"")
+
+    def hasten(self, seconds: float) -> None:
+        """See `Answer`."""
+        _hasten(self._response, seconds)
 
     async def close(self) -> None:
         """See `Answer`."""
@@ -375,6 +387,11 @@ def _redirected(request: httpx2.Request, response: httpx2.Response) -> httpx2.Re
         raise UnexpectedAnswerError(f"the server has led to another one, {place}, which nothing was sent to")
     following.extensions = dict(request.extensions)
     return following
+
+
+def _hasten(response: httpx2.Response, seconds: float) -> None:
+    timeouts = response.request.extensions["timeout"]  # which httpx2 looks at when the body begins to be read
+    timeouts["read"] = min(timeouts["read"] or seconds, seconds)
 
 
 def _has_end(response: httpx2.Response) -> bool:

@@ -30,6 +30,8 @@ MAX_SILENT_BYTES: Final = 2 * MAX_FRAME_BYTES
 """So much may come without anything in it that a dialect knows; heartbeats need months for that."""
 MAX_ERROR_BYTES: Final = 64 * 1024
 MAX_ERROR_PIECES: Final = 64
+ERROR_SECONDS: Final = 3.0
+"""So long an error's body is read, and each piece of it waited for; what is told by then, or its code alone, has to do."""
 _REFUSED_FOR_NOW: Final = frozenset({408, 425, 429, 503, 507})
 """Nothing was done, and later it may be."""
 _MAX_DIGITS: Final = 9
@@ -356,11 +358,12 @@ async def _refusal(answer: Answer) -> RefusedError:
 
 
 async def _beginning(answer: Answer) -> bytes:
-    body = b""
+    answer.hasten(ERROR_SECONDS)
+    body, begun_at = b"", time.monotonic()
     for _ in range(MAX_ERROR_PIECES):
         data = await answer.read()
         body += data
-        if not data or len(body) > MAX_ERROR_BYTES:
+        if not data or len(body) > MAX_ERROR_BYTES or time.monotonic() - begun_at > ERROR_SECONDS:
             break
     return body
 

@@ -166,8 +166,10 @@ class _Entered:
         raise failure.error()
 
     async def _post(self, url: str, content: bytes) -> tuple[httpx2.Response, bytes]:
-        """Give an answer, and its body as it came: nothing here is compressed. StorageError: it has no end."""
+        """Give an answer, and its body as it came: nothing here is compressed. StorageError: it has no end. A stranger's is not read."""
         async with self.client.stream("POST", url, content=content, headers={"content-type": CONTENT_TYPE}) as response:
+            if response.headers.get("content-type") != CONTENT_TYPE:
+                return response, b""
             body = bytearray()
             async for piece in response.aiter_raw():
                 body += piece
