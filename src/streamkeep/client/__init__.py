@@ -126,7 +126,7 @@ def subscribe(
     The iteration ends behind DONE or ERROR; at once where nothing is left, or there is nothing to follow.
 
     Args:
-        url: where it is.
+        url: where it is. Its query may say `after`, `last` and `follow`, too, instead of the arguments.
         after: the offset, or the cursor, of the last event that was seen. A cursor never goes on in a later stream of the same id.
         last: only so many of those that are stored, and what comes; 0: from now on. Only of a mounted `StreamsHTTP`.
         follow: False: it ends behind what is stored. Only of a mounted `StreamsHTTP`.
