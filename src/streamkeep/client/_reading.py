@@ -4,6 +4,7 @@ What is asked, and what the answers mean, is a `Dialect`, which does no I/O. Whe
 """
 
 import email.utils
+import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -23,11 +24,15 @@ from ..wire import MAX_FRAME_BYTES, error_of
 from ._network import Answer, Call, LostError, Network
 from ._retry import Budget, Retry
 
+logger: Final = logging.getLogger("streamkeep")
+
 E = TypeVar("E")
 E_co = TypeVar("E_co", covariant=True)
 
 MAX_SILENT_BYTES: Final = 2 * MAX_FRAME_BYTES
 """So much may come without anything in it that a dialect knows; heartbeats need months for that."""
+TOLD_SECONDS: Final = 1.0
+"""So long a pause is told at once; else the second one in a row, for a connection that is lost once is everyday."""
 MAX_ERROR_BYTES: Final = 64 * 1024
 MAX_ERROR_PIECES: Final = 64
 ERROR_SECONDS: Final = 3.0
@@ -143,6 +148,7 @@ class Reading(Generic[E]):
         self._pending: Exception | None = None  # what came behind events that are to be given first
         self._is_read = False
         self._is_left = False
+        self._is_told = False  # that it waits, since something new has come
 
     @property
     def position(self) -> str | None:
@@ -315,13 +321,18 @@ class Reading(Generic[E]):
             raise _lost("the connection was lost, and what the request has set off may run: it is not sent twice", lost)
         tries = self._budget.failures
         pause = None if lost.is_final else self._budget.next_pause(dialect.retry_seconds, lost.asked_seconds)
+        host = urlsplit(dialect.request().url).netloc.rpartition("@")[2]
         if pause is None:
-            host = urlsplit(dialect.request().url).hostname
             why = f"given up after {tries} tries to go on with {host}" if tries else f"{host} cannot be read"
             error = _lost(f"{why}: {_words(cause or lost)}", lost)
             error.retry_after = lost.asked_seconds or None
             self._budget.progress()  # whoever calls again has all of it again
             raise error
+        self._is_told = self._is_told and tries > 0
+        if not self._is_told and (tries > 0 or pause >= TOLD_SECONDS):
+            self._is_told = True
+            asked = f" for {lost.asked_seconds:.0f} seconds, as it asks" if lost.asked_seconds else ""
+            logger.info("waiting for %s%s: %s", host, asked, _words(cause or lost))
         await self._network.sleep(pause)
 
     async def _drop(self) -> None:
