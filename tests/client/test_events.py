@@ -7,7 +7,7 @@ import anyio
 import pytest
 from tests.client.forms import FAST, Form, Had, answer, cut, silent, told
 
-from streamkeep import StreamLostError, UnexpectedAnswerError, client
+from streamkeep import InvalidArgumentError, StreamLostError, UnexpectedAnswerError, client
 from streamkeep.client import Retry, ServerSentEvent, sync
 from streamkeep.wire import MAX_FRAME_BYTES
 
@@ -128,6 +128,31 @@ async def test_headers_of_ones_own_count(form: Form) -> None:
         ["identity"],
     )
     assert server.requests[0].split()[1] == b"/a?b=c"
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "sent"),
+    [
+        ({"json": {"q": "é"}}, "application/json", '{"q":"é"}'.encode()),
+        ({"data": {"q": "a b&é", "n": ["1", "2"]}}, "application/x-www-form-urlencoded", b"q=a+b%26%C3%A9&n=1&n=2"),
+        ({"content": b"\x00raw"}, None, b"\x00raw"),
+        ({"content": "é", "headers": {"Content-Type": "text/plain"}}, "text/plain", "é".encode()),
+        ({"data": {}, "headers": {"content-type": "x/y"}}, "x/y", b""),
+    ],
+)
+@pytest.mark.parametrize("name", ["events", "subscribe"])
+async def test_a_body_is_sent_as_it_was_given_and_of_its_type(
+    form: Form, name: str, body: dict[str, Any], content_type: str | None, sent: bytes
+) -> None:
+    async with told(answer(b"", status=b"204 None")) as server:
+        await form.read(name, server.url, method="POST", **body)
+    assert server.header("content-type") == [content_type]
+    assert server.requests[0].partition(b"\r\n\r\n")[2] == sent
+
+
+async def test_two_bodies_are_refused(form: Form) -> None:
+    with pytest.raises(InvalidArgumentError, match="give one of them"):
+        await form.read("events", "http://127.0.0.1:1/", json=1, data={})
 
 
 async def test_events_before_one_that_is_too_long_are_given(form: Form) -> None:

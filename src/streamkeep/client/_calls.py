@@ -1,10 +1,11 @@
 """What both forms of the client, awaited and blocking, make of their arguments, and what they do with it."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, TypeVar
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import msgspec
 
@@ -23,7 +24,16 @@ READ_TIMEOUT: Final = timedelta(seconds=45)
 """Three heartbeats of ours: a connection that brings nothing for so long is dead."""
 _MAX_DIGITS: Final = 15
 _JSON: Final = "application/json"
+_FORM: Final = "application/x-www-form-urlencoded"
 NO_RETRY: Final = Retry(tries=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What a request sends, and of what type that is, if we know."""
+
+    content: bytes | None
+    content_type: str | None
 
 
 def events_dialect(
@@ -31,13 +41,13 @@ def events_dialect(
     after: str | None,
     until: Callable[[ServerSentEvent], bool] | None,
     method: str,
-    json: object,
+    body: Body,
     headers: Mapping[str, str] | None,
     *,
     reconnects_at_end: bool,
 ) -> AnyEvents:
     """Give what `events` asks."""
-    call = _streaming(url, method, json, headers)
+    call = _streaming(url, method, body, headers)
     return AnyEvents(call, after, until, reconnects_at_end=reconnects_at_end)
 
 
@@ -48,13 +58,13 @@ def subscribe_dialect(
     chunk_type: type[Any] | None,
     output_type: type[Any] | None,
     method: str,
-    json: object,
+    body: Body,
     headers: Mapping[str, str] | None,
     *,
     follow: bool,
 ) -> OurEvents[Any]:
     """Give what `subscribe` asks."""
-    call = _streaming(url, method, json, headers)
+    call = _streaming(url, method, body, headers)
     if call.method == "GET":
         after, last, follow = _with_query(url, after, last, follow=follow)
     return OurEvents(call, after, last, _decoder(chunk_type), _decoder(output_type), follow=follow)
@@ -142,10 +152,19 @@ async def _field(network: Network, answer: JSONAnswer, name: str, retry: Retry) 
         await reading.leave()
 
 
-def _streaming(url: str, method: str, json: object, headers: Mapping[str, str] | None) -> Call:
-    if json is None:
-        return Call(method.upper(), url, _headers(headers, EVENT_STREAM))
-    return Call(method.upper(), url, _headers(headers, EVENT_STREAM, _JSON), body=encode_json(json))
+def body_of(json: object, content: bytes | str | None, data: Mapping[str, str | Sequence[str]] | None) -> Body:
+    """Give the body that was asked for. InvalidArgumentError: it is not JSON, or more than one was."""
+    if sum(each is not None for each in (json, content, data)) > 1:
+        raise InvalidArgumentError("`json`, `content` and `data` are each the whole body; give one of them")
+    if json is not None:
+        return Body(encode_json(json), _JSON)
+    if data is not None:
+        return Body(urlencode(data, doseq=True).encode(), _FORM)
+    return Body(content.encode() if isinstance(content, str) else content, None)
+
+
+def _streaming(url: str, method: str, body: Body, headers: Mapping[str, str] | None) -> Call:
+    return Call(method.upper(), url, _headers(headers, EVENT_STREAM, body.content_type), body=body.content)
 
 
 def _headers(given: Mapping[str, str] | None, accept: str, content_type: str | None = None) -> dict[str, str]:
