@@ -390,8 +390,8 @@ def _redirected(request: httpx2.Request, response: httpx2.Response) -> httpx2.Re
 
 
 def _hasten(response: httpx2.Response, seconds: float) -> None:
-    timeouts = response.request.extensions["timeout"]  # which httpx2 looks at when the body begins to be read
-    timeouts["read"] = min(timeouts["read"] or seconds, seconds)
+    timeouts = response.request.extensions.get("timeout", {})  # which httpx2 looks at when the body begins to be read
+    timeouts["read"] = min(timeouts.get("read") or seconds, seconds)
 
 
 def _has_end(response: httpx2.Response) -> bool:
