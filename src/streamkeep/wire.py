@@ -6,13 +6,15 @@ Everything here is sans-I/O, for servers and clients alike. What is sent is writ
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
 from ._depth import MAX_DEPTH, is_deep
-from .errors import STATUSES, InvalidArgumentError, LimitExceededError, Status, StreamkeepError
+from .errors import STATUSES, InvalidArgumentError, LimitExceededError, Status, StreamkeepError, fresh
 from .events import MAX_OFFSET, ErrorInfo
+
+T = TypeVar("T")
 
 MAX_FRAME_BYTES: Final = 8 * 1024 * 1024
 """How long a frame may be that a decoder takes, unless it is told otherwise."""
@@ -67,26 +69,24 @@ class GenkitDecoder:
         InvalidArgumentError: a frame is malformed. LimitExceededError: one is longer than `max_frame_bytes`. Frames
         before it are given first; the error then comes at the next call, and at every later one.
         """
-        frames: list[GenkitFrame] = []
-        try:
-            self._decode_into(frames, data)
-        except StreamkeepError as error:
-            self._broken = error
-            if not frames:
-                raise
-        return frames
+        return _before_error(self.decode(data))
 
-    def _decode_into(self, frames: list[GenkitFrame], data: bytes) -> None:
+    def decode(self, data: bytes) -> Iterator[GenkitFrame]:
+        """Give them one by one, and raise behind them; else it is the same as `feed`."""
         if self._broken is not None:
-            raise self._broken
+            raise fresh(self._broken)
         if self.finished:
             return
-        for frame in map(_genkit_frame, self._lines.feed(data)):
-            if frame is not None:
-                frames.append(frame)
-            if isinstance(frame, Result | Failure):
-                self.finished = True
-                return
+        try:
+            for frame in map(_genkit_frame, self._lines.feed(data)):
+                self.finished = isinstance(frame, Result | Failure)
+                if frame is not None:
+                    yield frame
+                if self.finished:
+                    return
+        except StreamkeepError as error:
+            self._broken = error
+            raise
 
 
 class _WireError(msgspec.Struct):
@@ -180,6 +180,18 @@ class _Lines:
             yield line
 
 
+def _before_error(decoded: Iterator[T]) -> list[T]:
+    """Give what comes before an error; raise it if that is nothing."""
+    given: list[T] = []
+    try:
+        for each in decoded:
+            given.append(each)  # noqa: PERF402 - what was given is kept
+    except StreamkeepError:
+        if not given:
+            raise
+    return given
+
+
 # Decoding server-sent events
 
 
@@ -212,11 +224,28 @@ class SSEDecoder:
         self._id = last_event_id
         self._data: list[str] = []
         self._data_bytes = 0
+        self._broken: LimitExceededError | None = None
 
     def feed(self, data: bytes) -> list[ServerSentEvent]:
-        """Give the events that these bytes complete. LimitExceededError: one is longer than `max_event_bytes`."""
-        events = (self._take_line(line) for line in self._lines.feed(data))
-        return [event for event in events if event is not None]
+        """Give the events that these bytes complete.
+
+        LimitExceededError: one is longer than `max_event_bytes`. Events before it are given first; the error then comes at the
+        next call, and at every later one.
+        """
+        return _before_error(self.decode(data))
+
+    def decode(self, data: bytes) -> Iterator[ServerSentEvent]:
+        """Give them one by one, and raise behind them; else it is the same as `feed`."""
+        if self._broken is not None:
+            raise fresh(self._broken)
+        try:
+            for line in self._lines.feed(data):
+                event = self._take_line(line)
+                if event is not None:
+                    yield event
+        except LimitExceededError as error:
+            self._broken = error
+            raise
 
     def _take_line(self, line: bytes) -> ServerSentEvent | None:
         if self._at_start:

@@ -3,11 +3,13 @@
 from datetime import timedelta
 from typing import Any
 
+import anyio
 import pytest
-from tests.client.forms import Form, Had, answer, cut, told
+from tests.client.forms import FAST, Form, Had, answer, cut, silent, told
 
-from streamkeep import StreamLostError
-from streamkeep.client import Retry
+from streamkeep import InvalidArgumentError, StreamLostError, UnexpectedAnswerError, client
+from streamkeep.client import Retry, ServerSentEvent, sync
+from streamkeep.wire import MAX_FRAME_BYTES
 
 ONE = b"id: 1\ndata: a\n\n"
 TWO = b"id: 2\ndata: b\n\n"
@@ -126,3 +128,83 @@ async def test_headers_of_ones_own_count(form: Form) -> None:
         ["identity"],
     )
     assert server.requests[0].split()[1] == b"/a?b=c"
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "sent"),
+    [
+        ({"json": {"q": "é"}}, "application/json", '{"q":"é"}'.encode()),
+        ({"data": {"q": "a b&é", "n": ["1", "2"]}}, "application/x-www-form-urlencoded", b"q=a+b%26%C3%A9&n=1&n=2"),
+        ({"content": b"\x00raw"}, None, b"\x00raw"),
+        ({"content": "é", "headers": {"Content-Type": "text/plain"}}, "text/plain", "é".encode()),
+        ({"data": {}, "headers": {"content-type": "x/y"}}, "x/y", b""),
+    ],
+)
+@pytest.mark.parametrize("name", ["events", "subscribe"])
+async def test_a_body_is_sent_as_it_was_given_and_of_its_type(
+    form: Form, name: str, body: dict[str, Any], content_type: str | None, sent: bytes
+) -> None:
+    async with told(answer(b"", status=b"204 None")) as server:
+        await form.read(name, server.url, method="POST", **body)
+    assert server.header("content-type") == [content_type]
+    assert server.requests[0].partition(b"\r\n\r\n")[2] == sent
+
+
+async def test_two_bodies_are_refused(form: Form) -> None:
+    with pytest.raises(InvalidArgumentError, match="give one of them"):
+        await form.read("events", "http://127.0.0.1:1/", json=1, data={})
+
+
+async def test_events_before_one_that_is_too_long_are_given(form: Form) -> None:
+    long = b"data: " + b"x" * MAX_FRAME_BYTES + b"\n\n"
+    async with told(answer(ONE + TWO + long + THREE), answer(long)) as server:
+        had = await form.read("events", server.url)
+    assert (data_of(had), had.cursor, len(server.requests)) == (["a", "b"], "2", 1)
+    assert isinstance(had.error, UnexpectedAnswerError)
+
+
+async def test_a_condition_that_raises_loses_no_event(form: Form) -> None:
+    failing = {"2"}
+
+    def is_end(event: ServerSentEvent) -> bool:
+        if event.id in failing:
+            failing.clear()
+            raise KeyError(event.id)
+        return event.event == "end"
+
+    def read(url: str) -> tuple[list[str], str | None, list[str]]:
+        with sync.events(url, until=is_end) as events:
+            given = [next(events).data]
+            with pytest.raises(KeyError):
+                next(events)
+            return given, events.cursor, [event.data for event in events]
+
+    async with told(answer(ONE + TWO + THREE), answer(TWO + THREE)) as server:
+        if form.is_blocking:
+            had = await anyio.to_thread.run_sync(read, server.url)
+        else:
+            async with client.events(server.url, until=is_end) as events:
+                given = [(await anext(events)).data]
+                with pytest.raises(KeyError):
+                    await anext(events)
+                had = given, events.cursor, [event.data async for event in events]
+    assert had == (["a"], "1", ["b", "c"])
+    assert server.header("last-event-id") == [None, "1"]
+
+
+async def test_who_iterates_again_behind_a_loss_does_not_send_a_post_twice() -> None:
+    async with told(cut(b"data: a\n\n")) as server, client.events(server.url, method="POST", retry=FAST) as events:
+        await anext(events)
+        for _ in range(2):
+            with pytest.raises(StreamLostError):
+                await anext(events)
+    assert len(server.requests) == 1
+
+
+async def test_a_post_that_was_cancelled_in_mid_read_is_not_sent_twice() -> None:
+    async with told(silent) as server, client.events(server.url, method="POST", retry=FAST) as events:
+        with anyio.move_on_after(0.02):
+            await anext(events)
+        with pytest.raises(StreamLostError, match="not sent twice"):
+            await anext(events)
+    assert len(server.requests) == 1

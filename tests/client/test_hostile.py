@@ -4,13 +4,14 @@ import gzip
 import tracemalloc
 from datetime import timedelta
 
+import anyio
 import httpx2
 import pytest
 from anyio.abc import SocketStream
 from tests.client.forms import FAST, HEAD, Form, answer, cut, told
 
 from streamkeep import InvalidArgumentError, RefusedError, StreamLostError, UnexpectedAnswerError
-from streamkeep.client import Retry
+from streamkeep.client import Retry, _reading
 
 EVENT = b"id: 1\ndata: a\n\n"
 PIECE = 1 << 16
@@ -76,6 +77,30 @@ async def test_an_error_without_end_is_bounded(form: Form) -> None:
     assert isinstance(had.error, RefusedError)
     assert had.error.http_status == 400
     assert peak < 16 << 20
+
+
+async def test_an_error_that_comes_slowly_or_never_is_not_waited_for(form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_reading, "ERROR_SECONDS", 0.1)
+    body = b'{"error":{"status":"INVALID_ARGUMENT","message":"no"}}'
+    head = b"HTTP/1.1 400 No\r\nContent-Length: %d\r\n\r\n" % len(body)
+
+    async def dribbling(connection: SocketStream) -> None:
+        await connection.send(head)
+        for byte in body:
+            await connection.send(bytes([byte]))
+            await anyio.sleep(0.05)
+        await anyio.sleep_forever()
+
+    async def silent(connection: SocketStream) -> None:
+        await connection.send(head)
+        await anyio.sleep_forever()
+
+    for server_ in (dribbling, silent):
+        async with told(server_) as server:
+            had = await form.read("events", server.url, read_timeout=None, seconds=2)
+        assert isinstance(had.error, RefusedError)
+        assert had.error.http_status == 400
+        assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("name", ["events", "subscribe", "stream_flow"])

@@ -127,6 +127,63 @@ async def test_one_that_does_not_follow_ends_behind_what_is_stored(form: Form, s
     await stream.done()
 
 
+@pytest.mark.parametrize(
+    ("query", "offsets"),
+    [
+        ("last=2", [1, 2]),
+        ("last=0", []),
+        ("after=1", [2]),
+        ("follow=false", [0, 1, 2]),
+        ("last=1&x=1", [2]),
+        ("lastEventId=0", [1, 2]),
+    ],
+)
+async def test_a_url_may_say_where_to_begin_and_whether_to_follow(
+    form: Form, streams: StreamManager, url: str, query: str, offsets: list[int]
+) -> None:
+    stream = await streams.open("open")
+    for number in range(3):
+        await stream.write(number)
+    had = await form.read("subscribe", f"{url}/streams/open?{query}", follow="follow" in query)
+    assert (offsets_of(had), had.error) == (offsets, None)
+    if offsets:
+        assert had.first_offset == offsets[0]
+    await stream.done()
+
+
+async def test_a_cut_answer_that_does_not_follow_is_gone_on_with_and_ends(form: Form) -> None:
+    one, two = b"event: chunk\ndata: 1\nid: s/a1a1a1a1/0\n\n", b"event: chunk\ndata: 2\nid: s/a1a1a1a1/1\n\n"
+    async with told(cut(one), answer(two)) as server:
+        had = await form.read("subscribe", f"{server.url}/s?follow=false&last=9")
+    assert (offsets_of(had), had.error, len(server.requests)) == ([0, 1], None, 2)
+    assert all(b"follow=false" in request for request in server.requests)
+
+
+@pytest.mark.parametrize(
+    ("query", "arguments"),
+    [
+        ("last=1", {"after": 1}),
+        ("last=1", {"last": 2}),
+        ("after=1", {"after": 1}),
+        ("lastEventId=s/a1a1a1a1/0", {"last": 0}),
+        ("last=1&after=1", {}),
+        ("follow=true", {"follow": False}),
+    ],
+)
+async def test_a_url_and_arguments_that_say_different_things_are_refused(
+    form: Form, query: str, arguments: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidArgumentError, match="the URL"):
+        await form.read("subscribe", f"http://127.0.0.1:1/?{query}", **arguments)
+
+
+async def test_what_a_url_has_of_its_own_under_these_names_is_its_servers_affair(form: Form) -> None:
+    done = b"event: done\ndata: 1\nid: s/a1a1a1a1/0\n\n"
+    async with told(answer(done)) as server:
+        for query in ("last=Smith", "follow=alice", "after=noon", "last="):
+            assert offsets_of(await form.read("subscribe", f"{server.url}/?{query}")) == [0]
+
+
 async def test_a_stream_that_has_failed_ends_in_its_error(form: Form, streams: StreamManager, url: str) -> None:
     async with streams.open("failed") as stream:
         await stream.error(PublicError("RESOURCE_EXHAUSTED", "used up", {"a": 1}))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import anyio
 import pytest
-from tests.client.forms import HEAD, answer, cut, free_port, told
+from tests.client.forms import HEAD, answer, cut, free_port, silent, told
 
 from streamkeep import StreamLostError
 from streamkeep.client import Retry, events, run_flow, stop, stream_flow, subscribe
@@ -63,3 +63,18 @@ async def test_a_cancelled_wait_loses_nothing_in_trio() -> None:
             await anext(read)
         assert waited.cancelled_caught
         assert (await anext(read)).data == "a"
+
+
+async def test_who_waits_is_woken_when_another_leaves_in_trio() -> None:
+    async with told(silent) as server, anyio.create_task_group() as tasks, events(server.url) as read:
+
+        async def wait() -> None:
+            with pytest.raises(RuntimeError, match="left"):
+                await anext(read)
+            tasks.cancel_scope.cancel()
+
+        tasks.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        with anyio.fail_after(10):
+            await read.aclose()
+            await anyio.sleep_forever()

@@ -151,10 +151,10 @@ def sse_read(packets: list[bytes]) -> object:
     decoder = SSEDecoder(max_event_bytes=4_000)
     events: list[object] = []
     try:
-        for packet in packets:
+        for packet in [*packets, b""]:  # an error behind events comes with what is fed next
             events += decoder.feed(packet)
     except LimitExceededError:
-        return "too long"  # how many events came before is a matter of the packet that they were in
+        return events, "too long"
     return events, decoder.last_event_id, decoder.retry
 
 

@@ -438,6 +438,22 @@ class TestGenkitDecoder:
 
 
 class TestSSEDecoder:
+    def test_events_before_one_that_is_too_long_are_given_and_the_error_comes_then_and_always(self) -> None:
+        decoder = SSEDecoder(max_event_bytes=20)
+        events = decoder.feed(b"id: 1\ndata: a\n\nid: 2\ndata: b\n\ndata: " + b"x" * 30 + b"\n\ndata: c\n\n")
+        assert [event.data for event in events] == ["a", "b"]
+        assert decoder.last_event_id == "2"
+        for data in (b"", b"data: d\n\n"):
+            with pytest.raises(LimitExceededError):
+                decoder.feed(data)
+
+    @pytest.mark.parametrize("decoder", [SSEDecoder(max_event_bytes=30), GenkitDecoder(max_frame_bytes=30)])
+    def test_whoever_takes_them_one_by_one_has_the_error_behind_them(self, decoder: SSEDecoder | GenkitDecoder) -> None:
+        given = decoder.decode(b'data: {"message":1}\n\ndata: ' + b"x" * 40)
+        next(given)
+        with pytest.raises(LimitExceededError):
+            next(given)
+
     @pytest.mark.parametrize(
         ("body", "expected"),
         [

@@ -16,17 +16,17 @@ import httpx2
 import msgspec
 import pytest
 from tests.engines.http import TOKEN, Server
-from tests.http.servers import serving
+from tests.http.servers import serving, until
 from tests.network.proxy import End, Fate, bad_network
 from tests.storages.failures import forked
 from tests.test_killed_writer import PRODUCER
 
-from streamkeep import RemoteStreamManager, StorageCorruptError, StorageError, StreamManager
+from streamkeep import RemoteStreamManager, StorageCorruptError, StorageError, StorageUnavailableError, StreamManager
 from streamkeep.http import StorageHTTP
 from streamkeep.http.response import Message, Receive, Scope, Send
 from streamkeep.storage import Head, Storage
 from streamkeep.storages._http_messages import CONTENT_TYPE, SILENCE_SECONDS
-from streamkeep.storages.http import HTTPStorage
+from streamkeep.storages.http import HTTPStorage, _watching
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.storages.sqlite import SQLiteStorage
 from streamkeep.testing.faults import FaultyStorage
@@ -138,6 +138,48 @@ async def test_a_ring_that_is_on_its_way_when_a_response_is_replaced_is_not_lost
                     await held.wait()
                     async with storage.watch("y"):
                         await doorbell.wait()
+
+
+@pytest.mark.parametrize(("piece", "seconds"), [(b"x" * 65536, 0.0), (b"x", 0.02)])
+async def test_a_line_of_a_watch_that_never_ends_is_left_for_another(
+    served: FaultyStorage, piece: bytes, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_watching, "MAX_LINE_BYTES", 1 << 20)
+    monkeypatch.setattr(_watching, "LINE_SECONDS", 0.2)
+    async with StreamManager(served) as streams, StorageHTTP(streams, trust=TOKEN) as app:
+        responses = 0
+
+        async def strange(scope: Scope, receive: Receive, send: Send) -> None:
+            nonlocal responses
+            responses += scope["path"] == "/watch"
+            if scope["path"] != "/watch" or responses > 1:
+                await app(scope, receive, send)
+                return
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            for _ in range(10_000):
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                await anyio.sleep(seconds)
+
+        async with serving(strange) as url, remote(url) as storage:
+            with anyio.fail_after(BOUND_SECONDS):
+                async with storage.watch("x") as doorbell:
+                    await doorbell.wait()
+                    await until(lambda: responses == 2)
+
+
+async def test_what_a_stranger_says_is_not_waited_for() -> None:
+    async def stranger(scope: Scope, receive: Receive, send: Send) -> None:
+        del receive
+        assert scope["type"] == "http"
+        await send({"type": "http.response.start", "status": 502, "headers": [(b"content-type", b"text/html")]})
+        for _ in range(10_000):
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+            await anyio.sleep(0.02)
+
+    async with serving(stranger, lifespan="off") as url:
+        with anyio.fail_after(BOUND_SECONDS), pytest.raises(StorageUnavailableError, match="502"):
+            async with remote(url):
+                pass
 
 
 # Strange numbers

@@ -40,6 +40,14 @@ Storage = Annotated[
     str,
     Parameter(env_var="STREAMKEEP_STORAGE", help="The storage's URL: sqlite:///relative.db, sqlite:////absolute.db, ..."),
 ]
+Header = Annotated[
+    list[str] | None,
+    Parameter(negative="", help="Of a URL: a header more, NAME:VALUE. A token is better kept in STREAMKEEP_TOKEN."),
+]
+StorageOfId = Annotated[
+    str | None, Parameter(env_var="STREAMKEEP_STORAGE", help="The storage's URL; not for a stream that has one.")
+]
+IdOrURL = Annotated[str, Parameter(help="The stream's id; or, for one of a server, its URL: https://HOST/streams/ID.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="One JSON object a line, for machines.")]
 Host = Annotated[str, Parameter(help="The address to listen on.")]
 Port = Annotated[int, Parameter(validator=Number(gte=0, lte=65535), help="The port to listen on; 0: any that is free.")]
@@ -162,19 +170,14 @@ def info(id: Id, /, *, storage: Storage, json: Json = False) -> int:
 
 @app.command
 def tail(
-    id: Annotated[str, Parameter(help="The stream's id; or, for one of a server, its URL: https://HOST/streams/ID.")],
+    id: IdOrURL,
     /,
     *,
-    storage: Annotated[
-        str | None, Parameter(env_var="STREAMKEEP_STORAGE", help="The storage's URL; not for a stream that has one.")
-    ] = None,
+    storage: StorageOfId = None,
     after: Annotated[int | None, Parameter(help="Only events with a greater offset than this.")] = None,
     last: Annotated[int | None, Parameter(help="Only so many of those that are stored; 0: from now on.")] = None,
     follow: Annotated[bool, Parameter(help="Go on live until its end.")] = True,
-    header: Annotated[
-        list[str] | None,
-        Parameter(negative="", help="Of a URL: a header more, NAME:VALUE. A token is better kept in STREAMKEEP_TOKEN."),
-    ] = None,
+    header: Header = None,
     json: Json = False,
 ) -> int:
     """Print the events of a stream, first those that are stored, then live until its end; exit with 1 if that is an error.
@@ -183,11 +186,7 @@ def tail(
     server as `Authorization: Bearer`; others of the machine do not see it in the list of processes.
     """
     output = Output(json=json)
-    is_url = id.startswith(("http://", "https://"))
-    if header and not is_url:
-        raise CommandError("--header is for a stream that is named by its URL", 2)
-    if storage is None and not is_url:
-        raise CommandError(WHICH_STORAGE, 2)
+    is_url = _is_url(id, storage, header)
 
     async def run() -> bool:
         assert storage is not None
@@ -206,15 +205,24 @@ def tail(
 
 
 @app.command
-def cancel(id: Id, /, *, storage: Storage, json: Json = False) -> int:
-    """Stop a stream: end it with an error of status CANCELLED, and tell its producer. One that has ended is left as it is."""
+def cancel(id: IdOrURL, /, *, storage: StorageOfId = None, header: Header = None, json: Json = False) -> int:
+    """Stop a stream: end it with an error of status CANCELLED, and tell its producer. One that has ended is left as it is.
+
+    The token in STREAMKEEP_TOKEN is sent to the server of a URL, as by tail.
+    """
 
     async def run() -> bool:
+        assert storage is not None
         async with _existing(storage) as streams:
             return await streams.cancel(id)
 
-    stopped = asyncio.run(run())
-    Output(json=json).outcome(id, {"stopped": stopped}, "stopped" if stopped else "had ended already")
+    if _is_url(id, storage, header):
+        from ._remote import cancel_url
+
+        stopped = asyncio.run(cancel_url(id, header or ()))
+    else:
+        stopped = asyncio.run(run())
+    Output(json=json).outcome(shown_url(id), {"stopped": stopped}, "stopped" if stopped else "had ended already")
     return 0
 
 
@@ -296,6 +304,17 @@ def run() -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     return code
+
+
+def _is_url(id: str, storage: str | None, header: list[str] | None) -> bool:
+    """Say whether a stream is one of a server, named by its URL. CommandError: what it takes to find it is not given."""
+    if id.startswith(("http://", "https://")):
+        return True
+    if header:
+        raise CommandError("--header is for a stream that is named by its URL", 2)
+    if storage is None:
+        raise CommandError(WHICH_STORAGE, 2)
+    return False
 
 
 def _wrong_call(error: CycloptsError) -> str:

@@ -9,14 +9,14 @@
 `streamkeep.client.sync` is the same for code that does not await. Of what is raised, see `streamkeep.errors.RemoteError`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from ..events import StreamEvent
 from ..wire import ServerSentEvent
-from ._calls import READ_TIMEOUT, events_dialect, flow_dialect, flow_output, output_of, stopped, subscribe_dialect
+from ._calls import READ_TIMEOUT, body_of, events_dialect, flow_dialect, flow_output, output_of, stopped, subscribe_dialect
 from ._handles import EventsHandle, FlowHandle, Handle
 from ._network import AsyncNetwork
 from ._reading import Reading
@@ -39,6 +39,8 @@ def events(
     reconnects_at_end: bool = False,
     method: str = "GET",
     json: object = None,
+    content: bytes | str | None = None,
+    data: Mapping[str, str | Sequence[str]] | None = None,
     headers: Mapping[str, str] | None = None,
     client: "httpx2.AsyncClient | None" = None,
     retry: Retry | None = None,
@@ -58,6 +60,8 @@ def events(
         reconnects_at_end: the clean end of an answer is a lost connection, as for the browser's `EventSource`.
         method: `GET`, or `POST`. A POST whose answer was lost before an id came is sent again only if it has an `Idempotency-Key`.
         json: what is sent as the body, as JSON.
+        content: the body as it is; `headers` say of what type.
+        data: the body as a form, `application/x-www-form-urlencoded`. One of these three.
         headers: more headers; no other server ever gets them.
         client: the client to use, with its headers, cookies, authentication, proxies and certificates; it is not closed. It needs as many
             connections as streams are read at a time. Unless given, one is opened.
@@ -66,7 +70,9 @@ def events(
 
     Raises InvalidArgumentError; when entered, and when read, RefusedError, UnexpectedAnswerError, StreamLostError.
     """
-    dialect = events_dialect(url, after, until, method, json, headers, reconnects_at_end=reconnects_at_end)
+    dialect = events_dialect(
+        url, after, until, method, body_of(json, content, data), headers, reconnects_at_end=reconnects_at_end
+    )
     return Events(lambda: Reading(_over(client, read_timeout), dialect, retry or Retry()), dialect)
 
 
@@ -79,6 +85,8 @@ def subscribe(
     follow: bool = True,
     method: str = "GET",
     json: object = None,
+    content: bytes | str | None = None,
+    data: Mapping[str, str | Sequence[str]] | None = None,
     headers: Mapping[str, str] | None = None,
     client: "httpx2.AsyncClient | None" = None,
     retry: Retry | None = None,
@@ -97,6 +105,8 @@ def subscribe(
     output_type: type[Any] | None = None,
     method: str = "GET",
     json: object = None,
+    content: bytes | str | None = None,
+    data: Mapping[str, str | Sequence[str]] | None = None,
     headers: Mapping[str, str] | None = None,
     client: "httpx2.AsyncClient | None" = None,
     retry: Retry | None = None,
@@ -114,6 +124,8 @@ def subscribe(
     output_type: type[Any] | None = None,
     method: str = "GET",
     json: object = None,
+    content: bytes | str | None = None,
+    data: Mapping[str, str | Sequence[str]] | None = None,
     headers: Mapping[str, str] | None = None,
     client: "httpx2.AsyncClient | None" = None,
     retry: Retry | None = None,
@@ -126,7 +138,7 @@ def subscribe(
     The iteration ends behind DONE or ERROR; at once where nothing is left, or there is nothing to follow.
 
     Args:
-        url: where it is.
+        url: where it is. Its query may say `after`, `last` and `follow`, too, instead of the arguments.
         after: the offset, or the cursor, of the last event that was seen. A cursor never goes on in a later stream of the same id.
         last: only so many of those that are stored, and what comes; 0: from now on. Only of a mounted `StreamsHTTP`.
         follow: False: it ends behind what is stored. Only of a mounted `StreamsHTTP`.
@@ -134,6 +146,8 @@ def subscribe(
         output_type: the same for `event.output`.
         method: as for `events`, and so is all below.
         json: what is sent as the body, as JSON.
+        content: the body as it is.
+        data: the body as a form.
         headers: more headers.
         client: the client to use.
         retry: when to come back, and when to give up.
@@ -141,7 +155,9 @@ def subscribe(
 
     Raises as `events` does. There is no such stream: RefusedError with `status` NOT_FOUND.
     """
-    dialect = subscribe_dialect(url, after, last, chunk_type, output_type, method, json, headers, follow=follow)
+    dialect = subscribe_dialect(
+        url, after, last, chunk_type, output_type, method, body_of(json, content, data), headers, follow=follow
+    )
     return Events(lambda: Reading(_over(client, read_timeout), dialect, retry or Retry()), dialect)
 
 
@@ -269,7 +285,16 @@ class _Awaited(Handle[E]):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._entered.leave()
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connection, as leaving the block does; any task may, at any time, and again.
+
+        Who iterates, or waits for the output, in another task is woken, and told by a RuntimeError, for this is no end of the stream (as
+        anyio's and httpx2's streams tell it). `cursor` and `seen` say how far it came.
+        """
+        if self._reading is not None:
+            await self._reading.leave()
 
     def __aiter__(self) -> Self:
         return self
@@ -282,7 +307,8 @@ class Events(_Awaited[E], EventsHandle[E]):
     """The events of a stream of another server, as `events` and `subscribe` give them.
 
     Enter it with `async with`, which raises RefusedError if the server refuses it, and iterate. Leaving the block closes the connection.
-    One task at a time may iterate; a cancelled wait loses nothing. After a StreamLostError, iterating goes on trying.
+    One task at a time may iterate, and any may leave, by `aclose()`; a cancelled wait loses nothing. After a StreamLostError, iterating
+    goes on trying.
     """
 
 

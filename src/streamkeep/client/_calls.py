@@ -1,13 +1,17 @@
 """What both forms of the client, awaited and blocking, make of their arguments, and what they do with it."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, TypeVar
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import msgspec
 
+from ..errors import InvalidArgumentError
 from ..events import decoder_of, encode_json
-from ..wire import ServerSentEvent
+from ..wire import ServerSentEvent, parse_cursor
 from ._flows import Flow, JSONAnswer, checked, flow_body
 from ._network import Call, Network
 from ._reading import Reading
@@ -18,8 +22,18 @@ T = TypeVar("T")
 
 READ_TIMEOUT: Final = timedelta(seconds=45)
 """Three heartbeats of ours: a connection that brings nothing for so long is dead."""
+_MAX_DIGITS: Final = 15
 _JSON: Final = "application/json"
+_FORM: Final = "application/x-www-form-urlencoded"
 NO_RETRY: Final = Retry(tries=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What a request sends, and of what type that is, if we know."""
+
+    content: bytes | None
+    content_type: str | None
 
 
 def events_dialect(
@@ -27,13 +41,13 @@ def events_dialect(
     after: str | None,
     until: Callable[[ServerSentEvent], bool] | None,
     method: str,
-    json: object,
+    body: Body,
     headers: Mapping[str, str] | None,
     *,
     reconnects_at_end: bool,
 ) -> AnyEvents:
     """Give what `events` asks."""
-    call = _streaming(url, method, json, headers)
+    call = _streaming(url, method, body, headers)
     return AnyEvents(call, after, until, reconnects_at_end=reconnects_at_end)
 
 
@@ -44,14 +58,50 @@ def subscribe_dialect(
     chunk_type: type[Any] | None,
     output_type: type[Any] | None,
     method: str,
-    json: object,
+    body: Body,
     headers: Mapping[str, str] | None,
     *,
     follow: bool,
 ) -> OurEvents[Any]:
     """Give what `subscribe` asks."""
-    call = _streaming(url, method, json, headers)
+    call = _streaming(url, method, body, headers)
+    if call.method == "GET":
+        after, last, follow = _with_query(url, after, last, follow=follow)
     return OurEvents(call, after, last, _decoder(chunk_type), _decoder(output_type), follow=follow)
+
+
+def _with_query(
+    url: str, after: int | str | None, last: int | None, *, follow: bool
+) -> tuple[int | str | None, int | None, bool]:
+    """Give where to begin, and whether to follow, as the arguments or the URL say it: who does not know that waits for what does not come.
+
+    What a URL has under these names and is none of ours is its server's affair. InvalidArgumentError: they say different things.
+    """
+    try:
+        query = dict(parse_qsl(urlsplit(url).query))
+    except (ValueError, TypeError, AttributeError):
+        return after, last, follow  # to send it raises the same, in words
+    places = [each for each in map(_place, (query.get("lastEventId", ""), query.get("after", ""))) if each is not None]
+    numbers = [int(each) for each in (query.get("last", ""),) if each.isascii() and each.isdigit() and len(each) <= _MAX_DIGITS]
+    said = [*places, *numbers, *(each for each in (after, last) if each is not None)]
+    if (places or numbers) and len(said) > 1:
+        raise InvalidArgumentError(
+            "the URL's query says where to begin, by `after`, `lastEventId` or `last`; say it once, there or by argument"
+        )
+    if not follow and query.get("follow") == "true":
+        raise InvalidArgumentError("the URL has `follow=true`, and the argument says False")
+    return (
+        places[0] if places else after,
+        numbers[0] if numbers else last,
+        follow and query.get("follow") != "false",
+    )
+
+
+def _place(text: str) -> int | str | None:
+    """Give the offset or the cursor that a text is, if it is one."""
+    if parse_cursor(text) is not None:
+        return text
+    return int(text) if re.fullmatch(r"-1|[0-9]{1,15}", text) else None
 
 
 def flow_dialect(
@@ -102,10 +152,19 @@ async def _field(network: Network, answer: JSONAnswer, name: str, retry: Retry) 
         await reading.leave()
 
 
-def _streaming(url: str, method: str, json: object, headers: Mapping[str, str] | None) -> Call:
-    if json is None:
-        return Call(method.upper(), url, _headers(headers, EVENT_STREAM))
-    return Call(method.upper(), url, _headers(headers, EVENT_STREAM, _JSON), body=encode_json(json))
+def body_of(json: object, content: bytes | str | None, data: Mapping[str, str | Sequence[str]] | None) -> Body:
+    """Give the body that was asked for. InvalidArgumentError: it is not JSON, or more than one was."""
+    if sum(each is not None for each in (json, content, data)) > 1:
+        raise InvalidArgumentError("`json`, `content` and `data` are each the whole body; give one of them")
+    if json is not None:
+        return Body(encode_json(json), _JSON)
+    if data is not None:
+        return Body(urlencode(data, doseq=True).encode(), _FORM)
+    return Body(content.encode() if isinstance(content, str) else content, None)
+
+
+def _streaming(url: str, method: str, body: Body, headers: Mapping[str, str] | None) -> Call:
+    return Call(method.upper(), url, _headers(headers, EVENT_STREAM, body.content_type), body=body.content)
 
 
 def _headers(given: Mapping[str, str] | None, accept: str, content_type: str | None = None) -> dict[str, str]:

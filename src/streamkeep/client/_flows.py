@@ -86,7 +86,7 @@ class Flow(Generic[C]):
 
     def feed(self, data: bytes) -> Iterator[tuple[C, str | None]]:
         """Give the chunks that were not seen yet."""
-        for frame in self._decoder.feed(data):
+        for frame in self._decoder.decode(data):
             self.frames += 1
             if self._is_new(frame):
                 assert isinstance(frame, Message)

@@ -4,17 +4,20 @@
 else. So whoever reads streams is written once.
 """
 
+import base64
 import re
+import socket
 import ssl
-import time
+import threading
 from collections.abc import Coroutine, Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Final, Protocol, TypeVar
 
 import anyio
 
+from .._credentials import warn_of_clear_text
 from ..errors import InvalidArgumentError, UnexpectedAnswerError
 
 try:
@@ -27,6 +30,8 @@ R = TypeVar("R")
 MAX_REDIRECTS: Final = 5
 CLOSE_SECONDS: Final = 5.0
 CONNECT_SECONDS: Final = 10.0
+MAX_SHOWN: Final = 200
+_NO_URL: Final = "its URL is none; what is special in a user's name or password has to be percent-encoded"
 _NOT_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
 
 
@@ -74,6 +79,10 @@ class Answer(Protocol):
         """Give what comes next of the body as it was sent, b"" at its end. LostError: it is not whole."""
         ...
 
+    def hasten(self, seconds: float) -> None:
+        """Wait no longer than this for each piece of the body, of which none has been read."""
+        ...
+
     async def close(self) -> None:
         """Leave it; what is left of it is not read."""
         ...
@@ -93,6 +102,14 @@ class Network(Protocol):
         """Wait."""
         ...
 
+    def interruptible(self) -> AbstractContextManager[None]:
+        """Do inside of this what `interrupt` is to end. What happens then is not said: ask for yourself whether it was called."""
+        ...
+
+    async def interrupt(self) -> None:
+        """End what is waited for in another task or thread, which calls `close` then. Called after whatever says that it was."""
+        ...
+
     async def close(self) -> None:
         """Close what was opened for this, and not what was handed to it."""
         ...
@@ -108,6 +125,8 @@ class AsyncNetwork:
         self._is_ours = client is None
         self._client = client or httpx2.AsyncClient(verify=_tls(), timeout=CONNECT_SECONDS)
         self._timeout = _timeout(self._client.timeout, read_seconds)
+        self._scope = anyio.CancelScope()
+        self._closed = anyio.Event()
 
     async def send(self, call: Call) -> Answer:
         """See `Network`."""
@@ -126,11 +145,26 @@ class AsyncNetwork:
         """See `Network`."""
         await anyio.sleep(seconds)
 
+    @contextmanager
+    def interruptible(self) -> Generator[None]:
+        """See `Network`."""
+        with anyio.CancelScope() as self._scope:
+            yield
+
+    async def interrupt(self) -> None:
+        """See `Network`. It returns when all is closed."""
+        self._scope.cancel()
+        with anyio.move_on_after(CLOSE_SECONDS):
+            await self._closed.wait()
+
     async def close(self) -> None:
         """See `Network`."""
-        if self._is_ours:
-            with anyio.move_on_after(CLOSE_SECONDS, shield=True):
-                await self._client.aclose()
+        try:
+            if self._is_ours:
+                with anyio.move_on_after(CLOSE_SECONDS, shield=True):
+                    await self._client.aclose()
+        finally:
+            self._closed.set()
 
 
 class _AsyncAnswer:
@@ -145,6 +179,10 @@ class _AsyncAnswer:
         """See `Answer`."""
         with _translated():
             return await anext(self._pieces, b"")
+
+    def hasten(self, seconds: float) -> None:
+        """See `Answer`."""
+        _hasten(self._response, seconds)
 
     async def close(self) -> None:
         """See `Answer`."""
@@ -163,35 +201,64 @@ class BlockingNetwork:
         self._is_ours = client is None
         self._client = client or httpx2.Client(verify=_tls(), timeout=CONNECT_SECONDS)
         self._timeout = _timeout(self._client.timeout, read_seconds)
+        self._interrupted = threading.Event()
+        self._socket: socket.socket | None = None  # over which something is waited for, if nobody else uses it
 
     async def send(self, call: Call) -> Answer:
         """See `Network`."""
         request = _request(self._client, call, self._timeout)
+        if self._is_ours:
+            request.extensions = {**request.extensions, "trace": self._trace}
         for _ in range(MAX_REDIRECTS):
             with _translated():
                 response = self._client.send(request, stream=True, follow_redirects=False)
             if not response.has_redirect_location:
-                return _BlockingAnswer(response)
+                if response.http_version.startswith("HTTP/1"):  # else others may use it, too
+                    self._socket = _socket_of(response.extensions.get("network_stream"))
+                return _BlockingAnswer(response, self)
             response.close()
             request = _redirected(request, response)
         raise UnexpectedAnswerError(f"the server has led from one place to the next {MAX_REDIRECTS} times")
 
     async def sleep(self, seconds: float) -> None:
         """See `Network`."""
-        time.sleep(seconds)  # noqa: ASYNC251 - nothing else runs here
+        self._interrupted.wait(seconds)
+
+    def interruptible(self) -> AbstractContextManager[None]:
+        """See `Network`."""
+        return nullcontext()
+
+    async def interrupt(self) -> None:
+        """See `Network`. It does not wait, for it may be called by a signal's handler, in the thread that reads."""
+        self._interrupted.set()
+        if (waited_for := self._socket) is not None:
+            _shut_down(waited_for)
 
     async def close(self) -> None:
         """See `Network`."""
         if self._is_ours:
             self._client.close()
 
+    def forget(self) -> None:
+        """Nothing is waited for over a connection any more; others may use it, if it is not ours alone."""
+        if not self._is_ours:
+            self._socket = None
+
+    def _trace(self, event: str, info: Mapping[str, object]) -> None:
+        # An answer's head may never come, and until then nothing else says over which connection it is waited for.
+        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            self._socket = _socket_of(info["return_value"])
+            if self._socket is not None and self._interrupted.is_set():
+                _shut_down(self._socket)
+
 
 class _BlockingAnswer:
-    def __init__(self, response: httpx2.Response) -> None:
+    def __init__(self, response: httpx2.Response, network: BlockingNetwork) -> None:
         self.status = response.status_code
         self.headers: Mapping[str, str] = response.headers
         self.has_end = _has_end(response)
         self._response = response
+        self._network = network
         self._pieces = response.iter_raw()
 
     async def read(self) -> bytes:
@@ -199,8 +266,13 @@ class _BlockingAnswer:
         with _translated():
             return next(self._pieces, b"")
 
+    def hasten(self, seconds: float) -> None:
+        """See `Answer`."""
+        _hasten(self._response, seconds)
+
     async def close(self) -> None:
         """See `Answer`."""
+        self._network.forget()
         self._response.close()
 
 
@@ -212,6 +284,19 @@ def ran(coroutine: Coroutine[object, None, R]) -> R:
         result: R = end.value
         return result
     raise RuntimeError("this awaits something else than a BlockingNetwork")
+
+
+def _socket_of(stream: object) -> socket.socket | None:
+    """Give the socket of what httpx2 calls a network stream; None: there is none, as in a transport of somebody's own."""
+    get_extra_info = getattr(stream, "get_extra_info", None)
+    found = None if get_extra_info is None else get_extra_info("socket")
+    return found if isinstance(found, socket.socket) else None
+
+
+def _shut_down(waited_for: socket.socket) -> None:
+    """Wake whoever waits for a socket. It is not closed: who waits would then wait for whatever gets its number."""
+    with suppress(OSError):
+        socket.socket.shutdown(waited_for, socket.SHUT_RDWR)  # not that of TLS, which takes it apart under its reader
 
 
 # Both
@@ -242,11 +327,25 @@ def _request(client: httpx2.AsyncClient | httpx2.Client, call: Call, timeout: ht
         headers = [(name.encode(), value.encode()) for name, value in call.headers.items()]
         request = client.build_request(call.method, call.url, headers=headers, content=call.body, timeout=timeout)
         request.url = request.url.copy_merge_params(dict(call.query))
-    except (httpx2.InvalidURL, TypeError, ValueError) as error:
-        raise InvalidArgumentError(f"the request cannot be sent: {error}") from error
+    except (httpx2.InvalidURL, TypeError, ValueError):
+        # Not in its words: of a URL that is cut in the wrong place they may be half of a password.
+        raise InvalidArgumentError(f"the request cannot be sent: {_NO_URL}") from None
     if request.url.scheme not in {"http", "https"} or not request.url.host:
         raise InvalidArgumentError("a URL of a server begins with http:// or https:// and a name")
+    _take_credentials(request, call)
+    if "authorization" in request.headers or client.auth is not None:
+        warn_of_clear_text(request.url.scheme, request.url.host)
     return request
+
+
+def _take_credentials(request: httpx2.Request, call: Call) -> None:
+    """Send the user of a URL as a header. httpx2 would as well, but logs URLs as they are."""
+    url = request.url
+    if url.userinfo:
+        if "authorization" not in {name.lower() for name in call.headers}:
+            user = f"{url.username}:{url.password}".encode()
+            request.headers["Authorization"] = f"Basic {base64.b64encode(user).decode()}"
+        request.url = url.copy_with(userinfo=b"")
 
 
 @contextmanager
@@ -269,16 +368,30 @@ def _is_of_tls(error: BaseException | None) -> bool:
 
 
 def _redirected(request: httpx2.Request, response: httpx2.Response) -> httpx2.Request:
-    """Give the request to make instead. Nobody else is sent what the request holds, so it has to be to the same server."""
+    """Give the request to make instead. Nobody else is sent what the request holds, so it has to be to the same server.
+
+    What is no GET stays what it is, or is not sent: a DELETE that becomes a GET, as with 302, would seem to have been done.
+    """
     following = response.next_request
     if following is None:
         raise UnexpectedAnswerError("the server has led to a place that is no URL")
+    following.url = following.url.copy_with(userinfo=b"")
     old, new = request.url, following.url
+    place = str(new.copy_with(query=None, fragment=None))[:MAX_SHOWN]
+    if request.method not in {"GET", "HEAD"} and response.status_code not in {307, 308}:
+        raise UnexpectedAnswerError(
+            f"the server has answered a {request.method} with {response.status_code}, which leads to a GET of {place}: not followed"
+        )
     is_upgrade = (old.scheme, old.port, new.scheme, new.port) == ("http", None, "https", None) and old.host == new.host
-    if old.origin != new.origin and not is_upgrade:
-        raise UnexpectedAnswerError(f"the server has led to another one, {new.scheme}://{new.host}, which nothing was sent to")
+    if old.origin != new.origin and not (is_upgrade and "authorization" not in request.headers):
+        raise UnexpectedAnswerError(f"the server has led to another one, {place}, which nothing was sent to")
     following.extensions = dict(request.extensions)
     return following
+
+
+def _hasten(response: httpx2.Response, seconds: float) -> None:
+    timeouts = response.request.extensions.get("timeout", {})  # which httpx2 looks at when the body begins to be read
+    timeouts["read"] = min(timeouts.get("read") or seconds, seconds)
 
 
 def _has_end(response: httpx2.Response) -> bool:

@@ -4,6 +4,7 @@ What is asked, and what the answers mean, is a `Dialect`, which does no I/O. Whe
 """
 
 import email.utils
+import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -23,13 +24,19 @@ from ..wire import MAX_FRAME_BYTES, error_of
 from ._network import Answer, Call, LostError, Network
 from ._retry import Budget, Retry
 
+logger: Final = logging.getLogger("streamkeep")
+
 E = TypeVar("E")
 E_co = TypeVar("E_co", covariant=True)
 
 MAX_SILENT_BYTES: Final = 2 * MAX_FRAME_BYTES
 """So much may come without anything in it that a dialect knows; heartbeats need months for that."""
+TOLD_SECONDS: Final = 1.0
+"""So long a pause is told at once; else the second one in a row, for a connection that is lost once is everyday."""
 MAX_ERROR_BYTES: Final = 64 * 1024
 MAX_ERROR_PIECES: Final = 64
+ERROR_SECONDS: Final = 3.0
+"""So long an error's body is read, and each piece of it waited for; what is told by then, or its code alone, has to do."""
 _REFUSED_FOR_NOW: Final = frozenset({408, 425, 429, 503, 507})
 """Nothing was done, and later it may be."""
 _MAX_DIGITS: Final = 9
@@ -137,9 +144,11 @@ class Reading(Generic[E]):
         self._answer: Answer | None = None
         self._ready: deque[tuple[E, str | None]] = deque()
         self._position = dialect.position
-        self._pending: RemoteError | LostError | None = None  # what came behind events that are to be given first
+        self._may_run = False  # what a request sets off that may have been obeyed
+        self._pending: Exception | None = None  # what came behind events that are to be given first
         self._is_read = False
         self._is_left = False
+        self._is_told = False  # that it waits, since something new has come
 
     @property
     def position(self) -> str | None:
@@ -156,6 +165,7 @@ class Reading(Generic[E]):
 
     async def next(self) -> E:
         """Give the next event; StopAsyncIteration behind the last one. Raises RemoteError, InvalidArgumentError."""
+        self._check_is_in()
         if not self._ready:
             await self._alone(fills=True)
             if not self._ready:
@@ -174,23 +184,28 @@ class Reading(Generic[E]):
                 return
 
     async def leave(self) -> None:
-        """Close the connection. It can be called again."""
+        """Close the connection; whoever reads is woken, and told by a RuntimeError. It can be called again, and from anywhere."""
         self._is_left = True
-        self._ready.clear()
-        try:
-            await self._drop()
-        finally:
-            await self._network.close()
+        if self._is_read:
+            await self._network.interrupt()  # who reads is in the midst of what is to be closed, and closes it
+        else:
+            await self._close()
 
-    async def _alone(self, *, fills: bool) -> None:
+    def _check_is_in(self) -> None:
         if self._is_left:
             raise RuntimeError("this has been left; it can only be read inside of its block")
+
+    async def _alone(self, *, fills: bool) -> None:
+        self._check_is_in()
         if self._is_read:
             raise RuntimeError("another task reads this; one at a time may")
         self._is_read = True
         try:
-            await self._read(fills=fills)
+            with self._network.interruptible():
+                await self._read(fills=fills)
+            self._check_is_in()
         except RemoteError as error:
+            self._check_is_in()  # it was lost because it was left
             error.stream, error.cursor, error.events = self.dialect.stream, self.position, self.events
             await self._drop()
             raise
@@ -200,10 +215,12 @@ class Reading(Generic[E]):
             raise
         finally:
             self._is_read = False
+            if self._is_left:
+                await self._close()
 
     async def _read(self, *, fills: bool) -> None:
-        """Have an answer, or with `fills` events of it, or be over."""
-        while not (self._ready or self.dialect.is_over):
+        """Have an answer, or with `fills` events of it, or be over, or left."""
+        while not (self._ready or self.dialect.is_over or self._is_left):
             try:
                 if self._pending is not None:
                     error, self._pending = self._pending, None
@@ -216,6 +233,7 @@ class Reading(Generic[E]):
                 else:
                     await self._fill(self._answer)
             except LostError as lost:
+                self._may_run = self._may_run and lost.is_sent
                 await self._drop()
                 await self._pause(lost)
         if self.dialect.is_over:
@@ -223,7 +241,11 @@ class Reading(Generic[E]):
 
     async def _begun(self) -> Answer | None:
         """Ask, and give the answer whose body is to be read; None: there is nothing."""
-        answer = await self._network.send(self.dialect.request())
+        dialect = self.dialect
+        if not dialect.can_go_on or (self._may_run and not dialect.is_repeatable):
+            raise LostError  # by whoever was told so before, or has cancelled, and asks again
+        self._may_run = True
+        answer = await self._network.send(dialect.request())
         try:
             if answer.status == 204:
                 self.dialect.no_content()
@@ -259,7 +281,7 @@ class Reading(Generic[E]):
 
     async def _fill(self, answer: Answer) -> None:
         frames, position, silent_bytes = self.dialect.frames, self.dialect.position, 0
-        while not self._ready and not self.dialect.is_over:
+        while not (self._ready or self.dialect.is_over or self._is_left):
             data = await answer.read()
             if not data:
                 self.dialect.end(has_end=answer.has_end)
@@ -282,10 +304,10 @@ class Reading(Generic[E]):
             unexpected = UnexpectedAnswerError(str(error))
             unexpected.__cause__ = error
             self._raise_behind_events(unexpected)
-        except (RemoteError, LostError) as error:
+        except Exception as error:  # of a condition of the user's, too
             self._raise_behind_events(error)
 
-    def _raise_behind_events(self, error: RemoteError | LostError) -> None:
+    def _raise_behind_events(self, error: Exception) -> None:
         if not self._ready:
             raise error
         self._pending = error
@@ -299,19 +321,30 @@ class Reading(Generic[E]):
             raise _lost("the connection was lost, and what the request has set off may run: it is not sent twice", lost)
         tries = self._budget.failures
         pause = None if lost.is_final else self._budget.next_pause(dialect.retry_seconds, lost.asked_seconds)
+        host = urlsplit(dialect.request().url).netloc.rpartition("@")[2]
         if pause is None:
-            host = urlsplit(dialect.request().url).hostname
             why = f"given up after {tries} tries to go on with {host}" if tries else f"{host} cannot be read"
             error = _lost(f"{why}: {_words(cause or lost)}", lost)
             error.retry_after = lost.asked_seconds or None
             self._budget.progress()  # whoever calls again has all of it again
             raise error
+        self._is_told = self._is_told and tries > 0
+        if not self._is_told and (tries > 0 or pause >= TOLD_SECONDS):
+            self._is_told = True
+            asked = f" for {lost.asked_seconds:.0f} seconds, as it asks" if lost.asked_seconds else ""
+            logger.info("waiting for %s%s: %s", host, asked, _words(cause or lost))
         await self._network.sleep(pause)
 
     async def _drop(self) -> None:
         answer, self._answer = self._answer, None
         if answer is not None:
             await answer.close()
+
+    async def _close(self) -> None:
+        try:
+            await self._drop()
+        finally:
+            await self._network.close()
 
 
 def _lost(message: str, lost: LostError) -> StreamLostError:
@@ -336,11 +369,12 @@ async def _refusal(answer: Answer) -> RefusedError:
 
 
 async def _beginning(answer: Answer) -> bytes:
-    body = b""
+    answer.hasten(ERROR_SECONDS)
+    body, begun_at = b"", time.monotonic()
     for _ in range(MAX_ERROR_PIECES):
         data = await answer.read()
         body += data
-        if not data or len(body) > MAX_ERROR_BYTES:
+        if not data or len(body) > MAX_ERROR_BYTES or time.monotonic() - begun_at > ERROR_SECONDS:
             break
     return body
 

@@ -73,10 +73,11 @@ class AnyEvents:
 
     def feed(self, data: bytes) -> Iterator[tuple[ServerSentEvent, str | None]]:
         """Give the events."""
-        for event in self._decoder.feed(data):
+        for event in self._decoder.decode(data):
+            is_over = self._until is not None and self._until(event)  # which may raise: then the event was not given
             self._note(event.id, event.retry)
             self.can_go_on = self.position is not None
-            self.is_over = self._until is not None and self._until(event)
+            self.is_over = is_over
             yield event, self.position
             if self.is_over:
                 return
@@ -175,7 +176,7 @@ class OurEvents(Generic[T]):
 
     def feed(self, data: bytes) -> Iterator[tuple[StreamEvent[T], str | None]]:
         """Give the events."""
-        for sent in self._decoder.feed(data):
+        for sent in self._decoder.decode(data):
             self.frames += 1
             if sent.id == self._last_id:
                 self._take_word(sent)
@@ -230,12 +231,12 @@ class OurEvents(Generic[T]):
         self.stream, self._life = cursor.stream, cursor.life
         if cursor.offset < self.next_offset:
             return None
-        self.next_offset += 1
         data = sent.data.encode()
         if type_ is StreamEventType.ERROR:
             data = encode_json(error_of(data))
         else:
             _check_json(data)
+        self.next_offset += 1  # what raises was not given
         return StreamEvent(type_, cursor.offset, data, self._decode_chunk, self._decode_output)
 
 

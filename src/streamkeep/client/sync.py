@@ -10,13 +10,13 @@ Arguments and errors are those of the functions of the same names there, but tha
 here: it is the same loop, over a client that blocks. There is no thread and no event loop, so it works anywhere, also behind a fork.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from ..events import StreamEvent
 from ..wire import ServerSentEvent
-from ._calls import READ_TIMEOUT, events_dialect, flow_dialect, flow_output, output_of, stopped, subscribe_dialect
+from ._calls import READ_TIMEOUT, body_of, events_dialect, flow_dialect, flow_output, output_of, stopped, subscribe_dialect
 from ._handles import EventsHandle, FlowHandle, Handle
 from ._network import BlockingNetwork, ran
 from ._reading import Reading
@@ -39,13 +39,17 @@ def events(
     reconnects_at_end: bool = False,
     method: str = "GET",
     json: object = None,
+    content: bytes | str | None = None,
+    data: Mapping[str, str | Sequence[str]] | None = None,
     headers: Mapping[str, str] | None = None,
     client: "httpx2.Client | None" = None,
     retry: Retry | None = None,
     read_timeout: timedelta | None = READ_TIMEOUT,
 ) -> "Events[ServerSentEvent]":
     """Give the server-sent events of anybody's endpoint: see `streamkeep.client.events`."""
-    dialect = events_dialect(url, after, until, method, json, headers, reconnects_at_end=reconnects_at_end)
+    dialect = events_dialect(
+        url, after, until, method, body_of(json, content, data), headers, reconnects_at_end=reconnects_at_end
+    )
     return Events(lambda: Reading(_over(client, read_timeout), dialect, retry or Retry()), dialect)
 
 
@@ -58,6 +62,8 @@ def subscribe(
     follow: bool = True,
     method: str = "GET",
     json: object = None,
+    content: bytes | str | None = None,
+    data: Mapping[str, str | Sequence[str]] | None = None,
     headers: Mapping[str, str] | None = None,
     client: "httpx2.Client | None" = None,
     retry: Retry | None = None,
@@ -76,6 +82,8 @@ def subscribe(
     output_type: type[Any] | None = None,
     method: str = "GET",
     json: object = None,
+    content: bytes | str | None = None,
+    data: Mapping[str, str | Sequence[str]] | None = None,
     headers: Mapping[str, str] | None = None,
     client: "httpx2.Client | None" = None,
     retry: Retry | None = None,
@@ -93,13 +101,17 @@ def subscribe(
     output_type: type[Any] | None = None,
     method: str = "GET",
     json: object = None,
+    content: bytes | str | None = None,
+    data: Mapping[str, str | Sequence[str]] | None = None,
     headers: Mapping[str, str] | None = None,
     client: "httpx2.Client | None" = None,
     retry: Retry | None = None,
     read_timeout: timedelta | None = READ_TIMEOUT,
 ) -> "Events[StreamEvent[Any]]":
     """Give the events of a stream of streamkeep's: see `streamkeep.client.subscribe`."""
-    dialect = subscribe_dialect(url, after, last, chunk_type, output_type, method, json, headers, follow=follow)
+    dialect = subscribe_dialect(
+        url, after, last, chunk_type, output_type, method, body_of(json, content, data), headers, follow=follow
+    )
     return Events(lambda: Reading(_over(client, read_timeout), dialect, retry or Retry()), dialect)
 
 
@@ -189,7 +201,17 @@ class _Blocking(Handle[E]):
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        ran(self._entered.leave())
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection, as leaving the block does; any thread may, at any time, and again.
+
+        Who reads in another thread is woken, and told by a RuntimeError, for this is no end of the stream. While a connection is made that
+        takes until it is, 10 seconds at most; over a `client` of your own until the head of an answer is there, and with HTTP/2 until
+        anything comes, such as a heartbeat.
+        """
+        if self._reading is not None:
+            ran(self._reading.leave())
 
     def __iter__(self) -> Self:
         return self
@@ -202,7 +224,10 @@ class _Blocking(Handle[E]):
 
 
 class Events(_Blocking[E], EventsHandle[E]):
-    """The events of a stream of another server: see `streamkeep.client.Events`. Enter it with `with`, and iterate in one thread."""
+    """The events of a stream of another server: see `streamkeep.client.Events`.
+
+    Enter it with `with`, and iterate in one thread; any may `close` it.
+    """
 
 
 class FlowRun(_Blocking[T], FlowHandle[T]):

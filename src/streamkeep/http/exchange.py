@@ -503,7 +503,7 @@ class _GenkitParser:
         self._decoder = GenkitDecoder(max_frame_bytes=most_bytes)
 
     async def store(self, stream: StreamInput, body: bytes, *, is_last: bool) -> None:  # noqa: ARG002 - a frame says so
-        for frame in self._decoder.feed(body):
+        for frame in self._decoder.decode(body):
             match frame:
                 case Chunk(data, _):
                     await stream.write(_in_utf8(data))
@@ -526,7 +526,7 @@ class _EventsParser:
 
     async def store(self, stream: StreamInput, body: bytes, *, is_last: bool) -> None:  # noqa: ARG002 - half an event is none
         self._writer = self._writer or ChunkWriter(stream)
-        for event in self._decoder.feed(body):
+        for event in self._decoder.decode(body):
             await self._writer.write(block_of(event))
 
 

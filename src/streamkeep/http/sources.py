@@ -252,9 +252,9 @@ def events_of() -> Expand:
 def _events_of(decoder: SSEDecoder, chunk: object) -> Iterable[object]:
     match chunk:
         case str():
-            return map(block_of, decoder.feed(chunk.encode()))
+            return map(block_of, decoder.decode(chunk.encode()))
         case bytes() | bytearray() | memoryview():
-            return map(block_of, decoder.feed(bytes(chunk)))
+            return map(block_of, decoder.decode(bytes(chunk)))
         case _:
             return (chunk,)
 

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import httpx2
 import msgspec
 
+from streamkeep._credentials import warn_of_clear_text
 from streamkeep.errors import InvalidArgumentError, StorageError, StorageUnavailableError, StreamkeepError
 from streamkeep.storage import Doorbell, Head, Page
 from streamkeep.storages._asyncio_storage import AsyncioStorage
@@ -69,6 +70,9 @@ class HTTPStorage(AsyncioStorage["_Entered"]):
             if not re.fullmatch(r"[!-~]+", token):
                 raise InvalidArgumentError("a token is of characters of ASCII that can be seen")
             self._headers.setdefault("authorization", f"Bearer {token}")
+        if "authorization" in self._headers:
+            address = urlsplit(self._address)
+            warn_of_clear_text(address.scheme, address.hostname or "")
         super().__init__(self._address)
 
     async def read(self, stream: str, start: int = 0, limit: int = 0) -> Page | None:
@@ -162,8 +166,10 @@ class _Entered:
         raise failure.error()
 
     async def _post(self, url: str, content: bytes) -> tuple[httpx2.Response, bytes]:
-        """Give an answer, and its body as it came: nothing here is compressed. StorageError: it has no end."""
+        """Give an answer, and its body as it came: nothing here is compressed. StorageError: it has no end. A stranger's is not read."""
         async with self.client.stream("POST", url, content=content, headers={"content-type": CONTENT_TYPE}) as response:
+            if response.headers.get("content-type") != CONTENT_TYPE:
+                return response, b""
             body = bytearray()
             async for piece in response.aiter_raw():
                 body += piece
@@ -245,9 +251,13 @@ def _parts_of(url: str) -> tuple[str, str]:
         host, _ = parts.hostname, parts.port
     except ValueError:
         parts, host = urlsplit(""), None
-    if host is None or parts.scheme not in {"http", "https"} or parts.query or parts.fragment or parts.password is not None:
+    is_url = host is not None and parts.scheme in {"http", "https"} and not (parts.query or parts.fragment)
+    # An @ in the path is one behind a token with a slash in it.
+    if not is_url or parts.password is not None or "@" in parts.path:
         # It may have a token in it, and a message goes to terminals and logs.
-        raise InvalidArgumentError("an HTTP storage is https://host/path or https://TOKEN@host/path, without a query")
+        raise InvalidArgumentError(
+            "an HTTP storage is https://host/path or https://TOKEN@host/path, without a query, its token percent-encoded"
+        )
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", "")), unquote(
         parts.username or ""
     )

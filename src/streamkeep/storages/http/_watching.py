@@ -23,6 +23,9 @@ GATHER_SECONDS: Final = 0.01
 """How long those who begin to watch are waited for, so that a thousand of them are a few requests."""
 FIRST_PAUSE_SECONDS: Final = 0.05
 LONGEST_PAUSE_SECONDS: Final = 2.0
+LINE_SECONDS: Final = 3 * HEARTBEAT_SECONDS
+MAX_LINE_BYTES: Final = 32 << 20
+"""More than a server says in a line, where it watches as much as it takes."""
 AT_ONCE: Final = 10_000
 """How many streams a request names at most, beside those that it takes over."""
 
@@ -136,16 +139,16 @@ class _Listener:
         return await ready
 
     async def _listen(self, client: httpx2.AsyncClient, url: str, ready: "asyncio.Future[bool]") -> None:
-        timeout = httpx2.Timeout(5, read=3 * HEARTBEAT_SECONDS, pool=None)
+        timeout = httpx2.Timeout(5, read=LINE_SECONDS, pool=None)
         content = msgspec.msgpack.encode(sorted(self.streams))
         try:
-            with suppress(httpx2.HTTPError, ValueError):
+            with suppress(httpx2.HTTPError, ValueError, TimeoutError):
                 async with client.stream(
                     "POST", url, content=content, headers={"content-type": CONTENT_TYPE}, timeout=timeout
                 ) as response:
                     if response.status_code != 200:
                         return
-                    async for line in response.aiter_lines():
+                    async for line in _lines(response):
                         streams = msgspec.json.decode(line, type=list[str])
                         if not ready.done():
                             ready.set_result(True)
@@ -154,3 +157,22 @@ class _Listener:
             if not ready.done():
                 ready.set_result(False)
             self._watching.lost(self)
+
+
+async def _lines(response: httpx2.Response) -> AsyncGenerator[bytes]:
+    """Give an answer's lines. ValueError: one has no end. TimeoutError: one comes too slowly, or none."""
+    line = bytearray()
+    pieces = response.aiter_bytes()
+    try:
+        while True:
+            async with asyncio.timeout(LINE_SECONDS):
+                while (end := line.find(b"\n")) < 0:
+                    if not (piece := await anext(pieces, b"")):
+                        return
+                    line += piece
+                    if len(line) > MAX_LINE_BYTES:
+                        raise ValueError("the server has sent a line without an end")
+            yield bytes(line[:end])
+            del line[: end + 1]
+    finally:
+        await pieces.aclose()
