@@ -184,7 +184,7 @@ async def test_an_authorize_that_fails_lets_nobody_in_and_shows_nothing() -> Non
             assert "secret" not in body
 
 
-@pytest.mark.parametrize("answer", [False, True, b"Ada"])
+@pytest.mark.parametrize("answer", [False, True, b"Ada", ["Ada"], object()])
 async def test_what_is_no_name_is_no_owner(answer: object) -> None:
     streams_http = StreamsHTTP(InMemoryStreamManager(), authorize=lambda _: answer)
     async with http_to(durable_app(one, streams=streams_http)) as http:

@@ -67,9 +67,11 @@ async def owner_of(authorize: Authorize | None, access: Access) -> str:
 
 
 def owner_text(owner: object) -> str:
-    """Give an owner's text. TypeError: it is a bool or bytes, which is nobody's name, but would be one as its text."""
-    if isinstance(owner, (bool, bytes, bytearray, memoryview)):
-        raise TypeError(f"an owner is who somebody is, not {owner!r}: `authorize` gives a name or an id, and raises to refuse")
+    """Give an owner's text. TypeError: it has none that is somebody's name, such as a bool, bytes, or an object without a text of its own,
+    which would be named by an address that another one may have next.
+    """
+    if isinstance(owner, (bool, bytes, bytearray, memoryview)) or type(owner).__str__ is object.__str__:
+        raise TypeError(f"an owner is a name or an id, not {type(owner).__name__}; `authorize` gives one, and raises to refuse")
     return str(owner)
 
 
