@@ -176,7 +176,7 @@ def shown_info(error: BaseException) -> ErrorInfo:
 
 def _shown_info(error: BaseException) -> ErrorInfo:
     status = STATUSES.get(str(getattr(error, "status", None)), "INTERNAL")
-    if not is_public(error):
+    if not _is_public(error):
         return hidden_error(status, "")
     message = _storable(str(getattr(error, "original_message", None) or error))
     details: Any = getattr(error, "details", None)
@@ -192,8 +192,7 @@ def hidden_error(status: Status, internal: str) -> ErrorInfo:
     return ErrorInfo(status, status.lower().replace("_", " "), None, internal)
 
 
-def is_public(error: BaseException) -> bool:
-    """Say whether an error is for readers as it is: a public one of ours, or of Genkit's."""
+def _is_public(error: BaseException) -> bool:
     match error:
         case PublicError():
             return True

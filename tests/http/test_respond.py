@@ -217,6 +217,25 @@ async def test_what_blocks_runs_in_a_thread_with_the_context_of_its_request() ->
     assert seen == [("Ada", False)]
 
 
+async def test_a_generator_that_notices_a_stop_by_itself_has_time_to_save() -> None:
+    saved = anyio.Event()
+
+    async def talks() -> AsyncGenerator[int]:
+        try:
+            while True:
+                yield 0
+                await anyio.sleep(0.01)
+        finally:
+            await anyio.sleep(1.5)  # longer than the second that all have
+            saved.set()
+
+    streams = InMemoryStreamManager()
+    async with chat(talks, streams) as http, http.stream("POST", "/chat") as answer:
+        await streams.cancel(answer.headers[STREAM_ID])
+        with anyio.fail_after(20):
+            await saved.wait()
+
+
 async def test_what_would_end_a_program_ends_its_producer_only_where_it_runs_in_a_thread() -> None:
     def quits() -> Iterator[int]:
         yield 0

@@ -27,12 +27,13 @@ from ..errors import (
     InvalidArgumentError,
     KeyInUseError,
     LimitExceededError,
+    PublicError,
     StorageError,
     StreamkeepError,
     StreamManagerClosedError,
     StreamNotFoundError,
 )
-from ..events import ErrorInfo, error_info, hidden_error, is_public
+from ..events import ErrorInfo, error_info, hidden_error
 from .bounds import Bounds, Due
 from .cancellation import Cancellation
 from .ended import Ended, OnEnd, ended_of
@@ -113,6 +114,7 @@ class _Run:
         self.stop = anyio.Event()
         self.cancellation = Cancellation()
         self.is_producing = True
+        self.is_leaving = False
         self.over = anyio.Event()
         self.free = anyio.Event()
         """Nobody waits for its producer any more: it is over, or has been given up."""
@@ -183,6 +185,13 @@ def keep_place() -> Callable[[], object]:
         return lambda: None
     run.threads += 1
     return run.end_thread
+
+
+def leave() -> None:
+    """Note that the producer that runs here has no more to give, and does what it does at its end: it is not cancelled for a while."""
+    here = _run_here.get()
+    if here is not None and (run := here()) is not None:
+        run.is_leaving = True
 
 
 class Runner:
@@ -312,7 +321,8 @@ class Runner:
         with anyio.move_on_after(self._stop_seconds):
             await self._all_over()
         for run in self._left():
-            run.cancel()
+            if not run.is_leaving:
+                run.cancel()
         with anyio.move_on_after(SAVE_SECONDS):
             await self._all_over()
         await self._end_those_left()
@@ -432,7 +442,7 @@ class Runner:
         except BaseException as error:  # what native libraries raise may be no Exception
             # What a producer raises because it was told to stop says less than why it was told.
             failure = run.end_as if run.stop.is_set() else _told_to_readers(error)
-            if is_public(error):
+            if isinstance(error, PublicError):
                 logger.info("stream %s failed: %s", stream.id, error)
             else:
                 expected = run.stop.is_set() or stream.cancelled.is_set()
@@ -488,7 +498,8 @@ class Runner:
         await self._unwanted(run)
         run.stop.set()
         await anyio.sleep(self._stop_seconds)
-        run.cancel()
+        if not run.is_leaving:
+            run.cancel()
         await anyio.sleep(SAVE_SECONDS)
         with anyio.move_on_after(END_SECONDS):
             await _cancel_for_good([run])

@@ -21,7 +21,7 @@ from .._input import StreamInput
 from ..errors import LimitExceededError
 from ..wire import SSEDecoder
 from .framing import block_of
-from .runner import ChunkWriter, Producer, keep_place
+from .runner import ChunkWriter, Producer, keep_place, leave
 
 T = TypeVar("T")
 
@@ -195,6 +195,7 @@ async def _write_all(stream: StreamInput, chunks: Chunks, setting: Setting) -> o
                 async for chunk in chunks:
                     await writer.write(chunk)
             finally:
+                leave()
                 await close(chunks)  # in this setting
         return None
     return await in_thread(stream.id, lambda: _write_here(stream, chunks), setting)
