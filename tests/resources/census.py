@@ -77,8 +77,9 @@ def objects() -> Census:
 
 
 def _is_cancelled_timer(thing: object) -> bool:
-    # An event loop keeps those until their time comes, or until they are too many.
-    return isinstance(thing, asyncio.TimerHandle) and thing.cancelled()
+    # An event loop keeps those until their time comes, or until they are too many. `type`, because a lazy object of Django's makes itself
+    # when it is asked for its class.
+    return type(thing) is asyncio.TimerHandle and thing.cancelled()
 
 
 def threads() -> Census:
