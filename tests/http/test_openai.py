@@ -335,6 +335,7 @@ async def test_other_paths_and_methods_are_not_there() -> None:
         for method, path, allow in [("GET", "", "POST"), ("PUT", "/a", "GET, DELETE"), ("GET", "/a/cancel", "POST")]:
             answer = await http.request(method, f"/v1/responses{path}")
             assert (answer.status_code, answer.headers["allow"]) == (405, allow)
+            assert allow in answer.json()["error"]["message"]
 
 
 async def test_another_path_of_openais_api_is_told_what_there_is() -> None:

@@ -21,7 +21,7 @@ from ..errors import (
     StorageError,
     StreamNotFoundError,
 )
-from ..events import encode_json, shown_info
+from ..events import ErrorInfo, encode_json, shown_info
 from ..http.access import Action
 from ..http.app import StreamsHTTP, path_below
 from ..http.framing import parse_offset
@@ -158,7 +158,8 @@ class OpenAIResponses:
                     await send_response(send, 200, encode_json({"id": info.id, "object": "response", "deleted": True}))
                 case _:
                     allowed = "POST" if path["id"] is None or path["cancel"] else "GET, DELETE"
-                    await send_response(send, 405, headers=[("allow", allowed)])
+                    refusal = error_json(ErrorInfo("INVALID_ARGUMENT", f"{scope['method']} is not answered here; {allowed} is"))
+                    await send_response(send, 405, refusal, [("allow", allowed)])
 
     async def _create(self, call: _Call) -> None:
         body = await self._http.read_body(call.scope, call.receive)
