@@ -105,12 +105,11 @@ async def test_whoever_is_killed_a_new_start_succeeds_and_one_runs(tmp_path: Pat
                         await anyio.sleep(chance.random() * 0.1)
                         process.send_signal(signal.SIGKILL)
                 stream = await start(streams, f"new{turn}")
-                await anyio.sleep(
-                    (LEASE + GRACE).total_seconds() * 1.5
-                )  # whoever died between opening and naming is ended by now
-                await running_under(streams)
+                # Whoever died between opening and naming has ended as soon as it is seen to be dead.
+                while (running := await running_under(streams)) != {stream.id}:
+                    assert stream.id in running
+                    await anyio.sleep(0.2)
                 await anyio.sleep((LEASE + GRACE).total_seconds() * 1.5)
-
                 assert await running_under(streams) == {stream.id}
                 assert (await streams.current("chat", "ann")).id == stream.id
                 await stream.done()
