@@ -130,6 +130,8 @@ class LoopThread(Generic[T]):
         """Return when something is entered. Raises what entering raises; StorageUnavailableError: that takes too long."""
         if self._is_started:
             return
+        if self._is_closed and self._thread.ident is None:  # by a signal's handler, before it was started
+            raise _closed()
         told = SimpleQueue[None]()
         self._starting.add(told)
         try:

@@ -55,7 +55,16 @@ async def test_a_header_counts_before_the_user_of_a_url(form: Form) -> None:
     assert server.header("authorization") == ["Bearer mine"]
 
 
-@pytest.mark.parametrize("url", ["http://me:sec#ret@h/", "http://me:sec/ret@h/", "http://me:sec ret\n@h"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:sec#ret@h/",
+        "http://me:sec/ret@h/",
+        "http://me:sec ret\n@h",
+        "http://me:pa[sec@h/",
+        "http://me:pa[sec-ret]ss@h/",
+    ],
+)
 async def test_a_url_that_is_none_is_not_repeated_in_parts(form: Form, url: str) -> None:
     with pytest.raises(InvalidArgumentError) as refused:
         await form.read("events", url)

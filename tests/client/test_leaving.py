@@ -71,7 +71,7 @@ class Reader:
         frame = sys._current_frames().get(self._thread or 0)
         return frame is not None and (frame.f_code.co_name, frame.f_code.co_filename.split("/")[-1]) in {
             ("read", "sync.py"),
-            ("wait", "threading.py"),
+            ("sleep", "_network.py"),
         }
 
     async def leave(self) -> None:

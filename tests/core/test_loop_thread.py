@@ -469,3 +469,11 @@ def test_threads_that_gevent_has_made_greenlets_are_refused(noted: Noted, monkey
     with pytest.raises(RuntimeError, match="needs real threads"):
         LoopThreads(noted.once).running()
     assert noted.entered == []
+
+
+def test_one_that_is_closed_before_it_was_started_is_closed() -> None:
+    """As by a signal's handler, between its making and its start."""
+    loop = LoopThread(Noted().once, 1.0)
+    loop._is_closed = True
+    with pytest.raises(StreamManagerClosedError):
+        loop.wait()

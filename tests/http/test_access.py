@@ -10,8 +10,10 @@ import httpx
 import pytest
 from fastapi import HTTPException
 from genkit import ActionRunContext
+from pydantic import SecretStr
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from tests.http.servers import STREAM_ID, STREAMING, durable_app, http_to, wrapped_app
+from werkzeug.local import LocalProxy
 
 from streamkeep import InMemoryStreamManager
 from streamkeep.errors import PublicError
@@ -184,7 +186,9 @@ async def test_an_authorize_that_fails_lets_nobody_in_and_shows_nothing() -> Non
             assert "secret" not in body
 
 
-@pytest.mark.parametrize("answer", [False, True, b"Ada", ["Ada"], object()])
+@pytest.mark.parametrize(
+    "answer", [False, True, b"Ada", ["Ada"], object(), LocalProxy(object), LocalProxy(lambda: None), SecretStr("Ada")]
+)
 async def test_what_is_no_name_is_no_owner(answer: object) -> None:
     streams_http = StreamsHTTP(InMemoryStreamManager(), authorize=lambda _: answer)
     async with http_to(durable_app(one, streams=streams_http)) as http:

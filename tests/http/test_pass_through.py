@@ -7,6 +7,7 @@ import re
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial, wraps
 from typing import Any, Final
 
 import anyio
@@ -16,10 +17,12 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse as FastAPIEventSourceResponse
 from fastapi.sse import ServerSentEvent
+from genkit import ActionRunContext, Genkit
+from genkit_fastapi import genkit_fastapi_handler, handle_genkit_request
 from pydantic import BaseModel
 from sse_starlette import EventSourceResponse
 from starlette.middleware.gzip import GZipMiddleware
-from tests.http.servers import STREAM_ID, Reading, events_of, http_to, until, without_lives
+from tests.http.servers import STREAM_ID, Reading, events_of, flow_of, http_to, until, without_lives
 
 from streamkeep import InMemoryStreamManager, PublicError, StreamManager
 from streamkeep.http import DurableStreaming, SSEFraming, StreamsHTTP
@@ -172,6 +175,45 @@ async def test_an_error_without_a_status_of_genkits_is_the_apps() -> None:
     async with around(answering(error)) as (http, _):
         answer = await http.post("/", json={"data": 1}, headers=SSE)
     assert without_ids(answer.content) == error
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["quick", "late"])
+@pytest.mark.parametrize("around_it", ["nothing", "wraps", "partial", "caches", "own endpoint"])
+async def test_what_a_flow_raises_is_hidden_wherever_its_endpoint_is_wrapped(around_it: str, late: bool) -> None:
+    async def fails(_: object, ctx: ActionRunContext) -> str:
+        await anyio.sleep(1.2 * FIRST_FRAME_SECONDS if late else 0)
+        raise RuntimeError("secret://db-password")
+
+    flow = flow_of(fails)
+    handler: Any = genkit_fastapi_handler(Genkit())(flow)
+
+    @wraps(handler)
+    async def wrapped(request: Request) -> Any:
+        return await handler(request)
+
+    async def own(request: Request) -> Any:
+        return await handle_genkit_request(request, action=flow)
+
+    app = FastAPI()
+    endpoint: Any = {"wraps": wrapped, "partial": partial(handler), "own endpoint": own}.get(around_it, handler)
+    app.add_api_route("/fails", endpoint, methods=["POST"], response_model=None)
+    outer: Any = _telling_caches(app) if around_it == "caches" else app
+    async with around(outer) as (http, _):
+        answer = await http.post("/fails", json={"data": 1}, headers=SSE)
+    assert "INTERNAL" in answer.text
+    assert "secret" not in answer.text
+
+
+def _telling_caches(app: ASGIApp) -> ASGIApp:
+    async def telling(scope: Scope, receive: Receive, send: Send) -> None:
+        async def tell(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"cache-control", b"no-cache")]
+            await send(message)
+
+        await app(scope, receive, tell)
+
+    return telling
 
 
 async def test_a_first_token_that_takes_a_while_makes_nobodys_stream_genkits() -> None:

@@ -90,4 +90,4 @@ def _authority(url: str) -> str:
     try:
         return urlsplit(url).netloc
     except ValueError:
-        return ""  # to ask there raises the same, in words
+        return "@"  # to ask there raises the same, in words, and no token goes there

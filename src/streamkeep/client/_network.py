@@ -8,12 +8,13 @@ import base64
 import re
 import socket
 import ssl
-import threading
 from collections.abc import Coroutine, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache
+from queue import Empty, SimpleQueue
 from typing import Final, Protocol, TypeVar
+from urllib.parse import urlsplit
 
 import anyio
 
@@ -201,7 +202,7 @@ class BlockingNetwork:
         self._is_ours = client is None
         self._client = client or httpx2.Client(verify=_tls(), timeout=CONNECT_SECONDS)
         self._timeout = _timeout(self._client.timeout, read_seconds)
-        self._interrupted = threading.Event()
+        self._interrupted = SimpleQueue[None]()  # no Event: a signal's handler must not wait for its lock
         self._socket: socket.socket | None = None  # over which something is waited for, if nobody else uses it
 
     async def send(self, call: Call) -> Answer:
@@ -222,7 +223,8 @@ class BlockingNetwork:
 
     async def sleep(self, seconds: float) -> None:
         """See `Network`."""
-        self._interrupted.wait(seconds)
+        with suppress(Empty):
+            self._interrupted.put(self._interrupted.get(timeout=seconds))  # once for ever
 
     def interruptible(self) -> AbstractContextManager[None]:
         """See `Network`."""
@@ -230,7 +232,7 @@ class BlockingNetwork:
 
     async def interrupt(self) -> None:
         """See `Network`. It does not wait, for it may be called by a signal's handler, in the thread that reads."""
-        self._interrupted.set()
+        self._interrupted.put(None)
         if (waited_for := self._socket) is not None:
             _shut_down(waited_for)
 
@@ -248,7 +250,7 @@ class BlockingNetwork:
         # An answer's head may never come, and until then nothing else says over which connection it is waited for.
         if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
             self._socket = _socket_of(info["return_value"])
-            if self._socket is not None and self._interrupted.is_set():
+            if self._socket is not None and not self._interrupted.empty():
                 _shut_down(self._socket)
 
 
@@ -327,6 +329,7 @@ def _request(client: httpx2.AsyncClient | httpx2.Client, call: Call, timeout: ht
         headers = [(name.encode(), value.encode()) for name, value in call.headers.items()]
         request = client.build_request(call.method, call.url, headers=headers, content=call.body, timeout=timeout)
         request.url = request.url.copy_merge_params(dict(call.query))
+        urlsplit(call.url)  # which is stricter, and shows who is asked: a password with a bracket has to be written in escapes
     except (httpx2.InvalidURL, TypeError, ValueError):
         # Not in its words: of a URL that is cut in the wrong place they may be half of a password.
         raise InvalidArgumentError(f"the request cannot be sent: {_NO_URL}") from None

@@ -70,9 +70,10 @@ def owner_text(owner: object) -> str:
     """Give an owner's text. TypeError: it has none that is somebody's name, such as a bool, bytes, or an object without a text of its own,
     which would be named by an address that another one may have next.
     """
-    has_no_text = type(owner).__str__ is object.__str__ and not isinstance(owner, int)
-    if has_no_text or isinstance(owner, (bool, bytes, bytearray, memoryview)):
-        raise TypeError(f"an owner is a name or an id, not {type(owner).__name__}; `authorize` gives one, and raises to refuse")
+    kind: Any = owner.__class__  # of a proxy, such as Flask-Login's `current_user`, whatever is behind it
+    has_no_text = kind is type(None) or (kind.__str__ is object.__str__ and not issubclass(kind, int))
+    if has_no_text or issubclass(kind, (bool, bytes, bytearray, memoryview)) or hasattr(owner, "get_secret_value"):
+        raise TypeError(f"an owner is a name or an id, not {kind.__name__}; `authorize` gives one, and raises to refuse")
     return str(owner)
 
 

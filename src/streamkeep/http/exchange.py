@@ -6,6 +6,7 @@ the app's end.
 """
 
 import codecs
+import inspect
 import logging
 import re
 import uuid
@@ -27,7 +28,7 @@ from ..wire import Message as Chunk
 from .app import StreamsHTTP, framing_of, naming
 from .cancellation import Cancellation
 from .claim import Claim
-from .framing import GenkitFraming, block_of, media_type_of
+from .framing import Block, GenkitFraming, block_of, media_type_of
 from .kept import ANSWER, KeptAnswer, keep_answer
 from .place import query_of
 from .response import (
@@ -171,7 +172,8 @@ class Exchange:
             headers["content-type"], tuple((name, text) for name, text in headers.items() if name in self._kept_headers)
         )
         most_bytes = FRAME_FACTOR * self._http.streams.limits.max_event_bytes
-        self._parser = _GenkitParser(most_bytes) if is_genkits else _parser_of(answer, most_bytes)
+        hides_errors = self._asks_as_genkits()
+        self._parser = _GenkitParser(most_bytes) if is_genkits else _parser_of(answer, most_bytes, hides_errors=hides_errors)
         kept = "" if is_genkits else keep_answer(answer)
         stream = str(uuid.uuid4())
         try:
@@ -200,7 +202,7 @@ class Exchange:
     async def _is_genkits(self) -> bool:
         if not self._may_be_genkits:
             return False
-        endpoint = self._app_scope.get("endpoint")  # which the routers of Starlette and FastAPI name
+        endpoint = _endpoint_in(self._app_scope)
         if _is_of_genkit(endpoint):
             return True
         with anyio.move_on_after(FIRST_FRAME_SECONDS):
@@ -209,11 +211,15 @@ class Exchange:
         return endpoint is None
 
     def _answers_as_genkits(self, headers: Mapping[str, str]) -> bool:
-        """Say whether this is asked as Genkit's clients ask, who always send a body, and answered as its server answers, which
-        says nothing of caches.
+        """Say whether Genkit's endpoint answers, or this is asked as its clients ask, and answered as its server answers, which says
+        nothing of caches.
         """
-        if media_type_of(headers["content-type"]) != EVENT_STREAM or "cache-control" in headers:
+        if media_type_of(headers["content-type"]) != EVENT_STREAM:
             return False
+        return _is_of_genkit(_endpoint_in(self._app_scope)) or ("cache-control" not in headers and self._asks_as_genkits())
+
+    def _asks_as_genkits(self) -> bool:
+        """Say whether this is asked as Genkit's clients ask, who always send a body."""
         try:
             accepts = wants_stream(headers_of(self._scope).get("accept", ""), query_of(self._scope))
         except InvalidArgumentError:
@@ -516,18 +522,25 @@ class _GenkitParser:
 
 
 class _EventsParser:
-    """Somebody's server-sent events, each a `Block`."""
+    """Somebody's server-sent events, each a `Block`. Where Genkit's client asks, one that is an error of Genkit's is hidden: its server
+    puts exceptions' texts into it, and was not known when the answer began.
+    """
 
     ends_with_body = True
 
-    def __init__(self, most_bytes: int) -> None:
+    def __init__(self, most_bytes: int, *, hides_errors: bool) -> None:
+        self._hides_errors = hides_errors
         self._decoder = SSEDecoder(max_event_bytes=most_bytes)
         self._writer: ChunkWriter | None = None
 
     async def store(self, stream: StreamInput, body: bytes, *, is_last: bool) -> None:  # noqa: ARG002 - half an event is none
         self._writer = self._writer or ChunkWriter(stream)
         for event in self._decoder.decode(body):
-            await self._writer.write(block_of(event))
+            block = block_of(event)
+            if self._hides_errors and '"error"' in event.data and (told := _genkit_error_in(event.data)) is not None:
+                logger.error("stream %s: its producer failed: %s", stream.id, event.data)
+                block = Block(told, block.event)
+            await self._writer.write(block)
 
 
 class _TextParser:
@@ -549,8 +562,8 @@ class _TextParser:
             await self._writer.write(text)
 
 
-def _parser_of(answer: KeptAnswer, most_bytes: int) -> _Parser:
-    return _EventsParser(most_bytes) if answer.is_sse else _TextParser()
+def _parser_of(answer: KeptAnswer, most_bytes: int, *, hides_errors: bool) -> _Parser:
+    return _EventsParser(most_bytes, hides_errors=hides_errors) if answer.is_sse else _TextParser()
 
 
 def _in_utf8(data: bytes) -> msgspec.Raw:
@@ -558,9 +571,26 @@ def _in_utf8(data: bytes) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(msgspec.json.decode(data)) if b"\\u" in data else data)
 
 
+def _endpoint_in(scope: Scope) -> object:
+    """Give the function that answers, as the routers of Starlette and FastAPI name it; None if they name none, or a mounted app."""
+    endpoint = scope.get("endpoint")
+    while (inner := getattr(endpoint, "__wrapped__", None) or getattr(endpoint, "func", None)) is not None:
+        endpoint = inner
+    return endpoint if inspect.isroutine(endpoint) else None
+
+
 def _is_of_genkit(endpoint: object) -> bool:
     """Say whether an endpoint is one of `genkit_fastapi`'s."""
     return str(getattr(endpoint, "__globals__", {}).get("__name__", "")).partition(".")[0] == "genkit_fastapi"
+
+
+def _genkit_error_in(data: str) -> str | None:
+    """Give what is told of the error that an event of Genkit's is, if it is one."""
+    if not _is_genkit_frame(b"data:" + data.encode()):
+        return None
+    status = msgspec.json.decode(data)["error"]["status"]
+    hidden = hidden_error(status, "")
+    return msgspec.json.encode({"error": {"status": status, "message": hidden.message, "details": None}}).decode()
 
 
 def _is_genkit_frame(block: bytes) -> bool:

@@ -406,7 +406,7 @@ class Runner:
         except anyio.get_cancelled_exc_class():
             # From outside, or raised by the producer itself. The task ends here either way; let out, it would end all others.
             task = run.cancellation.task
-            is_its_own = task is not None and not task.cancelling() and not run.stop.is_set()
+            is_its_own = task is not None and not task.cancelling() and not (run.stop.is_set() or run.stream.cancelled.is_set())
             while task is not None and task.cancelling():
                 task.uncancel()
             if is_its_own:  # such as that of a task that it waited for

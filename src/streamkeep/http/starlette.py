@@ -82,7 +82,7 @@ def rest_of(request: Request, receive: Receive) -> Receive:
     """
     if "_body" not in vars(request) and vars(request).get("_stream_consumed"):
         raise RuntimeError(
-            "a dependency has read the request's body by `request.stream()`, which keeps nothing: use `request.body()`"
+            "a dependency has read the request's body by `request.stream()` or `form()`, which keep nothing of it: use `request.body()`"
         )
     if (body := vars(request).get("_body")) is None:  # where Starlette keeps it, and says so nowhere else
         return receive
