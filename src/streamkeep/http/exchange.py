@@ -172,8 +172,10 @@ class Exchange:
             headers["content-type"], tuple((name, text) for name, text in headers.items() if name in self._kept_headers)
         )
         most_bytes = FRAME_FACTOR * self._http.streams.limits.max_event_bytes
-        hides_errors = self._asks_as_genkits()
-        self._parser = _GenkitParser(most_bytes) if is_genkits else _parser_of(answer, most_bytes, hides_errors=hides_errors)
+        if is_genkits:
+            self._parser = _GenkitParser(most_bytes)
+        else:
+            self._parser = _parser_of(answer, most_bytes, hides_errors=self._asks_as_genkits())
         kept = "" if is_genkits else keep_answer(answer)
         stream = str(uuid.uuid4())
         try:

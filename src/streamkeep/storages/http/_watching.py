@@ -161,12 +161,13 @@ class _Listener:
 
 async def _lines(response: httpx2.Response) -> AsyncGenerator[bytes]:
     """Give an answer's lines. ValueError: one has no end. TimeoutError: one comes too slowly, or none."""
-    line = bytearray()
+    line, searched = bytearray(), 0
     pieces = response.aiter_bytes()
     try:
         while True:
             async with asyncio.timeout(LINE_SECONDS):
-                while (end := line.find(b"\n")) < 0:
+                while (end := line.find(b"\n", searched)) < 0:
+                    searched = len(line)
                     if not (piece := await anext(pieces, b"")):
                         return
                     line += piece
@@ -174,5 +175,6 @@ async def _lines(response: httpx2.Response) -> AsyncGenerator[bytes]:
                         raise ValueError("the server has sent a line without an end")
             yield bytes(line[:end])
             del line[: end + 1]
+            searched = 0
     finally:
         await pieces.aclose()
