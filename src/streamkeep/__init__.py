@@ -17,6 +17,8 @@ from ._encoding import JSONEncoding
 from ._input import StreamInput
 from ._listing import StreamInfo, StreamPage
 from ._manager import InMemoryStreamManager, RemoteStreamManager, StreamManager
+from ._recoveries import Recoveries
+from ._recovery import Recovery
 from ._subscription import Subscription
 from .errors import (
     InvalidArgumentError,
@@ -55,6 +57,8 @@ __all__ = [
     "Limits",
     "OffsetOutOfRangeError",
     "PublicError",
+    "Recoveries",
+    "Recovery",
     "RefusedError",
     "RemoteError",
     "RemoteStreamManager",

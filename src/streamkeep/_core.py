@@ -14,9 +14,11 @@ import anyio
 from . import _lifecycle, _names
 from ._background import Background
 from ._guard import GuardedStorage
-from ._lifecycle import Life, Mail, Terms
+from ._lifecycle import Life, Mail, State, Terms
 from ._naming import forget_names, keep_names
 from ._observer import Observer
+from ._recovering import forget_entry, hand_on, keep_entry, ring
+from ._recovery import records_of
 from ._sessions import Session
 from ._sweeper import Sweeper
 from .errors import StorageError
@@ -251,12 +253,14 @@ class Core:
 
     def keep_names_soon(self, stream: str, life: Life) -> None:
         """Have the names of a stream that was extended forgotten later as well, in the background."""
-        if _names.names_for(stream, life.state):
+        if _names.names_for(stream, life.state) or life.state.recovery is not None:
             self.background.start(partial(self._keep_names, stream, life), f"keeping the names of stream {stream}")
 
     async def _keep_names(self, stream: str, life: Life) -> None:
         try:
             await keep_names(self.storage, stream, life.state)
+            if life.state.recovery is not None:
+                await keep_entry(self.storage, life.state)
         except StorageError as error:  # the next time is soon enough
             self.report(f"stream {stream}: its names cannot be kept longer yet", error)
 
@@ -268,6 +272,35 @@ class Core:
     async def _forget_names(self, stream: str, life: Life) -> None:
         with suppress(StorageError):
             await forget_names(self.storage, stream, life.state)
+
+    def let_recovery_go(self, stream: str, life: Life) -> None:
+        """Have a stream that this manager's writer has ended, released or lost be no more among those of its session."""
+        if life.state.recovery is not None:
+            self.background.start(partial(self._let_recovery_go, stream, life), f"the recovery of stream {stream}")
+
+    def forget_entry_soon(self, stream: str, old: Life) -> None:
+        """Have the entry of a stream that this manager has taken over be no more where it was, in the background."""
+        state = old.state
+        if state.recovery is not None:
+            self.background.start(partial(self._forget_old_entry, state), f"the entry of stream {stream}")
+
+    async def _forget_old_entry(self, state: State) -> None:
+        with suppress(StorageError):  # who goes on with streams forgets it when it finds it
+            for session in {state.session, state.left_by, ""} - {self.session.name}:
+                await forget_entry(self.storage, session, state.life)
+
+    async def _let_recovery_go(self, stream: str, life: Life) -> None:
+        own, name = self.session.name, life.state.life
+        try:
+            page = await self.storage.read(stream)
+            state = None if page is None else _lifecycle.life_of(page.head).state
+            if state is None or state.life != name or state.session not in {own, ""} or state.status != "open":
+                await forget_entry(self.storage, own, name)
+            elif not state.session:
+                await hand_on(self.storage, own, name)
+                await ring(self.storage, own)
+        except StorageError as error:  # who goes on with streams finds it when this session is over
+            self.report(f"stream {stream}: the entry of its recovery is not up to date yet", error)
 
     # Streams whose writer is another manager's
 
@@ -283,7 +316,11 @@ class Core:
         ended = _lifecycle.abandon(life, self.now(), silent, terms, new_name())
         if ended is None:
             return False
-        await self.sweeper.commit(stream, life.head.version, ended.head, [error_record(_lifecycle.ABORTED)])
+        is_left = _lifecycle.is_left(ended.state)
+        records = records_of(ended.state) if is_left else [error_record(_lifecycle.ABORTED)]
+        await self.sweeper.commit(stream, life.head.version, ended.head, records)
+        if is_left:
+            self.background.start(partial(ring, self.storage, self.session.name), "ringing for who goes on")
         # Readers need not wait until a writer has been told that is dead, or would be.
         self.tell_writer_soon(stream, life)
         return True

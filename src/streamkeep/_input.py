@@ -6,14 +6,17 @@ from types import TracebackType
 from typing import Any, Self
 
 import anyio
+import msgspec
 
 from ._encoding import Encode
-from ._outbox import RELEASE_SECONDS, Outbox
+from ._lifecycle import Mark
+from ._outbox import RELEASE_SECONDS, Marking, Outbox
+from ._recovery import Recovery, checkpoint_of
 from .errors import (
     StreamInputClosedError,
     StreamkeepError,
 )
-from .events import ErrorInfo, StreamEvent, chunk_record, done_record, error_info, error_record
+from .events import RESTARTED_RECORD, ErrorInfo, StreamEvent, chunk_record, done_record, error_info, error_record
 
 
 class StreamInput:
@@ -28,10 +31,12 @@ class StreamInput:
         id: the stream's id.
         cancelled: an event that is set as soon as nothing more can be written, because the stream was cancelled, completed,
             taken over or deleted by somebody else. Wait for it, or look at it, to stop work that nobody wants.
+        recovery: how the stream is gone on with, as it was given to `open`; None: not at all.
     """
 
-    def __init__(self, outbox: Outbox, encode: Encode) -> None:
+    def __init__(self, outbox: Outbox, encode: Encode, recovery: Recovery | None = None) -> None:
         self.id = outbox.stream
+        self.recovery = recovery
         self.cancelled = outbox.cancelled
         self._outbox = outbox
         self._encode = encode
@@ -57,6 +62,17 @@ class StreamInput:
         return self._outbox.life.state.key
 
     @property
+    def attempt(self) -> int:
+        """How many writers of the stream have died before this one; 0 if its recovery is None."""
+        return self._outbox.life.state.attempt
+
+    @property
+    def checkpoint(self) -> Any:  # noqa: ANN401 - whatever JSON it was
+        """The last checkpoint that is stored, by whichever writer; None: there is none, or the answer has begun again since."""
+        text = self._outbox.life.state.checkpoint
+        return msgspec.json.decode(text) if text else None
+
+    @property
     def idle_since(self) -> float | None:
         """When the last chunk was stored, or this handle was made, by the event loop's clock; None while a chunk waits to be stored."""
         return self._outbox.idle_since
@@ -76,12 +92,17 @@ class StreamInput:
         """
         return self._outbox.end
 
-    def write(self, chunk: object) -> Coroutine[Any, Any, int]:
+    def write(self, chunk: object, *, checkpoint: object = None) -> Coroutine[Any, Any, int]:
         """Queue a chunk; await what this gives for its offset, which comes once it is as durable as the storage promises.
 
         The chunk is encoded and takes its place at the call, whoever awaits first. One that nobody awaits is stored with whatever is
         written, flushed or completed next. A write that is cancelled, or that raises `StorageError`, keeps its place as well, so do not
         write it again.
+
+        Args:
+            chunk: the chunk.
+            checkpoint: what another writer needs to go on behind this chunk, should this one die: JSON of 4 KiB at most, such as a
+                provider's id of the answer and its number of this event. It is stored with the chunk, both or neither.
 
         Raises InvalidArgumentError (not JSON, or server-sent events already), LimitExceededError, StreamInputClosedError,
         StreamCompletedError, StreamTakenOverError, StreamNotFoundError (deleted), StreamManagerClosedError, WrongEventLoopError; when
@@ -89,9 +110,9 @@ class StreamInput:
         """
         outbox = self._outbox
         outbox.check_here()
-        return outbox.stored(outbox.put(chunk_record(chunk, self._encode)))
+        return outbox.stored(outbox.put(chunk_record(chunk, self._encode), mark=_marking(checkpoint)))
 
-    def write_soon(self, chunk: object) -> int:
+    def write_soon(self, chunk: object, *, checkpoint: object = None) -> int:
         """Queue a chunk and give its offset at once; from any thread, for callbacks that cannot await, such as Genkit's `send_chunk`.
 
         It is encoded in the thread that calls, and stored in the background, within milliseconds, in the order of the calls.
@@ -99,7 +120,27 @@ class StreamInput:
 
         Raises as `write` does, but StorageError; LimitExceededError also when the storage is `max_queued_events` behind.
         """
-        return self._outbox.put_soon(chunk_record(chunk, self._encode))
+        return self._outbox.put_soon(chunk_record(chunk, self._encode), mark=_marking(checkpoint))
+
+    async def save_checkpoint(self, checkpoint: object) -> None:
+        """Store a checkpoint behind all that was written, without a chunk: what was learned before there is anything to show.
+
+        Raises as `write` does.
+        """
+        outbox = self._outbox
+        outbox.check_here()
+        if (mark := _marking(checkpoint)) is not None:
+            outbox.mark(mark)
+            await outbox.flush()
+
+    async def restart(self) -> None:
+        """Begin the answer again: readers are told by a RESTARTED event that all before it is superseded. Its checkpoint is forgotten.
+
+        Returns when that is stored. Raises as `write` does.
+        """
+        outbox = self._outbox
+        outbox.check_here()
+        await outbox.stored(outbox.put(RESTARTED_RECORD, mark=lambda tail: Mark(tail, None)))
 
     async def flush(self) -> None:
         """Return once everything that was queued is stored. Raises as `write` does.
@@ -172,3 +213,10 @@ class StreamInput:
         outbox: Outbox | None = getattr(self, "_outbox", None)
         if outbox is not None and outbox.is_open and outbox.release_soon():
             warnings.warn(f"the writer of stream {self.id} was dropped without `done`, `error` or `close`", ResourceWarning, 2)
+
+
+def _marking(checkpoint: object) -> Marking:
+    if checkpoint is None:
+        return None
+    text = checkpoint_of(checkpoint)
+    return lambda tail: Mark(tail, text)

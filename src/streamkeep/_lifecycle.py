@@ -9,11 +9,14 @@ not changed meanwhile. That condition is what keeps two writers apart; no clock 
      extend, grow ──┘  │       │
               release, take_over, then abandon or cancel
 
+A stream that is to be gone on with (see `RecoveryTerms`) is not ended when its writer has died: it is left for another one, as often and
+as long as was said when it was opened.
+
 `now` is always the storage's time, and only for what expires. `silent` is for how many seconds the caller has itself observed that
 the session of the stream's writer is not renewed; `math.inf` once that session has said that it is over.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Final, Literal
@@ -48,6 +51,7 @@ MEASURE_RECORDS: Final = 2_048
 """A stream's size is noted in its state each time it has grown by this, so that whoever resumes it reads no more than that."""
 
 MAX_EPOCHS: Final = 64
+MAX_BACKOFF_SECONDS: Final = 3_600.0
 
 CANCELLED: Final = ErrorInfo("CANCELLED", "the stream was cancelled")
 ABORTED: Final = ErrorInfo("ABORTED", "the writer went away before the stream was completed")
@@ -60,6 +64,23 @@ class Terms:
     ttl: float
     lease: float
     grace: float
+
+
+class RecoveryTerms(msgspec.Struct, frozen=True, array_like=True):
+    """How a stream is gone on with whose writer has died; see `Recovery`."""
+
+    name: str
+    """Who can do it has registered that."""
+    attempts: int
+    """How many writers may die, and be followed by another one."""
+    backoff: float
+    """How many seconds after the first death another one may begin; twice as many after the second, …"""
+    within: float
+    """How many seconds later the stream is ended, if nobody goes on."""
+
+    def pause(self, attempt: int) -> float:
+        """Give how many seconds nobody begins after so many deaths."""
+        return min(self.backoff * 2.0 ** (attempt - 1), MAX_BACKOFF_SECONDS)
 
 
 class Epoch(msgspec.Struct, frozen=True, array_like=True):
@@ -89,6 +110,15 @@ class State(msgspec.Struct, frozen=True):
     """Whose it is, what it was opened under, and the client's name of that start: see `_names`. Empty: nobody's, nothing."""
     key: str = ""
     run: str = ""
+    recovery: RecoveryTerms | None = None
+    left_by: str = ""
+    """Whose writer had it last, if it is to be gone on with and has none."""
+    attempt: int = 0
+    """How many of its writers have died."""
+    checkpoint: str = ""
+    """What its producer needs to go on behind the last record, as JSON; empty if nothing was kept."""
+    superseded: int = 0
+    """Records before this offset are of an answer that has begun again since."""
 
     @property
     def described(self) -> Mapping[str, str]:
@@ -133,7 +163,9 @@ def is_expired(life: Life, now: float) -> bool:
 
 def abandoned_at(state: State, terms: Terms) -> float | None:
     """Say when a stream that has no writer may be ended by anybody; None if it has one."""
-    return None if state.session else state.free_at + terms.lease + terms.grace
+    if state.session:
+        return None
+    return state.free_at + (terms.lease + terms.grace if state.recovery is None else state.recovery.within)
 
 
 def is_abandoned(state: State, silent: float, now: float, terms: Terms) -> bool:
@@ -151,11 +183,12 @@ class Beginning:
     owner: str = ""
     key: str = ""
     run: str = ""
+    recovery: RecoveryTerms | None = None
 
 
 def beginning_of(state: State) -> Beginning:
     """Give what was said of a stream when it was opened."""
-    return Beginning(state.ttl, state.metadata, state.owner, state.key, state.run)
+    return Beginning(state.ttl, state.metadata, state.owner, state.key, state.run, state.recovery)
 
 
 def begin(now: float, session: str, writer: str, what: Beginning, *, after_version: int = 0) -> Life:
@@ -169,19 +202,37 @@ def begin(now: float, session: str, writer: str, what: Beginning, *, after_versi
         owner=what.owner,
         key=what.key,
         run=what.run,
+        recovery=what.recovery,
     )
     return Life(Head(version_after(after_version, now, writer), 0, _encode(state), now + FORGET_OPEN_SECONDS), state)
 
 
-def grow(life: Life, count: int, size: int, now: float) -> Life:
-    """Append `count` records, after which all records have `size` bytes; the state's bytes stay, unless it is time to note that."""
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What is noted of a stream when it has so many records: a checkpoint; or, if that is None, that with the last of them the answer
+    begins again.
+    """
+
+    tail: int
+    checkpoint: str | None
+
+
+def grow(life: Life, count: int, size: int, now: float, marks: Sequence[Mark] = ()) -> Life:
+    """Append `count` records, after which all records have `size` bytes; the state's bytes stay, unless there is something to note."""
     head, state = life.head, life.state
     tail = head.tail + count
     version = version_after(head.version, now, state.writer)
     expires_at = now + FORGET_OPEN_SECONDS if is_to_be_extended(head, now) else head.expires_at
-    if size - state.size < MEASURE_BYTES and tail - state.measured < MEASURE_RECORDS:
+    if not marks and size - state.size < MEASURE_BYTES and tail - state.measured < MEASURE_RECORDS:
         return Life(Head(version, tail, head.state, expires_at), state)
-    state = replace(state, size=size, measured=tail)
+    begun_again = [mark.tail - 1 for mark in marks if mark.checkpoint is None]
+    state = replace(
+        state,
+        size=size,
+        measured=tail,
+        superseded=begun_again[-1] if begun_again else state.superseded,
+        checkpoint=(marks[-1].checkpoint or "") if marks else state.checkpoint,
+    )
     return Life(Head(version, tail, _encode(state), expires_at), state)
 
 
@@ -207,7 +258,12 @@ def take_over(life: Life, now: float, session: str, writer: str, silent: float, 
     wait = terms.lease - silent if state.session else state.free_at - max(now, committed_at(life.head))
     if wait > 0:
         raise StreamBusyError("the stream has a writer that may be alive", retry_after=wait)
-    return _change(life, replace(state, session=session, epochs=_epochs(life, writer)), now)
+    return _change(life, replace(state, session=session, left_by="", epochs=_epochs(life, writer)), now)
+
+
+def is_left(state: State) -> bool:
+    """Say whether the stream waits for another writer that goes on with it, and its readers for that one."""
+    return state.status == "open" and not state.session and state.recovery is not None
 
 
 def finish(life: Life, now: float, error: Status | None = None) -> Life:
@@ -218,14 +274,26 @@ def finish(life: Life, now: float, error: Status | None = None) -> Life:
 
 
 def release(life: Life, now: float) -> Life:
-    """Release the stream: anybody may take over at once, and has as long for it as if the writer had died now."""
-    return _change(life, replace(life.state, session="", free_at=now), now)
+    """Release the stream: anybody may take over at once, and has as long for it as if the writer had died now.
+
+    One that is to be gone on with has a record that says so.
+    """
+    return _leave(life, now, life.state.attempt, now)
 
 
 def abandon(life: Life, now: float, silent: float, terms: Terms, who: str) -> Life | None:
-    """End a stream whose writer is gone, with ABORTED as its terminal record; None while it is not time, or it has ended."""
-    if life.state.status != "open" or not is_abandoned(life.state, silent, now, terms):
+    """See to a stream whose writer is gone; None while it is not time, or it has ended.
+
+    It is ended, with ABORTED as its terminal record. One that is to be gone on with is left for that, with a record that says so, unless
+    too many writers have died, or nobody has come.
+    """
+    state = life.state
+    if state.status != "open" or not is_abandoned(state, silent, now, terms):
         return None
+    if state.session and state.recovery is not None and state.attempt < state.recovery.attempts:
+        attempt = state.attempt + 1
+        left = Life(life.head, replace(state, epochs=_epochs(life, who)))
+        return _leave(left, now, attempt, now + state.recovery.pause(attempt))
     return _finish_for(life, now, ABORTED.status, who)
 
 
@@ -236,7 +304,9 @@ def cancel(life: Life, now: float, who: str) -> Life | None:
 
 def copy_under_way(life: Life, tail: int, now: float, *, after_version: int) -> Head:
     """Give the head of what is copied of a stream until all of it is; `after_version` is that of the copy so far."""
-    state = replace(life.state, session="", free_at=now + COPY_SECONDS, status="open", error=None, size=0, measured=0)
+    state = replace(
+        life.state, session="", free_at=now + COPY_SECONDS, status="open", error=None, size=0, measured=0, recovery=None
+    )
     # The last head is the original's own: no version before it may be the same.
     version = version_after(max(after_version, life.head.version), now, state.writer)
     return Head(version, tail, _encode(state), state.free_at + FORGET_OPEN_SECONDS)
@@ -244,7 +314,7 @@ def copy_under_way(life: Life, tail: int, now: float, *, after_version: int) -> 
 
 def is_copy(state: State, now: float) -> bool:
     """Say whether this is what a copy has made so far, which nobody else may write to yet."""
-    return state.status == "open" and not state.session and state.free_at > now
+    return state.status == "open" and not state.session and state.recovery is None and state.free_at > now
 
 
 def is_written(state: State) -> bool:
@@ -286,6 +356,14 @@ def lost(reached: int) -> OffsetOutOfRangeError:
     return OffsetOutOfRangeError(
         f"the stream has no longer all of the {reached} events that were read: its storage has lost the last ones"
     )
+
+
+def _leave(life: Life, now: float, attempt: int, free_at: float) -> Life:
+    head, old = life.head, life.state
+    left_by = "" if old.recovery is None else old.session
+    state = replace(old, session="", free_at=free_at, left_by=left_by, attempt=attempt)
+    tail = head.tail if state.recovery is None else head.tail + 1
+    return _change(Life(Head(head.version, tail, head.state, head.expires_at), life.state), state, now)
 
 
 def _finish_for(life: Life, now: float, error: Status, who: str) -> Life:

@@ -35,6 +35,9 @@ class StreamInfo:
         metadata: what was given to `open`; with its owner, if it has one.
         owner: whose it is; empty: nobody's.
         key: what it was opened under; empty: nothing. `current` says whether it is the newest one of that.
+        is_recovering: whether its writer is gone, and another one is to go on with it.
+        attempt: how many of its writers have died.
+        superseded: events before this offset are of an answer that has begun again since; 0: it has not.
     """
 
     id: str
@@ -49,6 +52,9 @@ class StreamInfo:
     metadata: Mapping[str, str]
     owner: str = ""
     key: str = ""
+    is_recovering: bool = False
+    attempt: int = 0
+    superseded: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,4 +190,7 @@ def info_of(stream: str, life: Life) -> StreamInfo:
         metadata=state.described,
         owner=state.owner,
         key=state.key,
+        is_recovering=_lifecycle.is_left(state),
+        attempt=state.attempt,
+        superseded=state.superseded,
     )

@@ -27,6 +27,8 @@ from ._lifecycle import Beginning, Life, Terms
 from ._listing import StreamInfo, StreamPage, StreamStatus, Wanted, info_of, list_streams
 from ._names import Kind
 from ._naming import look_up
+from ._recoveries import Recoveries
+from ._recovery import Recovery, checked_name, input_of, terms_of
 from ._running import Running
 from ._subscription import From, Subscription
 from .errors import (
@@ -180,6 +182,7 @@ class StreamManager:
         key: str | None = None,
         run: str | None = None,
         replace: bool = False,
+        recovery: Recovery | None = None,
     ) -> Opening:
         """Create a stream and give its one writer, a StreamInput: `async with streams.open(id) as stream`, or `await streams.open(id)`.
 
@@ -196,6 +199,8 @@ class StreamManager:
             run: the client's name of this very start, such as an Idempotency-Key: one stream is started by it, as long as that is kept.
             replace: cancel what runs under the key, and run instead of it. Of several who do so at once the last one runs. Where the key's
                 record or its stream cannot be read (StorageCorruptError without `replace`), it is replaced as it is.
+            recovery: have the stream gone on with when its writer dies, or releases it, by who iterates over `recoveries`; unless it is
+                given, it ends with ABORTED then. A stream that is resumed keeps what it was opened with.
 
         Raises (when awaited or entered) StreamAlreadyExistsError, InvalidArgumentError, StorageError, StreamManagerClosedError,
         WrongEventLoopError; with `resume`, StreamCompletedError, and StreamBusyError while its writer may be alive, which says when to try
@@ -214,9 +219,29 @@ class StreamManager:
             _names.checked_owner(owner),
             "" if key is None else _names.checked_text("key", key),
             "" if run is None else _names.checked_text("run", run),
+            terms_of(recovery),
         )
+        input = "" if recovery is None else input_of(recovery)
         writer_encode = self._encode if encode is None else checked(encode)
-        return Opening(lambda: self._open(stream, what_it_is, writer_encode, resume=resume, replace=replace))
+        return Opening(lambda: self._open(stream, what_it_is, input, writer_encode, resume=resume, replace=replace))
+
+    def recoveries(self, *names: str, encode: Encode | None = None) -> Recoveries:
+        """Give streams to go on with: those that were opened with a `Recovery` of one of these names, and whose writers are gone.
+
+            async with streams.recoveries("answer") as lost, anyio.create_task_group() as tasks:
+                async for stream in lost:
+                    tasks.start_soon(go_on, stream)
+
+        A writer is gone when its manager gave no sign of life for lease and grace, or has released the stream. Of all who ask, in whatever
+        process, one gets it, at most as often as its recovery says. What it needs is at hand: `stream.recovery.input`,
+        `stream.checkpoint`, `stream.attempt`, and by `subscribe` what was written so far. It ends the stream as any writer does.
+
+        Raises InvalidArgumentError; when entered StorageError, StreamManagerClosedError, WrongEventLoopError.
+        """
+        if not names:
+            raise InvalidArgumentError("`recoveries` takes the names of those that can be gone on with here")
+        known = frozenset(map(checked_name, names))
+        return Recoveries(self._check_running, known, self._encode if encode is None else checked(encode))
 
     @overload
     def subscribe(
@@ -226,6 +251,7 @@ class StreamManager:
         *,
         last: int | None = None,
         follow: bool = True,
+        superseded: bool = True,
         idle_timeout: timedelta | None = None,
     ) -> Subscription[Any]: ...
 
@@ -237,6 +263,7 @@ class StreamManager:
         *,
         last: int | None = None,
         follow: bool = True,
+        superseded: bool = True,
         chunk_type: type[T],
         output_type: type[Any] | None = None,
         idle_timeout: timedelta | None = None,
@@ -249,6 +276,7 @@ class StreamManager:
         *,
         last: int | None = None,
         follow: bool = True,
+        superseded: bool = True,
         chunk_type: type[T] | None = None,
         output_type: type[Any] | None = None,
         idle_timeout: timedelta | None = None,
@@ -260,6 +288,8 @@ class StreamManager:
             after: the offset of the last event that was seen; None for all.
             last: only so many of the events that are stored when it is entered, and then live; 0: from now on. Not with `after`.
             follow: False: it ends behind what is stored when it is entered, and waits for nothing.
+            superseded: False: where an answer has begun again (RESTARTED), what came before is left out, unless `after` or `last` says
+                where to begin.
             chunk_type: what `event.chunk` is decoded into: a pydantic model, a dataclass, a msgspec struct, …; JSON values otherwise.
             output_type: the same for `event.output`.
             idle_timeout: raise StreamTimeoutError when nothing came for so long.
@@ -276,7 +306,7 @@ class StreamManager:
         return Subscription(
             self._check_running,
             stream,
-            From(after, last, follow),
+            From(after, last, follow, superseded),
             None if idle_timeout is None else idle_timeout.total_seconds(),
             msgspec.json.decode if chunk_type is None else decoder_of(chunk_type),
             msgspec.json.decode if output_type is None else decoder_of(output_type),
@@ -414,7 +444,9 @@ class StreamManager:
             raise StreamManagerClosedError(f"the stream manager is {state}")
         return running.check()
 
-    async def _open(self, stream: str, what: Beginning, encode: Encode, *, resume: bool, replace: bool) -> StreamInput:
+    async def _open(
+        self, stream: str, what: Beginning, input: str, encode: Encode, *, resume: bool, replace: bool
+    ) -> StreamInput:
         stream, what = checked_id(stream), replace_(what, metadata=checked_metadata(what.metadata))
         running = self._check_running()
         core = running.core
@@ -428,7 +460,7 @@ class StreamManager:
         await claims.look()
         writer = new_name()
         with core.opening(writer):
-            return await self._open_as(running, writer, stream, what, claims, encode, resume=resume)
+            return await self._open_as(running, writer, stream, what, input, claims, encode, resume=resume)
 
     async def _open_as(
         self,
@@ -436,6 +468,7 @@ class StreamManager:
         writer: str,
         stream: str,
         what: Beginning,
+        input: str,
         claims: Claims,
         encode: Encode,
         *,
@@ -445,8 +478,8 @@ class StreamManager:
         while True:
             running.check()
             life = _lifecycle.begin(core.now(), core.session.name, writer, what, after_version=version)
-            if await running.create(stream, life, claims):
-                return await running.give(stream, life, 0, encode, claims)
+            if await running.create(stream, life, claims, input):
+                return await running.give(stream, life, 0, encode, claims, input)
             page = await core.storage.read(stream)
             if page is None:
                 continue

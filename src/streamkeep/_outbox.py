@@ -22,7 +22,8 @@ from anyio.lowlevel import checkpoint
 
 from . import _lifecycle
 from ._core import Core
-from ._lifecycle import Life
+from ._lifecycle import Life, Mark
+from ._recovery import records_of
 from .errors import (
     LimitExceededError,
     Status,
@@ -33,10 +34,12 @@ from .errors import (
     WrongEventLoopError,
     fresh,
 )
-from .events import ErrorInfo, StreamEvent, error_record, event_of
+from .events import ErrorInfo, StreamEvent, error_record, event_of, is_terminal
 from .storage import Head
 
 Change = Callable[[Life, float], Life]
+Marking = Callable[[int], Mark] | None
+"""What is to be noted with a record, when it is known how many records there are then."""
 
 logger: Final = logging.getLogger("streamkeep")
 
@@ -103,12 +106,13 @@ class Outbox:
         self._why_closed: StreamkeepError | None = None  # copied for each who is told
         self._lock = Lock()  # callbacks in other threads queue records too
         self._queue: list[bytes] = []
+        self._marks: list[Mark] = []  # what is to be noted with them
         self._next = life.head.tail  # the offset of the next record to be queued
         self._bytes = size  # of all records, queued ones included
         self._stored_bytes = size
         self._ending: tuple[Change, list[bytes]] | None = None
         self._end: bytes | None = None  # the record that ends the stream, if that is this writer's
-        self._imposed: list[bytes] = []  # it, if somebody else has put it here
+        self._imposed: list[bytes] = []  # the last record, if its producer has not written it
         self._doubt: tuple[Life, list[bytes]] | None = None  # a commit whose answer is not known
         self._round: _Round | None = None
         self._has_task = False  # whether a background task commits what is queued
@@ -156,8 +160,8 @@ class Outbox:
         if not self._core.background.is_here:
             self._core.background.check_here()
 
-    def put(self, record: bytes, max_queued: int | None = None) -> int:
-        """Queue a record, from any thread, and give its offset."""
+    def put(self, record: bytes, max_queued: int | None = None, *, mark: Marking = None) -> int:
+        """Queue a record, from any thread, and give its offset; `mark`: what is noted with it."""
         limits = self._limits
         size = len(record)
         if size - 1 > limits.max_event_bytes:
@@ -176,17 +180,25 @@ class Outbox:
             self._bytes = size
             self._next = offset + 1
             self._queue.append(record)
+            if mark is not None:
+                self._marks.append(mark(self._next))
         return offset
 
-    def put_soon(self, record: bytes) -> int:
+    def mark(self, mark: Callable[[int], Mark]) -> None:
+        """Queue what is to be noted when all that is queued is stored."""
+        with self._lock:
+            self.check_open()
+            self._marks.append(mark(self._next))
+
+    def put_soon(self, record: bytes, *, mark: Marking = None) -> int:
         """Queue a record, from any thread, and have it committed by a background task."""
         background = self._core.background
         if background.is_here:
-            offset = self.put(record, self._limits.max_queued_events)
+            offset = self.put(record, self._limits.max_queued_events, mark=mark)
             self._start_task()
         else:
             background.check_callable()
-            offset = self.put(record, self._limits.max_queued_events)
+            offset = self.put(record, self._limits.max_queued_events, mark=mark)
             if not background.call(self._start_task):
                 raise WrongEventLoopError("the event loop that this belongs to has ended")
         return offset
@@ -221,7 +233,8 @@ class Outbox:
     async def release(self, why: StreamkeepError) -> None:
         """Store what is queued and release the stream; further calls raise errors like `why`."""
         if self._state is _State.OPEN:
-            self._close(why, (_lifecycle.release, []))
+            self._imposed = records_of(self.life.state)
+            self._close(why, (_lifecycle.release, self._imposed))
         await self._store_ending()
         if self._has_untold_loss:
             self.check_open()
@@ -285,7 +298,7 @@ class Outbox:
             self._state = _State.ENDING
             self._why_closed = why
             self._ending = ending
-            self._end = ending[1][0] if ending[1] else None
+            self._end = ending[1][0] if ending[1] and is_terminal(ending[1][0]) else None
 
     def _start_task(self) -> None:
         if not self._has_task:
@@ -325,7 +338,7 @@ class Outbox:
             raise
 
     async def _commit_all(self) -> None:
-        while not self._is_over and (self._queue or self._doubt or self._ending):
+        while not self._is_over and (self._queue or self._marks or self._doubt or self._ending):
             await self._advance()
 
     async def _advance(self) -> None:
@@ -367,23 +380,23 @@ class Outbox:
     def _plan(self) -> tuple[Life, list[bytes]]:
         """Take what goes into the next commit off the queue, and say what becomes of the head."""
         now = self._core.now()
-        records, is_all = self._take()
+        records, marks, is_all = self._take()
         life = self.life
-        if records:
+        if records or marks:
             self._stored_bytes += sum(map(len, records))
-            life = _lifecycle.grow(life, len(records), self._stored_bytes, now)
+            life = _lifecycle.grow(life, len(records), self._stored_bytes, now, marks)
         if self._ending is not None and is_all:
             change, last = self._ending
             self._ending = None
             return change(life, now), records + last
         return life, records
 
-    def _take(self) -> tuple[list[bytes], bool]:
+    def _take(self) -> tuple[list[bytes], list[Mark], bool]:
         with self._lock:
             queue = self._queue
             if len(queue) <= 1:
                 self._queue = []
-                return queue, True
+                return queue, self._take_marks(len(queue)), True
             size = count = 0
             for record in queue[:BATCH_RECORDS]:
                 size += len(record)
@@ -391,7 +404,15 @@ class Outbox:
                     break
                 count += 1
             self._queue = queue[count:]
-            return queue[:count], not self._queue
+            return queue[:count], self._take_marks(count), not self._queue
+
+    def _take_marks(self, count: int) -> list[Mark]:
+        """Take what is noted with the next records."""
+        if not (marks := self._marks):
+            return marks
+        tail = self.life.head.tail + count
+        self._marks = [mark for mark in marks if mark.tail > tail]
+        return [mark for mark in marks if mark.tail <= tail]
 
     async def _read_head(self) -> Head | None:
         page = await self._core.storage.read(self.stream)
@@ -404,14 +425,17 @@ class Outbox:
             # Whoever asked this writer to end the stream may have been quicker after all: nothing of its own is lost by that.
             self._has_untold_loss = bool(self._queue or (self._doubt and self._doubt[1] not in ([], self._imposed)))
             self._queue.clear()
+            self._marks.clear()
             self._doubt = self._ending = self._end = None
             self._state = _State.OVER
         self.cancelled.set()
         self._core.forget(self)
+        self._core.let_recovery_go(self.stream, self.life)
 
     def _stop(self) -> None:
         self._state = _State.OVER
         self._core.forget(self)
+        self._core.let_recovery_go(self.stream, self.life)
 
 
 def _too_large(size: int, limit: int) -> LimitExceededError:

@@ -17,8 +17,10 @@ from ._encoding import Encode
 from ._feed import PAGE_RECORDS, Feeds
 from ._guard import GuardedStorage, commit_once
 from ._input import StreamInput
-from ._lifecycle import Life, Terms
+from ._lifecycle import Life, State, Terms
 from ._outbox import RELEASE_SECONDS, Outbox
+from ._recovering import add_entry, find_entry
+from ._recovery import entry_for, records_of, recovery_of
 from .errors import (
     KeyInUseError,
     StorageError,
@@ -99,13 +101,15 @@ class Running:
             await self.background.wait()
             self.is_closed = True
 
-    async def create(self, stream: str, life: Life, claims: Claims) -> bool:
+    async def create(self, stream: str, life: Life, claims: Claims, input: str = "") -> bool:
         """Store the first head of a stream, and name it; False if there is one. Nothing is left behind if this raises.
 
         KeyInUseError: somebody else was first.
         """
         is_there = False
         try:
+            if life.state.recovery is not None:  # first, so that no stream is left alone
+                await add_entry(self.core.storage, self.core.session.name, entry_for(stream, life.state, input))
             is_there = await claims.create(life, partial(self.core.sweeper.commit, stream, None, life.head))
             if is_there:
                 await claims.claim(life)
@@ -115,6 +119,9 @@ class Running:
             if isinstance(error, KeyInUseError):
                 await self.undone(stream)
             raise
+        finally:
+            if not is_there:
+                self.core.let_recovery_go(stream, life)
         return is_there
 
     async def take_over(self, stream: str, head: Head, writer: str, encode: Encode) -> StreamInput | None:
@@ -126,18 +133,33 @@ class Running:
         size = await self._size(stream, old)  # first, so that nothing can go wrong once the stream is ours
         claims = Claims(core, stream, _lifecycle.beginning_of(old.state), replace=False)
         await claims.look_for(old)
+        input = await self._take_entry(stream, old.state)
+        is_ours = False
         try:
-            if not await core.sweeper.commit(stream, head.version, life.head):
+            is_ours = await core.sweeper.commit(stream, head.version, life.head)
+            if not is_ours:
                 return None
             await claims.claim(life)
         except BaseException:
             self._undo(stream, life.head, partial(self._release, stream, life))
             raise
+        finally:
+            if not is_ours:
+                core.let_recovery_go(stream, life)
+        core.forget_entry_soon(stream, old)
         core.tell_writer_soon(stream, old)  # not here, where a cancellation would leave the stream to nobody
         core.keep_names_soon(stream, life)
-        return await self.give(stream, life, size, encode, claims)
+        return await self.give(stream, life, size, encode, claims, input)
 
-    async def give(self, stream: str, life: Life, size: int, encode: Encode, claims: Claims) -> StreamInput:
+    async def _take_entry(self, stream: str, state: State) -> str:
+        """Have a stream, before it is taken over, found if this session dies; give the input that was kept with it."""
+        if state.recovery is None:
+            return ""
+        entry = await find_entry(self.core.storage, state) or entry_for(stream, state, "")
+        await add_entry(self.core.storage, self.core.session.name, entry)
+        return entry.input
+
+    async def give(self, stream: str, life: Life, size: int, encode: Encode, claims: Claims, input: str = "") -> StreamInput:
         """Give the handle of a stream that is ours."""
         outbox = Outbox(self.core, stream, life, size)
         if self.is_closing:
@@ -145,7 +167,7 @@ class Running:
             self.check()
         if claims.is_exclusive:  # whoever has replaced it meanwhile has found no writer to be told
             self.core.look([stream])
-        return StreamInput(outbox, encode)
+        return StreamInput(outbox, encode, recovery_of(life.state.recovery, input))
 
     async def undone(self, stream: str) -> None:
         """Wait until nothing is left of an earlier `open` of this stream that failed; not for long."""
@@ -200,7 +222,10 @@ class Running:
         if page is None or page.head != life.head:
             return False
         released = _lifecycle.release(life, self.core.now())
-        return await commit_once(self.core.storage, stream, life.head.version, released.head)
+        if not await commit_once(self.core.storage, stream, life.head.version, released.head, records_of(life.state)):
+            return False
+        self.core.let_recovery_go(stream, life)
+        return True
 
     async def _release_all(self) -> None:
         outboxes = list(self.core.outboxes())

@@ -33,11 +33,13 @@ class From:
         after: only those with a greater offset.
         last: only so many of those that are stored, and all that come; not with `after`.
         follow: also those that come.
+        superseded: also those of an answer that has begun again, if it begins at the start.
     """
 
     after: int | None = None
     last: int | None = None
     follow: bool = True
+    superseded: bool = True
 
 
 class Subscription(Generic[T]):
@@ -180,7 +182,11 @@ class Subscription(Generic[T]):
         """Read the first page of what is wanted."""
         last = self._begin.last
         if last is None:
-            return await core.storage.read(self.id, self._next, PAGE_RECORDS)
+            page = await core.storage.read(self.id, self._next, PAGE_RECORDS)
+            if self._next or self._begin.superseded or page is None:
+                return page
+            self._next = _lifecycle.life_of(page.head).state.superseded
+            return page if not self._next else await core.storage.read(self.id, self._next, PAGE_RECORDS)
         while (page := await core.storage.read(self.id)) is not None:
             self._next = max(0, page.head.tail - last)
             page = await core.storage.read(self.id, self._next, PAGE_RECORDS)

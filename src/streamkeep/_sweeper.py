@@ -8,15 +8,17 @@ from typing import Final
 import anyio
 from anyio.lowlevel import checkpoint
 
-from . import _lifecycle, _names
+from . import _lifecycle, _names, _recovery
 from ._guard import GuardedStorage, commit_once
 from ._naming import forget_name, forget_names
 from ._observer import Observer
+from ._recovering import forget_expired
 from .errors import StorageCorruptError, StorageError, StorageFullError
 from .storage import Head
 
 logger: Final = logging.getLogger("streamkeep")
 
+_NO_STREAM: Final = (_lifecycle.SESSION_PREFIX, _recovery.BELL)
 SWEEP_SECONDS: Final = 60.0
 SWEEP_STREAMS: Final = 500
 ROOM_STREAMS: Final = tuple(100 << doubled for doubled in range(8))
@@ -118,15 +120,17 @@ class Sweeper:
         """Remove what has expired, if it may go; a stream with its names."""
         if _names.is_name(stream):
             return await forget_name(self._storage, stream, head)
+        if stream.startswith(_recovery.PREFIX):
+            return await forget_expired(self._storage, stream, head)
         if not self._is_removable(stream, head) or not await self._storage.delete(stream, head.version):
             return False
-        if not stream.startswith(_lifecycle.SESSION_PREFIX):
+        if not stream.startswith(_NO_STREAM):
             await forget_names(self._storage, stream, _lifecycle.life_of(head).state)
         return True
 
     def _is_removable(self, stream: str, head: Head) -> bool:
         """Say whether what has expired may go. An open stream goes when its writer is known to be gone, not because some clock jumped."""
-        if stream.startswith(_lifecycle.SESSION_PREFIX):
+        if stream.startswith(_NO_STREAM):
             return True
         life = _lifecycle.life_of(head)
         if life.state.status != "open":

@@ -19,9 +19,14 @@ T = TypeVar("T")
 
 
 class StreamEventType(StrEnum):
-    """Chunks, then at most one DONE or ERROR."""
+    """Chunks, then at most one DONE or ERROR; of a stream that is gone on with when its writer has died, also RECOVERING and RESTARTED.
+
+    RECOVERING: its writer is gone, and another one is to go on. RESTARTED: the answer begins again; what came before is superseded.
+    """
 
     CHUNK = "chunk"
+    RECOVERING = "recovering"
+    RESTARTED = "restarted"
     DONE = "done"
     ERROR = "error"
 
@@ -50,6 +55,11 @@ class StreamEvent(msgspec.Struct, Generic[T], frozen=True):
         return f"StreamEvent({self.type.name}, offset={self.offset}, data={self.data!r})"
 
     @property
+    def is_terminal(self) -> bool:
+        """Whether the stream ends with it."""
+        return self.type in {StreamEventType.DONE, StreamEventType.ERROR}
+
+    @property
     def chunk(self) -> T:
         """The chunk, decoded anew at each call; AttributeError unless the type is CHUNK."""
         self._must_be(StreamEventType.CHUNK)
@@ -62,6 +72,12 @@ class StreamEvent(msgspec.Struct, Generic[T], frozen=True):
         return self._decode_output(self.data)
 
     @property
+    def attempt(self) -> int:
+        """How many writers of the stream have died by now; AttributeError unless the type is RECOVERING."""
+        self._must_be(StreamEventType.RECOVERING)
+        return _recovering_decoder.decode(self.data).attempt
+
+    @property
     def error(self) -> ErrorInfo:
         """Why the stream failed; AttributeError unless the type is ERROR."""
         self._must_be(StreamEventType.ERROR)
@@ -72,7 +88,12 @@ class StreamEvent(msgspec.Struct, Generic[T], frozen=True):
             raise AttributeError(f"the event at offset {self.offset} is of type {self.type}, not {type_}")
 
 
+class _Recovering(msgspec.Struct):
+    attempt: int
+
+
 _error_decoder: Final = msgspec.json.Decoder(ErrorInfo)
+_recovering_decoder: Final = msgspec.json.Decoder(_Recovering)
 
 MAX_ERROR_TEXT: Final = 64 * 1024
 """How much of an exception's text is kept, so that a stream can always be told of its end."""
@@ -87,10 +108,14 @@ _QUOTE: Final = ord('"')
 _LAST: Final = b"nr"  # of a string that ends in a line end: only such is worth decoding
 
 _CHUNK: Final = b"c"
+_RECOVERING: Final = b"r"
+_RESTARTED: Final = b"s"
 _DONE: Final = b"d"
 _ERROR: Final = b"e"
 _TYPE_OF: Final[Mapping[bytes, StreamEventType]] = {
     _CHUNK: StreamEventType.CHUNK,
+    _RECOVERING: StreamEventType.RECOVERING,
+    _RESTARTED: StreamEventType.RESTARTED,
     _DONE: StreamEventType.DONE,
     _ERROR: StreamEventType.ERROR,
 }
@@ -127,6 +152,14 @@ def error_record(error: ErrorInfo) -> bytes:
     except msgspec.ValidationError as why:
         raise InvalidArgumentError(f"this is not an ErrorInfo: {why}") from why
     return _ERROR + data
+
+
+RESTARTED_RECORD: Final = _RESTARTED + b"{}"
+
+
+def recovering_record(attempt: int) -> bytes:
+    """Give the record that says that a stream's writer is gone, as so many before it, and another one is to go on."""
+    return _RECOVERING + msgspec.json.encode(_Recovering(attempt))
 
 
 def is_terminal(record: bytes) -> bool:

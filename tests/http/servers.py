@@ -373,6 +373,8 @@ def content_of(event: StreamEvent[Any]) -> object:
             return event.chunk
         case StreamEventType.DONE:
             return event.output
+        case StreamEventType.RECOVERING | StreamEventType.RESTARTED:
+            return None
         case StreamEventType.ERROR:
             return event.error.status
 

@@ -210,6 +210,8 @@ def _frame_of(event: StreamEvent[object]) -> GenkitFrame:
             return Result(ascii_json(event.data), event.offset)
         case StreamEventType.ERROR:
             return Failure(_public(event.error), event.offset)
+        case _:
+            raise AssertionError(event)
 
 
 class TestEveryFraming:

@@ -421,6 +421,8 @@ def _event(event: StreamEvent[Any]) -> Event:
             return "done", event.output
         case StreamEventType.ERROR:
             return "error", event.error.status
+        case _:
+            raise AssertionError(event)
 
 
 def _outcome_of(model: Callable[[], T]) -> T | type[StreamkeepError]:

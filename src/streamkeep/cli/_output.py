@@ -325,6 +325,10 @@ def _content(event: StreamEvent[Any]) -> Mapping[str, object]:
             return {"output": event.output}
         case StreamEventType.ERROR:
             return {"error": asdict(event.error)}
+        case StreamEventType.RECOVERING:
+            return {"attempt": event.attempt}
+        case StreamEventType.RESTARTED:
+            return {}
 
 
 def _sentence(event: StreamEvent[Any]) -> str:

@@ -185,7 +185,7 @@ class OurEvents(Generic[T]):
             event = self._event(sent)
             if event is not None:
                 self.position = sent.id
-                self.is_over = event.type is not StreamEventType.CHUNK
+                self.is_over = event.is_terminal
                 yield event, self.position
                 if self.is_over:
                     return

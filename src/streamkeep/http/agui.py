@@ -20,6 +20,9 @@ class AGUIFraming:
 
     A stream that fails, or is stopped, ends with a `RUN_ERROR` whose code is the status, and so does one that has neither that nor a
     `RUN_FINISHED`. The id comes directly before the data, as TanStack AI's client needs it.
+
+    Of a stream that is gone on with when its writer has died, a `CUSTOM` event `recovering` says that it is waited for, and one
+    `restarted` that all before it is superseded: what was begun is ended before that, and the run is not started a second time.
     """
 
     content_type = "text/event-stream"
@@ -28,10 +31,12 @@ class AGUIFraming:
     shows_done = True
     takes_no_content = False
     reads_all = True
+    counts = False
     replays = False
 
     def __init__(self) -> None:
-        self._is_ended = False
+        self._is_ended = self._is_begun = False
+        self._open: dict[tuple[str, str], bytes] = {}  # what was begun, and how it is ended
 
     def head(self, stream: str, query: Mapping[str, str]) -> Sequence[tuple[str, str]]:  # noqa: ARG002 - it needs neither
         """Give none."""
@@ -50,6 +55,8 @@ class AGUIFraming:
                 return b"" if self._is_ended else self._frame(_run_error(UNFINISHED), f"id: {cursor}\n")
             case StreamEventType.ERROR:
                 return b"" if self._is_ended else self._frame(_run_error(event.error), f"id: {cursor}\n")
+            case StreamEventType.RECOVERING | StreamEventType.RESTARTED:
+                return self._told(event.type, f"id: {cursor}\n")
             case _:
                 assert_never(event.type)
 
@@ -61,21 +68,61 @@ class AGUIFraming:
         """Give a `RUN_ERROR` without id: without one its clients take a clean end for success."""
         return self._frame(_run_error(error), "")
 
+    def _told(self, name: str, id_line: str) -> bytes:
+        if self._is_ended or not self._is_begun:
+            return b""
+        ends = [*self._open.values()][::-1] if name == StreamEventType.RESTARTED else []
+        events = [*ends, encode_json({"type": "CUSTOM", "name": name, "value": {}})]
+        return b"".join([*(self._frame(data, "") for data in events[:-1]), self._frame(events[-1], id_line)])
+
     def _frame(self, data: bytes, id_line: str) -> bytes:
-        kind = _type_of(data)
-        self._is_ended = kind in ENDS or (self._is_ended and kind != "RUN_STARTED")
+        event = _event_in(data)
+        if event.type == "RUN_STARTED":
+            if self._is_begun and not self._is_ended:
+                return b""
+            self._is_begun, self._is_ended = True, False
+        self._is_ended = self._is_ended or event.type in ENDS
+        self._note(event)
         return b"%bdata: %b\n\n" % (id_line.encode(), one_line(without_nulls(data, _MAY_BE_NULL)))
+
+    def _note(self, event: "_Event") -> None:
+        """Note what is begun or ended by an event."""
+        kind, _, what = event.type.rpartition("_")
+        id = event.id_of(kind)
+        if kind == "RUN":
+            return
+        if what in _BEGINS:
+            end = {"type": f"{kind}_{_BEGINS[what]}", **({_ID_OF[kind]: id} if kind in _ID_OF else {})}
+            self._open[kind, id] = encode_json(end)
+        elif what in _BEGINS.values():
+            self._open.pop((kind, id), None)
+
+
+_BEGINS: Final = {"START": "END", "STARTED": "FINISHED"}
+_ID_OF: Final = {
+    "TEXT_MESSAGE": "messageId",
+    "TOOL_CALL": "toolCallId",
+    "STEP": "stepName",
+    "REASONING": "messageId",
+    "REASONING_MESSAGE": "messageId",
+}
 
 
 class _Event(msgspec.Struct):
     type: str = ""
+    messageId: str = ""  # noqa: N815 - AG-UI's names
+    toolCallId: str = ""  # noqa: N815
+    stepName: str = ""  # noqa: N815
+
+    def id_of(self, kind: str) -> str:
+        return str(getattr(self, _ID_OF.get(kind, ""), ""))
 
 
-def _type_of(data: bytes) -> str:
+def _event_in(data: bytes) -> _Event:
     try:
-        return msgspec.json.decode(data, type=_Event).type
+        return msgspec.json.decode(data, type=_Event)
     except msgspec.MsgspecError:
-        return ""
+        return _Event()
 
 
 def _run_error(error: ErrorInfo) -> bytes:

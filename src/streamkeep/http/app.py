@@ -718,7 +718,12 @@ class StreamsHTTP:
             await self._check_reached(stream, place.after)
         after = None if framing.reads_all else place.after
         async with self.streams.subscribe(
-            stream, after, last=place.last, follow=place.follow, idle_timeout=self._timeouts.idle
+            stream,
+            after,
+            last=place.last,
+            follow=place.follow,
+            superseded=framing.counts or place.after is not None,
+            idle_timeout=self._timeouts.idle,
         ) as events:
             check_life(place, events.life)
             if place.last is not None:

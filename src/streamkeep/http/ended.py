@@ -79,11 +79,17 @@ class Ended:
         if self._tail is None:
             raise StreamNotFoundError("the stream was deleted")
         chunks: list[Any] = []
+        reached = 0
         async with self._streams.subscribe(self.stream) as events:
             # An end that is not stored is not waited for.
-            while (self.is_stored or len(chunks) < self._tail) and (batch := await events.batch()):
-                chunks += [event.chunk for event in batch if event.type is StreamEventType.CHUNK]
-        return chunks if self.is_stored else chunks[: self._tail]
+            while (self.is_stored or reached < self._tail) and (batch := await events.batch()):
+                reached = batch[-1].offset + 1
+                for event in batch:
+                    if event.type is StreamEventType.RESTARTED:
+                        chunks.clear()
+                    elif event.type is StreamEventType.CHUNK and (self.is_stored or event.offset < self._tail):
+                        chunks.append(event.chunk)
+        return chunks
 
 
 OnEnd = Callable[[Ended], object]
@@ -123,5 +129,5 @@ async def _end_by_others(streams: StreamManager, stream: str) -> StreamEvent[Any
                 last = (await events.batch())[-1]
         except (StreamkeepError, IndexError):  # it is kept no more, say
             return None
-        return None if last.type is StreamEventType.CHUNK else last
+        return last if last.is_terminal else None
     return None

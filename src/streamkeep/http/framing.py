@@ -42,6 +42,7 @@ class Framing(Protocol):
         takes_no_content: whether its clients take a 204 for "nothing is left". Others are given an empty answer in this framing.
         reads_all: whether a frame depends on the events before: then it is shown those too that its reader has, and what it gives for them
             is not sent.
+        counts: whether its clients count what they have been sent. Others are not shown what was superseded before they came.
         replays: whether its clients put an answer that begins anew in the place of what they have. So `follow(key=)` shows one that has
             ended, too; and where a response can be cut, no error is sent that would keep them away.
     """
@@ -52,6 +53,7 @@ class Framing(Protocol):
     shows_done: bool
     takes_no_content: bool
     reads_all: bool
+    counts: bool
     replays: bool
 
     def head(self, stream: str, query: Mapping[str, str]) -> Sequence[tuple[str, str]]:
@@ -92,6 +94,7 @@ class GenkitFraming:
     shows_done = True
     takes_no_content = True
     reads_all = False
+    counts = False
     replays = False
 
     def __init__(self) -> None:
@@ -114,6 +117,8 @@ class GenkitFraming:
                 return self._frame(b'{"result":%b,"offset":%d}' % (one_line(event.data), event.offset))
             case StreamEventType.ERROR:
                 return self._failure(event.error, b',"offset":%d' % event.offset)
+            case StreamEventType.RECOVERING | StreamEventType.RESTARTED:
+                return b""
             case _:
                 assert_never(event.type)
 
@@ -139,7 +144,8 @@ class GenkitFraming:
 
 
 class SSEFraming:
-    """Server-sent events as in the HTML standard: the cursor is the id, and the events are `chunk`, `done` and `error`.
+    """Server-sent events as in the HTML standard: the cursor is the id, and the events are `chunk`, `done` and `error`; also `recovering`
+    and `restarted`, of a stream that is gone on with when its writer has died.
 
     A transport's error has no id, so that a reconnecting `EventSource` names the last event that it has. Only events end in a blank line:
     httpx-sse takes each for an event, and would give empty ones.
@@ -156,6 +162,7 @@ class SSEFraming:
     shows_done = True
     takes_no_content = True
     reads_all = False
+    counts = False
     replays = False
 
     def __init__(self, *, retry_seconds: float = 2.0, heartbeat_event: str | None = None) -> None:
@@ -203,7 +210,7 @@ class PassThroughFraming:
     """Somebody's own server-sent events, with our cursors as ids.
 
     `DurableStreaming` stores each as a chunk `{"data": …, "event": …}`. How a stream failed is told by an event `error`; as not all clients
-    know that, the response is then cut.
+    know that, the response is then cut. That an answer begins again is told by an event `restarted`.
 
     Args:
         id_first: whether the id comes directly before the first `data` line, as TanStack AI's client needs it, instead of last.
@@ -215,6 +222,7 @@ class PassThroughFraming:
     shows_done = False
     takes_no_content = True
     reads_all = False
+    counts = False
     replays = False
 
     def __init__(
@@ -241,6 +249,10 @@ class PassThroughFraming:
                 return b""
             case StreamEventType.ERROR:
                 return self._frame(_error_block(event.error), cursor)
+            case StreamEventType.RECOVERING:
+                return b""
+            case StreamEventType.RESTARTED:
+                return self._frame(Block(event.data.decode(), event.type), cursor)
             case _:
                 assert_never(event.type)
 
@@ -275,6 +287,7 @@ class TextFraming:
     shows_done = False
     takes_no_content = True
     reads_all = False
+    counts = False
     replays = False
 
     def __init__(self, content_type: str = "text/plain; charset=utf-8", headers: Sequence[tuple[str, str]] = ()) -> None:
@@ -305,7 +318,9 @@ class TextFraming:
 
 
 class NDJSONFraming:
-    """A chunk a line, as JSON. The output is not sent; an error is a line `{"error": …}`."""
+    """A chunk a line, as JSON. The output is not sent; an error is a line `{"error": …}`, and `{"restarted": true}` says that the answer
+    begins again.
+    """
 
     content_type = "application/x-ndjson"
     cut_when_broken = True
@@ -313,6 +328,7 @@ class NDJSONFraming:
     shows_done = False
     takes_no_content = True
     reads_all = False
+    counts = False
     replays = False
 
     def head(self, stream: str, query: Mapping[str, str]) -> Sequence[tuple[str, str]]:  # noqa: ARG002 - it needs neither
@@ -332,6 +348,10 @@ class NDJSONFraming:
                 return b""
             case StreamEventType.ERROR:
                 return self.error(event.error)
+            case StreamEventType.RECOVERING:
+                return b""
+            case StreamEventType.RESTARTED:
+                return b'{"restarted":true}\n'
             case _:
                 assert_never(event.type)
 

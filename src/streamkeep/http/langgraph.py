@@ -20,7 +20,8 @@ class LangGraphFraming:
 
     A chunk that is no such pair, or whose name is that of an end or not ASCII, is of LangGraph's mode `custom`. A run ends with `end`; one
     that fails, or is stopped, with `error`. A transport that fails has no event: the run goes on, and its clients would take one for its
-    end. They come back to the URL that the answer's `Location` is.
+    end. They come back to the URL that the answer's `Location` is. Of a stream that is gone on with when its writer has died, there are
+    also `recovering` and `restarted`.
     """
 
     content_type = "text/event-stream"
@@ -29,6 +30,7 @@ class LangGraphFraming:
     shows_done = True
     takes_no_content = False
     reads_all = False
+    counts = False
     replays = False
 
     def head(self, stream: str, query: Mapping[str, str]) -> Sequence[tuple[str, str]]:  # noqa: ARG002 - it needs neither
@@ -49,6 +51,8 @@ class LangGraphFraming:
                 return _frame("end", b"null", cursor)
             case StreamEventType.ERROR:
                 return _frame("error", encode_json({"error": event.error.status, "message": event.error.message}), cursor)
+            case StreamEventType.RECOVERING | StreamEventType.RESTARTED:
+                return _frame(event.type, event.data, cursor)
             case _:
                 assert_never(event.type)
 

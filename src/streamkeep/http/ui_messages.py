@@ -52,6 +52,9 @@ class UIMessagesFraming:
     object as `messageMetadata`; and `[DONE]`. ERROR is an `error`, CANCELLED an `abort`, then the same: its official transports resume a
     stream that has no `finish`, again and again.
 
+    Of a stream that is gone on with when its writer has died, a transient part `data-recovering` says that it is waited for, and a part
+    `data-restarted` that the parts before it are superseded.
+
     The answer's `X-Workflow-Run-Id` and `X-Resumable-Stream-Id` are the stream's id. `?startIndex=N` leaves out the first N parts. A
     negative one, which is of the last parts, is answered with all, because their beginnings would be missing; the header
     `X-Workflow-Stream-Tail-Index` is such that its client counts from 0.
@@ -63,6 +66,7 @@ class UIMessagesFraming:
     takes_no_content = True
     reads_all = True
     replays = True
+    counts = False
 
     def __init__(
         self,
@@ -85,6 +89,7 @@ class UIMessagesFraming:
         given = start_index(query)
         index = given or 0
         self._left_out, self._comes_back = max(index, 0), given is not None
+        self.counts = self._comes_back
         ids = [("x-workflow-run-id", stream), ("x-resumable-stream-id", stream), EXPOSED] if stream else []
         tail = [("x-workflow-stream-tail-index", str(-1 - index))] if index < 0 else []
         return [*self._headers, *ids, *tail]
@@ -103,6 +108,10 @@ class UIMessagesFraming:
             case StreamEventType.ERROR:
                 parts = [*self._start(cursor), *self._end_text(), _error_part(event.error), *self._end()]
                 return self._frames(parts, cursor)
+            case StreamEventType.RECOVERING:
+                return self._frames(self._told(_RECOVERING), cursor)
+            case StreamEventType.RESTARTED:
+                return self._frames(self._told(_RESTARTED), cursor)
             case _:
                 assert_never(event.type)
 
@@ -149,6 +158,10 @@ class UIMessagesFraming:
         metadata = b',"messageMetadata":%b' % output if output.startswith(b"{") and not type_of(output) else b""
         return [*self._start(cursor), *self._end_text(), *self._end(metadata)]
 
+    def _told(self, part: Block) -> list[Block]:
+        """Give a part that says what has become of the message so far; nothing if there is none yet."""
+        return [*self._end_text(), part] if self._is_begun else []
+
     def _start(self, cursor: str) -> list[Block]:
         if self._is_begun or self._is_passed_through:
             return []
@@ -189,6 +202,10 @@ class UIMessagesFraming:
             else:
                 left.append(block)
         return b"".join([*map(frame_of, left[:-1]), *(frame_of(block, cursor) for block in left[-1:])])
+
+
+_RECOVERING: Final = Block('{"type":"data-recovering","data":{},"transient":true}')
+_RESTARTED: Final = Block('{"type":"data-restarted","data":{}}')
 
 
 def _is_end(block: Block) -> bool:

@@ -87,9 +87,11 @@ class Responses:
         ):
             while batch := await events.batch():
                 for event in batch:
-                    if event.type is not StreamEventType.CHUNK:
+                    if event.is_terminal:
                         last = event
                         break
+                    if event.type is not StreamEventType.CHUNK:
+                        continue
                     fold.answer.take(msgspec.json.decode(event.data))
                     fold.tail, fold.size = event.offset + 1, fold.size + len(event.data)
                 await checkpoint()  # a storage in memory waits for nothing
@@ -128,6 +130,7 @@ class ResponsesFraming:
     shows_done = True
     takes_no_content = False
     reads_all = False
+    counts = True
     replays = False
 
     def __init__(self, stream: str) -> None:
@@ -153,6 +156,8 @@ class ResponsesFraming:
             case StreamEventType.ERROR:
                 response = failed(self.before, event.error)
                 return _end(response["status"], event.offset, encode_json(response))
+            case StreamEventType.RECOVERING | StreamEventType.RESTARTED:
+                return b""
             case _:
                 assert_never(event.type)
 

@@ -370,6 +370,8 @@ def _message_of(event: StreamEvent[object], place: Place) -> JSONRPCMessage | No
     match event.type:
         case StreamEventType.CHUNK | StreamEventType.DONE:
             return None if event.data == b"null" else jsonrpc_message_adapter.validate_json(event.data, by_name=False)
+        case StreamEventType.RECOVERING | StreamEventType.RESTARTED:
+            return None
         case StreamEventType.ERROR:
             return None if place.is_get else _error_of(event.error, place.request)
         case _:

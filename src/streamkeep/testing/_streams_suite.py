@@ -1044,6 +1044,10 @@ def value_of(event: StreamEvent[Any]) -> object:
             return event.output
         case StreamEventType.ERROR:
             return event.error.status
+        case StreamEventType.RECOVERING:
+            return ("recovering", event.attempt)
+        case StreamEventType.RESTARTED:
+            return "restarted"
 
 
 async def attempt(call: Callable[..., Awaitable[object]], *arguments: object) -> object:

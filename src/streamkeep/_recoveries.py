@@ -1,0 +1,164 @@
+"""Recoveries: finds streams whose writers are gone, takes them over, and gives them to who goes on with them.
+
+It walks over the entries (see `_recovery`) session by session, and looks at those of sessions that are dead: when somebody has left a
+stream, when a session dies that has some, and once a lease. Of many who find the same stream one takes it over, as any stream.
+"""
+
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
+from typing import Final, Self
+
+import anyio
+
+from . import _lifecycle, _recovery
+from ._background import Task
+from ._core import Core, new_name
+from ._encoding import Encode
+from ._input import StreamInput
+from ._lifecycle import Life
+from ._recovery import Entry
+from ._running import Running
+from .errors import (
+    KeyInUseError,
+    StorageCorruptError,
+    StorageError,
+    StreamBusyError,
+    StreamCompletedError,
+)
+from .storage import Head
+
+logger: Final = logging.getLogger("streamkeep")
+
+SCAN_ENTRIES: Final = 100
+RETRY_SECONDS: Final = 1.0
+
+
+class Recoveries:
+    """Streams to be gone on with here, as `StreamManager.recoveries` gives them.
+
+    Enter it with `async with`, and iterate. Each is a StreamInput: the stream had another writer, which is gone, and is this manager's
+    now. The next one is taken over when it is asked for. One task at a time may iterate. It goes on until the manager is closed, which
+    raises StreamManagerClosedError; a storage that fails is asked again.
+    """
+
+    def __init__(self, check_running: Callable[[], Running], names: Collection[str], encode: Encode) -> None:
+        self._check_running = check_running
+        self._names = names
+        self._encode = encode
+        self._found: deque[tuple[str, Head]] = deque()
+        self._is_due = anyio.Event()
+        self._again_at = 0.0
+        self._others = ExitStack()
+        self._listening = Task()
+        self._is_told = False
+
+    async def __aenter__(self) -> Self:
+        running = self._check_running()
+        await running.core.session.start()
+        self._listening = running.background.start(self._listen, "waiting for streams to go on with", ended=self._wake)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._listening.cancel()
+        self._others.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> StreamInput:
+        while True:
+            running = self._check_running()
+            lease = running.core.terms.lease
+            self._is_due, self._again_at = anyio.Event(), anyio.current_time() + lease * random.uniform(0.8, 1.0)  # noqa: S311 - jitter
+            try:
+                if (stream := await self._next(running)) is not None:
+                    return stream
+                self._is_told = False
+            except StorageError as error:
+                if not self._is_told:
+                    self._is_told = True
+                    logger.warning("it cannot be seen now which streams are to be gone on with: %s", error)
+                self._again_at = anyio.current_time() + RETRY_SECONDS
+            with anyio.move_on_after(self._again_at - anyio.current_time()):
+                await self._is_due.wait()
+
+    async def _listen(self) -> None:
+        storage = self._check_running().core.storage
+        while True:
+            try:
+                async with storage.watch(_recovery.BELL) as doorbell:
+                    while True:
+                        await doorbell.wait()
+                        self._wake()
+            except StorageError:  # what is looked for once a lease is found all the same
+                await anyio.sleep(RETRY_SECONDS)
+
+    def _wake(self) -> None:
+        self._is_due.set()
+
+    async def _next(self, running: Running) -> StreamInput | None:
+        if not self._found:
+            await self._find(running.core)
+        while self._found:
+            id, head = self._found.popleft()
+            try:
+                if (stream := await self._go_on(running, id, head)) is not None:
+                    return stream
+            except StorageCorruptError as error:
+                logger.warning("a stream cannot be gone on with: %s", error)
+        return None
+
+    async def _find(self, core: Core) -> None:
+        """Find the entries of sessions that are dead, and have this called again when one dies that is alive."""
+        alive = ExitStack()
+        after = _recovery.PREFIX
+        while (page := await core.storage.scan(after, SCAN_ENTRIES)) and page[0][0].startswith(_recovery.PREFIX):
+            session = _recovery.session_in(page[0][0])
+            silent, terms = core.observer.silence_of(session)
+            if session and silent < terms.lease + terms.grace:
+                alive.enter_context(core.observer.calling_when_dead(session, self._wake))
+                after = _recovery.after_session(session)
+                continue
+            own = [(id, head) for id, head in page if _recovery.session_in(id) == session]
+            self._found.extend(own)
+            after = own[-1][0]
+        random.shuffle(self._found)  # others do the same at this moment
+        self._others.close()
+        self._others = alive
+
+    async def _go_on(self, running: Running, id: str, head: Head) -> StreamInput | None:
+        """Take over the stream of an entry; None if that cannot be, or cannot be yet."""
+        core, entry = running.core, _recovery.entry_of(head)
+        life = await self._left(core, entry, _recovery.session_in(id))
+        if life is None:
+            await core.storage.delete(id, head.version)
+            return None
+        if life.state.session or entry.name not in self._names:
+            return None
+        pause = life.state.free_at - core.now()
+        if pause > 0:
+            self._again_at = min(self._again_at, anyio.current_time() + pause)
+            return None
+        writer = new_name()
+        with core.opening(writer):
+            try:
+                return await running.take_over(entry.stream, life.head, writer, self._encode)
+            except (StreamBusyError, StreamCompletedError, KeyInUseError) as error:
+                logger.info("stream %s is not gone on with: %s", entry.stream, error)
+                return None
+
+    async def _left(self, core: Core, entry: Entry, session: str) -> Life | None:
+        """Give the stream that a session has left, having noted that it is left; None if it has ended, or is another session's by now."""
+        while True:
+            page = await core.storage.read(entry.stream)
+            if page is None:
+                return None
+            life = _lifecycle.life_of(page.head)
+            state = life.state
+            if state.life != entry.life or state.status != "open" or state.session not in {session, ""}:
+                return None
+            if not await core.end_if_abandoned(entry.stream, life):
+                return life
