@@ -297,10 +297,17 @@ class Core:
             if state is None or state.life != name or state.session not in {own, ""} or state.status != "open":
                 await forget_entry(self.storage, own, name)
             elif not state.session:
-                await hand_on(self.storage, own, name)
-                await ring(self.storage, own)
+                await self._hand_on(own, stream, name)
         except StorageError as error:  # who goes on with streams finds it when this session is over
             self.report(f"stream {stream}: the entry of its recovery is not up to date yet", error)
+
+    async def _hand_on(self, session: str, stream: str, life: str) -> None:
+        """Have those go on with a stream who can, although they do not know of its session that it is dead."""
+        try:
+            await hand_on(self.storage, session, life)
+        except StorageError as error:  # it is found all the same, when they do
+            self.report(f"stream {stream}: the entry of its recovery is not up to date yet", error)
+        await ring(self.storage, self.session.name)
 
     # Streams whose writer is another manager's
 
@@ -320,7 +327,8 @@ class Core:
         records = records_of(ended.state) if is_left else [error_record(_lifecycle.ABORTED)]
         await self.sweeper.commit(stream, life.head.version, ended.head, records)
         if is_left:
-            self.background.start(partial(ring, self.storage, self.session.name), "ringing for who goes on")
+            old = life.state
+            self.background.start(partial(self._hand_on, old.session, stream, old.life), f"handing stream {stream} on")
         # Readers need not wait until a writer has been told that is dead, or would be.
         self.tell_writer_soon(stream, life)
         return True

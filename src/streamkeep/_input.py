@@ -181,6 +181,15 @@ class StreamInput:
         self._outbox.check_here()
         self._outbox.end_soon(error)
 
+    def leave_soon(self) -> None:
+        """Release the stream in its producer's place, so that another one goes on: for who runs producers, and has no more time for one.
+
+        As with `end_soon` nothing more can be written at once: calls raise StreamTakenOverError. What is queued is stored, and then the
+        release, in the background. Raises WrongEventLoopError.
+        """
+        self._outbox.check_here()
+        self._outbox.leave_soon()
+
     async def close(self) -> None:
         """Store what is queued and release the stream without completing it, so that another writer may go on at once.
 

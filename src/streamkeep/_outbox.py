@@ -31,6 +31,7 @@ from .errors import (
     StreamCompletedError,
     StreamInputClosedError,
     StreamkeepError,
+    StreamTakenOverError,
     WrongEventLoopError,
     fresh,
 )
@@ -272,6 +273,15 @@ class Outbox:
                 StreamCompletedError(f"the stream was completed by somebody else ({error.status})"),
                 (lambda life, now: _lifecycle.finish(life, now, error.status), self._imposed),
             )
+            self.cancelled.set()
+            self._start_task()
+
+    def leave_soon(self) -> None:
+        """Release the stream in its producer's place, if it is open, for another one to go on: after what is queued, in the background."""
+        if self._state is _State.OPEN:
+            self._imposed = records_of(self.life.state)
+            why = StreamTakenOverError("the stream was released in its writer's place, for another one to go on with it")
+            self._close(why, (_lifecycle.release, self._imposed))
             self.cancelled.set()
             self._start_task()
 

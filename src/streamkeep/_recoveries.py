@@ -13,21 +13,15 @@ from typing import Final, Self
 
 import anyio
 
-from . import _lifecycle, _recovery
+from . import _lifecycle
 from ._background import Task
 from ._core import Core, new_name
 from ._encoding import Encode
 from ._input import StreamInput
 from ._lifecycle import Life
-from ._recovery import Entry
+from ._recovery import BELL, PREFIX, Entry, after_session, entries_of, entry_of, session_in
 from ._running import Running
-from .errors import (
-    KeyInUseError,
-    StorageCorruptError,
-    StorageError,
-    StreamBusyError,
-    StreamCompletedError,
-)
+from .errors import KeyInUseError, StorageCorruptError, StorageError
 from .storage import Head
 
 logger: Final = logging.getLogger("streamkeep")
@@ -57,7 +51,6 @@ class Recoveries:
 
     async def __aenter__(self) -> Self:
         running = self._check_running()
-        await running.core.session.start()
         self._listening = running.background.start(self._listen, "waiting for streams to go on with", ended=self._wake)
         return self
 
@@ -89,10 +82,10 @@ class Recoveries:
         storage = self._check_running().core.storage
         while True:
             try:
-                async with storage.watch(_recovery.BELL) as doorbell:
+                async with storage.watch(BELL) as doorbell:
                     while True:
+                        self._wake()  # also now: it may have rung before
                         await doorbell.wait()
-                        self._wake()
             except StorageError:  # what is looked for once a lease is found all the same
                 await anyio.sleep(RETRY_SECONDS)
 
@@ -114,15 +107,15 @@ class Recoveries:
     async def _find(self, core: Core) -> None:
         """Find the entries of sessions that are dead, and have this called again when one dies that is alive."""
         alive = ExitStack()
-        after = _recovery.PREFIX
-        while (page := await core.storage.scan(after, SCAN_ENTRIES)) and page[0][0].startswith(_recovery.PREFIX):
-            session = _recovery.session_in(page[0][0])
+        after = PREFIX
+        while (page := await core.storage.scan(after, SCAN_ENTRIES)) and page[0][0].startswith(PREFIX):
+            session = session_in(page[0][0])
             silent, terms = core.observer.silence_of(session)
             if session and silent < terms.lease + terms.grace:
                 alive.enter_context(core.observer.calling_when_dead(session, self._wake))
-                after = _recovery.after_session(session)
+                after = after_session(session)
                 continue
-            own = [(id, head) for id, head in page if _recovery.session_in(id) == session]
+            own = [(id, head) for id, head in page if id.startswith(entries_of(session))]
             self._found.extend(own)
             after = own[-1][0]
         random.shuffle(self._found)  # others do the same at this moment
@@ -131,8 +124,8 @@ class Recoveries:
 
     async def _go_on(self, running: Running, id: str, head: Head) -> StreamInput | None:
         """Take over the stream of an entry; None if that cannot be, or cannot be yet."""
-        core, entry = running.core, _recovery.entry_of(head)
-        life = await self._left(core, entry, _recovery.session_in(id))
+        core, entry = running.core, entry_of(head)
+        life = await self._left(core, entry, session_in(id))
         if life is None:
             await core.storage.delete(id, head.version)
             return None
@@ -142,11 +135,12 @@ class Recoveries:
         if pause > 0:
             self._again_at = min(self._again_at, anyio.current_time() + pause)
             return None
+        await core.session.start()
         writer = new_name()
         with core.opening(writer):
             try:
                 return await running.take_over(entry.stream, life.head, writer, self._encode)
-            except (StreamBusyError, StreamCompletedError, KeyInUseError) as error:
+            except KeyInUseError as error:  # its own start had died before the key was its own
                 logger.info("stream %s is not gone on with: %s", entry.stream, error)
                 return None
 

@@ -2,20 +2,20 @@
 
 from contextlib import suppress
 
-from . import _lifecycle, _recovery
+from . import _lifecycle
 from ._guard import GuardedStorage, commit_once
 from ._lifecycle import State
-from ._recovery import Entry
+from ._recovery import BELL, Entry, entry_head, entry_id, entry_of, rung
 from .errors import StorageCorruptError, StorageError
 from .storage import Head
 
 
 async def add_entry(storage: GuardedStorage, session: str, entry: Entry) -> None:
     """Store the entry of a stream among those of a session, whatever is there. Raises StorageError."""
-    id = _recovery.entry_id(session, entry.life)
+    id = entry_id(session, entry.life)
     while True:
         seen = await _head(storage, id)
-        head = _recovery.entry_head(seen, entry, storage.time())
+        head = entry_head(seen, entry, storage.time())
         if await commit_once(storage, id, None if seen is None else seen.version, head):
             return
 
@@ -23,16 +23,16 @@ async def add_entry(storage: GuardedStorage, session: str, entry: Entry) -> None
 async def find_entry(storage: GuardedStorage, state: State) -> Entry | None:
     """Give the entry of a stream, as its head is; None: it has none. Raises StorageError."""
     for session in dict.fromkeys((state.session, state.left_by, "")):
-        head = await _head(storage, _recovery.entry_id(session, state.life))
+        head = await _head(storage, entry_id(session, state.life))
         with suppress(StorageCorruptError):
             if head is not None:
-                return _recovery.entry_of(head)
+                return entry_of(head)
     return None
 
 
 async def forget_entry(storage: GuardedStorage, session: str, life: str) -> None:
     """Forget the entry of a stream that has ended, or has another one by now. Raises StorageError."""
-    id = _recovery.entry_id(session, life)
+    id = entry_id(session, life)
     head = await _head(storage, id)
     if head is not None:
         await storage.delete(id, head.version)
@@ -40,36 +40,36 @@ async def forget_entry(storage: GuardedStorage, session: str, life: str) -> None
 
 async def keep_entry(storage: GuardedStorage, state: State) -> None:
     """Put off the day on which an entry is forgotten, as that of its stream was. Raises StorageError."""
-    id = _recovery.entry_id(state.session, state.life)
+    id = entry_id(state.session, state.life)
     head = await _head(storage, id)
     if head is not None:
-        await storage.commit(id, head.version, _recovery.entry_head(head, _recovery.entry_of(head), storage.time()))
+        await storage.commit(id, head.version, entry_head(head, entry_of(head), storage.time()))
 
 
 async def forget_expired(storage: GuardedStorage, id: str, head: Head) -> bool:
     """Forget an entry that has expired, unless its stream is open: some clock jumped. Raises StorageError."""
     with suppress(StorageCorruptError):
-        entry = _recovery.entry_of(head)
+        entry = entry_of(head)
         there = await _head(storage, entry.stream)
         if there is not None and (state := _lifecycle.life_of(there).state).life == entry.life and state.status == "open":
-            await storage.commit(id, head.version, _recovery.entry_head(head, entry, storage.time()))
+            await storage.commit(id, head.version, entry_head(head, entry, storage.time()))
             return False
     return await storage.delete(id, head.version)
 
 
 async def hand_on(storage: GuardedStorage, session: str, life: str) -> None:
     """Have others find a stream that a session has released, and goes on without. Raises StorageError."""
-    head = await _head(storage, _recovery.entry_id(session, life))
+    head = await _head(storage, entry_id(session, life))
     if head is not None:
-        await add_entry(storage, "", _recovery.entry_of(head))
+        await add_entry(storage, "", entry_of(head))
         await forget_entry(storage, session, life)
 
 
 async def ring(storage: GuardedStorage, who: str) -> None:
     """Have those look who go on with streams. If it fails, they look by themselves."""
     with suppress(StorageError):
-        seen = await _head(storage, _recovery.BELL)
-        await storage.commit(_recovery.BELL, None if seen is None else seen.version, _recovery.rung(seen, storage.time(), who))
+        seen = await _head(storage, BELL)
+        await storage.commit(BELL, None if seen is None else seen.version, rung(seen, storage.time(), who))
 
 
 async def _head(storage: GuardedStorage, id: str) -> Head | None:

@@ -107,9 +107,14 @@ def input_of(recovery: Recovery) -> str:
 # Heads.
 
 
+def entries_of(session: str) -> str:
+    """Give what the ids of a session's entries begin with; a scan after this finds them."""
+    return f"{PREFIX}{session or NOBODY}."
+
+
 def entry_id(session: str, life: str) -> str:
     """Give the id under which a life of a stream has its entry, among those of a session."""
-    return f"{PREFIX}{session or NOBODY}.{life}"
+    return entries_of(session) + life
 
 
 def records_of(state: State) -> list[bytes]:

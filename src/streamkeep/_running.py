@@ -215,6 +215,7 @@ class Running:
         if page is None or page.head != life.head or not await self.core.storage.delete(stream, life.head.version):
             return False
         self.core.forget_names_soon(stream, life)
+        self.core.let_recovery_go(stream, life)
         return True
 
     async def _release(self, stream: str, life: Life) -> bool:
@@ -222,10 +223,10 @@ class Running:
         if page is None or page.head != life.head:
             return False
         released = _lifecycle.release(life, self.core.now())
-        if not await commit_once(self.core.storage, stream, life.head.version, released.head, records_of(life.state)):
-            return False
-        self.core.let_recovery_go(stream, life)
-        return True
+        try:
+            return await commit_once(self.core.storage, stream, life.head.version, released.head, records_of(life.state))
+        finally:
+            self.core.let_recovery_go(stream, life)
 
     async def _release_all(self) -> None:
         outboxes = list(self.core.outboxes())

@@ -8,17 +8,18 @@ from typing import Final
 import anyio
 from anyio.lowlevel import checkpoint
 
-from . import _lifecycle, _names, _recovery
+from . import _lifecycle, _names
 from ._guard import GuardedStorage, commit_once
 from ._naming import forget_name, forget_names
 from ._observer import Observer
 from ._recovering import forget_expired
+from ._recovery import BELL, PREFIX
 from .errors import StorageCorruptError, StorageError, StorageFullError
 from .storage import Head
 
 logger: Final = logging.getLogger("streamkeep")
 
-_NO_STREAM: Final = (_lifecycle.SESSION_PREFIX, _recovery.BELL)
+_NO_STREAM: Final = (_lifecycle.SESSION_PREFIX, BELL)
 SWEEP_SECONDS: Final = 60.0
 SWEEP_STREAMS: Final = 500
 ROOM_STREAMS: Final = tuple(100 << doubled for doubled in range(8))
@@ -120,7 +121,7 @@ class Sweeper:
         """Remove what has expired, if it may go; a stream with its names."""
         if _names.is_name(stream):
             return await forget_name(self._storage, stream, head)
-        if stream.startswith(_recovery.PREFIX):
+        if stream.startswith(PREFIX):
             return await forget_expired(self._storage, stream, head)
         if not self._is_removable(stream, head) or not await self._storage.delete(stream, head.version):
             return False

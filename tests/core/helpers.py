@@ -52,6 +52,10 @@ async def replay(streams: StreamManager, stream: str = "s") -> list[Any]:
                     found.append(("done", event.output))
                 case StreamEventType.ERROR:
                     found.append((event.error.status, event.error.message))
+                case StreamEventType.RECOVERING:
+                    found.append(("recovering", event.attempt))
+                case StreamEventType.RESTARTED:
+                    found.append("restarted")
     return found
 
 

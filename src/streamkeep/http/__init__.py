@@ -8,6 +8,7 @@ from .ended import Ended, OnEnd
 from .framing import Framing, GenkitFraming, NDJSONFraming, PassThroughFraming, SSEFraming, TextFraming
 from .langgraph import LangGraphFraming
 from .middleware import DurableStreaming
+from .recovery import Recoverable
 from .response import Timeouts
 from .runner import Producer, Runner
 from .storage import StorageHTTP
@@ -27,6 +28,7 @@ __all__ = [
     "OnEnd",
     "PassThroughFraming",
     "Producer",
+    "Recoverable",
     "Runner",
     "SSEFraming",
     "StorageHTTP",

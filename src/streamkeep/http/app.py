@@ -19,8 +19,10 @@ from anyio.lowlevel import checkpoint
 
 from .._background import not_ours
 from .._encoding import Encode
+from .._input import StreamInput
 from .._listing import StreamInfo, StreamStatus
 from .._manager import StreamManager
+from .._recovery import Recovery, terms_of
 from ..errors import InvalidArgumentError, KeyInUseError, OffsetOutOfRangeError, StorageError, StreamNotFoundError
 from ..events import encode_json
 from ..wire import GenkitRequest, parse_body, wants_stream
@@ -43,6 +45,7 @@ from .place import (
     run_of,
     stream_named_in,
 )
+from .recovery import Call, Recoverable
 from .response import (
     OWN_ANSWER,
     STREAM_ID_HEADER,
@@ -80,6 +83,8 @@ MAX_STARTS: Final = 5
 LISTED: Final = 100
 MAX_LISTED: Final = 1_000
 WhenRunning = Literal["join", "replace", "refuse"]
+PASSES_EVENTS: Final = "events"
+"""The name in a stream's metadata that says that its chunks are server-sent events, for who goes on with it."""
 STOP_SECONDS: Final = 1.0
 """How long work without a stream may go on when its client has gone and it was told to stop."""
 _ALLOWED: Final = {None: "GET, HEAD, DELETE", "/info": "GET, HEAD", "/cancel": "POST"}
@@ -207,6 +212,7 @@ class StreamsHTTP:
         self._runner: Runner | None = None
         self._resources = AsyncExitStack()
         self._is_entered = False
+        self._recoverables: dict[str, Recoverable] = {}
 
     async def __aenter__(self) -> Self:
         if self._is_entered:
@@ -220,6 +226,8 @@ class StreamsHTTP:
             self._runner = await stack.enter_async_context(runner)
             stack.enter_context(self._shutdown.draining(runner.drained))
             runner.drain_at(self._shutdown.begun)
+            if self._recoverables:
+                runner.recover(self._recoverables, self._going_on)
             stack.enter_context(self._listening())
             self._resources = stack.pop_all()
         self._is_entered = True
@@ -233,6 +241,70 @@ class StreamsHTTP:
         finally:
             self._is_entered, self._runner = False, None
         await self._shutdown.responses_ended()
+
+    def recoverable(
+        self,
+        name: str,
+        *,
+        attempts: int = 3,
+        backoff: timedelta = timedelta(seconds=1),
+        within: timedelta = timedelta(minutes=5),
+    ) -> Callable[[Callable[..., object]], Recoverable]:
+        """Register a function that makes a stream's chunks, and the rest of them when the process has died that was at it.
+
+            @streams_http.recoverable("answer")
+            async def answer(stream: StreamInput, question: str):
+                ...
+
+            @app.post("/chat/{chat}")
+            async def ask(request: Request, chat: str, question: Question):
+                return await streams_http.respond(request, answer(question=question.text), key=chat)
+
+        The function is one that `respond` takes as a source, which may want the stream, and takes all else by keyword. What it is called
+        with is kept with the stream as JSON, 64 KiB at most, and made anew of that according to its annotations, the first time as well.
+
+        When the process dies, or is shut down before the function has ended, another one that has registered a function of this name calls
+        it with the same arguments; at most one at a time, and at most `attempts` times after a death. `stream.checkpoint` is what was last
+        kept, by `stream.write(chunk, checkpoint=…)`, and `stream.attempt` is not 0. Where no checkpoint was kept the answer begins again:
+        its readers are told that what they have is superseded. A function that cannot go on where it was does so itself, by
+        `await stream.restart()`.
+
+        A run that goes on has the `bounds`, the `on_end` and the manager's `encode` of this, whatever `respond` was given.
+
+        Args:
+            name: the same in all processes and all versions of the app.
+            attempts: how often a stream may be gone on with after a death; then it ends with ABORTED.
+            backoff: how long it is waited after the first death; twice as long after each one more, up to an hour.
+            within: how long such a stream waits for a process that goes on with it; then it ends with ABORTED.
+
+        Raises RuntimeError: this was entered already. InvalidArgumentError: there is one of this name. TypeError: the function's parameters
+        cannot be kept.
+        """
+        if self._is_entered:
+            raise RuntimeError("what goes on with streams is registered before this is entered")
+        if name in self._recoverables:
+            raise InvalidArgumentError(f"a recoverable function named {name!r} was registered already")
+        terms_of(Recovery(name, None, attempts, backoff, within))
+
+        def register(function: Callable[..., object]) -> Recoverable:
+            made = Recoverable(name, function, attempts=attempts, backoff=backoff, within=within)
+            self._recoverables[name] = made
+            return made
+
+        return register
+
+    def _going_on(self, stream: StreamInput) -> Producer:
+        assert stream.recovery is not None
+        function = self._recoverables[stream.recovery.name].going_on(stream)
+        expand = events_of() if stream.metadata.get(PASSES_EVENTS) else None
+        produce = producer_of(function, expand=expand)
+
+        async def go_on(stream: StreamInput, stop: anyio.Event) -> object:
+            if stream.checkpoint is None:
+                await stream.restart()
+            return await produce(stream, stop)
+
+        return go_on
 
     async def drain(self) -> None:
         """Do what a signal sets off: take no more producers, and return when those that run have ended, as at the end.
@@ -394,7 +466,11 @@ class StreamsHTTP:
             await close(source, setting)
             raise TypeError('when_running is "join", or with a key "replace" or "refuse"')
         frames, known = options.get("framing") or GenkitFraming(), options.get("context") or {}
+        recovery: Recovery | None = None
+        if isinstance(source, Call):
+            recovery, source = source.recovery, source.function
         expand = events_of() if isinstance(frames, PassThroughFraming) else None
+        passes_events = {} if expand is None or recovery is None else {PASSES_EVENTS: "true"}
         runner, produce = self.runner, producer_of(source, expand=expand, setting=setting)
         try:
             named, by_cursor = stream_named_in(scope)
@@ -406,13 +482,19 @@ class StreamsHTTP:
             stream = str(uuid.uuid4() if (id_ := options.get("id")) is None else id_)
             known_owner = await self._owner_or(owner, "start", scope, known)
             opening: OpenOptions = {
-                "metadata": {**(options.get("metadata") or {}), "route": scope["path"], ANSWER: ENDPOINTS_OWN},
+                "metadata": {
+                    **(options.get("metadata") or {}),
+                    "route": scope["path"],
+                    ANSWER: ENDPOINTS_OWN,
+                    **passes_events,
+                },
                 "ttl": options.get("ttl"),
                 "encode": options.get("encode"),
                 "owner": known_owner,
                 "key": key,
                 "run": run_of(scope, known_owner) if run is None else run,
                 "replace": when_running == "replace",
+                "recovery": recovery,
             }
             if not await take_over():
                 await close(source, setting)  # its client left before it had sent all of its request

@@ -7,7 +7,7 @@ decides nothing about requests or frames.
 
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from datetime import timedelta
@@ -23,6 +23,7 @@ from .._background import Background, Task, loop_here, not_ours
 from .._encoding import Encode
 from .._input import StreamInput
 from .._manager import StreamManager
+from .._recovery import Recovery
 from ..errors import (
     InvalidArgumentError,
     KeyInUseError,
@@ -70,6 +71,7 @@ class OpenOptions(TypedDict, total=False):
     key: str | None
     run: str | None
     replace: bool
+    recovery: Recovery | None
 
 
 class ChunkWriter:
@@ -124,6 +126,22 @@ class _Run:
         self.threads = 0
         self.end_as = DIED
         self._forget = forget
+
+    @property
+    def is_handed_on(self) -> bool:
+        """Whether another process goes on, if this one ends it now, instead of telling readers of an end."""
+        return self.stream.recovery is not None and self.end_as in (SHUT_DOWN, DIED)
+
+    def end_soon(self) -> None:
+        """End the stream, if its producer has not, or release it for who goes on."""
+        if self.is_handed_on:
+            self.stream.leave_soon()
+        else:
+            self.stream.end_soon(self.end_as)
+
+    async def end(self) -> None:
+        """Do so, and return when that is stored. Raises StreamkeepError."""
+        await (self.stream.close() if self.is_handed_on else self.stream.error(self.end_as))
 
     @property
     def is_left(self) -> bool:
@@ -236,8 +254,11 @@ class Runner:
         self._starting = 0
         self._decided = anyio.Event()
         """One more start is known to run, or not to."""
+        self._has_ended = anyio.Event()
+        """One run more has ended."""
         self._runs: dict[_Run, None] = {}  # the oldest first
         self._unfinished: set[StreamInput] = set()
+        self._recovering = Task()
         self._closing = False
         self.drained = anyio.Event()
 
@@ -304,6 +325,22 @@ class Runner:
         run.task = self._tasks.start(partial(self._run, run, produce), what, context, run.set_over)
         self._tasks.start(partial(self._see_to_its_end, run), f"seeing to the end of stream {stream.id}", context, run.set_told)
 
+    def recover(self, names: Collection[str], produce_of: Callable[[StreamInput], Producer]) -> None:
+        """Go on, in the background until this is drained, with streams whose writers have died: with those of these recoveries.
+
+        What `produce_of` raises ends its stream in failure.
+        """
+        self._recovering = self._tasks.start(partial(self._recover, names, produce_of), "going on with streams")
+
+    async def _recover(self, names: Collection[str], produce_of: Callable[[StreamInput], Producer]) -> None:
+        async with self._streams.recoveries(*names) as lost:
+            while True:
+                while len(self._runs) + self._starting >= self._max_producers:
+                    await self._has_ended.wait()
+                stream = await anext(lost)
+                logger.info("stream %s is gone on with, after %d writers that have died", stream.id, stream.attempt)
+                self.adopt(stream, _going_on(produce_of))
+
     def drain_at(self, shutdown: anyio.Event) -> None:
         """Drain when an event is set, without waiting to be left."""
         self._tasks.start(partial(self._drain_at, shutdown), "draining")
@@ -311,6 +348,7 @@ class Runner:
     async def drain(self) -> None:
         """Take no more producers, wait for those that run, and end those that take too long. It can be called again."""
         self._closing = True
+        self._recovering.cancel()
         with anyio.move_on_after(self._drain_seconds):
             await self._all_over()
         if late := self._left():
@@ -332,7 +370,7 @@ class Runner:
         """End what has had its time, whatever it does, and see that all are told."""
         for run in self._left():
             if not run.over.is_set():
-                run.stream.end_soon(SHUT_DOWN)
+                run.end_soon()
             run.telling.deadline = min(run.telling.deadline, anyio.current_time() + SAVE_SECONDS)
         with anyio.move_on_after(END_SECONDS, shield=True):
             await _cancel_for_good(self._left())
@@ -389,6 +427,8 @@ class Runner:
 
     def _forget(self, run: _Run) -> None:
         self._runs.pop(run, None)
+        ended, self._has_ended = self._has_ended, anyio.Event()
+        ended.set()
 
     def _left(self) -> list[_Run]:
         """Give the runs that have to be waited for."""
@@ -425,7 +465,7 @@ class Runner:
     async def _end_anyway(self, run: _Run) -> None:
         """Tell readers of the end, whatever has happened. If even that fails, it is released or abandoned in the end."""
         try:
-            await self._end(run.stream, lambda: run.stream.error(run.end_as))
+            await self._end(run.stream, run.end)
         except Exception:
             logger.exception("stream %s could not be ended", run.stream.id)
 
@@ -441,13 +481,13 @@ class Runner:
             raise
         except BaseException as error:  # what native libraries raise may be no Exception
             # What a producer raises because it was told to stop says less than why it was told.
-            failure = run.end_as if run.stop.is_set() else _told_to_readers(error)
             if isinstance(error, PublicError):
                 logger.info("stream %s failed: %s", stream.id, error)
             else:
                 expected = run.stop.is_set() or stream.cancelled.is_set()
                 logger.log(logging.DEBUG if expected else logging.ERROR, "stream %s failed", stream.id, exc_info=error)
-            await self._end(stream, lambda: stream.error(failure))
+            told = _told_to_readers(error)
+            await self._end(stream, run.end if run.stop.is_set() else lambda: stream.error(told))
 
     async def _end(self, stream: StreamInput, end: Callable[[], Awaitable[None]]) -> None:
         """Complete the stream if it is not, in spite of a storage that fails for a while."""
@@ -526,7 +566,7 @@ class Runner:
     async def _tell(self, run: _Run, on_end: OnEnd) -> None:
         with anyio.move_on_after(END_SECONDS):
             await run.free.wait()
-        run.stream.end_soon(run.end_as)  # it has ended, unless its producer never began, or does not end
+        run.end_soon()  # it has ended, unless its producer never began, or does not end
         telling = _Telling(run.stream.id, on_end, await ended_of(self._streams, run.stream))
         # Not one of `_tasks`, which start no more when the runner is left by a cancellation.
         loop_here().spawn(telling.run, copy_context(), telling.over.set)
@@ -563,6 +603,13 @@ class _Telling:
             raise
         except BaseException:  # what native libraries raise may be no Exception
             logger.exception("stream %s: `on_end` failed", self._stream)
+
+
+def _going_on(produce_of: Callable[[StreamInput], Producer]) -> Producer:
+    async def produce(stream: StreamInput, stop: anyio.Event) -> object:
+        return await produce_of(stream)(stream, stop)
+
+    return produce
 
 
 def _told_to_readers(error: BaseException) -> BaseException | ErrorInfo:

@@ -17,6 +17,7 @@ from streamkeep import (
     Limits,
     OffsetOutOfRangeError,
     PublicError,
+    Recovery,
     StreamAlreadyExistsError,
     StreamBusyError,
     StreamCompletedError,
@@ -885,6 +886,161 @@ class StreamsSuite:
         await stream.done()
         assert [info.id for info in await streams.list(owner="ann", key_prefix="ch")] == ["a"]
 
+    # -- going on when a writer has died
+
+    @promise("P24")
+    async def test_a_dead_writers_stream_is_gone_on_with_behind_its_checkpoint(
+        self, streams: StreamManager, elsewhere: StreamManager, mortal: "Mortal"
+    ) -> None:
+        stream = await mortal.streams.open("s", owner="ann", recovery=at_once("go", {"question": "why"}))
+        await stream.write("a", checkpoint={"after": 1})
+        found: list[object] = []
+        async with elsewhere.subscribe("s") as events, anyio.create_task_group() as tasks:
+            tasks.start_soon(take_all, events, found)
+            mortal.die()
+            successor = await gone_on_with(streams, "go")
+            assert (await elsewhere.info("s")).attempt == successor.attempt == 1
+            assert (successor.id, successor.checkpoint, successor.tail) == ("s", {"after": 1}, 2)
+            assert successor.recovery == at_once("go", {"question": "why"})
+            assert successor.metadata == {"owner": "ann"}
+            await successor.write("b")
+            await successor.done("end")
+        assert found == ["a", ("recovering", 1), "b", "end"]
+        mortal.come_back()
+        with pytest.raises((StreamTakenOverError, StreamCompletedError)):
+            await stream.write("late")
+
+    @promise("P24")
+    async def test_a_stream_that_is_released_is_gone_on_with_at_once_and_no_death_is_counted(
+        self, streams: StreamManager, open_manager: OpenManager
+    ) -> None:
+        async with open_manager(grace=LONG) as before:
+            stream = await before.open("s", recovery=Recovery("go", attempts=1, backoff=LONG))
+            await stream.write("a")
+        successor = await gone_on_with(streams, "go")
+        await successor.close()  # here, where others go on
+        successor = await gone_on_with(streams, "go")
+        assert (successor.attempt, successor.checkpoint, successor.recovery) == (
+            0,
+            None,
+            Recovery("go", attempts=1, backoff=LONG),
+        )
+        await successor.done("end")
+        assert await values(streams, "s") == ["a", ("recovering", 0), ("recovering", 0), "end"]
+
+    @promise("P24")
+    async def test_of_all_who_ask_one_goes_on_with_a_stream(
+        self, streams: StreamManager, elsewhere: StreamManager, open_manager: OpenManager
+    ) -> None:
+        async with open_manager(grace=LONG) as before:
+            for number in range(20):
+                await before.open(f"s{number}", recovery=at_once("go" if number else "another"))
+        got: list[str] = []
+        async with anyio.create_task_group() as tasks:
+
+            async def go_on(manager: StreamManager) -> None:
+                async with manager.recoveries("go") as lost:
+                    async for stream in lost:
+                        got.append(stream.id)
+                        await stream.done()
+                        if len(got) == 19:
+                            tasks.cancel_scope.cancel()
+
+            tasks.cancel_scope.deadline = anyio.current_time() + BOUND_SECONDS
+            for number in range(4):
+                tasks.start_soon(go_on, (streams, elsewhere)[number % 2])
+        assert sorted(got) == sorted(f"s{number}" for number in range(1, 20))
+        assert (await streams.info("s0")).is_recovering
+        with anyio.move_on_after(BRIEF.total_seconds()):
+            await gone_on_with(streams, "go")
+            raise AssertionError("nothing is left to go on with")
+
+    @promise("P24")
+    async def test_nobody_goes_on_with_what_has_ended_meanwhile(
+        self, streams: StreamManager, open_manager: OpenManager
+    ) -> None:
+        async with open_manager(grace=LONG) as before:
+            for stream in ("cancelled", "deleted", "resumed", "left"):
+                await before.open(stream, recovery=at_once("go", stream))
+        assert await streams.cancel("cancelled")
+        await streams.delete("deleted")
+        resumed = await streams.open("resumed", resume=True)
+        assert resumed.recovery == at_once("go", "resumed")
+        left = await gone_on_with(streams, "go")
+        assert left.id == "left"
+        with anyio.move_on_after(BRIEF.total_seconds()):
+            await gone_on_with(streams, "go")
+            raise AssertionError("nothing is left to go on with")
+        assert await values(streams, "cancelled") == [("recovering", 0), "CANCELLED"]
+
+    @promise("P24")
+    async def test_a_stream_that_nobody_goes_on_with_ends_in_time(
+        self, streams: StreamManager, open_manager: OpenManager, open_later: OpenManager
+    ) -> None:
+        async with open_manager() as before:
+            await before.open("s", recovery=Recovery("go", within=timedelta(minutes=5)))
+        async with open_later(299 - 10) as later:
+            assert (await later.info("s")).is_recovering
+        async with open_later(301) as later:
+            assert (await later.info("s")).error == "ABORTED"
+        assert await values(streams, "s") == [("recovering", 0), "ABORTED"]
+
+    @promise("P25")
+    async def test_a_checkpoint_is_stored_with_its_chunk_and_forgotten_by_a_restart(
+        self, streams: StreamManager, elsewhere: StreamManager
+    ) -> None:
+        stream = await streams.open("s", recovery=at_once("go"))
+        assert stream.checkpoint is None
+        stream.write_soon("a", checkpoint=1)
+        stream.write_soon("b", checkpoint=[2])
+        stream.write_soon("c")
+        await stream.flush()
+        assert stream.checkpoint == [2]
+        await stream.save_checkpoint({"three": 3})
+        assert (stream.checkpoint, stream.tail) == ({"three": 3}, 3)
+        await stream.restart()
+        assert stream.checkpoint is None
+        await stream.write("d")
+        await stream.done("end")
+        assert await values(elsewhere, "s") == ["a", "b", "c", "restarted", "d", "end"]
+        assert (await elsewhere.info("s")).superseded == 3
+        async with elsewhere.subscribe("s", superseded=False) as events:
+            assert [value_of(event) async for event in events] == ["restarted", "d", "end"]
+        async with elsewhere.subscribe("s", 0, superseded=False) as events:
+            assert [value_of(event) async for event in events] == ["b", "c", "restarted", "d", "end"]
+
+    @promise("P25")
+    @pytest.mark.parametrize("checkpoint", [object(), "a" * 5_000, float("nan")])
+    async def test_what_is_no_checkpoint_is_refused_and_its_chunk_with_it(
+        self, streams: StreamManager, checkpoint: object
+    ) -> None:
+        stream = await streams.open("s", recovery=at_once("go"))
+        for write in (stream.write, stream.write_soon):
+            with pytest.raises(InvalidArgumentError):
+                write("a", checkpoint=checkpoint)
+        with pytest.raises(InvalidArgumentError):
+            await stream.save_checkpoint(checkpoint)
+        await stream.done("end")
+        assert await values(streams, "s") == ["end"]
+
+    @promise("P24")
+    async def test_what_is_no_recovery_is_refused(self, streams: StreamManager) -> None:
+        for recovery in (
+            Recovery(""),
+            Recovery("a" * 256),
+            Recovery("\ud800"),
+            Recovery("go", attempts=0),
+            Recovery("go", backoff=-BRIEF),
+            Recovery("go", within=timedelta(0)),
+            Recovery("go", object()),
+            Recovery("go", "a" * 70_000),
+        ):
+            with pytest.raises(InvalidArgumentError):
+                streams.open("s", recovery=recovery)
+        for names in ((), ("",)):
+            with pytest.raises(InvalidArgumentError):
+                streams.recoveries(*names)
+
     @promise("P23")
     async def test_names_go_with_their_streams_and_no_sooner(
         self, open_storage: Callable[[], Storage], streams: StreamManager, open_later: OpenManager
@@ -974,6 +1130,24 @@ class Mortal:
     def come_back(self) -> None:
         """Go on, as a process that was stopped for long."""
         self.storage.is_down = False
+
+
+def at_once(name: str, input: object = None) -> Recovery:
+    """Give a recovery that waits for nothing."""
+    return Recovery(name, input, backoff=timedelta(0))
+
+
+async def gone_on_with(streams: StreamManager, name: str) -> StreamInput:
+    """Take over the next stream that is to be gone on with."""
+    with anyio.fail_after(BOUND_SECONDS):
+        async with streams.recoveries(name) as lost:
+            return await anext(lost)
+
+
+async def take_all(events: Subscription[Any], found: list[object]) -> None:
+    """Note what all events carry."""
+    async for event in events:
+        found.append(value_of(event))  # noqa: PERF401 - it is looked at while it grows
 
 
 async def resumed(streams: StreamManager, stream: str) -> StreamInput:

@@ -1,0 +1,82 @@
+"""Recoverable: a function that makes a stream's chunks, and makes the rest of them when the process has died that was at it.
+
+What the function is called with is kept with the stream, as JSON. So it is called alike the first time, and in whatever process goes on.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Any, Final, get_type_hints
+
+import msgspec
+
+from .._input import StreamInput
+from .._recovery import Recovery
+from ..errors import InvalidArgumentError
+from ..events import decoder_of, encode_json
+
+_KEYWORDS: Final = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A recoverable function with what it is to be called with: a source for `StreamsHTTP.respond`, and for nothing else.
+
+    Attributes:
+        recovery: what is kept with the stream.
+        function: makes the chunks.
+    """
+
+    recovery: Recovery
+    function: Callable[..., object]
+
+
+class Recoverable:
+    """A function that `StreamsHTTP.recoverable` has registered. Called, by keyword, it gives the source for `respond`.
+
+    Raises (when called) TypeError: it does not take these arguments. InvalidArgumentError: they are not JSON, have more than 64 KiB, or are
+    not what its annotations say.
+    """
+
+    def __init__(
+        self, name: str, function: Callable[..., object], *, attempts: int, backoff: timedelta, within: timedelta
+    ) -> None:
+        self.name = name
+        self._function = function
+        self._terms = partial(Recovery, name, attempts=attempts, backoff=backoff, within=within)
+        self._signature = inspect.signature(function)
+        self._decoders = _decoders(function)
+
+    def __call__(self, **arguments: object) -> Call:
+        """Give the source of a stream whose chunks the function makes with these arguments."""
+        self._signature.bind_partial(**arguments)
+        kept = {name: msgspec.Raw(encode_json(value)) for name, value in arguments.items()}
+        return Call(self._terms(input=kept), self._bound(kept))
+
+    def going_on(self, stream: StreamInput) -> Callable[..., object]:
+        """Give what makes the rest of a stream. InvalidArgumentError: it does not take what was kept, as an older version of it did."""
+        assert stream.recovery is not None
+        return self._bound({name: msgspec.Raw(encode_json(value)) for name, value in (stream.recovery.input or {}).items()})
+
+    def _bound(self, kept: Mapping[str, msgspec.Raw]) -> Callable[..., object]:
+        try:
+            arguments = {name: self._decoders.get(name, msgspec.json.decode)(bytes(data)) for name, data in kept.items()}
+            self._signature.bind_partial(**arguments)
+        except (ValueError, TypeError) as error:  # pydantic's and msgspec's are ValueErrors
+            raise InvalidArgumentError(f"{self.name} does not take these arguments: {error}") from error
+        return partial(self._function, **arguments)
+
+
+def _decoders(function: Callable[..., object]) -> Mapping[str, Callable[[bytes], Any]]:
+    """Give what makes of JSON what the annotations of a function's parameters say. TypeError: they are of what is not made of JSON."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind not in _KEYWORDS for parameter in parameters):
+        raise TypeError("a recoverable function takes its arguments by keyword; before them, if it wants it, the stream")
+    hints = get_type_hints(function)
+    return {
+        parameter.name: decoder_of(hints[parameter.name])
+        for parameter in parameters
+        if hints.get(parameter.name, StreamInput) is not StreamInput
+    }

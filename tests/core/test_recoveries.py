@@ -1,0 +1,344 @@
+"""Going on with streams whose writers have died: how often, how soon, by whom; and what each failure leaves. On virtual time."""
+
+from datetime import timedelta
+
+import anyio
+import pytest
+from tests.core.helpers import Process, core_of, replay
+
+from streamkeep import (
+    Recovery,
+    StorageError,
+    StreamEvent,
+    StreamEventType,
+    StreamInput,
+    StreamManager,
+    StreamManagerClosedError,
+    StreamTakenOverError,
+)
+from streamkeep._lifecycle import FORGET_OPEN_SECONDS, life_of
+from streamkeep._recovery import BELL, PREFIX, entry_id
+from streamkeep.storages.memory import MemoryStorage
+from streamkeep.testing.faults import FaultyStorage
+
+GO = Recovery("go", {"question": "why"}, attempts=2, backoff=timedelta(seconds=8), within=timedelta(minutes=5))
+
+
+async def entries(memory: MemoryStorage) -> list[str]:
+    """Give the ids of all entries."""
+    return [id for id, _ in await memory.scan(PREFIX, 1_000) if id.startswith(PREFIX)]
+
+
+async def next_of(streams: StreamManager) -> StreamInput:
+    async with streams.recoveries("go") as lost:
+        return await anext(lost)
+
+
+async def died(memory: MemoryStorage, stream: str = "s", recovery: Recovery = GO) -> None:
+    """Have a process open a stream, write a chunk, and die."""
+    storage = FaultyStorage(memory)
+    async with StreamManager(storage) as streams:
+        handle = await streams.open(stream, recovery=recovery)
+        await handle.write("a", checkpoint=1)
+        storage.is_down = True
+
+
+async def left(streams: StreamManager) -> None:
+    """Return when the stream has no writer any more."""
+    while (await streams.info("s")).session:  # noqa: ASYNC110 - whoever asks is not told when to ask again
+        await anyio.sleep(0.1)
+
+
+@pytest.mark.promise("P24")
+async def test_so_many_deaths_are_survived_with_a_longer_pause_each_time_and_one_more_is_the_end(
+    streams: StreamManager, memory: MemoryStorage
+) -> None:
+    await died(memory)
+    pauses: list[float] = []
+    for _ in range(2):
+        await left(streams)
+        left_at = anyio.current_time()
+        storage = FaultyStorage(memory)
+        async with StreamManager(storage) as other:
+            _kept = await next_of(other)
+            pauses.append(anyio.current_time() - left_at)
+            storage.is_down = True
+    await left(streams)
+    assert pauses == [pytest.approx(8, abs=0.5), pytest.approx(16, abs=0.5)]
+    assert await replay(streams) == [
+        "a",
+        ("recovering", 1),
+        ("recovering", 2),
+        ("ABORTED", "the writer went away before the stream was completed"),
+    ]
+    with anyio.move_on_after(60):
+        await next_of(streams)
+    assert await entries(memory) == []
+
+
+@pytest.mark.promise("P24")
+async def test_a_death_is_found_although_nobody_reads_the_stream(streams: StreamManager, memory: MemoryStorage) -> None:
+    began_at = anyio.current_time()
+    await died(memory)
+    stream = await next_of(streams)
+    assert stream.attempt == 1
+    assert anyio.current_time() - began_at < 10 + 5 + 8 + 10 + 4  # lease, grace, backoff; a look a lease; the first renewal
+    await stream.done()
+
+
+@pytest.mark.promise("P24")
+async def test_who_looks_for_the_dead_costs_what_runs_and_not_what_is_kept(memory: MemoryStorage) -> None:
+    async with StreamManager(memory, ttl=timedelta(days=2)) as before:
+        for number in range(300):
+            await (await before.open(f"done{number}", recovery=GO)).done()
+        alive = [await before.open(f"open{number}", recovery=GO) for number in range(150)]
+        storage = FaultyStorage(memory)
+        async with StreamManager(storage) as streams:
+            with anyio.move_on_after(600):
+                await next_of(streams)
+        assert storage.calls["scan"] < 2 * 600 / 8 + 10
+        assert storage.calls["read"] < 600 / 2 + 100
+        for stream in alive:
+            await stream.done()
+    assert await entries(memory) == []
+
+
+@pytest.mark.promise("P24")
+async def test_a_storage_that_fails_is_asked_again(memory: MemoryStorage, caplog: pytest.LogCaptureFixture) -> None:
+    storage = FaultyStorage(memory)
+    async with StreamManager(storage) as streams:
+        await (await streams.open("first")).done()
+        await died(memory)
+        found: list[StreamInput] = []
+
+        async def find() -> None:
+            found.append(await next_of(streams))
+
+        async with anyio.create_task_group() as tasks:
+            storage.is_down = True
+            tasks.start_soon(find)
+            await anyio.sleep(30)
+            storage.is_down = False
+        assert found[0].id == "s"
+        await found[0].done()
+    assert len([record for record in caplog.records if "gone on with" in record.message]) == 1
+
+
+@pytest.mark.promise("P24")
+async def test_who_waits_is_told_that_the_manager_is_closed(memory: MemoryStorage) -> None:
+    async with StreamManager(memory) as streams, anyio.create_task_group() as tasks:
+
+        async def wait() -> None:
+            with pytest.raises(StreamManagerClosedError):
+                await next_of(streams)
+
+        tasks.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        await streams.aclose()
+
+
+@pytest.mark.promise("P24")
+async def test_a_writer_that_was_taken_for_dead_leaves_its_stream_to_be_gone_on_with(
+    streams: StreamManager, mortal: Process
+) -> None:
+    stream = await mortal.streams.open("s", recovery=GO)
+    mortal.storage.is_down = True
+    await left(streams)
+    mortal.storage.is_down = False
+    with pytest.raises(StreamTakenOverError):
+        await stream.write("late")
+    successor = await next_of(streams)
+    assert (successor.attempt, successor.recovery) == (1, GO)
+    await successor.done()
+
+
+@pytest.mark.promise("P24")
+async def test_an_entry_lives_as_long_as_its_stream(
+    streams: StreamManager, memory: MemoryStorage, storage: FaultyStorage
+) -> None:
+    stream = await streams.open("s", recovery=GO)
+    (entry,) = await entries(memory)
+    for _ in range(12):
+        storage.ahead_seconds += FORGET_OPEN_SECONDS / 3
+        await stream.write("a")
+        await anyio.sleep(1)
+        page = await memory.read(entry)
+        assert page is not None
+        assert page.head.expires_at > storage.time() + FORGET_OPEN_SECONDS
+    await stream.done()
+    await anyio.sleep(1)
+    assert await entries(memory) == []
+
+
+@pytest.mark.promise("P24")
+async def test_an_entry_that_has_expired_goes_unless_its_stream_is_open(
+    streams: StreamManager, memory: MemoryStorage, storage: FaultyStorage
+) -> None:
+    stream = await streams.open("s", recovery=GO)
+    (kept,) = await entries(memory)
+    await died(memory, "gone")
+    await streams.delete("gone")
+    assert len(await entries(memory)) == 2
+    storage.ahead_seconds = 3 * FORGET_OPEN_SECONDS
+    await streams.sweep()
+    assert await entries(memory) == [kept]
+    await stream.done()
+
+
+@pytest.mark.promise("P24")
+@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("is_lost", [True, False])
+async def test_wherever_a_taking_over_fails_the_stream_is_gone_on_with_in_the_end(
+    memory: MemoryStorage, number: int, *, is_lost: bool
+) -> None:
+    await died(memory)
+    storage = FaultyStorage(memory)
+    async with StreamManager(storage) as streams:
+        await (await streams.open("first")).done()
+        await left(streams)
+        storage.skip("commit", times=number)
+        (storage.lose_answer if is_lost else storage.refuse)("commit")
+        with anyio.fail_after(600):
+            stream = await next_of(streams)
+        await stream.write("b")
+        await stream.done("end")
+        assert await replay(streams) == ["a", ("recovering", 1), "b", ("done", "end")]
+        await anyio.sleep(60)
+    assert [id for id in await entries(memory) if id.startswith(PREFIX + "0.")] == []
+
+
+@pytest.mark.promise("P24")
+async def test_what_is_damaged_is_passed_over(
+    streams: StreamManager, memory: MemoryStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    await died(memory, "a")
+    await died(memory, "b")
+    id, *_ = await entries(memory)
+    page = await memory.read(id)
+    assert page is not None
+    damaged = type(page.head)(page.head.version + 1, 0, b"?", page.head.expires_at)
+    await memory.commit(id, page.head.version, damaged)
+    assert (await next_of(streams)).id in {"a", "b"}
+    assert [record for record in caplog.records if "damaged" in record.message]
+
+
+async def test_the_bell_and_damaged_entries_expire(
+    streams: StreamManager, memory: MemoryStorage, storage: FaultyStorage
+) -> None:
+    await (await streams.open("s", recovery=GO)).close()
+    await anyio.sleep(1)
+    assert await memory.read(BELL) is not None
+    (id,) = await entries(memory)
+    page = await memory.read(id)
+    assert page is not None
+    await memory.commit(id, page.head.version, type(page.head)(page.head.version + 1, 0, b"?", page.head.expires_at))
+    storage.ahead_seconds = 3 * FORGET_OPEN_SECONDS
+    await streams.sweep()
+    assert await memory.read(BELL) is None
+    assert await entries(memory) == []
+
+
+async def test_a_stream_without_its_entry_is_resumed_without_its_input(streams: StreamManager, memory: MemoryStorage) -> None:
+    await (await streams.open("s", recovery=GO)).close()
+    await anyio.sleep(1)
+    (id,) = await entries(memory)
+    page = await memory.read(id)
+    assert page is not None
+    await memory.delete(id, page.head.version)
+    stream = await streams.open("s", resume=True)
+    assert stream.recovery is not None
+    assert stream.recovery.input is None
+    there = await memory.read("s")
+    assert there is not None
+    assert await entries(memory) == [entry_id(core_of(streams).session.name, life_of(there.head).state.life)]
+    await stream.done()
+
+
+async def test_an_open_that_fails_leaves_no_entry(memory: MemoryStorage) -> None:
+    storage = FaultyStorage(memory)
+    async with StreamManager(storage) as streams:
+        await (await streams.open("s")).done()
+        storage.is_down = True
+        with pytest.raises(StorageError):
+            await streams.open("t", recovery=GO)
+        storage.is_down = False
+        await anyio.sleep(200)
+        assert await entries(memory) == []
+
+
+async def test_an_open_that_fails_in_doubt_leaves_no_entry_either(memory: MemoryStorage) -> None:
+    storage = FaultyStorage(memory)
+    async with StreamManager(storage) as streams:
+        await (await streams.open("s")).done()
+        storage.skip("commit")  # of the entry
+        storage.lose_answer("commit")
+        storage.skip("read")  # before the entry
+        storage.refuse("read")
+        with pytest.raises(StorageError):
+            await streams.open("t", recovery=GO)
+        await anyio.sleep(200)
+        assert await memory.read("t") is None
+        assert await entries(memory) == []
+
+
+@pytest.mark.promise("P24")
+async def test_who_is_released_in_its_producers_place_is_told_and_another_goes_on(
+    streams: StreamManager, memory: MemoryStorage
+) -> None:
+    stream = await streams.open("s", recovery=GO)
+    stream.write_soon("a")
+    stream.leave_soon()
+    assert stream.cancelled.is_set()
+    assert stream.end is None
+    with pytest.raises(StreamTakenOverError):
+        await stream.write("b")
+    successor = await next_of(streams)
+    stream.leave_soon()
+    await successor.done("end")
+    assert await replay(streams) == ["a", ("recovering", 0), ("done", "end")]
+
+
+@pytest.mark.promise("P24")
+async def test_a_stream_whose_key_is_anothers_by_now_is_not_gone_on_with(
+    streams: StreamManager, memory: MemoryStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    storage = FaultyStorage(memory)
+    async with StreamManager(storage) as other:
+        await (await other.open("first")).done()
+        storage.skip("commit", times=2)  # of the entry and of the stream
+        claiming = storage.hold("commit")
+        async with anyio.create_task_group() as tasks:
+
+            async def start() -> None:
+                with pytest.raises(StorageError):
+                    await other.open("s", key="chat", recovery=GO)
+
+            tasks.start_soon(start)
+            await claiming.reached.wait()
+            storage.is_down = True
+            claiming.release(StorageError("killed"))
+    successor = await streams.open("t", key="chat")
+    with anyio.move_on_after(60):
+        await next_of(streams)
+    await successor.done()
+    assert [record for record in caplog.records if "stream s is not gone on with" in record.message]
+
+
+async def test_an_entry_that_cannot_be_forgotten_yet_is_reported(
+    streams: StreamManager, storage: FaultyStorage, memory: MemoryStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = await streams.open("one", recovery=GO), await streams.open("two", recovery=GO)
+    await one.done()
+    storage.refuse("read")
+    await anyio.sleep(1)
+    storage.skip("read", times=1)
+    await two.close()
+    storage.refuse("read", times=2)
+    await anyio.sleep(1)
+    assert len([record for record in caplog.records if "the entry of its recovery" in record.message]) == 2
+
+
+def test_an_event_says_whether_its_stream_ends_with_it() -> None:
+    types = StreamEventType
+    assert [type_ for type_ in types if StreamEvent(type_, 0, b"{}").is_terminal] == [types.DONE, types.ERROR]
