@@ -339,6 +339,18 @@ async def test_an_entry_that_cannot_be_forgotten_yet_is_reported(
     assert len([record for record in caplog.records if "the entry of its recovery" in record.message]) == 2
 
 
+async def test_a_stream_that_is_written_here_keeps_its_entry_whoever_thinks_it_has_gone(
+    streams: StreamManager, memory: MemoryStorage
+) -> None:
+    stream = await streams.open("s", recovery=GO)
+    there = await memory.read("s")
+    assert there is not None
+    core_of(streams).let_recovery_go("s", life_of(there.head))
+    await anyio.sleep(1)
+    assert len(await entries(memory)) == 1
+    await stream.done()
+
+
 def test_an_event_says_whether_its_stream_ends_with_it() -> None:
     types = StreamEventType
     assert [type_ for type_ in types if StreamEvent(type_, 0, b"{}").is_terminal] == [types.DONE, types.ERROR]

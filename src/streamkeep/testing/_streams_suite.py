@@ -990,7 +990,6 @@ class StreamsSuite:
         self, streams: StreamManager, elsewhere: StreamManager
     ) -> None:
         stream = await streams.open("s", recovery=at_once("go"))
-        assert stream.checkpoint is None
         stream.write_soon("a", checkpoint=1)
         stream.write_soon("b", checkpoint=[2])
         stream.write_soon("c")
@@ -1036,7 +1035,7 @@ class StreamsSuite:
             Recovery("go", "a" * 70_000),
         ):
             with pytest.raises(InvalidArgumentError):
-                streams.open("s", recovery=recovery)
+                await streams.open("s", recovery=recovery)
         for names in ((), ("",)):
             with pytest.raises(InvalidArgumentError):
                 streams.recoveries(*names)
