@@ -5,6 +5,7 @@ import signal
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -97,9 +98,7 @@ class Rounds:
                     tasks.start_soon(self._read, reading)
                 for _ in range(kills):
                     seen = [len(reading.events) for _, reading in readings]
-                    await until(
-                        lambda seen=seen: all(r.is_over or len(r.events) > n for n, (_, r) in zip(seen, readings, strict=True))
-                    )
+                    await until(partial(_all_have_more, readings, seen))
                     if all(reading.is_over for _, reading in readings):
                         break
                     await self._end(self.random.choice(self.servers))
@@ -148,6 +147,10 @@ class Rounds:
             except httpx.TransportError:
                 pass  # killed, or not up again yet
             await anyio.sleep(PAUSE_SECONDS)
+
+
+def _all_have_more(readings: Sequence[tuple[str, Reading]], than: Sequence[int]) -> bool:
+    return all(reading.is_over or len(reading.events) > before for before, (_, reading) in zip(than, readings, strict=True))
 
 
 @asynccontextmanager

@@ -70,7 +70,7 @@ class Recoverable:
 
 
 def _decoders(function: Callable[..., object]) -> Mapping[str, Callable[[bytes], Any]]:
-    """Give what makes of JSON what the annotations of a function's parameters say. TypeError: they are of what is not made of JSON."""
+    """Give what makes of JSON what the annotations of a function's parameters say. TypeError: they are not all given by keyword."""
     parameters = inspect.signature(function).parameters.values()
     if any(parameter.kind not in _KEYWORDS for parameter in parameters):
         raise TypeError("a recoverable function takes its arguments by keyword; before them, if it wants it, the stream")
