@@ -30,6 +30,8 @@ from ._input import StreamInput as AsyncStreamInput
 from ._listing import StreamInfo, StreamPage, StreamStatus
 from ._loop_thread import LoopThread, LoopThreads
 from ._manager import StreamManager as AsyncStreamManager
+from ._recoveries import Recoveries as AsyncRecoveries
+from ._recovery import Recovery
 from ._subscription import Subscription as AsyncSubscription
 from .errors import StreamManagerClosedError, WrongEventLoopError
 from .events import ErrorInfo, StreamEvent
@@ -96,6 +98,7 @@ class StreamManager:
         key: str | None = None,
         run: str | None = None,
         replace: bool = False,
+        recovery: Recovery | None = None,
     ) -> "StreamInput":
         """Create a stream and give its one writer. Arguments and errors are those of `streamkeep.StreamManager.open`."""
         loop = self._running()
@@ -111,6 +114,7 @@ class StreamManager:
                 key=key,
                 run=run,
                 replace=replace,
+                recovery=recovery,
             )
 
         return StreamInput(loop, loop.call(opened))
@@ -123,6 +127,7 @@ class StreamManager:
         *,
         last: int | None = None,
         follow: bool = True,
+        superseded: bool = True,
         idle_timeout: timedelta | None = None,
     ) -> "Subscription[Any]": ...
 
@@ -134,6 +139,7 @@ class StreamManager:
         *,
         last: int | None = None,
         follow: bool = True,
+        superseded: bool = True,
         chunk_type: type[T],
         output_type: type[Any] | None = None,
         idle_timeout: timedelta | None = None,
@@ -146,6 +152,7 @@ class StreamManager:
         *,
         last: int | None = None,
         follow: bool = True,
+        superseded: bool = True,
         chunk_type: Any = None,
         output_type: type[Any] | None = None,
         idle_timeout: timedelta | None = None,
@@ -161,11 +168,17 @@ class StreamManager:
                 after,
                 last=last,
                 follow=follow,
+                superseded=superseded,
                 chunk_type=chunk_type,
                 output_type=output_type,
                 idle_timeout=idle_timeout,
             ),
         )
+
+    def recoveries(self, *names: str, encode: Encode | None = None) -> "Recoveries":
+        """Give streams to go on with, in a `with` block: `for stream in lost`. See `streamkeep.StreamManager.recoveries`."""
+        loop = self._running()
+        return Recoveries(loop, loop.entered.recoveries(*names, encode=encode))
 
     def cancel(self, stream: str) -> bool:
         """See `streamkeep.StreamManager.cancel`."""
@@ -250,14 +263,37 @@ class StreamInput:
         """What it was opened under; empty if under nothing."""
         return self._stream.key
 
-    def write(self, chunk: object) -> int:
-        """Store a chunk, and give its offset when it is as durable as the storage promises. Raises as `streamkeep.StreamInput.write`."""
-        return self._loop.call(self._stream.write, chunk)
+    @property
+    def recovery(self) -> Recovery | None:
+        """How it is gone on with, as it was given to `open`; None: not at all."""
+        return self._stream.recovery
 
-    def write_soon(self, chunk: object) -> int:
+    @property
+    def attempt(self) -> int:
+        """How many writers of the stream have died before this one."""
+        return self._stream.attempt
+
+    @property
+    def checkpoint(self) -> Any:  # noqa: ANN401 - whatever JSON it was
+        """The last checkpoint that is stored: see `streamkeep.StreamInput.checkpoint`."""
+        return self._stream.checkpoint
+
+    def write(self, chunk: object, *, checkpoint: object = None) -> int:
+        """Store a chunk, and give its offset when it is as durable as the storage promises. Raises as `streamkeep.StreamInput.write`."""
+        return self._loop.call(partial(self._stream.write, chunk, checkpoint=checkpoint))
+
+    def write_soon(self, chunk: object, *, checkpoint: object = None) -> int:
         """Queue a chunk and give its offset at once: see `streamkeep.StreamInput.write_soon`."""
         self._loop.check()
-        return self._stream.write_soon(chunk)
+        return self._stream.write_soon(chunk, checkpoint=checkpoint)
+
+    def save_checkpoint(self, checkpoint: object) -> None:
+        """Store a checkpoint without a chunk: see `streamkeep.StreamInput.save_checkpoint`."""
+        self._loop.call(self._stream.save_checkpoint, checkpoint)
+
+    def restart(self) -> None:
+        """Begin the answer again: see `streamkeep.StreamInput.restart`."""
+        self._loop.call(self._stream.restart)
 
     def flush(self) -> None:
         """Return once everything that was queued is stored. Raises as `write` does."""
@@ -286,6 +322,28 @@ class StreamInput:
         except (StreamManagerClosedError, WrongEventLoopError):
             if exc is None:
                 raise
+
+
+class Recoveries:
+    """Streams to be gone on with here, as `StreamManager.recoveries` gives them; see `streamkeep.Recoveries`."""
+
+    def __init__(self, loop: Loop, lost: AsyncRecoveries) -> None:
+        self._loop = loop
+        self._lost = lost
+
+    def __enter__(self) -> Self:
+        self._loop.call(self._lost.__aenter__)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if not self._loop.is_over:
+            self._loop.call(self._lost.__aexit__)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> StreamInput:
+        return StreamInput(self._loop, self._loop.call(self._lost.__anext__))
 
 
 class Cancelled:

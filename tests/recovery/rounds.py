@@ -87,7 +87,7 @@ class Rounds:
     async def round(self, kills: int, *, ways: Sequence[Way] = WAYS) -> None:
         """Ask, kill so many times while the answers come, and note what is wrong with what the readers have in the end."""
         number = self.answers
-        asked = {f"q{number}-{place}": way for place, way in enumerate(ways)}
+        asked: dict[str, Way] = {f"q{number}-{place}": way for place, way in enumerate(ways)}
         self.answers += len(asked)
         readings = [(question, Reading(f"{way}-{question}")) for question, way in asked.items() for _ in range(READERS)]
         with anyio.move_on_after(BOUND_SECONDS) as bound:

@@ -11,8 +11,7 @@ from openai import AsyncOpenAI
 from tests.recovery.provider import WORD_SECONDS, words_of
 
 from streamkeep import StreamInput, StreamManager
-from streamkeep.http import SSEFraming, StreamsHTTP
-from streamkeep.http.recovery import Call
+from streamkeep.http import Recoverable, SSEFraming, StreamsHTTP
 
 Way = Literal["attached", "counted", "again"]
 """By attaching to a provider's generation; from where it was; from the start."""
@@ -67,11 +66,11 @@ def app_of(provider: str) -> FastAPI:
             yield word
             await anyio.sleep(WORD_SECONDS)
 
-    calls = {"attached": attached, "counted": counted, "again": again}
+    calls: dict[Way, Recoverable] = {"attached": attached, "counted": counted, "again": again}
 
     @app.post("/ask/{way}/{question}")
     async def ask(request: Request, way: Way, question: str) -> Response:
-        call: Call = calls[way](question=question)
+        call = calls[way](question=question)
         return await streams_http.respond(request, call, id=f"{way}-{question}", framing=SSEFraming(retry_seconds=0.1))
 
     @app.get("/answers/{stream}")

@@ -23,6 +23,7 @@ from streamkeep import (
     InvalidArgumentError,
     KeyInUseError,
     PublicError,
+    Recovery,
     StorageError,
     StreamAlreadyExistsError,
     StreamInputClosedError,
@@ -391,3 +392,28 @@ def test_a_child_that_was_forked_while_another_thread_was_starting_starts_anew(u
         assert in_child(lambda: [*streams.list()]) == "[]"
     assert [*streams.list()] == []
     streams.close()
+
+
+def test_streams_that_were_left_are_gone_on_with(url: str) -> None:
+    with StreamManager.connect(url) as before, before.open("s", recovery=Recovery("go", {"question": "why"})) as stream:
+        stream.write("a", checkpoint=1)
+        stream.save_checkpoint(2)
+    with StreamManager.connect(url) as streams:
+        with streams.recoveries("go") as lost:
+            stream = next(lost)
+        assert (stream.id, stream.recovery, stream.attempt) == ("s", Recovery("go", {"question": "why"}), 0)
+        assert (stream.checkpoint, stream.tail) == (2, 2)
+        stream.restart()
+        stream.write_soon("b", checkpoint=1)
+        stream.done("end")
+        types = [str(event.type) for event in streams.subscribe("s")]
+        assert types == ["chunk", "recovering", "restarted", "chunk", "done"]
+        assert values(streams, "s", after=2) == ["b", "end"]
+        assert [str(event.type) for event in streams.subscribe("s", superseded=False)] == ["restarted", "chunk", "done"]
+
+
+def test_who_waits_for_streams_to_go_on_with_is_told_that_the_manager_is_closed(streams: StreamManager) -> None:
+    with streams.recoveries("go") as lost:
+        threading.Timer(0.2, streams.close).start()
+        with pytest.raises(StreamManagerClosedError):
+            next(lost)
