@@ -8,12 +8,12 @@ import base64
 import re
 import socket
 import ssl
-from collections.abc import Coroutine, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from queue import Empty, SimpleQueue
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 import anyio
@@ -25,8 +25,6 @@ try:
     import httpx2
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("streamkeep.client needs httpx2: pip install 'streamkeep[client]'", name=error.name) from error
-
-R = TypeVar("R")
 
 MAX_REDIRECTS: Final = 5
 CLOSE_SECONDS: Final = 5.0
@@ -276,16 +274,6 @@ class _BlockingAnswer:
         """See `Answer`."""
         self._network.forget()
         self._response.close()
-
-
-def ran(coroutine: Coroutine[object, None, R]) -> R:
-    """Run what awaits nothing but a `BlockingNetwork`, and so never waits as tasks do; give what it gives."""
-    try:
-        coroutine.send(None)
-    except StopIteration as end:
-        result: R = end.value
-        return result
-    raise RuntimeError("this awaits something else than a BlockingNetwork")
 
 
 def _socket_of(stream: object) -> socket.socket | None:

@@ -14,11 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
+from .._background import ran
 from ..events import StreamEvent
 from ..wire import ServerSentEvent
 from ._calls import READ_TIMEOUT, body_of, events_dialect, flow_dialect, flow_output, output_of, stopped, subscribe_dialect
 from ._handles import EventsHandle, FlowHandle, Handle
-from ._network import BlockingNetwork, ran
+from ._network import BlockingNetwork
 from ._reading import Reading
 from ._retry import Retry
 
