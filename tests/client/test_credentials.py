@@ -74,6 +74,24 @@ async def test_a_url_that_is_none_is_not_repeated_in_parts(form: Form, url: str)
     assert "percent-encoded" in str(refused.value)
 
 
+@pytest.mark.parametrize("behind", ["/se@cret/s", "/se/s@cret", "?se@cret", "#se@cret"])
+@pytest.mark.parametrize("user", ["", "me:mine@"])
+async def test_what_stands_before_a_password_with_a_slash_is_no_server_that_gets_credentials(
+    form: Form, behind: str, user: str
+) -> None:
+    headers = {} if user else {"Authorization": "Bearer mine"}
+    async with told(answer(EVENT), answer(EVENT)) as server:
+        url = server.url.replace("//", f"//{user}")
+        for name in ("events", "subscribe", "stream_flow"):
+            with pytest.raises(InvalidArgumentError, match="%40") as refused:
+                await form.read(name, url + behind, headers=headers)
+            assert "cret" not in str(refused.value)
+        assert server.requests == []
+        await form.read("events", url + behind.replace("@", "%40"), headers=headers)
+        await form.read("events", server.url + behind)  # which has nothing to lose
+    assert len(server.requests) == 2
+
+
 @pytest.mark.parametrize("url", ["http://sec:ret@h/", "http://se/cret@h/", "http://se#cret@h/", "http://[se@cret/"])
 def test_a_storage_does_not_repeat_its_url_either(url: str) -> None:
     with pytest.raises(InvalidArgumentError) as refused:
