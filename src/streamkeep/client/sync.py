@@ -198,7 +198,7 @@ def stop(
 
 class _Blocking(Handle[E]):
     def __enter__(self) -> Self:
-        ran(self._begun().enter())
+        ran(self._enter())
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -209,10 +209,9 @@ class _Blocking(Handle[E]):
 
         Who reads in another thread is woken, and told by a RuntimeError, for this is no end of the stream. While a connection is made that
         takes until it is, 10 seconds at most; over a `client` of your own until the head of an answer is there, and with HTTP/2 until
-        anything comes, such as a heartbeat.
+        anything comes, such as a heartbeat. Who enters it behind that is told so, too.
         """
-        if self._reading is not None:
-            ran(self._reading.leave())
+        ran(self._leave())
 
     def __iter__(self) -> Self:
         return self
