@@ -5,6 +5,7 @@ import errno
 import gc
 import json
 import os
+import signal
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import nullcontext
@@ -198,6 +199,27 @@ def test_a_manager_is_made_for_each_start() -> None:
         threads.close()
     assert len(made) == 2
     assert not any(manager.is_running for manager in made)
+
+
+def test_ctrl_c_of_a_program_that_has_streams_cancels_the_main_task_of_asyncio() -> None:
+    cancelled = list[bool]()
+
+    async def main() -> None:
+        os.kill(os.getpid(), signal.SIGINT)  # which is no KeyboardInterrupt here
+        try:
+            await asyncio.sleep(BOUND_SECONDS)
+        finally:
+            cancelled.append(True)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with StreamsThread("memory://") as threads:
+            with pytest.raises(KeyboardInterrupt):
+                asyncio.run(main())
+            assert threads.respond(scope_of(ENVIRON), ["a"]).status == 200
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert cancelled == [True]
 
 
 SERVERS: Final[dict[str, tuple[dict[str, Any], bool]]] = {

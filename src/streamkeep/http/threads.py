@@ -43,6 +43,8 @@ HEARTBEAT: Final = timedelta(seconds=5)
 """A WSGI server learns that a client has gone when a write to it fails, and has no thread for others until then."""
 LAST_SECONDS: Final = 2.0
 """How long answers may take to end when all else has been left."""
+LAST_BYTES_SECONDS: Final = 0.5
+"""How long answers may take to be told whole, and to be sent, when the producers have ended."""
 HOP_BY_HOP: Final = frozenset({"connection", "keep-alive", "transfer-encoding", "upgrade"})
 """Headers that are the server's own, and that a WSGI app must not give (PEP 3333)."""
 
@@ -255,6 +257,8 @@ class Serving:
     def __init__(self, http: StreamsHTTP) -> None:
         self.http = http
         self.tasks = Background()
+        self.bodies = set[Pipe]()
+        """Those that nobody has left yet."""
 
 
 @asynccontextmanager
@@ -264,6 +268,11 @@ async def _serving(http: StreamsHTTP) -> AsyncGenerator[Serving]:
     try:
         async with http:
             yield serving
+            # A server that is asked to stop waits for its responses first; at the end of a program nobody does.
+            await http.drain()
+            with anyio.move_on_after(LAST_BYTES_SECONDS):
+                for body in tuple(serving.bodies):
+                    await body.sent()
     finally:
         with anyio.move_on_after(LAST_SECONDS, shield=True):
             serving.tasks.stop()
@@ -539,6 +548,7 @@ async def _taken(running: Running, scope: Scope, answer: Answer, body: bytes = b
     except BaseException:
         pipe.leave()
         raise
+    running.entered.bodies.add(pipe)
     return Taken(status, headers, pipe, answer.stream, answer.started)
 
 
@@ -609,6 +619,12 @@ class Pipe:
         await self._over.wait()
         return b"".join(self._ready)
 
+    async def sent(self) -> None:
+        """Return when all of it has been sent, or it is cut, or nobody wants it. Servers close what they have sent (PEP 3333)."""
+        await self._over.wait()
+        if self._is_whole:
+            await self._left.wait()
+
     def _put(self, body: bytes) -> None:
         with self._lock:
             waiting, self._waiting = self._waiting, None
@@ -650,6 +666,7 @@ class Pipe:
     def _leave(self) -> None:
         self._left.set()
         self._make_room()
+        self._running.entered.bodies.discard(self)
 
     def _make_room(self) -> None:
         self._room.set()
