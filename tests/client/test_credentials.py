@@ -4,11 +4,12 @@ import logging
 import traceback
 from base64 import b64encode
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from uuid import uuid4
 
 import httpx2
 import pytest
-from tests.client.forms import Form, answer, told
+from tests.client.forms import Form, answer, cut, told
 
 from streamkeep import InvalidArgumentError, UnexpectedAnswerError
 from streamkeep._credentials import is_loopback
@@ -185,3 +186,21 @@ async def test_from_http_to_https_of_a_host_only_what_has_no_authorization_is_le
         with pytest.raises(UnexpectedAnswerError, match="https://example/s"):
             await events("http://example/s", client=own).__aenter__()
     assert [url.scheme for url in asked] == ["http", "https", "http", "http", "http"]
+
+
+async def test_a_secret_in_a_query_is_in_no_error_and_no_log_of_ours(form: Form, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    shown = list[str]()
+    for answers in (
+        [cut(b""), cut(b""), cut(EVENT), answer(b"", status=b"403 No")],
+        [answer(b"", content_type=b"text/html")],
+        [cut(b"")],
+    ):
+        async with told(*answers) as server:
+            had = await form.read(
+                "events", server.url + "/s?signature=secret", retry=Retry(tries=3, first=timedelta(milliseconds=1))
+            )
+        shown += traceback.format_exception(had.error) if had.error else []
+    ours = [record.getMessage() for record in caplog.records if record.name == "streamkeep"]
+    assert (len(shown) > 0, len(ours) > 0) == (True, True)
+    assert "secret" not in "".join(ours) + "".join(line for line in shown if not line.startswith("  File"))
