@@ -14,6 +14,7 @@ import anyio
 import httpx
 import msgspec
 import pytest
+from fastapi import FastAPI
 from tests.engines.http import TOKEN, Server
 from tests.http.servers import serving
 from tests.network.proxy import End, Fate, bad_network
@@ -117,6 +118,16 @@ async def test_a_function_may_say_who_is_trusted() -> None:
             with pytest.raises(StorageError, match=f"does not trust who asks: {code}"):
                 async with RemoteStreamManager(url, headers=headers):
                     pass
+
+
+async def test_it_runs_while_an_app_does_whose_lifespan_it_is() -> None:
+    storage_http = StorageHTTP("memory://", trust=lambda _: True)
+    app = FastAPI(lifespan=storage_http.lifespan)
+    app.mount("/storage", storage_http)
+    async with serving(app) as url, RemoteStreamManager(f"{url}/storage") as streams, streams.open("s") as stream:
+        await stream.done()
+        assert storage_http.streams.is_running
+    assert not storage_http.streams.is_running
 
 
 async def test_a_certificate_may_say_who_asks_and_an_authority_of_ones_own_who_answers(
