@@ -321,9 +321,8 @@ def _request(client: httpx2.AsyncClient | httpx2.Client, call: Call, timeout: ht
         headers = [(name.encode(), value.encode()) for name, value in call.headers.items()]
         request = client.build_request(call.method, call.url, headers=headers, content=call.body, timeout=timeout)
         request.url = request.url.copy_merge_params(dict(call.query))
-        parts = urlsplit(
-            call.url
-        )  # which is stricter, and shows who is asked: a password with a bracket has to be written in escapes
+        # Which is stricter, and shows who is asked: a password with a bracket has to be written in escapes.
+        parts = urlsplit(call.url)
     except (httpx2.InvalidURL, TypeError, ValueError):
         # Not in its words: of a URL that is cut in the wrong place they may be half of a password.
         raise InvalidArgumentError(f"the request cannot be sent: {_NO_URL}") from None

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from queue import SimpleQueue
 from typing import Any, Final, Protocol, Self, TypedDict, TypeVar, Unpack
+from weakref import WeakSet
 
 import anyio
 
@@ -257,8 +258,8 @@ class Serving:
     def __init__(self, http: StreamsHTTP) -> None:
         self.http = http
         self.tasks = Background()
-        self.bodies = set[Pipe]()
-        """Those that nobody has left yet."""
+        self.bodies = WeakSet[Pipe]()
+        """What streams, or is still being sent."""
 
 
 @asynccontextmanager
@@ -666,7 +667,6 @@ class Pipe:
     def _leave(self) -> None:
         self._left.set()
         self._make_room()
-        self._running.entered.bodies.discard(self)
 
     def _make_room(self) -> None:
         self._room.set()
