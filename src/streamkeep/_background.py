@@ -7,9 +7,9 @@ logged, once, and ends that one.
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import anyio
 from anyio import CancelScope
@@ -17,6 +17,8 @@ from anyio import CancelScope
 from .errors import WrongEventLoopError
 
 logger: Final = logging.getLogger("streamkeep")
+
+R = TypeVar("R")
 
 Run = Callable[[], Awaitable[None]]
 
@@ -238,3 +240,16 @@ def is_cancelled_here() -> bool:
     """Say whether somebody has cancelled the task of asyncio's that runs here; True where there is none."""
     task = asyncio.current_task() if is_asyncio_here() else None
     return task is None or task.cancelling() > 0
+
+
+def ran(coroutine: Coroutine[object, object, R]) -> R:
+    """Run what awaits nothing but what blocks its thread instead, and so never waits as tasks do; give what it gives.
+
+    So what is done is written once, for those who await and those who do not. It may be called where an event loop runs.
+    """
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        result: R = end.value
+        return result
+    raise RuntimeError("this awaits something that does not block")

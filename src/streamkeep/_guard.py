@@ -19,7 +19,7 @@ class GuardedStorage:
         self.storage = storage
 
     async def __aenter__(self) -> Self:
-        await self.storage.__aenter__()
+        await _translating(self.storage.__aenter__)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:

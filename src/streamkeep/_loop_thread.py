@@ -10,8 +10,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from contextvars import Context, copy_context
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -66,6 +66,12 @@ class LoopThreads(Generic[T]):
         All who come while it starts wait for that one start, and are told when it fails, each by what entering raises; who comes behind
         that starts anew. StorageUnavailableError: it takes too long. RuntimeError: threads are greenlets of gevent's.
         """
+        running = self.starting()
+        running.wait()
+        return running
+
+    def starting(self) -> "LoopThread[T]":
+        """Do what `running` does, but wait for nothing: it has started when its `wait`, or `wait_async`, returns."""
         check_threads()
         with self._lock:
             running = self._running
@@ -75,7 +81,6 @@ class LoopThreads(Generic[T]):
                 closing = finalize(self, running.close)  # at the end of the program, too
                 self._at_end = closing.detach
             running.start()
-        running.wait()
         return running
 
     def close(self) -> None:
@@ -112,7 +117,7 @@ class LoopThread(Generic[T]):
         self._leave: Callable[[], object] = _nothing
         self._is_started = self._is_closed = self._is_left = False
         self._failure: BaseException | None = None
-        self._starting: set[SimpleQueue[None]] = set()
+        self._starting: set[Callable[[], object]] = set()  # those who are told when that is over, in any thread
         self._calls: set[_Call] = set()
 
     @property
@@ -128,22 +133,41 @@ class LoopThread(Generic[T]):
 
     def wait(self) -> None:
         """Return when something is entered. Raises what entering raises; StorageUnavailableError: that takes too long."""
-        if self._is_started:
-            return
-        if self._is_closed and self._thread.ident is None:  # by a signal's handler, before it was started
-            raise _closed()
         told = SimpleQueue[None]()
-        self._starting.add(told)
+        with self._told_of_start(lambda: told.put(None)) as is_starting:
+            if is_starting:
+                with suppress(Empty):
+                    told.get(timeout=self._seconds_left())
+        self._check_started()
+
+    async def wait_async(self) -> None:
+        """Do what `wait` does, in another event loop, and without a thread."""
+        told, loop = anyio.Event(), loop_here()
+        with self._told_of_start(lambda: loop.call(told.set)) as is_starting:
+            if is_starting:
+                with anyio.move_on_after(self._seconds_left()):
+                    await told.wait()
+        self._check_started()
+
+    @contextmanager
+    def _told_of_start(self, tell: Callable[[], object]) -> Generator[bool]:
+        """Have something called when the start is over, while within; False: it is already, or will not be."""
+        self._starting.add(tell)
         try:
-            if not self._is_started and not self._is_left:
-                told.get(timeout=max(0, self._give_up_at - time.monotonic()))
-        except Empty:
-            raise self._too_slow() from None
+            never = self._is_closed and self._thread.ident is None  # by a signal's handler, before it was started
+            yield not (self._is_started or self._is_left or never)
         finally:
-            self._starting.discard(told)
+            self._starting.discard(tell)
+
+    def _seconds_left(self) -> float:
+        return max(0.0, self._give_up_at - time.monotonic())
+
+    def _check_started(self) -> None:
         match self._failure:
-            case None:
+            case None if self._is_started:
                 return
+            case None:
+                raise _closed() if self._thread.ident is None else self._too_slow()
             case Exception() as failure:
                 raise fresh(failure) from failure
             case failure:
@@ -204,13 +228,18 @@ class LoopThread(Generic[T]):
             self.soon(lambda: loop.spawn(function, Context(), _nothing))
 
     def close(self) -> None:
-        """Leave what is entered, and end the thread. It can be called again, and is nothing in a forked child."""
+        """Leave what is entered, and end the thread. It can be called again, and is nothing in a forked child.
+
+        A start that blocks its event loop is waited for a second, no longer: the program may be at its end. What it enters is left then.
+        """
         if self.is_over:
             return
         self._is_closed = True
         self.soon(self._leave_now)
         if self._thread.ident not in {None, get_ident()}:  # it may be the garbage collector that calls
-            self._thread.join()
+            self._thread.join(None if self._is_started else LEAVE_SECONDS)
+            if self._is_started:  # by now
+                self._thread.join()
 
     def _leave_now(self) -> None:
         self._leave()  # what it is by now
@@ -234,8 +263,7 @@ class LoopThread(Generic[T]):
             self._failure = error
         finally:
             self._is_left = True
-            for told in tuple(self._starting):
-                told.put(None)
+            self._tell_of_start()
             for call in tuple(self._calls):
                 self._end(call)
 
@@ -254,8 +282,7 @@ class LoopThread(Generic[T]):
         self._tasks.begin()
         self.entered = entered
         self._is_started = True
-        for told in tuple(self._starting):
-            told.put(None)
+        self._tell_of_start()
         try:
             if not self._is_closed:
                 await stop.wait()
@@ -265,6 +292,11 @@ class LoopThread(Generic[T]):
             finally:
                 self._tasks.stop()
                 await self._tasks.wait()
+
+    def _tell_of_start(self) -> None:
+        for tell in tuple(self._starting):
+            with suppress(RuntimeError):  # whoever waits has ended with its event loop
+                tell()
 
     def _too_slow(self) -> StorageUnavailableError:
         return StorageUnavailableError(f"the storage could not be opened within {self._start_seconds:g} seconds")

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import replace as replace_
 from datetime import timedelta
 from functools import partial
+from ssl import SSLContext
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, get_args, overload
 
@@ -515,11 +516,12 @@ class RemoteStreamManager(StreamManager):
     """A StreamManager over the streams of a server, which has a `streamkeep.http.StorageHTTP` under `url`. Extra: `streamkeep[client]`.
 
     It does all that a StreamManager does, and its writers live and die with this process: the server keeps what they have written, and
-    nothing else. `StreamManager.connect(url)` is the same without `headers`.
+    nothing else. `StreamManager.connect(url)` is the same without `headers` and `ssl_context`.
 
     Args:
         url: `https://host/path`, or `https://TOKEN@host/path`; see `streamkeep.storages.http.HTTPStorage`.
         headers: more headers of each request.
+        ssl_context: whom to believe, and the client's certificate.
         ttl: as for `StreamManager`, and so is all below.
         lease: so long after the last sign of life that was seen of it, this manager's writers may be taken over from.
         grace: how long after the lease a stream is left for another writer.
@@ -532,13 +534,14 @@ class RemoteStreamManager(StreamManager):
         url: str,
         *,
         headers: Mapping[str, str] | None = None,
+        ssl_context: SSLContext | None = None,
         ttl: timedelta = timedelta(minutes=5),
         lease: timedelta = timedelta(seconds=10),
         grace: timedelta = timedelta(seconds=5),
         limits: Limits | None = None,
         encode: Encode | None = None,
     ) -> None:
-        make_storage = partial(http_storage, url, headers)
+        make_storage = partial(http_storage, url, headers, ssl_context)
         super().__init__(make_storage(), ttl=ttl, lease=lease, grace=grace, limits=limits, encode=encode)
         self._make_storage = make_storage
 

@@ -4,11 +4,12 @@ import logging
 import traceback
 from base64 import b64encode
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from uuid import uuid4
 
 import httpx2
 import pytest
-from tests.client.forms import Form, answer, told
+from tests.client.forms import Form, answer, cut, told
 
 from streamkeep import InvalidArgumentError, UnexpectedAnswerError
 from streamkeep._credentials import is_loopback
@@ -72,6 +73,24 @@ async def test_a_url_that_is_none_is_not_repeated_in_parts(form: Form, url: str)
     words = [line for line in shown.splitlines() if not line.startswith(" ")]  # a line of code in this file may say it
     assert "sec" not in "\n".join(words)
     assert "percent-encoded" in str(refused.value)
+
+
+@pytest.mark.parametrize("behind", ["/se@cret/s", "/se/s@cret", "?se@cret", "#se@cret"])
+@pytest.mark.parametrize("user", ["", "me:mine@"])
+async def test_what_stands_before_a_password_with_a_slash_is_no_server_that_gets_credentials(
+    form: Form, behind: str, user: str
+) -> None:
+    headers = {} if user else {"Authorization": "Bearer mine"}
+    async with told(answer(EVENT), answer(EVENT)) as server:
+        url = server.url.replace("//", f"//{user}")
+        for name in ("events", "subscribe", "stream_flow"):
+            with pytest.raises(InvalidArgumentError, match="%40") as refused:
+                await form.read(name, url + behind, headers=headers)
+            assert "cret" not in str(refused.value)
+        assert server.requests == []
+        await form.read("events", url + behind.replace("@", "%40"), headers=headers)
+        await form.read("events", server.url + behind)  # which has nothing to lose
+    assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize("url", ["http://sec:ret@h/", "http://se/cret@h/", "http://se#cret@h/", "http://[se@cret/"])
@@ -167,3 +186,21 @@ async def test_from_http_to_https_of_a_host_only_what_has_no_authorization_is_le
         with pytest.raises(UnexpectedAnswerError, match="https://example/s"):
             await events("http://example/s", client=own).__aenter__()
     assert [url.scheme for url in asked] == ["http", "https", "http", "http", "http"]
+
+
+async def test_a_secret_in_a_query_is_in_no_error_and_no_log_of_ours(form: Form, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    shown = list[str]()
+    for answers in (
+        [cut(b""), cut(b""), cut(EVENT), answer(b"", status=b"403 No")],
+        [answer(b"", content_type=b"text/html")],
+        [cut(b"")],
+    ):
+        async with told(*answers) as server:
+            had = await form.read(
+                "events", server.url + "/s?signature=secret", retry=Retry(tries=3, first=timedelta(milliseconds=1))
+            )
+        shown += traceback.format_exception(had.error) if had.error else []
+    ours = [record.getMessage() for record in caplog.records if record.name == "streamkeep"]
+    assert (len(shown) > 0, len(ours) > 0) == (True, True)
+    assert "secret" not in "".join(ours) + "".join(line for line in shown if not line.startswith("  File"))

@@ -138,6 +138,15 @@ async def test_the_output_can_be_waited_for_without_the_chunks(ours: str) -> Non
         assert await run.output() == {"counted": 600}
 
 
+async def test_a_server_need_not_say_of_what_type_the_rest_of_a_run_is(form: Form) -> None:
+    """As Genkit's Express handler does not."""
+    first = answer(b'data: {"message":1}\n\n', headers=b"X-Genkit-Stream-Id: s\r\n", content_type=b"text/plain")
+    body = b'data: {"message":1}\n\ndata: {"message":2}\n\ndata: {"result":3}\n\n'
+    async with told(first, b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)) as server:
+        had = await form.read("stream_flow", server.url, "in")
+    assert (had.events, had.output, had.error) == ([1, 2], 3, None)
+
+
 async def test_an_error_of_the_transport_is_none_of_the_flow(form: Form) -> None:
     failing = (
         b'data: {"message":1,"offset":0}\n\ndata: {"error":{"status":"UNAVAILABLE","message":"m"}}\n\nerror: {"error":{}}\n\n'

@@ -176,3 +176,28 @@ async def test_a_signal_handler_may_leave_what_its_own_thread_reads() -> None:
     assert said.splitlines()[0] == b"a"
     assert b"left" in said
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("name", ["events", "subscribe", "stream_flow"])
+async def test_who_enters_what_was_closed_is_told_so(form: Form, name: str) -> None:
+    async with told() as server:
+        reader = Reader(form, name, server.url)
+        await reader.leave()
+        await reader.run()
+        assert "closed before it was entered" in str(reader.error)
+    assert server.requests == []
+
+
+async def test_who_enters_while_another_thread_closes_it_is_told_so(form: Form) -> None:
+    async with told() as server:
+        reader = Reader(form, "events", server.url)
+        read = reader.handle._read
+
+        def closed_meanwhile() -> Any:
+            reader.handle._is_left = True  # by who has found nothing to leave
+            return read()
+
+        reader.handle._read = closed_meanwhile
+        await reader.run()
+        assert "this has been left" in str(reader.error)
+    assert server.requests == []

@@ -102,6 +102,13 @@ async def test_the_token_goes_to_the_server_of_the_url_only_and_not_in_its_users
     assert other.requests == []
 
 
+@pytest.mark.parametrize("command", ["tail", "cancel"])
+async def test_the_token_does_not_go_to_what_stands_before_a_password_with_a_slash(command: str) -> None:
+    async with told() as server:
+        assert_fails(await run_beside(command, f"{server.url}/3@host/streams/s", STREAMKEEP_TOKEN="secret"), 2, "%40")
+    assert server.requests == []
+
+
 async def test_a_token_in_clear_text_is_warned_of() -> None:
     """What goes to a proxy goes over this machine, so that nothing is asked of another."""
     async with told(answer(b"event: done\ndata: 1\nid: s/a1a1a1a1/0\n\n")) as proxy:

@@ -195,6 +195,17 @@ async def test_what_is_raised_in_a_watch_is_not_the_storages(raising: RaisingSto
             raise ZeroDivisionError
 
 
+async def test_a_manager_whose_storage_cannot_be_opened_raises_a_storage_error(memory: MemoryStorage) -> None:
+    class Broken(MemoryStorage):
+        async def __aenter__(self) -> Any:
+            raise OSError(24, "no more files")
+
+    manager = StreamManager.connect("memory://")
+    manager._storage = GuardedStorage(Broken())
+    with pytest.raises(StorageError, match="no more files"):
+        await manager.__aenter__()
+
+
 async def test_a_guarded_storage_is_entered_and_left(storage: FaultyStorage) -> None:
     async with GuardedStorage(storage) as guarded:
         assert guarded.storage is storage

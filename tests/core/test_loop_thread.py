@@ -1,5 +1,6 @@
 """An event loop in a thread of its own: when it starts, what is called in it, and how it ends."""
 
+import functools
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from streamkeep import StorageUnavailableError, StreamManagerClosedError, WrongEventLoopError, _loop_thread
+from streamkeep._background import loop_here
 from streamkeep._loop_thread import LoopThread, LoopThreads, Outcome, _after_fork
 
 BOUND_SECONDS = 20
@@ -42,7 +44,7 @@ class Slow:
         self.entering = threading.Event()
         self.gate = threading.Event()
         self.fails = False
-        self.begun = 0
+        self.begun = self.left = 0
 
     @asynccontextmanager
     async def once(self) -> AsyncGenerator[int]:
@@ -58,7 +60,10 @@ class Slow:
         self.begun += 1
         self.entering.set()
         assert self.gate.wait(BOUND_SECONDS)
+        if self.fails:
+            raise ValueError("broken")
         yield self.begun
+        self.left += 1
 
 
 @pytest.fixture
@@ -185,6 +190,53 @@ def test_all_who_come_while_it_starts_share_that_start(slow: Slow) -> None:
     threads.close()
 
 
+def test_who_awaits_a_start_shares_it_and_takes_no_thread(slow: Slow) -> None:
+    threads = LoopThreads(slow.once)
+
+    async def wait() -> None:
+        running, before = threads.starting(), threading.active_count()
+        async with anyio.create_task_group() as tasks:
+            for _ in range(60):
+                assert threads.starting() is running
+                tasks.start_soon(running.wait_async)
+            while len(running._starting) < 60:
+                await checkpoint()
+            assert threading.active_count() <= before + 1  # that in which entering waits
+            slow.gate.set()
+        await running.wait_async()
+
+    anyio.run(wait)
+    assert (slow.begun, threads.running().entered) == (1, 1)
+    threads.close()
+
+
+def test_who_awaits_a_start_is_told_that_it_fails_or_takes_too_long(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def wait(threads: LoopThreads[int]) -> None:
+        await threads.starting().wait_async()
+
+    monkeypatch.setattr(_loop_thread, "LEAVE_SECONDS", 0.0)
+    blocked = LoopThreads(slow.blocking, 0.05)
+    with pytest.raises(StorageUnavailableError):
+        anyio.run(wait, blocked)
+    slow.fails = True
+    slow.gate.set()
+    failing = LoopThreads(slow.once)
+    with pytest.raises(ValueError, match="broken"):
+        anyio.run(wait, failing)
+
+
+def test_who_awaits_a_start_may_end_with_its_event_loop(slow: Slow) -> None:
+    running = (threads := LoopThreads(slow.once)).starting()
+
+    async def leave() -> None:
+        running._starting.add(functools.partial(loop_here().call, list))
+
+    anyio.run(leave)
+    slow.gate.set()
+    assert threads.running().entered == 1
+    threads.close()
+
+
 def test_a_start_that_fails_is_told_to_each_who_waits_and_the_next_starts_anew(slow: Slow) -> None:
     slow.fails = True
     threads = LoopThreads(slow.once)
@@ -222,6 +274,31 @@ def test_a_start_that_blocks_its_event_loop_is_waited_for_no_longer_and_counts_w
     until(lambda: threads._running is not None and (threads._running._is_started or threads._running.is_over))
     assert threads.running().call(here)
     threads.close()
+
+
+@pytest.mark.parametrize("enters", [True, False])
+def test_closing_does_not_wait_for_a_start_that_blocks_its_event_loop(
+    slow: Slow, enters: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the end of a program, say; and what is entered in spite of that is left."""
+    monkeypatch.setattr(_loop_thread, "LEAVE_SECONDS", 0.05)
+    slow.fails = not enters
+    threads = LoopThreads(slow.blocking)
+    waiting, raised = raised_by(threads.running)
+    assert slow.entering.wait(BOUND_SECONDS)
+    running = threads._running
+    closing, failed = raised_by(threads.close)
+    closing.join(BOUND_SECONDS)
+    assert (closing.is_alive(), failed) == (False, [])
+    assert running is not None
+    assert running.is_over
+    assert running._thread.is_alive()
+    slow.gate.set()
+    for thread in (waiting, running._thread):
+        thread.join(BOUND_SECONDS)
+        assert not thread.is_alive()
+    assert slow.left == enters
+    assert raised == [] if enters else [type(error) for error in raised] == [ValueError]
 
 
 def test_what_is_no_exception_ends_a_start_and_not_who_waits() -> None:

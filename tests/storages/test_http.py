@@ -2,15 +2,19 @@
 
 import itertools
 import math
+import ssl
 import uuid
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import anyio
 import httpx
 import msgspec
 import pytest
+from fastapi import FastAPI
 from tests.engines.http import TOKEN, Server
 from tests.http.servers import serving
 from tests.network.proxy import End, Fate, bad_network
@@ -29,6 +33,7 @@ from streamkeep.storage import Head, Storage
 from streamkeep.storages._http_messages import CONTENT_TYPE
 from streamkeep.storages.http import HTTPStorage
 from streamkeep.testing import StorageSuite, StreamsSuite
+from streamkeep.testing._streams_suite import OpenManager
 
 TRUSTED = {"Authorization": f"Bearer {TOKEN}"}
 
@@ -61,6 +66,11 @@ class TestStreamsOverHTTP(StreamsSuite):
     @pytest.fixture
     def open_storage(self, url: str) -> Callable[[], Storage]:
         return lambda: HTTPStorage(url)
+
+    @pytest.fixture
+    def open_manager(self, url: str) -> OpenManager:
+        """The class that users name; what plays dead, or the time, is a storage between a manager and an HTTPStorage."""
+        return partial(RemoteStreamManager, url)
 
 
 @pytest.fixture
@@ -107,6 +117,44 @@ async def test_a_function_may_say_who_is_trusted() -> None:
         for headers, code in (({}, 401), ({"x-banned": ""}, 403)):
             with pytest.raises(StorageError, match=f"does not trust who asks: {code}"):
                 async with RemoteStreamManager(url, headers=headers):
+                    pass
+
+
+async def test_it_runs_while_an_app_does_whose_lifespan_it_is() -> None:
+    storage_http = StorageHTTP("memory://", trust=lambda _: True)
+    app = FastAPI(lifespan=storage_http.lifespan)
+    app.mount("/storage", storage_http)
+    async with serving(app) as url, RemoteStreamManager(f"{url}/storage") as streams, streams.open("s") as stream:
+        await stream.done()
+        assert storage_http.streams.is_running
+    assert not storage_http.streams.is_running
+
+
+async def test_a_certificate_may_say_who_asks_and_an_authority_of_ones_own_who_answers(
+    requires: Callable[[str], str], tmp_path: Path
+) -> None:
+    for name, more in (
+        ("ca", []),
+        ("server", ["-CA", "ca.pem", "-CAkey", "ca.key", "-addext", "subjectAltName=DNS:localhost"]),
+    ):
+        command = [requires("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}"]
+        command += [*more, "-keyout", f"{name}.key", "-out", f"{name}.pem"]
+        await anyio.run_process(command, cwd=tmp_path)
+    believing = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+    known = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+    known.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
+    tls: dict[str, Any] = {"ssl_certfile": tmp_path / "server.pem", "ssl_keyfile": tmp_path / "server.key"}
+    asked: dict[str, Any] = {"ssl_ca_certs": tmp_path / "ca.pem", "ssl_cert_reqs": ssl.CERT_REQUIRED}
+    async with (
+        StorageHTTP(InMemoryStreamManager(), trust=lambda _: True) as app,
+        serving(app, **tls, **asked) as plain,
+    ):
+        url = plain.replace("http://127.0.0.1", "https://localhost")
+        async with RemoteStreamManager(url, ssl_context=known) as streams, streams.open("s") as stream:
+            await stream.done()
+        for context in (None, believing):
+            with pytest.raises(StorageError):
+                async with HTTPStorage(url, ssl_context=context):
                     pass
 
 

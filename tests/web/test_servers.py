@@ -187,6 +187,23 @@ async def test_sigterm_lets_what_runs_end_and_its_reader_have_it(served: Served,
         assert b'"status":"ABORTED"' in rest.content
 
 
+@pytest.mark.parametrize(
+    "served", [Served(FLASK_RUN, FLASK), pytest.param(Served(WAITRESS, FLASK), marks=pytest.mark.slow)], ids=name_of
+)
+async def test_ctrl_c_lets_what_runs_end_and_its_reader_have_it(served: Served, tmp_path: Path) -> None:
+    """Under servers that Ctrl-C ends by KeyboardInterrupt, the streams drain at the end of the program."""
+    async with started(served, tmp_path) as (server, http):
+        async with asking(http, "a", 20, 50) as a:
+            await a.until(b"\nid: 0\n")
+            server.signal(signal.SIGINT)
+            assert chunks(await a.whole()) == [*range(20)]
+            await server.exit_code()
+        await server.is_gone()
+        await server.start()
+        rest = await followed(http, "a", cursor_in(a))
+    assert chunks(rest.content) == [*range(1, 20)]
+
+
 @under(DJANGO_THREADS)
 async def test_a_worker_is_killed_and_another_one_shows_what_was_stored(served: Served, tmp_path: Path) -> None:
     async with started(served, tmp_path) as (server, http):

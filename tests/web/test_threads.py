@@ -1,21 +1,27 @@
 """What an ASGI app answers in an event loop of ours, taken in another thread, or in another event loop."""
 
 import asyncio
+import errno
 import gc
+import json
 import os
+import signal
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any, Final
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import nullcontext
+from typing import Any, Final, Self
 
 import anyio.to_thread
 import pytest
+from tests.core.test_loop_thread import at_a_signal, raised_by
 from tests.inside import threads_of_ours
 from tests.web.test_flask import BOUND_SECONDS, until
 
-from streamkeep import StreamManager, StreamManagerClosedError, StreamNotFoundError
+from streamkeep import StorageError, StreamManager, StreamManagerClosedError, StreamNotFoundError
 from streamkeep.http import Access, Ended, StreamsHTTP
 from streamkeep.http.response import ASGIApp, Message, Receive, Scope, Send, can_be_cut, send_response
 from streamkeep.http.threads import BUFFER_BYTES, AsyncBody, Body, Pipe, StreamsThread, scope_of
+from streamkeep.storages.memory import MemoryStorage
 
 ENVIRON: Final = {"REQUEST_METHOD": "POST", "PATH_INFO": "/", "SERVER_PROTOCOL": "HTTP/1.1"}
 HEAD: Final[Message] = {"type": "http.response.start", "status": 200, "headers": [(b"X-A", b"a"), (b"Connection", b"close")]}
@@ -195,6 +201,27 @@ def test_a_manager_is_made_for_each_start() -> None:
     assert not any(manager.is_running for manager in made)
 
 
+def test_ctrl_c_of_a_program_that_has_streams_cancels_the_main_task_of_asyncio() -> None:
+    cancelled = list[bool]()
+
+    async def main() -> None:
+        os.kill(os.getpid(), signal.SIGINT)  # which is no KeyboardInterrupt here
+        try:
+            await asyncio.sleep(BOUND_SECONDS)
+        finally:
+            cancelled.append(True)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with StreamsThread("memory://") as threads:
+            with pytest.raises(KeyboardInterrupt):
+                asyncio.run(main())
+            assert threads.respond(scope_of(ENVIRON), ["a"]).status == 200
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert cancelled == [True]
+
+
 SERVERS: Final[dict[str, tuple[dict[str, Any], bool]]] = {
     "gunicorn": ({"SERVER_SOFTWARE": "gunicorn/27.0.1"}, True),
     "HTTP/1.0": ({"SERVER_PROTOCOL": "HTTP/1.0"}, False),
@@ -336,7 +363,7 @@ def test_as_many_run_as_may_and_their_threads_end_with_them() -> None:
 def test_who_comes_while_it_closes_is_answered_503(threads: StreamsThread, monkeypatch: pytest.MonkeyPatch) -> None:
     running, source = threads.start(), Closable()
     running.close()
-    monkeypatch.setattr(threads, "start", lambda: running)  # as who has looked a moment before
+    monkeypatch.setattr(threads._threads, "starting", lambda: running)  # as who has looked a moment before
     assert threads.respond(scope_of(ENVIRON), source).status == 503
     assert len(source.closed_in) == 1
 
@@ -360,3 +387,124 @@ def test_what_was_produced_is_read_here_but_not_in_the_event_loop() -> None:
             ended.chunks_here()
     with pytest.raises(StreamManagerClosedError):
         ended.chunks_here()
+
+
+class Starting(MemoryStorage):
+    """A storage whose opening waits for a gate, and fails if it is to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = 0
+        self.entering, self.gate = threading.Event(), threading.Event()
+        self.fails = False
+
+    def make(self) -> StreamManager:
+        manager = StreamManager(self)
+        manager._make_storage = lambda: self  # as `connect` has it
+        return manager
+
+    async def __aenter__(self) -> Self:
+        self.begun += 1
+        self.entering.set()
+        await anyio.to_thread.run_sync(self.gate.wait, BOUND_SECONDS, abandon_on_cancel=True)
+        if self.fails:
+            raise OSError("no more files")
+        return await super().__aenter__()
+
+
+@pytest.fixture
+def storage() -> Starting:
+    return Starting()
+
+
+@pytest.fixture
+def starting(storage: Starting) -> Iterator[StreamsThread]:
+    threads = StreamsThread(storage.make)
+    yield threads
+    storage.gate.set()
+    threads.close()
+
+
+@pytest.mark.parametrize("fails", [True, False])
+async def test_views_that_await_share_a_start_and_wait_for_it_without_threads(
+    storage: Starting, starting: StreamsThread, fails: bool
+) -> None:
+    storage.fails = fails
+    sources = [Closable() for _ in range(60)]
+    views = [asyncio.create_task(starting.arespond(scope_of(ENVIRON), source)) for source in sources]
+    current = asyncio.create_task(starting.acurrent("k"))
+    await asyncio.to_thread(storage.entering.wait, BOUND_SECONDS)
+    pool = asyncio.get_running_loop()._default_executor  # type: ignore[attr-defined]
+    assert len(pool._threads) == 1
+    storage.gate.set()
+    statuses = {taken.status for taken in await asyncio.wait_for(asyncio.gather(*views), BOUND_SECONDS)}
+    assert (storage.begun, statuses) == (1, {503 if fails else 200})
+    with pytest.raises(StorageError if fails else StreamNotFoundError):
+        await current
+    assert not fails or all(len(source.closed_in) == 1 for source in sources)
+
+
+def test_a_start_that_fails_by_the_system_is_answered_503_and_closes_the_source(
+    storage: Starting, starting: StreamsThread
+) -> None:
+    storage.fails = True
+    storage.gate.set()
+    source = Closable()
+    taken = starting.respond(scope_of(ENVIRON), source)
+    assert (taken.status, len(source.closed_in)) == (503, 1)
+    assert isinstance(taken.body, bytes)
+    assert json.loads(taken.body)["error"]["status"] == "UNAVAILABLE"
+    storage.fails = False
+    assert starting.respond(scope_of(ENVIRON), ["a"]).status == 200
+
+
+def test_an_event_loop_that_cannot_be_made_is_answered_503_and_closes_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make() -> StreamManager:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    threads, source = StreamsThread(make), Closable()
+    assert threads.respond(scope_of(ENVIRON), source).status == 503
+    assert len(source.closed_in) == 1
+
+
+def test_a_view_that_is_interrupted_while_it_starts_closes_its_source(storage: Starting, starting: StreamsThread) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    source = Closable()
+    with at_a_signal(interrupt) as send:
+        sending, _ = raised_by(lambda: storage.entering.wait(BOUND_SECONDS) and send())
+        with pytest.raises(KeyboardInterrupt):
+            starting.respond(scope_of(ENVIRON), source)
+    sending.join(BOUND_SECONDS)
+    assert len(source.closed_in) == 1
+
+
+async def test_a_view_that_is_cancelled_while_it_starts_closes_its_source(storage: Starting, starting: StreamsThread) -> None:
+    async def chunks() -> AsyncGenerator[str]:
+        yield "a"
+
+    source = chunks()
+    view = asyncio.create_task(starting.arespond(scope_of(ENVIRON), source))
+    await asyncio.to_thread(storage.entering.wait, BOUND_SECONDS)
+    view.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await view
+    with pytest.raises(StopAsyncIteration):
+        await anext(source)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_source_is_closed_once_whether_the_event_loop_has_begun_with_it_or_not(
+    threads: StreamsThread, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    running, source = threads.start(), Closable()
+    if not begun:
+        monkeypatch.setattr(
+            running, "_call", lambda _: running._end(next(iter(running._calls)))
+        )  # it has ended before it came to it
+    with pytest.raises(RuntimeError, match="starts a stream") if begun else nullcontext():
+        taken = threads.respond(scope_of({**ENVIRON, "REQUEST_METHOD": "GET"}), source)
+        assert taken.status == 503
+    assert len(source.closed_in) == 1
+    monkeypatch.undo()

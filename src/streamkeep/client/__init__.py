@@ -279,7 +279,7 @@ async def stop(
 
 class _Awaited(Handle[E]):
     async def __aenter__(self) -> Self:
-        await self._begun().enter()
+        await self._enter()
         return self
 
     async def __aexit__(
@@ -291,10 +291,9 @@ class _Awaited(Handle[E]):
         """Close the connection, as leaving the block does; any task may, at any time, and again.
 
         Who iterates, or waits for the output, in another task is woken, and told by a RuntimeError, for this is no end of the stream (as
-        anyio's and httpx2's streams tell it). `cursor` and `seen` say how far it came.
+        anyio's and httpx2's streams tell it). `cursor` and `seen` say how far it came. Who enters it behind that is told so, too.
         """
-        if self._reading is not None:
-            await self._reading.leave()
+        await self._leave()
 
     def __aiter__(self) -> Self:
         return self

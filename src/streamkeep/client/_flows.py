@@ -32,7 +32,8 @@ class Flow(Generic[C]):
         decode_chunk: makes chunks of their JSON.
     """
 
-    media_types = frozenset({EVENT_STREAM, "text/plain"})  # which is what Genkit's Express handler says
+    # Genkit's Express handler says the second where it starts a flow, and nothing where it goes on.
+    media_types = frozenset({EVENT_STREAM, "text/plain", ""})
     takes_refusals = True
 
     def __init__(self, call: Call, stream: str | None, seen: int, decode_chunk: Callable[[bytes], C]) -> None:

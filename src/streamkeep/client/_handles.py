@@ -16,13 +16,24 @@ class Handle(Generic[E]):
     def __init__(self, read: Callable[[], Reading[E]]) -> None:
         self._read = read
         self._reading: Reading[E] | None = None
+        self._is_left = False
 
-    def _begun(self) -> Reading[E]:
-        """Begin. RuntimeError: it has begun before."""
+    async def _enter(self) -> None:
+        """Begin. RuntimeError: it has begun, or was closed, before."""
         if self._reading is not None:
             raise RuntimeError("this was entered already; ask for it again")
+        if self._is_left:
+            raise RuntimeError("this was closed before it was entered; ask for it again")
         self._reading = self._read()
-        return self._reading
+        if self._is_left:  # meanwhile, by another thread
+            await self._reading.leave()
+        await self._reading.enter()
+
+    async def _leave(self) -> None:
+        """Close what has begun, and begin no more."""
+        self._is_left = True
+        if self._reading is not None:
+            await self._reading.leave()
 
     @property
     def _entered(self) -> Reading[E]:

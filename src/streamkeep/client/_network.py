@@ -8,12 +8,12 @@ import base64
 import re
 import socket
 import ssl
-from collections.abc import Coroutine, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from queue import Empty, SimpleQueue
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 import anyio
@@ -26,13 +26,15 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("streamkeep.client needs httpx2: pip install 'streamkeep[client]'", name=error.name) from error
 
-R = TypeVar("R")
-
 MAX_REDIRECTS: Final = 5
 CLOSE_SECONDS: Final = 5.0
 CONNECT_SECONDS: Final = 10.0
 MAX_SHOWN: Final = 200
 _NO_URL: Final = "its URL is none; what is special in a user's name or password has to be percent-encoded"
+_AT: Final = (
+    "with a token or a password, an @ behind the server's name has to be written %40; what is special in a user's name or password has to "
+    "be percent-encoded, too"
+)
 _NOT_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
 
 
@@ -278,16 +280,6 @@ class _BlockingAnswer:
         self._response.close()
 
 
-def ran(coroutine: Coroutine[object, None, R]) -> R:
-    """Run what awaits nothing but a `BlockingNetwork`, and so never waits as tasks do; give what it gives."""
-    try:
-        coroutine.send(None)
-    except StopIteration as end:
-        result: R = end.value
-        return result
-    raise RuntimeError("this awaits something else than a BlockingNetwork")
-
-
 def _socket_of(stream: object) -> socket.socket | None:
     """Give the socket of what httpx2 calls a network stream; None: there is none, as in a transport of somebody's own."""
     get_extra_info = getattr(stream, "get_extra_info", None)
@@ -329,7 +321,8 @@ def _request(client: httpx2.AsyncClient | httpx2.Client, call: Call, timeout: ht
         headers = [(name.encode(), value.encode()) for name, value in call.headers.items()]
         request = client.build_request(call.method, call.url, headers=headers, content=call.body, timeout=timeout)
         request.url = request.url.copy_merge_params(dict(call.query))
-        urlsplit(call.url)  # which is stricter, and shows who is asked: a password with a bracket has to be written in escapes
+        # Which is stricter, and shows who is asked: a password with a bracket has to be written in escapes.
+        parts = urlsplit(call.url)
     except (httpx2.InvalidURL, TypeError, ValueError):
         # Not in its words: of a URL that is cut in the wrong place they may be half of a password.
         raise InvalidArgumentError(f"the request cannot be sent: {_NO_URL}") from None
@@ -337,6 +330,9 @@ def _request(client: httpx2.AsyncClient | httpx2.Client, call: Call, timeout: ht
         raise InvalidArgumentError("a URL of a server begins with http:// or https:// and a name")
     _take_credentials(request, call)
     if "authorization" in request.headers or client.auth is not None:
+        if parts.netloc and "@" in f"{parts.path}?{parts.query}#{parts.fragment}":
+            # It may stand behind a password with a slash in it, and what stands before that is then no server of the user's.
+            raise InvalidArgumentError(f"the request cannot be sent: {_AT}")
         warn_of_clear_text(request.url.scheme, request.url.host)
     return request
 

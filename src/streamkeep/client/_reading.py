@@ -55,7 +55,7 @@ class Dialect(Protocol[E_co]):
 
     @property
     def media_types(self) -> frozenset[str]:
-        """What an answer may be."""
+        """What an answer may be; an empty one: it does not say."""
         ...
 
     @property
@@ -265,7 +265,7 @@ class Reading(Generic[E]):
         media_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type not in self.dialect.media_types:
             raise UnexpectedAnswerError(
-                f"the server's answer is {media_type or 'of no type'!r}, not {min(self.dialect.media_types)}"
+                f"the server's answer is {media_type or 'of no type'!r}, not {min(filter(None, self.dialect.media_types))}"
             )
         if (coding := answer.headers.get("content-encoding", "identity").strip().lower()) != "identity":
             raise UnexpectedAnswerError(f"the server's answer is compressed ({coding}), though it was not asked to be")

@@ -14,11 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
+from .._background import ran
 from ..events import StreamEvent
 from ..wire import ServerSentEvent
 from ._calls import READ_TIMEOUT, body_of, events_dialect, flow_dialect, flow_output, output_of, stopped, subscribe_dialect
 from ._handles import EventsHandle, FlowHandle, Handle
-from ._network import BlockingNetwork, ran
+from ._network import BlockingNetwork
 from ._reading import Reading
 from ._retry import Retry
 
@@ -197,7 +198,7 @@ def stop(
 
 class _Blocking(Handle[E]):
     def __enter__(self) -> Self:
-        ran(self._begun().enter())
+        ran(self._enter())
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -208,10 +209,9 @@ class _Blocking(Handle[E]):
 
         Who reads in another thread is woken, and told by a RuntimeError, for this is no end of the stream. While a connection is made that
         takes until it is, 10 seconds at most; over a `client` of your own until the head of an answer is there, and with HTTP/2 until
-        anything comes, such as a heartbeat.
+        anything comes, such as a heartbeat. Who enters it behind that is told so, too.
         """
-        if self._reading is not None:
-            ran(self._reading.leave())
+        ran(self._leave())
 
     def __iter__(self) -> Self:
         return self

@@ -131,8 +131,9 @@ def hear_signals() -> None:
     with suppress(ValueError):  # not the main thread: whoever handles signals there has another way to stop this one
         for number in SIGNALS:
             before = signal.getsignal(number)
-            # Without a handler the signal ends the process, and so it shall.
-            if callable(before) and not isinstance(before, _Ear):
+            # Without a handler the signal ends the process, and so it shall. Python's own ends it by a KeyboardInterrupt, at whose end all
+            # is drained; and `asyncio.run` has its main task cancelled only where it finds that one.
+            if callable(before) and before is not signal.default_int_handler and not isinstance(before, _Ear):
                 signal.signal(number, _Ear(before))
 
 

@@ -60,7 +60,7 @@ class StorageHTTP:
     Whoever is trusted may read and write all that is stored, whosesoever it is: workers, notebooks, other services of one application. It
     is nothing for browsers or users; those get `StreamsHTTP`. Serve it over HTTPS.
 
-    Entering it enters the manager, unless that is running already.
+    Entering it enters the manager, unless that is running already. As a lifespan: `FastAPI(lifespan=storage_http.lifespan)`.
 
     Args:
         streams: the manager, or the URL that `StreamManager.connect` makes one of.
@@ -92,6 +92,12 @@ class StorageHTTP:
     ) -> None:
         await self._ours.__aexit__(exc_type, exc, traceback)
 
+    @asynccontextmanager
+    async def lifespan(self, _app: object) -> AsyncGenerator[None, None]:
+        """Run while an app runs; in the form in which Starlette and FastAPI want a lifespan."""
+        async with self:
+            yield
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request (ASGI)."""
         match scope["type"]:
@@ -102,7 +108,7 @@ class StorageHTTP:
                 await receive()
                 await send({"type": "websocket.close", "code": 1008})
             case _:
-                raise RuntimeError("StorageHTTP takes HTTP only; enter it in the lifespan of the outermost app")
+                raise RuntimeError("StorageHTTP takes HTTP only; give its `lifespan` to the outermost app")
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = headers_of(scope)

@@ -9,6 +9,7 @@ import errno
 import inspect
 import math
 import threading
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
@@ -16,16 +17,16 @@ from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field
 from datetime import timedelta
 from queue import SimpleQueue
-from typing import Any, Final, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Final, Protocol, Self, TypedDict, TypeVar, Unpack
+from weakref import WeakSet
 
 import anyio
-from anyio.lowlevel import checkpoint
 
-from .._background import Background, loop_here
+from .._background import Background, loop_here, ran
 from .._listing import StreamInfo
 from .._loop_thread import LoopThread, LoopThreads, Outcome, check_threads
 from .._manager import StreamManager
-from ..errors import PublicError, StorageError, StreamkeepError, StreamManagerClosedError
+from ..errors import PublicError, StorageError, StorageUnavailableError, StreamkeepError, StreamManagerClosedError
 from .access import Access, Authorize
 from .app import Answer, FollowOptions, StartOptions, StopOptions, StreamsHTTP
 from .bounds import Bounds
@@ -43,6 +44,8 @@ HEARTBEAT: Final = timedelta(seconds=5)
 """A WSGI server learns that a client has gone when a write to it fails, and has no thread for others until then."""
 LAST_SECONDS: Final = 2.0
 """How long answers may take to end when all else has been left."""
+LAST_BYTES_SECONDS: Final = 0.5
+"""How long answers may take to be told whole, and to be sent, when the producers have ended."""
 HOP_BY_HOP: Final = frozenset({"connection", "keep-alive", "transfer-encoding", "upgrade"})
 """Headers that are the server's own, and that a WSGI app must not give (PEP 3333)."""
 
@@ -157,98 +160,87 @@ class StreamsThread:
 
     def respond(self, scope: Scope, source: Source, view: View | None = None, **options: Unpack[StartOptions]) -> Taken:
         """Do what `StreamsHTTP.respond` does, for a request whose body has been read, and give the answer when its head is known."""
-        view = view or View()
-        return self._call(_respond(scope, source, view, options), view, lambda: _close_here(source, view.setting))
+        return ran(self._respond(Blocking(), scope, source, view or View(), options))
 
     def follow(self, scope: Scope, stream: object = None, view: View | None = None, **options: Unpack[FollowOptions]) -> Taken:
         """Do what `StreamsHTTP.follow` does."""
-        return self._call(_follow(scope, stream, options), view or View())
+        return ran(self._taken(Blocking(), view or View(), _follow(scope, stream, options)))
 
     def cancel(self, scope: Scope, stream: object = None, view: View | None = None, **options: Unpack[StopOptions]) -> Taken:
         """Do what `StreamsHTTP.cancel` does."""
-        return self._call(_cancel(scope, stream, options), view or View())
+        return ran(self._taken(Blocking(), view or View(), _cancel(scope, stream, options)))
 
     def answer(self, scope: Scope, body: bytes, app: Callable[[StreamsHTTP], ASGIApp], view: View | None = None) -> Taken:
         """Give what an ASGI app answers that is made of the `StreamsHTTP`."""
-        return self._call(_answer(scope, body, app, view := view or View()), view)
+        view = view or View()
+        return ran(self._taken(Blocking(), view, _answer(scope, body, app, view)))
 
     def current(self, key: str, owner: str = "") -> StreamInfo:
         """Do what `StreamManager.current` does; raises as it does, and as `start`."""
-        running = self.start()
-        return running.call(running.entered.http.streams.current, key, owner)
+        return ran(self._outcome(Blocking(), copy_context(), _current, key, owner)).given()
 
     async def arespond(self, scope: Scope, source: Source, view: View | None = None, **options: Unpack[StartOptions]) -> Taken:
         """Do what `respond` does, for whoever awaits it in another event loop."""
-        view = view or View()
-        return await self._await(_respond(scope, source, view, options), view, lambda: close(source, view.setting))
+        return await self._respond(Awaiting(self._call_blocking), scope, source, view or View(), options)
 
     async def afollow(
         self, scope: Scope, stream: object = None, view: View | None = None, **options: Unpack[FollowOptions]
     ) -> Taken:
         """Do what `follow` does, for whoever awaits it in another event loop."""
-        return await self._await(_follow(scope, stream, options), view or View())
+        return await self._taken(Awaiting(self._call_blocking), view or View(), _follow(scope, stream, options))
 
     async def acancel(
         self, scope: Scope, stream: object = None, view: View | None = None, **options: Unpack[StopOptions]
     ) -> Taken:
         """Do what `cancel` does, for whoever awaits it in another event loop."""
-        return await self._await(_cancel(scope, stream, options), view or View())
+        return await self._taken(Awaiting(self._call_blocking), view or View(), _cancel(scope, stream, options))
 
     async def acurrent(self, key: str, owner: str = "") -> StreamInfo:
         """Do what `current` does, for whoever awaits it in another event loop."""
-        return await asyncio.to_thread(self.current, key, owner)
+        return (await self._outcome(Awaiting(self._call_blocking), copy_context(), _current, key, owner)).given()
 
     def _hear(self) -> None:
         if self._hears_signals:
             hear_signals()
 
-    def _call(self, do: "Do", view: View, give_up: Callable[[], object] = lambda: None) -> Taken:
-        came = SimpleQueue[Came]()
-        caller = Caller(came.put, view)
+    async def _respond(self, here: "Waiting", scope: Scope, source: Source, view: View, options: StartOptions) -> Taken:
+        given = deque([source])  # for the one who takes it: the event loop, when the call begins there, or else this
         try:
-            running = self.start()
-            cancel = view.within.run(running.begin, came.put, do, running, caller)
+            return await self._taken(here, view, _respond(scope, given, view, options))
+        finally:
+            if (left := _popped(given)) is not None:
+                await here.close(left, view.setting)
+
+    async def _taken(self, here: "Waiting", view: View, do: "Do") -> Taken:
+        caller = Caller(here.tell, view)
+        try:
+            return caller.taken(await self._outcome(here, view.within, do, caller))
         except (StorageError, StreamManagerClosedError) as error:
-            give_up()
             return _failed(error)
-        try:
-            while not isinstance(outcome := came.get(), Outcome):
-                outcome()
-            return caller.taken(outcome)
-        except StreamManagerClosedError as error:
-            return _failed(error)
-        except BaseException:
-            cancel()
-            raise
         finally:
             caller.leave()
 
-    async def _await(self, do: "Do", view: View, give_up: "Callable[[], Awaitable[object]]" = checkpoint) -> Taken:
-        loop, came = asyncio.get_running_loop(), asyncio.Queue[Came]()
+    async def _outcome(
+        self, here: "Waiting", within: Context, do: "Callable[..., Awaitable[R]]", *args: object
+    ) -> "Outcome[R]":
+        """Start, have something done in the event loop, and give what it has given or raised, calling meanwhile what it has called here.
 
-        def tell(what: Came) -> None:
-            with suppress(RuntimeError):  # whoever waits has ended with its event loop
-                loop.call_soon_threadsafe(came.put_nowait, what)
-
-        caller = Caller(tell, view)
+        It is given what runs, and the arguments. One whose wait ends before is cancelled. Raises as `start` does.
+        """
         self._hear()  # here, where the main thread may be
         try:
-            running = await asyncio.to_thread(self.start)  # which may have to connect
-            cancel = view.within.run(running.begin, tell, do, running, caller)
-        except (StorageError, StreamManagerClosedError) as error:
-            await give_up()
-            return _failed(error)
+            running = self._threads.starting()
+            await here.started(running)
+        except OSError as error:  # no more files, say
+            raise StorageUnavailableError(f"the streams could not be started ({error})") from error
+        cancel = within.run(running.begin, here.tell, do, running, *args)
         try:
-            while not isinstance(outcome := await came.get(), Outcome):
-                await self._call_blocking(outcome)
-            return caller.taken(outcome)
-        except StreamManagerClosedError as error:
-            return _failed(error)
+            while not isinstance(outcome := await here.came(), Outcome):
+                await here.call(outcome)
         except BaseException:
             cancel()
             raise
-        finally:
-            caller.leave()
+        return outcome
 
 
 def context_without(is_gone: Callable[[str], bool]) -> Context:
@@ -266,6 +258,8 @@ class Serving:
     def __init__(self, http: StreamsHTTP) -> None:
         self.http = http
         self.tasks = Background()
+        self.bodies = WeakSet[Pipe]()
+        """What streams, or is still being sent."""
 
 
 @asynccontextmanager
@@ -275,6 +269,11 @@ async def _serving(http: StreamsHTTP) -> AsyncGenerator[Serving]:
     try:
         async with http:
             yield serving
+            # A server that is asked to stop waits for its responses first; at the end of a program nobody does.
+            await http.drain()
+            with anyio.move_on_after(LAST_BYTES_SECONDS):
+                for body in tuple(serving.bodies):
+                    await body.sent()
     finally:
         with anyio.move_on_after(LAST_SECONDS, shield=True):
             serving.tasks.stop()
@@ -282,8 +281,96 @@ async def _serving(http: StreamsHTTP) -> AsyncGenerator[Serving]:
 
 
 Running = LoopThread[Serving]
-Came = Outcome[Taken] | Callable[[], None]
+Came = Outcome[Any] | Callable[[], None]
 """What a view waits for: its answer, or what it is to call meanwhile."""
+
+
+class Waiting(Protocol):
+    """How a view waits."""
+
+    def tell(self, what: Came) -> None:
+        """Have it come, from any thread."""
+        ...
+
+    async def started(self, running: Running) -> None:
+        """Return when it has started. Raises as its `wait` does."""
+        ...
+
+    async def came(self) -> Came:
+        """Give what comes next."""
+        ...
+
+    async def call(self, function: Callable[[], None]) -> None:
+        """Call what does not await, where the view would."""
+        ...
+
+    async def close(self, source: Source, setting: Setting) -> None:
+        """Close a source."""
+        ...
+
+
+class Blocking:
+    """A view that blocks its thread, for `ran`: what of this is awaited never waits."""
+
+    def __init__(self) -> None:
+        self._came = SimpleQueue[Came]()
+
+    def tell(self, what: Came) -> None:
+        """See `Waiting`."""
+        self._came.put(what)
+
+    async def started(self, running: Running) -> None:
+        """See `Waiting`."""
+        running.wait()
+
+    async def came(self) -> Came:
+        """See `Waiting`."""
+        return self._came.get()
+
+    async def call(self, function: Callable[[], None]) -> None:
+        """See `Waiting`."""
+        function()
+
+    async def close(self, source: Source, setting: Setting) -> None:
+        """See `Waiting`. It is closed in an event loop of its own: one may run in this thread."""
+        closing = threading.Thread(target=anyio.run, args=[close, source, setting])
+        closing.start()
+        closing.join()
+
+
+class Awaiting:
+    """A view that awaits, in an event loop of asyncio's.
+
+    Args:
+        call_blocking: as for `StreamsThread`.
+    """
+
+    def __init__(self, call_blocking: Callable[[Callable[[], None]], Awaitable[None]]) -> None:
+        self._call_blocking = call_blocking
+        self._loop = asyncio.get_running_loop()
+        self._came = asyncio.Queue[Came]()
+
+    def tell(self, what: Came) -> None:
+        """See `Waiting`."""
+        with suppress(RuntimeError):  # whoever waits has ended with its event loop
+            self._loop.call_soon_threadsafe(self._came.put_nowait, what)
+
+    async def started(self, running: Running) -> None:
+        """See `Waiting`."""
+        await running.wait_async()
+
+    async def came(self) -> Came:
+        """See `Waiting`."""
+        return await self._came.get()
+
+    async def call(self, function: Callable[[], None]) -> None:
+        """See `Waiting`."""
+        await self._call_blocking(function)
+
+    async def close(self, source: Source, setting: Setting) -> None:
+        """See `Waiting`."""
+        await close(source, setting)
+
 
 CALLER: Final = "streamkeep.caller"
 """Where a scope has the caller."""
@@ -377,14 +464,23 @@ _setting: Final = ContextVar[Setting]("streamkeep_setting", default=AS_IT_IS)
 """What an `on_end` runs in, which is called in the context of what it is the end of."""
 
 
-def _respond(scope: Scope, source: Source, view: View, options: StartOptions) -> Do:
+def _respond(scope: Scope, given: deque[Source], view: View, options: StartOptions) -> Do:
     async def do(running: Running, caller: Caller) -> Taken:
+        if (source := _popped(given)) is None:
+            raise StreamManagerClosedError("who has asked has gone")
         _setting.set(view.setting)
         told: StartOptions = {**options, "on_end": _in_its_setting(options.get("on_end"))}
         http, asked = running.entered.http, {**scope, CALLER: caller}
         return await _taken(running, asked, await http.respond_to(asked, source, _was_read, setting=view.setting, **told))
 
     return do
+
+
+def _popped(given: deque[Source]) -> Source | None:
+    try:
+        return given.pop()
+    except IndexError:
+        return None
 
 
 def _follow(scope: Scope, stream: object, options: FollowOptions) -> Do:
@@ -411,11 +507,8 @@ def _answer(scope: Scope, body: bytes, app: Callable[[StreamsHTTP], ASGIApp], vi
     return do
 
 
-def _close_here(source: Source, setting: Setting) -> None:
-    """Close a source, and wait for that, in an event loop of its own: one may run in this thread."""
-    closing = threading.Thread(target=anyio.run, args=[close, source, setting])
-    closing.start()
-    closing.join()
+async def _current(running: Running, key: str, owner: str) -> StreamInfo:
+    return await running.entered.http.streams.current(key, owner)
 
 
 def _failed(error: StorageError | StreamManagerClosedError) -> Taken:
@@ -456,6 +549,7 @@ async def _taken(running: Running, scope: Scope, answer: Answer, body: bytes = b
     except BaseException:
         pipe.leave()
         raise
+    running.entered.bodies.add(pipe)
     return Taken(status, headers, pipe, answer.stream, answer.started)
 
 
@@ -525,6 +619,12 @@ class Pipe:
         self._make_room()
         await self._over.wait()
         return b"".join(self._ready)
+
+    async def sent(self) -> None:
+        """Return when all of it has been sent, or it is cut, or nobody wants it. Servers close what they have sent (PEP 3333)."""
+        await self._over.wait()
+        if self._is_whole:
+            await self._left.wait()
 
     def _put(self, body: bytes) -> None:
         with self._lock:

@@ -60,7 +60,7 @@ class DjangoStreams:
     """The streams of a Django site: `respond`, `follow` and `cancel` for its views; `arespond`, `afollow`, `acancel` for those that await.
 
     They run in an event loop and a thread of their own, one for each process, from the first request on, or from `start`. They end with
-    `close`, at the end of `with`, or with the program; and they drain when the process gets SIGTERM or SIGINT.
+    `close`, at the end of `with`, or with the program; and they drain when the process gets SIGTERM or SIGINT, if somebody handles it.
 
     A response has what it shows as `stream_id` (None: nothing), and whether this very request has started that as `started`.
 

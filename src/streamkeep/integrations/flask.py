@@ -45,7 +45,7 @@ class FlaskStreams:
     """The streams of Flask apps: `respond`, `follow` and `cancel` in a view, whose request they take themselves.
 
     They run in an event loop and a thread of their own, one for each process, from the first request on, or from `start`. They end with
-    `close`, at the end of `with`, or with the program; and they drain when the process gets SIGTERM or SIGINT.
+    `close`, at the end of `with`, or with the program; and they drain when the process gets SIGTERM or SIGINT, if somebody handles it.
 
     Args:
         streams: the URL of a storage, or a function that makes a `StreamManager` that nobody else uses. None: each app says by its

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from ssl import SSLContext
 from typing import Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
@@ -51,13 +52,13 @@ def storage_for(url: str) -> Storage:
             raise _unknown(url)
 
 
-def http_storage(url: str, headers: Mapping[str, str] | None = None) -> Storage:
+def http_storage(url: str, headers: Mapping[str, str] | None = None, ssl_context: SSLContext | None = None) -> Storage:
     """Give what keeps streams where another server does. Raises InvalidArgumentError, and StorageError as `storage_for` does."""
     try:
         from streamkeep.storages.http import HTTPStorage
     except ImportError as error:
         raise StorageError('https:// needs a package more: pip install "streamkeep[client]"') from error
-    return RetryingStorage(HTTPStorage(url, headers=headers))
+    return RetryingStorage(HTTPStorage(url, headers=headers, ssl_context=ssl_context))
 
 
 def _memory_storage(parts: SplitResult, url: str) -> Storage:

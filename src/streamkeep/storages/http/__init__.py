@@ -4,6 +4,7 @@ import asyncio
 import math
 import os
 import re
+import ssl
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
@@ -59,12 +60,16 @@ class HTTPStorage(AsyncioStorage["_Entered"]):
     Args:
         url: where it is, `https://host/path`. A user in it, `https://TOKEN@host/path`, is sent as `Authorization: Bearer TOKEN`.
         headers: more headers of each request. Unless they, or the URL, say who asks, the environment's `STREAMKEEP_STORAGE_TOKEN` does.
+        ssl_context: whom to believe, and the client's certificate; unless given, the system's authorities, or those in `SSL_CERT_FILE`.
     """
 
-    def __init__(self, url: str, *, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, url: str, *, headers: Mapping[str, str] | None = None, ssl_context: ssl.SSLContext | None = None
+    ) -> None:
         self._address, token = _parts_of(url)
         self._url = url
         self._given = headers
+        self._ssl_context = ssl_context
         self._headers = httpx2.Headers(dict(headers or {}))
         if token := token or os.environ.get(TOKEN_VARIABLE, ""):
             if not re.fullmatch(r"[!-~]+", token):
@@ -107,7 +112,7 @@ class HTTPStorage(AsyncioStorage["_Entered"]):
 
     def clone(self) -> "HTTPStorage":
         """See `Storage.clone`."""
-        return HTTPStorage(self._url, headers=self._given)
+        return HTTPStorage(self._url, headers=self._given, ssl_context=self._ssl_context)
 
     def watch(self, stream: str) -> AbstractAsyncContextManager[Doorbell]:
         """See `Storage.watch`."""
@@ -117,6 +122,7 @@ class HTTPStorage(AsyncioStorage["_Entered"]):
     async def _enter(self, stack: AsyncExitStack) -> "_Entered":
         client = await stack.enter_async_context(
             httpx2.AsyncClient(
+                verify=self._ssl_context or True,
                 headers=[*self._headers.multi_items(), ("accept-encoding", "identity")],
                 timeout=httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS, pool=None),
                 # Servers close what is idle after 5 seconds, and a request that meets that is lost.
