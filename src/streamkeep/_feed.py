@@ -115,7 +115,8 @@ class Feed:
 
     def stop(self) -> None:
         """Read no more."""
-        self._reading.cancel()
+        if not self._is_over:  # else there is nothing to cancel, and perhaps no event loop any more: a reader may be dropped late
+            self._reading.cancel()
 
     def since(self, offset: int) -> Sequence[bytes] | None:
         """Give the shared records from `offset` on, 512 at most, or None if they do not reach back that far."""
@@ -213,7 +214,7 @@ class Feed:
 
     def _give_up(self, why: StreamkeepError) -> None:
         self._fail(why)
-        self.stop()
+        self._reading.cancel()
 
     def _fail(self, why: StreamkeepError) -> None:
         self._failure = why
