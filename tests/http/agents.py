@@ -6,10 +6,11 @@ from typing import Any, Final
 
 import anyio
 from fastapi import FastAPI
-from genkit import ActionRunContext, Message, Part
+from genkit import ActionRunContext, Interrupt, Message, Part, ToolRequest
 from genkit.exp import Genkit
 from genkit.exp.agent import (
     Agent,
+    AgentFinishReason,
     AgentInput,
     AgentResult,
     AgentStreamChunk,
@@ -19,7 +20,7 @@ from genkit.exp.agent import (
     TurnContext,
     TurnResult,
 )
-from genkit.model import ModelResponseChunk
+from genkit.model import ModelRequest, ModelResponse, ModelResponseChunk
 from genkit_fastapi import serve_agent
 
 from streamkeep import InMemoryStreamManager, StreamManager
@@ -64,13 +65,13 @@ class Words:
                     if ctx.abort_signal.is_set():
                         self.aborted.set()
                         if not self.ignores_abort:
-                            return TurnResult(finish_reason="aborted")
+                            return TurnResult(finish_reason=AgentFinishReason.ABORTED)
                         await anyio.sleep_forever()
                 if question.startswith("fail"):
                     raise ValueError("secret://db-password")
                 ctx.send_chunk(AgentStreamChunk(model_chunk=ModelResponseChunk(role="model", content=[Part.from_text(word)])))
             await session.add_messages([Message(role="model", content=[Part.from_text("".join(WORDS))])])
-            return TurnResult(finish_reason="stop")
+            return TurnResult(finish_reason=AgentFinishReason.STOP)
 
         await session.run(turn)
         return await session.result()
@@ -87,14 +88,33 @@ class Words:
             waiting.cancel_scope.cancel()
 
 
-def words_agent(words: Words, store: object = None, **options: Any) -> Agent[Any]:
+def words_agent(words: Words, store: InMemorySessionStore[Any] | None = None, **options: Any) -> Agent[Any]:
     """Give an agent of `Words`; without a store its state is the client's."""
     ai = Genkit()
 
     async def fn(session: SessionRunner[Any], ctx: ActionRunContext[Any]) -> AgentResult:
         return await words(session, ctx)
 
-    return ai.define_custom_agent("words", fn, store=store, **options)  # type: ignore[arg-type]  # a protocol with a default
+    return ai.define_custom_agent("words", fn, store=store, **options)
+
+
+def careful_agent(store: InMemorySessionStore[Any]) -> Agent[Any]:
+    """Give an agent whose model pays by a tool, which asks first."""
+    ai = Genkit()
+
+    @ai.tool()
+    async def pay(amount: int) -> str:
+        raise Interrupt({"asks": amount})
+
+    async def model(request: ModelRequest[Any], ctx: ActionRunContext[Any]) -> ModelResponse[Any]:
+        answers = [part.tool_response.output for part in request.messages[-1].content if part.tool_response]
+        asks = Part(tool_request=ToolRequest(name="pay", ref="1", input=5))
+        said = Part.from_text(f"It was {answers[0]}") if answers else asks
+        ctx.send_chunk(ModelResponseChunk(role="model", content=[said]))
+        return ModelResponse(message=Message(role="model", content=[said]))
+
+    ai.define_model(name="model", fn=model)
+    return ai.define_agent("careful", model="model", tools=["pay"], store=store)
 
 
 def stored() -> InMemorySessionStore[Any]:
