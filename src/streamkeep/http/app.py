@@ -130,14 +130,17 @@ class Work(Protocol):
 
     def detaches(self, request: GenkitRequest) -> bool:
         """Say whether the request is to be answered as soon as the work has begun."""
+        ...
 
     async def run(
         self, request: GenkitRequest, context: Mapping[str, Any], send_chunk: Callable[[object], object], stop: anyio.Event
     ) -> Output:
         """Do it. `stop` is set when nobody wants it any more; a little later it is cancelled."""
+        ...
 
     async def detach(self, request: GenkitRequest, context: Mapping[str, Any]) -> Detached | Output:
         """Begin it, where the request detaches; or give what answers the request where it did not begin."""
+        ...
 
 
 class Call(Protocol):
@@ -154,6 +157,7 @@ class Call(Protocol):
 
     async def run(self, request: GenkitRequest, context: Mapping[str, Any], streams: StreamManager) -> Output:
         """Do it."""
+        ...
 
 
 Provide = Callable[[object], Awaitable[Mapping[str, Any]]]

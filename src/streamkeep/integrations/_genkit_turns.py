@@ -6,6 +6,8 @@ makes one, `define_custom_agent`'s, is copied with a runtime of ours in its plac
 otherwise, this module cannot be imported, or its `turns_of` gives None, and turns are Genkit's.
 """
 
+# pyright: reportMissingTypeStubs=false
+
 import asyncio
 import logging
 import sys
@@ -60,7 +62,7 @@ class _Runtime(AgentRuntime):
 
     # A variable there, which has chunks dropped.
     @property
-    def detached(self) -> bool:
+    def detached(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether chunks are dropped: never."""
         return False
 

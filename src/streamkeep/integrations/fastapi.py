@@ -8,7 +8,7 @@ from genkit.plugin_api import Action
 
 from .._manager import StreamManager
 from ..http.app import Call, Provide, StreamsHTTP
-from ..http.response import Receive, Scope, Send, headers_of
+from ..http.response import Receive, Scope, Send
 from ..http.starlette import OURS, ASGIResponse, rest_of
 from . import _openapi
 from .genkit import ContextProviders, calls_of, provider_of, work_of
@@ -55,7 +55,7 @@ def durable_flow(
     dependency = context or _no_context
 
     def provide(request: Request) -> Provide | None:
-        return provider_of(context_provider, request, request.method, headers_of(request.scope))
+        return provider_of(context_provider, request, request.scope)
 
     @router.post(route, name=flow.name, status_code=200, response_class=ASGIResponse, openapi_extra=_openapi.running(flow))
     async def run(request: Request, response: Response, action_context: Annotated[Any, Depends(dependency)]) -> Response:

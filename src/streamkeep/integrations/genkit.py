@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from ..errors import InvalidArgumentError, PublicError, StreamkeepError
 from ..events import error_info
 from ..http.app import Call, Detached, Output, Provide, Work
+from ..http.response import Scope, headers_of
 from ..http.sources import Setting
 from ..wire import GenkitRequest
 
@@ -163,7 +164,11 @@ class ProvidedRequest(RequestData[Any]):
         self.input = data
 
 
-def provider_of(providers: ContextProviders | None, request: object, method: str, headers: Mapping[str, str]) -> Provide | None:
+Ask = Callable[[ContextProvider, ProvidedRequest], Awaitable[object]]
+"""Calls a context provider, and gives what it gives."""
+
+
+def provider_of(providers: ContextProviders | None, request: object, scope: Scope, ask: Ask | None = None) -> Provide | None:
     """Give what asks context providers, one after the other, about a request; what a later one gives counts before an earlier one's."""
     if providers is None:
         return None
@@ -172,13 +177,18 @@ def provider_of(providers: ContextProviders | None, request: object, method: str
     async def provide(data: object) -> Mapping[str, Any]:
         provided: dict[str, Any] = {}
         for provider in each:
-            given = provider(ProvidedRequest(request, method, headers, data))
-            given = await given if inspect.isawaitable(given) else given
+            about = ProvidedRequest(request, scope["method"], headers_of(scope), data)
+            given = await (ask or _asked)(provider, about)
             if isinstance(given, Mapping):  # anything else is no context, as Genkit has it
                 provided.update(given)
         return provided
 
     return provide
+
+
+async def _asked(provider: ContextProvider, about: ProvidedRequest) -> object:
+    given = provider(about)
+    return await given if inspect.isawaitable(given) else given
 
 
 # Settings
