@@ -24,7 +24,8 @@ from tests.http.agents import (
     texts,
     words_agent,
 )
-from tests.http.servers import STREAM_ID, STREAMING, events_of, frames_of, http_to, serving, until
+from tests.http.servers import STREAM_ID, STREAMING, events_of, frames_of, http_to, server_process, serving, until
+from tests.network.proxy import End, Fate, bad_network
 
 from streamkeep import InMemoryStreamManager, PublicError, StreamEventType
 from streamkeep.http import Access, StreamsHTTP
@@ -209,6 +210,8 @@ async def test_a_turn_that_minds_no_signal_is_cancelled(monkeypatch: pytest.Monk
             await ended.wait()
 
 
+@pytest.mark.cell("reload", "Genkit's remoteAgent")
+@pytest.mark.cell("second tab", "Genkit's remoteAgent")
 async def test_a_detached_turn_keeps_its_chunks_under_its_snapshots_id(genkit_client: "GenkitClient") -> None:
     words = Words()
     async with serving(ours_app(words_agent(words, stored()))) as url:
@@ -228,6 +231,55 @@ async def test_a_detached_turn_keeps_its_chunks_under_its_snapshots_id(genkit_cl
     assert (output["finishReason"], output["snapshotId"]) == ("stop", task["snapshotId"])
     assert (snapshot[0]["snapshot"]["status"], snapshot[0]["snapshot"]["sessionId"]) == ("completed", output["sessionId"])  # type: ignore[index]
     assert words.runs["hold it"] == 1
+
+
+@pytest.mark.cell("cut", "Genkit's remoteAgent")
+async def test_the_javascript_client_reads_its_detached_turn_over_a_connection_that_is_cut(
+    genkit_client: "GenkitClient",
+) -> None:
+    words = Words()
+    async with serving(ours_app(words_agent(words, stored()))) as server, bad_network(server) as network:
+        steps = [["detach", "hold it"], ["read"]]
+        async with genkit_client.live("agent", url=f"{network.path()}/words", steps=steps) as client:
+            assert (await client.next_line())["step"] == "detach"
+            early = [await client.next_line() for _ in range(1 + HELD)]
+            network.meet(Fate(End.FIN, b"data: {"))
+            words.gate.set()
+            lines = early + [line async for line in client]
+    assert network.struck.total() > 0
+    assert texts([line["chunk"] for line in lines if "chunk" in line]) == [*WORDS]
+    assert lines[-2]["output"]["finishReason"] == "stop"  # type: ignore[index]
+    assert words.runs == {"hold it": 1}
+
+
+@pytest.mark.cell("Stop", "Genkit's remoteAgent")
+async def test_the_javascript_client_aborts_its_detached_turn(genkit_client: "GenkitClient") -> None:
+    words = Words()
+    async with serving(ours_app(words_agent(words, stored()))) as url:
+        steps = [["detach", "hold it"], ["abort"], ["read"], ["wait"]]
+        lines = [line for line in await genkit_client("agent", url=f"{url}/words", steps=steps) if "step" in line]
+        await words.aborted.wait()
+    assert lines[1]["status"] == "pending"
+    assert lines[2]["error"] == "CANCELLED: the stream was cancelled\nnull"
+    assert lines[3]["snapshot"]["status"] == "aborted"  # type: ignore[index]
+
+
+@pytest.mark.cell("restart", "Genkit's remoteAgent")
+@pytest.mark.cell("kill -9", "Genkit's remoteAgent")
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["restart", "kill -9"])
+async def test_a_server_that_ends_tells_whoever_reads_a_detached_turn(
+    how: str, genkit_client: "GenkitClient", sqlite_url: str
+) -> None:
+    async with server_process("agents", sqlite_url) as server, server_process("agents", sqlite_url) as other:
+        (task, _) = await genkit_client("agent", url=f"{server.url}/words", steps=[["detach", "hold it"]])
+        read = [["read", task["snapshotId"]]]
+        async with genkit_client.live("agent", url=f"{other.url}/words", steps=read) as reader:
+            early = [await reader.next_line() for _ in range(1 + HELD)]
+            await server.end(how)
+            *_, last, _ = [line async for line in reader]
+    assert texts([line["chunk"] for line in early]) == [*WORDS[:HELD]]
+    assert str(last["error"]).startswith("ABORTED: ")
 
 
 @pytest.mark.parametrize("how", ["abort", "stop"])

@@ -60,14 +60,13 @@ class _Runtime(AgentRuntime):
         self._is_detached = False
         super().__init__(**options)
 
-    # A variable there, which has chunks dropped.
     @property
-    def detached(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether chunks are dropped: never."""
+    def detached(self) -> bool:
+        """Whether chunks are dropped, which is a variable there: never."""
         return False
 
     @detached.setter
-    def detached(self, detached: bool) -> None:
+    def detached(self, detached: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._is_detached = detached
 
     async def run(self, *, fn: AgentFn, client_inputs: AsyncIterator[AgentInput]) -> AgentOutput:

@@ -8,13 +8,15 @@
 //   {"op": "agent", "url", "headers"?, "init"?, "steps": [[what, argument?], …]}
 //       one chat of `remoteAgent`, step by step; {"chunk": …} as they come, and of each step {"step": what, …} or {"error", "status"}
 //       send: a turn, by a text or an input; detach: one in the background; wait: for its end; abort: it; resume: a turn;
-//       load: go on in a chat that is stored; snapshot: what is stored
+//       load: go on in a chat that is stored; snapshot: what is stored; read: the stream of the one in the background, to the end
 //
 // Ends by itself, after timeoutMs with {"hang": true} and exit code 3. Only where the client spins in microtasks, as it does when
 // a body ends without a terminal frame, no timer ever fires, and the caller must kill this process.
 import { writeSync } from "node:fs";
 
 import { remoteAgent, runFlow, streamFlow } from "genkit/beta/client";
+
+import { reconnecting } from "../../network/reconnecting.mjs";
 
 const { op, abortAfter, timeoutMs = 10000, ...request } = JSON.parse(process.argv[2]);
 
@@ -67,6 +69,14 @@ operations.agent = async () => {
     wait: async () => ({ snapshot: await task.wait({ intervalMs: 20 }) }),
     abort: async (id) => ({ status: await (id ? agent.abort(id) : task.abort()) }),
     snapshot: async (lookup) => ({ snapshot: await agent.getSnapshot(lookup ?? chat.snapshotId) }),
+    read: async (streamId = task.snapshotId) => {
+      const reading = reconnecting({ url: options.url, streamId });
+      for (;;) {
+        const { done, value } = await reading.next();
+        if (done) return { output: value };
+        print({ chunk: value });
+      }
+    },
     load: async (lookup) => ({ messages: (chat = await agent.loadChat(lookup)).messages.length }),
   };
   for (const [step, argument] of steps) {
