@@ -159,6 +159,10 @@ class Call(Protocol):
         """Do it."""
         ...
 
+    def not_found(self, request: GenkitRequest) -> Output:
+        """Give what answers a request about what does not exist; or raise it."""
+        ...
+
 
 Provide = Callable[[object], Awaitable[Mapping[str, Any]]]
 """Gives more of a context, by the input of a request (None: it has none, as to resume or to stop); it rejects by raising."""
@@ -364,17 +368,20 @@ class StreamsHTTP:
         context: Mapping[str, Any],
         provide: Provide | None = None,
     ) -> None:
-        """Answer a POST by what a call gives, as JSON. Where it tells of a stream that is somebody else's, it is not found."""
+        """Answer a POST by what a call gives, as JSON. What tells of a stream that is somebody else's does not exist."""
         async with errors_answered(send):
             body = await self.read_body(scope, receive)
             if body is None:
                 return
             request = parse_body(body)
             context = await _with_provided(context, provide, request.data)
-            await self._admit_about(call.action, scope, call.about(request), context)
-            output = await call.run(request, context, self.streams)
-            if output.about is not None:
-                await self._admit_about(call.action, scope, output.about, context)
+            try:
+                await self._admit_about(call.action, scope, call.about(request), context)
+                output = await call.run(request, context, self.streams)
+                if output.about is not None:
+                    await self._admit_about(call.action, scope, output.about, context)
+            except StreamNotFoundError:
+                output = call.not_found(request)
             await send_response(send, 200, result_body(encode_json(output.value)), output.headers)
 
     async def stop(self, scope: Scope, send: Send, context: Mapping[str, Any], provide: Provide | None = None) -> None:

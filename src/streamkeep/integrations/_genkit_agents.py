@@ -207,11 +207,13 @@ class SnapshotCall:
         return _lookup_in(request.data).get("snapshot_id")
 
     async def run(self, request: GenkitRequest, context: Mapping[str, Any], streams: StreamManager) -> Output:  # noqa: ARG002
-        """See `Call.run`. PublicError: there is no such snapshot."""
+        """See `Call.run`."""
         found = await _snapshot_of(self._agent, _lookup_in(request.data), context)
-        if found is None:
-            raise PublicError("NOT_FOUND", "snapshot not found")
-        return Output(_told(plain(found), None), about=found.snapshot_id)
+        return self.not_found(request) if found is None else Output(_told(plain(found), None), about=found.snapshot_id)
+
+    def not_found(self, request: GenkitRequest) -> Output:  # noqa: ARG002
+        """See `Call.not_found`."""
+        raise PublicError("NOT_FOUND", "snapshot not found")
 
 
 class AbortCall:
@@ -234,6 +236,10 @@ class AbortCall:
             with suppress(StreamNotFoundError):
                 await streams.cancel(snapshot)  # its turn may run in another process
         return Output({"snapshotId": snapshot, "status": status})
+
+    def not_found(self, request: GenkitRequest) -> Output:
+        """See `Call.not_found`."""
+        return Output({"snapshotId": _snapshot_in(request.data), "status": None})
 
     async def abort(self, snapshot: str, context: Mapping[str, Any]) -> str | None:
         """Abort a pending snapshot, and say how it was before; None: there is none."""

@@ -7,12 +7,14 @@ import asyncio
 import inspect
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import anyio
 from genkit.plugin_api import Action, RequestData, is_dev_environment
 from pydantic import BaseModel
 
+from .._input import StreamInput
 from ..errors import InvalidArgumentError, PublicError, StreamkeepError
 from ..events import error_info
 from ..http.app import Call, Detached, Output, Provide, Work
@@ -21,6 +23,8 @@ from ..http.sources import Setting
 from ..wire import GenkitRequest
 
 TRACE_ID: Final = "x-genkit-trace-id"
+LEAVE_SECONDS: Final = 5.0
+"""How long leaving a setting may take."""
 AGENT: Final = "agent"
 SPAN_ID: Final = "x-genkit-span-id"
 
@@ -211,6 +215,44 @@ class WorkIn:
             return await self._work.run(request, context, send_chunk, stop)
 
     async def detach(self, request: GenkitRequest, context: Mapping[str, Any]) -> Detached | Output:
-        """See `Work.detach`."""
-        async with self._setting.in_task():
-            return await self._work.detach(request, context)
+        """See `Work.detach`. The setting is left, by the task that has entered it, when what was detached is over."""
+        begun, over = asyncio.get_running_loop().create_future(), anyio.Event()
+
+        async def within() -> None:
+            async with self._setting.in_task():
+                begun.set_result(await self._work.detach(request, context))
+                await over.wait()
+
+        task = asyncio.create_task(within())
+        try:
+            await asyncio.wait({begun, task}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if not begun.done():
+            await task  # which raises
+        detached: Detached | Output = begun.result()
+
+        async def leave() -> None:
+            over.set()
+            with anyio.move_on_after(LEAVE_SECONDS, shield=True):
+                await task
+
+        if isinstance(detached, Output):
+            await leave()
+            return detached
+        inner = detached
+
+        async def produce(stream: StreamInput, stop: anyio.Event) -> object:
+            try:
+                return await inner.produce(stream, stop)
+            finally:
+                await leave()
+
+        async def abandon() -> None:
+            try:
+                await inner.abandon()
+            finally:
+                await leave()
+
+        return replace(inner, produce=produce, abandon=abandon)
