@@ -14,9 +14,11 @@ from genkit.exp.agent import (
     AgentInput,
     AgentResult,
     AgentStreamChunk,
+    FileSessionStore,
     InMemorySessionStore,
     SessionRunner,
     SessionSnapshot,
+    SessionStore,
     TurnContext,
     TurnResult,
 )
@@ -88,7 +90,7 @@ class Words:
             waiting.cancel_scope.cancel()
 
 
-def words_agent(words: Words, store: InMemorySessionStore[Any] | None = None, **options: Any) -> Agent[Any]:
+def words_agent(words: Words, store: SessionStore[Any] | None = None, **options: Any) -> Agent[Any]:
     """Give an agent of `Words`; without a store its state is the client's."""
     ai = Genkit()
 
@@ -119,6 +121,10 @@ def careful_agent(store: InMemorySessionStore[Any]) -> Agent[Any]:
 
 def stored() -> InMemorySessionStore[Any]:
     return InMemorySessionStore()
+
+
+def filed(directory: str) -> FileSessionStore[Any]:
+    return FileSessionStore(directory)
 
 
 def official_app(agent: Agent[Any], **options: Any) -> ASGIApp:

@@ -129,9 +129,9 @@ def _mcp(storage_url: str) -> ASGIApp:
 
 
 def _agents(storage_url: str) -> ASGIApp:
-    from tests.http.agents import Words, ours_app, stored, words_agent  # as above
+    from tests.http.agents import Words, filed, ours_app, words_agent  # as above
 
-    return ours_app(words_agent(Words(), stored()), _http(storage_url))
+    return ours_app(words_agent(Words(), filed(f"{storage_url.removeprefix('sqlite:///')}.sessions")), _http(storage_url))
 
 
 APPS: Final[dict[str, Callable[[str], ASGIApp]]] = {

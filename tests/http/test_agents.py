@@ -282,6 +282,19 @@ async def test_a_server_that_ends_tells_whoever_reads_a_detached_turn(
     assert str(last["error"]).startswith("ABORTED: ")
 
 
+@pytest.mark.slow
+async def test_a_detached_turn_is_aborted_through_another_process(genkit_client: "GenkitClient", sqlite_url: str) -> None:
+    async with server_process("agents", sqlite_url) as server, server_process("agents", sqlite_url) as other:
+        (task, _) = await genkit_client("agent", url=f"{server.url}/words", steps=[["detach", "hold it"]])
+        snapshot = task["snapshotId"]
+        (abort, _) = await genkit_client("agent", url=f"{other.url}/words", steps=[["abort", snapshot]])
+        steps = [["read", snapshot], ["snapshot", snapshot]]
+        *_, read, found, _ = await genkit_client("agent", url=f"{server.url}/words", steps=steps)
+    assert abort["status"] == "pending"
+    assert read["error"] == "CANCELLED: the stream was cancelled\nnull"
+    assert found["snapshot"]["status"] == "aborted"  # type: ignore[index]
+
+
 @pytest.mark.parametrize("how", ["abort", "stop"])
 async def test_a_detached_turn_is_ended_by_its_abort_and_by_stop(how: str) -> None:
     words, store = Words(), stored()
