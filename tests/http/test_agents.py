@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -27,10 +28,11 @@ from tests.http.agents import (
 from tests.http.servers import STREAM_ID, STREAMING, events_of, frames_of, http_to, server_process, serving, until
 from tests.network.proxy import End, Fate, bad_network
 
-from streamkeep import InMemoryStreamManager, PublicError, StreamEventType
+from streamkeep import InMemoryStreamManager, Limits, PublicError, StreamEventType, StreamManager
 from streamkeep.http import Access, StreamsHTTP
 from streamkeep.http.response import ASGIApp
 from streamkeep.integrations import _genkit_agents
+from streamkeep.storages.memory import MemoryStorage
 
 if TYPE_CHECKING:
     from tests.http.conftest import GenkitClient, Line
@@ -335,6 +337,42 @@ def running() -> list[str]:
     """Give the tasks of an agent's turns."""
     names = (getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks())
     return [name for name in names if "AgentRuntime" in name or "_Runtime" in name]
+
+
+async def test_a_detached_turn_whose_chunks_cannot_be_kept_is_ended() -> None:
+    words, store = Words(), stored()
+    streams = StreamManager(MemoryStorage(), limits=Limits(max_event_bytes=60))
+    async with http_to(ours_app(words_agent(words, store), streams)) as http:
+        snapshot = (await http.post("/words", json=turn(DETACHED))).json()["result"]["snapshotId"]
+        assert (await events_of(streams, snapshot))[-1][0] == "error"
+        await until(lambda: not running())
+    assert words.aborted.is_set() or words.cancelled.is_set()
+    assert store.snapshots[snapshot].status == "aborted"
+
+
+async def test_a_turn_whose_store_fails_does_not_go_on() -> None:
+    class Failing(InMemorySessionStore[Any]):
+        async def save_snapshot(self, *_: object, **__: object) -> SessionSnapshot | None:
+            raise OSError("secret://db-password")
+
+    words = Words()
+    async with held(words_agent(words, Failing()), words) as (http, streams):
+        answer = await http.post("/words", json=turn(DETACHED))
+        assert (answer.status_code, answer.json()["error"]["message"]) == (500, "internal")
+        await until(lambda: not running())
+        assert [*await streams.list()] == []
+
+
+async def test_a_client_that_leaves_a_turn_without_a_stream_ends_it() -> None:
+    words = Words()
+    async with held(words_agent(words, stored()), words) as (http, _):
+        async with anyio.create_task_group() as leaving:
+            leaving.start_soon(partial(http.post, "/words", json=turn(HOLD)))
+            await until(lambda: words.runs)
+            leaving.cancel_scope.cancel()
+        with anyio.fail_after(5):
+            await words.aborted.wait()
+        await until(lambda: not running())
 
 
 async def test_a_server_that_stops_aborts_detached_turns() -> None:

@@ -21,7 +21,7 @@ from .._manager import StreamManager
 from ..errors import STATUSES, InvalidArgumentError, PublicError, StreamNotFoundError
 from ..events import hidden_error, shown_info
 from ..http import access
-from ..http.app import Detached, Output
+from ..http.app import STOP_SECONDS, Detached, Output
 from ..wire import GenkitRequest
 from .genkit import FlowWork, output_of, plain, run_action
 
@@ -128,6 +128,8 @@ class AgentWork:
         async def abandon() -> None:
             turn.send = _drop
             await self._stop(turn, snapshot, context)
+            with anyio.move_on_after(STOP_SECONDS):
+                await turn.over.wait()
             await turn.cancel()
 
         async def produce(stream: StreamInput, stop: anyio.Event) -> object:
@@ -140,6 +142,9 @@ class AgentWork:
             except asyncio.CancelledError:
                 turn.send = _drop
                 await turn.cancel()
+                raise
+            except Exception:  # of a stream that is written no more, or of its storage
+                await abandon()
                 raise
             finally:
                 stopping.cancel()

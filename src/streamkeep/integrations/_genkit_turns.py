@@ -82,7 +82,7 @@ class _Runtime(AgentRuntime):
 
         try:
             return await super().run(fn=heard, client_inputs=client_inputs)
-        except asyncio.CancelledError:
+        except BaseException:  # cancelled; or its store has failed, and its function goes on
             await turn.cancel()
             raise
 
