@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -564,13 +565,29 @@ async def test_a_lookup_that_names_nothing_or_too_much_is_refused(data: object) 
 # Where Genkit is made otherwise
 
 
+def has_moved(monkeypatch: pytest.MonkeyPatch, agent: Agent[Any]) -> None:
+    monkeypatch.delitem(sys.modules, "streamkeep.integrations._genkit_turns", raising=False)
+    monkeypatch.setitem(sys.modules, "genkit._ai._agents._runtime", None)
+
+
+def is_wrapped(monkeypatch: pytest.MonkeyPatch, agent: Agent[Any]) -> None:
+    made = agent.bidi_fn
+
+    async def bidi_fn(*arguments: Any) -> Any:
+        return await made(*arguments)
+
+    monkeypatch.setattr(agent, "bidi_fn", bidi_fn)
+
+
+@pytest.mark.parametrize("made", [has_moved, is_wrapped])
 async def test_an_agent_that_is_made_otherwise_is_served_as_genkits(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    made: Callable[..., None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_genkit_agents, "_turns_of", lambda _: None)
     words = Words()
     words.gate.set()
-    async with held(words_agent(words, stored()), words) as (http, _):
+    agent = words_agent(words, stored())
+    made(monkeypatch, agent)
+    async with held(agent, words) as (http, _):
         answer = await http.post("/words", json=turn(HELLO), headers=STREAMING)
         detached = await http.post("/words", json=turn(DETACHED), headers=STREAMING)
     assert texts([frame["message"] for frame in frames_of(answer.content)[:-1]]) == [*WORDS]

@@ -30,6 +30,7 @@ from genkit.exp.agent import (
 )
 from genkit.plugin_api import Action, ActionRunContext
 
+from ..errors import StreamkeepError
 from ._genkit_agents import turn_here
 from .genkit import forward
 
@@ -88,8 +89,10 @@ class _Runtime(AgentRuntime):
 
     async def emit_turn_end(self, finish_reason: AgentFinishReason | None = None) -> str | None:
         if finish_reason == AgentFinishReason.FAILED:
-            self._turn.failure = sys.exception()
-            logger.error("agent %s: a turn failed", self.name, exc_info=self._turn.failure)
+            self._turn.failure = failure = sys.exception()
+            # What it raises because it was stopped says nothing.
+            expected = self._turn.stop.is_set() or isinstance(failure, StreamkeepError)
+            logger.log(logging.DEBUG if expected else logging.ERROR, "agent %s: a turn failed", self.name, exc_info=failure)
         if not self._is_detached:
             return await super().emit_turn_end(finish_reason)
         # Its snapshot is written when the agent's function has ended, and there is but one turn.
