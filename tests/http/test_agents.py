@@ -30,6 +30,7 @@ from tests.http.servers import STREAM_ID, STREAMING, events_of, frames_of, http_
 from tests.network.proxy import End, Fate, bad_network
 
 from streamkeep import InMemoryStreamManager, Limits, PublicError, StreamEventType, StreamManager
+from streamkeep.client import stream_flow
 from streamkeep.http import Access, StreamsHTTP
 from streamkeep.http.response import ASGIApp
 from streamkeep.integrations import _genkit_agents
@@ -285,6 +286,19 @@ async def test_a_server_that_ends_tells_whoever_reads_a_detached_turn(
     assert str(last["error"]).startswith("ABORTED: ")
 
 
+async def test_the_python_client_reads_its_detached_turn() -> None:
+    words = Words()
+    async with serving(ours_app(words_agent(words, stored()))) as url:
+        client: AgentClient[Any] = remote_agent(f"{url}/words", state_management="server")
+        task = await client.chat().detach("hold it")
+        words.gate.set()
+        async with stream_flow(f"{url}/words", stream_id=task.snapshot_id) as run:
+            chunks = [chunk async for chunk in run]
+            output = await run.output()
+    assert texts(chunks) == [*WORDS]
+    assert output["finishReason"] == "stop"
+
+
 @pytest.mark.slow
 async def test_a_detached_turn_is_aborted_through_another_process(genkit_client: "GenkitClient", sqlite_url: str) -> None:
     async with server_process("agents", sqlite_url) as server, server_process("agents", sqlite_url) as other:
@@ -404,6 +418,22 @@ async def test_a_detached_turn_that_is_sent_twice_runs_once() -> None:
         first, second = [await http.post("/words", json=turn(DETACHED), headers=headers) for _ in range(2)]
     assert first.json() == second.json()
     assert words.runs == {"hold it": 1}
+
+
+async def test_of_detached_turns_that_are_sent_at_once_with_one_key_one_goes_on() -> None:
+    words, store = Words(), stored()
+    async with held(words_agent(words, store), words) as (http, _):
+        answers = set[str]()
+
+        async def send() -> None:
+            answers.add((await http.post("/words", json=turn(DETACHED), headers={"Idempotency-Key": "1"})).text)
+
+        async with anyio.create_task_group() as sending:
+            for _ in range(4):
+                sending.start_soon(send)
+        (answer,) = answers
+        going_on = [snapshot for snapshot in store.snapshots.values() if snapshot.status == "pending"]
+        assert [snapshot.snapshot_id for snapshot in going_on] == [json.loads(answer)["result"]["snapshotId"]]
 
 
 async def test_without_a_store_nothing_is_detached() -> None:
