@@ -209,7 +209,7 @@ def shown_info(error: BaseException) -> ErrorInfo:
 
 def _shown_info(error: BaseException) -> ErrorInfo:
     status = STATUSES.get(str(getattr(error, "status", None)), "INTERNAL")
-    if not _is_public(error):
+    if not is_public(error):
         return hidden_error(status, "")
     message = _storable(str(getattr(error, "original_message", None) or error))
     details: Any = getattr(error, "details", None)
@@ -225,7 +225,8 @@ def hidden_error(status: Status, internal: str) -> ErrorInfo:
     return ErrorInfo(status, status.lower().replace("_", " "), None, internal)
 
 
-def _is_public(error: BaseException) -> bool:
+def is_public(error: BaseException) -> bool:
+    """Say whether an exception's text is for everybody; see `error_info`."""
     match error:
         case PublicError():
             return True

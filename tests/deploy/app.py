@@ -11,6 +11,7 @@ from tests.deploy.flows import FLOWS, PROCESS, Flow
 
 from streamkeep import StreamManager
 from streamkeep.http import StreamsHTTP
+from streamkeep.http.app import Output
 from streamkeep.http.response import ASGIApp, Message, Receive, Scope, Send, Timeouts
 from streamkeep.http.starlette import ASGIResponse
 from streamkeep.wire import GenkitRequest
@@ -56,11 +57,19 @@ class FlowWork:
     def check(self, request: GenkitRequest) -> None:
         """Take whatever comes."""
 
+    def detaches(self, request: GenkitRequest) -> bool:
+        """Say no."""
+        return False
+
+    async def detach(self, request: GenkitRequest, context: Mapping[str, Any]) -> Output:
+        """Never be asked to."""
+        raise NotImplementedError
+
     async def run(
         self, request: GenkitRequest, context: Mapping[str, Any], send_chunk: Callable[[object], object], stop: anyio.Event
-    ) -> object:
+    ) -> Output:
         """Run the flow."""
-        return await self._flow(send_chunk, stop)
+        return Output(await self._flow(send_chunk, stop))
 
 
 streams: Final = connected()

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from schemathesis import GenerationMode
 from tests.hostile.fuzz_openapi import operations_of_flows, operations_of_reading, probe
 from tests.hostile.servers import House, Target, command, house
+from tests.http.agents import Words, stored, words_agent
 from tests.http.servers import flow_of
 
 from streamkeep import InMemoryStreamManager
@@ -67,6 +68,14 @@ class Tree(BaseModel):
 
 async def plant(tree: Tree, ctx: ActionRunContext) -> Leaf:
     return tree.first
+
+
+def test_neither_does_an_agents() -> None:
+    app = FastAPI()
+    app.include_router(durable_flow(words_agent(Words(), stored()), InMemoryStreamManager()))
+    described = app.openapi()
+    assert {*described["paths"]} == {"/words", "/words/getSnapshot", "/words/abort"}
+    assert "$ref" not in str(described)
 
 
 def test_a_description_refers_to_nothing_outside_itself() -> None:

@@ -128,10 +128,17 @@ def _mcp(storage_url: str) -> ASGIApp:
     return mcp_app(StreamEventStore(_short_lived(storage_url), drain=timedelta(milliseconds=200)), Paced())
 
 
+def _agents(storage_url: str) -> ASGIApp:
+    from tests.http.agents import Words, filed, ours_app, words_agent  # as above
+
+    return ours_app(words_agent(Words(), filed(f"{storage_url.removeprefix('sqlite:///')}.sessions")), _http(storage_url))
+
+
 APPS: Final[dict[str, Callable[[str], ASGIApp]]] = {
     "chats": _chats,
     "an agent of Pydantic AI's": lambda url: _chats(url, "an agent of Pydantic AI's"),
     "Pydantic AI's endpoint in DurableStreaming": lambda url: _chats(url, "Pydantic AI's endpoint in DurableStreaming"),
+    "agents": _agents,
     "clients": _clients,
     "ag-ui": _ag_ui,
     "langgraph": _langgraph,

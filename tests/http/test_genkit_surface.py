@@ -25,7 +25,7 @@ def imported(what: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", WITHOUT + what], capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.parametrize("integration", ["django", "fastapi", "flask", "genkit"])
+@pytest.mark.parametrize("integration", ["django", "fastapi", "flask", "genkit", "_genkit_agents", "_genkit_turns"])
 def test_integrations_need_none_of_the_names_that_genkit_0_13_has_moved(integration: str) -> None:
     ran = imported(f"import streamkeep.integrations.{integration}")
     assert ran.returncode == 0, ran.stderr

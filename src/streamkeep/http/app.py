@@ -6,10 +6,11 @@ By GET it is an app of its own, for `EventSource`, curl and the like. By POST it
 
 import re
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, TypedDict, Unpack, cast, get_args
 
@@ -45,7 +46,7 @@ from .place import (
     run_of,
     stream_named_in,
 )
-from .recovery import Call, Recoverable
+from .recovery import Recoverable, RecoverableCall
 from .response import (
     OWN_ANSWER,
     STREAM_ID_HEADER,
@@ -82,6 +83,8 @@ MAX_STARTS: Final = 5
 """How often a start is tried that finds something under its key, and then finds it gone."""
 LISTED: Final = 100
 MAX_LISTED: Final = 1_000
+DETACHED: Final = "detached"
+"""The name in a stream's metadata under which it is kept what answered the request that began it, where that was answered at once."""
 WhenRunning = Literal["join", "replace", "refuse"]
 PASSES_EVENTS: Final = "events"
 """The name in a stream's metadata that says that its chunks are server-sent events, for who goes on with it."""
@@ -91,16 +94,82 @@ _ALLOWED: Final = {None: "GET, HEAD, DELETE", "/info": "GET, HEAD", "/cancel": "
 _READ_PATH: Final = re.compile(r"/(?P<stream>[^/]+)(?P<sub>/info|/cancel)?")
 
 
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What work comes to.
+
+    Attributes:
+        value: the output.
+        headers: what an answer says that is the output alone.
+        about: the stream that the output tells of, if its owner alone may know it.
+    """
+
+    value: object
+    headers: Sequence[tuple[str, str]] = ()
+    about: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Detached:
+    """Work that was answered when it had begun, and goes on as a stream.
+
+    Attributes:
+        answer: what answers the request.
+        stream: the id of the stream.
+        produce: writes what the work gives from its beginning on, and gives its output.
+        abandon: stops it, where there can be no stream.
+    """
+
+    answer: object
+    stream: str
+    produce: Producer
+    abandon: Callable[[], Awaitable[None]]
+
+
 class Work(Protocol):
     """What a POST sets off."""
 
     def check(self, request: GenkitRequest) -> None:
         """Raise InvalidArgumentError if the request is not one for this work; nothing has been started yet."""
 
+    def detaches(self, request: GenkitRequest) -> bool:
+        """Say whether the request is to be answered as soon as the work has begun."""
+        ...
+
     async def run(
         self, request: GenkitRequest, context: Mapping[str, Any], send_chunk: Callable[[object], object], stop: anyio.Event
-    ) -> object:
-        """Do it, and give the output. `stop` is set when nobody wants it any more; a little later it is cancelled."""
+    ) -> Output:
+        """Do it. `stop` is set when nobody wants it any more; a little later it is cancelled."""
+        ...
+
+    async def detach(self, request: GenkitRequest, context: Mapping[str, Any]) -> Detached | Output:
+        """Begin it, where the request detaches; or give what answers the request where it did not begin."""
+        ...
+
+
+class Call(Protocol):
+    """What a POST sets off that never streams.
+
+    Attributes:
+        action: what `authorize` is asked.
+    """
+
+    action: Action
+
+    def about(self, request: GenkitRequest) -> str | None:
+        """Give the stream that the request names, whether there is one or not. InvalidArgumentError: it is no request for this."""
+
+    async def run(self, request: GenkitRequest, context: Mapping[str, Any], streams: StreamManager) -> Output:
+        """Do it."""
+        ...
+
+    def not_found(self, request: GenkitRequest) -> Output:
+        """Give what answers a request about what does not exist; or raise it."""
+        ...
+
+
+Provide = Callable[[object], Awaitable[Mapping[str, Any]]]
+"""Gives more of a context, by the input of a request (None: it has none, as to resume or to stop); it rejects by raising."""
 
 
 class StartOptions(TypedDict, total=False):
@@ -345,14 +414,51 @@ class StreamsHTTP:
             case _:
                 raise RuntimeError("StreamsHTTP takes HTTP only; give its `lifespan` to the outermost app")
 
-    async def post(self, scope: Scope, receive: Receive, send: Send, work: Work, context: Mapping[str, Any]) -> None:
-        """Answer a POST by Genkit's exchange: resume the stream that a header names, or do the work, streaming if asked to."""
-        async with errors_answered(send):
-            await self._post(scope, receive, send, work, context)
+    async def post(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        work: Work,
+        context: Mapping[str, Any],
+        provide: Provide | None = None,
+    ) -> None:
+        """Answer a POST by Genkit's exchange: resume the stream that a header names, or do the work, streaming if asked to.
 
-    async def stop(self, scope: Scope, send: Send, context: Mapping[str, Any]) -> None:
+        What `provide` gives is added to the context, before anything else is done.
+        """
+        async with errors_answered(send):
+            await self._post(scope, receive, send, work, context, provide)
+
+    async def call(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        call: Call,
+        context: Mapping[str, Any],
+        provide: Provide | None = None,
+    ) -> None:
+        """Answer a POST by what a call gives, as JSON. What tells of a stream that is somebody else's does not exist."""
+        async with errors_answered(send):
+            body = await self.read_body(scope, receive)
+            if body is None:
+                return
+            request = parse_body(body)
+            context = await _with_provided(context, provide, request.data)
+            try:
+                await self._admit_about(call.action, scope, call.about(request), context)
+                output = await call.run(request, context, self.streams)
+                if output.about is not None:
+                    await self._admit_about(call.action, scope, output.about, context)
+            except StreamNotFoundError:
+                output = call.not_found(request)
+            await send_response(send, 200, result_body(encode_json(output.value)), output.headers)
+
+    async def stop(self, scope: Scope, send: Send, context: Mapping[str, Any], provide: Provide | None = None) -> None:
         """Answer a DELETE on a POST's URL: stop the stream that the header names."""
         async with errors_answered(send):
+            context = await _with_provided(context, provide, None)
             stream = headers_of(scope).get(STREAM_ID_HEADER, "")
             await self._cancel(send, await self.admit("stop", scope, stream, scope["path"], context))
 
@@ -467,7 +573,7 @@ class StreamsHTTP:
             raise TypeError('when_running is "join", or with a key "replace" or "refuse"')
         frames, known = options.get("framing") or GenkitFraming(), options.get("context") or {}
         recovery: Recovery | None = None
-        if isinstance(source, Call):
+        if isinstance(source, RecoverableCall):
             recovery, source = source.recovery, source.function
         expand = events_of() if isinstance(frames, PassThroughFraming) else None
         passes_events = {} if expand is None or recovery is None else {PASSES_EVENTS: "true"}
@@ -828,22 +934,89 @@ class StreamsHTTP:
         if offset >= (tail := (await self.streams.info(stream)).tail):
             raise _beyond(offset, tail)
 
-    async def _post(self, scope: Scope, receive: Receive, send: Send, work: Work, context: Mapping[str, Any]) -> None:
+    async def _post(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        work: Work,
+        context: Mapping[str, Any],
+        provide: Provide | None,
+    ) -> None:
         headers = headers_of(scope)
-        if STREAM_ID_HEADER in headers:
+        if STREAM_ID_HEADER in headers and provide is None:
             if await self.skip_body(scope, receive):
                 await self.resume(scope, receive, send, context)
             return
         body = await self.read_body(scope, receive)
         if body is None:
             return
+        if STREAM_ID_HEADER in headers:
+            context = await _with_provided(context, provide, _input_in(body))
+            await self.resume(scope, receive, send, context)
+            return
         request = parse_body(body)
+        context = await _with_provided(context, provide, request.data)
         work.check(request)
-        if wants_stream(headers.get("accept", ""), query_of(scope)):
-            await self.start(scope, receive, send, lambda s, stop: work.run(request, context, s.write_soon, stop), context)
+        streaming = wants_stream(headers.get("accept", ""), query_of(scope))
+        if work.detaches(request):
+            await self._detach(scope, receive, send, work, request, context, streaming=streaming)
+        elif streaming:
+            await self.start(scope, receive, send, partial(_produce, work, request, context), context)
         else:
             await self._owner("start", scope, None, context)
             await _run_once(receive, send, work, request, context)
+
+    async def _detach(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        work: Work,
+        request: GenkitRequest,
+        context: Mapping[str, Any],
+        *,
+        streaming: bool,
+    ) -> None:
+        """Begin work that goes on as a stream, and answer; where the same request was sent before, as that was answered."""
+        owner = await self._owner("start", scope, None, context)
+        if (run := run_of(scope, owner)) is not None:
+            with suppress(StreamNotFoundError):
+                await self._answer_again(scope, receive, send, await self.streams.started_by(run, owner), streaming=streaming)
+                return
+        self.runner.check_room()
+        begun = await work.detach(request, context)
+        if isinstance(begun, Output):
+            await _answer(send, encode_json(begun.value), (), streaming=streaming)
+            return
+        try:
+            answer = encode_json(begun.answer)
+            kept = {ANSWER: ENDPOINTS_OWN, DETACHED: answer.decode()}
+            await self.launch(scope, begun.stream, begun.produce, context, kept, owner=owner)
+        except KeyInUseError as error:
+            await begun.abandon()
+            await self._answer_again(scope, receive, send, await self.streams.info(error.stream), streaming=streaming)
+            return
+        except BaseException:
+            with anyio.move_on_after(STOP_SECONDS, shield=True):
+                await begun.abandon()
+            raise
+        await _answer(send, answer, naming(begun.stream), streaming=streaming)
+
+    async def _answer_again(self, scope: Scope, receive: Receive, send: Send, info: StreamInfo, *, streaming: bool) -> None:
+        answer = info.metadata.get(DETACHED)
+        if answer is None:
+            await self.show_again(scope, receive, send, info.id)
+        else:
+            await _answer(send, answer.encode(), naming(info.id), streaming=streaming)
+
+    async def _admit_about(self, action: Action, scope: Scope, stream: str | None, context: Mapping[str, Any]) -> None:
+        """Ask who is asking. StreamNotFoundError: it is about a stream that is there, and somebody else's."""
+        info = None
+        if stream is not None:
+            with suppress(StreamNotFoundError, InvalidArgumentError):
+                info = await self.streams.info(stream)
+        await self._owner(action, scope, info, context)
 
     async def _read(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._runner is None and not self.streams.is_running:
@@ -1027,11 +1200,39 @@ def shown_info(info: StreamInfo) -> dict[str, object]:
     }
 
 
+async def _with_provided(context: Mapping[str, Any], provide: Provide | None, data: object) -> Mapping[str, Any]:
+    return context if provide is None else {**context, **await provide(data)}
+
+
+def _input_in(body: bytes) -> object:
+    """Give the input that a request to resume has as well, which may have anything for a body."""
+    try:
+        return parse_body(body).data
+    except InvalidArgumentError:
+        return None
+
+
+async def _produce(
+    work: Work, request: GenkitRequest, context: Mapping[str, Any], stream: StreamInput, stop: anyio.Event
+) -> object:
+    return (await work.run(request, context, stream.write_soon, stop)).value
+
+
+async def _answer(send: Send, output: bytes, headers: Iterable[tuple[str, str]], *, streaming: bool) -> None:
+    """Give an output as JSON, or as a stream of Genkit's that is nothing but it."""
+    body = result_body(output)
+    if not streaming:
+        await send_response(send, 200, body, headers)
+        return
+    await send_head(send, GenkitFraming(), headers)
+    await send({"type": "http.response.body", "body": b"data: %b\n\n" % body})
+
+
 async def _run_once(receive: Receive, send: Send, work: Work, request: GenkitRequest, context: Mapping[str, Any]) -> None:
     """Do the work for one answer without a stream; a client that goes away stops it."""
     stop = anyio.Event()
     failure: Exception | None = None
-    output: object = None
+    output = Output(None)
     async with anyio.create_task_group() as exchange:
         exchange.start_soon(_stop_on_disconnect, receive, stop, exchange.cancel_scope)
         try:
@@ -1047,7 +1248,7 @@ async def _run_once(receive: Receive, send: Send, work: Work, request: GenkitReq
     if failure is not None:
         raise failure
     if not stop.is_set():
-        await send_response(send, 200, result_body(encode_json(output)))
+        await send_response(send, 200, result_body(encode_json(output.value)), output.headers)
 
 
 async def _stop_on_disconnect(receive: Receive, stop: anyio.Event, exchange: anyio.CancelScope) -> None:

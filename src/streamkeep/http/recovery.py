@@ -21,7 +21,7 @@ _KEYWORDS: Final = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.K
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class RecoverableCall:
     """A recoverable function with what it is to be called with: a source for `StreamsHTTP.respond`, and for nothing else.
 
     Attributes:
@@ -49,11 +49,11 @@ class Recoverable:
         self._signature = inspect.signature(function)
         self._decoders = _decoders(function)
 
-    def __call__(self, **arguments: object) -> Call:
+    def __call__(self, **arguments: object) -> RecoverableCall:
         """Give the source of a stream whose chunks the function makes with these arguments."""
         self._signature.bind_partial(**arguments)
         kept = {name: msgspec.Raw(encode_json(value)) for name, value in arguments.items()}
-        return Call(self._terms(input=kept), self._bound(kept))
+        return RecoverableCall(self._terms(input=kept), self._bound(kept))
 
     def going_on(self, stream: StreamInput) -> Callable[..., object]:
         """Give what makes the rest of a stream. InvalidArgumentError: it does not take what was kept, as an older version of it did."""

@@ -390,6 +390,15 @@ class Runner:
             logger.warning("the server is stopping; %s may take %g seconds to end", _named(left), self._drain_seconds)
         await self.drain()
 
+    def check_room(self) -> None:
+        """Raise what `start` would, where no producer is taken at all: for who has begun something before it starts."""
+        self._check_running()
+        if len(self._runs) + self._starting >= self._max_producers:
+            raise self._no_room()
+
+    def _no_room(self) -> LimitExceededError:
+        return LimitExceededError(f"{self._max_producers} streams are being produced here; try again later")
+
     def _check_running(self) -> None:
         if not self.is_running:
             raise StreamManagerClosedError("the server is shutting down" if self._closing else "the runner is not running")
@@ -403,7 +412,7 @@ class Runner:
                 continue
             if is_named:
                 await self._check_joins(opening)
-            raise LimitExceededError(f"{self._max_producers} streams are being produced here; try again later")
+            raise self._no_room()
         self._starting += 1
 
     async def _check_joins(self, opening: OpenOptions) -> None:

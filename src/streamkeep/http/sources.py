@@ -21,7 +21,7 @@ from .._input import StreamInput
 from ..errors import LimitExceededError
 from ..wire import SSEDecoder
 from .framing import block_of
-from .recovery import Call
+from .recovery import RecoverableCall
 from .runner import ChunkWriter, Producer, keep_place, leave
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ T = TypeVar("T")
 logger: Final = logging.getLogger("streamkeep")
 
 Chunks = AsyncIterable[object] | Iterable[object]
-Source = Chunks | Callable[[StreamInput], object] | Callable[[], object] | Call
+Source = Chunks | Callable[[StreamInput], object] | Callable[[], object] | RecoverableCall
 """An iterable of chunks, or a function that makes one: see `StreamsHTTP.respond`; or what a recoverable function was called with."""
 
 CLOSE_SECONDS: Final = 5.0

@@ -27,6 +27,7 @@ from .._listing import StreamInfo
 from .._loop_thread import LoopThread, LoopThreads, Outcome, check_threads
 from .._manager import StreamManager
 from ..errors import PublicError, StorageError, StorageUnavailableError, StreamkeepError, StreamManagerClosedError
+from ..events import is_public
 from .access import Access, Authorize
 from .app import Answer, FollowOptions, StartOptions, StopOptions, StreamsHTTP
 from .bounds import Bounds
@@ -37,6 +38,7 @@ from .shutdown import hear_signals
 from .sources import AS_IT_IS, Setting, Source, close, in_thread
 
 R = TypeVar("R")
+A = TypeVar("A")
 
 BUFFER_BYTES: Final = 1 << 16
 """How much of an answer may wait for whoever takes it."""
@@ -377,7 +379,8 @@ CALLER: Final = "streamkeep.caller"
 
 
 class Caller:
-    """A view that waits for its answer, and calls `authorize` meanwhile: there the request is, its database connections, its transaction.
+    """A view that waits for its answer, and calls `authorize` and the like meanwhile: there the request is, its database connections, its
+    transaction.
 
     Args:
         tell: has the view call something, from any thread.
@@ -391,22 +394,22 @@ class Caller:
         self._over: Callable[[], object] = lambda: None
         self._has_left = False
 
-    async def ask(self, authorize: Authorize, access: Access) -> object:
-        """Call `authorize`: in the view, and in the event loop what it gives to be awaited.
+    async def ask(self, function: Callable[[A], object], about: A) -> object:
+        """Call a function, `authorize` say: in the view, and in the event loop what it gives to be awaited.
 
         What it raises is raised by the view, as the framework knows it, unless we know it. StreamManagerClosedError: the view has gone.
         """
         try:
-            awaits = inspect.iscoroutinefunction(authorize)
-            answer = authorize(access) if awaits else await self._call(lambda: authorize(access))
+            awaits = inspect.iscoroutinefunction(function)
+            answer = function(about) if awaits else await self._call(lambda: function(about))
             if not inspect.isawaitable(answer):
                 return answer
             return await asyncio.create_task(_awaited(answer, self._view.asking), context=self._view.asking_within)
         except Exception as error:
-            if isinstance(error, StreamkeepError) or refusal_of(error) is not None:
+            if isinstance(error, StreamkeepError) or is_public(error) or refusal_of(error) is not None:
                 raise
             self._raised = error
-            raise PublicError("PERMISSION_DENIED", f"`authorize` has raised {type(error).__name__}") from error
+            raise PublicError("PERMISSION_DENIED", f"who was asked has raised {type(error).__name__}") from error
 
     async def _call(self, function: Callable[[], R]) -> R:
         loop, over, outcomes = loop_here(), anyio.Event(), list[Outcome[R]]()

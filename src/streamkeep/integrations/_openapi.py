@@ -31,7 +31,14 @@ def running(flow: Action[Any, Any, Any, Any]) -> dict[str, Any]:
         "responses": {
             "200": {
                 "description": "The output, or the stream.",
-                "headers": {"X-Genkit-Stream-Id": {"schema": _STREAM_ID}},
+                "headers": {
+                    "X-Genkit-Stream-Id": {
+                        "schema": _STREAM_ID,
+                        "description": "Of an answer that streams, or goes on as a stream.",
+                    },
+                    "X-Genkit-Trace-Id": {"schema": {"type": "string"}, "description": "Of one that does not stream."},
+                    "X-Genkit-Span-Id": {"schema": {"type": "string"}, "description": "Beside it."},
+                },
                 "content": {"application/json": {"schema": once}, "text/event-stream": {"itemSchema": _frame(flow)}},
             },
             "204": {"description": "There is no such stream to resume."},
@@ -53,6 +60,21 @@ def stopping() -> dict[str, Any]:
                 "content": {"application/json": {"schema": _object_of({"stopped": {"type": "boolean"}})}},
             },
             "404": _failure("There is no such stream."),
+            "default": _failure("Any other error; its code is its status's."),
+        },
+    }
+
+
+def calling() -> dict[str, Any]:
+    """Describe what an agent is asked beside its turns."""
+    lookup = {"type": "object", "properties": {"snapshotId": {"type": "string"}, "sessionId": {"type": "string"}}}
+    return {
+        "requestBody": {
+            "content": {"application/json": {"schema": _object_of({"data": {"anyOf": [{"type": "string"}, lookup]}})}}
+        },
+        "responses": {
+            "200": {"description": "What is known.", "content": {"application/json": {"schema": _object_of({"result": {}})}}},
+            "404": _failure("There is no such snapshot."),
             "default": _failure("Any other error; its code is its status's."),
         },
     }

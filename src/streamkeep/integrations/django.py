@@ -20,17 +20,18 @@ from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
-from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseNotAllowed, StreamingHttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseNotAllowed, StreamingHttpResponse
 from django.urls import URLPattern, URLResolver, path
 from django.views.decorators.csrf import csrf_protect
 
 from .._background import is_asyncio_here
 from .._listing import StreamInfo
 from ..http.access import REQUEST, owner_text
-from ..http.app import FollowOptions, StartOptions, StopOptions, StreamsHTTP
+from ..http.app import Call, FollowOptions, Provide, StartOptions, StopOptions, StreamsHTTP
 from ..http.response import ASGIApp, Receive, Scope, Send
 from ..http.sources import Source
 from ..http.threads import (
+    CALLER,
     AsyncBody,
     Body,
     ServingOptions,
@@ -45,7 +46,7 @@ from ..http.threads import (
 if TYPE_CHECKING:
     from genkit.plugin_api import Action
 
-    from .genkit import WorkIn
+    from .genkit import ContextProviders, WorkIn
 
 URL: Final = "STREAMKEEP_URL"
 CLOSE_SECONDS: Final = 5.0
@@ -182,42 +183,73 @@ def durable_flow(
     streams: DjangoStreams | Streams,
     *,
     context: Callable[[HttpRequest], Mapping[str, Any]] | None = None,
+    context_provider: "ContextProviders | None" = None,
 ) -> AnyView:
-    """Give a view that serves a Genkit flow durably; for `path("answer", …)`, say.
+    """Give a view that serves a Genkit flow, or an agent, durably; for `path("answer", …)`, say.
 
         POST     Genkit's exchange; with `X-Genkit-Stream-Id` it resumes that stream, from the start or after the offset in
                  `X-Genkit-Stream-Offset`, and never runs the flow
         DELETE   with `X-Genkit-Stream-Id`: stop that stream's flow
+
+    An agent that has a store is asked for `getSnapshot` and `abort` as well, by POST. Its view is given which: by a second path to it,
+    `path("agent/<str:call>", …)`.
 
     A run outlives its request; stopping it sets the flow's abort signal, and cancels it a second later.
 
     Decorators of views say who may, and whether Django checks for CSRF: `csrf_exempt(durable_flow(…))`.
 
     Args:
-        flow: the flow, or any other Genkit action.
+        flow: the flow, the agent, or any other Genkit action.
         streams: what other views have, or the URL of a storage.
         context: gives the action's context in a request, for a resume and a stop as well; it rejects as views do, by PermissionDenied say.
+        context_provider: one of Genkit's, or several, which are asked in order, and whose contexts are added. They reject by raising
+            Genkit's `PublicError`. A plain one is called in the view.
     """
-    from .genkit import FlowWork, WorkIn
+    from .genkit import WorkIn, calls_of, provider_of, work_of
 
     ours = streams if isinstance(streams, DjangoStreams) else DjangoStreams(streams)
-    work = WorkIn(FlowWork(flow), _OWN_CONNECTIONS)
+    work, calls = WorkIn(work_of(flow), _OWN_CONNECTIONS), calls_of(flow)
 
-    def serve(request: HttpRequest) -> HttpResponseBase:
+    def provide(scope: Scope) -> Provide | None:
+        return provider_of(context_provider, scope[REQUEST], scope, scope[CALLER].ask)
+
+    def serve(request: HttpRequest, call: str = "") -> HttpResponseBase:
         known = context(request) if context else {}
+        if call:
+            if call not in calls or request.META["REQUEST_METHOD"] != "POST":
+                raise Http404
+            return ours.answer(request, _scope(request), lambda http: partial(_call, http, calls[call], known, provide))
         if request.META["REQUEST_METHOD"] == "DELETE":
             return ours.answer(
-                request, _scope(request), lambda http: lambda scope, _, send: http.stop(scope, send, known), body=b""
+                request,
+                _scope(request),
+                lambda http: lambda scope, _, send: http.stop(scope, send, known, provide(scope)),
+                body=b"",
             )
-        return ours.answer(request, _scope(request), lambda http: partial(_post, http, work, known))
+        return ours.answer(request, _scope(request), lambda http: partial(_post, http, work, known, provide))
 
     return _taking(("POST", "DELETE"), serve)
 
 
+ProvideOf = Callable[[Scope], Provide | None]
+
+
 async def _post(
-    http: StreamsHTTP, work: "WorkIn", context: Mapping[str, Any], scope: Scope, receive: Receive, send: Send
+    http: StreamsHTTP,
+    work: "WorkIn",
+    context: Mapping[str, Any],
+    provide: ProvideOf,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
 ) -> None:
-    await http.post(scope, receive, send, work, context)
+    await http.post(scope, receive, send, work, context, provide(scope))
+
+
+async def _call(
+    http: StreamsHTTP, call: Call, context: Mapping[str, Any], provide: ProvideOf, scope: Scope, receive: Receive, send: Send
+) -> None:
+    await http.call(scope, receive, send, call, context, provide(scope))
 
 
 def _taking(methods: Sequence[str], view: AnyView) -> AnyView:

@@ -9,6 +9,7 @@ def ask(chat: str) -> Response:
 
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 from weakref import WeakKeyDictionary
 
@@ -16,13 +17,15 @@ from flask import Blueprint, Flask, Request, Response, current_app, request
 
 from .._listing import StreamInfo
 from ..http.access import REQUEST, owner_text
-from ..http.app import MAX_BODY_BYTES, FollowOptions, StartOptions, StopOptions, StreamsHTTP
+from ..http.app import MAX_BODY_BYTES, Call, FollowOptions, Provide, StartOptions, StopOptions, StreamsHTTP
 from ..http.response import ASGIApp, Scope
 from ..http.sources import Source
-from ..http.threads import Body, ServingOptions, Streams, StreamsThread, Taken, View, context_without, scope_of
+from ..http.threads import CALLER, Body, ServingOptions, Streams, StreamsThread, Taken, View, context_without, scope_of
 
 if TYPE_CHECKING:
     from genkit.plugin_api import Action
+
+    from .genkit import ContextProviders
 
 EXTENSION: Final = "streamkeep"
 URL: Final = "STREAMKEEP_URL"
@@ -156,40 +159,60 @@ def durable_flow(
     *,
     path: str | None = None,
     context: Callable[[], Mapping[str, Any]] | None = None,
+    context_provider: "ContextProviders | None" = None,
 ) -> Blueprint:
-    """Give a blueprint that serves a Genkit flow durably: `app.register_blueprint(durable_flow(my_flow, streams))`.
+    """Give a blueprint that serves a Genkit flow, or an agent, durably: `app.register_blueprint(durable_flow(my_flow, streams))`.
 
         POST   {path}   Genkit's exchange; with `X-Genkit-Stream-Id` it resumes that stream, from the start or after the
                         offset in `X-Genkit-Stream-Offset`, and never runs the flow
         DELETE {path}   with `X-Genkit-Stream-Id`: stop that stream's flow
 
+    An agent that has a store also has `POST {path}/getSnapshot` and `POST {path}/abort`.
+
     A run outlives its request; stopping it sets the flow's abort signal, and cancels it a second later. It runs in an app context.
 
     Args:
-        flow: the flow, or any other Genkit action.
+        flow: the flow, the agent, or any other Genkit action.
         streams: what the app's views have, or the URL of a storage.
         path: `/<flow's name>` unless given.
         context: gives the action's context in a request, for a resume and a stop as well; it rejects as views do, by `abort` say. Other
             means are the blueprint's `before_request`.
+        context_provider: one of Genkit's, or several, which are asked in order, and whose contexts are added. They reject by raising
+            Genkit's `PublicError`. A plain one is called in the view.
     """
-    from .genkit import FlowWork, WorkIn
+    from .genkit import WorkIn, calls_of, provider_of, work_of
 
     ours = streams if isinstance(streams, FlaskStreams) else FlaskStreams(streams)
     blueprint = Blueprint(flow.name.replace(".", "-"), __name__)
     route = f"/{flow.name}" if path is None else path
-    work = FlowWork(flow)
+    work = work_of(flow)
+
+    def provide(scope: Scope) -> Provide | None:
+        return provider_of(context_provider, scope[REQUEST], scope, scope[CALLER].ask)
 
     @blueprint.post(route)
     def run() -> StreamResponse:
         known = context() if context else {}
         within = WorkIn(work, _InApp(_app()))
-        return ours.answer(_scope(), lambda http: lambda scope, receive, send: http.post(scope, receive, send, within, known))
+        return ours.answer(
+            _scope(), lambda http: lambda scope, receive, send: http.post(scope, receive, send, within, known, provide(scope))
+        )
 
     @blueprint.delete(route)
     def stop() -> StreamResponse:
         known = context() if context else {}
-        return ours.answer(_scope(), lambda http: lambda scope, _, send: http.stop(scope, send, known), body=b"")
+        return ours.answer(
+            _scope(), lambda http: lambda scope, _, send: http.stop(scope, send, known, provide(scope)), body=b""
+        )
 
+    def answer_call(call: Call) -> StreamResponse:
+        known = context() if context else {}
+        return ours.answer(
+            _scope(), lambda http: lambda scope, receive, send: http.call(scope, receive, send, call, known, provide(scope))
+        )
+
+    for name, call in calls_of(flow).items():
+        blueprint.add_url_rule(f"{route}/{name}", name, partial(answer_call, call), methods=["POST"])
     return blueprint
 
 

@@ -1,19 +1,44 @@
-"""Genkit flows as the work of a durable stream. Of Genkit it uses only `Action.run`, which its releases have left alone."""
+"""Genkit's flows and agents as the work of a durable stream.
+
+Of Genkit this uses `Action.run`, which its releases have left alone; what agents need beside it is in `_genkit_agents`.
+"""
 
 import asyncio
+import inspect
 import traceback
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, Protocol
 
 import anyio
-from genkit.plugin_api import Action, is_dev_environment
+from genkit.plugin_api import Action, RequestData, is_dev_environment
 from pydantic import BaseModel
 
+from .._input import StreamInput
 from ..errors import InvalidArgumentError, PublicError, StreamkeepError
 from ..events import error_info
-from ..http.app import Work
+from ..http.app import Call, Detached, Output, Provide, Work
+from ..http.response import Scope, headers_of
 from ..http.sources import Setting
 from ..wire import GenkitRequest
+
+TRACE_ID: Final = "x-genkit-trace-id"
+LEAVE_SECONDS: Final = 5.0
+"""How long leaving a setting may take."""
+AGENT: Final = "agent"
+SPAN_ID: Final = "x-genkit-span-id"
+
+ContextProvider = Callable[[Any], "Mapping[str, Any] | Awaitable[Mapping[str, Any]]"]
+"""What Genkit calls so: gives more of the action's context, by a `RequestData` with `method`, `headers` and `input`."""
+ContextProviders = ContextProvider | Sequence[ContextProvider]
+
+
+class Answered(Protocol):
+    """What is used of Genkit's `ActionResponse`."""
+
+    response: Any
+    trace_id: str
+    span_id: str
 
 
 class FlowWork:
@@ -27,34 +52,57 @@ class FlowWork:
         if request.has_init and "initSchema" not in self._flow.metadata:
             raise InvalidArgumentError(f"the action {self._flow.name} takes no init")
 
+    def detaches(self, request: GenkitRequest) -> bool:  # noqa: ARG002 - agents do
+        """See `Work.detaches`."""
+        return False
+
+    async def detach(self, request: GenkitRequest, context: Mapping[str, Any]) -> Detached | Output:
+        """See `Work.detach`."""
+        raise NotImplementedError
+
     async def run(
         self, request: GenkitRequest, context: Mapping[str, Any], send_chunk: Callable[[object], object], stop: anyio.Event
-    ) -> object:
+    ) -> Output:
         """See `Work.run`."""
 
         def on_chunk(chunk: object) -> None:
             send_chunk(plain(chunk))
 
         abort_signal = asyncio.Event()
-        forwarding = asyncio.create_task(_forward(stop, abort_signal))
+        forwarding = asyncio.create_task(forward(stop, abort_signal))
         try:
-            response = await self._flow.run(
-                request.data,
-                on_chunk=on_chunk,
-                context=dict(context),
-                abort_signal=abort_signal,
-                init=request.init,
-            )
-        except Exception as error:
-            raised = _raised(error)
-            if is_dev_environment():
-                raise _in_full(raised) from error
-            if raised is error:
-                raise  # `from` itself would hide what it comes from
-            raise raised from error
+            response = await run_action(self._flow, request, context, on_chunk=on_chunk, abort_signal=abort_signal)
         finally:
             forwarding.cancel()
-        return plain(response.response)
+        return output_of(response)
+
+
+async def run_action(
+    action: Action[Any, Any, Any, Any],
+    request: GenkitRequest,
+    context: Mapping[str, Any],
+    *,
+    on_chunk: Callable[[Any], None] | None = None,
+    abort_signal: asyncio.Event | None = None,
+) -> Answered:
+    """Run an action, and raise what it has raised; in development mode in full."""
+    try:
+        return await action.run(
+            request.data, on_chunk=on_chunk, context=dict(context), abort_signal=abort_signal, init=request.init
+        )
+    except Exception as error:
+        raised = _raised(error)
+        if is_dev_environment():
+            raise _in_full(raised) from error
+        if raised is error:
+            raise  # `from` itself would hide what it comes from
+        raise raised from error
+
+
+def output_of(response: Answered) -> Output:
+    """Give an action's output, and the headers by which Genkit's servers name its trace where they do not stream."""
+    ids = ((TRACE_ID, response.trace_id), (SPAN_ID, response.span_id))
+    return Output(plain(response.response), [(name, text) for name, text in ids if text.strip("0")])
 
 
 def plain(value: object) -> object:
@@ -62,7 +110,8 @@ def plain(value: object) -> object:
     return value.model_dump(mode="json", by_alias=True, exclude_none=True) if isinstance(value, BaseModel) else value
 
 
-async def _forward(stop: anyio.Event, abort_signal: asyncio.Event) -> None:
+async def forward(stop: anyio.Event, abort_signal: asyncio.Event) -> None:
+    """Set the one when the other is set."""
     await stop.wait()
     abort_signal.set()
 
@@ -78,17 +127,132 @@ def _in_full(error: Exception) -> PublicError:
     return PublicError(error_info(error).status, str(error), {"stack": stack})
 
 
+# Agents
+
+
+def work_of(flow: Action[Any, Any, Any, Any]) -> Work:
+    """Give the work that a flow is, or an agent."""
+    if flow.kind != AGENT:
+        return FlowWork(flow)
+    from ._genkit_agents import AgentWork, is_agent  # which imports what is experimental in Genkit
+
+    return AgentWork(flow) if is_agent(flow) else FlowWork(flow)
+
+
+def calls_of(flow: Action[Any, Any, Any, Any]) -> Mapping[str, Call]:
+    """Give what an agent with a store answers beside its turns, by its name."""
+    if flow.kind != AGENT:
+        return {}
+    from ._genkit_agents import AbortCall, SnapshotCall, is_agent  # as above
+
+    return {"getSnapshot": SnapshotCall(flow), "abort": AbortCall(flow)} if is_agent(flow) and flow.store is not None else {}
+
+
+# Context providers
+
+
+class ProvidedRequest(RequestData[Any]):
+    """What a context provider is given, as Genkit's servers give it.
+
+    Attributes:
+        request: the framework's own.
+        method: such as POST; DELETE where a stream is to be stopped.
+        headers: names in lower case, repeated ones as one list.
+        input: what is under "data" in the body; None if there is none, as where a stream is resumed or stopped.
+    """
+
+    def __init__(self, request: object, method: str, headers: Mapping[str, str], data: object) -> None:
+        super().__init__(request=request)
+        self.method = method
+        self.headers = dict(headers)
+        self.input = data
+
+
+Ask = Callable[[ContextProvider, ProvidedRequest], Awaitable[object]]
+"""Calls a context provider, and gives what it gives."""
+
+
+def provider_of(providers: ContextProviders | None, request: object, scope: Scope, ask: Ask | None = None) -> Provide | None:
+    """Give what asks context providers, one after the other, about a request; what a later one gives counts before an earlier one's."""
+    if providers is None:
+        return None
+    each = [providers] if callable(providers) else [*providers]
+
+    async def provide(data: object) -> Mapping[str, Any]:
+        provided: dict[str, Any] = {}
+        for provider in each:
+            about = ProvidedRequest(request, scope["method"], headers_of(scope), data)
+            given = await (ask or _asked)(provider, about)
+            if isinstance(given, Mapping):  # anything else is no context, as Genkit has it
+                provided.update(given)
+        return provided
+
+    return provide
+
+
+async def _asked(provider: ContextProvider, about: ProvidedRequest) -> object:
+    given = provider(about)
+    return await given if inspect.isawaitable(given) else given
+
+
+# Settings
+
+
 class WorkIn:
     """Work that runs in a setting of an app's."""
 
     def __init__(self, work: Work, setting: Setting) -> None:
         self.check = work.check
+        self.detaches = work.detaches
         self._work = work
         self._setting = setting
 
     async def run(
         self, request: GenkitRequest, context: Mapping[str, Any], send_chunk: Callable[[object], object], stop: anyio.Event
-    ) -> object:
+    ) -> Output:
         """See `Work.run`."""
         async with self._setting.in_task():
             return await self._work.run(request, context, send_chunk, stop)
+
+    async def detach(self, request: GenkitRequest, context: Mapping[str, Any]) -> Detached | Output:
+        """See `Work.detach`. The setting is left, by the task that has entered it, when what was detached is over."""
+        begun, over = asyncio.get_running_loop().create_future(), anyio.Event()
+
+        async def within() -> None:
+            async with self._setting.in_task():
+                begun.set_result(await self._work.detach(request, context))
+                await over.wait()
+
+        task = asyncio.create_task(within())
+        try:
+            await asyncio.wait({begun, task}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if not begun.done():
+            await task  # which raises
+        detached: Detached | Output = begun.result()
+
+        async def leave() -> None:
+            over.set()
+            with anyio.move_on_after(LEAVE_SECONDS, shield=True):
+                await task
+
+        if isinstance(detached, Output):
+            await leave()
+            return detached
+        inner = detached
+
+        async def produce(stream: StreamInput, stop: anyio.Event) -> object:
+            try:
+                return await inner.produce(stream, stop)
+            finally:
+                await leave()
+
+        async def abandon() -> None:
+            try:
+                await inner.abandon()
+            finally:
+                await leave()
+
+        return replace(inner, produce=produce, abandon=abandon)

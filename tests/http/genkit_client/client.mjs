@@ -5,12 +5,18 @@
 //       abortAfter: abort after so many chunks; 0 means as soon as the answer's headers are there
 //   {"op": "run", "url", "input"?, "init"?, "headers"?, "timeoutMs"?}
 //       {"output": …} or {"error": "message"}
+//   {"op": "agent", "url", "headers"?, "init"?, "steps": [[what, argument?], …]}
+//       one chat of `remoteAgent`, step by step; {"chunk": …} as they come, and of each step {"step": what, …} or {"error", "status"}
+//       send: a turn, by a text or an input; detach: one in the background; wait: for its end; abort: it; resume: a turn;
+//       load: go on in a chat that is stored; snapshot: what is stored; read: the stream of the one in the background, to the end
 //
 // Ends by itself, after timeoutMs with {"hang": true} and exit code 3. Only where the client spins in microtasks, as it does when
 // a body ends without a terminal frame, no timer ever fires, and the caller must kill this process.
 import { writeSync } from "node:fs";
 
-import { runFlow, streamFlow } from "genkit/beta/client";
+import { remoteAgent, runFlow, streamFlow } from "genkit/beta/client";
+
+import { reconnecting } from "../../network/reconnecting.mjs";
 
 const { op, abortAfter, timeoutMs = 10000, ...request } = JSON.parse(process.argv[2]);
 
@@ -35,6 +41,52 @@ const operations = {
     }
     return output;
   },
+};
+
+const shown = (response) => ({
+  text: response.text,
+  finishReason: response.finishReason,
+  snapshotId: response.snapshotId,
+  sessionId: response.sessionId,
+  state: response.state,
+  interrupts: response.interrupts.map(({ name, ref, input }) => ({ name, ref, input })),
+  messages: response.messages.length,
+});
+
+operations.agent = async () => {
+  const { steps, init, timeoutMs: _, ...options } = request;
+  const agent = remoteAgent(options);
+  let chat = agent.chat(init);
+  let task;
+  const turn = async (turn) => {
+    for await (const chunk of turn.stream) print({ chunk: chunk.raw });
+    return shown(await turn.response);
+  };
+  const taken = {
+    send: (input) => turn(chat.sendStream(input)),
+    resume: (resume) => turn(chat.resumeStream(resume)),
+    detach: async (input) => ({ snapshotId: (task = await chat.detach(input)).snapshotId }),
+    wait: async () => ({ snapshot: await task.wait({ intervalMs: 20 }) }),
+    abort: async (id) => ({ status: await (id ? agent.abort(id) : task.abort()) }),
+    snapshot: async (lookup) => ({ snapshot: await agent.getSnapshot(lookup ?? chat.snapshotId) }),
+    read: async (streamId = task.snapshotId) => {
+      const reading = reconnecting({ url: options.url, streamId });
+      for (;;) {
+        const { done, value } = await reading.next();
+        if (done) return { output: value };
+        print({ chunk: value });
+      }
+    },
+    load: async (lookup) => ({ messages: (chat = await agent.loadChat(lookup)).messages.length }),
+  };
+  for (const [step, argument] of steps) {
+    try {
+      print({ step, ...(await taken[step](argument)) });
+    } catch (error) {
+      print({ step, error: error.message, status: error.status });
+    }
+  }
+  return steps.length;
 };
 
 setTimeout(() => {

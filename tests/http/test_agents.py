@@ -1,0 +1,630 @@
+"""Genkit's agents, driven by both of its own clients: as Genkit's server answers, and durably."""
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import httpx
+import pytest
+from genkit import PublicError as GenkitPublicError
+from genkit.exp.agent import Agent, AgentClient, InMemorySessionStore, SessionSnapshot, remote_agent
+from tests.http.agents import (
+    HELD,
+    WORDS,
+    Words,
+    careful_agent,
+    official_app,
+    ours_app,
+    stored,
+    texts,
+    words_agent,
+)
+from tests.http.servers import STREAM_ID, STREAMING, events_of, frames_of, http_to, server_process, serving, until
+from tests.network.proxy import End, Fate, bad_network
+
+from streamkeep import InMemoryStreamManager, Limits, PublicError, StreamEventType, StreamManager
+from streamkeep.client import stream_flow
+from streamkeep.http import Access, StreamsHTTP
+from streamkeep.http.response import ASGIApp
+from streamkeep.integrations import _genkit_agents
+from streamkeep.storages.memory import MemoryStorage
+
+if TYPE_CHECKING:
+    from tests.http.conftest import GenkitClient, Line
+
+HELLO: Final = {"message": {"role": "user", "content": [{"text": "hello"}]}}
+HOLD: Final = {"message": {"role": "user", "content": [{"text": "hold it"}]}}
+DETACHED: Final = {**HOLD, "detach": True}
+
+
+def turn(data: object = HELLO, **init: object) -> dict[str, object]:
+    return {"data": data, "init": init}
+
+
+def same(lines: object) -> Any:
+    """Give what two runs have in common: ids are numbered as they come, times are left out."""
+    text, numbers = json.dumps(lines, sort_keys=True), dict[str, str]()
+    text = re.sub(
+        r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", lambda id_: numbers.setdefault(id_[0], f"#{len(numbers)}"), text
+    )
+    return json.loads(re.sub(r'"\d{4}-\d\d-\d\dT[^"]*"', '"then"', text))
+
+
+@asynccontextmanager
+async def held(
+    agent: Agent[Any], words: Words, **options: Any
+) -> AsyncGenerator[tuple[httpx.AsyncClient, InMemoryStreamManager]]:
+    """Serve an agent, and let its turns go on at the end."""
+    streams = InMemoryStreamManager()
+    async with http_to(ours_app(agent, streams, **options)) as http:
+        try:
+            yield http, streams
+        finally:
+            words.gate.set()
+
+
+async def begun(streams: InMemoryStreamManager, stream: str) -> list[Any]:
+    """Return when a held turn waits at the gate, with its chunks so far."""
+    chunks: list[Any] = []
+    async with streams.subscribe(stream) as events:
+        async for event in events:
+            assert event.type is StreamEventType.CHUNK
+            chunks.append(event.chunk)
+            if len(texts(chunks)) == HELD:
+                break
+    return chunks
+
+
+async def start(http: httpx.AsyncClient, data: object = HOLD) -> str:
+    """Start a turn, leave when it has begun, and give its stream's id."""
+    async with http.stream("POST", "/words", json=turn(data), headers=STREAMING) as answer:
+        assert answer.status_code == 200
+        return answer.headers[STREAM_ID]
+
+
+# As Genkit's server
+
+CHAT: Final = (
+    ["send", "hello"],
+    ["send", "again"],
+    ["snapshot"],
+    ["detach", "in the background"],
+    ["wait"],
+    ["abort"],
+    ["send", "more"],
+    ["abort", "unknown"],
+)
+
+
+async def test_the_javascript_client_has_of_ours_what_it_has_of_genkits(genkit_client: "GenkitClient") -> None:
+    async def said_by(app: ASGIApp) -> "list[Line]":
+        async with serving(app) as url:
+            lines = await genkit_client("agent", url=f"{url}/words", steps=CHAT)
+            session = next(line["sessionId"] for line in lines if "sessionId" in line)
+            lines += await genkit_client("agent", url=f"{url}/words", steps=[["load", {"sessionId": session}], ["send", "on"]])
+        return lines
+
+    theirs = await said_by(official_app(words_agent(Words(), stored())))
+    assert same(await said_by(ours_app(words_agent(Words(), stored())))) == same(theirs)
+    assert [line["step"] for line in theirs if "step" in line] == [*(step for step, *_ in CHAT), "load", "send"]
+    assert not any("error" in line for line in theirs)
+
+
+async def test_the_javascript_client_keeps_the_state_of_an_agent_without_a_store(genkit_client: "GenkitClient") -> None:
+    async def said_by(app: ASGIApp) -> "list[Line]":
+        async with serving(app) as url:
+            return await genkit_client("agent", url=f"{url}/words", steps=[["send", "hello"], ["send", "again"]])
+
+    theirs = await said_by(official_app(words_agent(Words())))
+    assert same(await said_by(ours_app(words_agent(Words())))) == same(theirs)
+    assert theirs[-2]["state"] == {"turns": 2}
+
+
+async def test_a_tool_that_asks_is_answered(genkit_client: "GenkitClient") -> None:
+    answer = {"respond": [{"toolResponse": {"name": "pay", "ref": "1", "output": "paid"}}]}
+    steps = [["send", "pay 5"], ["resume", answer], ["resume", {"restart": [{"toolRequest": {"name": "pay", "input": 9}}]}]]
+
+    async def said_by(app: ASGIApp) -> "list[Line]":
+        async with serving(app) as url:
+            return [line for line in await genkit_client("agent", url=f"{url}/careful", steps=steps) if "step" in line]
+
+    theirs = await said_by(official_app(careful_agent(stored())))
+    ours = await said_by(ours_app(careful_agent(stored())))
+    assert theirs[0]["interrupts"] == [{"name": "pay", "ref": "1", "input": 5}]
+    assert theirs[1]["text"] == "It was paid"
+    assert same(ours[:2]) == same(theirs[:2])
+    assert [line["status"] for line in (ours[2], theirs[2])] == ["INVALID_ARGUMENT"] * 2
+
+
+@pytest.mark.parametrize("app_of", [official_app, ours_app])
+async def test_the_python_client_is_served(app_of: Callable[..., ASGIApp]) -> None:
+    words = Words()
+    async with serving(app_of(words_agent(words, stored()))) as url:
+        client: AgentClient[Any] = remote_agent(f"{url}/words", state_management="server")
+        chat = client.chat()
+        said = [chunk.text async for chunk in chat.send_stream("hello").stream]
+        assert [text for text in said if text] == [*WORDS]
+        task = await chat.detach("hold it")
+        pending = await client.get_snapshot(snapshot_id=task.snapshot_id)
+        assert pending is not None
+        assert pending.status == "pending"
+        assert await task.abort() == "pending"
+        assert (await task.wait()).status == "aborted"
+        assert await client.get_snapshot(snapshot_id="unknown") is None
+        again = client.chat(session_id=pending.session_id)
+        assert (await again.send("again")).text == "".join(WORDS)
+
+
+# Durably
+
+
+async def test_a_turn_that_is_cut_goes_on_and_is_read_by_a_second_client_too(genkit_client: "GenkitClient") -> None:
+    words = Words()
+    async with serving(ours_app(words_agent(words, stored()))) as url:
+        async with genkit_client.live(url=f"{url}/words", input=HOLD, init={}) as cut:
+            stream = (await cut.next_line())["streamId"]
+            assert "customPatch" in str(await cut.next_line())
+        async with genkit_client.live(url=f"{url}/words", streamId=stream) as second:
+            words.gate.set()
+            lines = [line async for line in second]
+        assert await genkit_client(url=f"{url}/words", streamId=stream) == lines
+    assert texts([line["chunk"] for line in lines if "chunk" in line]) == [*WORDS]
+    assert lines[-1]["output"]["finishReason"] == "stop"  # type: ignore[index]
+    assert words.runs == {"hold it": 1}
+
+
+@pytest.mark.parametrize("has_store", [True, False])
+async def test_stop_ends_a_turn_and_all_its_readers(*, has_store: bool) -> None:
+    words, store = Words(), stored()
+    async with held(words_agent(words, store if has_store else None), words) as (http, streams):
+        stream = await start(http)
+        await begun(streams, stream)
+        assert (await http.delete("/words", headers={STREAM_ID: stream})).json() == {"stopped": True}
+        with anyio.fail_after(5):
+            await words.aborted.wait()
+        assert (await events_of(streams, stream))[-1] == ("error", "CANCELLED")
+    assert not any("".join(WORDS) in snapshot.model_dump_json() for snapshot in store.snapshots.values())
+
+
+async def test_a_turn_that_minds_no_signal_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = Words()
+    words.ignores_abort = True
+    ended = anyio.Event()
+    async with held(words_agent(words, stored()), words) as (http, streams):
+        agent_fn = words.__call__
+
+        async def noting(*arguments: Any) -> Any:
+            try:
+                return await agent_fn(*arguments)
+            finally:
+                ended.set()
+
+        monkeypatch.setattr(Words, "__call__", lambda _self, *arguments: noting(*arguments))
+        stream = await start(http)
+        await begun(streams, stream)
+        await http.delete("/words", headers={STREAM_ID: stream})
+        with anyio.fail_after(5):
+            await ended.wait()
+
+
+@pytest.mark.cell("reload", "Genkit's remoteAgent")
+@pytest.mark.cell("second tab", "Genkit's remoteAgent")
+async def test_a_detached_turn_keeps_its_chunks_under_its_snapshots_id(genkit_client: "GenkitClient") -> None:
+    words = Words()
+    async with serving(ours_app(words_agent(words, stored()))) as url:
+        attached = await genkit_client("agent", url=f"{url}/words", steps=[["send", "hello"]])
+        task = (await genkit_client("agent", url=f"{url}/words", steps=[["detach", "hold it"]]))[0]
+        async with genkit_client.live(url=f"{url}/words", streamId=task["snapshotId"]) as reader:
+            assert await reader.next_line() == {"streamId": task["snapshotId"]}
+            early = [await reader.next_line() for _ in range(1 + HELD)]
+            words.gate.set()
+            lines = early + [line async for line in reader]
+        later = await genkit_client(url=f"{url}/words", streamId=task["snapshotId"])
+        snapshot = await genkit_client("agent", url=f"{url}/words", steps=[["snapshot", task["snapshotId"]]])
+    assert later[1:] == lines
+    assert same(lines[:-1]) == same([line for line in attached if "chunk" in line])
+    output: Any = lines[-1]["output"]
+    assert output["message"]["content"] == [{"text": "".join(WORDS)}]
+    assert (output["finishReason"], output["snapshotId"]) == ("stop", task["snapshotId"])
+    assert (snapshot[0]["snapshot"]["status"], snapshot[0]["snapshot"]["sessionId"]) == ("completed", output["sessionId"])  # type: ignore[index]
+    assert words.runs["hold it"] == 1
+
+
+@pytest.mark.cell("cut", "Genkit's remoteAgent")
+async def test_the_javascript_client_reads_its_detached_turn_over_a_connection_that_is_cut(
+    genkit_client: "GenkitClient",
+) -> None:
+    words = Words()
+    async with serving(ours_app(words_agent(words, stored()))) as server, bad_network(server) as network:
+        steps = [["detach", "hold it"], ["read"]]
+        async with genkit_client.live("agent", url=f"{network.path()}/words", steps=steps) as client:
+            assert (await client.next_line())["step"] == "detach"
+            early = [await client.next_line() for _ in range(1 + HELD)]
+            network.meet(Fate(End.FIN, b"data: {"))
+            words.gate.set()
+            lines = early + [line async for line in client]
+    assert network.struck.total() > 0
+    assert texts([line["chunk"] for line in lines if "chunk" in line]) == [*WORDS]
+    assert lines[-2]["output"]["finishReason"] == "stop"  # type: ignore[index]
+    assert words.runs == {"hold it": 1}
+
+
+@pytest.mark.cell("Stop", "Genkit's remoteAgent")
+async def test_the_javascript_client_aborts_its_detached_turn(genkit_client: "GenkitClient") -> None:
+    words = Words()
+    async with serving(ours_app(words_agent(words, stored()))) as url:
+        steps = [["detach", "hold it"], ["abort"], ["read"], ["wait"]]
+        lines = [line for line in await genkit_client("agent", url=f"{url}/words", steps=steps) if "step" in line]
+        await words.aborted.wait()
+    assert lines[1]["status"] == "pending"
+    assert lines[2]["error"] == "CANCELLED: the stream was cancelled\nnull"
+    assert lines[3]["snapshot"]["status"] == "aborted"  # type: ignore[index]
+
+
+@pytest.mark.cell("restart", "Genkit's remoteAgent")
+@pytest.mark.cell("kill -9", "Genkit's remoteAgent")
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["restart", "kill -9"])
+async def test_a_server_that_ends_tells_whoever_reads_a_detached_turn(
+    how: str, genkit_client: "GenkitClient", sqlite_url: str
+) -> None:
+    async with server_process("agents", sqlite_url) as server, server_process("agents", sqlite_url) as other:
+        (task, _) = await genkit_client("agent", url=f"{server.url}/words", steps=[["detach", "hold it"]])
+        read = [["read", task["snapshotId"]]]
+        async with genkit_client.live("agent", url=f"{other.url}/words", steps=read) as reader:
+            early = [await reader.next_line() for _ in range(1 + HELD)]
+            await server.end(how)
+            *_, last, _ = [line async for line in reader]
+    assert texts([line["chunk"] for line in early]) == [*WORDS[:HELD]]
+    assert str(last["error"]).startswith("ABORTED: ")
+
+
+async def test_the_python_client_reads_its_detached_turn() -> None:
+    words = Words()
+    async with serving(ours_app(words_agent(words, stored()))) as url:
+        client: AgentClient[Any] = remote_agent(f"{url}/words", state_management="server")
+        task = await client.chat().detach("hold it")
+        words.gate.set()
+        async with stream_flow(f"{url}/words", stream_id=task.snapshot_id) as run:
+            chunks = [chunk async for chunk in run]
+            output = await run.output()
+    assert texts(chunks) == [*WORDS]
+    assert output["finishReason"] == "stop"
+
+
+@pytest.mark.slow
+async def test_a_detached_turn_is_aborted_through_another_process(genkit_client: "GenkitClient", sqlite_url: str) -> None:
+    async with server_process("agents", sqlite_url) as server, server_process("agents", sqlite_url) as other:
+        (task, _) = await genkit_client("agent", url=f"{server.url}/words", steps=[["detach", "hold it"]])
+        snapshot = task["snapshotId"]
+        (abort, _) = await genkit_client("agent", url=f"{other.url}/words", steps=[["abort", snapshot]])
+        steps = [["read", snapshot], ["snapshot", snapshot]]
+        *_, read, found, _ = await genkit_client("agent", url=f"{server.url}/words", steps=steps)
+    assert abort["status"] == "pending"
+    assert read["error"] == "CANCELLED: the stream was cancelled\nnull"
+    assert found["snapshot"]["status"] == "aborted"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("how", ["abort", "stop"])
+async def test_a_detached_turn_is_ended_by_its_abort_and_by_stop(how: str) -> None:
+    words, store = Words(), stored()
+    async with held(words_agent(words, store), words) as (http, streams):
+        detached = (await http.post("/words", json=turn(DETACHED))).json()["result"]
+        snapshot = detached["snapshotId"]
+        assert detached["finishReason"] == "detached"
+        await begun(streams, snapshot)
+        if how == "abort":
+            ended = await http.post("/words/abort", json={"data": {"snapshotId": snapshot}})
+            assert ended.json() == {"result": {"snapshotId": snapshot, "status": "pending"}}
+            again = await http.post("/words/abort", json={"data": snapshot})
+            assert again.json() == {"result": {"snapshotId": snapshot, "status": "aborted"}}
+        else:
+            assert (await http.delete("/words", headers={STREAM_ID: snapshot})).json() == {"stopped": True}
+        with anyio.fail_after(5):
+            await words.aborted.wait()
+        assert (await events_of(streams, snapshot))[-1] == ("error", "CANCELLED")
+        await until(lambda: store.snapshots[snapshot].status == "aborted")
+        found = (await http.post("/words/getSnapshot", json={"data": {"snapshotId": snapshot}})).json()["result"]
+    assert (found["status"], found["snapshotId"]) == ("aborted", snapshot)
+
+
+async def test_a_detached_turn_that_minds_no_signal_is_cancelled_and_its_snapshot_aborted() -> None:
+    words, store = Words(), stored()
+    words.ignores_abort = True
+    async with held(words_agent(words, store), words) as (http, streams):
+        snapshot = (await http.post("/words", json=turn(DETACHED))).json()["result"]["snapshotId"]
+        await begun(streams, snapshot)
+        await http.delete("/words", headers={STREAM_ID: snapshot})
+        with anyio.fail_after(5):
+            await words.aborted.wait()
+        await until(lambda: not running())
+    assert store.snapshots[snapshot].status == "aborted"
+
+
+def running() -> list[str]:
+    """Give the tasks of an agent's turns."""
+    names = (getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks())
+    return [name for name in names if "AgentRuntime" in name or "_Runtime" in name]
+
+
+async def test_a_detached_turn_whose_chunks_cannot_be_kept_is_ended() -> None:
+    words, store = Words(), stored()
+    streams = StreamManager(MemoryStorage(), limits=Limits(max_event_bytes=60))
+    async with http_to(ours_app(words_agent(words, store), streams)) as http:
+        snapshot = (await http.post("/words", json=turn(DETACHED))).json()["result"]["snapshotId"]
+        assert (await events_of(streams, snapshot))[-1][0] == "error"
+        await until(lambda: not running())
+    assert words.aborted.is_set() or words.cancelled.is_set()
+    assert store.snapshots[snapshot].status == "aborted"
+
+
+async def test_a_turn_whose_store_fails_does_not_go_on() -> None:
+    class Failing(InMemorySessionStore[Any]):
+        async def save_snapshot(self, *_: object, **__: object) -> SessionSnapshot | None:
+            raise OSError("secret://db-password")
+
+    words = Words()
+    async with held(words_agent(words, Failing()), words) as (http, streams):
+        answer = await http.post("/words", json=turn(DETACHED))
+        assert (answer.status_code, answer.json()["error"]["message"]) == (500, "internal")
+        await until(lambda: not running())
+        assert [*await streams.list()] == []
+
+
+async def test_a_client_that_leaves_a_turn_without_a_stream_ends_it() -> None:
+    words = Words()
+    async with held(words_agent(words, stored()), words) as (http, _):
+        async with anyio.create_task_group() as leaving:
+            leaving.start_soon(partial(http.post, "/words", json=turn(HOLD)))
+            await until(lambda: words.runs)
+            leaving.cancel_scope.cancel()
+        with anyio.fail_after(5):
+            await words.aborted.wait()
+        await until(lambda: not running())
+
+
+async def test_a_server_that_stops_aborts_detached_turns() -> None:
+    words, store = Words(), stored()
+    streams_http = StreamsHTTP(InMemoryStreamManager(), drain=timedelta(0))
+    async with http_to(ours_app(words_agent(words, store), streams_http)) as http:
+        snapshot = (await http.post("/words", json=turn(DETACHED))).json()["result"]["snapshotId"]
+    assert store.snapshots[snapshot].status == "aborted"
+    assert words.aborted.is_set()
+
+
+async def test_the_answer_to_a_detached_turn_names_its_stream_and_is_nothing_but_the_output() -> None:
+    words = Words()
+    async with held(words_agent(words, stored()), words) as (http, _):
+        streamed = await http.post("/words", json=turn(DETACHED), headers=STREAMING)
+        whole = await http.post("/words", json=turn(DETACHED))
+    (frame,) = frames_of(streamed.content)
+    results: list[Any] = [frame["result"], whole.json()["result"]]
+    for answer, result in zip((streamed, whole), results, strict=True):
+        assert result.keys() == {"sessionId", "snapshotId", "finishReason"}
+        assert answer.headers[STREAM_ID] == result["snapshotId"]
+
+
+async def test_a_detached_turn_that_is_sent_twice_runs_once() -> None:
+    words = Words()
+    async with held(words_agent(words, stored()), words) as (http, _):
+        headers = {"Idempotency-Key": "1"}
+        first, second = [await http.post("/words", json=turn(DETACHED), headers=headers) for _ in range(2)]
+    assert first.json() == second.json()
+    assert words.runs == {"hold it": 1}
+
+
+async def test_of_detached_turns_that_are_sent_at_once_with_one_key_one_goes_on() -> None:
+    words, store = Words(), stored()
+    async with held(words_agent(words, store), words) as (http, _):
+        answers = set[str]()
+
+        async def send() -> None:
+            answers.add((await http.post("/words", json=turn(DETACHED), headers={"Idempotency-Key": "1"})).text)
+
+        async with anyio.create_task_group() as sending:
+            for _ in range(4):
+                sending.start_soon(send)
+        (answer,) = answers
+        going_on = [snapshot for snapshot in store.snapshots.values() if snapshot.status == "pending"]
+        assert [snapshot.snapshot_id for snapshot in going_on] == [json.loads(answer)["result"]["snapshotId"]]
+
+
+async def test_without_a_store_nothing_is_detached() -> None:
+    words = Words()
+    async with held(words_agent(words), words) as (http, _):
+        answer = await http.post("/words", json=turn(DETACHED))
+        lookup = await http.post("/words/getSnapshot", json={"data": "1"})
+    assert (answer.status_code, answer.json()["error"]["status"]) == (400, "FAILED_PRECONDITION")
+    assert lookup.status_code == 404
+    assert not words.runs
+
+
+async def test_a_turn_that_cannot_begin_says_so_as_genkits_does() -> None:
+    words = Words()
+    async with held(words_agent(words, stored()), words) as (http, streams):
+        for data in (HELLO, DETACHED):
+            answer = await http.post("/words", json=turn(data, snapshotId="unknown"))
+            assert answer.json()["result"] == {
+                "finishReason": "failed",
+                "error": {"status": "NOT_FOUND", "message": "not found"},
+            }
+        assert [*await streams.list()] == []
+
+
+async def test_where_no_producer_is_taken_no_turn_is_detached() -> None:
+    words = Words()
+    streams_http = StreamsHTTP(InMemoryStreamManager(), max_producers=1)
+    async with http_to(ours_app(words_agent(words, stored()), streams_http)) as http:
+        assert (await http.post("/words", json=turn(DETACHED))).status_code == 200
+        assert (await http.post("/words", json=turn(DETACHED))).status_code == 429
+        words.gate.set()
+    assert words.runs == {"hold it": 1}
+
+
+# What is told of errors
+
+
+@pytest.mark.parametrize("detach", [True, False])
+async def test_what_a_turn_raises_is_told_by_its_status_only_unless_it_is_public(
+    *, detach: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = Words()
+    fail = {"message": {"role": "user", "content": [{"text": "fail"}]}, "detach": detach}
+    async with held(words_agent(words, stored()), words) as (http, streams):
+        result = (await http.post("/words", json=turn(fail))).json()["result"]
+        if detach:
+            async with streams.subscribe(result["snapshotId"]) as events:
+                result = [event async for event in events][-1].output
+        found = await http.post("/words/getSnapshot", json={"data": {"sessionId": result["sessionId"]}})
+    assert result["error"] == {"status": "INTERNAL", "message": "internal"}
+    assert (found.json()["result"]["status"], found.json()["result"]["error"]) == ("failed", result["error"])
+    assert "secret" not in found.text
+    assert "secret://db-password" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error", [PublicError("UNAVAILABLE", "come back later"), GenkitPublicError("UNAVAILABLE", "come back later")]
+)
+async def test_what_is_public_is_told(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = Words()
+
+    async def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(words, "_held", fails)
+    async with held(words_agent(words, stored()), words) as (http, _):
+        result = (await http.post("/words", json=turn(HOLD))).json()["result"]
+    assert result["error"] | {"details": None} == {"status": "UNAVAILABLE", "message": "come back later", "details": None}
+
+
+# Whose
+
+
+class Tenants(InMemorySessionStore[Any]):
+    """A store in which each tenant of the context has snapshots of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of = dict[str, str]()
+
+    async def get_snapshot(self, *, context: dict[str, Any] | None = None, **lookup: Any) -> SessionSnapshot | None:
+        found = await super().get_snapshot(**lookup)
+        return found if found is None or self.of[found.snapshot_id] == (context or {})["name"] else None
+
+    async def save_snapshot(
+        self, snapshot_id: str, fn: Any, *, context: dict[str, Any] | None = None
+    ) -> SessionSnapshot | None:
+        if self.of.setdefault(snapshot_id, (context or {})["name"]) != (context or {})["name"]:
+            return None
+        return await super().save_snapshot(snapshot_id, fn)
+
+
+def name(request: Any) -> dict[str, Any]:
+    """Give a context, as a context provider does."""
+    if "x-name" not in request.headers:
+        raise GenkitPublicError("UNAUTHENTICATED", "who are you?")
+    return {"name": request.headers["x-name"]}
+
+
+def authorize(access: Access) -> object:
+    return access.context.get("name")
+
+
+@pytest.mark.parametrize("has_tenants", [True, False])
+async def test_to_a_stranger_anothers_detached_turn_does_not_exist(*, has_tenants: bool) -> None:
+    words, store = Words(), Tenants() if has_tenants else stored()
+    streams_http = StreamsHTTP(InMemoryStreamManager(), authorize=authorize)
+    async with http_to(ours_app(words_agent(words, store), streams_http, context_provider=name)) as http:
+        ada, eve = {"X-Name": "ada"}, {"X-Name": "eve"}
+        mine = (await http.post("/words", json=turn(DETACHED), headers=ada)).json()["result"]
+        lookups = [{"data": {"snapshotId": mine["snapshotId"]}}, {"data": {"sessionId": mine["sessionId"]}}]
+        for lookup in lookups:
+            assert (await http.post("/words/getSnapshot", json=lookup, headers=eve)).status_code == 404
+            assert (await http.post("/words/getSnapshot", json=lookup, headers=ada)).status_code == 200
+            assert (await http.post("/words/getSnapshot", json=lookup)).json()["error"]["message"] == "who are you?"
+        named = {STREAM_ID: mine["snapshotId"]}
+        assert (await http.post("/words", headers=eve | named)).status_code == 204
+        assert (await http.delete("/words", headers=eve | named)).status_code == 404
+        for lookup in lookups:
+            unknown = {"data": dict.fromkeys(lookup["data"], "unknown")}
+            answers = [await http.post("/words/getSnapshot", json=data, headers=eve) for data in (lookup, unknown)]
+            assert answers[0].content == answers[1].content
+        nothing = {"result": {"snapshotId": mine["snapshotId"], "status": None}}
+        assert (await http.post("/words/abort", json=lookups[0], headers=eve)).json() == nothing
+        assert not words.aborted.is_set()
+        assert (await http.post("/words/abort", json=lookups[0], headers=ada)).json()["result"]["status"] == "pending"
+        with anyio.fail_after(5):
+            await words.aborted.wait()
+
+
+async def test_a_store_has_the_context_in_all_that_is_asked_of_it() -> None:
+    words, store = Words(), Tenants()
+    words.gate.set()
+    async with held(words_agent(words, store), words, context_provider=name) as (http, streams):
+        ada = {"X-Name": "ada"}
+        detached = (await http.post("/words", json=turn(DETACHED), headers=ada)).json()["result"]
+        assert (await events_of(streams, detached["snapshotId"]))[-1][0] == "done"
+        eve = await http.post("/words", json=turn(HELLO, snapshotId=detached["snapshotId"]), headers={"X-Name": "eve"})
+    assert eve.json()["result"]["error"]["status"] == "NOT_FOUND"
+    assert {*store.of.values()} == {"ada"}
+    assert [context["name"] for context in words.contexts] == ["ada"]
+
+
+# Requests that cannot be
+
+
+@pytest.mark.parametrize(
+    "data", [None, {}, 1, [], "", " ", {"snapshotId": ""}, {"snapshotId": 1}, {"snapshotId": "a", "sessionId": "b"}]
+)
+async def test_a_lookup_that_names_nothing_or_too_much_is_refused(data: object) -> None:
+    words = Words()
+    async with held(words_agent(words, stored()), words) as (http, _):
+        answer = await http.post("/words/getSnapshot", json={"data": data})
+        abort = await http.post("/words/abort", json={"data": data})
+    assert (answer.status_code, answer.json()["error"]["status"]) == (400, "INVALID_ARGUMENT")
+    assert abort.status_code == (200 if data == {"snapshotId": "a", "sessionId": "b"} else 400)
+
+
+# Where Genkit is made otherwise
+
+
+def has_moved(monkeypatch: pytest.MonkeyPatch, agent: Agent[Any]) -> None:
+    monkeypatch.delitem(sys.modules, "streamkeep.integrations._genkit_turns", raising=False)
+    monkeypatch.setitem(sys.modules, "genkit._ai._agents._runtime", None)
+
+
+def is_wrapped(monkeypatch: pytest.MonkeyPatch, agent: Agent[Any]) -> None:
+    made = agent.bidi_fn
+
+    async def bidi_fn(*arguments: Any) -> Any:
+        return await made(*arguments)
+
+    monkeypatch.setattr(agent, "bidi_fn", bidi_fn)
+
+
+@pytest.mark.parametrize("made", [has_moved, is_wrapped])
+async def test_an_agent_that_is_made_otherwise_is_served_as_genkits(
+    made: Callable[..., None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = Words()
+    words.gate.set()
+    agent = words_agent(words, stored())
+    made(monkeypatch, agent)
+    async with held(agent, words) as (http, _):
+        answer = await http.post("/words", json=turn(HELLO), headers=STREAMING)
+        detached = await http.post("/words", json=turn(DETACHED), headers=STREAMING)
+    assert texts([frame["message"] for frame in frames_of(answer.content)[:-1]]) == [*WORDS]
+    assert frames_of(detached.content)[-1]["result"]["finishReason"] == "detached"  # type: ignore[index]
+    assert "is made otherwise" in caplog.text
+
+
+async def test_this_genkits_agents_are_made_as_we_know_it() -> None:
+    for agent in (words_agent(Words(), stored()), words_agent(Words()), careful_agent(stored())):
+        assert _genkit_agents._turns_of(agent) is not None
