@@ -586,15 +586,12 @@ class _Tasks(VersionedTaskStore, TaskEventStream):
                     yield event
                     if _has_ended(event):
                         return
-            # It cannot be followed further from there.
+            # There is a gap, or an error: what it has come to is given in place of what the client has.
             again = await self.look(seen.task.id, context)
             if again is None:
                 return
             seen = again
-            if seen.has_ended:
-                yield TaskStatusUpdateEvent(task_id=seen.task.id, context_id=seen.task.context_id, status=seen.task.status)
-            else:
-                yield seen.task
+            yield seen.task
 
     async def _behind(self, task_id: str, place: _Place, context: ServerCallContext) -> AsyncGenerator[Event, None]:
         """Give each event behind a place, over all turns; return where there is a gap, or an error."""
