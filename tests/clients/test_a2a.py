@@ -154,8 +154,6 @@ async def sent_over(fates: Sequence[Sequence[Fate]]) -> list[Over]:
     return overs
 
 
-FIRST: Final = b'"task"'
-"""What comes first in an answer is the task; who is cut before that does not know what to come back to."""
 FEW: Final = range(800, 3600, 160)
 MANY: Final = range(800, 3600, 11)
 

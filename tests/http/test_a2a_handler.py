@@ -263,7 +263,7 @@ async def test_a_client_that_is_slow_loses_nothing() -> None:
         task = await begun(handler, context)
         async with aclosing(handler.on_subscribe_to_task(SubscribeToTaskRequest(id=task.id), context)) as events:
             view.take(await anext(events))
-            await until(lambda: len(said(handler_task)) == MANY if (handler_task := _stored(handler, task.id)) else False)
+            await until(lambda: len(said(_stored(handler, task.id))) == MANY)
             may_end.set()
             async for event in events:
                 view.take(event)
@@ -603,3 +603,26 @@ def client_of(http: httpx.AsyncClient, url: str, binding: str, version: str) -> 
     known = card()
     known.supported_interfaces[0].MergeFrom(AgentInterface(url=url, protocol_binding=binding, protocol_version=version))
     return ClientFactory(ClientConfig(httpx_client=http, supported_protocol_bindings=[binding])).create(known)
+
+
+async def test_the_answer_to_a_message_is_what_the_sdk_alone_ends_for_who_is_slow() -> None:
+    # By their design (`EventQueueSource._deliver_to_sink`), and the client is not told; it subscribes.
+    context, view = of(), View()
+
+    async def work(task: TaskUpdater, _: RequestContext) -> None:
+        for number in range(MANY):
+            await task.add_artifact([Part(text="x")], artifact_id=f"{number % 7}", append=number >= 7)
+        await anyio.sleep_forever()
+
+    async with handler_of(work) as handler:
+        async with aclosing(handler.on_message_send_stream(request(), context)) as events:
+            view.take(await anext(events))
+            assert view.task is not None
+            task_id = view.task.id
+            await until(lambda: len(said(_stored(handler, task_id))) == MANY)
+            async for event in events:
+                view.take(event)
+        assert len(view.said) < MANY
+        async with aclosing(handler.on_subscribe_to_task(SubscribeToTaskRequest(id=task_id), context)) as events:
+            view.take(await anext(events))
+        assert len(view.said) == MANY

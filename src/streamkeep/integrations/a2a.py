@@ -409,12 +409,14 @@ class _Tasks(VersionedTaskStore, TaskEventStream):
         old, place = turn.writer, turn.place.next
         new = await self._streams.open(place.stream)
         turn.place, turn.writer = place.behind(1), new
-        await self._store.save(_with_place(task, turn.place), context)
-        await new.write(None)
-        if is_last:
-            await new.done()
-            turn.place = place.next
-        await old.done()
+        try:
+            await self._store.save(_with_place(task, turn.place), context)
+            await new.write(None)
+            if is_last:
+                await new.done()
+                turn.place = place.next
+        finally:
+            await old.done()
         for run in self._runs.values():
             if run.turn is turn:
                 run.scope.cancel()
