@@ -626,3 +626,38 @@ async def test_the_answer_to_a_message_is_what_the_sdk_alone_ends_for_who_is_slo
         async with aclosing(handler.on_subscribe_to_task(SubscribeToTaskRequest(id=task_id), context)) as events:
             view.take(await anext(events))
         assert len(view.said) == MANY
+
+
+class FailingStore(InMemoryTaskStore):
+    """A store that fails, as a database's does that is away for a moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fails = 0
+
+    async def save(self, task: Task, context: ServerCallContext) -> None:
+        if self.fails:
+            self.fails -= 1
+            raise OSError("no database")
+        await super().save(task, context)
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+async def test_a_store_that_fails_leaves_nobody_waiting(fails: int) -> None:
+    may_go_on, context, store, view = anyio.Event(), of(), FailingStore(), View()
+
+    async def work(task: TaskUpdater, _: RequestContext) -> None:
+        await tell(task, "a")
+        await may_go_on.wait()
+        await tell(task, "b", first=False)
+        await task.complete()
+
+    async with handler_of(work, store=store) as handler:
+        task = await begun(handler, context)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(view.follow, handler, task.id, context)
+            await until(lambda: view.said == ["a"])
+            store.fails = fails
+            may_go_on.set()
+        assert view.state == FAILED
+        assert (await got(handler, task.id, context)).status.state == FAILED

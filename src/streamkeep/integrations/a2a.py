@@ -65,6 +65,7 @@ from .._manager import StreamManager
 from ..errors import (
     InvalidArgumentError,
     LimitExceededError,
+    StorageError,
     StreamAlreadyExistsError,
     StreamCompletedError,
     StreamInputClosedError,
@@ -256,11 +257,13 @@ class _Turn:
 
     Attributes:
         place: how far it has come.
+        seen: how far the SDK knows of it; what it was told has failed may be stored all the same.
         is_run: an agent runs, and more will come; else it ends with its first event.
         last: the task as it was stored last, and for whom.
     """
 
     place: _Place
+    seen: _Place
     writer: StreamInput
     is_run: bool = False
     last: tuple[Task, ServerCallContext] | None = None
@@ -340,7 +343,7 @@ class _Tasks(VersionedTaskStore, TaskEventStream):
         if turn is None:
             turn = await self._begin_at(task, place, context)
         async with turn.lock:
-            if not is_cancel and place is not None and place != turn.place:
+            if not is_cancel and place is not None and place != turn.seen:
                 raise ConcurrentTaskModificationError(task.id)
             return await self._write(turn, task, event, context)
 
@@ -380,7 +383,7 @@ class _Tasks(VersionedTaskStore, TaskEventStream):
             writer = await self._streams.open(place.stream)
         except StreamAlreadyExistsError:
             return None
-        turn = self._turns[place.root] = _Turn(place, writer)
+        turn = self._turns[place.root] = _Turn(place, place, writer)
         return turn
 
     async def _write(self, turn: _Turn, task: Task, event: Event | None, context: ServerCallContext) -> TaskVersion:
@@ -397,11 +400,15 @@ class _Tasks(VersionedTaskStore, TaskEventStream):
         except LOST:
             self._drop(turn)
             raise ConcurrentTaskModificationError(task.id) from None
+        except StorageError:
+            self._give_up(turn)
+            raise
         if is_last:
             self._drop(turn)
         stored = _with_place(task, turn.place)
         turn.last = stored, context
         await self._store.save(stored, context)
+        turn.seen = turn.place
         return _Version(turn.place)
 
     async def _go_on_in_another(self, turn: _Turn, task: Task, context: ServerCallContext, *, is_last: bool) -> None:
@@ -424,6 +431,11 @@ class _Tasks(VersionedTaskStore, TaskEventStream):
     def _drop(self, turn: _Turn) -> None:
         if self._turns.get(turn.place.root) is turn:
             del self._turns[turn.place.root]
+
+    def _give_up(self, turn: _Turn) -> None:
+        """End a turn of which nothing more can be stored now; that is stored in the background, as soon as it can be."""
+        self._drop(turn)
+        turn.writer.end_soon(STOPPED)
 
     # What the SDK asks of an event stream
 
@@ -464,9 +476,8 @@ class _Tasks(VersionedTaskStore, TaskEventStream):
         run.is_over = True
         task_id = _id_of(context)
         if has_returned:
-            # The SDK has dropped what was queued if it did not like it.
-            asyncio.get_running_loop().call_later(END_SECONDS, self._forget, task_id, run)
             await self._end_if_over(task_id, run)
+            self._look_after(task_id, run, run.queued + 1)
         else:
             self._forget(task_id, run)
 
@@ -479,6 +490,17 @@ class _Tasks(VersionedTaskStore, TaskEventStream):
                 await self._end(run.turn)
             except StreamkeepError as error:
                 logger.warning("stream %s: the end of its turn could not be stored: %s", run.turn.place.stream, error)
+
+    def _look_after(self, task_id: str, run: _Run, queued: int) -> None:
+        """Give a run up when its events are stored no more: the SDK has dropped them, after an error."""
+        if run.ended.is_set():
+            return
+        if run.queued < queued:
+            asyncio.get_running_loop().call_later(END_SECONDS, self._look_after, task_id, run, run.queued)
+            return
+        self._forget(task_id, run)
+        if run.turn is not None and self._turns.get(run.turn.place.root) is run.turn:
+            self._give_up(run.turn)
 
     def _forget(self, task_id: str, run: _Run) -> None:
         if self._runs.get(task_id) is run:
