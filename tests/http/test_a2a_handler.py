@@ -661,3 +661,67 @@ async def test_a_store_that_fails_leaves_nobody_waiting(fails: int) -> None:
             may_go_on.set()
         assert view.state == FAILED
         assert (await got(handler, task.id, context)).status.state == FAILED
+
+
+async def test_messages_for_one_task_in_two_processes_take_turns() -> None:
+    context, store, streams, views = of(), InMemoryTaskStore(), InMemoryStreamManager(), [View(), View()]
+
+    async def work(task: TaskUpdater, asked: RequestContext) -> None:
+        await task.add_artifact([Part(text=asked.get_user_input())], artifact_id=asked.get_user_input())
+        await (task.complete() if asked.get_user_input() == "end" else task.requires_input())
+
+    async with (
+        streams,
+        handler_of(work, streams=streams, store=store) as here,
+        handler_of(work, streams=streams, store=store) as there,
+    ):
+        task = await begun(here, context)
+        async with anyio.create_task_group() as tasks:
+            for view, handler in zip(views, (here, there), strict=True):
+                tasks.start_soon(view.follow, handler, task.id, context)
+            async with anyio.create_task_group() as messages:
+                for number in range(10):
+                    messages.start_soon((here, there)[number % 2].on_message_send, request(f"m{number}", task), context)
+            await here.on_message_send(request("end", task), context)
+        kept = await got(there, task.id, context)
+        assert all(info.status != "open" for info in await streams.list())
+    assert sorted(said(kept)) == sorted(["go", "end", *(f"m{number}" for number in range(10))])
+    assert [view.said for view in views] == [said(kept)] * 2
+
+
+@pytest.mark.parametrize("steps", range(0, 40, 4))
+async def test_a_cancel_at_any_moment_is_the_end_or_comes_too_late_for_all(steps: int) -> None:
+    context, store, streams, view = of(), InMemoryTaskStore(), InMemoryStreamManager(), View()
+
+    async def work(task: TaskUpdater, _: RequestContext) -> None:
+        for number in range(10):
+            await task.add_artifact([Part(text=f"{number}")], artifact_id="answer", append=number > 0)
+            await anyio.sleep(0)
+        await task.complete()
+
+    async with (
+        streams,
+        handler_of(work, streams=streams, store=store) as here,
+        handler_of(work, streams=streams, store=store) as there,
+    ):
+        task = await begun(here, context)
+
+        async def follow() -> None:
+            try:
+                await view.follow(there, task.id, context)
+            except UnsupportedOperationError:
+                view.task = await got(there, task.id, context)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(follow)
+            for _ in range(steps):
+                await anyio.sleep(0)
+            try:
+                canceled = await there.on_cancel_task(CancelTaskRequest(id=task.id), context)
+                assert canceled is not None
+                expected = canceled.status.state
+            except TaskNotCancelableError:
+                expected = COMPLETED
+        kept = await got(here, task.id, context)
+    assert (view.state, view.said) == (kept.status.state, said(kept))
+    assert kept.status.state == expected
