@@ -696,7 +696,7 @@ async def test_a_cancel_at_any_moment_is_the_end_or_comes_too_late_for_all(steps
     async def work(task: TaskUpdater, _: RequestContext) -> None:
         for number in range(10):
             await task.add_artifact([Part(text=f"{number}")], artifact_id="answer", append=number > 0)
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
         await task.complete()
 
     async with (
@@ -715,7 +715,7 @@ async def test_a_cancel_at_any_moment_is_the_end_or_comes_too_late_for_all(steps
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(follow)
             for _ in range(steps):
-                await anyio.sleep(0)
+                await anyio.lowlevel.checkpoint()
             try:
                 canceled = await there.on_cancel_task(CancelTaskRequest(id=task.id), context)
                 assert canceled is not None
