@@ -83,9 +83,10 @@ KEY: Final = "streamkeep"
 PLACE: Final = re.compile(r"(a2a~[0-9a-f]{32})/([0-9]{1,9})/([0-9]{1,16})")
 
 STOPPED: Final = ErrorInfo("ABORTED", "the agent was stopped before the task had ended")
+CANCELED: Final = ErrorInfo("CANCELLED", "the task was canceled")
 MESSAGES: Final = {
     "ABORTED": STOPPED.message,
-    "CANCELLED": "the task was canceled",
+    "CANCELLED": CANCELED.message,
     "NOT_FOUND": "nothing is known of the agent's run any more",
 }
 LOST: Final = (StreamCompletedError, StreamTakenOverError, StreamNotFoundError, StreamInputClosedError)
@@ -423,7 +424,11 @@ class _Tasks(VersionedTaskStore, TaskEventStream):
                 await new.done()
                 turn.place = place.next
         finally:
-            await old.done()
+            try:
+                await old.done()
+            except LOST:
+                new.end_soon(CANCELED)  # by somebody who could not know of this one
+                raise
         for run in self._runs.values():
             if run.turn is turn:
                 run.scope.cancel()
