@@ -67,6 +67,7 @@ QUICK: Final = frozenset(
     (
         "test_a_call_that_is_cut_comes_back_and_has_each_message_once",
         "test_a_page_that_is_reloaded_in_mid_answer_has_all_of_it",
+        "test_a_client_that_is_cut_comes_back_and_has_each_event_once",
         "test_a_response_that_is_cut_is_gone_on_with_and_has_each_event_once",
         "test_a_run_that_is_cut_comes_back_and_has_each_event_once",
         "test_a_run_that_is_cut_is_shown_once_and_has_run_once",

@@ -4,16 +4,19 @@ and how long clients wait."""
 import json
 import re
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import anyio
+from a2a.server.agent_execution import AgentExecutor
+from a2a.server.tasks import TaskStore
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from tests.test_docs import ROOT, blocks
 
+from streamkeep import StreamManager
 from streamkeep.http import StreamsHTTP
 from streamkeep.http.response import ASGIApp
 from streamkeep.integrations.mcp import StreamEventStore
@@ -27,11 +30,25 @@ RETRY: Final = re.compile(r"retry_interval=[\d_]+")
 """How long a client of MCP's waits; ours need not."""
 
 
-def shown_app(page: str, stored: object, *, block: int = 0, **ours: object) -> ASGIApp:
-    """Give the app of a page, with this where it makes what stores, and with what is ours in place of its own of the same name."""
+def shown_app(
+    page: str,
+    stored: object,
+    *,
+    block: int = 0,
+    edits: Mapping[str, str] | None = None,
+    names: Mapping[str, object] | None = None,
+    **ours: object,
+) -> ASGIApp:
+    """Give the app of a page, with this where it makes what stores, and with what is ours in place of its own of the same name.
+
+    `edits` are made in its text first, which may use `names`.
+    """
     program, count = STORED.subn("given", RETRY.sub("retry_interval=500", blocks(path := ROOT / page)[block]))
     assert count == 1, page
-    shown: dict[str, Any] = {"given": stored}
+    for text, edited in (edits or {}).items():
+        assert program.count(text) == 1, text
+        program = program.replace(text, edited)
+    shown: dict[str, Any] = {"given": stored, **(names or {})}
     exec(compile(program, str(path), "exec", dont_inherit=True), shown)
     assert shown.keys() >= ours.keys()
     shown.update(ours)
@@ -41,14 +58,15 @@ def shown_app(page: str, stored: object, *, block: int = 0, **ours: object) -> A
 
 @dataclass(eq=False, slots=True)
 class Paced:
-    """Says `WORDS`, and counts how often it has answered each question. An answer that is held stops before word `HELD`."""
+    """Says `WORDS`, or others, and counts how often it has answered each question. An answer that is held stops before word `HELD`."""
 
     runs: Counter[int] = field(default_factory=Counter[int])
     may_go_on: anyio.Event = field(default_factory=anyio.Event)
+    says: Sequence[str] = WORDS
 
     async def words(self, number: int, *, holds: bool) -> AsyncGenerator[str]:
         self.runs[number] += 1
-        for place, word in enumerate(WORDS):
+        for place, word in enumerate(self.says):
             if holds and place == HELD:
                 await self.may_go_on.wait()
             yield word
@@ -112,3 +130,24 @@ def mcp_app(events: StreamEventStore, paced: Paced) -> ASGIApp:
             yield word
 
     return shown_app("docs/how-to/mcp.md", events, words=words)
+
+
+def a2a_app(
+    streams: StreamManager,
+    paced: Paced,
+    store: TaskStore | None = None,
+    agent: AgentExecutor | None = None,
+    **options: object,
+) -> ASGIApp:
+    """Give the app of the page about A2A, with this store of tasks, this agent, these options. A question is text that is JSON."""
+
+    async def words(question: str) -> AsyncGenerator[str]:
+        async for word in paced.words(**json.loads(question)):
+            yield word
+
+    edits = {
+        "InMemoryTaskStore(), card)": "store or InMemoryTaskStore(), card, **options)",
+        "Answers(),": "agent or Answers(),",
+    }
+    names = {"store": store, "agent": agent, "options": options}
+    return shown_app("docs/how-to/a2a.md", streams, edits=edits, names=names, words=words)

@@ -134,6 +134,14 @@ def _agents(storage_url: str) -> ASGIApp:
     return ours_app(words_agent(Words(), filed(f"{storage_url.removeprefix('sqlite:///')}.sessions")), _http(storage_url))
 
 
+def _a2a(storage_url: str) -> ASGIApp:
+    from tests.clients.shown import Paced, a2a_app  # as above
+    from tests.clients.tasks import SAID, FileTaskStore
+
+    store = FileTaskStore(storage_url.removeprefix("sqlite:///") + ".tasks")
+    return a2a_app(_short_lived(storage_url), Paced(says=SAID), store, drain=timedelta(milliseconds=200))
+
+
 APPS: Final[dict[str, Callable[[str], ASGIApp]]] = {
     "chats": _chats,
     "an agent of Pydantic AI's": lambda url: _chats(url, "an agent of Pydantic AI's"),
@@ -144,6 +152,7 @@ APPS: Final[dict[str, Callable[[str], ASGIApp]]] = {
     "langgraph": _langgraph,
     "openai": _openai,
     "mcp": _mcp,
+    "a2a": _a2a,
     "durable": lambda url: durable_app(count, endless, streams=_http(url)),
     "wrapped": lambda url: wrapped_app(count, endless, streams=_http(url)),
 }
