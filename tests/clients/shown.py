@@ -4,14 +4,17 @@ and how long clients wait."""
 import json
 import re
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import anyio
+from fastapi import FastAPI, Response
+from fastapi.responses import FileResponse, HTMLResponse
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
+from tests.clients.programs import COPILOTKIT, bundle_of
 from tests.test_docs import ROOT, blocks
 
 from streamkeep.http import StreamsHTTP
@@ -27,9 +30,12 @@ RETRY: Final = re.compile(r"retry_interval=[\d_]+")
 """How long a client of MCP's waits; ours need not."""
 
 
-def shown_app(page: str, stored: object, *, block: int = 0, **ours: object) -> ASGIApp:
-    """Give the app of a page, with this where it makes what stores, and with what is ours in place of its own of the same name."""
-    program, count = STORED.subn("given", RETRY.sub("retry_interval=500", blocks(path := ROOT / page)[block]))
+def shown_app(page: str, stored: object, *, block: int = 0, also: Sequence[int] = (), **ours: object) -> ASGIApp:
+    """Give the app of a page, with this where it makes what stores, and with what is ours in place of its own of the same name. Blocks
+    that are shown behind it may add to it.
+    """
+    every = blocks(path := ROOT / page)
+    program, count = STORED.subn("given", RETRY.sub("retry_interval=500", "\n".join(every[each] for each in (block, *also))))
     assert count == 1, page
     shown: dict[str, Any] = {"given": stored}
     exec(compile(program, str(path), "exec", dont_inherit=True), shown)
@@ -71,7 +77,23 @@ def ag_ui_app(streams_http: StreamsHTTP, paced: Paced) -> ASGIApp:
         async for word in paced.words(**json.loads(messages[-1]["content"])):
             yield word
 
-    return shown_app("docs/how-to/ag-ui.md", streams_http, answer=answer)
+    return shown_app("docs/how-to/ag-ui.md", streams_http, also=[1], answer=answer)
+
+
+def copilotkit_app(streams_http: StreamsHTTP, paced: Paced) -> ASGIApp:
+    """Give that app with the page of CopilotKit's that the same page shows."""
+    app = cast("FastAPI", ag_ui_app(streams_http, paced))
+    (shown,) = re.findall(r"^```jsx\n(.*?)^```$", (ROOT / "docs/how-to/ag-ui.md").read_text(), re.MULTILINE | re.DOTALL)
+
+    @app.get("/page")
+    async def page() -> Response:
+        return HTMLResponse('<!doctype html><body><script type="module" src="/page.js"></script>')
+
+    @app.get("/page.js")
+    async def program() -> Response:
+        return FileResponse(bundle_of(COPILOTKIT / "page.jsx", shown))
+
+    return cast("ASGIApp", app)
 
 
 def agent_of(paced: Paced) -> Agent:
@@ -88,7 +110,7 @@ def agent_of(paced: Paced) -> Agent:
 
 def pydantic_ai_app(streams_http: StreamsHTTP, paced: Paced) -> ASGIApp:
     """Give the app of the same page around an agent of Pydantic AI's."""
-    return shown_app("docs/how-to/ag-ui.md", streams_http, block=1, agent=agent_of(paced))
+    return shown_app("docs/how-to/ag-ui.md", streams_http, block=2, agent=agent_of(paced))
 
 
 def openai_app(streams_http: StreamsHTTP, paced: Paced) -> ASGIApp:

@@ -114,6 +114,12 @@ def _ag_ui(storage_url: str) -> ASGIApp:
     return ag_ui_app(_http(storage_url), Paced())
 
 
+def _copilotkit(storage_url: str) -> ASGIApp:
+    from tests.clients.shown import Paced, copilotkit_app  # as above
+
+    return copilotkit_app(_http(storage_url), Paced())
+
+
 def _chats(storage_url: str, which: str = "plain") -> ASGIApp:
     from tests.clients.chats import Chats, Shown, app_of  # which imports this module
 
@@ -134,6 +140,7 @@ APPS: Final[dict[str, Callable[[str], ASGIApp]]] = {
     "Pydantic AI's endpoint in DurableStreaming": lambda url: _chats(url, "Pydantic AI's endpoint in DurableStreaming"),
     "clients": _clients,
     "ag-ui": _ag_ui,
+    "copilotkit": _copilotkit,
     "langgraph": _langgraph,
     "openai": _openai,
     "mcp": _mcp,

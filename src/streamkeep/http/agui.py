@@ -20,6 +20,10 @@ class AGUIFraming:
 
     A stream that fails, or is stopped, ends with a `RUN_ERROR` whose code is the status, and so does one that has neither that nor a
     `RUN_FINISHED`. The id comes directly before the data, as TanStack AI's client needs it.
+
+    Args:
+        replays: whether its client puts a run that begins anew in the place of what it shows, as one that connects to a thread does where
+            runs have a `MESSAGES_SNAPSHOT`. So `follow(key=)` shows the thread's newest run when it has ended, too.
     """
 
     content_type = "text/event-stream"
@@ -28,9 +32,9 @@ class AGUIFraming:
     shows_done = True
     takes_no_content = False
     reads_all = True
-    replays = False
 
-    def __init__(self) -> None:
+    def __init__(self, *, replays: bool = False) -> None:
+        self.replays = replays
         self._is_ended = False
 
     def head(self, stream: str, query: Mapping[str, str]) -> Sequence[tuple[str, str]]:  # noqa: ARG002 - it needs neither
