@@ -120,6 +120,12 @@ def _copilotkit(storage_url: str) -> ASGIApp:
     return copilotkit_app(_http(storage_url), Paced())
 
 
+def _page(storage_url: str) -> ASGIApp:
+    from tests.docs.test_browsers import page_app  # as above
+
+    return page_app(_http(storage_url))
+
+
 def _chats(storage_url: str, which: str = "plain") -> ASGIApp:
     from tests.clients.chats import Chats, Shown, app_of  # which imports this module
 
@@ -142,6 +148,7 @@ APPS: Final[dict[str, Callable[[str], ASGIApp]]] = {
     "ag-ui": _ag_ui,
     "copilotkit": _copilotkit,
     "langgraph": _langgraph,
+    "page": _page,
     "openai": _openai,
     "mcp": _mcp,
     "durable": lambda url: durable_app(count, endless, streams=_http(url)),
