@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage
-from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.graph import START, MessagesState, StateGraph  # pyright: ignore[reportMissingTypeStubs]  # it has none
 from tests.clients.programs import NODE, PACKAGES, node
 from tests.http.test_framing import CANCELLED, FAILED, body_of, events_of
 from tests.test_docs import ROOT, blocks
