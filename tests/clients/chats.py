@@ -1,14 +1,11 @@
 """What the clients that chat read: the app of `docs/how-to/ai-sdk.md` as it is shown, with an answer that a test can hold."""
 
-import fcntl
 import json
-import subprocess
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +17,7 @@ from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from starlette.middleware.cors import CORSMiddleware
-from tests.clients.programs import NODE, PACKAGES, Event
+from tests.clients.programs import PACKAGES, Event, bundle_of
 from tests.clients.served import closing_preflights
 from tests.http.servers import serving, until
 from tests.inside import feeds_of
@@ -125,17 +122,8 @@ def add_page(app: FastAPI) -> None:
 
 
 def bundle() -> Path:
-    """Give the page's program with all its packages in one file. It is made once, for that takes a while."""
-    source = PACKAGES / "chats.js"
-    with (PACKAGES / "package-lock.json").open("rb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of the processes that share the tests, one makes it
-        made = PACKAGES / "node_modules" / ".cache" / f"chats-{sha256(lock.read() + source.read_bytes()).hexdigest()}.js"
-        if not made.exists():
-            esbuild = PACKAGES / "node_modules" / "esbuild-wasm" / "bin" / "esbuild"
-            options = ["--bundle", "--format=esm", "--log-level=error", '--define:process.env.NODE_ENV="development"']
-            subprocess.run([NODE, esbuild, source, *options, f"--outfile={made}.new"], timeout=200, check=True)
-            made.with_name(f"{made.name}.new").rename(made)
-        return made
+    """Give the page's program with all its packages in one file."""
+    return bundle_of(PACKAGES / "chats.js")
 
 
 def job_of(url: str, *, ask: str = "", chat: str = "c", **more: object) -> dict[str, object]:

@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 import pytest
 from playwright.async_api import Browser, async_playwright
-from tests.clients.programs import NODE, PACKAGES, Chromium, Program, chromium, node
+from tests.clients.programs import COPILOTKIT, NODE, PACKAGES, Chromium, Program, chromium, node
 from tests.demo.conftest import ARGUMENTS
 from tests.http.conftest import install_packages
 
@@ -39,6 +39,12 @@ async def browser(requires: Callable[[str], str]) -> AsyncGenerator[Browser]:
 def packages(requires: Callable[[str], str]) -> None:
     """Install the clients' packages where they are missing."""
     install_packages(requires("npm"), PACKAGES)
+
+
+@pytest.fixture
+def copilotkit(packages: None, requires: Callable[[str], str]) -> None:
+    """Install CopilotKit's packages where they are missing."""
+    install_packages(requires("npm"), COPILOTKIT)
 
 
 @pytest.fixture

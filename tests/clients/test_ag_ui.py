@@ -194,6 +194,15 @@ async def test_an_agent_that_is_connected_to_a_thread_where_nothing_runs_is_show
         assert [(event["event"], event["data"]) for event in await reading.end()] == [("messages", "[]")]
 
 
+async def test_an_agent_that_is_connected_when_a_run_has_ended_has_it_once(start_node: Start) -> None:
+    async with served() as (url, paced), start_node(AG_UI, "") as program:
+        (reading,) = await program.read(AG_UI, [job_of(AG_UI, url, holds=False)])
+        await reading.end()
+        (reading,) = await program.read(AG_UI, [{"url": url, "threadId": "t1"}])
+        assert_whole(await reading.end(), holds=False)
+    assert paced.runs == {1: 1}
+
+
 @pytest.mark.cell("Stop", "AG-UI HttpAgent", "TanStack AI")
 @of_each_client
 async def test_stop_ends_the_run_and_keeps_what_there_was(start_node: Start, client: str) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pydoc_data.topics import topics
 from typing import Any, Final
 
 import anyio
@@ -12,9 +13,13 @@ import pytest
 from anyio import to_thread
 from openai import APIError, APIStatusError, AsyncOpenAI, NotFoundError, OpenAI
 from openai.types.responses import ResponseCompletedEvent, ResponseCreatedEvent, ResponseInProgressEvent
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 from tests.clients.conftest import Start
 from tests.clients.programs import Event, Program, Reading, python
-from tests.clients.shown import HELD, WORDS, Paced, openai_app
+from tests.clients.shown import HELD, WORDS, Paced, openai_app, shown_app
 from tests.http.servers import server_process, serving
 from tests.network.cuts import exchange
 from tests.network.proxy import FINE, End, Fate, bad_network
@@ -125,6 +130,39 @@ async def answer_to(url: str) -> bytes:
     body = json.dumps({**question(0), "stream": True, "background": True})
     head = f"Host: test\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     return await exchange(url, f"POST /v1/responses HTTP/1.1\r\n{head}\r\n\r\n{body}".encode())
+
+
+async def test_the_local_model_that_the_page_shows_answers_in_words_of_its_manual() -> None:
+    app = shown_app("docs/how-to/openai.md", StreamsHTTP(InMemoryStreamManager()))
+    manual = " ".join(topics.values()).split()
+    async with serving(app) as url, AsyncOpenAI(api_key="none", base_url=f"{url}/v1") as client:
+        response = await client.responses.create(model="any", input="generator")
+    said = response.output_text.split()
+    assert said[0] == "generator"
+    assert len(said) == 100
+    assert set(said) <= set(manual)
+
+
+async def completions(request: Request) -> Response:
+    """Answer as a server of Chat Completions does, whose last chunk has no choice."""
+    (message,) = (await request.json())["messages"]
+    deltas = [{"role": "assistant"}, *({"content": word + " "} for word in message["content"].split())]
+    chunks: list[Any] = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
+    lines = [json.dumps(chunk) for chunk in [*chunks, {"choices": [], "usage": None}]]
+    return Response("".join(f"data: {line}\n\n" for line in [*lines, "[DONE]"]), media_type="text/event-stream")
+
+
+async def test_the_model_of_another_server_that_the_page_shows_answers() -> None:
+    local = Starlette(routes=[Route("/v1/chat/completions", completions, methods=["POST"])])
+    page = ROOT / "docs/how-to/openai.md"
+    (model,) = [block for block in blocks(page) if "chat.completions" in block]
+    async with serving(local) as local_url:
+        shown: dict[str, Any] = {"AsyncOpenAI": AsyncOpenAI}
+        exec(compile(model.replace("http://localhost:11434", local_url), str(page), "exec", dont_inherit=True), shown)
+        app = shown_app("docs/how-to/openai.md", StreamsHTTP(InMemoryStreamManager()), model=shown["model"])
+        async with serving(app) as url, AsyncOpenAI(api_key="none", base_url=f"{url}/v1") as client, shown["local"]:
+            response = await client.responses.create(model="any", input="Nothing is lost")
+    assert response.output_text == "Nothing is lost "
 
 
 @pytest.mark.cell("cut", "OpenAI's SDK in JavaScript", "OpenAI's SDK in Python")

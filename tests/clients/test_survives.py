@@ -46,9 +46,7 @@ def assert_failed(events: Sequence[Event], status: str) -> None:
     assert (told[-1][0], told[-1][1]["status"]) == ("error", status)
 
 
-@pytest.mark.cell(
-    "cut", "fetch-event-source", "EventSource", "eventsource", "event-source-polyfill", "a page without a package"
-)
+@pytest.mark.cell("cut", "fetch-event-source", "EventSource", "eventsource", "event-source-polyfill")
 @of_each_client
 async def test_a_connection_that_is_cut_in_mid_answer_loses_and_repeats_nothing(start: Start, client: str) -> None:
     async with served() as server, start(client, server.url) as program, bad_network(server.url) as network:
@@ -61,9 +59,7 @@ async def test_a_connection_that_is_cut_in_mid_answer_loses_and_repeats_nothing(
     assert server.runs == {1: 1}
 
 
-@pytest.mark.cell(
-    "reload", "fetch-event-source", "EventSource", "eventsource", "event-source-polyfill", "a page without a package"
-)
+@pytest.mark.cell("reload", "fetch-event-source", "EventSource", "eventsource", "event-source-polyfill")
 @of_each_client
 async def test_who_begins_again_after_a_reload_has_all_from_the_start(start: Start, client: str) -> None:
     async with served() as server:
@@ -78,9 +74,7 @@ async def test_who_begins_again_after_a_reload_has_all_from_the_start(start: Sta
     assert server.runs == {1: 1}
 
 
-@pytest.mark.cell(
-    "second tab", "fetch-event-source", "EventSource", "eventsource", "event-source-polyfill", "a page without a package"
-)
+@pytest.mark.cell("second tab", "fetch-event-source", "EventSource", "eventsource", "event-source-polyfill")
 @of_each_client
 async def test_a_second_tab_has_all_of_it_too(start: Start, client: str) -> None:
     async with served() as server, start(client, server.url) as first, start(client, server.url) as second:
@@ -95,9 +89,7 @@ async def test_a_second_tab_has_all_of_it_too(start: Start, client: str) -> None
     assert server.runs == {1: 1}
 
 
-@pytest.mark.cell(
-    "Stop", "fetch-event-source", "EventSource", "eventsource", "event-source-polyfill", "a page without a package"
-)
+@pytest.mark.cell("Stop", "fetch-event-source", "EventSource", "eventsource", "event-source-polyfill")
 @of_each_client
 async def test_stop_ends_the_answer_and_the_client(start: Start, client: str) -> None:
     async with served() as server, start(client, server.url) as program:
@@ -110,12 +102,8 @@ async def test_stop_ends_the_answer_and_the_client(start: Start, client: str) ->
     assert server.runs == {1: 1}
 
 
-@pytest.mark.cell(
-    "restart", "fetch-event-source", "EventSource", "eventsource", "event-source-polyfill", "a page without a package"
-)
-@pytest.mark.cell(
-    "kill -9", "fetch-event-source", "EventSource", "eventsource", "event-source-polyfill", "a page without a package"
-)
+@pytest.mark.cell("restart", "fetch-event-source", "EventSource", "eventsource", "event-source-polyfill")
+@pytest.mark.cell("kill -9", "fetch-event-source", "EventSource", "eventsource", "event-source-polyfill")
 @pytest.mark.slow
 @of_each_client
 @pytest.mark.parametrize("how", ["restart", "kill -9"])

@@ -8,8 +8,12 @@ from typing import Any, Final
 
 import msgspec
 import pytest
+from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
+from langchain_core.messages import AIMessage
+from langgraph.graph import START, MessagesState, StateGraph  # pyright: ignore[reportMissingTypeStubs]  # it has none
 from tests.clients.programs import NODE, PACKAGES, node
 from tests.http.test_framing import CANCELLED, FAILED, body_of, events_of
+from tests.test_docs import ROOT, blocks
 
 from streamkeep.events import ErrorInfo
 from streamkeep.http import UIMessagesFraming
@@ -239,3 +243,20 @@ async def test_nulls_of_models_are_left_out_where_the_schema_refuses_them() -> N
     (told,) = await read(framed(msgspec.Raw(json.dumps(part).encode()), {"type": "start", "messageId": None}))
     assert {name for name, _ in told} == {"part", "message"}
     assert "providerMetadata" not in told[1][1]
+
+
+async def test_the_answer_of_a_graph_of_langgraphs_that_the_page_shows_is_its_text() -> None:
+    model = GenericFakeChatModel(messages=iter([AIMessage("Nothing is lost")]))
+
+    async def call(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [await model.ainvoke(state["messages"])]}
+
+    graph: Any = StateGraph(MessagesState)
+    graph.add_node("model", call)
+    graph.add_edge(START, "model")
+    page = ROOT / "docs/how-to/ai-sdk.md"
+    (program,) = [block for block in blocks(page) if "graph.astream" in block]
+    shown: dict[str, Any] = {"graph": graph.compile()}
+    exec(compile(program, str(page), "exec", dont_inherit=True), shown)
+    question = {"id": "q", "role": "user", "parts": [{"type": "text", "text": "why?"}]}
+    assert [text async for text in shown["answer"]([question])] == ["Nothing", " ", "is", " ", "lost"]

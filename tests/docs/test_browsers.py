@@ -13,13 +13,15 @@ from fastapi.responses import StreamingResponse
 from playwright.async_api import Page
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
-from tests.clients.served import native_client
-from tests.http.servers import STREAM_ID, STREAMING, count, flow_of, http_to, serving, until
+from tests.clients.shown import shown_app as shown_app_over
+from tests.http.servers import STREAM_ID, STREAMING, count, flow_of, http_to, server_process, serving, until
+from tests.network.proxy import End, Fate, Network, bad_network
 from tests.network.readers import chromium_page
 from tests.test_docs import ROOT, blocks
 
 from streamkeep import InMemoryStreamManager
 from streamkeep.http import DurableStreaming, SSEFraming, StreamsHTTP
+from streamkeep.http.response import ASGIApp
 from streamkeep.integrations.fastapi import durable_flow
 
 PAGE: Final = ROOT / "docs/how-to/browsers.md"
@@ -206,7 +208,7 @@ def shown_page() -> dict[str, str]:
     text = PAGE.read_text().partition("## A page without a package")[2]
     (html,) = re.findall(r"^```html\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     program, *_ = re.findall(r"^```js\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return {"/page.html": f"<!doctype html>\n{html}", "/page.js": program, "/events.js": native_client()}
+    return {"/page.html": f"<!doctype html>\n{html}", "/page.js": program}
 
 
 class Paced:
@@ -227,19 +229,36 @@ class Paced:
 
 
 @asynccontextmanager
-async def asked(chromium: str) -> AsyncGenerator[tuple[Page, Paced]]:
-    """Serve the page by the app that is shown, and ask in Chromium."""
+async def asked(chromium: str) -> AsyncGenerator[tuple[Page, Paced, Network]]:
+    """Serve the page by the app that is shown, and ask in Chromium, over a network."""
     shown = shown_program()
     paced = Paced()
     shown["answer"] = paced.answer
-    for path, text in shown_page().items():
-        media_type = "text/javascript" if path.endswith(".js") else "text/html"
-        shown["app"].router.routes.append(Route(path, Response(text, media_type=media_type)))
-    async with serving(shown["app"]) as url, chromium_page(chromium, f"{url}/page.html") as page:
+    add_page(shown["app"])
+    async with (
+        serving(shown["app"]) as url,
+        bad_network(url) as network,
+        chromium_page(chromium, f"{network.path()}/page.html") as page,
+    ):
         await page.fill("input", "Nothing is lost")
         await page.click("text=Ask")
         await until(lambda: paced.runs)
-        yield page, paced
+        yield page, paced, network
+
+
+def add_page(app: Any) -> None:
+    for path, text in shown_page().items():
+        media_type = "text/javascript" if path.endswith(".js") else "text/html"
+        app.router.routes.append(Route(path, Response(text, media_type=media_type)))
+
+
+def page_app(streams_http: StreamsHTTP) -> ASGIApp:
+    """Give the app with its page, and an answer that never goes on behind its first word."""
+    paced = Paced()
+    paced.may_begin.set()
+    app = shown_app_over("docs/how-to/browsers.md", streams_http, answer=paced.answer)
+    add_page(app)
+    return app
 
 
 async def text_of(page: Page, text: str) -> None:
@@ -249,8 +268,14 @@ async def text_of(page: Page, text: str) -> None:
     )
 
 
+def test_the_page_without_a_package_is_forty_lines_that_import_nothing() -> None:
+    program = shown_page()["/page.js"]
+    assert len(program.splitlines()) <= 40
+    assert "import" not in program
+
+
 async def test_a_question_that_is_asked_while_another_is_answered_is_shown_alone(chromium: str) -> None:
-    async with asked(chromium) as (page, paced):
+    async with asked(chromium) as (page, paced, _):
         paced.may_begin.set()
         await text_of(page, "Nothing")
         await page.fill("input", "Twice is said")
@@ -262,7 +287,7 @@ async def test_a_question_that_is_asked_while_another_is_answered_is_shown_alone
 
 @pytest.mark.cell("reload", "a page without a package")
 async def test_a_reload_of_the_page_in_mid_answer_loses_and_repeats_nothing(chromium: str) -> None:
-    async with asked(chromium) as (page, paced):
+    async with asked(chromium) as (page, paced, _):
         paced.may_begin.set()
         await text_of(page, "Nothing")
         await page.reload()
@@ -274,12 +299,85 @@ async def test_a_reload_of_the_page_in_mid_answer_loses_and_repeats_nothing(chro
     assert paced.runs == 1
 
 
+@pytest.mark.cell("cut", "a page without a package")
+@pytest.mark.parametrize(
+    "place", [b"data: {", *(pytest.param(place, marks=pytest.mark.slow) for place in (0, 1, b"event: done", b"\r\n0\r\n\r"))]
+)
+async def test_wherever_the_page_is_cut_it_loses_and_repeats_nothing(chromium: str, place: int | bytes) -> None:
+    async with asked(chromium) as (page, paced, network):
+        paced.may_begin.set()
+        await text_of(page, "Nothing")
+        network.meet(Fate(End.FIN, place))
+        paced.may_go_on.set()
+        await text_of(page, "Nothing is lost")
+        await until(lambda: network.struck)
+        await page.reload()
+        await text_of(page, "Nothing is lost")
+    assert paced.runs == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["cut", "reloaded"])
+async def test_a_page_that_is_lost_before_the_first_event_asks_no_second_time(chromium: str, how: str) -> None:
+    async with asked(chromium) as (page, paced, network):
+        if how == "cut":
+            network.meet(Fate(End.FIN, 0))
+        else:
+            await page.reload()
+        paced.may_begin.set()
+        await text_of(page, "Nothing")
+        paced.may_go_on.set()
+        await text_of(page, "Nothing is lost")
+    assert paced.runs == 1
+
+
+@pytest.mark.cell("second tab", "a page without a package")
+@pytest.mark.slow
+async def test_a_second_tab_of_the_pages_url_has_all_of_it_too(chromium: str) -> None:
+    async with asked(chromium) as (page, paced, _):
+        paced.may_begin.set()
+        await text_of(page, "Nothing")
+        async with await page.context.browser.new_context() as other:  # type: ignore[union-attr]  # a page that we have opened has one
+            tab = await other.new_page()
+            await tab.goto(page.url)
+            await text_of(tab, "Nothing")
+            paced.may_go_on.set()
+            for each in (page, tab):
+                await text_of(each, "Nothing is lost")
+    assert paced.runs == 1
+
+
+@pytest.mark.cell("restart", "a page without a package")
+@pytest.mark.cell("kill -9", "a page without a package")
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["restart", "kill -9"])
+async def test_a_server_that_comes_back_has_what_was_stored_and_says_why_there_is_no_more(
+    chromium: str, how: str, sqlite_url: str
+) -> None:
+    async with bad_network() as network, server_process("page", sqlite_url) as server:
+        network.url = server.url
+        async with chromium_page(chromium, f"{network.path()}/page.html") as page:
+            await page.fill("input", "Nothing is lost")
+            await page.click("text=Ask")
+            await text_of(page, "Nothing")
+            await server.end(how)
+            async with server_process("page", sqlite_url) as again:
+                network.url = again.url
+                why = "the server was shut down" if how == "restart" else "the writer went away"
+                for _ in range(2):
+                    await text_of(page, f"Nothing ({why} before the stream was completed)")
+                    assert await page.is_disabled("#stop")
+                    await page.reload()
+
+
 @pytest.mark.cell("Stop", "a page without a package")
 async def test_stop_on_the_page_ends_the_answer(chromium: str) -> None:
-    async with asked(chromium) as (page, paced):
+    async with asked(chromium) as (page, paced, _):
         paced.may_begin.set()
         await text_of(page, "Nothing")
         await page.click("#stop")
-        await page.wait_for_function("() => document.querySelector('output').textContent.startsWith('Nothing (')")
-        assert await page.is_disabled("#stop")
+        for _ in range(2):
+            await text_of(page, "Nothing (the stream was cancelled)")
+            assert await page.is_disabled("#stop")
+            await page.reload()
     assert paced.runs == 1

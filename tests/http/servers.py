@@ -114,6 +114,18 @@ def _ag_ui(storage_url: str) -> ASGIApp:
     return ag_ui_app(_http(storage_url), Paced())
 
 
+def _copilotkit(storage_url: str) -> ASGIApp:
+    from tests.clients.shown import Paced, copilotkit_app  # as above
+
+    return copilotkit_app(_http(storage_url), Paced())
+
+
+def _page(storage_url: str) -> ASGIApp:
+    from tests.docs.test_browsers import page_app  # as above
+
+    return page_app(_http(storage_url))
+
+
 def _chats(storage_url: str, which: str = "plain") -> ASGIApp:
     from tests.clients.chats import Chats, Shown, app_of  # which imports this module
 
@@ -149,7 +161,9 @@ APPS: Final[dict[str, Callable[[str], ASGIApp]]] = {
     "agents": _agents,
     "clients": _clients,
     "ag-ui": _ag_ui,
+    "copilotkit": _copilotkit,
     "langgraph": _langgraph,
+    "page": _page,
     "openai": _openai,
     "mcp": _mcp,
     "a2a": _a2a,

@@ -209,6 +209,26 @@ async def test_who_comes_back_is_told_how_a_run_of_ag_uis_has_ended(last: object
     assert beyond.status_code == 400
 
 
+@pytest.mark.parametrize("replays", [False, True])
+async def test_who_connects_to_a_thread_of_ag_uis_is_shown_its_newest_run_when_that_has_ended_only_if_it_begins_anew(
+    *, replays: bool
+) -> None:
+    streams_http = StreamsHTTP(InMemoryStreamManager())
+    app = FastAPI(lifespan=streams_http.lifespan)
+
+    @app.post("/connect")
+    async def connect(request: Request) -> Response:
+        return await streams_http.follow(request, key="thread", framing=AGUIFraming(replays=replays))
+
+    async with http_to(app) as http:
+        for message in ("first", "newest"):
+            async with streams_http.streams.open(message, key="thread") as stream:
+                await stream.write({"type": "RUN_STARTED", "runId": message})
+                await stream.done()
+        shown = (await http.post("/connect")).text
+    assert ("newest" in shown, "first" in shown) == (replays, False)
+
+
 def test_a_run_of_langgraphs_is_named_events_and_an_end() -> None:
     events = events_of(("values", {"a": "é\n"}), ["messages", [1, 2]], {"step": 1}, [1, 2], ("a\nb", None), end="not sent")
     assert body_of(LangGraphFraming(), events) == (

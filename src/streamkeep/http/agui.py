@@ -23,6 +23,10 @@ class AGUIFraming:
 
     Of a stream that is gone on with when its writer has died, a `CUSTOM` event `recovering` says that it is waited for, and one
     `restarted` that all before it is superseded: what was begun is ended before that, and the run is not started a second time.
+
+    Args:
+        replays: whether its client puts a run that begins anew in the place of what it shows, as one that connects to a thread does where
+            runs have a `MESSAGES_SNAPSHOT`. So `follow(key=)` shows the thread's newest run when it has ended, too.
     """
 
     content_type = "text/event-stream"
@@ -32,9 +36,9 @@ class AGUIFraming:
     takes_no_content = False
     reads_all = True
     counts = False
-    replays = False
 
-    def __init__(self) -> None:
+    def __init__(self, *, replays: bool = False) -> None:
+        self.replays = replays
         self._is_ended = self._is_begun = False
         self._open: dict[tuple[str, str], bytes] = {}  # what was begun, and how it is ended
 
