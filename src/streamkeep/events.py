@@ -157,7 +157,9 @@ def error_info(error: BaseException) -> ErrorInfo:
     """Say of an exception what readers may know: status always, message and details only if it was marked public.
 
     Public are `PublicError`, Genkit's `PublicError` and `UserFacingError` (known by name and attributes, because Genkit need not be
-    installed), and the public errors of this package. Of all others readers see the status (INTERNAL without one) in words.
+    installed), and the public errors of this package. Of all others readers see the status in words: its `status`;
+    RESOURCE_EXHAUSTED where SDKs of language models say that their provider is asked too much, by a `status_code` of 429; INTERNAL
+    without any.
     """
     try:
         internal = _storable("".join(traceback.format_exception(error)))[-MAX_ERROR_TEXT:]
@@ -175,7 +177,7 @@ def shown_info(error: BaseException) -> ErrorInfo:
 
 
 def _shown_info(error: BaseException) -> ErrorInfo:
-    status = STATUSES.get(str(getattr(error, "status", None)), "INTERNAL")
+    status = _status_of(error)
     if not _is_public(error):
         return hidden_error(status, "")
     message = _storable(str(getattr(error, "original_message", None) or error))
@@ -185,6 +187,15 @@ def _shown_info(error: BaseException) -> ErrorInfo:
             key: value for key, value in details.items() if key != "stack"
         }  # Genkit adds it, and it is for nobody outside
     return ErrorInfo(status, message[:MAX_ERROR_TEXT], _json_or_none(details))
+
+
+def _status_of(error: BaseException) -> Status:
+    # Of what a provider of models answers only this one: that it does not know the app, or not what is asked for, is no reader's fault.
+    if getattr(error, "status_code", None) == 429:
+        return "RESOURCE_EXHAUSTED"
+    status = STATUSES.get(str(getattr(error, "status", None)), "INTERNAL")
+    is_providers = type(error).__module__.startswith("google.genai.")  # whose errors have the words that Genkit's have
+    return "INTERNAL" if is_providers and status != "RESOURCE_EXHAUSTED" else status
 
 
 def hidden_error(status: Status, internal: str) -> ErrorInfo:
