@@ -263,7 +263,9 @@ class OddError(Exception):
         return super().__getattribute__(name)
 
 
-@pytest.mark.parametrize(("code", "status"), [(429, "RESOURCE_EXHAUSTED"), (401, "INTERNAL"), (404, "INTERNAL"), (503, "INTERNAL")])
+@pytest.mark.parametrize(
+    ("code", "status"), [(429, "RESOURCE_EXHAUSTED"), (401, "INTERNAL"), (404, "INTERNAL"), (503, "INTERNAL")]
+)
 def test_of_what_a_provider_of_models_answers_readers_are_told_that_it_is_asked_too_much_and_nothing_else(
     code: int, status: str
 ) -> None:
