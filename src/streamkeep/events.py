@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -16,6 +16,7 @@ from ._sse_text import check_no_sse_text
 from .errors import STATUSES, InvalidArgumentError, PublicError, Status, StorageCorruptError, StreamkeepError
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class StreamEventType(StrEnum):
@@ -147,10 +148,25 @@ def event_of(
     return StreamEvent(type_, offset, record[1:], decode_chunk, decode_output)
 
 
-def decoder_of(type_: type[T]) -> Callable[[bytes], T]:
-    """Give what decodes JSON into a pydantic model, or into anything that msgspec knows: dataclasses, structs, TypedDicts."""
-    validate_json: Callable[[bytes], T] | None = getattr(type_, "model_validate_json", None)
-    return validate_json or msgspec.json.Decoder(type_).decode
+class Validator(Protocol[T_co]):
+    """What pydantic's `TypeAdapter` is: it reads what is no class, such as the union of all events of an SDK."""
+
+    def validate_json(self, data: bytes, /) -> T_co:
+        """Give what the JSON holds."""
+        ...
+
+
+ReadAs = type[T] | Validator[T]
+"""What JSON is decoded into."""
+
+
+def decoder_of(type_: ReadAs[T]) -> Callable[[bytes], T]:
+    """Give what decodes JSON into a pydantic model, by a `TypeAdapter`, or into what msgspec knows: dataclasses, structs, TypedDicts."""
+    for name in ("model_validate_json", "validate_json"):
+        validate: Callable[[bytes], T] | None = getattr(type_, name, None)
+        if validate is not None:
+            return validate
+    return msgspec.json.Decoder(cast("type[T]", type_)).decode
 
 
 def error_info(error: BaseException) -> ErrorInfo:

@@ -32,7 +32,7 @@ from ._loop_thread import LoopThread, LoopThreads
 from ._manager import StreamManager as AsyncStreamManager
 from ._subscription import Subscription as AsyncSubscription
 from .errors import StreamManagerClosedError, WrongEventLoopError
-from .events import ErrorInfo, StreamEvent
+from .events import ErrorInfo, ReadAs, StreamEvent
 
 T = TypeVar("T")
 
@@ -134,8 +134,8 @@ class StreamManager:
         *,
         last: int | None = None,
         follow: bool = True,
-        chunk_type: type[T],
-        output_type: type[Any] | None = None,
+        chunk_type: ReadAs[T],
+        output_type: ReadAs[Any] | None = None,
         idle_timeout: timedelta | None = None,
     ) -> "Subscription[T]": ...
 
@@ -147,7 +147,7 @@ class StreamManager:
         last: int | None = None,
         follow: bool = True,
         chunk_type: Any = None,
-        output_type: type[Any] | None = None,
+        output_type: ReadAs[Any] | None = None,
         idle_timeout: timedelta | None = None,
     ) -> "Subscription[Any]":
         """Give the events of a stream, first those that are stored, then live. Arguments and errors are those of

@@ -261,7 +261,7 @@ async def response_events(provider: Provider, body: Json) -> AsyncGenerator[Json
                 return
     usage = {
         "input_tokens": USAGE[0],
-        "input_tokens_details": {"cached_tokens": 0},
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
         "output_tokens": USAGE[1],
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": sum(USAGE),

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
-from ..events import StreamEvent
+from ..events import ReadAs, StreamEvent
 from ..wire import ServerSentEvent
 from ._calls import READ_TIMEOUT, body_of, events_dialect, flow_dialect, flow_output, output_of, stopped, subscribe_dialect
 from ._handles import EventsHandle, FlowHandle, Handle
@@ -78,8 +78,8 @@ def subscribe(
     after: int | str | None = None,
     last: int | None = None,
     follow: bool = True,
-    chunk_type: type[T],
-    output_type: type[Any] | None = None,
+    chunk_type: ReadAs[T],
+    output_type: ReadAs[Any] | None = None,
     method: str = "GET",
     json: object = None,
     content: bytes | str | None = None,
@@ -97,8 +97,8 @@ def subscribe(
     after: int | str | None = None,
     last: int | None = None,
     follow: bool = True,
-    chunk_type: type[Any] | None = None,
-    output_type: type[Any] | None = None,
+    chunk_type: ReadAs[Any] | None = None,
+    output_type: ReadAs[Any] | None = None,
     method: str = "GET",
     json: object = None,
     content: bytes | str | None = None,
@@ -123,7 +123,7 @@ def stream_flow(
     init: object = None,
     stream_id: str | None = None,
     seen: int = 0,
-    output_type: type[Any] | None = None,
+    output_type: ReadAs[Any] | None = None,
     headers: Mapping[str, str] | None = None,
     client: "httpx2.Client | None" = None,
     retry: Retry | None = None,
@@ -139,8 +139,8 @@ def stream_flow(
     init: object = None,
     stream_id: str | None = None,
     seen: int = 0,
-    chunk_type: type[T],
-    output_type: type[Any] | None = None,
+    chunk_type: ReadAs[T],
+    output_type: ReadAs[Any] | None = None,
     headers: Mapping[str, str] | None = None,
     client: "httpx2.Client | None" = None,
     retry: Retry | None = None,
@@ -155,8 +155,8 @@ def stream_flow(
     init: object = None,
     stream_id: str | None = None,
     seen: int = 0,
-    chunk_type: type[Any] | None = None,
-    output_type: type[Any] | None = None,
+    chunk_type: ReadAs[Any] | None = None,
+    output_type: ReadAs[Any] | None = None,
     headers: Mapping[str, str] | None = None,
     client: "httpx2.Client | None" = None,
     retry: Retry | None = None,
@@ -172,7 +172,7 @@ def run_flow(
     data: object = None,
     *,
     init: object = None,
-    output_type: type[Any] | None = None,
+    output_type: ReadAs[Any] | None = None,
     headers: Mapping[str, str] | None = None,
     client: "httpx2.Client | None" = None,
     read_timeout: timedelta | None = None,
