@@ -9,9 +9,9 @@ from typing import Any
 import anyio
 import httpx2
 import pytest
-from pydantic import TypeAdapter
 from anyio.lowlevel import checkpoint
 from fastapi import FastAPI, Request, Response
+from pydantic import TypeAdapter
 from tests.client.forms import FAST, Form, answer, cut, free_port, offsets_of, silent, told
 from tests.http.servers import serving, until
 from tests.inside import feeds_of

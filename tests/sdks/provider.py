@@ -205,7 +205,7 @@ async def chat_completion(provider: Provider, body: Json) -> Frames:
 
 def whole_completion(model: str) -> Json:
     """Give the `chat.completion` that is asked for without `stream`."""
-    said = {"role": "assistant", "content": TEXT, "refusal": None, "annotations": []}
+    said: Json = {"role": "assistant", "content": TEXT, "refusal": None, "annotations": []}
     usage = {"prompt_tokens": USAGE[0], "completion_tokens": USAGE[1], "total_tokens": sum(USAGE)}
     choice = {"index": 0, "message": said, "logprobs": None, "finish_reason": "stop"}
     head = {"id": "chatcmpl-1", "object": "chat.completion", "created": MADE_AT, "model": model}

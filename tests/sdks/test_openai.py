@@ -3,18 +3,16 @@
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from typing import Any, ClassVar
 
-import openai
-import pytest
 from openai import AsyncOpenAI, OpenAI
 from openai.types.chat import ChatCompletionChunk
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
-from tests.sdks.provider import SECRET, TEXT, Provider
+from tests.sdks.provider import SECRET
 from tests.sdks.suite import SDKSuite
 
 from streamkeep import JSONEncoding
 from streamkeep.http.sources import Source
-from streamkeep.integrations.openai_sdk import chunks, cursor_of
+from streamkeep.integrations.openai_sdk import chunks
 
 MESSAGES: Any = [{"role": "system", "content": SECRET}, {"role": "user", "content": "why?"}]
 TOOL: Any = {"type": "function", "name": "weather", "parameters": {"type": "object", "properties": {}}}
