@@ -1,6 +1,6 @@
 """LangChain's messages and LangGraph's graphs: what `astream` gives, as it comes."""
 
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import anyio
 import httpx2
@@ -52,7 +52,7 @@ def graph_of(answer: Any) -> Any:
 
 
 class LangGraphSuite(LangChainSuite):
-    mode: Any
+    mode: ClassVar[Any]
 
     def source(self, model: str) -> Source:
         async def answer(state: MessagesState) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class TestMessagesOfLangGraph(LangGraphSuite):
 
 
 class TestSeveralModesOfLangGraph(LangGraphSuite):
-    mode = ("messages", "values", "updates")
+    mode: ClassVar[Any] = ["messages", "values", "updates"]
 
     def text_of(self, chunks: list[Any]) -> str:
         return "".join(data[0]["content"] for mode, data in chunks if mode == "messages")
