@@ -11,6 +11,7 @@ from langchain_openai import ChatOpenAI
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.config import get_stream_writer
 from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.graph.state import CompiledStateGraph
 from tests.sdks.provider import SECRET
 from tests.sdks.suite import SDKSuite, Stored, stored_in
 
@@ -25,7 +26,7 @@ MODES: Final = ("values", "updates", "messages", "custom", "tasks", "checkpoints
 
 
 class LangChainSuite(SDKSuite):
-    def chat(self, model: str) -> Any:
+    def chat(self, model: str) -> ChatOpenAI:
         http = self.clients.push_async_exit(httpx2.AsyncClient())
         return ChatOpenAI(model=model, max_retries=0, http_async_client=http)
 
@@ -43,7 +44,7 @@ class TestMessagesOfLangChain(LangChainSuite):
         return "".join(chunk.content for chunk in chunks)
 
 
-def graph_of(answer: Any) -> Any:
+def graph_of(answer: Any) -> CompiledStateGraph[Any, Any, Any, Any]:
     graph = StateGraph(MessagesState)
     graph.add_node("answer", answer)
     graph.add_edge(START, "answer")

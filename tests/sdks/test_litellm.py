@@ -19,11 +19,11 @@ class LiteLLMSuite(SDKSuite):
     encode = JSONEncoding(exclude_none=True)
 
     @pytest.fixture(autouse=True)
-    def litellm(self, monkeypatch: pytest.MonkeyPatch, provider: Provider) -> None:
+    def import_it(self, monkeypatch: pytest.MonkeyPatch, provider: Provider) -> None:
         monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # which it would fetch when it is imported
         import litellm
 
-        self.litellm = litellm
+        self.litellm: Any = litellm
         self.base_url = f"{provider.url}/v1"
 
     def asking(self, model: str) -> dict[str, Any]:
