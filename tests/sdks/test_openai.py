@@ -276,13 +276,15 @@ async def test_an_endpoint_that_streams_already_is_made_durable_as_it_is(provide
 
 async def test_its_cursor_is_where_openai_goes_on(provider: Provider) -> None:
     async with AsyncOpenAI() as client:
-        cursor, seen = None, list[Any]()
+        cursor: dict[str, Any] | None = None
+        seen: list[Any] = []
         async for event in await client.responses.create(model="words", stream=True, background=True, **RESPONSE):
             cursor = cursor_of(event, cursor)
             seen.append(event)
             if len(seen) == 6:
                 break
         assert cursor == {"response": "resp_1", "sequence": 5}
+        assert cursor is not None
         rest = await client.responses.retrieve(cursor["response"], stream=True, starting_after=cursor["sequence"])
         async for event in rest:
             cursor = cursor_of(event, cursor)

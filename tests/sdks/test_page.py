@@ -96,4 +96,4 @@ async def test_a_program_of_the_page_answers_without_its_instructions_in_the_siz
     assert "Be brief" not in text
     assert "Be brief" in msgspec.json.encode(provider.asked).decode()
     said = sizes_on_the_page()[NAMES.index(name)]
-    assert (size_of(plain), size_of(here)) == tuple(pytest.approx(size, rel=0.03) for size in said)
+    assert [size_of(plain), size_of(here)] == [pytest.approx(size, rel=0.03) for size in said]

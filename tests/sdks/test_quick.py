@@ -45,7 +45,7 @@ async def test_a_run_of_pydantic_ai_is_a_source_as_it_is() -> None:
 async def test_what_langgraph_streams_is_a_source_as_it_is() -> None:
     from langchain_core.language_models import GenericFakeChatModel
     from langchain_core.messages import AIMessage
-    from langgraph.graph import START, MessagesState, StateGraph
+    from langgraph.graph import START, MessagesState, StateGraph  # pyright: ignore[reportMissingTypeStubs]
 
     async def answer(state: MessagesState) -> dict[str, Any]:
         model = GenericFakeChatModel(messages=iter([AIMessage("Nothing is lost")]))
