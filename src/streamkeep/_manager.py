@@ -40,7 +40,7 @@ from .errors import (
     StreamManagerClosedError,
     StreamNotFoundError,
 )
-from .events import MAX_OFFSET, decoder_of, encode_json
+from .events import MAX_OFFSET, ReadAs, decoder_of, encode_json
 from .storage import Head, Storage
 from .storages import http_storage, storage_for
 from .storages.memory import MemoryStorage
@@ -265,8 +265,8 @@ class StreamManager:
         last: int | None = None,
         follow: bool = True,
         superseded: bool = True,
-        chunk_type: type[T],
-        output_type: type[Any] | None = None,
+        chunk_type: ReadAs[T],
+        output_type: ReadAs[Any] | None = None,
         idle_timeout: timedelta | None = None,
     ) -> Subscription[T]: ...
 
@@ -278,8 +278,8 @@ class StreamManager:
         last: int | None = None,
         follow: bool = True,
         superseded: bool = True,
-        chunk_type: type[T] | None = None,
-        output_type: type[Any] | None = None,
+        chunk_type: ReadAs[T] | None = None,
+        output_type: ReadAs[Any] | None = None,
         idle_timeout: timedelta | None = None,
     ) -> Subscription[T] | Subscription[Any]:
         """Give every event of a stream with a greater offset than `after`, first those that are stored, then live.
@@ -291,7 +291,8 @@ class StreamManager:
             follow: False: it ends behind what is stored when it is entered, and waits for nothing.
             superseded: False: where an answer has begun again (RESTARTED), what came before is left out, unless `after` or `last` says
                 where to begin.
-            chunk_type: what `event.chunk` is decoded into: a pydantic model, a dataclass, a msgspec struct, …; JSON values otherwise.
+            chunk_type: what `event.chunk` is decoded into: a pydantic model, a dataclass, a msgspec struct, …, or what a `TypeAdapter` of
+                pydantic's reads; JSON values otherwise.
             output_type: the same for `event.output`.
             idle_timeout: raise StreamTimeoutError when nothing came for so long.
 

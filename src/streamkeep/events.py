@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -16,6 +16,7 @@ from ._sse_text import check_no_sse_text
 from .errors import STATUSES, InvalidArgumentError, PublicError, Status, StorageCorruptError, StreamkeepError
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class StreamEventType(StrEnum):
@@ -180,17 +181,34 @@ def event_of(
     return StreamEvent(type_, offset, record[1:], decode_chunk, decode_output)
 
 
-def decoder_of(type_: type[T]) -> Callable[[bytes], T]:
-    """Give what decodes JSON into a pydantic model, or into anything that msgspec knows: dataclasses, structs, TypedDicts."""
-    validate_json: Callable[[bytes], T] | None = getattr(type_, "model_validate_json", None)
-    return validate_json or msgspec.json.Decoder(type_).decode
+class Validator(Protocol[T_co]):
+    """What pydantic's `TypeAdapter` is: it reads what is no class, such as the union of all events of an SDK."""
+
+    def validate_json(self, data: bytes, /) -> T_co:
+        """Give what the JSON holds."""
+        ...
+
+
+ReadAs = type[T] | Validator[T]
+"""What JSON is decoded into."""
+
+
+def decoder_of(type_: ReadAs[T]) -> Callable[[bytes], T]:
+    """Give what decodes JSON into a pydantic model, by a `TypeAdapter`, or into what msgspec knows: dataclasses, structs, TypedDicts."""
+    for name in ("model_validate_json", "validate_json"):
+        validate: Callable[[bytes], T] | None = getattr(type_, name, None)
+        if validate is not None:
+            return validate
+    return msgspec.json.Decoder(cast("type[T]", type_)).decode
 
 
 def error_info(error: BaseException) -> ErrorInfo:
     """Say of an exception what readers may know: status always, message and details only if it was marked public.
 
     Public are `PublicError`, Genkit's `PublicError` and `UserFacingError` (known by name and attributes, because Genkit need not be
-    installed), and the public errors of this package. Of all others readers see the status (INTERNAL without one) in words.
+    installed), and the public errors of this package. Of all others readers see the status in words: its `status`;
+    RESOURCE_EXHAUSTED where SDKs of language models say that their provider is asked too much, by a `status_code` of 429; INTERNAL
+    without any.
     """
     try:
         internal = _storable("".join(traceback.format_exception(error)))[-MAX_ERROR_TEXT:]
@@ -208,7 +226,7 @@ def shown_info(error: BaseException) -> ErrorInfo:
 
 
 def _shown_info(error: BaseException) -> ErrorInfo:
-    status = STATUSES.get(str(getattr(error, "status", None)), "INTERNAL")
+    status = _status_of(error)
     if not is_public(error):
         return hidden_error(status, "")
     message = _storable(str(getattr(error, "original_message", None) or error))
@@ -218,6 +236,15 @@ def _shown_info(error: BaseException) -> ErrorInfo:
             key: value for key, value in details.items() if key != "stack"
         }  # Genkit adds it, and it is for nobody outside
     return ErrorInfo(status, message[:MAX_ERROR_TEXT], _json_or_none(details))
+
+
+def _status_of(error: BaseException) -> Status:
+    # Of what a provider of models answers only this one: that it does not know the app, or not what is asked for, is no reader's fault.
+    if getattr(error, "status_code", None) == 429:
+        return "RESOURCE_EXHAUSTED"
+    status = STATUSES.get(str(getattr(error, "status", None)), "INTERNAL")
+    is_providers = type(error).__module__.startswith("google.genai.")  # whose errors have the words that Genkit's have
+    return "INTERNAL" if is_providers and status != "RESOURCE_EXHAUSTED" else status
 
 
 def hidden_error(status: Status, internal: str) -> ErrorInfo:

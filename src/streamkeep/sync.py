@@ -34,7 +34,7 @@ from ._recoveries import Recoveries as AsyncRecoveries
 from ._recovery import Recovery
 from ._subscription import Subscription as AsyncSubscription
 from .errors import StreamManagerClosedError, WrongEventLoopError
-from .events import ErrorInfo, StreamEvent
+from .events import ErrorInfo, ReadAs, StreamEvent
 
 T = TypeVar("T")
 
@@ -140,8 +140,8 @@ class StreamManager:
         last: int | None = None,
         follow: bool = True,
         superseded: bool = True,
-        chunk_type: type[T],
-        output_type: type[Any] | None = None,
+        chunk_type: ReadAs[T],
+        output_type: ReadAs[Any] | None = None,
         idle_timeout: timedelta | None = None,
     ) -> "Subscription[T]": ...
 
@@ -154,7 +154,7 @@ class StreamManager:
         follow: bool = True,
         superseded: bool = True,
         chunk_type: Any = None,
-        output_type: type[Any] | None = None,
+        output_type: ReadAs[Any] | None = None,
         idle_timeout: timedelta | None = None,
     ) -> "Subscription[Any]":
         """Give the events of a stream, first those that are stored, then live. Arguments and errors are those of

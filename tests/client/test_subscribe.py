@@ -11,6 +11,7 @@ import httpx2
 import pytest
 from anyio.lowlevel import checkpoint
 from fastapi import FastAPI, Request, Response
+from pydantic import TypeAdapter
 from tests.client.forms import FAST, Form, answer, cut, free_port, offsets_of, silent, told
 from tests.http.servers import serving, until
 from tests.inside import feeds_of
@@ -84,6 +85,9 @@ async def test_it_gives_what_the_manager_gives(form: Form, streams: StreamManage
 
 async def test_chunks_are_of_the_type_that_was_asked_for(form: Form, url: str) -> None:
     had = await form.read("subscribe", f"{url}/streams/s", chunk_type=Token, output_type=Token)
+    assert [had.events[0].chunk, had.events[-1].output] == [Token("a"), Token("abc")]
+    adapter = TypeAdapter(Token | int)
+    had = await form.read("subscribe", f"{url}/streams/s", chunk_type=adapter, output_type=adapter)
     assert [had.events[0].chunk, had.events[-1].output] == [Token("a"), Token("abc")]
 
 

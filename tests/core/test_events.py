@@ -263,6 +263,23 @@ class OddError(Exception):
         return super().__getattribute__(name)
 
 
+@pytest.mark.parametrize(
+    ("code", "status"), [(429, "RESOURCE_EXHAUSTED"), (401, "INTERNAL"), (404, "INTERNAL"), (503, "INTERNAL")]
+)
+def test_of_what_a_provider_of_models_answers_readers_are_told_that_it_is_asked_too_much_and_nothing_else(
+    code: int, status: str
+) -> None:
+    class APIStatusError(Exception):
+        status_code = code
+
+    words = {429: "RESOURCE_EXHAUSTED", 401: "UNAUTHENTICATED", 404: "NOT_FOUND", 503: "UNAVAILABLE"}
+    gemini = type("APIError", (Exception,), {"__module__": "google.genai.errors", "code": code, "status": words[code]})
+    for error in (APIStatusError("key sk-1"), gemini("key sk-1")):
+        info = error_info(error)
+        assert (info.status, info.message) == (status, status.lower().replace("_", " "))
+        assert "key sk-1" in info.internal
+
+
 @pytest.mark.parametrize("odd", ["status", "__notes__"])
 @pytest.mark.promise("P15")
 def test_an_exception_that_cannot_be_looked_at_is_internal(odd: str) -> None:

@@ -184,6 +184,21 @@ async def test_events_are_read_as_what_is_asked_for(streams: StreamManager) -> N
         assert (await anext(events)).output == Answer(text="hi")
 
 
+async def test_an_adapter_reads_what_is_no_class(streams: StreamManager) -> None:
+    class Deed(pydantic.BaseModel):
+        deed: str
+
+    adapter = pydantic.TypeAdapter[Deed | Answer](Deed | Answer)
+    async with streams.open("s") as stream:
+        await stream.write({"deed": "cut"})
+        await stream.write({"text": "hi"})
+        await stream.done({"text": "bye"})
+
+    async with streams.subscribe("s", chunk_type=adapter, output_type=adapter) as events:
+        assert [(await anext(events)).chunk for _ in range(2)] == [Deed(deed="cut"), Answer(text="hi")]
+        assert (await anext(events)).output == Answer(text="bye")
+
+
 async def test_a_foreign_record_is_told(streams: StreamManager, storage: FaultyStorage) -> None:
     stream = await streams.open("s")
     await stream.write("a")

@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 from functools import partial
@@ -80,6 +80,26 @@ class SyncSDKStream:
         self.is_closed = True
 
 
+class Entered(AbstractAsyncContextManager[SDKStream]):
+    """What SDKs' `.stream()` gives: it asks when it is entered, and closes its stream when it is left."""
+
+    def __init__(self) -> None:
+        self.streams: list[SDKStream] = []
+
+    async def __aenter__(self) -> SDKStream:
+        self.streams.append(await sdk_call())
+        return self.streams[-1]
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.streams[-1].close()
+
+
+@contextmanager
+def entered_without_awaiting() -> Generator[SyncSDKStream]:
+    with closing(SyncSDKStream()) as stream:
+        yield stream
+
+
 def blocking() -> Iterator[int]:
     for number in range(2):
         time.sleep(0.01)
@@ -89,6 +109,11 @@ def blocking() -> Iterator[int]:
 async def sdk_call() -> SDKStream:
     await anyio.lowlevel.checkpoint()
     return SDKStream()
+
+
+async def sdk_manager() -> Entered:
+    await anyio.lowlevel.checkpoint()
+    return Entered()
 
 
 async def writing(stream: StreamInput) -> None:
@@ -102,6 +127,10 @@ SOURCES: Final[dict[str, Made]] = {
     "synchronous SDK's stream": SyncSDKStream,
     "generator": blocking,
     "list": lambda: [0, 1],
+    "context manager": Entered,
+    "context manager that does not await": entered_without_awaiting,
+    "coroutine function that makes a context manager": lambda: sdk_manager,
+    "function that makes a context manager that does not await": lambda: entered_without_awaiting,
     "function that makes an async generator": lambda: generated,
     "function that makes a generator": lambda: blocking,
     "coroutine function that asks an SDK": lambda: sdk_call,
@@ -152,6 +181,29 @@ async def test_an_sdks_stream_is_closed_at_its_end_and_when_it_is_not_wanted(mak
         answer = await http.post("/chat")
         await http.post("/chat", headers={STREAM_ID: answer.headers[STREAM_ID]})
     assert [sdk.is_closed for sdk in made] == [True, True]
+
+
+async def test_a_context_manager_is_left_at_its_end_and_not_entered_when_it_is_not_wanted() -> None:
+    made: list[Entered] = []
+
+    def source() -> Source:
+        made.append(Entered())
+        return made[-1]
+
+    async with chat(source) as http:
+        answer = await http.post("/chat")
+        await http.post("/chat", headers={STREAM_ID: answer.headers[STREAM_ID]})
+    assert [[sdk.is_closed for sdk in manager.streams] for manager in made] == [[True], []]
+
+
+@pytest.mark.parametrize("source", [anyio.create_task_group, anyio.Lock, threading.Lock])
+async def test_a_context_manager_that_gives_no_chunks_ends_its_stream_with_an_error(
+    source: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with chat(source) as http:
+        answer = await http.post("/chat")
+    assert frames_of(answer.content)[-1]["error"] == {"status": "INTERNAL", "message": "internal", "details": None}
+    assert "entered, it gives no chunks" in caplog.text
 
 
 class Unclosable(SDKStream):
@@ -339,7 +391,6 @@ NO_SOURCES: Final[Sequence[tuple[Callable[[], Any], str]]] = [
     (sdk_call, "await it first"),
     (asyncio.Future, "not of a Future: await it first"),
     (Answer, "not of a Answer"),
-    (anyio.create_task_group, "context manager: enter it"),
     (lambda: SDKStream, "not of a type"),
     (lambda: lambda _a, _b: [], "takes one argument, the stream, or none"),
     (lambda: lambda *, _session: [], "that makes a stream.s chunks takes one argument"),

@@ -14,7 +14,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
-from ..events import StreamEvent
+from ..events import ReadAs, StreamEvent
 from ..wire import ServerSentEvent
 from ._calls import READ_TIMEOUT, body_of, events_dialect, flow_dialect, flow_output, output_of, stopped, subscribe_dialect
 from ._handles import EventsHandle, FlowHandle, Handle
@@ -101,8 +101,8 @@ def subscribe(
     after: int | str | None = None,
     last: int | None = None,
     follow: bool = True,
-    chunk_type: type[T],
-    output_type: type[Any] | None = None,
+    chunk_type: ReadAs[T],
+    output_type: ReadAs[Any] | None = None,
     method: str = "GET",
     json: object = None,
     content: bytes | str | None = None,
@@ -120,8 +120,8 @@ def subscribe(
     after: int | str | None = None,
     last: int | None = None,
     follow: bool = True,
-    chunk_type: type[Any] | None = None,
-    output_type: type[Any] | None = None,
+    chunk_type: ReadAs[Any] | None = None,
+    output_type: ReadAs[Any] | None = None,
     method: str = "GET",
     json: object = None,
     content: bytes | str | None = None,
@@ -169,7 +169,7 @@ def stream_flow(
     init: object = None,
     stream_id: str | None = None,
     seen: int = 0,
-    output_type: type[Any] | None = None,
+    output_type: ReadAs[Any] | None = None,
     headers: Mapping[str, str] | None = None,
     client: "httpx2.AsyncClient | None" = None,
     retry: Retry | None = None,
@@ -185,8 +185,8 @@ def stream_flow(
     init: object = None,
     stream_id: str | None = None,
     seen: int = 0,
-    chunk_type: type[T],
-    output_type: type[Any] | None = None,
+    chunk_type: ReadAs[T],
+    output_type: ReadAs[Any] | None = None,
     headers: Mapping[str, str] | None = None,
     client: "httpx2.AsyncClient | None" = None,
     retry: Retry | None = None,
@@ -201,8 +201,8 @@ def stream_flow(
     init: object = None,
     stream_id: str | None = None,
     seen: int = 0,
-    chunk_type: type[Any] | None = None,
-    output_type: type[Any] | None = None,
+    chunk_type: ReadAs[Any] | None = None,
+    output_type: ReadAs[Any] | None = None,
     headers: Mapping[str, str] | None = None,
     client: "httpx2.AsyncClient | None" = None,
     retry: Retry | None = None,
@@ -238,7 +238,7 @@ async def run_flow(
     data: object = None,
     *,
     init: object = None,
-    output_type: type[Any] | None = None,
+    output_type: ReadAs[Any] | None = None,
     headers: Mapping[str, str] | None = None,
     client: "httpx2.AsyncClient | None" = None,
     read_timeout: timedelta | None = None,

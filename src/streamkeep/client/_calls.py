@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import msgspec
 
 from ..errors import InvalidArgumentError
-from ..events import decoder_of, encode_json
+from ..events import ReadAs, decoder_of, encode_json
 from ..wire import ServerSentEvent, parse_cursor
 from ._flows import Flow, JSONAnswer, checked, flow_body
 from ._network import Call, Network
@@ -55,8 +55,8 @@ def subscribe_dialect(
     url: str,
     after: int | str | None,
     last: int | None,
-    chunk_type: type[Any] | None,
-    output_type: type[Any] | None,
+    chunk_type: ReadAs[Any] | None,
+    output_type: ReadAs[Any] | None,
     method: str,
     body: Body,
     headers: Mapping[str, str] | None,
@@ -110,7 +110,7 @@ def flow_dialect(
     init: object,
     stream_id: str | None,
     seen: int,
-    chunk_type: type[Any] | None,
+    chunk_type: ReadAs[Any] | None,
     headers: Mapping[str, str] | None,
 ) -> Flow[Any]:
     """Give what `stream_flow` asks."""
@@ -119,7 +119,7 @@ def flow_dialect(
 
 
 async def flow_output(
-    network: Network, url: str, data: object, init: object, output_type: type[Any] | None, headers: Mapping[str, str] | None
+    network: Network, url: str, data: object, init: object, output_type: ReadAs[Any] | None, headers: Mapping[str, str] | None
 ) -> Any:
     """Run a flow once, and give its output."""
     call = Call("POST", url, _headers(headers, _JSON, _JSON), body=flow_body(data, init))
@@ -127,7 +127,7 @@ async def flow_output(
     return _decoded(await _field(network, answer, "result", NO_RETRY), output_type)
 
 
-def output_of(flow: Flow[Any], output_type: type[Any] | None) -> Any:
+def output_of(flow: Flow[Any], output_type: ReadAs[Any] | None) -> Any:
     """Give the output of a run that has ended well. UnexpectedAnswerError: it is not of this type."""
     assert flow.output is not None
     return _decoded(flow.output, output_type)
@@ -176,9 +176,9 @@ def _headers(given: Mapping[str, str] | None, accept: str, content_type: str | N
     return {**{name: value for name, value in ours.items() if name.lower() not in names}, **theirs}
 
 
-def _decoder(type_: type[T] | None) -> Callable[[bytes], Any]:
+def _decoder(type_: ReadAs[T] | None) -> Callable[[bytes], Any]:
     return msgspec.json.decode if type_ is None else decoder_of(type_)
 
 
-def _decoded(data: bytes, type_: type[Any] | None) -> Any:
+def _decoded(data: bytes, type_: ReadAs[Any] | None) -> Any:
     return checked(_decoder(type_))(data)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from ..events import ReadAs
 from ._flows import Flow
 from ._reading import Reading
 from ._sse import AnyEvents, OurEvents
@@ -69,7 +70,7 @@ class EventsHandle(Handle[E]):
 class FlowHandle(Handle[E]):
     """A run of a flow."""
 
-    def __init__(self, read: Callable[[], Reading[E]], flow: Flow[E], output_type: type[Any] | None) -> None:
+    def __init__(self, read: Callable[[], Reading[E]], flow: Flow[E], output_type: ReadAs[Any] | None) -> None:
         super().__init__(read)
         self._flow = flow
         self._output_type = output_type

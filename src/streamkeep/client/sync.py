@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from .._background import ran
-from ..events import StreamEvent
+from ..events import ReadAs, StreamEvent
 from ..wire import ServerSentEvent
 from ._calls import READ_TIMEOUT, body_of, events_dialect, flow_dialect, flow_output, output_of, stopped, subscribe_dialect
 from ._handles import EventsHandle, FlowHandle, Handle
@@ -79,8 +79,8 @@ def subscribe(
     after: int | str | None = None,
     last: int | None = None,
     follow: bool = True,
-    chunk_type: type[T],
-    output_type: type[Any] | None = None,
+    chunk_type: ReadAs[T],
+    output_type: ReadAs[Any] | None = None,
     method: str = "GET",
     json: object = None,
     content: bytes | str | None = None,
@@ -98,8 +98,8 @@ def subscribe(
     after: int | str | None = None,
     last: int | None = None,
     follow: bool = True,
-    chunk_type: type[Any] | None = None,
-    output_type: type[Any] | None = None,
+    chunk_type: ReadAs[Any] | None = None,
+    output_type: ReadAs[Any] | None = None,
     method: str = "GET",
     json: object = None,
     content: bytes | str | None = None,
@@ -124,7 +124,7 @@ def stream_flow(
     init: object = None,
     stream_id: str | None = None,
     seen: int = 0,
-    output_type: type[Any] | None = None,
+    output_type: ReadAs[Any] | None = None,
     headers: Mapping[str, str] | None = None,
     client: "httpx2.Client | None" = None,
     retry: Retry | None = None,
@@ -140,8 +140,8 @@ def stream_flow(
     init: object = None,
     stream_id: str | None = None,
     seen: int = 0,
-    chunk_type: type[T],
-    output_type: type[Any] | None = None,
+    chunk_type: ReadAs[T],
+    output_type: ReadAs[Any] | None = None,
     headers: Mapping[str, str] | None = None,
     client: "httpx2.Client | None" = None,
     retry: Retry | None = None,
@@ -156,8 +156,8 @@ def stream_flow(
     init: object = None,
     stream_id: str | None = None,
     seen: int = 0,
-    chunk_type: type[Any] | None = None,
-    output_type: type[Any] | None = None,
+    chunk_type: ReadAs[Any] | None = None,
+    output_type: ReadAs[Any] | None = None,
     headers: Mapping[str, str] | None = None,
     client: "httpx2.Client | None" = None,
     retry: Retry | None = None,
@@ -173,7 +173,7 @@ def run_flow(
     data: object = None,
     *,
     init: object = None,
-    output_type: type[Any] | None = None,
+    output_type: ReadAs[Any] | None = None,
     headers: Mapping[str, str] | None = None,
     client: "httpx2.Client | None" = None,
     read_timeout: timedelta | None = None,

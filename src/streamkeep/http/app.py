@@ -498,8 +498,9 @@ class StreamsHTTP:
 
         Args:
             request: the request; not a GET, which browsers repeat.
-            source: the chunks. An async iterable, as SDKs give them; or any other, which is iterated in a thread; or a function: a
-                generator function, or one that returns an iterator. A function is called when the producer runs, so what it opens lives as
+            source: the chunks. An async iterable, as SDKs give them; or any other, which is iterated in a thread; or a context manager
+                that gives one of these, and is entered when the producer runs; or a function: a generator function, or one that
+                returns an iterator or such a context manager. A function is called when the producer runs, so what it opens lives as
                 long as the stream; in a thread if it is a plain one. If it requires an argument, that is the `StreamInput`: it has the
                 `id`, `cancelled`, and `done` for a result. What it returns, if that is no iterator, is the result; so is what a generator
                 returns that does not await.

@@ -1,7 +1,7 @@
 """Sources: what an endpoint gives as the chunks of its answer, whatever kind of iterable that is.
 
-Language-model SDKs give async iterators with `aclose`, or with an async `close`, or plain iterators with `close`; apps give
-generators, and functions that make one of these.
+Language-model SDKs give async iterators with `aclose`, or with an async `close`, or plain iterators with `close`, or context managers
+that are entered to get one of these; apps give generators, and functions that make one of all these.
 """
 
 import inspect
@@ -29,8 +29,11 @@ T = TypeVar("T")
 logger: Final = logging.getLogger("streamkeep")
 
 Chunks = AsyncIterable[object] | Iterable[object]
-Source = Chunks | Callable[[StreamInput], object] | Callable[[], object] | RecoverableCall
-"""An iterable of chunks, or a function that makes one: see `StreamsHTTP.respond`; or what a recoverable function was called with."""
+Manager = AbstractAsyncContextManager[object] | AbstractContextManager[object]
+Source = Chunks | Manager | Callable[[StreamInput], object] | Callable[[], object] | RecoverableCall
+"""An iterable of chunks, a context manager that gives one, or a function that makes one of these: see `StreamsHTTP.respond`; or what a
+recoverable function was called with.
+"""
 
 CLOSE_SECONDS: Final = 5.0
 """How long closing an iterable may take."""
@@ -71,9 +74,9 @@ def producer_of(source: Source, *, expand: Expand | None = None, setting: Settin
 
     `expand` is called for one chunk after the other, in a thread if the source is iterated in one.
     """
-    read = _as_they_are if expand is None else partial(_expanded, expand)
-    if _is_chunks(source):
-        chunks = cast("Chunks", source)
+    read = _as_they_are if expand is None else partial(expanded, expand)
+    if _is_chunks(source) or _is_manager(source):
+        chunks = entered(cast("Chunks | Manager", source))
         return lambda stream, _stop: _write_all(stream, read(chunks), setting)
     if inspect.iscoroutine(source):
         source.close()  # or Python warns that nobody awaited it
@@ -82,6 +85,34 @@ def producer_of(source: Source, *, expand: Expand | None = None, setting: Settin
             f"a stream is made of an iterable of chunks, async or not, or of a function that makes one, and not of {_kind(source)}"
         )
     return _made_by(source, read, setting)
+
+
+def entered(source: Chunks | Manager) -> Chunks:
+    """Give the chunks of a context manager, which is entered as long as they are iterated; an iterable is given as it is."""
+    if not _is_manager(source):
+        return cast("Chunks", source)
+    if hasattr(source, "__aenter__"):
+        return _in_async(cast("AbstractAsyncContextManager[object]", source))
+    return _in(cast("AbstractContextManager[object]", source))
+
+
+async def _in_async(manager: AbstractAsyncContextManager[object]) -> AsyncGenerator[object]:
+    async with manager as chunks:
+        if not isinstance(chunks, AsyncIterable):
+            raise _not_iterable(manager, chunks)
+        async for chunk in chunks:
+            yield chunk
+
+
+def _in(manager: AbstractContextManager[object]) -> Generator[object, None, object]:
+    with manager as chunks:
+        if not _is_chunks(chunks) or isinstance(chunks, AsyncIterable):
+            raise _not_iterable(manager, chunks)
+        return (yield from cast("Generator[object, None, object]", chunks))
+
+
+def _not_iterable(manager: Manager, made: object) -> TypeError:
+    return TypeError(f"a stream cannot be made of a {type(manager).__name__}: entered, it gives no chunks but {_kind(made)}")
 
 
 async def close(source: object, setting: Setting = AS_IT_IS) -> None:
@@ -122,7 +153,7 @@ def _made_by(function: Callable[..., object], read: Callable[[Chunks], Chunks], 
         if not inspect.isawaitable(made):
             return await _rest_of(made, stream, read, setting)
         async with setting.in_task():
-            made = await cast("Awaitable[object]", made)
+            made = _entered_if_manager(await cast("Awaitable[object]", made))
             if isinstance(made, AsyncIterable):
                 return await _write_all(stream, read(cast("Chunks", made)), AS_IT_IS)
         return await _rest_of(made, stream, read, setting)
@@ -132,7 +163,7 @@ def _made_by(function: Callable[..., object], read: Callable[[Chunks], Chunks], 
 
 def _made_here(stream: StreamInput, call: Callable[[], object], read: Callable[[Chunks], Chunks]) -> object:
     """Call a function, and write all of an iterator that it makes: in one thread and one setting, which it may keep something in."""
-    made = call()
+    made = _entered_if_manager(call())
     if isinstance(made, AsyncIterable) or not isinstance(made, Iterator):
         return made
     return _write_here(stream, cast("Iterable[object]", read(cast("Chunks", made))))
@@ -143,6 +174,7 @@ async def _rest_of(made: object, stream: StreamInput, read: Callable[[Chunks], C
     if inspect.isawaitable(made):
         async with setting.in_task():
             made = await cast("Awaitable[object]", made)
+    made = _entered_if_manager(made)
     # A list may be a result; what has to be iterated to be known is none.
     if isinstance(made, AsyncIterable | Iterator):
         return await _write_all(stream, read(cast("Chunks", made)), setting)
@@ -178,13 +210,20 @@ def _is_chunks(source: object) -> bool:
     return isinstance(source, AsyncIterable) or (isinstance(source, Iterable) and not is_other)
 
 
+def _is_manager(source: object) -> bool:
+    """Say whether it is to be entered: much that is iterated is a context manager as well, and closes itself."""
+    if _is_chunks(source) or isinstance(source, type) or inspect.isawaitable(source):
+        return False
+    return hasattr(source, "__aenter__") or hasattr(source, "__enter__")
+
+
+def _entered_if_manager(made: object) -> object:
+    return entered(cast("Manager", made)) if _is_manager(made) else made
+
+
 def _kind(source: object) -> str:
     name = type(source).__name__
-    if inspect.isawaitable(source):
-        return f"a {name}: await it first, or give the function"
-    if hasattr(source, "__aenter__") or hasattr(source, "__enter__"):
-        return f"a {name}, which is a context manager: enter it in a generator"
-    return f"a {name}"
+    return f"a {name}: await it first, or give the function" if inspect.isawaitable(source) else f"a {name}"
 
 
 async def _write_all(stream: StreamInput, chunks: Chunks, setting: Setting) -> object:
@@ -224,7 +263,9 @@ def _as_they_are(chunks: Chunks) -> Chunks:
     return chunks
 
 
-def _expanded(expand: Expand, chunks: Chunks) -> Chunks:
+def expanded(expand: Expand, chunks: Chunks) -> Chunks:
+    """Give what `expand` makes of chunks, one after the other, as an iterable of the same kind, which closes them."""
+
     async def read() -> AsyncGenerator[object]:
         assert isinstance(chunks, AsyncIterable)
         try:

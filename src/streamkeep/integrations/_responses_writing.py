@@ -142,7 +142,7 @@ class Writer:
         if not isinstance(kind, str):
             raise TypeError("an event of OpenAI's is an object with a `type`, which is text")
         if kind == "error":
-            raise _error_of(event)
+            raise error_of(event)
         yield from self._close_message_before(kind)
         status = kind.removeprefix("response.")
         if status in ENDED and kind != status:
@@ -241,7 +241,8 @@ class Writer:
         yield from self._passed_on({"type": f"response.{status}", "response": response})
 
 
-def _error_of(event: Json) -> Exception:
+def error_of(event: Json) -> Exception:
+    """Give what is to be raised for an event that says that a Response has failed."""
     about = event.get("error")
     code = event.get("code") or (about.get("code") if isinstance(about, Mapping) else None)
     if code == LIMITED:

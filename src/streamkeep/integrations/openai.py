@@ -21,7 +21,7 @@ from ..errors import (
     StorageError,
     StreamNotFoundError,
 )
-from ..events import ErrorInfo, encode_json, shown_info
+from ..events import ErrorInfo, encode_json, hidden_error, shown_info
 from ..http.access import Action
 from ..http.app import StreamsHTTP, path_below
 from ..http.framing import parse_offset
@@ -250,8 +250,8 @@ async def _write(stream: StreamInput, stop: anyio.Event, source: Source, writer:
     except Exception as error:
         if _is_upstream_limit(error):
             info = shown_info(error)
-            message = info.message if info.status == "RESOURCE_EXHAUSTED" else "the model's server is asked too much"
-            raise limited(message) from error
+            is_hidden = info == hidden_error("RESOURCE_EXHAUSTED", "")
+            raise limited("the model's server is asked too much" if is_hidden else info.message) from error
         raise
     return writer.response
 
