@@ -20,7 +20,7 @@ from streamkeep import InMemoryStreamManager, JSONEncoding, PublicError, StreamE
 from streamkeep.http import DurableStreaming, StreamsHTTP
 from streamkeep.http.sources import Source
 from streamkeep.integrations.flask import FlaskStreams
-from streamkeep.integrations.openai_sdk import chunks, cursor_of
+from streamkeep.integrations.openai_sdk import chunks, checkpoint_of
 
 MESSAGES: Any = [{"role": "system", "content": SECRET}, {"role": "user", "content": "why?"}]
 TOOL: Any = {"type": "function", "name": "weather", "parameters": {"type": "object", "properties": {}}}
@@ -271,31 +271,31 @@ async def test_an_endpoint_that_streams_already_is_made_durable_as_it_is(provide
     assert again.content == first.content
 
 
-# `cursor_of`
+# `checkpoint_of`
 
 
-async def test_its_cursor_is_where_openai_goes_on(provider: Provider) -> None:
+async def test_a_checkpoint_is_where_openai_goes_on(provider: Provider) -> None:
     async with AsyncOpenAI() as client:
-        cursor: dict[str, Any] | None = None
+        kept: dict[str, Any] | None = None
         seen: list[Any] = []
         async for event in await client.responses.create(model="words", stream=True, background=True, **RESPONSE):
-            cursor = cursor_of(event, cursor)
+            kept = checkpoint_of(event, kept)
             seen.append(event)
             if len(seen) == 6:
                 break
-        assert cursor == {"response": "resp_1", "sequence": 5}
-        assert cursor is not None
-        rest = await client.responses.retrieve(cursor["response"], stream=True, starting_after=cursor["sequence"])
+        assert kept == {"response": "resp_1", "sequence": 5}
+        assert kept is not None
+        rest = await client.responses.retrieve(kept["response"], stream=True, starting_after=kept["sequence"])
         async for event in rest:
-            cursor = cursor_of(event, cursor)
+            kept = checkpoint_of(event, kept)
             seen.append(event)
     assert [event.sequence_number for event in seen] == list(range(len(seen)))
-    assert cursor == {"response": "resp_1", "sequence": len(seen) - 1}
+    assert kept == {"response": "resp_1", "sequence": len(seen) - 1}
     assert words_of_response(seen) == TEXT
 
 
 @pytest.mark.parametrize(
-    ("event", "before", "cursor"),
+    ("event", "before", "kept"),
     [
         ({"type": "response.created", "sequence_number": 0, "response": {"id": "r"}}, None, {"response": "r", "sequence": 0}),
         (
@@ -309,5 +309,5 @@ async def test_its_cursor_is_where_openai_goes_on(provider: Provider) -> None:
         ("text", None, None),
     ],
 )
-def test_a_cursor_says_nothing_that_is_not_known(event: Any, before: Any, cursor: Any) -> None:
-    assert cursor_of(event, before) == cursor
+def test_a_checkpoint_says_nothing_that_is_not_known(event: Any, before: Any, kept: Any) -> None:
+    assert checkpoint_of(event, before) == kept

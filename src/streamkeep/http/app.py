@@ -1197,6 +1197,7 @@ def shown_info(info: StreamInfo) -> dict[str, object]:
         "createdAt": info.created_at,
         "updatedAt": info.updated_at,
         "isWritten": bool(info.session),
+        "isRecovering": info.is_recovering,
         "expiresAt": info.expires_at,
     }
 

@@ -51,10 +51,11 @@ def chunks(stream: Any) -> AsyncChunks | SyncChunks:
     return AsyncChunks(stream, shown) if is_async else SyncChunks(stream, shown)
 
 
-def cursor_of(event: object, before: Mapping[str, Any] | None = None) -> Json | None:
+def checkpoint_of(event: object, before: Mapping[str, Any] | None = None) -> Json | None:
     """Give where a Response can be gone on with behind an event, as `responses.retrieve(response, starting_after=sequence)` has it.
 
-        cursor = cursor_of(event, cursor)  # {"response": "resp_1", "sequence": 7}
+        kept = checkpoint_of(event, kept)  # {"response": "resp_1", "sequence": 7}
+        await stream.write(event, checkpoint=kept)
 
     Only few events name their Response, so that of the event before is needed as well. None: neither does, or it is no such event.
 
