@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import anyio
+from anyio.lowlevel import checkpoint
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -95,6 +96,7 @@ class Provider:
             try:
                 async for frame in frames:
                     yield frame
+                    await checkpoint()  # or one that never waits would not hear that its client has gone
                 is_whole = True
             finally:
                 if not is_whole:
