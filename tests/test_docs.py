@@ -122,7 +122,7 @@ def test_a_program_that_a_page_shows_runs_without_a_warning(page: Path, block: s
     ran = subprocess.run(
         [sys.executable, *command],
         cwd=tmp_path,
-        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OPENAI_API_KEY": "none"},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -20,7 +20,7 @@ from streamkeep import InMemoryStreamManager, JSONEncoding, PublicError, StreamE
 from streamkeep.http import DurableStreaming, StreamsHTTP
 from streamkeep.http.sources import Source
 from streamkeep.integrations.flask import FlaskStreams
-from streamkeep.integrations.openai_sdk import chunks, checkpoint_of
+from streamkeep.integrations.openai_sdk import checkpoint_of, chunks
 
 MESSAGES: Any = [{"role": "system", "content": SECRET}, {"role": "user", "content": "why?"}]
 TOOL: Any = {"type": "function", "name": "weather", "parameters": {"type": "object", "properties": {}}}
