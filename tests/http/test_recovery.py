@@ -258,9 +258,9 @@ def test_what_cannot_be_kept_is_refused_when_it_is_registered_or_called() -> Non
         with pytest.raises(TypeError):
             register(wrong)
     with pytest.raises(InvalidArgumentError):
-        http.recoverable("make")
+        http.recoverable("make")(make)
     with pytest.raises(InvalidArgumentError):
-        http.recoverable("other", attempts=0)
+        http.recoverable("other", attempts=0)(make)
     kept = call(question=Question(text="w"), more=1).recovery.input
     assert json.loads(encode_json(kept)) == {"question": {"text": "w", "words": 2}, "more": 1}
     with pytest.raises(TypeError):
@@ -271,9 +271,11 @@ def test_what_cannot_be_kept_is_refused_when_it_is_registered_or_called() -> Non
 
 
 async def test_nothing_is_registered_while_it_runs() -> None:
+    async def make() -> None: ...
+
     async with StreamsHTTP("memory://") as http:
         with pytest.raises(RuntimeError):
-            http.recoverable("make")
+            http.recoverable("make")(make)
 
 
 FRAMINGS: Final[dict[str, tuple[Callable[[], Framing], str]]] = {

@@ -5,6 +5,7 @@
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextvars import ContextVar
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +30,7 @@ from tests.inside import threads_of_ours
 from tests.web import site
 from tests.web.test_flask import BOUND_SECONDS, WORDS, Gate, awaited, messages, plain, until
 
-from streamkeep import StreamNotFoundError
+from streamkeep import StreamInput, StreamNotFoundError
 from streamkeep.http import Access, Ended, SSEFraming, UIMessagesFraming
 from streamkeep.integrations.django import DjangoStreams, durable_flow
 
@@ -478,3 +479,38 @@ def test_what_compresses_one_view_leaves_a_stream_alone(urls: list[Any], streams
     exposed = {name.strip().lower() for name in answer["Access-Control-Expose-Headers"].split(",")}
     assert exposed >= {"x-genkit-stream-id", "x-workflow-run-id", "x-resumable-stream-id"}
     assert b"".join(answer).count(b"text-delta") == len(WORDS)
+
+
+def leaving(stream: StreamInput, word: str) -> Iterator[str]:
+    """Say a word, and then wait until another process is to go on."""
+    if stream.checkpoint is None:
+        stream.write_soon(word, checkpoint="said")
+        until(stream.cancelled.is_set)
+    yield "last"
+
+
+def test_what_a_process_leaves_another_one_makes_the_rest_of(tmp_path: Path, urls: list[Any]) -> None:
+    url = f"sqlite:///{tmp_path}/streams.db"
+    one, two = (DjangoStreams(url, drain=timedelta(0)) for _ in range(2))
+    answer, again = (streams.recoverable("answer", backoff=timedelta(0))(leaving) for streams in (one, two))
+
+    def ask(request: HttpRequest) -> Any:
+        return one.respond(request, answer(word="first"), id="s", key="chat", framing=SSEFraming())
+
+    def follow(request: HttpRequest) -> Any:
+        return two.follow(request, "s")
+
+    urls.extend([path("ask", ask), path("follow", follow)])
+    with one:
+        response = client().post("/ask")
+        until(lambda: one.current("chat").tail == 1)
+        response.close()
+    with two:
+        body = body_of(client().get("/follow")).decode()
+    assert [line for line in body.splitlines() if line.startswith("data")] == [
+        'data: "first"',
+        'data: {"attempt":0}',
+        'data: "last"',
+        "data: null",
+    ]
+    assert again.name == "answer"

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
 from contextvars import ContextVar
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -559,3 +560,54 @@ def test_a_plain_on_end_of_a_flow_does_not_block_the_event_loop(app: Flask) -> N
         assert app.test_client().post("/talk", json={"data": "Ada"}, headers=STREAMING).status_code == 200
         assert came.wait(BOUND_SECONDS)
     assert "on_end" in names[0]
+
+
+def leaving(stream: StreamInput, word: str) -> Iterator[str]:
+    """Say a word, and then wait until another process is to go on; there, say which app it is."""
+    if stream.checkpoint is None:
+        stream.write_soon(word, checkpoint="said")
+        until(stream.cancelled.is_set)
+    yield current_app.name
+
+
+@pytest.mark.parametrize("is_of_app", [True, False])
+def test_what_a_process_leaves_another_one_makes_the_rest_of_in_an_app_context(tmp_path: Path, *, is_of_app: bool) -> None:
+    url = f"sqlite:///{tmp_path}/streams.db"
+    served: list[FlaskStreams] = []
+    apps = [Flask("one"), Flask("two")]
+    for app in apps:
+        app.config["STREAMKEEP_URL"] = url
+        streams = FlaskStreams(None if is_of_app else url, drain=timedelta(0))
+        if app.name == "one":
+            streams.init_app(app)
+        answer = streams.recoverable("answer", backoff=timedelta(0))(leaving)
+        if app.name == "two":
+            streams.init_app(app)
+        served.append(streams)
+        app.add_url_rule(
+            "/ask",
+            view_func=lambda streams=streams, answer=answer: streams.respond(
+                answer(word="first"), id="s", framing=SSEFraming()
+            ),
+            methods=["POST"],
+        )
+    one, two = served
+    with one:
+        response = apps[0].test_client().post("/ask", buffered=False)
+        assert response.status_code == 200
+        until(lambda: tail_of(apps[0], one) == 1)
+        response.close()
+    with two, apps[1].test_request_context("/"):
+        body = two.follow("s").get_data(as_text=True)
+    assert [line for line in body.splitlines() if line.startswith("data")] == [
+        'data: "first"',
+        'data: {"attempt":0}',
+        'data: "two"',
+        "data: null",
+    ]
+
+
+def tail_of(app: Flask, streams: FlaskStreams) -> int:
+    with app.app_context():
+        loop = streams._here().start()
+        return loop.call(loop.entered.http.streams.info, "s").tail

@@ -23,7 +23,7 @@ from .._encoding import Encode
 from .._input import StreamInput
 from .._listing import StreamInfo, StreamStatus
 from .._manager import StreamManager
-from .._recovery import Recovery, terms_of
+from .._recovery import Recovery
 from ..errors import InvalidArgumentError, KeyInUseError, OffsetOutOfRangeError, StorageError, StreamNotFoundError
 from ..events import encode_json
 from ..wire import GenkitRequest, parse_body, wants_stream
@@ -46,7 +46,7 @@ from .place import (
     run_of,
     stream_named_in,
 )
-from .recovery import Recoverable, RecoverableCall
+from .recovery import Recoverable, RecoverableCall, Register, Terms, registering
 from .response import (
     OWN_ANSWER,
     STREAM_ID_HEADER,
@@ -281,7 +281,7 @@ class StreamsHTTP:
         self._runner: Runner | None = None
         self._resources = AsyncExitStack()
         self._is_entered = False
-        self._recoverables: dict[str, Recoverable] = {}
+        self._recoverables: dict[str, tuple[Recoverable, Setting]] = {}
 
     async def __aenter__(self) -> Self:
         if self._is_entered:
@@ -311,14 +311,7 @@ class StreamsHTTP:
             self._is_entered, self._runner = False, None
         await self._shutdown.responses_ended()
 
-    def recoverable(
-        self,
-        name: str,
-        *,
-        attempts: int = 3,
-        backoff: timedelta = timedelta(seconds=1),
-        within: timedelta = timedelta(minutes=5),
-    ) -> Callable[[Callable[..., object]], Recoverable]:
+    def recoverable(self, name: str, **terms: Unpack[Terms]) -> Register:
         """Register a function that makes a stream's chunks, and the rest of them when the process has died that was at it.
 
             @streams_http.recoverable("answer")
@@ -342,31 +335,32 @@ class StreamsHTTP:
 
         Args:
             name: the same in all processes and all versions of the app.
-            attempts: how often a stream may be gone on with after a death; then it ends with ABORTED.
-            backoff: how long it is waited after the first death; twice as long after each one more, up to an hour.
-            within: how long such a stream waits for a process that goes on with it; then it ends with ABORTED.
+            terms: `attempts`, how often a stream may be gone on with after a death (3), before it ends with ABORTED; `backoff`, how long it
+                waits after the first death (a second), twice as long after each one more, up to an hour; `within`, how long it then waits
+                for a process that goes on (five minutes), before it ends with ABORTED.
 
-        Raises RuntimeError: this was entered already. InvalidArgumentError: there is one of this name. TypeError: the function's parameters
-        cannot be kept.
+        Raises (when it is given the function) RuntimeError: this was entered already. InvalidArgumentError: there is one of this name, or
+        these are no terms. TypeError: the function's parameters cannot be kept.
+        """
+        return registering(self.register, name, **terms)
+
+    def register(self, recoverable: Recoverable, setting: Setting = AS_IT_IS) -> Recoverable:
+        """Have this go on with the streams of a function that was made recoverable, and give it; it runs in this setting then.
+
+        Raises RuntimeError: this was entered already. InvalidArgumentError: there is one of its name.
         """
         if self._is_entered:
             raise RuntimeError("what goes on with streams is registered before this is entered")
-        if name in self._recoverables:
-            raise InvalidArgumentError(f"a recoverable function named {name!r} was registered already")
-        terms_of(Recovery(name, None, attempts, backoff, within))
-
-        def register(function: Callable[..., object]) -> Recoverable:
-            made = Recoverable(name, function, attempts=attempts, backoff=backoff, within=within)
-            self._recoverables[name] = made
-            return made
-
-        return register
+        if recoverable.name in self._recoverables:
+            raise InvalidArgumentError(f"a recoverable function named {recoverable.name!r} was registered already")
+        self._recoverables[recoverable.name] = recoverable, setting
+        return recoverable
 
     def _going_on(self, stream: StreamInput) -> Producer:
         assert stream.recovery is not None
-        function = self._recoverables[stream.recovery.name].going_on(stream)
+        recoverable, setting = self._recoverables[stream.recovery.name]
         expand = events_of() if stream.metadata.get(PASSES_EVENTS) else None
-        produce = producer_of(function, expand=expand)
+        produce = producer_of(recoverable.going_on(stream), expand=expand, setting=setting)
 
         async def go_on(stream: StreamInput, stop: anyio.Event) -> object:
             if stream.checkpoint is None:

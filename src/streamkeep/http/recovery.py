@@ -5,15 +5,15 @@ What the function is called with is kept with the stream, as JSON. So it is call
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
-from typing import Any, Final, get_type_hints
+from typing import Any, Final, TypedDict, Unpack, get_type_hints
 
 import msgspec
 
 from .._input import StreamInput
-from .._recovery import Recovery
+from .._recovery import Recovery, terms_of
 from ..errors import InvalidArgumentError
 from ..events import decoder_of, encode_json
 
@@ -40,12 +40,11 @@ class Recoverable:
     not what its annotations say.
     """
 
-    def __init__(
-        self, name: str, function: Callable[..., object], *, attempts: int, backoff: timedelta, within: timedelta
-    ) -> None:
-        self.name = name
+    def __init__(self, function: Callable[..., object], recovery: Recovery) -> None:
+        terms_of(recovery)
+        self.name = recovery.name
         self._function = function
-        self._terms = partial(Recovery, name, attempts=attempts, backoff=backoff, within=within)
+        self._recovery = recovery
         self._signature = inspect.signature(function)
         self._decoders = _decoders(function)
 
@@ -53,7 +52,7 @@ class Recoverable:
         """Give the source of a stream whose chunks the function makes with these arguments."""
         self._signature.bind_partial(**arguments)
         kept = {name: msgspec.Raw(encode_json(value)) for name, value in arguments.items()}
-        return RecoverableCall(self._terms(input=kept), self._bound(kept))
+        return RecoverableCall(replace(self._recovery, input=kept), self._bound(kept))
 
     def going_on(self, stream: StreamInput) -> Callable[..., object]:
         """Give what makes the rest of a stream. InvalidArgumentError: it does not take what was kept, as an older version of it did."""
@@ -67,6 +66,28 @@ class Recoverable:
         except (ValueError, TypeError) as error:  # pydantic's and msgspec's are ValueErrors
             raise InvalidArgumentError(f"{self.name} does not take these arguments: {error}") from error
         return partial(self._function, **arguments)
+
+
+class Terms(TypedDict, total=False):
+    """How a stream is gone on with; see `StreamsHTTP.recoverable`."""
+
+    attempts: int
+    backoff: timedelta
+    within: timedelta
+
+
+Register = Callable[[Callable[..., object]], Recoverable]
+
+
+def registering(take: Callable[[Recoverable], object], name: str, **terms: Unpack[Terms]) -> Register:
+    """Give what makes a function recoverable under a name, and has it taken."""
+
+    def register(function: Callable[..., object]) -> Recoverable:
+        made = Recoverable(function, Recovery(name, **terms))
+        take(made)
+        return made
+
+    return register
 
 
 def _decoders(function: Callable[..., object]) -> Mapping[str, Callable[[bytes], Any]]:

@@ -33,6 +33,7 @@ from .app import Answer, FollowOptions, StartOptions, StopOptions, StreamsHTTP
 from .bounds import Bounds
 from .ended import Ended, OnEnd
 from .framing import error_body
+from .recovery import Recoverable
 from .response import ASGIApp, Message, Scope, Timeouts, code_of, head_of, refusal_of, shown_error
 from .shutdown import hear_signals
 from .sources import AS_IT_IS, Setting, Source, close, in_thread
@@ -138,7 +139,8 @@ class StreamsThread:
             "authorize": _asked_by_caller(options.get("authorize")),
             "on_end": _in_its_setting(options.get("on_end")),
         }
-        self._threads = LoopThreads(lambda: _serving(StreamsHTTP(make(), **told)))
+        self._recoverables: list[tuple[Recoverable, Setting]] = []
+        self._threads = LoopThreads(lambda: _serving(self._registered(StreamsHTTP(make(), **told))))
         self._hear()
 
     def __enter__(self) -> Self:
@@ -155,6 +157,15 @@ class StreamsThread:
         """
         self._hear()
         return self._threads.running()
+
+    def register(self, recoverable: Recoverable, setting: Setting) -> None:
+        """Do what `StreamsHTTP.register` does, for each time that this starts."""
+        self._recoverables.append((recoverable, setting))
+
+    def _registered(self, http: StreamsHTTP) -> StreamsHTTP:
+        for recoverable, setting in self._recoverables:
+            http.register(recoverable, setting)
+        return http
 
     def close(self) -> None:
         """Drain, and return when nothing is left running. It can be called again, also by a signal handler."""

@@ -28,6 +28,7 @@ from .._background import is_asyncio_here
 from .._listing import StreamInfo
 from ..http.access import REQUEST, owner_text
 from ..http.app import Call, FollowOptions, Provide, StartOptions, StopOptions, StreamsHTTP
+from ..http.recovery import Register, Terms, registering
 from ..http.response import ASGIApp, Receive, Scope, Send
 from ..http.sources import Source
 from ..http.threads import (
@@ -103,6 +104,14 @@ class DjangoStreams:
         """
         here = self._here_blocking()
         return _response(request, here.respond(_scope(request), source, _view(), **options))
+
+    def recoverable(self, name: str, **terms: Unpack[Terms]) -> Register:
+        """Register a function that makes a stream's chunks, and the rest of them when the process has died that was at it.
+
+        All is as with `StreamsHTTP.recoverable`; its database connections are its own. A process goes on with the streams of others from
+        its `start` on, or from its first request.
+        """
+        return registering(lambda recoverable: self._here().register(recoverable, _OwnConnections()), name, **terms)
 
     def follow(self, request: HttpRequest, stream: object = None, **options: Unpack[FollowOptions]) -> HttpResponseBase:
         """Give the response that shows a stream, by its id or its `key`: a 204 where nothing runs. See `StreamsHTTP.follow`."""

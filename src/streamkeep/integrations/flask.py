@@ -8,7 +8,7 @@ def ask(chat: str) -> Response:
 """
 
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 from weakref import WeakKeyDictionary
@@ -18,8 +18,9 @@ from flask import Blueprint, Flask, Request, Response, current_app, request
 from .._listing import StreamInfo
 from ..http.access import REQUEST, owner_text
 from ..http.app import MAX_BODY_BYTES, Call, FollowOptions, Provide, StartOptions, StopOptions, StreamsHTTP
+from ..http.recovery import Recoverable, Register, Terms, registering
 from ..http.response import ASGIApp, Scope
-from ..http.sources import Source
+from ..http.sources import AS_IT_IS, Setting, Source
 from ..http.threads import CALLER, Body, ServingOptions, Streams, StreamsThread, Taken, View, context_without, scope_of
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ class FlaskStreams:
     They run in an event loop and a thread of their own, one for each process, from the first request on, or from `start`. They end with
     `close`, at the end of `with`, or with the program; and they drain when the process gets SIGTERM or SIGINT, if somebody handles it.
 
+    Attributes:
+        app: what was given to `init_app` last.
+
     Args:
         streams: the URL of a storage, or a function that makes a `StreamManager` that nobody else uses. None: each app says by its
             `STREAMKEEP_URL`, and has streams of its own; give it to `init_app`.
@@ -63,13 +67,18 @@ class FlaskStreams:
         self._options = options
         self._ours = None if streams is None else StreamsThread(streams, **options)
         self._of_apps = WeakKeyDictionary[Flask, StreamsThread]()
+        self._recoverables: list[Recoverable] = []
+        self.app: Flask | None = None
         if app is not None:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
         """Serve an app: by the URL that this was made with, or by the `STREAMKEEP_URL` of its configuration. KeyError: it has none."""
         if self._ours is None:
-            self._of_apps[app] = StreamsThread(app.config[URL], **self._options)
+            threads = self._of_apps[app] = StreamsThread(app.config[URL], **self._options)
+            for recoverable in self._recoverables:
+                threads.register(recoverable, _InApp(app))
+        self.app = app
         app.extensions[EXTENSION] = self
 
     def start(self) -> None:
@@ -99,6 +108,21 @@ class FlaskStreams:
         Raises as `StreamsHTTP.respond` does.
         """
         return _response(self._here().respond(_scope(), source, _view(), **options))
+
+    def recoverable(self, name: str, **terms: Unpack[Terms]) -> Register:
+        """Register a function that makes a stream's chunks, and the rest of them when the process has died that was at it.
+
+        All is as with `StreamsHTTP.recoverable`; it runs in an app context. A process goes on with the streams of others from its `start`
+        on, or from its first request.
+        """
+        return registering(self._register, name, **terms)
+
+    def _register(self, recoverable: Recoverable) -> None:
+        self._recoverables.append(recoverable)
+        if self._ours is not None:
+            self._ours.register(recoverable, _InItsApp(self))
+        for app, threads in self._of_apps.items():
+            threads.register(recoverable, _InApp(app))
 
     def follow(self, stream: object = None, **options: Unpack[FollowOptions]) -> StreamResponse:
         """Give the response that shows a stream, by its id or its `key`: a 204 where nothing runs. See `StreamsHTTP.follow`."""
@@ -229,6 +253,24 @@ class _InApp:
     async def in_task(self) -> AsyncGenerator[None]:
         with self._app.app_context():
             yield
+
+
+class _InItsApp:
+    """The same, of the app that streams were given last; of none, if they were given none."""
+
+    def __init__(self, streams: FlaskStreams) -> None:
+        self._streams = streams
+
+    def in_thread(self) -> AbstractContextManager[object]:
+        return self._here.in_thread()
+
+    def in_task(self) -> AbstractAsyncContextManager[object]:
+        return self._here.in_task()
+
+    @property
+    def _here(self) -> Setting:
+        app = self._streams.app
+        return AS_IT_IS if app is None else _InApp(app)
 
 
 def _app() -> Flask:
