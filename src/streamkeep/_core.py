@@ -2,7 +2,7 @@
 
 import logging
 import uuid
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -14,10 +14,10 @@ import anyio
 from . import _lifecycle, _names
 from ._background import Background
 from ._guard import GuardedStorage
-from ._lifecycle import Life, Mail, State, Terms
+from ._lifecycle import Life, Mail, Terms
 from ._naming import forget_names, keep_names
 from ._observer import Observer
-from ._recovering import forget_entry, hand_on, keep_entry, ring
+from ._recovering import Found, find_entries, forget_entries, hand_on, keep_entry, ring
 from ._recovery import records_of
 from ._sessions import Session
 from ._sweeper import Sweeper
@@ -278,33 +278,33 @@ class Core:
         if life.state.recovery is not None:
             self.background.start(partial(self._let_recovery_go, stream, life), f"the recovery of stream {stream}")
 
-    def forget_entry_soon(self, stream: str, old: Life) -> None:
-        """Have the entry of a stream that this manager has taken over be no more where it was, in the background."""
-        state = old.state
-        if state.recovery is not None:
-            self.background.start(partial(self._forget_old_entry, state), f"the entry of stream {stream}")
+    def forget_entries_soon(self, stream: str, found: Sequence[Found]) -> None:
+        """Have the entries that a stream had, before this manager has taken it over, be no more, in the background."""
+        if found:
+            self.background.start(partial(self._forget_entries, found), f"the entries of stream {stream}")
 
-    async def _forget_old_entry(self, state: State) -> None:
-        with suppress(StorageError):  # who goes on with streams forgets it when it finds it
-            for session in {state.session, state.left_by, ""} - {self.session.name}:
-                await forget_entry(self.storage, session, state.life)
+    async def _forget_entries(self, found: Sequence[Found]) -> None:
+        with suppress(StorageError):  # who goes on with streams forgets them when it finds them
+            await forget_entries(self.storage, found)
 
     async def _let_recovery_go(self, stream: str, life: Life) -> None:
         own, name = self.session.name, life.state.life
         try:
+            found = await find_entries(self.storage, [own], name)  # first: one that is stored later is not meant
             page = await self.storage.read(stream)
             state = None if page is None else _lifecycle.life_of(page.head).state
             if state is None or state.life != name or state.session not in {own, ""} or state.status != "open":
-                await forget_entry(self.storage, own, name)
+                await forget_entries(self.storage, found)
             elif not state.session:
-                await self._hand_on(own, stream, name)
+                await hand_on(self.storage, found)
+                await ring(self.storage, own)
         except StorageError as error:  # who goes on with streams finds it when this session is over
             self.report(f"stream {stream}: the entry of its recovery is not up to date yet", error)
 
-    async def _hand_on(self, session: str, stream: str, life: str) -> None:
+    async def _hand_on(self, stream: str, session: str, life: str) -> None:
         """Have those go on with a stream who can, although they do not know of its session that it is dead."""
         try:
-            await hand_on(self.storage, session, life)
+            await hand_on(self.storage, await find_entries(self.storage, [session], life))
         except StorageError as error:  # it is found all the same, when they do
             self.report(f"stream {stream}: the entry of its recovery is not up to date yet", error)
         await ring(self.storage, self.session.name)
@@ -328,7 +328,7 @@ class Core:
         await self.sweeper.commit(stream, life.head.version, ended.head, records)
         if is_left:
             old = life.state
-            self.background.start(partial(self._hand_on, old.session, stream, old.life), f"handing stream {stream} on")
+            self.background.start(partial(self._hand_on, stream, old.session, old.life), f"handing stream {stream} on")
         # Readers need not wait until a writer has been told that is dead, or would be.
         self.tell_writer_soon(stream, life)
         return True

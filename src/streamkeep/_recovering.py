@@ -1,11 +1,13 @@
 """Recovering: entries of streams that are to be gone on with, as a storage has them; see `_recovery`."""
 
+from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 
 from . import _lifecycle
 from ._guard import GuardedStorage, commit_once
 from ._lifecycle import State
-from ._recovery import BELL, Entry, entry_head, entry_id, entry_of, rung
+from ._recovery import BELL, Entry, entry_head, entry_id, entry_of, rung, session_in
 from .errors import StorageCorruptError, StorageError
 from .storage import Head
 
@@ -20,22 +22,32 @@ async def add_entry(storage: GuardedStorage, session: str, entry: Entry) -> None
             return
 
 
-async def find_entry(storage: GuardedStorage, state: State) -> Entry | None:
-    """Give the entry of a stream, as its head is; None: it has none. Raises StorageError."""
-    for session in dict.fromkeys((state.session, state.left_by, "")):
-        head = await _head(storage, entry_id(session, state.life))
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An entry as it was found. It is forgotten only as it was then: it may have been stored anew since, for somebody else."""
+
+    id: str
+    head: Head
+
+    @property
+    def entry(self) -> Entry | None:
+        """What it says; None: that cannot be read."""
         with suppress(StorageCorruptError):
-            if head is not None:
-                return entry_of(head)
-    return None
+            return entry_of(self.head)
+        return None
 
 
-async def forget_entry(storage: GuardedStorage, session: str, life: str) -> None:
-    """Forget the entry of a stream that has ended, or has another one by now. Raises StorageError."""
-    id = entry_id(session, life)
-    head = await _head(storage, id)
-    if head is not None:
-        await storage.delete(id, head.version)
+async def find_entries(storage: GuardedStorage, sessions: Iterable[str], life: str) -> list[Found]:
+    """Give the entries that a stream has among those of some sessions. Raises StorageError."""
+    ids = [entry_id(session, life) for session in dict.fromkeys(sessions)]
+    heads = [(id, await _head(storage, id)) for id in ids]
+    return [Found(id, head) for id, head in heads if head is not None]
+
+
+async def forget_entries(storage: GuardedStorage, found: Iterable[Found]) -> None:
+    """Forget entries, unless they were stored anew. Raises StorageError."""
+    for each in found:
+        await storage.delete(each.id, each.head.version)
 
 
 async def keep_entry(storage: GuardedStorage, state: State) -> None:
@@ -57,12 +69,12 @@ async def forget_expired(storage: GuardedStorage, id: str, head: Head) -> bool:
     return await storage.delete(id, head.version)
 
 
-async def hand_on(storage: GuardedStorage, session: str, life: str) -> None:
-    """Have others find a stream that a session has released, and goes on without. Raises StorageError."""
-    head = await _head(storage, entry_id(session, life))
-    if head is not None:
-        await add_entry(storage, "", entry_of(head))
-        await forget_entry(storage, session, life)
+async def hand_on(storage: GuardedStorage, found: Iterable[Found]) -> None:
+    """Have others find a stream that was left by a session which they do not know to be dead. Raises StorageError."""
+    for each in found:
+        if each.entry is not None and session_in(each.id):
+            await add_entry(storage, "", each.entry)
+            await storage.delete(each.id, each.head.version)
 
 
 async def ring(storage: GuardedStorage, who: str) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from threading import Event as ThreadEvent
@@ -28,7 +28,7 @@ from streamkeep import (
     Subscription,
     WrongEventLoopError,
 )
-from streamkeep._background import Background
+from streamkeep._background import Background, ran
 from streamkeep._lifecycle import session_id, session_of
 from streamkeep.storage import Head
 from streamkeep.storages.memory import MemoryStorage
@@ -625,3 +625,25 @@ async def test_a_session_that_is_about_to_be_begun_again_is_not_when_its_manager
 
     assert session._thread is not None
     assert not session._thread.is_alive()
+
+
+def test_what_never_waits_is_run_without_an_event_loop() -> None:
+    async def add(one: int, two: int) -> int:
+        return one + two
+
+    async def add_twice() -> int:
+        return await add(1, 2) + await add(3, 4)
+
+    assert ran(add_twice()) == 10
+
+
+def test_what_waits_although_it_must_not_is_told_so() -> None:
+    class Pause:
+        def __await__(self) -> Generator[None]:
+            yield
+
+    async def wait() -> None:
+        await Pause()
+
+    with pytest.raises(RuntimeError, match="does not block"):
+        ran(wait())

@@ -13,11 +13,13 @@ from random import Random
 from typing import Final, Protocol
 from weakref import ReferenceType, ref
 
+import msgspec
 import trio
 
 from streamkeep import (
     KeyInUseError,
     OffsetOutOfRangeError,
+    Recovery,
     StorageError,
     StreamAlreadyExistsError,
     StreamBusyError,
@@ -49,7 +51,14 @@ LEASE: Final = timedelta(seconds=10)
 GRACE: Final = timedelta(seconds=5)
 ATTEMPTS: Final = 6
 """How often somebody tries again what failed."""
-LETTERS: Final = {StreamEventType.CHUNK: b"c", StreamEventType.DONE: b"d", StreamEventType.ERROR: b"e"}
+LETTERS: Final = {
+    StreamEventType.CHUNK: b"c",
+    StreamEventType.DONE: b"d",
+    StreamEventType.ERROR: b"e",
+    StreamEventType.RECOVERING: b"r",
+    StreamEventType.RESTARTED: b"s",
+}
+RECOVERY: Final = Recovery("go", {"question": "why"}, attempts=2, backoff=timedelta(seconds=3), within=timedelta(minutes=2))
 
 
 class Actor(Protocol):
@@ -73,6 +82,7 @@ class Story:
         reached: how often the history came to this or that, so that it can be seen that something was tried.
         released: is set, and replaced, when a writer has released a stream.
         started: the streams whose start under the key has returned to somebody.
+        recovers: whether streams are to be gone on with.
     """
 
     world: World
@@ -89,6 +99,7 @@ class Story:
     reached: dict[str, int] = field(default_factory=dict)
     released: trio.Event = field(default_factory=trio.Event)
     started: set[str] = field(default_factory=set)
+    recovers: bool = False
 
     def __post_init__(self) -> None:
         self.world.committed = self._see_commit
@@ -114,7 +125,10 @@ class Story:
         if before is None or is_reserved(stream):
             return
         was, state = _lifecycle.life_of(before).state, _lifecycle.life_of(head).state
-        is_declared_dead = state.error == "ABORTED" or state.session not in {"", was.session}
+        is_left_by_others = bool(was.session) and not state.session and way.session != _lifecycle.session_id(was.session)
+        is_declared_dead = (
+            state.error == "ABORTED" or state.session not in {"", was.session} or (state.status == "open" and is_left_by_others)
+        )
         if was.session and state.status == "open" and not state.session:
             self.released.set()
             self.released = trio.Event()
@@ -311,7 +325,7 @@ class Writer:
         self._start = start
         self._random = story.random
         self._handles = 0
-        self._scope = trio.CancelScope()
+        self.scope = trio.CancelScope()
 
     async def __call__(self, process: Process) -> None:
         """Open the stream, write to it, and end in one way or another; perhaps again."""
@@ -326,7 +340,7 @@ class Writer:
         resume = self._start is None and self._random.random() < 0.7
         for _ in range(ATTEMPTS):
             try:
-                with trio.CancelScope() as self._scope:
+                with trio.CancelScope() as self.scope:
                     await self._open_once(process, resume=resume)
             except StreamBusyError as busy:
                 await trio.sleep(max(0.0, min(busy.retry_after, 60.0)))
@@ -349,6 +363,13 @@ class Writer:
             else:
                 return
 
+    async def go_on(self, process: Process, stream: StreamInput) -> None:
+        """Write a stream that another one has left, and end it."""
+        if stream.checkpoint is None and self._random.random() < 0.5:
+            self._story.count("begun again")
+            await stream.restart()
+        await self._write_and_end(process, stream)
+
     async def _open_once(self, process: Process, *, resume: bool) -> None:
         if self._random.random() < 0.1:
             await self._open_impatiently(process, resume=resume)
@@ -361,9 +382,10 @@ class Writer:
             await self._write_and_end(process, await opening)
 
     def _opening(self, process: Process, *, resume: bool) -> Opening:
+        recovery = RECOVERY if self._story.recovers and self._random.random() < 0.7 else None
         if (start := self._start) is None:
-            return process.streams.open(self._stream, resume=resume)
-        return process.streams.open(self._stream, owner=OWNER, key=KEY, run=start.run, replace=start.replace)
+            return process.streams.open(self._stream, resume=resume, recovery=recovery)
+        return process.streams.open(self._stream, owner=OWNER, key=KEY, run=start.run, replace=start.replace, recovery=recovery)
 
     async def _open_impatiently(self, process: Process, *, resume: bool) -> None:
         """Open it, and go away before it is open; or, if that is too late, let go of it."""
@@ -402,7 +424,7 @@ class Writer:
                 await self._write(stream, account)
             case "soon":
                 for _ in range(random.randint(1, 4)):
-                    stream.write_soon(account.next_chunk())
+                    stream.write_soon(chunk := account.next_chunk(), checkpoint=checkpoint_of(chunk))
             case "flush":
                 await self._flush(stream, account)
             case "together":
@@ -419,14 +441,14 @@ class Writer:
     async def _flood(self, stream: StreamInput, account: Writing) -> None:
         """Write more than goes into one commit, one page, or what readers share."""
         for _ in range(self._random.randint(1_000, 3_000)):
-            stream.write_soon(account.next_chunk())
+            stream.write_soon(chunk := account.next_chunk(), checkpoint=checkpoint_of(chunk))
         if self._random.random() < 0.5:
             await self._flush(stream, account)
 
     async def _write(self, stream: StreamInput, account: Writing) -> None:
         number = account.calls
         try:
-            offset = await stream.write(account.next_chunk())
+            offset = await stream.write(chunk := account.next_chunk(), checkpoint=checkpoint_of(chunk))
         except StorageCorruptError:
             raise
         except StorageError:
@@ -474,7 +496,7 @@ class Writer:
             case "raise":
                 raise _OnPurpose
             case "cancel":
-                self._scope.cancel()
+                self.scope.cancel()
                 await trio.sleep_forever()
             case _:
                 self._story.count("dropped")  # and released, with a ResourceWarning
@@ -518,6 +540,73 @@ class Starter:
             id = f"{self.name}.{number}"
             await Writer(self._story, id, id, start=start).open_and_write(process)
             gc.collect()
+
+
+class Successor:
+    """Somebody who goes on with what dead writers have left."""
+
+    def __init__(self, story: Story, name: str) -> None:
+        self.name = name
+        self._story = story
+        self._handles = 0
+
+    async def __call__(self, process: Process) -> None:
+        """Go on with a few streams, one after the other, for a while."""
+        await self._story.pause(30)
+        with trio.move_on_after(self._story.random.choice([30.0, 200.0])):
+            async with process.streams.recoveries(RECOVERY.name) as lost:
+                for _ in range(self._story.random.randint(1, 5)):
+                    await self._go_on(process, await anext(lost))
+                    gc.collect()
+
+    async def _go_on(self, process: Process, stream: StreamInput) -> None:
+        self._story.count("gone on with")
+        self._check(stream)
+        self._handles += 1
+        writer = Writer(self._story, f"{self.name}.{self._handles}", stream.id)
+        try:
+            with trio.CancelScope() as writer.scope:
+                if self._story.random.random() < 0.5:
+                    async with stream:
+                        await writer.go_on(process, stream)
+                else:
+                    await writer.go_on(process, stream)
+        except (_OnPurpose, StreamCompletedError, StreamTakenOverError, StreamNotFoundError):
+            return
+        except StorageCorruptError:
+            raise
+        except StorageError:
+            await self._story.pause(5)
+
+    def _check(self, stream: StreamInput) -> None:
+        """Check that what is needed to go on is at hand, and is that of the last writer."""
+        if stream.recovery != RECOVERY and not self._story.world.times_gone_back:
+            self._story.complain(f"{self.name} has {stream.recovery} of {stream.id}")
+        if not 0 <= stream.attempt <= RECOVERY.attempts:
+            self._story.complain(f"{stream.id} is gone on with after {stream.attempt} deaths")
+        past = self._story.world.streams.get(stream.id)
+        if past is not None and len(past.records) == stream.tail and stream.checkpoint != (kept := checkpoint_in(past.records)):
+            self._story.complain(
+                f"{self.name} is given the checkpoint {stream.checkpoint} of {stream.id}, where {kept} was kept"
+            )
+
+
+def checkpoint_of(chunk: list[object]) -> object:
+    """Give what is kept with a chunk: itself, of every second one."""
+    return chunk if int(str(chunk[1])) % 2 == 0 else None
+
+
+def checkpoint_in(records: Sequence[bytes]) -> object:
+    """Give the last checkpoint that was kept with these records."""
+    for record in reversed(records):
+        if record[:1] == LETTERS[StreamEventType.RESTARTED]:
+            return None
+        if (
+            record[:1] == LETTERS[StreamEventType.CHUNK]
+            and (kept := checkpoint_of(msgspec.json.decode(record[1:]))) is not None
+        ):
+            return kept
+    return None
 
 
 class _OnPurpose(Exception):  # noqa: N818 - it is not an error

@@ -11,7 +11,8 @@ seed gives the same history, to the byte. Hours pass in milliseconds, because ti
 What is checked of each history: nothing that was acknowledged is lost, unless the storage went back to before it; nothing is stored or
 shown twice; order is kept; no reader is shown two histories as one; no writer comes back after another took over, and none that lives is
 declared dead; there is one terminal event at most, and every reader comes to it or is told why not; a writer is told that its stream is no
-longer its own; under a key one stream runs; all streams end, and all that has expired is removed, sessions and names included.
+longer its own; under a key one stream runs; who goes on with what a dead writer has left is given its last checkpoint; all streams end, and
+all that has expired is removed, sessions and names included.
 """
 
 import gc
@@ -33,15 +34,16 @@ from uuid import UUID
 import trio
 import trio.testing
 
-from streamkeep import _core, _sessions, _sweeper
+from streamkeep import _core, _recoveries, _sessions, _sweeper
 from streamkeep._core import LOOK_SECONDS
 from streamkeep._lifecycle import FORGET_OPEN_SECONDS, KEEP_SESSION_SECONDS, life_of, session_id
 from streamkeep._names import is_name
+from streamkeep._recovery import BELL
 from streamkeep._running import UNDO_PAUSES
 from streamkeep.storage import Storage
 
 from .accounts import check_all
-from .actors import Actor, Meddler, Process, Reader, Starter, Story, Writer
+from .actors import Actor, Meddler, Process, Reader, Starter, Story, Successor, Writer
 from .world import CALM, LONGEST_STALL, Weather, World, asking
 
 # The one way to have trio's order of tasks from a seed: it is there for Hypothesis, and is not documented.
@@ -74,6 +76,8 @@ class Climate:
     """For each process."""
     starts: float = 0.4
     """For each process: that somebody in it starts streams under a key."""
+    recovers: float = 0.4
+    """That streams are to be gone on with."""
 
 
 TEMPERATE: Final = Climate()
@@ -115,6 +119,7 @@ def simulate(seed: int, open_storage: Callable[[], Storage], climate: Climate = 
     with asking(open_storage) as (ask, storage), _deterministic(seed):
         world = World(ask, storage, random)
         story = Story(world, random, ["a", "b"][: random.randint(1, 2)], timedelta(seconds=random.choice([1, 20, 300])))
+        story.recovers = random.random() < climate.recovers
         clock = trio.testing.MockClock(autojump_threshold=0)
         try:
             trio.run(partial(_tell, story, climate), clock=clock)
@@ -142,6 +147,7 @@ def _deterministic(seed: int) -> Generator[None]:
             patch.object(_core, "uuid", names),
             patch.object(_sessions, "uuid", names),
             patch.object(_sweeper, "random", random),
+            patch.object(_recoveries, "random", random),
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore", ResourceWarning)  # of handles that are dropped on purpose
@@ -232,7 +238,10 @@ def _cast(story: Story, process: str, climate: Climate) -> Sequence[Actor]:
         readers += [Reader(story, f"{process}-one of many {number}", stream) for number in range(random.randint(*CROWD))]
     meddlers = [Meddler(story, f"{process}-meddler")] if random.random() < 0.6 else []
     starters = [Starter(story, f"{process}-starter{number}") for number in range(2)] if random.random() < climate.starts else []
-    return [*writers, *readers, *meddlers, *starters]
+    successors = [
+        Successor(story, f"{process}-successor{number}") for number in range(random.randint(1, 2) if story.recovers else 0)
+    ]
+    return [*writers, *readers, *meddlers, *starters, *successors]
 
 
 async def _live(story: Story, process: Process, actors: Sequence[Actor], climate: Climate) -> None:
@@ -303,7 +312,7 @@ async def _see_all_removed(story: Story) -> None:
         story.may_forget = True
         longest += FORGET_OPEN_SECONDS
     with trio.move_on_after(longest):
-        while not all(map(is_name, story.world.streams)):  # noqa: ASYNC110 - sweeps tell nobody
+        while not all(is_name(id) or id.startswith(BELL) for id in story.world.streams):  # noqa: ASYNC110 - sweeps tell nobody
             await trio.sleep(60)
     if story.world.streams:  # names of streams that were taken back, or that their successors have lost
         story.world.jump(2 * FORGET_OPEN_SECONDS + story.ttl.total_seconds())

@@ -4,6 +4,7 @@ A bug replaces one function of streamkeep for a while. Each says which promise i
 """
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any, Final, Protocol
 
 import pytest
@@ -14,14 +15,17 @@ from streamkeep._claims import Claims
 from streamkeep._core import Core
 from streamkeep._feed import Feed
 from streamkeep._input import StreamInput
-from streamkeep._lifecycle import Life, Mail
+from streamkeep._lifecycle import Life, Mail, Mark
 from streamkeep._observer import Observed, Observer
 from streamkeep._outbox import Outbox
+from streamkeep._recoveries import Recoveries
+from streamkeep._recovery import PREFIX
 from streamkeep._running import Running
 from streamkeep._sessions import _Renewal
 from streamkeep._subscription import From, Subscription
 from streamkeep._sweeper import Sweeper
 from streamkeep.errors import StorageError
+from streamkeep.events import RESTARTED_RECORD
 from streamkeep.storage import Doorbell, Head, Page
 from streamkeep.storages.memory import MemoryStorage
 
@@ -328,11 +332,44 @@ def a_storage_does_not_find_all_that_is_due(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(MemoryStorage, "expired", lazy)
 
 
+def a_checkpoint_overtakes_its_chunk(patch: pytest.MonkeyPatch) -> None:
+    """A checkpoint is stored with whatever is stored next, before the chunk that it belongs to."""
+
+    def eager(self: Outbox, _count: int) -> list[Mark]:
+        marks, self._marks = self._marks, []
+        return marks
+
+    patch.setattr(Outbox, "_take_marks", eager)
+
+
+def a_restart_keeps_the_checkpoint(patch: pytest.MonkeyPatch) -> None:
+    """An answer that begins again is gone on with behind what was superseded."""
+
+    async def restart(self: StreamInput) -> None:
+        await self._outbox.stored(self._outbox.put(RESTARTED_RECORD))
+
+    patch.setattr(StreamInput, "restart", restart)
+
+
+def who_goes_on_asks_nobody_whether_the_writer_is_dead(patch: pytest.MonkeyPatch) -> None:
+    """A stream is taken from a writer that lives."""
+
+    async def find(self: Recoveries, core: Core) -> None:
+        self._found.extend([each for each in await core.storage.scan(PREFIX, 100) if each[0].startswith(PREFIX)])
+
+    async def abandon(self: Core, stream: str, life: Life) -> bool:
+        return await self._abandon(stream, life, inf, self.terms)
+
+    patch.setattr(Recoveries, "_find", find)
+    patch.setattr(Core, "end_if_abandoned", abandon)
+
+
 CALM: Final = Climate(slow_commits=0, jumps=0, goes_back=0, calm=1, holds=0)
 ROUGH: Final = Climate(slow_commits=0, jumps=0, goes_back=0, calm=0, holds=1)
 SLUGGISH: Final = Climate(slow_commits=1, jumps=0, goes_back=0, calm=0.8, holds=0)
 CROWDED: Final = Climate(slow_commits=0, jumps=0, goes_back=0, calm=0, starts=1)
 FORGETFUL: Final = Climate(slow_commits=0, jumps=0, goes_back=1, calm=0.8, holds=0)
+RECOVERING: Final = Climate(slow_commits=0, jumps=0, goes_back=0, calm=0.5, holds=0, recovers=1)
 
 BUGS: Final[Mapping[Plant, Climate]] = {
     a_failed_commit_is_forgotten: TEMPERATE,
@@ -363,5 +400,8 @@ BUGS: Final[Mapping[Plant, Climate]] = {
     a_storage_compares_no_versions: TEMPERATE,
     a_storage_reads_head_and_records_apart: TEMPERATE,
     a_storage_does_not_find_all_that_is_due: TEMPERATE,
+    a_checkpoint_overtakes_its_chunk: RECOVERING,
+    a_restart_keeps_the_checkpoint: RECOVERING,
+    who_goes_on_asks_nobody_whether_the_writer_is_dead: RECOVERING,
 }
 """The bugs, each with a climate in which it does harm in one history of fifty at least."""
