@@ -19,6 +19,7 @@ CAMPAIGNS: Final[dict[str, list[list[str]]]] = {
     ],
     "model": [["--examples", "2000"]],
     "torture": [["--kills", "1000", "--synchronous", "FULL"], ["--kills", "500", "--synchronous", "NORMAL"]],
+    "recovery": [["--kills", "200"]],
     "powerloss": [["--workloads", "3", "--variants", "2", "--recoveries", "3", "--refusals", "3"]],
     "resources": [["--connections", "5000", "--streams", "10000"]],
     "deploy": [["--rounds", "30"]],

@@ -13,12 +13,11 @@ from typing import Final, Self
 
 import anyio
 
-from . import _lifecycle
 from ._background import Task
 from ._core import Core, new_name
 from ._encoding import Encode
 from ._input import StreamInput
-from ._lifecycle import Life
+from ._lifecycle import Life, committed_at, life_of
 from ._recovery import BELL, PREFIX, Entry, after_session, entries_of, entry_of, session_in
 from ._running import Running
 from .errors import KeyInUseError, StorageCorruptError, StorageError
@@ -28,6 +27,8 @@ logger: Final = logging.getLogger("streamkeep")
 
 SCAN_ENTRIES: Final = 100
 RETRY_SECONDS: Final = 1.0
+ABSENT_SECONDS: Final = 600.0
+"""How old the entry of a stream that is not there must be to be forgotten."""
 
 
 class Recoveries:
@@ -126,8 +127,10 @@ class Recoveries:
         """Take over the stream of an entry; None if that cannot be, or cannot be yet."""
         core, entry = running.core, entry_of(head)
         life = await self._left(core, entry, session_in(id))
-        if life is None:
-            await core.storage.delete(id, head.version)
+        if life is None or life.state.status != "open" or life.state.session not in {session_in(id), ""}:
+            # Of a stream that is not there, the creation may still be under way: what is slow is not dead.
+            if life is not None or core.now() > committed_at(head) + ABSENT_SECONDS:
+                await core.storage.delete(id, head.version)
             return None
         if life.state.session or entry.name not in self._names:
             return None
@@ -145,14 +148,11 @@ class Recoveries:
                 return None
 
     async def _left(self, core: Core, entry: Entry, session: str) -> Life | None:
-        """Give the stream that a session has left, having noted that it is left; None if it has ended, or is another session's by now."""
+        """Give the stream of an entry, having noted that a session has left it if that is so; None: it is not there."""
         while True:
             page = await core.storage.read(entry.stream)
-            if page is None:
+            if page is None or (life := life_of(page.head)).state.life != entry.life:
                 return None
-            life = _lifecycle.life_of(page.head)
-            state = life.state
-            if state.life != entry.life or state.status != "open" or state.session not in {session, ""}:
-                return None
-            if not await core.end_if_abandoned(entry.stream, life):
+            is_left = life.state.status == "open" and life.state.session in {session, ""}
+            if not is_left or not await core.end_if_abandoned(entry.stream, life):
                 return life

@@ -354,3 +354,42 @@ async def test_a_stream_that_is_written_here_keeps_its_entry_whoever_thinks_it_h
 def test_an_event_says_whether_its_stream_ends_with_it() -> None:
     types = StreamEventType
     assert [type_ for type_ in types if StreamEvent(type_, 0, b"{}").is_terminal] == [types.DONE, types.ERROR]
+
+
+@pytest.mark.promise("P24")
+async def test_a_stream_whose_creation_was_slow_is_gone_on_with_although_its_entry_was_looked_at_before(
+    streams: StreamManager, memory: MemoryStorage
+) -> None:
+    storage = FaultyStorage(memory)
+    async with StreamManager(storage) as other:
+        await (await other.open("first")).done()
+        storage.skip("commit")  # of the entry
+        creating = storage.hold("commit")
+        async with anyio.create_task_group() as tasks:
+            opened: list[StreamInput] = []
+
+            async def start() -> None:
+                opened.append(await other.open("s", recovery=GO))
+
+            tasks.start_soon(start)
+            await creating.reached.wait()
+            storage.is_down = True
+            with anyio.move_on_after(60):
+                await next_of(streams)
+            assert len(await entries(memory)) == 1
+            storage.is_down = False
+            creating.release()
+        await opened[0].close()
+    stream = await next_of(streams)
+    assert (stream.id, stream.recovery) == ("s", GO)
+    await stream.done()
+
+
+@pytest.mark.promise("P24")
+async def test_an_entry_whose_stream_is_gone_is_forgotten_in_the_end(streams: StreamManager, memory: MemoryStorage) -> None:
+    await died(memory)
+    await streams.delete("s")
+    for seconds, left in ((60, 1), (700, 0)):
+        with anyio.move_on_after(seconds):
+            await next_of(streams)
+        assert len(await entries(memory)) == left
