@@ -325,7 +325,15 @@ class Core:
             return False
         is_left = _lifecycle.is_left(ended.state)
         records = records_of(ended.state) if is_left else [error_record(_lifecycle.ABORTED)]
-        await self.sweeper.commit(stream, life.head.version, ended.head, records)
+        is_done = await self.sweeper.commit(stream, life.head.version, ended.head, records)
+        if is_done and (recovery := life.state.recovery) is not None:  # else readers are told, and that is all there is to it
+            what = "another one is to go on" if is_left else "it ends with ABORTED"
+            deaths = (
+                f"death {ended.state.attempt} of {recovery.attempts}"
+                if is_left
+                else f"after {life.state.attempt} deaths before"
+            )
+            logger.warning("stream %s: the writer of %s is gone, and %s (%s)", stream, recovery.name, what, deaths)
         if is_left:
             old = life.state
             self.background.start(partial(self._hand_on, stream, old.session, old.life), f"handing stream {stream} on")

@@ -135,13 +135,22 @@ class _Run:
     def end_soon(self) -> None:
         """End the stream, if its producer has not, or release it for who goes on."""
         if self.is_handed_on:
+            self._log_handing_on()
             self.stream.leave_soon()
         else:
             self.stream.end_soon(self.end_as)
 
     async def end(self) -> None:
         """Do so, and return when that is stored. Raises StreamkeepError."""
-        await (self.stream.close() if self.is_handed_on else self.stream.error(self.end_as))
+        if self.is_handed_on:
+            self._log_handing_on()
+            await self.stream.close()
+        else:
+            await self.stream.error(self.end_as)
+
+    def _log_handing_on(self) -> None:
+        if not self.stream.is_closed and self.stream.recovery is not None:
+            logger.info("stream %s: %s is handed over, for another process to go on", self.stream.id, self.stream.recovery.name)
 
     @property
     def is_left(self) -> bool:
@@ -338,7 +347,8 @@ class Runner:
                 while len(self._runs) + self._starting >= self._max_producers:
                     await self._has_ended.wait()
                 stream = await anext(lost)
-                logger.info("stream %s is gone on with, after %d writers that have died", stream.id, stream.attempt)
+                assert stream.recovery is not None
+                logger.info("stream %s: %s is gone on with here", stream.id, stream.recovery.name)
                 self.adopt(stream, _going_on(produce_of))
 
     def drain_at(self, shutdown: anyio.Event) -> None:
