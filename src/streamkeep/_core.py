@@ -2,7 +2,7 @@
 
 import logging
 import uuid
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,12 +17,13 @@ from ._guard import GuardedStorage
 from ._lifecycle import Life, Mail, State, Terms
 from ._naming import forget_names, keep_names
 from ._observer import Observer
-from ._recovering import forget_entry, hand_on, keep_entry, ring
+from ._recovering import forget_entry, hand_on, keep_entry, look_at_entry, ring
 from ._recovery import records_of
 from ._sessions import Session
 from ._sweeper import Sweeper
 from .errors import StorageError
 from .events import error_record
+from .storage import Head
 
 logger: Final = logging.getLogger("streamkeep")
 
@@ -278,33 +279,34 @@ class Core:
         if life.state.recovery is not None:
             self.background.start(partial(self._let_recovery_go, stream, life), f"the recovery of stream {stream}")
 
-    def forget_entry_soon(self, stream: str, old: Life) -> None:
-        """Have the entry of a stream that this manager has taken over be no more where it was, in the background."""
-        state = old.state
-        if state.recovery is not None:
-            self.background.start(partial(self._forget_old_entry, state), f"the entry of stream {stream}")
+    def forget_entries_soon(self, stream: str, entries: Mapping[str, Head]) -> None:
+        """Have the entries of a stream that this manager has taken over be no more where they were, in the background."""
+        if entries:
+            self.background.start(partial(self._forget_entries, entries), f"the entry of stream {stream}")
 
-    async def _forget_old_entry(self, state: State) -> None:
+    async def _forget_entries(self, entries: Mapping[str, Head]) -> None:
         with suppress(StorageError):  # who goes on with streams forgets it when it finds it
-            for session in {state.session, state.left_by, ""} - {self.session.name}:
-                await forget_entry(self.storage, session, state.life)
+            for id, head in entries.items():
+                await self.storage.delete(id, head.version)
 
     async def _let_recovery_go(self, stream: str, life: Life) -> None:
         own, name = self.session.name, life.state.life
         try:
+            entry = await look_at_entry(self.storage, own, name)  # first: it is another one when the stream is taken over again
             page = await self.storage.read(stream)
             state = None if page is None else _lifecycle.life_of(page.head).state
             if state is None or state.life != name or state.session not in {own, ""} or state.status != "open":
-                await forget_entry(self.storage, own, name)
+                await forget_entry(self.storage, own, name, entry)
             elif not state.session:
-                await self._hand_on(own, stream, name)
+                await hand_on(self.storage, own, name, entry)
+                await ring(self.storage, own)
         except StorageError as error:  # who goes on with streams finds it when this session is over
             self.report(f"stream {stream}: the entry of its recovery is not up to date yet", error)
 
     async def _hand_on(self, session: str, stream: str, life: str) -> None:
         """Have those go on with a stream who can, although they do not know of its session that it is dead."""
         try:
-            await hand_on(self.storage, session, life)
+            await hand_on(self.storage, session, life, await look_at_entry(self.storage, session, life))
         except StorageError as error:  # it is found all the same, when they do
             self.report(f"stream {stream}: the entry of its recovery is not up to date yet", error)
         await ring(self.storage, self.session.name)

@@ -1,5 +1,6 @@
 """Recovering: entries of streams that are to be gone on with, as a storage has them; see `_recovery`."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 
 from . import _lifecycle
@@ -20,22 +21,21 @@ async def add_entry(storage: GuardedStorage, session: str, entry: Entry) -> None
             return
 
 
-async def find_entry(storage: GuardedStorage, state: State) -> Entry | None:
-    """Give the entry of a stream, as its head is; None: it has none. Raises StorageError."""
-    for session in dict.fromkeys((state.session, state.left_by, "")):
-        head = await _head(storage, entry_id(session, state.life))
-        with suppress(StorageCorruptError):
-            if head is not None:
-                return entry_of(head)
-    return None
+async def find_entries(storage: GuardedStorage, state: State) -> Mapping[str, Head]:
+    """Give the entries that a stream has, as its head is, by their ids: one, or none, or two while it is handed on. Raises StorageError."""
+    ids = dict.fromkeys(entry_id(session, state.life) for session in (state.session, state.left_by, ""))
+    return {id: head for id in ids if (head := await _head(storage, id)) is not None}
 
 
-async def forget_entry(storage: GuardedStorage, session: str, life: str) -> None:
-    """Forget the entry of a stream that has ended, or has another one by now. Raises StorageError."""
-    id = entry_id(session, life)
-    head = await _head(storage, id)
-    if head is not None:
-        await storage.delete(id, head.version)
+async def look_at_entry(storage: GuardedStorage, session: str, life: str) -> Head | None:
+    """Give the entry of a stream among those of a session. Raises StorageError."""
+    return await _head(storage, entry_id(session, life))
+
+
+async def forget_entry(storage: GuardedStorage, session: str, life: str, seen: Head | None) -> None:
+    """Forget an entry as it was seen. One that was added since is of who has taken the stream over meanwhile. Raises StorageError."""
+    if seen is not None:
+        await storage.delete(entry_id(session, life), seen.version)
 
 
 async def keep_entry(storage: GuardedStorage, state: State) -> None:
@@ -57,12 +57,11 @@ async def forget_expired(storage: GuardedStorage, id: str, head: Head) -> bool:
     return await storage.delete(id, head.version)
 
 
-async def hand_on(storage: GuardedStorage, session: str, life: str) -> None:
-    """Have others find a stream that a session has released, and goes on without. Raises StorageError."""
-    head = await _head(storage, entry_id(session, life))
-    if head is not None:
-        await add_entry(storage, "", entry_of(head))
-        await forget_entry(storage, session, life)
+async def hand_on(storage: GuardedStorage, session: str, life: str, seen: Head | None) -> None:
+    """Have others find a stream that a session has released, and goes on without, by its entry as it was seen. Raises StorageError."""
+    if seen is not None:
+        await add_entry(storage, "", entry_of(seen))
+        await forget_entry(storage, session, life, seen)
 
 
 async def ring(storage: GuardedStorage, who: str) -> None:

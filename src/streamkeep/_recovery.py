@@ -5,6 +5,8 @@ finds that session dead finds its streams, and nobody searches for them among al
 write; that the stream's own head does.
 """
 
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -141,6 +143,14 @@ def entry_of(head: Head) -> Entry:
         raise StorageCorruptError(
             "the entry of a recovery is damaged, or was written by a newer version of streamkeep"
         ) from error
+
+
+def first_entry(heads: Iterable[Head]) -> Entry | None:
+    """Give the first entry that can be read; None: there is none."""
+    for head in heads:
+        with suppress(StorageCorruptError):
+            return entry_of(head)
+    return None
 
 
 def entry_for(stream: str, state: State, input: str) -> Entry:

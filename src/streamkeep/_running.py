@@ -1,7 +1,7 @@
 """Running: a manager from its being entered to its being closed; it begins and ends all that runs in the background, and opens streams."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final, Self, TypeVar
 
@@ -19,8 +19,8 @@ from ._guard import GuardedStorage, commit_once
 from ._input import StreamInput
 from ._lifecycle import Life, State, Terms
 from ._outbox import RELEASE_SECONDS, Outbox
-from ._recovering import add_entry, find_entry
-from ._recovery import entry_for, records_of, recovery_of
+from ._recovering import add_entry, find_entries
+from ._recovery import entry_for, entry_id, first_entry, records_of, recovery_of
 from .errors import (
     KeyInUseError,
     StorageError,
@@ -133,7 +133,7 @@ class Running:
         size = await self._size(stream, old)  # first, so that nothing can go wrong once the stream is ours
         claims = Claims(core, stream, _lifecycle.beginning_of(old.state), replace=False)
         await claims.look_for(old)
-        input = await self._take_entry(stream, old.state)
+        input, entries = await self._take_entry(stream, old.state)
         is_ours = False
         try:
             is_ours = await core.sweeper.commit(stream, head.version, life.head)
@@ -146,18 +146,20 @@ class Running:
         finally:
             if not is_ours:
                 core.let_recovery_go(stream, life)
-        core.forget_entry_soon(stream, old)
+        core.forget_entries_soon(stream, entries)
         core.tell_writer_soon(stream, old)  # not here, where a cancellation would leave the stream to nobody
         core.keep_names_soon(stream, life)
         return await self.give(stream, life, size, encode, claims, input)
 
-    async def _take_entry(self, stream: str, state: State) -> str:
-        """Have a stream, before it is taken over, found if this session dies; give the input that was kept with it."""
+    async def _take_entry(self, stream: str, state: State) -> tuple[str, Mapping[str, Head]]:
+        """Have a stream, before it is taken over, found if this session dies; give the input that was kept with it, and where it was found."""
         if state.recovery is None:
-            return ""
-        entry = await find_entry(self.core.storage, state) or entry_for(stream, state, "")
-        await add_entry(self.core.storage, self.core.session.name, entry)
-        return entry.input
+            return "", {}
+        storage, own = self.core.storage, entry_id(self.core.session.name, state.life)
+        found = await find_entries(storage, state)
+        entry = first_entry(found.values()) or entry_for(stream, state, "")
+        await add_entry(storage, self.core.session.name, entry)
+        return entry.input, {id: head for id, head in found.items() if id != own}
 
     async def give(self, stream: str, life: Life, size: int, encode: Encode, claims: Claims, input: str = "") -> StreamInput:
         """Give the handle of a stream that is ours."""

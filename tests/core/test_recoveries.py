@@ -19,7 +19,7 @@ from streamkeep import (
 from streamkeep._lifecycle import FORGET_OPEN_SECONDS, life_of
 from streamkeep._recovery import BELL, PREFIX, entry_id
 from streamkeep.storages.memory import MemoryStorage
-from streamkeep.testing.faults import FaultyStorage
+from streamkeep.testing.faults import FaultyStorage, Operation
 
 GO = Recovery("go", {"question": "why"}, attempts=2, backoff=timedelta(seconds=8), within=timedelta(minutes=5))
 
@@ -323,6 +323,43 @@ async def test_a_stream_whose_key_is_anothers_by_now_is_not_gone_on_with(
         await next_of(streams)
     await successor.done()
     assert [record for record in caplog.records if "stream s is not gone on with" in record.message]
+
+
+@pytest.mark.promise("P24")
+@pytest.mark.parametrize(("operation", "number"), [*(("read", number) for number in range(4)), ("delete", 0)])
+async def test_what_is_taken_over_again_while_it_is_handed_on_keeps_its_entry(
+    streams: StreamManager, storage: FaultyStorage, memory: MemoryStorage, operation: Operation, number: int
+) -> None:
+    stream = await streams.open("s", recovery=GO)
+    storage.skip(operation, times=number)
+    late = storage.hold(operation)
+    await stream.close()
+    await anyio.sleep(1)
+    again = await streams.open("s", resume=True)
+    late.release()
+    await anyio.sleep(1)
+    there = await memory.read("s")
+    assert there is not None
+    assert entry_id(core_of(streams).session.name, life_of(there.head).state.life) in await entries(memory)
+    await again.done()
+
+
+@pytest.mark.promise("P24")
+@pytest.mark.parametrize("operation", ["read", "delete"])
+async def test_what_is_released_before_its_old_entry_is_forgotten_keeps_its_new_one(
+    streams: StreamManager, storage: FaultyStorage, memory: MemoryStorage, mortal: Process, operation: Operation
+) -> None:
+    await (await mortal.streams.open("s", recovery=GO)).close()
+    await anyio.sleep(1)
+    stream = await streams.open("s", resume=True)
+    late = storage.hold(operation)
+    await anyio.sleep(1)
+    await stream.close()
+    await anyio.sleep(1)
+    late.release()
+    await anyio.sleep(1)
+    assert len(await entries(memory)) == 1
+    await (await next_of(streams)).done()
 
 
 async def test_an_entry_that_cannot_be_forgotten_yet_is_reported(
