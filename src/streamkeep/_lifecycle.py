@@ -52,6 +52,7 @@ MEASURE_RECORDS: Final = 2_048
 
 MAX_EPOCHS: Final = 64
 MAX_BACKOFF_SECONDS: Final = 3_600.0
+MAX_DOUBLINGS: Final = 64
 
 CANCELLED: Final = ErrorInfo("CANCELLED", "the stream was cancelled")
 ABORTED: Final = ErrorInfo("ABORTED", "the writer went away before the stream was completed")
@@ -80,7 +81,7 @@ class RecoveryTerms(msgspec.Struct, frozen=True, array_like=True):
 
     def pause(self, attempt: int) -> float:
         """Give how many seconds nobody begins after so many deaths."""
-        return min(self.backoff * 2.0 ** (attempt - 1), MAX_BACKOFF_SECONDS)
+        return min(self.backoff * 2.0 ** min(attempt - 1, MAX_DOUBLINGS), MAX_BACKOFF_SECONDS)
 
 
 class Epoch(msgspec.Struct, frozen=True, array_like=True):
@@ -254,11 +255,17 @@ def take_over(life: Life, now: float, session: str, writer: str, silent: float, 
     state = life.state
     if state.status != "open":
         raise StreamCompletedError(f"the stream has already completed ({_ending(state)})")
-    # A clock that went back since the stream was released does not make it somebody's again.
-    wait = terms.lease - silent if state.session else state.free_at - max(now, committed_at(life.head))
+    wait = terms.lease - silent if state.session else pause_before(life, now)
     if wait > 0:
         raise StreamBusyError("the stream has a writer that may be alive", retry_after=wait)
     return _change(life, replace(state, session=session, left_by="", epochs=_epochs(life, writer)), now)
+
+
+def pause_before(life: Life, now: float) -> float:
+    """Give for how many seconds more nobody may take over a stream that has no writer; not positive: anybody may."""
+    left_at, free_at = committed_at(life.head), life.state.free_at
+    # A clock that went back since the stream was released does not make it somebody's again: neither at once, nor for as long as that.
+    return 0.0 if left_at - now > free_at - left_at else free_at - max(now, left_at)
 
 
 def is_left(state: State) -> bool:

@@ -27,6 +27,8 @@ NOBODY: Final = "0"
 MAX_INPUT_BYTES: Final = 64 << 10
 MAX_CHECKPOINT_BYTES: Final = 4 << 10
 MAX_NAME: Final = 255
+MAX_SECONDS: Final = timedelta.max.total_seconds() - 1
+"""What a timedelta can be made of: of its greatest the seconds are rounded up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def recovery_of(terms: RecoveryTerms | None, input: str) -> Recovery | None:
     """Give what was given to `open`."""
     if terms is None:
         return None
-    backoff, within = timedelta(seconds=terms.backoff), timedelta(seconds=terms.within)
+    backoff, within = (timedelta(seconds=min(seconds, MAX_SECONDS)) for seconds in (terms.backoff, terms.within))
     return Recovery(terms.name, msgspec.json.decode(input or "null"), terms.attempts, backoff, within)
 
 
@@ -138,11 +140,13 @@ def after_session(session: str) -> str:
 def entry_of(head: Head) -> Entry:
     """Read the head of an entry. StorageCorruptError: it is none."""
     try:
-        return _decoder.decode(head.state)
+        entry = _decoder.decode(head.state)
+        msgspec.json.decode(entry.input or "null")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise StorageCorruptError(
             "the entry of a recovery is damaged, or was written by a newer version of streamkeep"
         ) from error
+    return entry
 
 
 def first_entry(heads: Iterable[Head]) -> Entry | None:

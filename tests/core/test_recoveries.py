@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 import anyio
+import msgspec
 import pytest
 from tests.core.helpers import Process, core_of, replay
 
@@ -16,8 +17,8 @@ from streamkeep import (
     StreamManagerClosedError,
     StreamTakenOverError,
 )
-from streamkeep._lifecycle import FORGET_OPEN_SECONDS, life_of
-from streamkeep._recovery import BELL, PREFIX, entry_id
+from streamkeep._lifecycle import FORGET_OPEN_SECONDS, MAX_BACKOFF_SECONDS, RecoveryTerms, life_of
+from streamkeep._recovery import BELL, PREFIX, entry_id, entry_of
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage, Operation
 
@@ -360,6 +361,85 @@ async def test_what_is_released_before_its_old_entry_is_forgotten_keeps_its_new_
     await anyio.sleep(1)
     assert len(await entries(memory)) == 1
     await (await next_of(streams)).done()
+
+
+@pytest.mark.promise("P24")
+@pytest.mark.parametrize("is_dead", [True, False])
+async def test_a_clock_that_went_back_keeps_nobody_from_going_on(
+    streams: StreamManager, storage: FaultyStorage, memory: MemoryStorage, *, is_dead: bool
+) -> None:
+    if is_dead:
+        await died(memory)
+        await left(streams)
+    else:
+        await (await streams.open("s", recovery=GO)).close()
+    storage.ahead_seconds = -3_600
+    with anyio.fail_after(60):
+        await (await next_of(streams)).done()
+
+
+@pytest.mark.promise("P24")
+async def test_a_clock_that_goes_back_while_a_stream_is_taken_over_is_waited_for(
+    streams: StreamManager, storage: FaultyStorage, memory: MemoryStorage
+) -> None:
+    await died(memory)
+    await left(streams)
+    await anyio.sleep(8)
+    core, start = core_of(streams), core_of(streams).session.start
+
+    async def start_and_go_back() -> None:
+        await start()
+        storage.ahead_seconds = -2
+
+    core.session.start = start_and_go_back  # type: ignore[method-assign] - what it awaits may take as long as that
+    with anyio.fail_after(60):
+        await (await next_of(streams)).done()
+
+
+@pytest.mark.promise("P24")
+async def test_who_goes_on_is_called_also_while_it_has_what_it_cannot_go_on_with_yet(memory: MemoryStorage) -> None:
+    async with StreamManager(memory) as other, StreamManager(memory, lease=timedelta(hours=1)) as streams:
+        await died(memory, "waits", Recovery("go", backoff=timedelta(hours=1)))
+        while not (await other.info("waits")).is_recovering:  # noqa: ASYNC110 - whoever asks is not told when to ask again
+            await anyio.sleep(0.1)
+        async with streams.recoveries("go") as lost:
+            for number in range(20):  # in an order that is random
+                await (await other.open(f"s{number}", recovery=GO)).close()
+                await anyio.sleep(1)
+                await (await other.open(f"t{number}", recovery=GO)).close()
+                await anyio.sleep(1)
+                with anyio.fail_after(60):
+                    await (await anext(lost)).done()
+                    await (await other.open(f"late{number}", recovery=GO)).close()
+                    await anyio.sleep(1)
+                    await (await anext(lost)).done()
+                    await (await anext(lost)).done()
+
+
+@pytest.mark.promise("P24")
+async def test_an_entry_whose_input_is_damaged_is_passed_over(
+    streams: StreamManager, memory: MemoryStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    await died(memory, "a")
+    (id,) = await entries(memory)
+    page = await memory.read(id)
+    assert page is not None
+    damaged = msgspec.json.encode(msgspec.structs.replace(entry_of(page.head), input="{"))
+    await memory.commit(id, page.head.version, type(page.head)(page.head.version + 1, 0, damaged, page.head.expires_at))
+    await died(memory, "b")
+    assert (await next_of(streams)).id == "b"
+    assert [record for record in caplog.records if "damaged" in record.message]
+
+
+@pytest.mark.parametrize("terms", [{"within": timedelta.max}, {"backoff": timedelta.max}])
+async def test_it_may_be_waited_for_ever(streams: StreamManager, terms: dict[str, timedelta]) -> None:
+    async with streams.open("s", recovery=Recovery("go", **terms)) as stream:
+        assert stream.recovery is not None
+        assert stream.recovery.within >= timedelta(minutes=5)
+
+
+def test_of_thousands_of_deaths_none_has_a_pause_that_cannot_be_told() -> None:
+    assert [RecoveryTerms("go", 5_000, backoff, 1).pause(4_000) for backoff in (0.0, 1.0)] == [0, MAX_BACKOFF_SECONDS]
 
 
 async def test_an_entry_that_cannot_be_forgotten_yet_is_reported(
