@@ -327,8 +327,8 @@ class Core:
             return False
         is_left = _lifecycle.is_left(ended.state)
         records = records_of(ended.state) if is_left else [error_record(_lifecycle.ABORTED)]
-        await self.sweeper.commit(stream, life.head.version, ended.head, records)
-        if is_left:
+        is_ours = await self.sweeper.commit(stream, life.head.version, ended.head, records)
+        if is_left and is_ours:  # once is enough: who knows that the session is dead finds the stream all the same
             old = life.state
             self.background.start(partial(self._hand_on, old.session, stream, old.life), f"handing stream {stream} on")
         # Readers need not wait until a writer has been told that is dead, or would be.
