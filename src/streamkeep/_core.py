@@ -14,7 +14,7 @@ import anyio
 from . import _lifecycle, _names
 from ._background import Background
 from ._guard import GuardedStorage
-from ._lifecycle import Life, Mail, State, Terms
+from ._lifecycle import Life, Mail, Terms
 from ._naming import forget_names, keep_names
 from ._observer import Observer
 from ._recovering import forget_entry, hand_on, keep_entry, look_at_entry, ring

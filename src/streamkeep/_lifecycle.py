@@ -280,12 +280,15 @@ def finish(life: Life, now: float, error: Status | None = None) -> Life:
     return _change(Life(Head(head.version, head.tail + 1, head.state, head.expires_at), life.state), ended, now)
 
 
-def release(life: Life, now: float) -> Life:
+def release(life: Life, now: float, *, held: float = inf) -> Life:
     """Release the stream: anybody may take over at once, and has as long for it as if the writer had died now.
 
-    One that is to be gone on with has a record that says so.
+    One that is to be gone on with has a record that says so. A writer of such a stream that went on with it and `held` it for less than the
+    backoff is followed by another one when that is over: what takes a stream over and lets go of it, again and again, does so not faster.
     """
-    return _leave(life, now, life.state.attempt, now)
+    recovery = life.state.recovery
+    pause = 0.0 if recovery is None or len(life.state.epochs) == 1 else max(0.0, recovery.pause(1) - held)
+    return _leave(life, now, life.state.attempt, now + pause)
 
 
 def abandon(life: Life, now: float, silent: float, terms: Terms, who: str) -> Life | None:

@@ -152,7 +152,7 @@ class Running:
         return await self.give(stream, life, size, encode, claims, input)
 
     async def _take_entry(self, stream: str, state: State) -> tuple[str, Mapping[str, Head]]:
-        """Have a stream, before it is taken over, found if this session dies; give the input that was kept with it, and where it was found."""
+        """Have a stream, before it is taken over, found if this session dies; give its input, and the entries that it had."""
         if state.recovery is None:
             return "", {}
         storage, own = self.core.storage, entry_id(self.core.session.name, state.life)

@@ -1,5 +1,6 @@
 """Going on with streams whose writers have died: how often, how soon, by whom; and what each failure leaves. On virtual time."""
 
+import itertools
 from datetime import timedelta
 
 import anyio
@@ -364,6 +365,36 @@ async def test_what_is_released_before_its_old_entry_is_forgotten_keeps_its_new_
 
 
 @pytest.mark.promise("P24")
+async def test_who_takes_a_stream_over_and_lets_go_of_it_again_and_again_does_so_once_in_a_backoff(
+    streams: StreamManager, memory: MemoryStorage, elsewhere: StreamManager
+) -> None:
+    await (await elsewhere.open("s", recovery=GO)).close()
+    taken_at: list[float] = []
+
+    async def work(manager: StreamManager) -> None:
+        async with manager.recoveries("go") as lost:
+            async for stream in lost:
+                taken_at.append(anyio.current_time())
+                await stream.write("a")
+                await stream.close()
+
+    began_at = anyio.current_time()
+    with anyio.move_on_after(100):
+        async with anyio.create_task_group() as tasks:
+            for manager in (streams, elsewhere):
+                tasks.start_soon(work, manager)
+    assert taken_at[0] == pytest.approx(began_at, abs=1)
+    assert all(later - earlier >= 7.9 for earlier, later in itertools.pairwise(taken_at))
+    assert len(taken_at) > 5
+    stream = await next_of(streams)
+    await anyio.sleep(8)
+    left_at = anyio.current_time()
+    await stream.close()  # it had it for long enough
+    await (await next_of(streams)).done()
+    assert anyio.current_time() == pytest.approx(left_at, abs=1)
+
+
+@pytest.mark.promise("P24")
 @pytest.mark.parametrize("is_dead", [True, False])
 async def test_a_clock_that_went_back_keeps_nobody_from_going_on(
     streams: StreamManager, storage: FaultyStorage, memory: MemoryStorage, *, is_dead: bool
@@ -380,7 +411,7 @@ async def test_a_clock_that_went_back_keeps_nobody_from_going_on(
 
 @pytest.mark.promise("P24")
 async def test_a_clock_that_goes_back_while_a_stream_is_taken_over_is_waited_for(
-    streams: StreamManager, storage: FaultyStorage, memory: MemoryStorage
+    streams: StreamManager, storage: FaultyStorage, memory: MemoryStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await died(memory)
     await left(streams)
@@ -391,7 +422,7 @@ async def test_a_clock_that_goes_back_while_a_stream_is_taken_over_is_waited_for
         await start()
         storage.ahead_seconds = -2
 
-    core.session.start = start_and_go_back  # type: ignore[method-assign] - what it awaits may take as long as that
+    monkeypatch.setattr(core.session, "start", start_and_go_back)  # what it awaits may take as long as that
     with anyio.fail_after(60):
         await (await next_of(streams)).done()
 
@@ -431,9 +462,9 @@ async def test_an_entry_whose_input_is_damaged_is_passed_over(
     assert [record for record in caplog.records if "damaged" in record.message]
 
 
-@pytest.mark.parametrize("terms", [{"within": timedelta.max}, {"backoff": timedelta.max}])
-async def test_it_may_be_waited_for_ever(streams: StreamManager, terms: dict[str, timedelta]) -> None:
-    async with streams.open("s", recovery=Recovery("go", **terms)) as stream:
+@pytest.mark.parametrize("recovery", [Recovery("go", within=timedelta.max), Recovery("go", backoff=timedelta.max)])
+async def test_it_may_be_waited_for_ever(streams: StreamManager, recovery: Recovery) -> None:
+    async with streams.open("s", recovery=recovery) as stream:
         assert stream.recovery is not None
         assert stream.recovery.within >= timedelta(minutes=5)
 

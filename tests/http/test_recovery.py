@@ -279,7 +279,7 @@ def test_a_call_gives_all_that_is_required_but_the_stream() -> None:
 
     async def two(stream: StreamInput, question: str) -> None: ...
 
-    async def three(stream, self: str) -> None: ...  # type: ignore[no-untyped-def]
+    async def three(stream, self: str) -> None: ...  # type: ignore[no-untyped-def]  # noqa: ANN001 - nothing says what it is
 
     def not_the_first(question: str, stream: StreamInput) -> None: ...
 
