@@ -53,6 +53,7 @@ MEASURE_RECORDS: Final = 2_048
 MAX_EPOCHS: Final = 64
 MAX_BACKOFF_SECONDS: Final = 3_600.0
 MAX_DOUBLINGS: Final = 64
+MAX_WAIT_SECONDS: Final = 366 * 86_400.0
 
 CANCELLED: Final = ErrorInfo("CANCELLED", "the stream was cancelled")
 ABORTED: Final = ErrorInfo("ABORTED", "the writer went away before the stream was completed")
@@ -205,7 +206,7 @@ def begin(now: float, session: str, writer: str, what: Beginning, *, after_versi
         run=what.run,
         recovery=what.recovery,
     )
-    return Life(Head(version_after(after_version, now, writer), 0, _encode(state), now + FORGET_OPEN_SECONDS), state)
+    return Life(Head(version_after(after_version, now, writer), 0, _encode(state), now + _forgotten_after(state)), state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +224,7 @@ def grow(life: Life, count: int, size: int, now: float, marks: Sequence[Mark] = 
     head, state = life.head, life.state
     tail = head.tail + count
     version = version_after(head.version, now, state.writer)
-    expires_at = now + FORGET_OPEN_SECONDS if is_to_be_extended(head, now) else head.expires_at
+    expires_at = now + _forgotten_after(state) if is_to_be_extended(life, now) else head.expires_at
     if not marks and size - state.size < MEASURE_BYTES and tail - state.measured < MEASURE_RECORDS:
         return Life(Head(version, tail, head.state, expires_at), state)
     begun_again = [mark.tail - 1 for mark in marks if mark.checkpoint is None]
@@ -237,9 +238,18 @@ def grow(life: Life, count: int, size: int, now: float, marks: Sequence[Mark] = 
     return Life(Head(version, tail, _encode(state), expires_at), state)
 
 
-def is_to_be_extended(head: Head, now: float) -> bool:
+def is_to_be_extended(life: Life, now: float) -> bool:
     """Say whether the day on which an open stream is forgotten is near."""
-    return head.expires_at - now < EXTEND_SECONDS
+    return life.head.expires_at - now < EXTEND_SECONDS + longest_wait(life.state.recovery)
+
+
+def longest_wait(recovery: RecoveryTerms | None) -> float:
+    """Give how much longer than others a stream is kept when nobody looks at it: as long as it waits for who goes on, a year at most."""
+    return 0.0 if recovery is None else min(recovery.within, MAX_WAIT_SECONDS)
+
+
+def _forgotten_after(state: State) -> float:
+    return FORGET_OPEN_SECONDS + longest_wait(state.recovery)
 
 
 def extend(life: Life, now: float) -> Life:
@@ -400,7 +410,7 @@ def _epoch_end(state: State, name: str) -> float:
 
 def _change(life: Life, state: State, now: float) -> Life:
     head = life.head
-    expires_at = now + (FORGET_OPEN_SECONDS if state.status == "open" else state.ttl)
+    expires_at = now + (_forgotten_after(state) if state.status == "open" else state.ttl)
     return Life(Head(version_after(head.version, now, state.writer), head.tail, _encode(state), expires_at), state)
 
 

@@ -300,7 +300,7 @@ class Outbox:
             return
         if head is None or head.version != self.life.head.version:
             self._fence(_lifecycle.why_refused(head, self._writer))
-        elif _lifecycle.is_to_be_extended(head, self._core.now()) and self._ending is None:
+        elif _lifecycle.is_to_be_extended(life, self._core.now()) and self._ending is None:
             self._doubt = (_lifecycle.extend(self.life, self._core.now()), [])
             await self._advance()
 

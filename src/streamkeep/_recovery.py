@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from . import _names
-from ._lifecycle import FORGET_OPEN_SECONDS, RecoveryTerms, State, version_after
+from ._lifecycle import FORGET_OPEN_SECONDS, RecoveryTerms, State, longest_wait, version_after
 from .errors import InvalidArgumentError, StorageCorruptError
 from .events import encode_json, recovering_record
 from .storage import Head
@@ -57,6 +57,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     stream: str
     life: str
     ttl: float
+    """How much longer than others it is kept."""
     name: str
     input: str
     """As JSON."""
@@ -160,7 +161,7 @@ def first_entry(heads: Iterable[Head]) -> Entry | None:
 def entry_for(stream: str, state: State, input: str) -> Entry:
     """Give the entry of a stream."""
     assert state.recovery is not None
-    return Entry(stream, state.life, state.ttl, state.recovery.name, input)
+    return Entry(stream, state.life, state.ttl + longest_wait(state.recovery), state.recovery.name, input)
 
 
 def entry_head(seen: Head | None, entry: Entry, now: float) -> Head:

@@ -1,6 +1,7 @@
 """Going on with streams whose writers have died: how often, how soon, by whom; and what each failure leaves. On virtual time."""
 
 import itertools
+from collections.abc import Callable
 from datetime import timedelta
 
 import anyio
@@ -392,6 +393,28 @@ async def test_who_takes_a_stream_over_and_lets_go_of_it_again_and_again_does_so
     await stream.close()  # it had it for long enough
     await (await next_of(streams)).done()
     assert anyio.current_time() == pytest.approx(left_at, abs=1)
+
+
+@pytest.mark.promise("P24")
+@pytest.mark.parametrize("is_dead", [True, False])
+async def test_an_app_may_be_down_for_days_if_its_streams_wait_so_long(
+    memory: MemoryStorage, clock: Callable[[], float], *, is_dead: bool
+) -> None:
+    recovery = Recovery("go", 1, within=timedelta(days=5))
+    if is_dead:
+        await died(memory, recovery=recovery)
+    else:
+        async with StreamManager(memory) as before:
+            await (await before.open("s", recovery=recovery)).close()
+    days = 4 * FORGET_OPEN_SECONDS
+    for id, head in await memory.scan("", 100):
+        if id != BELL and not id.startswith(".session."):
+            assert head.expires_at > clock() + days  # some storages forget by themselves
+    storage = FaultyStorage(memory)
+    storage.ahead_seconds = days
+    async with StreamManager(storage) as streams:
+        await streams.sweep()
+        await (await next_of(streams)).done()
 
 
 @pytest.mark.promise("P24")
