@@ -334,7 +334,7 @@ class Core:
                 else f"after {life.state.attempt} deaths before"
             )
             logger.warning("stream %s: the writer of %s is gone, and %s (%s)", stream, recovery.name, what, deaths)
-        if is_left:
+        if is_left and is_done:  # once is enough: who knows that the session is dead finds the stream all the same
             old = life.state
             self.background.start(partial(self._hand_on, stream, old.session, old.life), f"handing stream {stream} on")
         # Readers need not wait until a writer has been told that is dead, or would be.

@@ -52,6 +52,8 @@ MEASURE_RECORDS: Final = 2_048
 
 MAX_EPOCHS: Final = 64
 MAX_BACKOFF_SECONDS: Final = 3_600.0
+MAX_DOUBLINGS: Final = 64
+MAX_WAIT_SECONDS: Final = 366 * 86_400.0
 
 CANCELLED: Final = ErrorInfo("CANCELLED", "the stream was cancelled")
 ABORTED: Final = ErrorInfo("ABORTED", "the writer went away before the stream was completed")
@@ -80,7 +82,7 @@ class RecoveryTerms(msgspec.Struct, frozen=True, array_like=True):
 
     def pause(self, attempt: int) -> float:
         """Give how many seconds nobody begins after so many deaths."""
-        return min(self.backoff * 2.0 ** (attempt - 1), MAX_BACKOFF_SECONDS)
+        return min(self.backoff * 2.0 ** min(attempt - 1, MAX_DOUBLINGS), MAX_BACKOFF_SECONDS)
 
 
 class Epoch(msgspec.Struct, frozen=True, array_like=True):
@@ -204,7 +206,7 @@ def begin(now: float, session: str, writer: str, what: Beginning, *, after_versi
         run=what.run,
         recovery=what.recovery,
     )
-    return Life(Head(version_after(after_version, now, writer), 0, _encode(state), now + FORGET_OPEN_SECONDS), state)
+    return Life(Head(version_after(after_version, now, writer), 0, _encode(state), now + _forgotten_after(state)), state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +224,7 @@ def grow(life: Life, count: int, size: int, now: float, marks: Sequence[Mark] = 
     head, state = life.head, life.state
     tail = head.tail + count
     version = version_after(head.version, now, state.writer)
-    expires_at = now + FORGET_OPEN_SECONDS if is_to_be_extended(head, now) else head.expires_at
+    expires_at = now + _forgotten_after(state) if is_to_be_extended(life, now) else head.expires_at
     if not marks and size - state.size < MEASURE_BYTES and tail - state.measured < MEASURE_RECORDS:
         return Life(Head(version, tail, head.state, expires_at), state)
     begun_again = [mark.tail - 1 for mark in marks if mark.checkpoint is None]
@@ -236,9 +238,18 @@ def grow(life: Life, count: int, size: int, now: float, marks: Sequence[Mark] = 
     return Life(Head(version, tail, _encode(state), expires_at), state)
 
 
-def is_to_be_extended(head: Head, now: float) -> bool:
+def is_to_be_extended(life: Life, now: float) -> bool:
     """Say whether the day on which an open stream is forgotten is near."""
-    return head.expires_at - now < EXTEND_SECONDS
+    return life.head.expires_at - now < EXTEND_SECONDS + longest_wait(life.state.recovery)
+
+
+def longest_wait(recovery: RecoveryTerms | None) -> float:
+    """Give how much longer than others a stream is kept when nobody looks at it: as long as it waits for who goes on, a year at most."""
+    return 0.0 if recovery is None else min(recovery.within, MAX_WAIT_SECONDS)
+
+
+def _forgotten_after(state: State) -> float:
+    return FORGET_OPEN_SECONDS + longest_wait(state.recovery)
 
 
 def extend(life: Life, now: float) -> Life:
@@ -254,11 +265,17 @@ def take_over(life: Life, now: float, session: str, writer: str, silent: float, 
     state = life.state
     if state.status != "open":
         raise StreamCompletedError(f"the stream has already completed ({_ending(state)})")
-    # A clock that went back since the stream was released does not make it somebody's again.
-    wait = terms.lease - silent if state.session else state.free_at - max(now, committed_at(life.head))
+    wait = terms.lease - silent if state.session else pause_before(life, now)
     if wait > 0:
         raise StreamBusyError("the stream has a writer that may be alive", retry_after=wait)
     return _change(life, replace(state, session=session, left_by="", epochs=_epochs(life, writer)), now)
+
+
+def pause_before(life: Life, now: float) -> float:
+    """Give for how many seconds more nobody may take over a stream that has no writer; not positive: anybody may."""
+    left_at, free_at = committed_at(life.head), life.state.free_at
+    # A clock that went back since the stream was released does not make it somebody's again: neither at once, nor for as long as that.
+    return 0.0 if left_at - now > free_at - left_at else free_at - max(now, left_at)
 
 
 def is_left(state: State) -> bool:
@@ -273,12 +290,15 @@ def finish(life: Life, now: float, error: Status | None = None) -> Life:
     return _change(Life(Head(head.version, head.tail + 1, head.state, head.expires_at), life.state), ended, now)
 
 
-def release(life: Life, now: float) -> Life:
+def release(life: Life, now: float, *, held: float = inf) -> Life:
     """Release the stream: anybody may take over at once, and has as long for it as if the writer had died now.
 
-    One that is to be gone on with has a record that says so.
+    One that is to be gone on with has a record that says so. A writer of such a stream that went on with it and `held` it for less than the
+    backoff is followed by another one when that is over: what takes a stream over and lets go of it, again and again, does so not faster.
     """
-    return _leave(life, now, life.state.attempt, now)
+    recovery = life.state.recovery
+    pause = 0.0 if recovery is None or len(life.state.epochs) == 1 else max(0.0, recovery.pause(1) - held)
+    return _leave(life, now, life.state.attempt, now + pause)
 
 
 def abandon(life: Life, now: float, silent: float, terms: Terms, who: str) -> Life | None:
@@ -390,7 +410,7 @@ def _epoch_end(state: State, name: str) -> float:
 
 def _change(life: Life, state: State, now: float) -> Life:
     head = life.head
-    expires_at = now + (FORGET_OPEN_SECONDS if state.status == "open" else state.ttl)
+    expires_at = now + (_forgotten_after(state) if state.status == "open" else state.ttl)
     return Life(Head(version_after(head.version, now, state.writer), head.tail, _encode(state), expires_at), state)
 
 

@@ -14,6 +14,7 @@ leaves a doubt behind: a commit whose answer was lost is noted, and sent again a
 import logging
 from collections.abc import Callable
 from enum import Enum, auto
+from functools import partial
 from threading import Lock
 from typing import Any, Final
 
@@ -118,7 +119,7 @@ class Outbox:
         self._round: _Round | None = None
         self._has_task = False  # whether a background task commits what is queued
         self._has_untold_loss = False  # whether records were lost, and no call has said so yet
-        self.committed_at = self.stored_at = self._left_at = anyio.current_time()
+        self.committed_at = self.stored_at = self._left_at = self._began_at = anyio.current_time()
         core.keep(self)
 
     @property
@@ -235,7 +236,7 @@ class Outbox:
         """Store what is queued and release the stream; further calls raise errors like `why`."""
         if self._state is _State.OPEN:
             self._imposed = records_of(self.life.state)
-            self._close(why, (_lifecycle.release, self._imposed))
+            self._close(why, (self._releasing(), self._imposed))
         await self._store_ending()
         if self._has_untold_loss:
             self.check_open()
@@ -281,7 +282,7 @@ class Outbox:
         if self._state is _State.OPEN:
             self._imposed = records_of(self.life.state)
             why = StreamTakenOverError("the stream was released in its writer's place, for another one to go on with it")
-            self._close(why, (_lifecycle.release, self._imposed))
+            self._close(why, (self._releasing(), self._imposed))
             self.cancelled.set()
             self._start_task()
 
@@ -299,9 +300,12 @@ class Outbox:
             return
         if head is None or head.version != self.life.head.version:
             self._fence(_lifecycle.why_refused(head, self._writer))
-        elif _lifecycle.is_to_be_extended(head, self._core.now()) and self._ending is None:
+        elif _lifecycle.is_to_be_extended(life, self._core.now()) and self._ending is None:
             self._doubt = (_lifecycle.extend(self.life, self._core.now()), [])
             await self._advance()
+
+    def _releasing(self) -> Change:
+        return partial(_lifecycle.release, held=anyio.current_time() - self._began_at)
 
     def _close(self, why: StreamkeepError, ending: tuple[Change, list[bytes]]) -> None:
         with self._lock:

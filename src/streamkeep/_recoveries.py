@@ -17,10 +17,10 @@ from ._background import Task
 from ._core import Core, new_name
 from ._encoding import Encode
 from ._input import StreamInput
-from ._lifecycle import Life, committed_at, life_of
+from ._lifecycle import Life, committed_at, life_of, pause_before
 from ._recovery import BELL, PREFIX, Entry, after_session, entries_of, entry_of, session_in
 from ._running import Running
-from .errors import KeyInUseError, StorageCorruptError, StorageError
+from .errors import KeyInUseError, StorageCorruptError, StorageError, StreamBusyError
 from .storage import Head
 
 logger: Final = logging.getLogger("streamkeep")
@@ -66,8 +66,12 @@ class Recoveries:
         while True:
             running = self._check_running()
             lease = running.core.terms.lease
-            self._is_due, self._again_at = anyio.Event(), anyio.current_time() + lease * random.uniform(0.8, 1.0)  # noqa: S311 - jitter
             try:
+                if not self._found:
+                    # What wakes it from now on is not known to what is found now; what has done so before is.
+                    self._is_due = anyio.Event()
+                    self._again_at = anyio.current_time() + lease * random.uniform(0.8, 1.0)  # noqa: S311 - jitter
+                    await self._find(running.core)
                 if (stream := await self._next(running)) is not None:
                     return stream
                 self._is_told = False
@@ -75,7 +79,8 @@ class Recoveries:
                 if not self._is_told:
                     self._is_told = True
                     logger.warning("it cannot be seen now which streams are to be gone on with: %s", error)
-                self._again_at = anyio.current_time() + RETRY_SECONDS
+                self._wake()  # this one is found again behind the others
+                await anyio.sleep(RETRY_SECONDS)
             with anyio.move_on_after(self._again_at - anyio.current_time()):
                 await self._is_due.wait()
 
@@ -94,8 +99,6 @@ class Recoveries:
         self._is_due.set()
 
     async def _next(self, running: Running) -> StreamInput | None:
-        if not self._found:
-            await self._find(running.core)
         while self._found:
             id, head = self._found.popleft()
             try:
@@ -107,21 +110,21 @@ class Recoveries:
 
     async def _find(self, core: Core) -> None:
         """Find the entries of sessions that are dead, and have this called again when one dies that is alive."""
-        alive = ExitStack()
-        after = PREFIX
-        while (page := await core.storage.scan(after, SCAN_ENTRIES)) and page[0][0].startswith(PREFIX):
-            session = session_in(page[0][0])
-            silent, terms = core.observer.silence_of(session)
-            if session and silent < terms.lease + terms.grace:
-                alive.enter_context(core.observer.calling_when_dead(session, self._wake))
-                after = after_session(session)
-                continue
-            own = [(id, head) for id, head in page if id.startswith(entries_of(session))]
-            self._found.extend(own)
-            after = own[-1][0]
-        random.shuffle(self._found)  # others do the same at this moment
-        self._others.close()
-        self._others = alive
+        with ExitStack() as alive:
+            after = PREFIX
+            while (page := await core.storage.scan(after, SCAN_ENTRIES)) and page[0][0].startswith(PREFIX):
+                session = session_in(page[0][0])
+                silent, terms = core.observer.silence_of(session)
+                if session and silent < terms.lease + terms.grace:
+                    alive.enter_context(core.observer.calling_when_dead(session, self._wake))
+                    after = after_session(session)
+                    continue
+                own = [(id, head) for id, head in page if id.startswith(entries_of(session))]
+                self._found.extend(own)
+                after = own[-1][0]
+            random.shuffle(self._found)  # others do the same at this moment
+            self._others.close()
+            self._others = alive.pop_all()
 
     async def _go_on(self, running: Running, id: str, head: Head) -> StreamInput | None:
         """Take over the stream of an entry; None if that cannot be, or cannot be yet."""
@@ -134,9 +137,8 @@ class Recoveries:
             return None
         if life.state.session or entry.name not in self._names:
             return None
-        pause = life.state.free_at - core.now()
-        if pause > 0:
-            self._again_at = min(self._again_at, anyio.current_time() + pause)
+        if (pause := pause_before(life, core.now())) > 0:
+            self._look_again_in(pause)
             return None
         await core.session.start()
         writer = new_name()
@@ -145,7 +147,12 @@ class Recoveries:
                 return await running.take_over(entry.stream, life.head, writer, self._encode)
             except KeyInUseError as error:  # its own start had died before the key was its own
                 logger.info("stream %s is not gone on with: %s", entry.stream, error)
-                return None
+            except StreamBusyError as error:  # the storage's clock went back
+                self._look_again_in(error.retry_after)
+        return None
+
+    def _look_again_in(self, seconds: float) -> None:
+        self._again_at = min(self._again_at, anyio.current_time() + seconds)
 
     async def _left(self, core: Core, entry: Entry, session: str) -> Life | None:
         """Give the stream of an entry, having noted that a session has left it if that is so; None: it is not there."""

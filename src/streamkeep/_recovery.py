@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from . import _names
-from ._lifecycle import FORGET_OPEN_SECONDS, RecoveryTerms, State, version_after
+from ._lifecycle import FORGET_OPEN_SECONDS, RecoveryTerms, State, longest_wait, version_after
 from .errors import InvalidArgumentError, StorageCorruptError
 from .events import encode_json, recovering_record
 from .storage import Head
@@ -25,6 +25,8 @@ NOBODY: Final = "0"
 MAX_INPUT_BYTES: Final = 64 << 10
 MAX_CHECKPOINT_BYTES: Final = 4 << 10
 MAX_NAME: Final = 255
+MAX_SECONDS: Final = timedelta.max.total_seconds() - 1
+"""What a timedelta can be made of: of its greatest the seconds are rounded up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     stream: str
     life: str
     ttl: float
+    """How much longer than others it is kept."""
     name: str
     input: str
     """As JSON."""
@@ -75,7 +78,7 @@ def recovery_of(terms: RecoveryTerms | None, input: str) -> Recovery | None:
     """Give what was given to `open`."""
     if terms is None:
         return None
-    backoff, within = timedelta(seconds=terms.backoff), timedelta(seconds=terms.within)
+    backoff, within = (timedelta(seconds=min(seconds, MAX_SECONDS)) for seconds in (terms.backoff, terms.within))
     return Recovery(terms.name, msgspec.json.decode(input or "null"), terms.attempts, backoff, within)
 
 
@@ -136,17 +139,19 @@ def after_session(session: str) -> str:
 def entry_of(head: Head) -> Entry:
     """Read the head of an entry. StorageCorruptError: it is none."""
     try:
-        return _decoder.decode(head.state)
+        entry = _decoder.decode(head.state)
+        msgspec.json.decode(entry.input or "null")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise StorageCorruptError(
             "the entry of a recovery is damaged, or was written by a newer version of streamkeep"
         ) from error
+    return entry
 
 
 def entry_for(stream: str, state: State, input: str) -> Entry:
     """Give the entry of a stream."""
     assert state.recovery is not None
-    return Entry(stream, state.life, state.ttl, state.recovery.name, input)
+    return Entry(stream, state.life, state.ttl + longest_wait(state.recovery), state.recovery.name, input)
 
 
 def entry_head(seen: Head | None, entry: Entry, now: float) -> Head:

@@ -3,11 +3,12 @@
 What is stored is what is sent: a record's JSON is decoded only when somebody asks for the object.
 """
 
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Final, Generic, Protocol, TypeVar, cast
+from typing import Any, Final, Generic, Protocol, TypeVar, cast, get_args
 
 import msgspec
 
@@ -194,12 +195,21 @@ ReadAs = type[T] | Validator[T]
 
 
 def decoder_of(type_: ReadAs[T]) -> Callable[[bytes], T]:
-    """Give what decodes JSON into a pydantic model, by a `TypeAdapter`, or into what msgspec knows: dataclasses, structs, TypedDicts."""
+    """Give what decodes JSON into a pydantic model, or a list, an optional or a union of such; by a `TypeAdapter`; or into what msgspec
+    knows: dataclasses, structs, TypedDicts.
+    """
     for name in ("model_validate_json", "validate_json"):
         validate: Callable[[bytes], T] | None = getattr(type_, name, None)
         if validate is not None:
             return validate
+    if _holds_model(type_):
+        adapter: Validator[T] = sys.modules["pydantic"].TypeAdapter(type_)
+        return adapter.validate_json
     return msgspec.json.Decoder(cast("type[T]", type_)).decode
+
+
+def _holds_model(type_: object) -> bool:
+    return hasattr(type_, "model_validate_json") or any(map(_holds_model, get_args(type_)))
 
 
 def error_info(error: BaseException) -> ErrorInfo:

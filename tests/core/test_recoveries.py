@@ -1,8 +1,11 @@
 """Going on with streams whose writers have died: how often, how soon, by whom; and what each failure leaves. On virtual time."""
 
+import itertools
+from collections.abc import Callable
 from datetime import timedelta
 
 import anyio
+import msgspec
 import pytest
 from tests.core.helpers import Process, core_of, replay
 
@@ -16,10 +19,10 @@ from streamkeep import (
     StreamManagerClosedError,
     StreamTakenOverError,
 )
-from streamkeep._lifecycle import FORGET_OPEN_SECONDS, life_of
-from streamkeep._recovery import BELL, PREFIX, entry_id
+from streamkeep._lifecycle import FORGET_OPEN_SECONDS, MAX_BACKOFF_SECONDS, RecoveryTerms, life_of
+from streamkeep._recovery import BELL, PREFIX, entry_id, entry_of
 from streamkeep.storages.memory import MemoryStorage
-from streamkeep.testing.faults import FaultyStorage
+from streamkeep.testing.faults import FaultyStorage, Operation
 
 GO = Recovery("go", {"question": "why"}, attempts=2, backoff=timedelta(seconds=8), within=timedelta(minutes=5))
 
@@ -323,6 +326,174 @@ async def test_a_stream_whose_key_is_anothers_by_now_is_not_gone_on_with(
         await next_of(streams)
     await successor.done()
     assert [record for record in caplog.records if "stream s is not gone on with" in record.message]
+
+
+@pytest.mark.promise("P24")
+@pytest.mark.parametrize(("operation", "number"), [*(("read", number) for number in range(4)), ("delete", 0)])
+async def test_what_is_taken_over_again_while_it_is_handed_on_keeps_its_entry(
+    streams: StreamManager, storage: FaultyStorage, memory: MemoryStorage, operation: Operation, number: int
+) -> None:
+    stream = await streams.open("s", recovery=GO)
+    storage.skip(operation, times=number)
+    late = storage.hold(operation)
+    await stream.close()
+    await anyio.sleep(1)
+    again = await streams.open("s", resume=True)
+    late.release()
+    await anyio.sleep(1)
+    there = await memory.read("s")
+    assert there is not None
+    assert entry_id(core_of(streams).session.name, life_of(there.head).state.life) in await entries(memory)
+    await again.done()
+
+
+@pytest.mark.promise("P24")
+@pytest.mark.parametrize("operation", ["read", "delete"])
+async def test_what_is_released_before_its_old_entry_is_forgotten_keeps_its_new_one(
+    streams: StreamManager, storage: FaultyStorage, memory: MemoryStorage, mortal: Process, operation: Operation
+) -> None:
+    await (await mortal.streams.open("s", recovery=GO)).close()
+    await anyio.sleep(1)
+    stream = await streams.open("s", resume=True)
+    late = storage.hold(operation)
+    await anyio.sleep(1)
+    await stream.close()
+    await anyio.sleep(1)
+    late.release()
+    await anyio.sleep(1)
+    assert len(await entries(memory)) == 1
+    await (await next_of(streams)).done()
+
+
+@pytest.mark.promise("P24")
+async def test_who_takes_a_stream_over_and_lets_go_of_it_again_and_again_does_so_once_in_a_backoff(
+    streams: StreamManager, memory: MemoryStorage, elsewhere: StreamManager
+) -> None:
+    await (await elsewhere.open("s", recovery=GO)).close()
+    taken_at: list[float] = []
+
+    async def work(manager: StreamManager) -> None:
+        async with manager.recoveries("go") as lost:
+            async for stream in lost:
+                taken_at.append(anyio.current_time())
+                await stream.write("a")
+                await stream.close()
+
+    began_at = anyio.current_time()
+    with anyio.move_on_after(100):
+        async with anyio.create_task_group() as tasks:
+            for manager in (streams, elsewhere):
+                tasks.start_soon(work, manager)
+    assert taken_at[0] == pytest.approx(began_at, abs=1)
+    assert all(later - earlier >= 7.9 for earlier, later in itertools.pairwise(taken_at))
+    assert len(taken_at) > 5
+    stream = await next_of(streams)
+    await anyio.sleep(8)
+    left_at = anyio.current_time()
+    await stream.close()  # it had it for long enough
+    await (await next_of(streams)).done()
+    assert anyio.current_time() == pytest.approx(left_at, abs=1)
+
+
+@pytest.mark.promise("P24")
+@pytest.mark.parametrize("is_dead", [True, False])
+async def test_an_app_may_be_down_for_days_if_its_streams_wait_so_long(
+    memory: MemoryStorage, clock: Callable[[], float], *, is_dead: bool
+) -> None:
+    recovery = Recovery("go", 1, within=timedelta(days=5))
+    if is_dead:
+        await died(memory, recovery=recovery)
+    else:
+        async with StreamManager(memory) as before:
+            await (await before.open("s", recovery=recovery)).close()
+    days = 4 * FORGET_OPEN_SECONDS
+    for id, head in await memory.scan("", 100):
+        if id != BELL and not id.startswith(".session."):
+            assert head.expires_at > clock() + days  # some storages forget by themselves
+    storage = FaultyStorage(memory)
+    storage.ahead_seconds = days
+    async with StreamManager(storage) as streams:
+        await streams.sweep()
+        await (await next_of(streams)).done()
+
+
+@pytest.mark.promise("P24")
+@pytest.mark.parametrize("is_dead", [True, False])
+async def test_a_clock_that_went_back_keeps_nobody_from_going_on(
+    streams: StreamManager, storage: FaultyStorage, memory: MemoryStorage, *, is_dead: bool
+) -> None:
+    if is_dead:
+        await died(memory)
+        await left(streams)
+    else:
+        await (await streams.open("s", recovery=GO)).close()
+    storage.ahead_seconds = -3_600
+    with anyio.fail_after(60):
+        await (await next_of(streams)).done()
+
+
+@pytest.mark.promise("P24")
+async def test_a_clock_that_goes_back_while_a_stream_is_taken_over_is_waited_for(
+    streams: StreamManager, storage: FaultyStorage, memory: MemoryStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await died(memory)
+    await left(streams)
+    await anyio.sleep(8)
+    core, start = core_of(streams), core_of(streams).session.start
+
+    async def start_and_go_back() -> None:
+        await start()
+        storage.ahead_seconds = -2
+
+    monkeypatch.setattr(core.session, "start", start_and_go_back)  # what it awaits may take as long as that
+    with anyio.fail_after(60):
+        await (await next_of(streams)).done()
+
+
+@pytest.mark.promise("P24")
+async def test_who_goes_on_is_called_also_while_it_has_what_it_cannot_go_on_with_yet(memory: MemoryStorage) -> None:
+    async with StreamManager(memory) as other, StreamManager(memory, lease=timedelta(hours=1)) as streams:
+        await died(memory, "waits", Recovery("go", backoff=timedelta(hours=1)))
+        while not (await other.info("waits")).is_recovering:  # noqa: ASYNC110 - whoever asks is not told when to ask again
+            await anyio.sleep(0.1)
+        async with streams.recoveries("go") as lost:
+            for number in range(20):  # in an order that is random
+                await (await other.open(f"s{number}", recovery=GO)).close()
+                await anyio.sleep(1)
+                await (await other.open(f"t{number}", recovery=GO)).close()
+                await anyio.sleep(1)
+                with anyio.fail_after(60):
+                    await (await anext(lost)).done()
+                    await (await other.open(f"late{number}", recovery=GO)).close()
+                    await anyio.sleep(1)
+                    await (await anext(lost)).done()
+                    await (await anext(lost)).done()
+
+
+@pytest.mark.promise("P24")
+async def test_an_entry_whose_input_is_damaged_is_passed_over(
+    streams: StreamManager, memory: MemoryStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    await died(memory, "a")
+    (id,) = await entries(memory)
+    page = await memory.read(id)
+    assert page is not None
+    damaged = msgspec.json.encode(msgspec.structs.replace(entry_of(page.head), input="{"))
+    await memory.commit(id, page.head.version, type(page.head)(page.head.version + 1, 0, damaged, page.head.expires_at))
+    await died(memory, "b")
+    assert (await next_of(streams)).id == "b"
+    assert [record for record in caplog.records if "damaged" in record.message]
+
+
+@pytest.mark.parametrize("recovery", [Recovery("go", within=timedelta.max), Recovery("go", backoff=timedelta.max)])
+async def test_it_may_be_waited_for_ever(streams: StreamManager, recovery: Recovery) -> None:
+    async with streams.open("s", recovery=recovery) as stream:
+        assert stream.recovery is not None
+        assert stream.recovery.within >= timedelta(minutes=5)
+
+
+def test_of_thousands_of_deaths_none_has_a_pause_that_cannot_be_told() -> None:
+    assert [RecoveryTerms("go", 5_000, backoff, 1).pause(4_000) for backoff in (0.0, 1.0)] == [0, MAX_BACKOFF_SECONDS]
 
 
 async def test_an_entry_that_cannot_be_forgotten_yet_is_reported(

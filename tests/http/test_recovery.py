@@ -15,7 +15,7 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 from tests.http.servers import events_of, frames_of, http_to, until
 
-from streamkeep import InvalidArgumentError, Recovery, StreamInput, StreamManager
+from streamkeep import InvalidArgumentError, Recovery, StreamAlreadyExistsError, StreamInput, StreamManager
 from streamkeep.events import encode_json
 from streamkeep.http import (
     AGUIFraming,
@@ -31,7 +31,9 @@ from streamkeep.http import (
     TextFraming,
     UIMessagesFraming,
 )
+from streamkeep.http.runner import Runner
 from streamkeep.storages.memory import MemoryStorage
+from streamkeep.testing.faults import FaultyStorage
 
 RECOVERING: Final = ("recovering", None)
 RESTARTED: Final = ("restarted", None)
@@ -268,6 +270,83 @@ def test_what_cannot_be_kept_is_refused_when_it_is_registered_or_called() -> Non
     for arguments in ({"question": object()}, {"question": {"words": 1}}, {"question": Question(text="w"), "more": "x"}):
         with pytest.raises(InvalidArgumentError):
             call(**arguments)
+
+
+def test_a_call_gives_all_that_is_required_but_the_stream() -> None:
+    http = StreamsHTTP("memory://")
+
+    async def one(question: str, more: int = 0) -> None: ...
+
+    async def two(stream: StreamInput, question: str) -> None: ...
+
+    async def three(stream, self: str) -> None: ...  # type: ignore[no-untyped-def]  # noqa: ANN001 - nothing says what it is
+
+    def not_the_first(question: str, stream: StreamInput) -> None: ...
+
+    calls = [http.recoverable(function.__name__)(function) for function in (one, two, three)]
+    for call in calls:
+        with pytest.raises(TypeError):
+            call()
+    assert [call(question="w").recovery.name for call in calls[:2]] == ["one", "two"]
+    assert calls[2](self="w").function.keywords == {"self": "w"}  # type: ignore[attr-defined]
+    with pytest.raises(TypeError):
+        http.recoverable("four")(not_the_first)
+
+
+def test_arguments_may_hold_models() -> None:
+    async def make(
+        questions: list[Question], last: Question | None = None, other: dict[str, Question | int] | None = None
+    ) -> None: ...
+
+    call = StreamsHTTP("memory://").recoverable("make")(make)
+    arguments = {"questions": [Question(text="a")], "last": Question(text="b"), "other": {"c": Question(text="c"), "d": 1}}
+    assert call(**arguments).function.keywords == arguments  # type: ignore[attr-defined]
+    with pytest.raises(InvalidArgumentError):
+        call(questions=[{"words": 1}])
+
+
+@pytest.mark.promise("P24")
+async def test_an_apps_own_metadata_says_nothing_of_how_its_chunks_are_read() -> None:
+    storage = MemoryStorage()
+    recovery = Recovery("words", {"question": {"text": "w"}}, backoff=AT_ONCE)
+    async with StreamManager(storage) as streams, streams.open("s", metadata={"events": "many"}, recovery=recovery) as writer:
+        await writer.write("old")
+    app = App(storage)
+    app.may_end.set()
+    app.http.recoverable("words")(words(app))
+    async with app.answering(lambda: ()):
+        assert await events_of(app.http.streams, "s") == [
+            ("chunk", "old"),
+            RECOVERING,
+            RESTARTED,
+            ("chunk", "w0"),
+            ("chunk", "w1"),
+            ("done", None),
+        ]
+
+
+async def test_who_goes_on_has_the_place_of_a_start_that_failed() -> None:
+    storage = MemoryStorage()
+    faulty = FaultyStorage(storage)
+    async with StreamManager(faulty) as streams, Runner(streams, max_producers=1, drain=AT_ONCE) as runner:
+        await (await streams.open("there")).done()
+        held = faulty.hold("commit")
+
+        async def start() -> None:
+            with pytest.raises(StreamAlreadyExistsError):
+                await runner.start("there", nothing)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(start)
+            await held.reached.wait()
+            await left(storage, "s")
+            runner.recover({"words"}, lambda _: nothing)
+            await anyio.sleep(0.05)
+            held.release()
+        assert (await events_of(streams, "s"))[-1] == ("done", None)
+
+
+async def nothing(stream: StreamInput, stop: anyio.Event) -> None: ...
 
 
 async def test_nothing_is_registered_while_it_runs() -> None:

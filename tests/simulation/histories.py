@@ -315,7 +315,7 @@ async def _see_all_removed(story: Story) -> None:
         while not all(is_name(id) or id.startswith(BELL) for id in story.world.streams):  # noqa: ASYNC110 - sweeps tell nobody
             await trio.sleep(60)
     if story.world.streams:  # names of streams that were taken back, or that their successors have lost
-        story.world.jump(2 * FORGET_OPEN_SECONDS + story.ttl.total_seconds())
+        story.world.jump(2 * FORGET_OPEN_SECONDS + story.ttl.total_seconds() + story.world.put_back)
         with trio.move_on_after(300):
             while story.world.streams:  # noqa: ASYNC110
                 await trio.sleep(60)

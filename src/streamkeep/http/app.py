@@ -86,7 +86,7 @@ MAX_LISTED: Final = 1_000
 DETACHED: Final = "detached"
 """The name in a stream's metadata under which it is kept what answered the request that began it, where that was answered at once."""
 WhenRunning = Literal["join", "replace", "refuse"]
-PASSES_EVENTS: Final = "events"
+PASSES_EVENTS: Final = "streamkeep.events"
 """The name in a stream's metadata that says that its chunks are server-sent events, for who goes on with it."""
 STOP_SECONDS: Final = 1.0
 """How long work without a stream may go on when its client has gone and it was told to stop."""

@@ -4,7 +4,7 @@ What the function is called with is kept with the stream, as JSON. So it is call
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -46,11 +46,11 @@ class Recoverable:
         self._function = function
         self._recovery = recovery
         self._signature = inspect.signature(function)
-        self._decoders = _decoders(function)
+        self._stream, self._decoders = _parameters(function)
 
-    def __call__(self, **arguments: object) -> RecoverableCall:
+    def __call__(self, /, **arguments: object) -> RecoverableCall:
         """Give the source of a stream whose chunks the function makes with these arguments."""
-        self._signature.bind_partial(**arguments)
+        self._check(arguments)
         kept = {name: msgspec.Raw(encode_json(value)) for name, value in arguments.items()}
         return RecoverableCall(replace(self._recovery, input=kept), self._bound(kept))
 
@@ -59,10 +59,14 @@ class Recoverable:
         assert stream.recovery is not None
         return self._bound({name: msgspec.Raw(encode_json(value)) for name, value in (stream.recovery.input or {}).items()})
 
+    def _check(self, arguments: Mapping[str, object]) -> None:
+        """Raise TypeError if the function does not take these arguments, and the stream if it wants that, and needs no more."""
+        self._signature.bind(**{**dict.fromkeys(self._stream), **arguments})
+
     def _bound(self, kept: Mapping[str, msgspec.Raw]) -> Callable[..., object]:
         try:
             arguments = {name: self._decoders.get(name, msgspec.json.decode)(bytes(data)) for name, data in kept.items()}
-            self._signature.bind_partial(**arguments)
+            self._check(arguments)
         except (ValueError, TypeError) as error:  # pydantic's and msgspec's are ValueErrors
             raise InvalidArgumentError(f"{self.name} does not take these arguments: {error}") from error
         return partial(self._function, **arguments)
@@ -90,14 +94,21 @@ def registering(take: Callable[[Recoverable], object], name: str, **terms: Unpac
     return register
 
 
-def _decoders(function: Callable[..., object]) -> Mapping[str, Callable[[bytes], Any]]:
-    """Give what makes of JSON what the annotations of a function's parameters say. TypeError: they are not all given by keyword."""
-    parameters = inspect.signature(function).parameters.values()
-    if any(parameter.kind not in _KEYWORDS for parameter in parameters):
-        raise TypeError("a recoverable function takes its arguments by keyword; before them, if it wants it, the stream")
+def _parameters(function: Callable[..., object]) -> tuple[Sequence[str], Mapping[str, Callable[[bytes], Any]]]:
+    """Give the name of the parameter that is the stream, if there is one, and what makes of JSON what the annotations of the others say.
+
+    TypeError: they are not all given by keyword, or the stream is not the first.
+    """
+    parameters = list(inspect.signature(function).parameters.values())
     hints = get_type_hints(function)
-    return {
-        parameter.name: decoder_of(hints[parameter.name])
-        for parameter in parameters
-        if hints.get(parameter.name, StreamInput) is not StreamInput
-    }
+    first = [
+        parameter.name
+        for parameter in parameters[:1]
+        if hints.get(parameter.name, StreamInput) is StreamInput and parameter.default is parameter.empty
+    ]
+    others = [parameter for parameter in parameters if parameter.name not in first]
+    if any(parameter.kind not in _KEYWORDS for parameter in parameters) or any(
+        hints.get(parameter.name) is StreamInput for parameter in others
+    ):
+        raise TypeError("a recoverable function takes its arguments by keyword; before them, if it wants it, the stream")
+    return first, {parameter.name: decoder_of(hints[parameter.name]) for parameter in others if parameter.name in hints}

@@ -263,8 +263,8 @@ class Runner:
         self._starting = 0
         self._decided = anyio.Event()
         """One more start is known to run, or not to."""
-        self._has_ended = anyio.Event()
-        """One run more has ended."""
+        self._has_place = anyio.Event()
+        """One run more has ended, or one start more is known to run, or not to."""
         self._runs: dict[_Run, None] = {}  # the oldest first
         self._unfinished: set[StreamInput] = set()
         self._recovering = Task()
@@ -318,6 +318,7 @@ class Runner:
             self._starting -= 1
             decided, self._decided = self._decided, anyio.Event()
             decided.set()
+            self._tell_of_place()  # perhaps: it has failed
         if not self.is_running:
             await stream_input.error(SHUT_DOWN)
         self._check_running()
@@ -345,7 +346,7 @@ class Runner:
         async with self._streams.recoveries(*names) as lost:
             while True:
                 while len(self._runs) + self._starting >= self._max_producers:
-                    await self._has_ended.wait()
+                    await self._has_place.wait()
                 stream = await anext(lost)
                 assert stream.recovery is not None
                 logger.info("stream %s: %s is gone on with here", stream.id, stream.recovery.name)
@@ -446,8 +447,11 @@ class Runner:
 
     def _forget(self, run: _Run) -> None:
         self._runs.pop(run, None)
-        ended, self._has_ended = self._has_ended, anyio.Event()
-        ended.set()
+        self._tell_of_place()
+
+    def _tell_of_place(self) -> None:
+        waited_for, self._has_place = self._has_place, anyio.Event()
+        waited_for.set()
 
     def _left(self) -> list[_Run]:
         """Give the runs that have to be waited for."""
