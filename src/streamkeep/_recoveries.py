@@ -21,7 +21,6 @@ from ._lifecycle import Life, committed_at, life_of, pause_before
 from ._recovery import BELL, PREFIX, Entry, after_session, entries_of, entry_of, session_in
 from ._running import Running
 from .errors import KeyInUseError, StorageCorruptError, StorageError, StreamBusyError
-from .storage import Head
 
 logger: Final = logging.getLogger("streamkeep")
 
@@ -43,7 +42,7 @@ class Recoveries:
         self._check_running = check_running
         self._names = names
         self._encode = encode
-        self._found: deque[tuple[str, Head]] = deque()
+        self._found: deque[str] = deque()
         self._is_due = anyio.Event()
         self._again_at = 0.0
         self._others = ExitStack()
@@ -100,9 +99,9 @@ class Recoveries:
 
     async def _next(self, running: Running) -> StreamInput | None:
         while self._found:
-            id, head = self._found.popleft()
+            id = self._found.popleft()
             try:
-                if (stream := await self._go_on(running, id, head)) is not None:
+                if (stream := await self._go_on(running, id)) is not None:
                     return stream
             except StorageCorruptError as error:
                 logger.warning("a stream cannot be gone on with: %s", error)
@@ -112,28 +111,37 @@ class Recoveries:
         """Find the entries of sessions that are dead, and have this called again when one dies that is alive."""
         with ExitStack() as alive:
             after = PREFIX
-            while (page := await core.storage.scan(after, SCAN_ENTRIES)) and page[0][0].startswith(PREFIX):
+            while (page := await core.storage.scan(after, 1)) and page[0][0].startswith(PREFIX):
                 session = session_in(page[0][0])
                 silent, terms = core.observer.silence_of(session)
                 if session and silent < terms.lease + terms.grace:
                     alive.enter_context(core.observer.calling_when_dead(session, self._wake))
-                    after = after_session(session)
-                    continue
-                own = [(id, head) for id, head in page if id.startswith(entries_of(session))]
-                self._found.extend(own)
-                after = own[-1][0]
+                else:
+                    await self._find_of(core, session)
+                after = after_session(session)
             random.shuffle(self._found)  # others do the same at this moment
             self._others.close()
             self._others = alive.pop_all()
 
-    async def _go_on(self, running: Running, id: str, head: Head) -> StreamInput | None:
+    async def _find_of(self, core: Core, session: str) -> None:
+        """Find the entries of a session; not what they say, which may be much."""
+        after = entries_of(session)
+        while own := [id for id, _ in await core.storage.scan(after, SCAN_ENTRIES) if id.startswith(entries_of(session))]:
+            self._found.extend(own)
+            after = own[-1]
+
+    async def _go_on(self, running: Running, id: str) -> StreamInput | None:
         """Take over the stream of an entry; None if that cannot be, or cannot be yet."""
-        core, entry = running.core, entry_of(head)
+        core = running.core
+        page = await core.storage.read(id)
+        if page is None:  # others were quicker
+            return None
+        entry = entry_of(page.head)
         life = await self._left(core, entry, session_in(id))
         if life is None or life.state.status != "open" or life.state.session not in {session_in(id), ""}:
             # Of a stream that is not there, the creation may still be under way: what is slow is not dead.
-            if life is not None or core.now() > committed_at(head) + ABSENT_SECONDS:
-                await core.storage.delete(id, head.version)
+            if life is not None or core.now() > committed_at(page.head) + ABSENT_SECONDS:
+                await core.storage.delete(id, page.head.version)
             return None
         if life.state.session or entry.name not in self._names:
             return None

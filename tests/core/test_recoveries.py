@@ -1,7 +1,8 @@
 """Going on with streams whose writers have died: how often, how soon, by whom; and what each failure leaves. On virtual time."""
 
 import itertools
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import anyio
@@ -21,6 +22,7 @@ from streamkeep import (
 )
 from streamkeep._lifecycle import FORGET_OPEN_SECONDS, MAX_BACKOFF_SECONDS, RecoveryTerms, life_of
 from streamkeep._recovery import BELL, PREFIX, entry_id, entry_of
+from streamkeep.storage import Head
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage, Operation
 
@@ -104,6 +106,32 @@ async def test_who_looks_for_the_dead_costs_what_runs_and_not_what_is_kept(memor
         for stream in alive:
             await stream.done()
     assert await entries(memory) == []
+
+
+@pytest.mark.promise("P24")
+async def test_of_what_lives_one_entry_a_session_is_read_and_of_what_is_found_the_ids_are_kept(memory: MemoryStorage) -> None:
+    long = Recovery("go", "x" * 60_000)
+    async with StreamManager(memory) as other:
+        alive = [await other.open(f"s{number}", recovery=long) for number in range(100)]
+        sizes: list[int] = []
+
+        class Counting(FaultyStorage):
+            async def scan(self, after: str = "", limit: int = 100) -> Sequence[tuple[str, Head]]:
+                found = await super().scan(after, limit)
+                sizes.append(sum(len(head.state) for _, head in found))
+                return found
+
+        async with StreamManager(Counting(memory)) as streams:
+            lost = streams.recoveries("go")
+            async with lost:
+                with anyio.move_on_after(1):
+                    await anext(lost)
+                assert 60_000 <= sum(sizes) < 3 * 60_000  # it looks twice at first: its bell may have rung before
+                for stream in alive:
+                    await stream.close()
+                await anyio.sleep(1)
+                await (await anext(lost)).done()
+                assert len(pickle.dumps(lost._found)) < 100 * 200
 
 
 @pytest.mark.promise("P24")
