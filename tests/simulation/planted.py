@@ -355,7 +355,7 @@ def who_goes_on_asks_nobody_whether_the_writer_is_dead(patch: pytest.MonkeyPatch
     """A stream is taken from a writer that lives."""
 
     async def find(self: Recoveries, core: Core) -> None:
-        self._found.extend([each for each in await core.storage.scan(PREFIX, 100) if each[0].startswith(PREFIX)])
+        self._found.extend([id for id, _ in await core.storage.scan(PREFIX, 100) if id.startswith(PREFIX)])
 
     async def abandon(self: Core, stream: str, life: Life) -> bool:
         return await self._abandon(stream, life, inf, self.terms)
