@@ -325,7 +325,8 @@ class Core:
             return False
         is_left = _lifecycle.is_left(ended.state)
         records = records_of(ended.state) if is_left else [error_record(_lifecycle.ABORTED)]
-        await self.sweeper.commit(stream, life.head.version, ended.head, records)
+        if await self.sweeper.commit(stream, life.head.version, ended.head, records):
+            _report_death(stream, life.state, ended.state)
         if is_left:
             old = life.state
             self.background.start(partial(self._hand_on, old.session, stream, old.life), f"handing stream {stream} on")
@@ -366,3 +367,16 @@ class Core:
 
     def _is_anothers(self, life: Life) -> bool:
         return life.state.session not in {self.session.name, ""}
+
+
+def _report_death(stream: str, state: _lifecycle.State, ended: _lifecycle.State) -> None:
+    """Have the log say what has become of a stream with a recovery whose writer is gone: nobody else is there to say it."""
+    if state.recovery is None:
+        return
+    name, deaths = state.recovery.name, state.attempt + 1
+    if _lifecycle.is_left(ended):
+        logger.warning("stream %s (%s): its writer has died, %d so far; it waits for another one", stream, name, deaths)
+    elif state.session:
+        logger.error("stream %s (%s): its writer has died, %d so far, and it is ended with ABORTED", stream, name, deaths)
+    else:
+        logger.error("stream %s (%s): nobody went on with it in time, and it is ended with ABORTED", stream, name)

@@ -338,7 +338,10 @@ class Runner:
                 while len(self._runs) + self._starting >= self._max_producers:
                     await self._has_ended.wait()
                 stream = await anext(lost)
-                logger.info("stream %s is gone on with, after %d writers that have died", stream.id, stream.attempt)
+                assert stream.recovery is not None
+                logger.info(
+                    "stream %s (%s) is gone on with here; deaths so far: %d", stream.id, stream.recovery.name, stream.attempt
+                )
                 self.adopt(stream, _going_on(produce_of))
 
     def drain_at(self, shutdown: anyio.Event) -> None:
@@ -356,6 +359,8 @@ class Runner:
         for run in late:
             run.end_as = SHUT_DOWN
             run.stop.set()
+        if handed_on := [run for run in late if run.is_handed_on]:
+            logger.info("another process may go on with what is left of %s", _named(handed_on))
         with anyio.move_on_after(self._stop_seconds):
             await self._all_over()
         for run in self._left():
