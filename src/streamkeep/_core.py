@@ -326,14 +326,8 @@ class Core:
         is_left = _lifecycle.is_left(ended.state)
         records = records_of(ended.state) if is_left else [error_record(_lifecycle.ABORTED)]
         is_done = await self.sweeper.commit(stream, life.head.version, ended.head, records)
-        if is_done and (recovery := life.state.recovery) is not None:  # else readers are told, and that is all there is to it
-            what = "another one is to go on" if is_left else "it ends with ABORTED"
-            deaths = (
-                f"death {ended.state.attempt} of {recovery.attempts}"
-                if is_left
-                else f"after {life.state.attempt} deaths before"
-            )
-            logger.warning("stream %s: the writer of %s is gone, and %s (%s)", stream, recovery.name, what, deaths)
+        if is_done:
+            _report_death(stream, life.state, ended.state)
         if is_left and is_done:  # once is enough: who knows that the session is dead finds the stream all the same
             old = life.state
             self.background.start(partial(self._hand_on, stream, old.session, old.life), f"handing stream {stream} on")
@@ -374,3 +368,16 @@ class Core:
 
     def _is_anothers(self, life: Life) -> bool:
         return life.state.session not in {self.session.name, ""}
+
+
+def _report_death(stream: str, state: _lifecycle.State, ended: _lifecycle.State) -> None:
+    """Have the log say what has become of a stream with a recovery whose writer is gone: nobody else is there to say it."""
+    if state.recovery is None:
+        return
+    name, deaths = state.recovery.name, state.attempt + 1
+    if _lifecycle.is_left(ended):
+        logger.warning("stream %s (%s): its writer has died, %d so far; it waits for another one", stream, name, deaths)
+    elif state.session:
+        logger.error("stream %s (%s): its writer has died, %d so far, and it is ended with ABORTED", stream, name, deaths)
+    else:
+        logger.error("stream %s (%s): nobody went on with it in time, and it is ended with ABORTED", stream, name)

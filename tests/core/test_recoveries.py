@@ -56,7 +56,7 @@ async def left(streams: StreamManager) -> None:
 
 @pytest.mark.promise("P24")
 async def test_so_many_deaths_are_survived_with_a_longer_pause_each_time_and_one_more_is_the_end(
-    streams: StreamManager, memory: MemoryStorage
+    streams: StreamManager, memory: MemoryStorage, caplog: pytest.LogCaptureFixture
 ) -> None:
     await died(memory)
     pauses: list[float] = []
@@ -79,6 +79,13 @@ async def test_so_many_deaths_are_survived_with_a_longer_pause_each_time_and_one
     with anyio.move_on_after(60):
         await next_of(streams)
     assert await entries(memory) == []
+    # Whoever runs this finds what it was that has killed his processes.
+    told = [(record.levelname, record.message) for record in caplog.records if "has died" in record.message]
+    assert told == [
+        ("WARNING", "stream s (go): its writer has died, 1 so far; it waits for another one"),
+        ("WARNING", "stream s (go): its writer has died, 2 so far; it waits for another one"),
+        ("ERROR", "stream s (go): its writer has died, 3 so far, and it is ended with ABORTED"),
+    ]
 
 
 @pytest.mark.promise("P24")

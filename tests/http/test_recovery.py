@@ -442,6 +442,34 @@ async def test_who_comes_later_is_not_shown_what_was_superseded_unless_he_counts
     assert ("old1" in body) is is_shown
 
 
+async def test_a_text_of_ui_messages_that_is_gone_on_with_is_one_text() -> None:
+    framing, storage = UIMessagesFraming(), MemoryStorage()
+    await left(storage, "s")
+    async with StreamManager(storage) as streams:
+        async with streams.recoveries("words") as lost:
+            stream = await anext(lost)
+            await stream.write("new")
+            await stream.restart()
+            await stream.write("again")
+            await stream.done()
+        async with streams.subscribe("s") as events:
+            body = b"".join([framing.event(event, "s/0") async for event in events]).decode()
+    parts = [json.loads(line.removeprefix("data: ")) for line in body.splitlines() if line.startswith("data: {")]
+    assert [(part["type"], part.get("id")) for part in parts] == [
+        ("start", None),
+        ("text-start", "text-1"),
+        ("text-delta", "text-1"),
+        ("data-recovering", None),
+        ("text-delta", "text-1"),
+        ("text-end", "text-1"),
+        ("data-restarted", None),
+        ("text-start", "text-2"),
+        ("text-delta", "text-2"),
+        ("text-end", "text-2"),
+        ("finish", None),
+    ]
+
+
 async def test_genkits_clients_are_sent_nothing_that_they_do_not_know() -> None:
     framing = GenkitFraming()
     async with StreamManager.connect("memory://") as streams:

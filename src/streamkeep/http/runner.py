@@ -349,7 +349,9 @@ class Runner:
                     await self._has_place.wait()
                 stream = await anext(lost)
                 assert stream.recovery is not None
-                logger.info("stream %s: %s is gone on with here", stream.id, stream.recovery.name)
+                logger.info(
+                    "stream %s (%s) is gone on with here; deaths so far: %d", stream.id, stream.recovery.name, stream.attempt
+                )
                 self.adopt(stream, _going_on(produce_of))
 
     def drain_at(self, shutdown: anyio.Event) -> None:

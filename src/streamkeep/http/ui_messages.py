@@ -109,9 +109,9 @@ class UIMessagesFraming:
                 parts = [*self._start(cursor), *self._end_text(), _error_part(event.error), *self._end()]
                 return self._frames(parts, cursor)
             case StreamEventType.RECOVERING:
-                return self._frames(self._told(_RECOVERING), cursor)
+                return self._frames([_RECOVERING] if self._is_begun else [], cursor)  # a text may go on behind it
             case StreamEventType.RESTARTED:
-                return self._frames(self._told(_RESTARTED), cursor)
+                return self._frames([*self._end_text(), _RESTARTED] if self._is_begun else [], cursor)
             case _:
                 assert_never(event.type)
 
@@ -157,10 +157,6 @@ class UIMessagesFraming:
             return [*chunk, *self._end_text(), *self._end()]
         metadata = b',"messageMetadata":%b' % output if output.startswith(b"{") and not type_of(output) else b""
         return [*self._start(cursor), *self._end_text(), *self._end(metadata)]
-
-    def _told(self, part: Block) -> list[Block]:
-        """Give a part that says what has become of the message so far; nothing if there is none yet."""
-        return [*self._end_text(), part] if self._is_begun else []
 
     def _start(self, cursor: str) -> list[Block]:
         if self._is_begun or self._is_passed_through:
