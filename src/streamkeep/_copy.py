@@ -20,6 +20,8 @@ from . import _lifecycle, _names
 from ._guard import GuardedStorage
 from ._lifecycle import Life, State
 from ._naming import look_up
+from ._recovering import add_entry, find_entries
+from ._recovery import first_entry
 from .errors import StorageCorruptError, StreamkeepError
 from .storage import PAGE_BYTES, Head, Storage
 
@@ -225,11 +227,19 @@ class _Copy:
         if page is None:
             return
         life = _lifecycle.life_of(page.head)
+        await self._have_recovered(life.state)
         for name in _names.names_for(self._stream, life.state):
             with suppress(StorageCorruptError):  # a name that cannot be read is none
                 named = (await look_up(self._source, name)).life
                 while named is not None and named.state.life == life.state.life and not await self._claim(name, life):
                     pass
+
+    async def _have_recovered(self, state: State) -> None:
+        """Have an open stream that is to be gone on with found at the target by who does that."""
+        if state.recovery is None or state.status != "open" or await find_entries(self._target, state):
+            return
+        if (entry := first_entry((await find_entries(self._source, state)).values())) is not None:
+            await add_entry(self._target, state.session, entry)
 
     async def _claim(self, name: str, life: Life) -> bool:
         """Name the stream at the target, if that is still to be done; False if somebody else has changed the name meanwhile."""

@@ -53,6 +53,7 @@ MEASURE_RECORDS: Final = 2_048
 MAX_EPOCHS: Final = 64
 MAX_BACKOFF_SECONDS: Final = 3_600.0
 MAX_DOUBLINGS: Final = 64
+MAX_RELEASE_PAUSE_SECONDS: Final = 1.0
 MAX_WAIT_SECONDS: Final = 366 * 86_400.0
 
 CANCELLED: Final = ErrorInfo("CANCELLED", "the stream was cancelled")
@@ -294,10 +295,15 @@ def release(life: Life, now: float, *, held: float = inf) -> Life:
     """Release the stream: anybody may take over at once, and has as long for it as if the writer had died now.
 
     One that is to be gone on with has a record that says so. A writer of such a stream that went on with it and `held` it for less than the
-    backoff is followed by another one when that is over: what takes a stream over and lets go of it, again and again, does so not faster.
+    backoff, or a second if that is longer, is followed by another one when that is over: what takes a stream over and lets go of it, again
+    and again, does so not faster.
     """
     recovery = life.state.recovery
-    pause = 0.0 if recovery is None or len(life.state.epochs) == 1 else max(0.0, recovery.pause(1) - held)
+    pause = (
+        0.0
+        if recovery is None or len(life.state.epochs) == 1
+        else max(0.0, min(recovery.pause(1), MAX_RELEASE_PAUSE_SECONDS) - held)
+    )
     return _leave(life, now, life.state.attempt, now + pause)
 
 

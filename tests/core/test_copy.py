@@ -7,7 +7,15 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from streamkeep import KeyInUseError, StorageCorruptError, StorageError, StreamBusyError, StreamEventType, StreamManager
+from streamkeep import (
+    KeyInUseError,
+    Recovery,
+    StorageCorruptError,
+    StorageError,
+    StreamBusyError,
+    StreamEventType,
+    StreamManager,
+)
 from streamkeep._copy import PAGE_RECORDS, SCAN_IDS, Copied, Outcome, copy_streams, ids_with
 from streamkeep._names import Kind, name_id
 from streamkeep.storage import PAGE_BYTES, Head, Page, Storage
@@ -68,6 +76,26 @@ async def write(streams: StreamManager, stream: str, chunks: int) -> None:
 
 
 # What is copied
+
+
+@pytest.mark.promise("P24")
+@pytest.mark.parametrize("is_dead", [True, False])
+async def test_a_stream_that_is_to_be_gone_on_with_is_gone_on_with_where_it_was_copied_to(
+    source: FaultyStorage, target: FaultyStorage, *, is_dead: bool
+) -> None:
+    own = FaultyStorage(source)
+    async with StreamManager(own) as writer:
+        stream = await writer.open("s", recovery=Recovery("go", "why", backoff=timedelta(0)))
+        await stream.write("a")
+        own.is_down = is_dead
+    source.ahead_seconds = 60.0  # since the last sign of life
+    assert (await copy(source, target))["s"].outcome is Outcome.COPIED
+    async with StreamManager(target) as streams, streams.recoveries("go") as lost:
+        with anyio.fail_after(60):
+            successor = await anext(lost)
+        assert successor.recovery is not None
+        assert successor.recovery.input == "why"
+        await successor.done()
 
 
 @pytest.mark.parametrize("chunks", [0, 1, PAGE_RECORDS - 1, PAGE_RECORDS, LONG])

@@ -401,7 +401,7 @@ async def test_what_is_released_before_its_old_entry_is_forgotten_keeps_its_new_
 
 
 @pytest.mark.promise("P24")
-async def test_who_takes_a_stream_over_and_lets_go_of_it_again_and_again_does_so_once_in_a_backoff(
+async def test_who_takes_a_stream_over_and_lets_go_of_it_again_and_again_does_so_once_a_second(
     streams: StreamManager, memory: MemoryStorage, elsewhere: StreamManager
 ) -> None:
     await (await elsewhere.open("s", recovery=GO)).close()
@@ -415,19 +415,19 @@ async def test_who_takes_a_stream_over_and_lets_go_of_it_again_and_again_does_so
                 await stream.close()
 
     began_at = anyio.current_time()
-    with anyio.move_on_after(100):
+    with anyio.move_on_after(10):
         async with anyio.create_task_group() as tasks:
             for manager in (streams, elsewhere):
                 tasks.start_soon(work, manager)
     assert taken_at[0] == pytest.approx(began_at, abs=1)
-    assert all(later - earlier >= 7.9 for earlier, later in itertools.pairwise(taken_at))
+    assert all(later - earlier >= 0.9 for earlier, later in itertools.pairwise(taken_at))
     assert len(taken_at) > 5
     stream = await next_of(streams)
-    await anyio.sleep(8)
+    await anyio.sleep(1)
     left_at = anyio.current_time()
     await stream.close()  # it had it for long enough
     await (await next_of(streams)).done()
-    assert anyio.current_time() == pytest.approx(left_at, abs=1)
+    assert anyio.current_time() == pytest.approx(left_at, abs=0.5)
 
 
 @pytest.mark.promise("P24")
