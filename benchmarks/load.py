@@ -38,6 +38,11 @@ class Task(msgspec.Struct, frozen=True):
     warm_seconds: float = 0.0
     seconds: float = 0.0
 
+    @property
+    def early(self) -> int:
+        """How many come before the others, after which a server's memory grows by what a connection holds alone."""
+        return max(1, self.clients // 10)
+
 
 class Seen(msgspec.Struct, frozen=True):
     """What was seen while it was measured; costs are seconds of a processor."""
@@ -47,7 +52,7 @@ class Seen(msgspec.Struct, frozen=True):
     server: float
     load: float
     grown_bytes: int
-    """By how much the server's memory has grown while the last nine tenths of the clients came."""
+    """By how much the server's memory has grown while all but the early clients came."""
 
 
 @dataclass(slots=True)
@@ -90,7 +95,7 @@ def memory(pid: int) -> int:
 async def until(count: int, seen: str, tally: Tally) -> None:
     """Wait for so many to have begun, or ended."""
     async with asyncio.timeout(GIVE_UP_SECONDS):
-        while getattr(tally, seen) < count:
+        while getattr(tally, seen) < count:  # noqa: ASYNC110 - to count is all that a client has time for
             await asyncio.sleep(0.002)
 
 
@@ -132,11 +137,10 @@ async def run(task: Task) -> Seen:
     load = Load(task)
     grown = 0
     if task.seconds:
-        first = max(1, task.clients // 10)
-        await load.connect(first)
-        await until(first, "begun", load.tally)
+        await load.connect(task.early)
+        await until(task.early, "begun", load.tally)
         before = memory(task.pid)
-        await load.connect(task.clients - first)
+        await load.connect(task.clients - task.early)
         await until(task.clients, "begun", load.tally)
         grown = memory(task.pid) - before
         if task.begin:

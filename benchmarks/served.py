@@ -26,7 +26,7 @@ from streamkeep.http.response import ASGIApp, Receive, Scope, Send
 
 PER_SECOND = 50
 LONGEST_SECONDS = 600
-PREFIX = "b41d2bb2-5dd6-4a7a-9d7f-4f5d8bcb3b6e/0123456789ab/"
+PREFIX = b"b41d2bb2-5dd6-4a7a-9d7f-4f5d8bcb3b6e/0123456789ab/"
 AT_ONCE = 64
 
 
@@ -79,12 +79,12 @@ def durable(url: str) -> ASGIApp:
 
 
 class Bare:
-    """The same as tight as it goes: it encodes a frame once, sends all that there is, and notices that a client has gone."""
+    """The same as tight as it goes: it makes what is live a frame once, sends all that there is, and notices that a client has gone."""
 
     def __init__(self) -> None:
         self._live: list[bytes] = []
         self._changed = asyncio.Event()
-        self._kept = [frame(number) for number in range(REPLAYED)]
+        self._kept = [encode(CHUNK) for _ in range(REPLAYED)]
         self._writing: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -101,7 +101,7 @@ class Bare:
     async def _answer(self, write: Callable[[bytes], Awaitable[None]]) -> None:
         number = 0
         async for chunk in chunks(PER_SECOND):
-            await write(b"event: chunk\ndata: %b\nid: %b%d\n\n" % (encode(chunk), PREFIX.encode(), number))
+            await write(frame(number, encode(chunk)))
             number += 1
 
     async def _follow(self, write: Callable[[bytes], Awaitable[None]]) -> None:
@@ -116,7 +116,9 @@ class Bare:
 
     async def _replay(self, write: Callable[[bytes], Awaitable[None]]) -> None:
         for first in range(0, REPLAYED, AT_ONCE):
-            await write(b"".join(self._kept[first : first + AT_ONCE]))
+            await write(
+                b"".join([frame(first + number, data) for number, data in enumerate(self._kept[first : first + AT_ONCE])])
+            )
             await asyncio.sleep(0)
         await write(b"event: done\ndata: null\n\n")
 
@@ -125,17 +127,19 @@ class Bare:
         await asyncio.Event().wait()
 
     async def _write(self, per_second: int) -> None:
-        async for _chunk in chunks(per_second):
-            self._live.append(frame(len(self._live)))
+        async for chunk in chunks(per_second):
+            self._live.append(frame(len(self._live), encode(chunk)))
             changed, self._changed = self._changed, asyncio.Event()
             changed.set()
 
 
-def frame(number: int) -> bytes:
-    return b"event: chunk\ndata: %b\nid: %b%d\n\n" % (encode(CHUNK), PREFIX.encode(), number)
+def frame(number: int, data: bytes) -> bytes:
+    return b"event: chunk\ndata: %b\nid: %b%d\n\n" % (data, PREFIX, number)
 
 
-async def streamed(receive: Receive, send: Send, answer: Callable[[Callable[[bytes], Awaitable[None]]], Awaitable[None]]) -> None:
+async def streamed(
+    receive: Receive, send: Send, answer: Callable[[Callable[[bytes], Awaitable[None]]], Awaitable[None]]
+) -> None:
     """Answer until all is said, or the client has gone."""
     await receive()
 
