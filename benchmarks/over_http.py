@@ -1,7 +1,7 @@
 """`python -m benchmarks.over_http`: what an event costs a server that streams over HTTP, beside the same app without durability.
 
 Three processes: this one; the server, `benchmarks.served`, a new one for each measurement; and the clients, `benchmarks.load`. What the
-server has used of processors is read from the system (Linux): a busy machine disturbs what an event costs less than how many were delivered.
+server has used of processors is read from the system (Linux): a busy machine disturbs that less than it does how many were delivered.
 """
 
 import argparse
