@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: prints the table of ratios, and what it costs to have many."""
+"""`python -m benchmarks`: prints the tables of ratios, in process and over HTTP, and what it costs to have many."""
 
 import argparse
 import asyncio
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import bare, many
+from benchmarks import bare, many, over_http
 from benchmarks.work import CHUNK, HEADER, REPLAYED, WRITERS, Work, append, append_to, counted, folder, rate, replay
 from streamkeep import InMemoryStreamManager, StreamManager
 
@@ -107,6 +107,8 @@ def main() -> None:
     print(HEADER)
     for work in all_work(0.1 if options.quick else 1.0):
         print(work.measure(options.rounds, run, folder), flush=True)
+    print()
+    over_http.print_rows(options.rounds, quick=options.quick)
     print()
     many.print_rows(run, quick=options.quick)
 
