@@ -103,6 +103,12 @@ def _langgraph(storage_url: str) -> ASGIApp:
     return langgraph_app(_http(storage_url), Paced())
 
 
+def _use_stream(storage_url: str) -> ASGIApp:
+    from tests.clients.shown import Paced, use_stream_app  # as above
+
+    return use_stream_app(_http(storage_url), Paced())
+
+
 def _openai(storage_url: str) -> ASGIApp:
     from tests.clients.shown import Paced, openai_app  # as above
 
@@ -179,6 +185,7 @@ APPS: Final[dict[str, Callable[[str], ASGIApp]]] = {
     "ag-ui": _ag_ui,
     "copilotkit": _copilotkit,
     "langgraph": _langgraph,
+    "use-stream": _use_stream,
     "page": _page,
     "openai": _openai,
     "mcp": _mcp,
