@@ -35,7 +35,34 @@ PART: Final = "".join(WORDS[:HELD])
 HELD_ON: Final = "hold on"
 TOOL: Final = "tool"
 CALL: Final = {"type": "tool-input-available", "toolCallId": "call-1", "toolName": "weather", "input": {"city": "Bern"}}
+SOURCE: Final = "source = answer(messages=chat.messages)"
+REGISTERED: Final = f"""```python
+@streams_http.recoverable("answer")
+async def answer(messages: list[dict[str, Any]]):  # as above
+    ...
+
+
+@app.post("/api/chat")
+async def ask(request: Request, chat: Chat):
+    {SOURCE}
+    ...  # as above
+```"""
+"""What the page has in place of two lines where another process is to go on."""
 QUESTION: Final = {"id": "q", "role": "user", "parts": [{"type": "text", "text": HELD_ON}]}
+
+
+@dataclass(eq=False, slots=True)
+class FileEvent:
+    """An event that another process can set, and one that takes no connections any more can see: a file is there."""
+
+    path: Path
+
+    def set(self) -> None:
+        self.path.touch()
+
+    async def wait(self) -> None:
+        while not self.path.exists():  # noqa: ASYNC110 - no event tells
+            await anyio.sleep(0.02)
 
 
 @dataclass(eq=False, slots=True)
@@ -46,7 +73,7 @@ class Chats:
     url: str = ""
     runs: Counter[str] = field(default_factory=Counter[str])
     requests: Counter[str] = field(default_factory=Counter[str])
-    may_go_on: anyio.Event = field(default_factory=anyio.Event)
+    may_go_on: anyio.Event | FileEvent = field(default_factory=anyio.Event)
 
     async def go_on(self) -> None:
         self.may_go_on.set()
@@ -73,13 +100,24 @@ class Shown(StrEnum):
     DURABLE = "Pydantic AI's endpoint in DurableStreaming"
 
 
-def app_of(chats: Chats, streams_http: StreamsHTTP, which: Shown = Shown.PLAIN, *, when_running: str = "replace") -> ASGIApp:
+def app_of(
+    chats: Chats,
+    streams_http: StreamsHTTP,
+    which: Shown = Shown.PLAIN,
+    *,
+    when_running: str = "replace",
+    is_recoverable: bool = False,
+) -> ASGIApp:
     """Give an app of the page over other streams, for pages of any origin, with a page that has the clients."""
     shown: dict[str, Any] = {"given": streams_http}
     program = blocks(PAGE)[list(Shown).index(which)].replace('StreamsHTTP("sqlite:///streams.db")', "given")
     program = program.replace('when_running="replace"', f'when_running="{when_running}"')
+    if is_recoverable:
+        program = program.replace("source = answer(chat.messages)", SOURCE)
+        assert program.count(SOURCE) == (PAGE.read_text().count(REGISTERED)) == 1
     exec(compile(program, str(PAGE), "exec", dont_inherit=True), shown)
-    shown |= {"answer": chats.answer} if which is Shown.PLAIN else {"agent": agent_of(chats)}
+    answer = streams_http.recoverable("answer")(chats.answer) if is_recoverable else chats.answer
+    shown |= {"answer": answer} if which is Shown.PLAIN else {"agent": agent_of(chats)}
     add_page(shown["app"])
     shown["app"].post("/go-on")(chats.go_on)
     exposed = ["X-Genkit-Stream-Id", "X-Workflow-Run-Id", "X-Resumable-Stream-Id"]

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, cast
 
 import anyio
@@ -13,10 +14,15 @@ from a2a.server.agent_execution import AgentExecutor
 from a2a.server.tasks import TaskStore
 from fastapi import FastAPI, Response
 from fastapi.responses import FileResponse, HTMLResponse
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, MessagesState, StateGraph  # pyright: ignore[reportMissingTypeStubs]
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
-from tests.clients.programs import COPILOTKIT, bundle_of
+from tests.clients.programs import COPILOTKIT, PACKAGES, bundle_of
 from tests.test_docs import ROOT, blocks
 
 from streamkeep import StreamManager
@@ -80,11 +86,47 @@ class Paced:
 def langgraph_app(streams_http: StreamsHTTP, paced: Paced) -> ASGIApp:
     """Give the app of the page about LangGraph's clients."""
 
-    async def answer(question: dict[str, Any]) -> AsyncGenerator[object]:
+    async def answer(_: str, question: dict[str, Any]) -> AsyncGenerator[object]:
         async for word in paced.words(question["number"], holds=question.get("holds", False)):
             yield "values", {"word": word}
 
     return shown_app("docs/how-to/langgraph.md", streams_http, answer=answer)
+
+
+class PacedModel(BaseChatModel):
+    """A model of LangChain's that answers such questions; one is text that is JSON."""
+
+    paced: Any
+
+    @property
+    def _llm_type(self) -> str:
+        return "paced"
+
+    def _generate(self, *_: object, **__: object) -> ChatResult:
+        raise NotImplementedError
+
+    async def _astream(self, messages: list[BaseMessage], *_: object, **__: object) -> AsyncIterator[ChatGenerationChunk]:
+        async for word in self.paced.words(**json.loads(str(messages[-1].content))):
+            yield ChatGenerationChunk(message=AIMessageChunk(content=word))
+
+
+def graph_of(paced: Paced) -> Any:
+    """Give a graph of LangGraph's around such a model, with a checkpointer."""
+    model = PacedModel(paced=paced)
+
+    async def call(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [await model.ainvoke(state["messages"])]}
+
+    graph: Any = StateGraph(MessagesState)
+    graph.add_node("model", call)
+    graph.add_edge(START, "model")
+    return graph.compile(checkpointer=InMemorySaver())
+
+
+def use_stream_app(streams_http: StreamsHTTP, paced: Paced) -> ASGIApp:
+    """Give the app of the same page with what it shows for `useStream`, and the page that it shows."""
+    app = shown_app("docs/how-to/langgraph.md", streams_http, also=[1], graph=graph_of(paced))
+    return with_page(app, "docs/how-to/langgraph.md", PACKAGES / "use-stream.jsx")
 
 
 def ag_ui_app(streams_http: StreamsHTTP, paced: Paced) -> ASGIApp:
@@ -99,18 +141,23 @@ def ag_ui_app(streams_http: StreamsHTTP, paced: Paced) -> ASGIApp:
 
 def copilotkit_app(streams_http: StreamsHTTP, paced: Paced) -> ASGIApp:
     """Give that app with the page of CopilotKit's that the same page shows."""
-    app = cast("FastAPI", ag_ui_app(streams_http, paced))
-    (shown,) = re.findall(r"^```jsx\n(.*?)^```$", (ROOT / "docs/how-to/ag-ui.md").read_text(), re.MULTILINE | re.DOTALL)
+    return with_page(ag_ui_app(streams_http, paced), "docs/how-to/ag-ui.md", COPILOTKIT / "page.jsx")
+
+
+def with_page(shown: ASGIApp, doc: str, program: Path) -> ASGIApp:
+    """Give an app with a page: what is shown there, in a program around it."""
+    app = cast("FastAPI", shown)
+    (component,) = re.findall(r"^```jsx\n(.*?)^```$", (ROOT / doc).read_text(), re.MULTILINE | re.DOTALL)
 
     @app.get("/page")
     async def page() -> Response:
         return HTMLResponse('<!doctype html><body><script type="module" src="/page.js"></script>')
 
     @app.get("/page.js")
-    async def program() -> Response:
-        return FileResponse(bundle_of(COPILOTKIT / "page.jsx", shown))
+    async def script() -> Response:
+        return FileResponse(bundle_of(program, component))
 
-    return cast("ASGIApp", app)
+    return shown
 
 
 def agent_of(paced: Paced) -> Agent:

@@ -125,6 +125,21 @@ async def test_a_connection_that_is_cut_in_mid_run_loses_and_repeats_nothing(sta
 
 
 @of_each_client
+async def test_a_join_that_is_cut_loses_and_repeats_nothing_either(start_node: Start, client: str) -> None:
+    async with served() as (url, paced), program_of(start_node, client) as program, bad_network(url) as network:
+        (reading,) = await program.read(client, [job_of(url)])
+        run = await held(reading)
+        (joined,) = await program.read(client, [{"url": network.path(), "thread": THREAD, "run": run}])
+        await held(joined, created=0)
+        network.meet(Fate(End.FIN, b"data: {"))
+        paced.may_go_on.set()
+        for each in (reading, joined):
+            assert told(await each.end()) == WHOLE
+        assert network.struck.total() == 1
+    assert paced.runs == {1: 1}
+
+
+@of_each_client
 async def test_an_answer_that_ends_in_good_order_too_early_is_gone_on_with(start_node: Start, client: str) -> None:
     # As a proxy may end it, or a server that cannot cut: such a one names no version of the HTTP spec.
     paced, asked = Paced(), anyio.Event()

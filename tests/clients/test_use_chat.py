@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final
 
+import anyio
 import httpx
 import pytest
-from tests.clients.chats import HELD_ON, PART, QUESTION, WHOLE, answers, asked, job_of, post, served, shows
+from tests.clients.chats import HELD_ON, PART, QUESTION, WHOLE, FileEvent, answers, asked, job_of, post, served, shows
 from tests.clients.conftest import Open
 from tests.http.servers import server_process, until
 from tests.network.cuts import exchange
@@ -186,6 +188,78 @@ async def test_a_server_that_comes_back_says_that_there_is_no_more(page_of: Open
                 async with page_of(url) as reloaded:
                     (reading,) = await reloaded.read(CLIENT, [job_of(url, history=[QUESTION])])
                     await reading.when(shows("error", PART))
+
+
+async def refuses(url: str) -> None:
+    """Return when the server takes no connections any more: it has noticed that it is to go."""
+    with anyio.fail_after(20), pytest.raises(httpx.ConnectError):
+        while True:
+            async with httpx.AsyncClient(base_url=url) as http:
+                await http.get("/openapi.json")
+
+
+@pytest.mark.cell("restart", "useChat")
+@pytest.mark.slow
+async def test_a_rolling_restart_is_not_noticed_by_who_stays_nor_by_who_reloads(page_of: Open, sqlite_url: str) -> None:
+    async with bad_network() as network, server_process("chats that drain", sqlite_url) as old:
+        network.url = old.url
+        url = network.path()
+        async with page_of(url) as page, page_of(url) as stays, page_of(url) as comes:
+            (reading,) = await page.read(CLIENT, [job_of(url, ask=HELD_ON)])
+            await reading.when(shows("streaming", PART))
+            (staying,) = await stays.read(CLIENT, [job_of(url, history=[QUESTION])])
+            await staying.when(shows("streaming", PART))
+            async with server_process("chats that drain", sqlite_url) as new:
+                network.url = new.url
+                old.stop()
+                await refuses(old.url)
+                for _ in range(25):  # for longer than a producer has that is told to stop
+                    await page.reload()
+                    (reading,) = await page.read(CLIENT, [job_of(url, history=[QUESTION])])
+                    await reading.when(shows("streaming", PART))
+                (coming,) = await comes.read(CLIENT, [job_of(url, history=[QUESTION])])
+                await coming.when(shows("streaming", PART))
+                assert old.process.is_alive()
+                FileEvent(Path(sqlite_url.removeprefix("sqlite:///") + ".go-on")).set()
+                for shown in (reading, staying, coming):
+                    await shown.when(shows("ready", WHOLE))
+                await old.wait()
+                await page.reload()
+                (reading,) = await page.read(CLIENT, [job_of(url, history=[QUESTION])])
+                await reading.when(shows("ready", WHOLE))
+
+
+@pytest.mark.cell("restart", "useChat")
+@pytest.mark.cell("kill -9", "useChat")
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["restart", "kill -9"])
+async def test_an_answer_that_is_gone_on_with_is_whole_and_once_for_who_was_there_and_who_comes(
+    page_of: Open, how: str, sqlite_url: str
+) -> None:
+    async with (
+        bad_network() as network,
+        server_process("chats gone on with", sqlite_url) as old,
+        server_process("chats gone on with", sqlite_url) as new,
+    ):
+        network.url = old.url
+        url = network.path()
+        async with page_of(url) as page, page_of(new.url) as tab, page_of(new.url) as late:
+            (reading,) = await page.read(CLIENT, [job_of(url, ask=HELD_ON)])
+            await reading.when(shows("streaming", PART))
+            (watching,) = await tab.read(CLIENT, [job_of(new.url, history=[QUESTION])])
+            await watching.when(shows("streaming", PART))
+            network.url = new.url
+            await old.end(how)
+            await reading.when(lambda event: event["event"] == "error")
+            await page.comes_back()
+            await tab.page.wait_for_function("restarts(0) === 1")
+            await watching.when(shows("streaming", PART))
+            (coming,) = await late.read(CLIENT, [job_of(new.url, history=[QUESTION])])
+            await coming.when(shows("streaming", PART))
+            await post(new.url, "/go-on")
+            for shown in (reading, watching, coming):
+                await shown.when(shows("ready", WHOLE))
+            assert await late.page.evaluate("restarts(0)") == 0
 
 
 @pytest.mark.slow

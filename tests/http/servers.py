@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
+from pathlib import Path
 from typing import Any, Final, cast
 
 import anyio
@@ -102,6 +103,12 @@ def _langgraph(storage_url: str) -> ASGIApp:
     return langgraph_app(_http(storage_url), Paced())
 
 
+def _use_stream(storage_url: str) -> ASGIApp:
+    from tests.clients.shown import Paced, use_stream_app  # as above
+
+    return use_stream_app(_http(storage_url), Paced())
+
+
 def _openai(storage_url: str) -> ASGIApp:
     from tests.clients.shown import Paced, openai_app  # as above
 
@@ -132,6 +139,19 @@ def _chats(storage_url: str, which: str = "plain") -> ASGIApp:
     return app_of(Chats(), _http(storage_url), Shown(which))
 
 
+def _chats_that_drain(storage_url: str) -> ASGIApp:
+    from tests.clients.chats import Chats, FileEvent, app_of  # as above
+
+    may_go_on = FileEvent(Path(storage_url.removeprefix("sqlite:///") + ".go-on"))
+    return app_of(Chats(may_go_on=may_go_on), StreamsHTTP(_short_lived(storage_url), drain=timedelta(seconds=60)))
+
+
+def _chats_gone_on_with(storage_url: str) -> ASGIApp:
+    from tests.clients.chats import Chats, app_of  # as above
+
+    return app_of(Chats(), _http(storage_url), is_recoverable=True)
+
+
 def _mcp(storage_url: str) -> ASGIApp:
     from tests.clients.shown import Paced, mcp_app  # as above
 
@@ -156,6 +176,8 @@ def _a2a(storage_url: str) -> ASGIApp:
 
 APPS: Final[dict[str, Callable[[str], ASGIApp]]] = {
     "chats": _chats,
+    "chats that drain": _chats_that_drain,
+    "chats gone on with": _chats_gone_on_with,
     "an agent of Pydantic AI's": lambda url: _chats(url, "an agent of Pydantic AI's"),
     "Pydantic AI's endpoint in DurableStreaming": lambda url: _chats(url, "Pydantic AI's endpoint in DurableStreaming"),
     "agents": _agents,
@@ -163,6 +185,7 @@ APPS: Final[dict[str, Callable[[str], ASGIApp]]] = {
     "ag-ui": _ag_ui,
     "copilotkit": _copilotkit,
     "langgraph": _langgraph,
+    "use-stream": _use_stream,
     "page": _page,
     "openai": _openai,
     "mcp": _mcp,

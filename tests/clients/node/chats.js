@@ -8,7 +8,9 @@ import { StrictMode, createElement, useEffect } from "react";
 import { createRoot } from "react-dom/client";
 
 const isShown = ({ type }) => type !== "step-start";
-const textOf = ({ parts }) => parts.filter(isShown).map((part) => part.text ?? JSON.stringify(part)).join("");
+// As the page has it: of an answer that was begun again, what is behind that.
+const newest = ({ parts }) => parts.slice(parts.findLastIndex(({ type }) => type === "data-restarted") + 1);
+const textOf = (message) => newest(message).filter(isShown).map((part) => part.text ?? JSON.stringify(part)).join("");
 const answersIn = (messages) => messages.filter(({ role }) => role === "assistant");
 
 const shown = (status, messages, error) => ({
@@ -121,3 +123,4 @@ window.edit = (number, text) => {
   void doing.get(number).sendMessage({ text, messageId });
 };
 window.finished = (number) => finished.get(number) ?? 0;
+window.restarts = (number) => doing.get(number).messages.at(-1).parts.filter(({ type }) => type === "data-restarted").length;
