@@ -21,7 +21,6 @@ from ._guard import GuardedStorage
 from ._lifecycle import Life, State
 from ._naming import look_up
 from ._recovering import add_entry, find_entries
-from ._recovery import first_entry
 from .errors import StorageCorruptError, StreamkeepError
 from .storage import PAGE_BYTES, Head, Storage
 
@@ -236,10 +235,13 @@ class _Copy:
 
     async def _have_recovered(self, state: State) -> None:
         """Have an open stream that is to be gone on with found at the target by who does that."""
-        if state.recovery is None or state.status != "open" or await find_entries(self._target, state):
+        sessions = (state.session, state.left_by, "")
+        if state.recovery is None or state.status != "open" or await find_entries(self._target, sessions, state.life):
             return
-        if (entry := first_entry((await find_entries(self._source, state)).values())) is not None:
-            await add_entry(self._target, state.session, entry)
+        for found in await find_entries(self._source, sessions, state.life):
+            if found.entry is not None:
+                await add_entry(self._target, state.session, found.entry)
+                return
 
     async def _claim(self, name: str, life: Life) -> bool:
         """Name the stream at the target, if that is still to be done; False if somebody else has changed the name meanwhile."""
