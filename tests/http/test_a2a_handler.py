@@ -1,5 +1,6 @@
 """`StreamRequestHandler`, called as the SDK's routes call it, where a client cannot bring about what is tested."""
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -45,6 +46,7 @@ from tests.http.servers import serving, until
 
 from streamkeep import InMemoryStreamManager, Limits, StreamManager
 from streamkeep.http.response import ASGIApp
+from streamkeep.integrations import a2a
 from streamkeep.integrations.a2a import StreamRequestHandler
 from streamkeep.storages.memory import MemoryStorage
 
@@ -725,3 +727,37 @@ async def test_a_cancel_at_any_moment_is_the_end_or_comes_too_late_for_all(steps
         kept = await got(here, task.id, context)
     assert (view.state, view.said) == (kept.status.state, said(kept))
     assert kept.status.state == expected
+
+
+@pytest.mark.parametrize("raises", [None, asyncio.CancelledError, OSError])
+async def test_an_agent_is_canceled_from_another_process_whatever_its_own_cancel_does(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, raises: type[BaseException] | None
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    monkeypatch.setattr(a2a, "END_SECONDS", 0.1)
+    context, store, has_ended = of(), InMemoryTaskStore(), anyio.Event()
+
+    class Hanging(Agent):
+        async def cancel(self, context: RequestContext, event_queue: EventQueue) -> None:
+            if raises is not None:
+                raise raises
+            await anyio.sleep_forever()
+
+    async def work(task: TaskUpdater, _: RequestContext) -> None:
+        await tell(task, "a")
+        try:
+            await anyio.sleep_forever()
+        finally:
+            has_ended.set()
+
+    async with (
+        InMemoryStreamManager() as streams,
+        handler_of(work, agent=Hanging(work), streams=streams, store=store) as here,
+        handler_of(work, streams=streams, store=store) as there,
+    ):
+        task = await begun(here, context)
+        await until(lambda: said(_stored(here, task.id)) == ["a"])
+        await there.on_cancel_task(CancelTaskRequest(id=task.id), context)
+        with anyio.fail_after(5):
+            await has_ended.wait()
+        assert (await got(here, task.id, context)).status.state == CANCELED

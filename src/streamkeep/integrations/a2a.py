@@ -686,6 +686,7 @@ class _Stop:
         self._queue = queue
         self._run = run
         self._has_begun = False
+        self._is_over = False
 
     @asynccontextmanager
     async def around(self) -> AsyncGenerator[None, None]:
@@ -697,22 +698,30 @@ class _Stop:
         finally:
             if not self._has_begun:
                 watch.cancel()
-            await asyncio.wait([watch], timeout=END_SECONDS)
-            watch.cancel()
+            try:
+                await asyncio.wait([watch], timeout=END_SECONDS)
+            finally:
+                self._is_over = True
+                watch.cancel()
 
     async def _when_cancelled(self, agent: asyncio.Task[Any]) -> None:
         await self._run.until_cancelled()
         self._has_begun = True
         try:
-            await self._agent.cancel(self._context, self._queue)
+            with anyio.move_on_after(END_SECONDS) as scope:
+                await self._agent.cancel(self._context, self._queue)
+            if scope.cancelled_caught:
+                logger.warning("task %s: the agent's `cancel` took longer than %g seconds", self._context.task_id, END_SECONDS)
         except Exception:
             logger.exception("task %s: the agent's `cancel` failed", self._context.task_id)
-        # The SDK finds out when it stores an event that the task has ended, and tells who listens.
-        status = TaskStatus(state=TaskState.TASK_STATE_CANCELED)
-        await self._queue.enqueue_event(
-            TaskStatusUpdateEvent(task_id=self._context.task_id, context_id=self._context.context_id, status=status)
-        )
-        agent.cancel()
+        finally:
+            # The SDK finds out when it stores an event that the task has ended, and tells who listens.
+            status = TaskStatus(state=TaskState.TASK_STATE_CANCELED)
+            event = TaskStatusUpdateEvent(task_id=self._context.task_id, context_id=self._context.context_id, status=status)
+            with anyio.move_on_after(END_SECONDS):
+                await self._queue.enqueue_event(event)
+            if not self._is_over:
+                agent.cancel()
 
 
 class _Counting(EventQueue):
