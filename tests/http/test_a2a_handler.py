@@ -761,3 +761,54 @@ async def test_an_agent_is_canceled_from_another_process_whatever_its_own_cancel
         with anyio.fail_after(5):
             await has_ended.wait()
         assert (await got(here, task.id, context)).status.state == CANCELED
+
+
+async def test_an_agent_that_nobody_has_cancelled_has_failed_when_it_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """Of a task of its own that was cancelled, and that it awaits."""
+    caplog.set_level(logging.CRITICAL)
+    context, view, may_fail = of(), View(), anyio.Event()
+
+    async def work(task: TaskUpdater, _: RequestContext) -> None:
+        await tell(task, "a")
+        await may_fail.wait()
+        child = asyncio.create_task(anyio.sleep_forever())
+        child.cancel()
+        await child
+
+    async with handler_of(work) as handler:
+        task = await begun(handler, context)
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(view.follow, handler, task.id, context)
+                await until(lambda: view.said == ["a"])
+                may_fail.set()
+        assert (view.state, view.said) == (FAILED, ["a"])
+
+
+async def test_a_task_that_was_half_canceled_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK ends the agent, and then stores that; who asks it to may be cut off between the two."""
+    monkeypatch.setattr(a2a, "END_SECONDS", 0.1)
+    context, view, is_ending, may_end = of(), View(), anyio.Event(), anyio.Event()
+
+    async def work(task: TaskUpdater, _: RequestContext) -> None:
+        await tell(task, "a")
+        try:
+            await anyio.sleep_forever()
+        finally:
+            is_ending.set()
+            with anyio.CancelScope(shield=True):
+                await may_end.wait()
+
+    async with handler_of(work) as handler:
+        task = await begun(handler, context)
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(view.follow, handler, task.id, context)
+                await until(lambda: view.said == ["a"])
+                canceling = asyncio.create_task(handler.on_cancel_task(CancelTaskRequest(id=task.id), context))
+                await is_ending.wait()
+                canceling.cancel()
+                await asyncio.wait([canceling])
+                may_end.set()
+        assert view.state == FAILED
+        assert (await got(handler, task.id, context)).status.state == FAILED

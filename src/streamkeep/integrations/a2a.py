@@ -477,7 +477,7 @@ class _Tasks(VersionedTaskStore, TaskEventStream):
         return run
 
     async def end_run(self, context: RequestContext, run: _Run, *, has_returned: bool) -> None:
-        """Note that it has returned. One that was cancelled, or has failed, leaves its turn to what the SDK stores of that."""
+        """Note that it has ended. If it was cancelled, or has failed, its turn ends with what the SDK stores of that, if it does."""
         run.is_over = True
         task_id = _id_of(context)
         if has_returned:
@@ -485,6 +485,17 @@ class _Tasks(VersionedTaskStore, TaskEventStream):
             self._look_after(task_id, run, run.queued + 1)
         else:
             self._forget(task_id, run)
+            if run.turn is not None:
+                self._end_if_left(run.turn, None)
+
+    def _end_if_left(self, turn: _Turn, place: _Place | None) -> None:
+        """Give a turn up when nobody stores how it has ended: the SDK does not if who asked it to cancel has gone meanwhile."""
+        if self._turns.get(turn.place.root) is not turn:
+            return
+        if turn.place == place and not turn.lock.locked():
+            self._give_up(turn)
+        else:
+            asyncio.get_running_loop().call_later(END_SECONDS, self._end_if_left, turn, turn.place)
 
     async def _end_if_over(self, task_id: str, run: _Run) -> None:
         if not run.is_over or run.queued > 0:
@@ -668,10 +679,20 @@ class _Executor(AgentExecutor):
         stop = _Stop(self._agent, context, queue, run)
         try:
             async with stop.around():
-                await self._agent.execute(context, queue)
+                await self._execute(context, queue)
             has_returned = True
         finally:
             await self._tasks.end_run(context, run, has_returned=has_returned)
+
+    async def _execute(self, context: RequestContext, queue: EventQueue) -> None:
+        try:
+            await self._agent.execute(context, queue)
+        except asyncio.CancelledError as error:
+            here = asyncio.current_task()
+            if here is None or here.cancelling():
+                raise
+            # Of a task that it has awaited, say. The SDK would take it for a cancellation, and nothing would be said of the task.
+            raise RuntimeError("the agent has raised a CancelledError, and nobody has cancelled it") from error
 
     async def cancel(self, context: RequestContext, event_queue: EventQueue) -> None:
         await self._agent.cancel(context, event_queue)
