@@ -812,3 +812,40 @@ async def test_a_task_that_was_half_canceled_ends_all_the_same(monkeypatch: pyte
                 may_end.set()
         assert view.state == FAILED
         assert (await got(handler, task.id, context)).status.state == FAILED
+
+
+async def test_an_agent_that_takes_no_cancellation_holds_up_neither_the_end_nor_the_other_tasks(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(a2a, "STOP_SECONDS", 0.1)
+    context, store, may_end, agents = of(), InMemoryTaskStore(), anyio.Event(), list[asyncio.Task[Any]]()
+
+    async def work(task: TaskUpdater, asked: RequestContext) -> None:
+        await tell(task, "a")
+        if asked.get_user_input() == "stubborn":
+            agents.extend(each for each in asyncio.all_tasks() if each is asyncio.current_task())
+        while not may_end.is_set():
+            try:
+                await may_end.wait()
+            except asyncio.CancelledError:
+                if asked.get_user_input() != "stubborn":
+                    raise
+
+    asked = request("stubborn")
+    asked.configuration.return_immediately = True
+    async with InMemoryStreamManager() as streams:
+        try:
+            with anyio.fail_after(5):
+                async with handler_of(work, streams=streams, store=store) as handler:
+                    tasks = [await handler.on_message_send(asked, context), await begun(handler, context)]
+                    ids = [task.id for task in tasks if isinstance(task, Task)]
+                    await until(lambda: all(said(_stored(handler, id)) == ["a"] for id in ids))
+        finally:
+            may_end.set()
+            await asyncio.wait(agents, timeout=5)
+        for id in ids:
+            stored = await store.get(id, context)
+            assert stored is not None
+            assert stored.status.state == FAILED
+        assert all(info.status != "open" for info in await streams.list())
+    assert "agents go on" in caplog.text

@@ -93,6 +93,8 @@ LOST: Final = (StreamCompletedError, StreamTakenOverError, StreamNotFoundError, 
 UNFIT: Final = (LimitExceededError, InvalidArgumentError, json_format.SerializeToJsonError)
 LOOK_SECONDS: Final = 30.0
 """How often who waits for a task's next turn looks at the task itself."""
+STOP_SECONDS: Final = 5.0
+"""How long agents may take to end when they are cancelled because the handler is left."""
 END_SECONDS: Final = 10.0
 """How long the ends of all tasks may take to be stored when the handler is left, and an agent's own `cancel` when another process asks."""
 
@@ -169,13 +171,19 @@ class StreamRequestHandler(DefaultRequestHandler):
                 with anyio.move_on_after(self._drain_seconds):
                     await self._tasks.drained()
             finally:
-                with anyio.move_on_after(END_SECONDS, shield=True):
+                with anyio.CancelScope(shield=True):
                     await self.aclose()
 
     async def aclose(self) -> None:
-        """End the agents that run here, and store that their tasks have failed."""
-        await super().aclose()
-        await self._tasks.end_all()
+        """End the agents that run here, and store that their tasks have failed. One that takes no cancellation is left alone."""
+        closing = asyncio.create_task(super().aclose())  # which waits for each of them
+        try:
+            await asyncio.wait([closing], timeout=STOP_SECONDS)
+        finally:
+            if not closing.done():
+                logger.warning("agents go on, which were cancelled %g seconds ago; their tasks have failed", STOP_SECONDS)
+            with anyio.move_on_after(END_SECONDS):
+                await self._tasks.end_all()
 
     @validate_request_params
     async def on_subscribe_to_task(
@@ -511,7 +519,7 @@ class _Tasks(VersionedTaskStore, TaskEventStream):
         """Give a run up when its events are stored no more: the SDK has dropped them, after an error."""
         if run.ended.is_set():
             return
-        if run.queued < queued:
+        if run.queued < queued or (run.turn is not None and run.turn.lock.locked()):
             asyncio.get_running_loop().call_later(END_SECONDS, self._look_after, task_id, run, run.queued)
             return
         self._forget(task_id, run)
