@@ -44,7 +44,7 @@ from a2a.utils.errors import InvalidParamsError, TaskNotCancelableError, TaskNot
 from starlette.applications import Starlette
 from tests.http.servers import serving, until
 
-from streamkeep import InMemoryStreamManager, Limits, StreamManager
+from streamkeep import InMemoryStreamManager, Limits, PublicError, StreamManager
 from streamkeep.http.response import ASGIApp
 from streamkeep.integrations import a2a
 from streamkeep.integrations.a2a import StreamRequestHandler
@@ -849,3 +849,56 @@ async def test_an_agent_that_takes_no_cancellation_holds_up_neither_the_end_nor_
             assert stored.status.state == FAILED
         assert all(info.status != "open" for info in await streams.list())
     assert "agents go on" in caplog.text
+
+
+async def test_what_an_agent_or_a_store_raises_is_told_to_no_client(caplog: pytest.LogCaptureFixture) -> None:
+    """The SDK sends its text. What an agent raises to be told is told: the protocol's errors, and ours that are public."""
+    caplog.set_level(logging.CRITICAL)
+    raised: list[Exception] = [ValueError("secret"), UnsupportedOperationError("told"), PublicError("UNAVAILABLE", "told")]
+
+    class Broken(InMemoryTaskStore):
+        async def get(self, task_id: str, context: ServerCallContext) -> Task | None:
+            if task_id == "broken":
+                raise OSError("secret")
+            return await super().get(task_id, context)
+
+    async def work(task: TaskUpdater, asked: RequestContext) -> None:
+        await tell(task, "a")
+        raise raised[int(asked.get_user_input())]
+
+    handler = StreamRequestHandler(InMemoryStreamManager(), Agent(work), Broken(), card())
+    async with serving(app_of(handler)) as url, httpx.AsyncClient() as http:
+
+        async def answer(method: str, **params: object) -> str:
+            body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+            return (await http.post(f"{url}/", json=body, headers={"A2A-Version": "1.0"})).text
+
+        for method in ("SendMessage", "SendStreamingMessage"):
+            for number, word in enumerate(["internal", "told", "told"]):
+                message = {"messageId": "m", "role": "ROLE_USER", "parts": [{"text": f"{number}"}]}
+                text = await answer(method, message=message)
+                assert "secret" not in text
+                assert f'"{word}"' in text
+        for method in ("GetTask", "CancelTask", "SubscribeToTask"):
+            text = await answer(method, id="broken")
+            assert "secret" not in text
+            assert '"internal"' in text
+
+
+async def test_the_id_of_a_stream_is_shown_to_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
+    context = of()
+
+    async def work(task: TaskUpdater, _: RequestContext) -> None:
+        await tell(task, "a")
+        await anyio.sleep_forever()
+
+    async with InMemoryStreamManager() as streams, handler_of(work, streams=streams) as handler:
+        task = await begun(handler, context)
+        await until(lambda: bool(said(_stored(handler, task.id))))
+        (stream,) = [info.id for info in await streams.list()]
+        await streams.cancel(stream)
+        kept = await got(handler, task.id, context)
+        assert kept.status.state == CANCELED
+        assert kept.status.HasField("message")
+        assert "a2a~" not in str(kept)

@@ -10,8 +10,8 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -42,11 +42,14 @@ from a2a.server.tasks import PushNotificationConfigStore, PushNotificationSender
 from a2a.server.tasks.task_manager import append_artifact_to_task
 from a2a.types import (
     AgentCard,
+    CancelTaskRequest,
+    GetTaskRequest,
     ListTasksRequest,
     ListTasksResponse,
     Message,
     Part,
     Role,
+    SendMessageRequest,
     StreamResponse,
     SubscribeToTaskRequest,
     Task,
@@ -55,7 +58,7 @@ from a2a.types import (
     TaskStatus,
     TaskStatusUpdateEvent,
 )
-from a2a.utils.errors import TaskNotFoundError, UnsupportedOperationError
+from a2a.utils.errors import A2AError, InternalError, TaskNotFoundError, UnsupportedOperationError
 from a2a.utils.proto_utils import to_stream_response
 from google.protobuf import json_format
 
@@ -73,7 +76,7 @@ from ..errors import (
     StreamNotFoundError,
     StreamTakenOverError,
 )
-from ..events import ErrorInfo, StreamEventType
+from ..events import ErrorInfo, StreamEventType, shown_info
 
 logger: Final = logging.getLogger("streamkeep")
 
@@ -185,6 +188,35 @@ class StreamRequestHandler(DefaultRequestHandler):
             with anyio.move_on_after(END_SECONDS):
                 await self._tasks.end_all()
 
+    async def on_get_task(self, params: GetTaskRequest, context: ServerCallContext) -> Task | None:
+        """See the SDK's."""
+        with _told():
+            return await super().on_get_task(params, context)
+
+    async def on_list_tasks(self, params: ListTasksRequest, context: ServerCallContext) -> ListTasksResponse:
+        """See the SDK's."""
+        with _told():
+            return await super().on_list_tasks(params, context)
+
+    async def on_cancel_task(self, params: CancelTaskRequest, context: ServerCallContext) -> Task | None:
+        """See the SDK's."""
+        with _told():
+            return await super().on_cancel_task(params, context)
+
+    async def on_message_send(self, params: SendMessageRequest, context: ServerCallContext) -> Message | Task:
+        """See the SDK's."""
+        with _told():
+            return await super().on_message_send(params, context)
+
+    async def on_message_send_stream(
+        self, params: SendMessageRequest, context: ServerCallContext
+    ) -> AsyncGenerator[Event, None]:
+        """See the SDK's."""
+        with _told():
+            async with aclosing(super().on_message_send_stream(params, context)) as events:
+                async for event in events:
+                    yield event
+
     @validate_request_params
     async def on_subscribe_to_task(
         self, params: SubscribeToTaskRequest, context: ServerCallContext
@@ -195,15 +227,16 @@ class StreamRequestHandler(DefaultRequestHandler):
         """
         if not self._agent_card.capabilities.streaming:
             raise UnsupportedOperationError(message="Streaming is not supported by the agent")
-        seen = await self._tasks.look(params.id, context)
-        if seen is None:
-            raise TaskNotFoundError
-        if seen.has_ended:
-            state = TaskState.Name(seen.task.status.state)
-            raise UnsupportedOperationError(message=f"Task {params.id} is in terminal state: {state}")
-        async with aclosing(self._tasks.follow(seen, context)) as events:
-            async for event in events:
-                yield event
+        with _told():
+            seen = await self._tasks.look(params.id, context)
+            if seen is None:
+                raise TaskNotFoundError
+            if seen.has_ended:
+                state = TaskState.Name(seen.task.status.state)
+                raise UnsupportedOperationError(message=f"Task {params.id} is in terminal state: {state}")
+            async with aclosing(self._tasks.follow(seen, context)) as events:
+                async for event in events:
+                    yield event
 
 
 @dataclass(frozen=True, slots=True)
@@ -765,6 +798,18 @@ class _Counting(EventQueue):
         await self._queue.enqueue_event(event)
 
 
+@contextmanager
+def _told() -> Generator[None]:
+    """Tell clients of what is no error of the protocol's as little as everywhere: the SDK would send them its text."""
+    try:
+        yield
+    except A2AError:
+        raise
+    except Exception as error:
+        logger.exception("a request of A2A's failed")
+        raise InternalError(message=shown_info(error).message) from error
+
+
 def _attach(run: _Run, turn: _Turn) -> None:
     run.turn, turn.is_run = turn, True
     run.begun.set()
@@ -838,7 +883,9 @@ def _set_status(task: Task, status: TaskStatus) -> None:
 
 
 def _status(state: TaskState, place: _Place, text: str) -> TaskStatus:
-    message = Message(message_id=place.stream, role=Role.ROLE_AGENT, parts=[Part(text=text)])
+    # Who looks at it next gives it the same id; the stream's own is nobody's to know.
+    message_id = uuid.uuid5(uuid.NAMESPACE_OID, place.stream)
+    message = Message(message_id=str(message_id), role=Role.ROLE_AGENT, parts=[Part(text=text)])
     status = TaskStatus(state=state, message=message)
     status.timestamp.FromDatetime(datetime.now(UTC))
     return status
