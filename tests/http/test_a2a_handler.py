@@ -902,3 +902,77 @@ async def test_the_id_of_a_stream_is_shown_to_nobody(caplog: pytest.LogCaptureFi
         assert kept.status.state == CANCELED
         assert kept.status.HasField("message")
         assert "a2a~" not in str(kept)
+
+
+class Holding(InMemoryTaskStore):
+    """A store whose next answer takes long, as one does whose process was suspended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hold, self.is_held, self.may_answer = False, anyio.Event(), anyio.Event()
+
+    async def get(self, task_id: str, context: ServerCallContext) -> Task | None:
+        task = await super().get(task_id, context)
+        if self.hold:
+            self.hold = False
+            self.is_held.set()
+            await self.may_answer.wait()
+        return task
+
+
+async def test_who_looks_at_a_task_for_long_does_not_store_that_it_has_failed() -> None:
+    context, store, may_end = of(), Holding(), anyio.Event()
+
+    async def work(task: TaskUpdater, _: RequestContext) -> None:
+        await tell(task, "a")
+        await may_end.wait()
+        await task.complete()
+
+    async with InMemoryStreamManager(ttl=timedelta(0)) as streams, handler_of(work, streams=streams, store=store) as handler:
+        task = await begun(handler, context)
+        await until(lambda: bool(said(_stored(handler, task.id))))
+        async with anyio.create_task_group() as tasks:
+            store.hold = True
+            looked = list[Task]()
+
+            async def look() -> None:
+                looked.append(await got(handler, task.id, context))
+
+            tasks.start_soon(look)
+            await store.is_held.wait()
+            may_end.set()
+            await until(lambda: (_stored(handler, task.id) or Task()).status.state == COMPLETED)
+            await streams.sweep()
+            assert not list(await streams.list())
+            store.may_answer.set()
+        assert [task.status.state for task in looked] == [COMPLETED]
+        assert (await got(handler, task.id, context)).status.state == COMPLETED
+
+
+def _states(store: InMemoryTaskStore) -> list[int]:
+    return [task.status.state for task in store._impl.tasks["ada"].values()]
+
+
+async def test_a_store_that_fails_at_the_end_of_a_turn_fails_no_task_that_waits_for_its_user(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    context, store, fails = of(), FailingStore(), anyio.Event()
+
+    async def work(task: TaskUpdater, asked: RequestContext) -> None:
+        if asked.get_user_input() == "end":
+            await task.complete()
+            return
+        await task.requires_input()
+        await until(lambda: "ada" in store._impl.tasks and _states(store) == [INPUT_REQUIRED])
+        caplog.set_level(logging.CRITICAL)
+        store.fails = 1
+        fails.set()
+
+    async with handler_of(work, store=store) as handler:
+        task = await begun(handler, context)
+        await fails.wait()
+        await until(lambda: store.fails == 0)
+        assert (await got(handler, task.id, context)).status.state == INPUT_REQUIRED
+        answer = await handler.on_message_send(request("end", task), context)
+        assert isinstance(answer, Task)
+        assert answer.status.state == COMPLETED

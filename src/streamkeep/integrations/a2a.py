@@ -547,6 +547,8 @@ class _Tasks(VersionedTaskStore, TaskEventStream):
                 await self._end(run.turn)
             except StreamkeepError as error:
                 logger.warning("stream %s: the end of its turn could not be stored: %s", run.turn.place.stream, error)
+            except Exception:  # the store's; what it has is behind by no event
+                logger.exception("task %s: that its turn is over could not be stored", task_id)
 
     def _look_after(self, task_id: str, run: _Run, queued: int) -> None:
         """Give a run up when its events are stored no more: the SDK has dropped them, after an error."""
@@ -580,7 +582,7 @@ class _Tasks(VersionedTaskStore, TaskEventStream):
 
     async def _until_over(self, place: _Place) -> None:
         try:
-            async with self._streams.subscribe(place.stream) as events:
+            async with self._streams.subscribe(place.stream, _after(place.tail)) as events:
                 async for _ in events:
                     pass
         except StreamNotFoundError:
@@ -623,6 +625,8 @@ class _Tasks(VersionedTaskStore, TaskEventStream):
             if info is None and (place.tail == 0 or task.status.state in INTERRUPTED_TASK_STATES):
                 error = None
             elif info is None:
+                if await self._has_gone_on(task_id, before, context):
+                    return await self.look(task_id, context)
                 error = "NOT_FOUND"
             else:
                 place, error = await self._caught_up(task, place, info), info.error
@@ -631,13 +635,19 @@ class _Tasks(VersionedTaskStore, TaskEventStream):
             if _has_ended(task) or error is not None or (info is None and place.tail == 0):
                 break
             place = place.next
-        if error is not None and not _has_ended(task):
-            is_canceled = error == "CANCELLED"
-            state = TaskState.TASK_STATE_CANCELED if is_canceled else TaskState.TASK_STATE_FAILED
-            _set_status(task, _status(state, place, MESSAGES.get(error, STOPPED.message)))
+        _end_by(task, place, error)
         if error is not None or (place != before and _has_ended(task)):
             await self._store.save(_with_place(task, place), context)
         return _Seen(task, place)
+
+    async def _has_gone_on(self, task_id: str, place: _Place, context: ServerCallContext) -> bool:
+        """Say whether the store has another place of a task now: since that was read its stream may have ended, and been removed."""
+        stored = await self._store.get(task_id, context)
+        if stored is None:
+            return True
+        task = Task()
+        task.CopyFrom(stored)
+        return _take_place(task) != place
 
     async def _info(self, stream: str) -> StreamInfo | None:
         try:
@@ -874,6 +884,14 @@ def _apply(task: Task, event: Event) -> None:
             append_artifact_to_task(task, event)
         case _:
             pass
+
+
+def _end_by(task: Task, place: _Place, error: str | None) -> None:
+    """End a task whose turn has ended in an error, if it has, and unless it had ended before."""
+    if error is not None and not _has_ended(task):
+        is_canceled = error == "CANCELLED"
+        state = TaskState.TASK_STATE_CANCELED if is_canceled else TaskState.TASK_STATE_FAILED
+        _set_status(task, _status(state, place, MESSAGES.get(error, STOPPED.message)))
 
 
 def _set_status(task: Task, status: TaskStatus) -> None:
