@@ -191,22 +191,26 @@ class StreamRequestHandler(DefaultRequestHandler):
     async def on_get_task(self, params: GetTaskRequest, context: ServerCallContext) -> Task | None:
         """See the SDK's."""
         with _told():
-            return await super().on_get_task(params, context)
+            task: Task | None = await super().on_get_task(params, context)
+            return task
 
     async def on_list_tasks(self, params: ListTasksRequest, context: ServerCallContext) -> ListTasksResponse:
         """See the SDK's."""
         with _told():
-            return await super().on_list_tasks(params, context)
+            page: ListTasksResponse = await super().on_list_tasks(params, context)
+            return page
 
     async def on_cancel_task(self, params: CancelTaskRequest, context: ServerCallContext) -> Task | None:
         """See the SDK's."""
         with _told():
-            return await super().on_cancel_task(params, context)
+            task: Task | None = await super().on_cancel_task(params, context)
+            return task
 
     async def on_message_send(self, params: SendMessageRequest, context: ServerCallContext) -> Message | Task:
         """See the SDK's."""
         with _told():
-            return await super().on_message_send(params, context)
+            answer: Message | Task = await super().on_message_send(params, context)
+            return answer
 
     async def on_message_send_stream(
         self, params: SendMessageRequest, context: ServerCallContext
