@@ -1,5 +1,6 @@
 """`StreamRequestHandler`, called as the SDK's routes call it, where a client cannot bring about what is tested."""
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -43,8 +44,9 @@ from a2a.utils.errors import InvalidParamsError, TaskNotCancelableError, TaskNot
 from starlette.applications import Starlette
 from tests.http.servers import serving, until
 
-from streamkeep import InMemoryStreamManager, Limits, StreamManager
+from streamkeep import InMemoryStreamManager, Limits, PublicError, StreamManager
 from streamkeep.http.response import ASGIApp
+from streamkeep.integrations import a2a
 from streamkeep.integrations.a2a import StreamRequestHandler
 from streamkeep.storages.memory import MemoryStorage
 
@@ -725,3 +727,252 @@ async def test_a_cancel_at_any_moment_is_the_end_or_comes_too_late_for_all(steps
         kept = await got(here, task.id, context)
     assert (view.state, view.said) == (kept.status.state, said(kept))
     assert kept.status.state == expected
+
+
+@pytest.mark.parametrize("raises", [None, asyncio.CancelledError, OSError])
+async def test_an_agent_is_canceled_from_another_process_whatever_its_own_cancel_does(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, raises: type[BaseException] | None
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    monkeypatch.setattr(a2a, "END_SECONDS", 0.1)
+    context, store, has_ended = of(), InMemoryTaskStore(), anyio.Event()
+
+    class Hanging(Agent):
+        async def cancel(self, context: RequestContext, event_queue: EventQueue) -> None:
+            if raises is not None:
+                raise raises
+            await anyio.sleep_forever()
+
+    async def work(task: TaskUpdater, _: RequestContext) -> None:
+        await tell(task, "a")
+        try:
+            await anyio.sleep_forever()
+        finally:
+            has_ended.set()
+
+    async with (
+        InMemoryStreamManager() as streams,
+        handler_of(work, agent=Hanging(work), streams=streams, store=store) as here,
+        handler_of(work, streams=streams, store=store) as there,
+    ):
+        task = await begun(here, context)
+        await until(lambda: said(_stored(here, task.id)) == ["a"])
+        await there.on_cancel_task(CancelTaskRequest(id=task.id), context)
+        with anyio.fail_after(5):
+            await has_ended.wait()
+        assert (await got(here, task.id, context)).status.state == CANCELED
+
+
+async def test_an_agent_that_nobody_has_cancelled_has_failed_when_it_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """Of a task of its own that was cancelled, and that it awaits."""
+    caplog.set_level(logging.CRITICAL)
+    context, view, may_fail = of(), View(), anyio.Event()
+
+    async def work(task: TaskUpdater, _: RequestContext) -> None:
+        await tell(task, "a")
+        await may_fail.wait()
+        child = asyncio.create_task(anyio.sleep_forever())
+        child.cancel()
+        await child
+
+    async with handler_of(work) as handler:
+        task = await begun(handler, context)
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(view.follow, handler, task.id, context)
+                await until(lambda: view.said == ["a"])
+                may_fail.set()
+        assert (view.state, view.said) == (FAILED, ["a"])
+
+
+async def test_a_task_that_was_half_canceled_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK ends the agent, and then stores that; who asks it to may be cut off between the two."""
+    monkeypatch.setattr(a2a, "END_SECONDS", 0.1)
+    context, view, is_ending, may_end = of(), View(), anyio.Event(), anyio.Event()
+
+    async def work(task: TaskUpdater, _: RequestContext) -> None:
+        await tell(task, "a")
+        try:
+            await anyio.sleep_forever()
+        finally:
+            is_ending.set()
+            with anyio.CancelScope(shield=True):
+                await may_end.wait()
+
+    async with handler_of(work) as handler:
+        task = await begun(handler, context)
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(view.follow, handler, task.id, context)
+                await until(lambda: view.said == ["a"])
+                canceling = asyncio.create_task(handler.on_cancel_task(CancelTaskRequest(id=task.id), context))
+                await is_ending.wait()
+                canceling.cancel()
+                await asyncio.wait([canceling])
+                may_end.set()
+        assert view.state == FAILED
+        assert (await got(handler, task.id, context)).status.state == FAILED
+
+
+async def test_an_agent_that_takes_no_cancellation_holds_up_neither_the_end_nor_the_other_tasks(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(a2a, "STOP_SECONDS", 0.1)
+    context, store, may_end, agents = of(), InMemoryTaskStore(), anyio.Event(), list[asyncio.Task[Any]]()
+
+    async def work(task: TaskUpdater, asked: RequestContext) -> None:
+        await tell(task, "a")
+        if asked.get_user_input() == "stubborn":
+            agents.extend(each for each in asyncio.all_tasks() if each is asyncio.current_task())
+        while not may_end.is_set():
+            try:
+                await may_end.wait()
+            except asyncio.CancelledError:
+                if asked.get_user_input() != "stubborn":
+                    raise
+
+    asked = request("stubborn")
+    asked.configuration.return_immediately = True
+    async with InMemoryStreamManager() as streams:
+        try:
+            with anyio.fail_after(5):
+                async with handler_of(work, streams=streams, store=store) as handler:
+                    tasks = [await handler.on_message_send(asked, context), await begun(handler, context)]
+                    ids = [task.id for task in tasks if isinstance(task, Task)]
+                    await until(lambda: all(said(_stored(handler, id)) == ["a"] for id in ids))
+        finally:
+            may_end.set()
+            await asyncio.wait(agents, timeout=5)
+        for id in ids:
+            stored = await store.get(id, context)
+            assert stored is not None
+            assert stored.status.state == FAILED
+        assert all(info.status != "open" for info in await streams.list())
+    assert "agents go on" in caplog.text
+
+
+async def test_what_an_agent_or_a_store_raises_is_told_to_no_client(caplog: pytest.LogCaptureFixture) -> None:
+    """The SDK sends its text. What an agent raises to be told is told: the protocol's errors, and ours that are public."""
+    caplog.set_level(logging.CRITICAL)
+    raised: list[Exception] = [ValueError("secret"), UnsupportedOperationError("told"), PublicError("UNAVAILABLE", "told")]
+
+    class Broken(InMemoryTaskStore):
+        async def get(self, task_id: str, context: ServerCallContext) -> Task | None:
+            if task_id == "broken":
+                raise OSError("secret")
+            return await super().get(task_id, context)
+
+    async def work(task: TaskUpdater, asked: RequestContext) -> None:
+        await tell(task, "a")
+        raise raised[int(asked.get_user_input())]
+
+    handler = StreamRequestHandler(InMemoryStreamManager(), Agent(work), Broken(), card())
+    async with serving(app_of(handler)) as url, httpx.AsyncClient() as http:
+
+        async def answer(method: str, **params: object) -> str:
+            body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+            return (await http.post(f"{url}/", json=body, headers={"A2A-Version": "1.0"})).text
+
+        for method in ("SendMessage", "SendStreamingMessage"):
+            for number, word in enumerate(["internal", "told", "told"]):
+                message = {"messageId": "m", "role": "ROLE_USER", "parts": [{"text": f"{number}"}]}
+                text = await answer(method, message=message)
+                assert "secret" not in text
+                assert f'"{word}"' in text
+        for method in ("GetTask", "CancelTask", "SubscribeToTask"):
+            text = await answer(method, id="broken")
+            assert "secret" not in text
+            assert '"internal"' in text
+
+
+async def test_the_id_of_a_stream_is_shown_to_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
+    context = of()
+
+    async def work(task: TaskUpdater, _: RequestContext) -> None:
+        await tell(task, "a")
+        await anyio.sleep_forever()
+
+    async with InMemoryStreamManager() as streams, handler_of(work, streams=streams) as handler:
+        task = await begun(handler, context)
+        await until(lambda: bool(said(_stored(handler, task.id))))
+        (stream,) = [info.id for info in await streams.list()]
+        await streams.cancel(stream)
+        kept = await got(handler, task.id, context)
+        assert kept.status.state == CANCELED
+        assert kept.status.HasField("message")
+        assert "a2a~" not in str(kept)
+
+
+class Holding(InMemoryTaskStore):
+    """A store whose next answer takes long, as one does whose process was suspended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hold, self.is_held, self.may_answer = False, anyio.Event(), anyio.Event()
+
+    async def get(self, task_id: str, context: ServerCallContext) -> Task | None:
+        task = await super().get(task_id, context)
+        if self.hold:
+            self.hold = False
+            self.is_held.set()
+            await self.may_answer.wait()
+        return task
+
+
+async def test_who_looks_at_a_task_for_long_does_not_store_that_it_has_failed() -> None:
+    context, store, may_end = of(), Holding(), anyio.Event()
+
+    async def work(task: TaskUpdater, _: RequestContext) -> None:
+        await tell(task, "a")
+        await may_end.wait()
+        await task.complete()
+
+    async with InMemoryStreamManager(ttl=timedelta(0)) as streams, handler_of(work, streams=streams, store=store) as handler:
+        task = await begun(handler, context)
+        await until(lambda: bool(said(_stored(handler, task.id))))
+        async with anyio.create_task_group() as tasks:
+            store.hold = True
+            looked = list[Task]()
+
+            async def look() -> None:
+                looked.append(await got(handler, task.id, context))
+
+            tasks.start_soon(look)
+            await store.is_held.wait()
+            may_end.set()
+            await until(lambda: (_stored(handler, task.id) or Task()).status.state == COMPLETED)
+            await streams.sweep()
+            assert not list(await streams.list())
+            store.may_answer.set()
+        assert [task.status.state for task in looked] == [COMPLETED]
+        assert (await got(handler, task.id, context)).status.state == COMPLETED
+
+
+def _states(store: InMemoryTaskStore) -> list[int]:
+    return [task.status.state for task in store._impl.tasks["ada"].values()]
+
+
+async def test_a_store_that_fails_at_the_end_of_a_turn_fails_no_task_that_waits_for_its_user(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    context, store, fails = of(), FailingStore(), anyio.Event()
+
+    async def work(task: TaskUpdater, asked: RequestContext) -> None:
+        if asked.get_user_input() == "end":
+            await task.complete()
+            return
+        await task.requires_input()
+        await until(lambda: "ada" in store._impl.tasks and _states(store) == [INPUT_REQUIRED])
+        caplog.set_level(logging.CRITICAL)
+        store.fails = 1
+        fails.set()
+
+    async with handler_of(work, store=store) as handler:
+        task = await begun(handler, context)
+        await fails.wait()
+        await until(lambda: store.fails == 0)
+        assert (await got(handler, task.id, context)).status.state == INPUT_REQUIRED
+        answer = await handler.on_message_send(request("end", task), context)
+        assert isinstance(answer, Task)
+        assert answer.status.state == COMPLETED

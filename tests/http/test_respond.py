@@ -5,11 +5,11 @@ import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, closing, contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import anyio
 import anyio.lowlevel
@@ -25,7 +25,7 @@ from tests.http.servers import STREAM_ID, Reading, events_of, frames_of, http_to
 from streamkeep import InMemoryStreamManager, Limits, StreamInput, StreamManager
 from streamkeep.http import Access, PassThroughFraming, SSEFraming, StreamsHTTP
 from streamkeep.http.response import Timeouts
-from streamkeep.http.sources import Source, producer_of
+from streamkeep.http.sources import Source, entered, producer_of
 from streamkeep.http.starlette import ASGIResponse
 from streamkeep.storages.memory import MemoryStorage
 
@@ -194,6 +194,30 @@ async def test_a_context_manager_is_left_at_its_end_and_not_entered_when_it_is_n
         answer = await http.post("/chat")
         await http.post("/chat", headers={STREAM_ID: answer.headers[STREAM_ID]})
     assert [[sdk.is_closed for sdk in manager.streams] for manager in made] == [[True], []]
+
+
+async def test_what_a_context_manager_gives_is_closed_before_it_is_left() -> None:
+    """A generator that is left open ends at some time, when it is collected."""
+    left: list[str] = []
+
+    async def words() -> AsyncGenerator[str]:
+        try:
+            while True:
+                yield "word"
+        finally:
+            left.append("words")
+
+    @asynccontextmanager
+    async def connection() -> AsyncGenerator[AsyncGenerator[str]]:
+        try:
+            yield given
+        finally:
+            left.append("connection")
+
+    given = words()
+    async with aclosing(cast("AsyncGenerator[object]", entered(connection()))) as chunks:
+        assert await anext(chunks) == "word"
+    assert left == ["words", "connection"]
 
 
 @pytest.mark.parametrize("source", [anyio.create_task_group, anyio.Lock, threading.Lock])

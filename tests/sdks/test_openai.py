@@ -163,8 +163,9 @@ def test_an_event_that_says_that_it_has_failed_is_raised(event: Any, raised: typ
         list(chunks([{"type": "response.in_progress"}, event]))
 
 
-def test_tools_that_a_server_has_listed_are_left_out() -> None:
-    item = {"type": "mcp_list_tools", "id": "i", "tools": [{"name": "secret"}]}
+@pytest.mark.parametrize("kind", ["mcp_list_tools", "tool_search_output", "additional_tools"])
+def test_tools_that_an_item_lists_are_left_out(kind: str) -> None:
+    item = {"type": kind, "id": "i", "tools": [{"name": "secret"}]}
     response = {"id": "r", "output": [item]}
     events = [{"type": "response.output_item.done", "item": item}, {"type": "response.completed", "response": response}]
     assert "secret" not in str(list(chunks(events)))

@@ -100,8 +100,11 @@ async def _in_async(manager: AbstractAsyncContextManager[object]) -> AsyncGenera
     async with manager as chunks:
         if not isinstance(chunks, AsyncIterable):
             raise _not_iterable(manager, chunks)
-        async for chunk in chunks:
-            yield chunk
+        try:
+            async for chunk in chunks:
+                yield chunk
+        finally:
+            await close(chunks)
 
 
 def _in(manager: AbstractContextManager[object]) -> Generator[object, None, object]:

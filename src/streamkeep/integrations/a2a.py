@@ -10,8 +10,8 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -42,11 +42,14 @@ from a2a.server.tasks import PushNotificationConfigStore, PushNotificationSender
 from a2a.server.tasks.task_manager import append_artifact_to_task
 from a2a.types import (
     AgentCard,
+    CancelTaskRequest,
+    GetTaskRequest,
     ListTasksRequest,
     ListTasksResponse,
     Message,
     Part,
     Role,
+    SendMessageRequest,
     StreamResponse,
     SubscribeToTaskRequest,
     Task,
@@ -55,7 +58,7 @@ from a2a.types import (
     TaskStatus,
     TaskStatusUpdateEvent,
 )
-from a2a.utils.errors import TaskNotFoundError, UnsupportedOperationError
+from a2a.utils.errors import A2AError, InternalError, TaskNotFoundError, UnsupportedOperationError
 from a2a.utils.proto_utils import to_stream_response
 from google.protobuf import json_format
 
@@ -73,7 +76,7 @@ from ..errors import (
     StreamNotFoundError,
     StreamTakenOverError,
 )
-from ..events import ErrorInfo, StreamEventType
+from ..events import ErrorInfo, StreamEventType, shown_info
 
 logger: Final = logging.getLogger("streamkeep")
 
@@ -93,6 +96,8 @@ LOST: Final = (StreamCompletedError, StreamTakenOverError, StreamNotFoundError, 
 UNFIT: Final = (LimitExceededError, InvalidArgumentError, json_format.SerializeToJsonError)
 LOOK_SECONDS: Final = 30.0
 """How often who waits for a task's next turn looks at the task itself."""
+STOP_SECONDS: Final = 5.0
+"""How long agents may take to end when they are cancelled because the handler is left."""
 END_SECONDS: Final = 10.0
 """How long the ends of all tasks may take to be stored when the handler is left, and an agent's own `cancel` when another process asks."""
 
@@ -169,13 +174,52 @@ class StreamRequestHandler(DefaultRequestHandler):
                 with anyio.move_on_after(self._drain_seconds):
                     await self._tasks.drained()
             finally:
-                with anyio.move_on_after(END_SECONDS, shield=True):
+                with anyio.CancelScope(shield=True):
                     await self.aclose()
 
     async def aclose(self) -> None:
-        """End the agents that run here, and store that their tasks have failed."""
-        await super().aclose()
-        await self._tasks.end_all()
+        """End the agents that run here, and store that their tasks have failed. One that takes no cancellation is left alone."""
+        closing = asyncio.create_task(super().aclose())  # which waits for each of them
+        try:
+            await asyncio.wait([closing], timeout=STOP_SECONDS)
+        finally:
+            if not closing.done():
+                logger.warning("agents go on, which were cancelled %g seconds ago; their tasks have failed", STOP_SECONDS)
+            with anyio.move_on_after(END_SECONDS):
+                await self._tasks.end_all()
+
+    async def on_get_task(self, params: GetTaskRequest, context: ServerCallContext) -> Task | None:
+        """See the SDK's."""
+        with _told():
+            task: Task | None = await super().on_get_task(params, context)
+            return task
+
+    async def on_list_tasks(self, params: ListTasksRequest, context: ServerCallContext) -> ListTasksResponse:
+        """See the SDK's."""
+        with _told():
+            page: ListTasksResponse = await super().on_list_tasks(params, context)
+            return page
+
+    async def on_cancel_task(self, params: CancelTaskRequest, context: ServerCallContext) -> Task | None:
+        """See the SDK's."""
+        with _told():
+            task: Task | None = await super().on_cancel_task(params, context)
+            return task
+
+    async def on_message_send(self, params: SendMessageRequest, context: ServerCallContext) -> Message | Task:
+        """See the SDK's."""
+        with _told():
+            answer: Message | Task = await super().on_message_send(params, context)
+            return answer
+
+    async def on_message_send_stream(
+        self, params: SendMessageRequest, context: ServerCallContext
+    ) -> AsyncGenerator[Event, None]:
+        """See the SDK's."""
+        with _told():
+            async with aclosing(super().on_message_send_stream(params, context)) as events:
+                async for event in events:
+                    yield event
 
     @validate_request_params
     async def on_subscribe_to_task(
@@ -187,15 +231,16 @@ class StreamRequestHandler(DefaultRequestHandler):
         """
         if not self._agent_card.capabilities.streaming:
             raise UnsupportedOperationError(message="Streaming is not supported by the agent")
-        seen = await self._tasks.look(params.id, context)
-        if seen is None:
-            raise TaskNotFoundError
-        if seen.has_ended:
-            state = TaskState.Name(seen.task.status.state)
-            raise UnsupportedOperationError(message=f"Task {params.id} is in terminal state: {state}")
-        async with aclosing(self._tasks.follow(seen, context)) as events:
-            async for event in events:
-                yield event
+        with _told():
+            seen = await self._tasks.look(params.id, context)
+            if seen is None:
+                raise TaskNotFoundError
+            if seen.has_ended:
+                state = TaskState.Name(seen.task.status.state)
+                raise UnsupportedOperationError(message=f"Task {params.id} is in terminal state: {state}")
+            async with aclosing(self._tasks.follow(seen, context)) as events:
+                async for event in events:
+                    yield event
 
 
 @dataclass(frozen=True, slots=True)
@@ -477,7 +522,7 @@ class _Tasks(VersionedTaskStore, TaskEventStream):
         return run
 
     async def end_run(self, context: RequestContext, run: _Run, *, has_returned: bool) -> None:
-        """Note that it has returned. One that was cancelled, or has failed, leaves its turn to what the SDK stores of that."""
+        """Note that it has ended. If it was cancelled, or has failed, its turn ends with what the SDK stores of that, if it does."""
         run.is_over = True
         task_id = _id_of(context)
         if has_returned:
@@ -485,6 +530,17 @@ class _Tasks(VersionedTaskStore, TaskEventStream):
             self._look_after(task_id, run, run.queued + 1)
         else:
             self._forget(task_id, run)
+            if run.turn is not None:
+                self._end_if_left(run.turn, None)
+
+    def _end_if_left(self, turn: _Turn, place: _Place | None) -> None:
+        """Give a turn up when nobody stores how it has ended: the SDK does not if who asked it to cancel has gone meanwhile."""
+        if self._turns.get(turn.place.root) is not turn:
+            return
+        if turn.place == place and not turn.lock.locked():
+            self._give_up(turn)
+        else:
+            asyncio.get_running_loop().call_later(END_SECONDS, self._end_if_left, turn, turn.place)
 
     async def _end_if_over(self, task_id: str, run: _Run) -> None:
         if not run.is_over or run.queued > 0:
@@ -495,12 +551,14 @@ class _Tasks(VersionedTaskStore, TaskEventStream):
                 await self._end(run.turn)
             except StreamkeepError as error:
                 logger.warning("stream %s: the end of its turn could not be stored: %s", run.turn.place.stream, error)
+            except Exception:  # the store's; what it has is behind by no event
+                logger.exception("task %s: that its turn is over could not be stored", task_id)
 
     def _look_after(self, task_id: str, run: _Run, queued: int) -> None:
         """Give a run up when its events are stored no more: the SDK has dropped them, after an error."""
         if run.ended.is_set():
             return
-        if run.queued < queued:
+        if run.queued < queued or (run.turn is not None and run.turn.lock.locked()):
             asyncio.get_running_loop().call_later(END_SECONDS, self._look_after, task_id, run, run.queued)
             return
         self._forget(task_id, run)
@@ -528,7 +586,7 @@ class _Tasks(VersionedTaskStore, TaskEventStream):
 
     async def _until_over(self, place: _Place) -> None:
         try:
-            async with self._streams.subscribe(place.stream) as events:
+            async with self._streams.subscribe(place.stream, _after(place.tail)) as events:
                 async for _ in events:
                     pass
         except StreamNotFoundError:
@@ -571,6 +629,8 @@ class _Tasks(VersionedTaskStore, TaskEventStream):
             if info is None and (place.tail == 0 or task.status.state in INTERRUPTED_TASK_STATES):
                 error = None
             elif info is None:
+                if await self._has_gone_on(task_id, before, context):
+                    return await self.look(task_id, context)
                 error = "NOT_FOUND"
             else:
                 place, error = await self._caught_up(task, place, info), info.error
@@ -579,13 +639,19 @@ class _Tasks(VersionedTaskStore, TaskEventStream):
             if _has_ended(task) or error is not None or (info is None and place.tail == 0):
                 break
             place = place.next
-        if error is not None and not _has_ended(task):
-            is_canceled = error == "CANCELLED"
-            state = TaskState.TASK_STATE_CANCELED if is_canceled else TaskState.TASK_STATE_FAILED
-            _set_status(task, _status(state, place, MESSAGES.get(error, STOPPED.message)))
+        _end_by(task, place, error)
         if error is not None or (place != before and _has_ended(task)):
             await self._store.save(_with_place(task, place), context)
         return _Seen(task, place)
+
+    async def _has_gone_on(self, task_id: str, place: _Place, context: ServerCallContext) -> bool:
+        """Say whether the store has another place of a task now: since that was read its stream may have ended, and been removed."""
+        stored = await self._store.get(task_id, context)
+        if stored is None:
+            return True
+        task = Task()
+        task.CopyFrom(stored)
+        return _take_place(task) != place
 
     async def _info(self, stream: str) -> StreamInfo | None:
         try:
@@ -668,10 +734,20 @@ class _Executor(AgentExecutor):
         stop = _Stop(self._agent, context, queue, run)
         try:
             async with stop.around():
-                await self._agent.execute(context, queue)
+                await self._execute(context, queue)
             has_returned = True
         finally:
             await self._tasks.end_run(context, run, has_returned=has_returned)
+
+    async def _execute(self, context: RequestContext, queue: EventQueue) -> None:
+        try:
+            await self._agent.execute(context, queue)
+        except asyncio.CancelledError as error:
+            here = asyncio.current_task()
+            if here is None or here.cancelling():
+                raise
+            # Of a task that it has awaited, say. The SDK would take it for a cancellation, and nothing would be said of the task.
+            raise RuntimeError("the agent has raised a CancelledError, and nobody has cancelled it") from error
 
     async def cancel(self, context: RequestContext, event_queue: EventQueue) -> None:
         await self._agent.cancel(context, event_queue)
@@ -686,6 +762,7 @@ class _Stop:
         self._queue = queue
         self._run = run
         self._has_begun = False
+        self._is_over = False
 
     @asynccontextmanager
     async def around(self) -> AsyncGenerator[None, None]:
@@ -697,22 +774,30 @@ class _Stop:
         finally:
             if not self._has_begun:
                 watch.cancel()
-            await asyncio.wait([watch], timeout=END_SECONDS)
-            watch.cancel()
+            try:
+                await asyncio.wait([watch], timeout=END_SECONDS)
+            finally:
+                self._is_over = True
+                watch.cancel()
 
     async def _when_cancelled(self, agent: asyncio.Task[Any]) -> None:
         await self._run.until_cancelled()
         self._has_begun = True
         try:
-            await self._agent.cancel(self._context, self._queue)
+            with anyio.move_on_after(END_SECONDS) as scope:
+                await self._agent.cancel(self._context, self._queue)
+            if scope.cancelled_caught:
+                logger.warning("task %s: the agent's `cancel` took longer than %g seconds", self._context.task_id, END_SECONDS)
         except Exception:
             logger.exception("task %s: the agent's `cancel` failed", self._context.task_id)
-        # The SDK finds out when it stores an event that the task has ended, and tells who listens.
-        status = TaskStatus(state=TaskState.TASK_STATE_CANCELED)
-        await self._queue.enqueue_event(
-            TaskStatusUpdateEvent(task_id=self._context.task_id, context_id=self._context.context_id, status=status)
-        )
-        agent.cancel()
+        finally:
+            # The SDK finds out when it stores an event that the task has ended, and tells who listens.
+            status = TaskStatus(state=TaskState.TASK_STATE_CANCELED)
+            event = TaskStatusUpdateEvent(task_id=self._context.task_id, context_id=self._context.context_id, status=status)
+            with anyio.move_on_after(END_SECONDS):
+                await self._queue.enqueue_event(event)
+            if not self._is_over:
+                agent.cancel()
 
 
 class _Counting(EventQueue):
@@ -725,6 +810,18 @@ class _Counting(EventQueue):
     async def enqueue_event(self, event: Event) -> None:
         self._run.queued += 1
         await self._queue.enqueue_event(event)
+
+
+@contextmanager
+def _told() -> Generator[None]:
+    """Tell clients of what is no error of the protocol's as little as everywhere: the SDK would send them its text."""
+    try:
+        yield
+    except A2AError:
+        raise
+    except Exception as error:
+        logger.exception("a request of A2A's failed")
+        raise InternalError(message=shown_info(error).message) from error
 
 
 def _attach(run: _Run, turn: _Turn) -> None:
@@ -793,6 +890,14 @@ def _apply(task: Task, event: Event) -> None:
             pass
 
 
+def _end_by(task: Task, place: _Place, error: str | None) -> None:
+    """End a task whose turn has ended in an error, if it has, and unless it had ended before."""
+    if error is not None and not _has_ended(task):
+        is_canceled = error == "CANCELLED"
+        state = TaskState.TASK_STATE_CANCELED if is_canceled else TaskState.TASK_STATE_FAILED
+        _set_status(task, _status(state, place, MESSAGES.get(error, STOPPED.message)))
+
+
 def _set_status(task: Task, status: TaskStatus) -> None:
     if task.status.HasField("message"):
         task.history.append(task.status.message)
@@ -800,7 +905,9 @@ def _set_status(task: Task, status: TaskStatus) -> None:
 
 
 def _status(state: TaskState, place: _Place, text: str) -> TaskStatus:
-    message = Message(message_id=place.stream, role=Role.ROLE_AGENT, parts=[Part(text=text)])
+    # Who looks at it next gives it the same id; the stream's own is nobody's to know.
+    message_id = uuid.uuid5(uuid.NAMESPACE_OID, place.stream)
+    message = Message(message_id=str(message_id), role=Role.ROLE_AGENT, parts=[Part(text=text)])
     status = TaskStatus(state=state, message=message)
     status.timestamp.FromDatetime(datetime.now(UTC))
     return status

@@ -37,8 +37,8 @@ def chunks(stream: Any) -> AsyncChunks | SyncChunks:
         return await streams_http.respond(request, answer)
 
     Left out is what readers are not to see: of each Response what it was asked for, such as `instructions`, `tools`, `prompt` and
-    `metadata`; the tools that an MCP server has listed; and what `.stream()` adds to what came, such as the whole text so far in
-    each event. What is left are `ChatCompletionChunk`s and Responses' events, which `subscribe(chunk_type=)` reads as such.
+    `metadata`; the tools that its items list, such as those of an MCP server; and what `.stream()` adds to what came, such as the whole
+    text so far in each event. What is left are `ChatCompletionChunk`s and Responses' events, which `subscribe(chunk_type=)` reads as such.
 
     Args:
         stream: what `create(stream=True)`, `responses.retrieve(stream=True)` or `.stream()` gives, of either client; of `.stream()` also
@@ -82,9 +82,9 @@ def shown(event: object) -> Iterator[Any]:
 
 
 def shown_item(item: Json) -> Json:
-    """Give an item of a Response without what was added to it, and without the tools of a server."""
+    """Give an item of a Response without what was added to it, and without the tools that it lists."""
     left = {name: value for name, value in item.items() if name not in {"parsed", "parsed_arguments"}}
-    if left.get("type") == "mcp_list_tools":
+    if "tools" in left:  # what an MCP server has listed, a search has found, or the app has added
         left["tools"] = []
     if left.get("type") == "message":
         left["content"] = [shown_item(part) for part in objects_of(left.get("content"))]
