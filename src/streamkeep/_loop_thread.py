@@ -206,15 +206,25 @@ class LoopThread(Generic[T]):
         return lambda: self.soon(call.cancel)
 
     def call(self, function: Callable[..., Awaitable[R]], *args: object) -> R:
-        """Call a function there and wait for what it gives, or raises. One that is interrupted here is cancelled there."""
-        outcomes = SimpleQueue[Outcome[R]]()
-        cancel = self.begin(outcomes.put, function, *args)
+        """Call a function there and wait for what it gives, or raises. One that is interrupted here is cancelled there, and over when this
+        raises, unless that takes more than a second.
+        """
+        outcomes, told = list[Outcome[R]](), SimpleQueue[None]()
+
+        def tell(outcome: Outcome[R]) -> None:
+            outcomes.append(outcome)
+            told.put(None)
+
+        cancel = self.begin(tell, function, *args)
         try:
-            outcome = outcomes.get()
+            told.get()
         except BaseException:
             cancel()
+            with suppress(Empty):
+                if not outcomes:
+                    told.get(timeout=LEAVE_SECONDS)
             raise
-        return outcome.given()
+        return outcomes[0].given()
 
     def soon(self, function: Callable[[], object]) -> None:
         """Call a function there soon, from any thread, and wait for nothing. It does nothing in another process, or when all is over."""

@@ -50,7 +50,8 @@ class StreamManager:
     forked child shares nothing with its parent but what the storage keeps; `memory://` is empty there.) Threads that come while it starts
     share that start. Its first use raises what opening the storage raises, StorageUnavailableError after 15 seconds; the next tries again.
 
-    An exception that a signal handler raises, such as KeyboardInterrupt, cancels the call that waits. A handler may call `close`.
+    An exception that a signal handler raises, such as KeyboardInterrupt, cancels the call that waits. Events that came meanwhile are those
+    that its subscription gives next, and a stream that was opened meanwhile is released. A handler may call `close`.
 
     Args:
         make: gives a manager that nobody else uses, each time that this starts.
@@ -101,23 +102,31 @@ class StreamManager:
         recovery: Recovery | None = None,
     ) -> "StreamInput":
         """Create a stream and give its one writer. Arguments and errors are those of `streamkeep.StreamManager.open`."""
-        loop = self._running()
+        loop, opened = self._running(), list[AsyncStreamInput]()
 
-        async def opened() -> AsyncStreamInput:
-            return await loop.entered.open(
-                stream,
-                resume=resume,
-                metadata=metadata,
-                ttl=ttl,
-                encode=encode,
-                owner=owner,
-                key=key,
-                run=run,
-                replace=replace,
-                recovery=recovery,
+        async def open_there() -> None:
+            opened.append(
+                await loop.entered.open(
+                    stream,
+                    resume=resume,
+                    metadata=metadata,
+                    ttl=ttl,
+                    encode=encode,
+                    owner=owner,
+                    key=key,
+                    run=run,
+                    replace=replace,
+                    recovery=recovery,
+                )
             )
 
-        return StreamInput(loop, loop.call(opened))
+        try:
+            loop.call(open_there)
+            return StreamInput(loop, opened[0])
+        except BaseException:
+            for unwanted in opened:  # it was opened when this was interrupted
+                loop.spawn(unwanted.close)
+            raise
 
     @overload
     def subscribe(
@@ -414,24 +423,28 @@ class Subscription(Generic[T]):
 
     def __next__(self) -> StreamEvent[T]:
         if not self._ready:
-            self._ready.extend(self.batch())
+            self._wait_for_more()
             if not self._ready:
                 raise StopIteration
         return self._ready.popleft()
 
     def batch(self) -> list[StreamEvent[T]]:
         """Give all events that are at hand, waiting for at least one; an empty list after the last one."""
-        if self._ready:
-            ready = list(self._ready)
-            self._ready.clear()
-            return ready
+        if not self._ready:
+            self._wait_for_more()
+        ready, self._ready = self._ready, deque()
+        return list(ready)
+
+    def _wait_for_more(self) -> None:
         if not self._is_entered:
             self._ends_itself = True
             self.__enter__()
-        events = self._loop.call(self._events.batch)
-        if not events and self._ends_itself:
+        self._loop.call(self._take)
+        if not self._ready and self._ends_itself:
             self._leave()
-        return events
+
+    async def _take(self) -> None:
+        self._ready.extend(await self._events.batch())  # here, or what is interrupted would lose it
 
     def _leave(self) -> None:
         """Leave it, unless it has ended with the manager."""

@@ -9,12 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
+from tests.core.test_loop_thread import at_a_signal
 from tests.inside import feeds_of, threads_of_ours
 
 from streamkeep import (
@@ -26,6 +28,8 @@ from streamkeep import (
     Recovery,
     StorageError,
     StreamAlreadyExistsError,
+    StreamBusyError,
+    StreamEvent,
     StreamInputClosedError,
     StreamManagerClosedError,
     StreamNotFoundError,
@@ -238,13 +242,59 @@ def test_a_reader_that_waits_may_be_interrupted_and_go_on(streams: StreamManager
             with pytest.raises(Interrupted):
                 next(events)
             stream.write("a")
-            until(lambda: not events._events._is_read)
             assert next(events).chunk == "a"
     finally:
         signal.signal(signal.SIGALRM, before)
     with pytest.raises(StreamTimeoutError):
         values(streams, "s", after=0, idle_timeout=timedelta(seconds=0.01))
     stream.done()
+
+
+def test_a_reader_that_is_interrupted_when_events_come_has_them_next(
+    streams: StreamManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with streams.open("s") as stream, at_a_signal(interrupt), streams.subscribe("s") as events:
+        batch = events._events.batch
+
+        async def come() -> list[StreamEvent[Any]]:
+            came = await batch()
+            os.kill(os.getpid(), signal.SIGUSR1)
+            return came
+
+        monkeypatch.setattr(events._events, "batch", come)
+        stream.write("a")
+        with pytest.raises(KeyboardInterrupt):
+            next(events)
+        assert next(events).chunk == "a"
+        stream.done()
+
+
+def test_a_stream_that_is_opened_while_who_opens_it_is_interrupted_is_released(
+    streams: StreamManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    open_there = inside(streams).open
+
+    async def opened(stream: str, **options: Any) -> object:
+        opened = await open_there(stream, **options)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return opened
+
+    def go_on() -> bool:
+        with suppress(StreamBusyError):
+            streams.open("s", resume=True).done()
+        return streams.info("s").status == "done"
+
+    with at_a_signal(interrupt), monkeypatch.context() as patch:
+        patch.setattr(inside(streams), "open", opened)
+        with pytest.raises(KeyboardInterrupt):
+            streams.open("s")
+    until(go_on)
 
 
 async def test_it_may_be_used_where_an_event_loop_runs_as_in_a_notebook(streams: StreamManager) -> None:

@@ -324,6 +324,29 @@ async def test_a_view_that_awaits_and_is_cancelled_while_it_is_asked_starts_noth
         gate.set()
 
 
+@pytest.mark.parametrize("has_come", [True, False])
+async def test_the_client_of_an_answer_whose_view_is_cancelled_is_gone(threads: StreamsThread, has_come: bool) -> None:
+    gate, stop, running = threading.Event(), threading.Event(), threads.start()
+
+    def chunks() -> Iterator[str]:
+        gate.set()
+        yield "a" * BUFFER_BYTES
+        stop.wait(BOUND_SECONDS)
+
+    try:
+        view = asyncio.create_task(threads.arespond(scope_of(ENVIRON), chunks()))
+        await asyncio.sleep(0)  # until it waits
+        assert gate.wait(BOUND_SECONDS)  # in its event loop, which so does nothing about the answer
+        if has_come:
+            until(lambda: running.entered.bodies)
+        view.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await view
+        await asyncio.to_thread(until, lambda: not running.entered.tasks._tasks)
+    finally:
+        stop.set()
+
+
 def test_an_authorize_of_any_kind_is_asked_and_what_it_raises_is_raised_in_the_view() -> None:
     class Asking:
         async def __call__(self, access: Access) -> str:

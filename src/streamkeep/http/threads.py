@@ -403,7 +403,8 @@ class Caller:
         self._view = view
         self._raised: Exception | None = None
         self._over: Callable[[], object] = lambda: None
-        self._has_left = False
+        self._body: Pipe | None = None
+        self._is_answered = self._has_left = False
 
     async def ask(self, function: Callable[[A], object], about: A) -> object:
         """Call a function, `authorize` say: in the view, and in the event loop what it gives to be awaited.
@@ -445,16 +446,26 @@ class Caller:
             raise StreamManagerClosedError("who has asked has gone")
         return outcomes[0].given()
 
+    def hand_over(self, body: "Pipe") -> None:
+        """Have the view take a body. Of one that has left, or leaves before it has taken it, the client is gone."""
+        self._body = body
+        if self._has_left:
+            body.leave()
+
     def leave(self) -> None:
         """Note that the view waits no more, and calls nothing."""
         self._has_left = True
         self._over()
+        if self._body is not None and not self._is_answered:  # its answer came when it was being ended
+            self._body.leave()
 
     def taken(self, outcome: Outcome[Taken]) -> Taken:
         """Give the answer, or raise what the view is to raise."""
         if self._raised is not None:
             raise self._raised
-        return outcome.given()
+        taken = outcome.given()
+        self._is_answered = True
+        return taken
 
 
 async def _awaited(what: Awaitable[R], setting: Setting) -> R:
@@ -564,6 +575,8 @@ async def _taken(running: Running, scope: Scope, answer: Answer, body: bytes = b
         pipe.leave()
         raise
     running.entered.bodies.add(pipe)
+    caller: Caller = scope[CALLER]
+    caller.hand_over(pipe)
     return Taken(status, headers, pipe, answer.stream, answer.started)
 
 
