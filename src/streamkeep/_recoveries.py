@@ -18,6 +18,7 @@ from ._core import Core, new_name
 from ._encoding import Encode
 from ._input import StreamInput
 from ._lifecycle import Life, committed_at, life_of, pause_before
+from ._recovering import Found, add_entry, find_entries, forget_entries
 from ._recovery import BELL, PREFIX, Entry, after_session, entries_of, entry_of, session_in
 from ._running import Running
 from .errors import KeyInUseError, StorageCorruptError, StorageError, StreamBusyError
@@ -141,7 +142,7 @@ class Recoveries:
         if life is None or life.state.status != "open" or life.state.session not in {session_in(id), ""}:
             # Of a stream that is not there, the creation may still be under way: what is slow is not dead.
             if life is not None or core.now() > committed_at(page.head) + ABSENT_SECONDS:
-                await core.storage.delete(id, page.head.version)
+                await self._forget(core, Found(id, page.head), entry, life)
             return None
         if life.state.session or entry.name not in self._names:
             return None
@@ -158,6 +159,14 @@ class Recoveries:
             except StreamBusyError as error:  # the storage's clock went back
                 self._look_again_in(error.retry_after)
         return None
+
+    async def _forget(self, core: Core, found: Found, entry: Entry, life: Life | None) -> None:
+        """Forget an entry that is not the right one; having seen to it that a stream that is written has one among its session's."""
+        if life is not None and life.state.status == "open":
+            session = life.state.session
+            if not await find_entries(core.storage, [session], entry.life):
+                await add_entry(core.storage, session, entry)
+        await forget_entries(core.storage, [found])
 
     def _look_again_in(self, seconds: float) -> None:
         self._again_at = min(self._again_at, anyio.current_time() + seconds)

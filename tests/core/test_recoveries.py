@@ -599,3 +599,22 @@ async def test_an_entry_whose_stream_is_gone_is_forgotten_in_the_end(streams: St
         with anyio.move_on_after(seconds):
             await next_of(streams)
         assert len(await entries(memory)) == left
+
+
+@pytest.mark.promise("P24")
+async def test_a_stream_that_is_written_and_has_its_entry_in_another_place_gets_one_where_it_belongs(
+    streams: StreamManager, mortal: Process, memory: MemoryStorage
+) -> None:
+    stream = await mortal.streams.open("s", recovery=GO)
+    (id,) = await entries(memory)
+    page = await memory.read(id)
+    assert page is not None
+    await memory.delete(id, page.head.version)
+    await memory.commit(PREFIX + "0." + entry_of(page.head).life, None, page.head)
+    with anyio.move_on_after(30):
+        await next_of(streams)
+    assert await entries(memory) == [id]
+    mortal.storage.is_down = True
+    successor = await next_of(streams)
+    assert (successor.id, successor.recovery) == (stream.id, GO)
+    await successor.done()
