@@ -8,8 +8,11 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import Context
-from typing import Any, Final, Protocol, TypeVar
+from functools import partial
+from threading import Thread
+from typing import Any, Final, ParamSpec, Protocol, TypeVar
 
 import anyio
 from anyio import CancelScope
@@ -18,6 +21,7 @@ from .errors import WrongEventLoopError
 
 logger: Final = logging.getLogger("streamkeep")
 
+P = ParamSpec("P")
 R = TypeVar("R")
 
 Run = Callable[[], Awaitable[None]]
@@ -253,3 +257,24 @@ def ran(coroutine: Coroutine[object, object, R]) -> R:
         result: R = end.value
         return result
     raise RuntimeError("this awaits something that does not block")
+
+
+class LastingExecutor(ThreadPoolExecutor):
+    """What asyncio asks for addresses, and for whatever else blocks. Unlike another it does so at the end of the program, too."""
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """See `Executor.submit`."""
+        try:
+            return super().submit(fn, *args, **kwargs)
+        except RuntimeError:  # `concurrent.futures` has ended with the main thread, and what is entered is only left behind it
+            future = Future[R]()
+            Thread(target=_fulfil, args=[future, partial(fn, *args, **kwargs)], daemon=True).start()
+            return future
+
+
+def _fulfil(future: Future[R], call: Callable[[], R]) -> None:
+    if future.set_running_or_notify_cancel():
+        try:
+            future.set_result(call())
+        except BaseException as error:  # which is for who waits
+            future.set_exception(error)

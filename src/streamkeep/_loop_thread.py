@@ -6,6 +6,7 @@ A signal handler may come at any time, also into a thread that waits here, and m
 lock, and what is waited by takes none: a SimpleQueue.
 """
 
+import asyncio
 import math
 import os
 import sys
@@ -21,7 +22,7 @@ from weakref import WeakSet, finalize
 
 import anyio
 
-from ._background import Background, Loop, Task, loop_here
+from ._background import Background, LastingExecutor, Loop, Task, loop_here
 from .errors import StorageUnavailableError, StreamManagerClosedError, WrongEventLoopError, fresh
 
 T = TypeVar("T")
@@ -282,6 +283,7 @@ class LoopThread(Generic[T]):
         with anyio.move_on_after(self._start_seconds) as starting:
             self._leave = starting.cancel
             self._loop = loop_here()
+            asyncio.get_running_loop().set_default_executor(LastingExecutor())
             if self._is_closed:  # which had nobody to tell
                 starting.cancel()
             resource = self._make()

@@ -23,7 +23,7 @@ from typing import Final, Protocol
 import anyio
 
 from . import _lifecycle
-from ._background import Background, is_asyncio_here, loop_here
+from ._background import Background, LastingExecutor, is_asyncio_here, loop_here
 from ._guard import GuardedStorage, commit_once
 from ._lifecycle import Mail, Terms
 from .errors import StorageError, fresh
@@ -200,7 +200,8 @@ def _run_thread(renewal: "_Renewal", clone: GuardedStorage, host: _Elsewhere) ->
     while not renewal.is_stopped and not host.is_gone:
         try:
             with asyncio.Runner() as runner:
-                runner.get_loop()  # first, so that there is no coroutine that nobody awaits if there can be no loop
+                # First, so that there is no coroutine that nobody awaits if there can be no loop.
+                runner.get_loop().set_default_executor(LastingExecutor())
                 runner.run(run())
             break
         except BaseException as failure:

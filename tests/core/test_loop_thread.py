@@ -3,13 +3,14 @@
 import functools
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 import anyio
 import pytest
@@ -556,3 +557,31 @@ def test_one_that_is_closed_before_it_was_started_is_closed() -> None:
     loop._is_closed = True
     with pytest.raises(StreamManagerClosedError):
         loop.wait()
+
+
+AT_THE_END: Final = """
+import asyncio
+from contextlib import asynccontextmanager
+
+from streamkeep._loop_thread import LoopThreads
+
+
+@asynccontextmanager
+async def connecting():
+    yield
+    await asyncio.get_running_loop().getaddrinfo("localhost", 1)
+    print("found")
+    try:
+        await asyncio.to_thread(int, "a")
+    except ValueError:
+        print("raised")
+
+
+threads = LoopThreads(connecting)
+threads.running()
+"""
+
+
+def test_what_is_left_at_the_end_of_the_program_may_connect_by_a_name() -> None:
+    ran = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True, timeout=BOUND_SECONDS, check=False)
+    assert (ran.returncode, ran.stdout.split(), ran.stderr) == (0, ["found", "raised"], "")
