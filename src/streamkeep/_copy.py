@@ -20,7 +20,7 @@ from . import _lifecycle, _names
 from ._guard import GuardedStorage
 from ._lifecycle import Life, State
 from ._naming import look_up
-from ._recovering import add_entry, find_entries
+from ._recovering import add_entry, find_entries, first_entry
 from .errors import StorageCorruptError, StreamkeepError
 from .storage import PAGE_BYTES, Head, Storage
 
@@ -238,10 +238,8 @@ class _Copy:
         sessions = (state.session, state.left_by, "")
         if state.recovery is None or state.status != "open" or await find_entries(self._target, sessions, state.life):
             return
-        for found in await find_entries(self._source, sessions, state.life):
-            if found.entry is not None:
-                await add_entry(self._target, state.session, found.entry)
-                return
+        if (entry := first_entry(await find_entries(self._source, sessions, state.life))) is not None:
+            await add_entry(self._target, state.session, entry)
 
     async def _claim(self, name: str, life: Life) -> bool:
         """Name the stream at the target, if that is still to be done; False if somebody else has changed the name meanwhile."""

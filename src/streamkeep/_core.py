@@ -2,7 +2,7 @@
 
 import logging
 import uuid
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -276,7 +276,9 @@ class Core:
     def let_recovery_go(self, stream: str, life: Life) -> None:
         """Have a stream that this manager's writer has ended, released or lost be no more among those of its session."""
         if life.state.recovery is not None:
-            self.background.start(partial(self._let_recovery_go, stream, life), f"the recovery of stream {stream}")
+            self.background.start(
+                partial(self._insist, stream, partial(self._let_recovery_go, stream, life)), f"the recovery of stream {stream}"
+            )
 
     def forget_entries_soon(self, stream: str, found: Sequence[Found]) -> None:
         """Have the entries that a stream had, before this manager has taken it over, be no more, in the background."""
@@ -289,25 +291,30 @@ class Core:
 
     async def _let_recovery_go(self, stream: str, life: Life) -> None:
         own, name = self.session.name, life.state.life
-        try:
-            found = await find_entries(self.storage, [own], name)  # first: one that is stored later is not meant
-            page = await self.storage.read(stream)
-            state = None if page is None else _lifecycle.life_of(page.head).state
-            if state is None or state.life != name or state.session not in {own, ""} or state.status != "open":
-                await forget_entries(self.storage, found)
-            elif not state.session:
-                await hand_on(self.storage, found)
-                await ring(self.storage, own)
-        except StorageError as error:  # who goes on with streams finds it when this session is over
-            self.report(f"stream {stream}: the entry of its recovery is not up to date yet", error)
+        found = await find_entries(self.storage, [own], name)  # first: one that is stored later is not meant
+        page = await self.storage.read(stream)
+        state = None if page is None else _lifecycle.life_of(page.head).state
+        if state is None or state.life != name or state.session not in {own, ""} or state.status != "open":
+            await forget_entries(self.storage, found)
+        elif not state.session:
+            await hand_on(self.storage, found)
+            await ring(self.storage, own)
 
-    async def _hand_on(self, stream: str, session: str, life: str) -> None:
+    async def _hand_on(self, session: str, life: str) -> None:
         """Have those go on with a stream who can, although they do not know of its session that it is dead."""
-        try:
-            await hand_on(self.storage, await find_entries(self.storage, [session], life))
-        except StorageError as error:  # it is found all the same, when they do
-            self.report(f"stream {stream}: the entry of its recovery is not up to date yet", error)
+        await hand_on(self.storage, await find_entries(self.storage, [session], life))
         await ring(self.storage, self.session.name)
+
+    async def _insist(self, stream: str, do: Callable[[], Awaitable[None]]) -> None:
+        """Do something about the entry of a stream; while the storage fails, again and again, for a while."""
+        for pause in LOOK_PAUSES:
+            try:
+                await do()
+            except StorageError as error:
+                self.report(f"stream {stream}: the entry of its recovery is not up to date yet", error)
+                await anyio.sleep(pause)
+            else:
+                return
 
     # Streams whose writer is another manager's
 
@@ -330,7 +337,8 @@ class Core:
             _report_death(stream, life.state, ended.state)
         if is_left and is_done:  # once is enough: who knows that the session is dead finds the stream all the same
             old = life.state
-            self.background.start(partial(self._hand_on, stream, old.session, old.life), f"handing stream {stream} on")
+            do = partial(self._hand_on, old.session, old.life)
+            self.background.start(partial(self._insist, stream, do), f"handing stream {stream} on")
         # Readers need not wait until a writer has been told that is dead, or would be.
         self.tell_writer_soon(stream, life)
         return True

@@ -222,8 +222,7 @@ class LoopThread(Generic[T]):
         except BaseException:
             cancel()
             with suppress(Empty):
-                if not outcomes:
-                    told.get(timeout=LEAVE_SECONDS)
+                told.get(timeout=0 if outcomes else LEAVE_SECONDS)
             raise
         return outcomes[0].given()
 

@@ -37,6 +37,11 @@ class Found:
         return None
 
 
+def first_entry(found: Iterable[Found]) -> Entry | None:
+    """Give what the first of these that can be read says."""
+    return next((each.entry for each in found if each.entry is not None), None)
+
+
 async def find_entries(storage: GuardedStorage, sessions: Iterable[str], life: str) -> list[Found]:
     """Give the entries that a stream has among those of some sessions. Raises StorageError."""
     ids = [entry_id(session, life) for session in dict.fromkeys(sessions)]

@@ -19,7 +19,7 @@ from ._guard import GuardedStorage, commit_once
 from ._input import StreamInput
 from ._lifecycle import Life, State, Terms
 from ._outbox import RELEASE_SECONDS, Outbox
-from ._recovering import Found, add_entry, find_entries
+from ._recovering import Found, add_entry, find_entries, first_entry
 from ._recovery import entry_for, entry_id, records_of, recovery_of
 from .errors import (
     KeyInUseError,
@@ -157,8 +157,7 @@ class Running:
             return (), ""
         own = self.core.session.name
         found = await find_entries(self.core.storage, (state.session, state.left_by, "", own), state.life)
-        known = [each.entry for each in found if each.entry is not None]
-        entry = known[0] if known else entry_for(stream, state, "")
+        entry = first_entry(found) or entry_for(stream, state, "")
         await add_entry(self.core.storage, own, entry)
         return [each for each in found if each.id != entry_id(own, state.life)], entry.input
 

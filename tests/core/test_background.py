@@ -5,6 +5,7 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
+from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
 from threading import Event as ThreadEvent
@@ -28,7 +29,7 @@ from streamkeep import (
     Subscription,
     WrongEventLoopError,
 )
-from streamkeep._background import Background, ran
+from streamkeep._background import Background, LastingExecutor, _fulfil, ran
 from streamkeep._lifecycle import session_id, session_of
 from streamkeep.storage import Head
 from streamkeep.storages.memory import MemoryStorage
@@ -647,3 +648,16 @@ def test_what_waits_although_it_must_not_is_told_so() -> None:
 
     with pytest.raises(RuntimeError, match="does not block"):
         ran(wait())
+
+
+def test_who_needs_a_thread_at_the_end_of_the_program_gets_one_unless_he_has_left() -> None:
+    executor = LastingExecutor()
+    executor.shutdown()
+    assert executor.submit(max, 1, 2).result(BOUND_SECONDS) == 2
+    with pytest.raises(ZeroDivisionError):
+        executor.submit(divmod, 1, 0).result(BOUND_SECONDS)
+    called: list[int] = []
+    left = Future[None]()
+    left.cancel()
+    _fulfil(left, lambda: called.append(1))
+    assert called == []

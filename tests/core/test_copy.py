@@ -633,3 +633,16 @@ async def test_a_copy_that_is_deleted_at_once_is_not_named(
         hold.release()
 
     assert await target.scan() == []
+
+
+async def test_a_stream_without_its_entry_is_copied_without_one(source: FaultyStorage, target: FaultyStorage) -> None:
+    own = FaultyStorage(source)
+    async with StreamManager(own) as writer:
+        await writer.open("s", recovery=Recovery("go"))
+        own.is_down = True
+    for id, head in await source.scan(".recovery.", 10):
+        if id.startswith(".recovery."):
+            await source.delete(id, head.version)
+    source.ahead_seconds = 60.0
+    assert (await copy(source, target))["s"].outcome is Outcome.COPIED
+    assert [id for id, _ in await target.scan("", 10)] == ["s"]

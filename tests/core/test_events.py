@@ -296,3 +296,22 @@ def test_details_that_are_as_deep_as_may_be_do_not_keep_a_stream_from_ending() -
     assert error_info(PublicError("ABORTED", "deep", allowed)).details == allowed
     assert error_info(PublicError("ABORTED", "deep", too_deep)).details is None
     assert error_record(error_info(PublicError("ABORTED", "deep", too_deep)))
+
+
+class Asked(pydantic.BaseModel):
+    """What is asked."""
+
+    text: str
+
+
+@pytest.mark.parametrize(
+    ("type_", "data", "value"),
+    [
+        (Asked, b'{"text":"why"}', Asked(text="why")),
+        (list[Asked], b'[{"text":"why"}]', [Asked(text="why")]),
+        (Asked | None, b"null", None),
+        (list[int], b"[1]", [1]),
+    ],
+)
+def test_models_are_read_and_lists_of_them(type_: Any, data: bytes, value: object) -> None:
+    assert decoder_of(type_)(data) == value

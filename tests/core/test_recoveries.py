@@ -618,3 +618,47 @@ async def test_a_stream_that_is_written_and_has_its_entry_in_another_place_gets_
     successor = await next_of(streams)
     assert (successor.id, successor.recovery) == (stream.id, GO)
     await successor.done()
+
+
+async def test_an_entry_that_is_damaged_is_not_handed_on_and_its_stream_is_resumed_without_its_input(
+    streams: StreamManager, memory: MemoryStorage
+) -> None:
+    stream = await streams.open("s", recovery=GO)
+    (id,) = await entries(memory)
+    page = await memory.read(id)
+    assert page is not None
+    await memory.commit(id, page.head.version, type(page.head)(page.head.version + 1, 0, b"?", page.head.expires_at))
+    await stream.close()
+    await anyio.sleep(1)
+    assert await entries(memory) == [id]
+    resumed = await streams.open("s", resume=True)
+    assert resumed.recovery is not None
+    assert resumed.recovery.input is None
+    await resumed.done()
+    await anyio.sleep(1)
+    assert await entries(memory) == []
+
+
+@pytest.mark.promise("P24")
+async def test_a_stream_that_cannot_be_handed_on_yet_is_handed_on_when_the_storage_is_back(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    stream = await streams.open("s", recovery=GO)
+    await stream.write("a")
+    storage.skip("read")  # of the entry
+    storage.refuse("read")
+    await stream.close()
+    with anyio.fail_after(60):
+        successor = await next_of(streams)
+    assert successor.recovery == GO
+    await successor.done()
+
+
+@pytest.mark.promise("P24")
+async def test_a_stream_that_can_never_be_handed_on_ends_in_time(streams: StreamManager, storage: FaultyStorage) -> None:
+    stream = await streams.open("s", recovery=GO)
+    await stream.close()
+    storage.is_down = True
+    await anyio.sleep(600)
+    storage.is_down = False
+    assert (await streams.info("s")).error == "ABORTED"
