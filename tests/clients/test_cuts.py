@@ -1,7 +1,7 @@
 """Clients of server-sent events as their packages come, over connections that are cut: each event once, the end, and one run.
 
-The slow ones are cut at every byte about the ends of lines, which are the seams of frames and of packets; at every third of the rest;
-and at every seventh of the rest of the head.
+The slow ones are cut at every byte of an answer of ours; of one that has passed through, at every byte about the ends of lines, which are
+the seams of frames and of packets, at every third of the rest, and at every seventh of the rest of the head.
 """
 
 import json
@@ -20,7 +20,6 @@ from tests.network.proxy import FINE, End, Fate, bad_network
 AT_ONCE: Final = 400
 """So many listen at a time; most of them wait to come back, so that a browser, which keeps 256 connections, queues none for long."""
 BY_GET: Final = ("EventSource", "event-source-polyfill", "eventsource")
-EACH_ROUTE: Final = [ROUTES[0], pytest.param(ROUTES[1], marks=pytest.mark.slow)]
 LAST: Final = {ROUTES[0]: b"event: done", ROUTES[1]: b"[DONE]"}
 END: Final = b"\r\n0\r\n\r"
 """All but the last byte of an answer, wherever that is in one that comes as it is made."""
@@ -37,6 +36,10 @@ def many(answer: bytes) -> Sequence[int]:
     return sorted({*range(0, body, 7), *range(body, len(answer), 3), *seams_in(answer)})
 
 
+def every(answer: bytes) -> Sequence[int]:
+    return range(len(answer))
+
+
 def cuts_at(places: Sequence[int]) -> list[Fate]:
     """Give a cut at each of these bytes, and some that may also destroy what came before."""
     return [Fate(End.FIN, place) for place in places] + [Fate(End.RST, place) for place in places[::10]]
@@ -47,7 +50,15 @@ def again(places: Places, number: int) -> list[Fate]:
     return [Fate(End.FIN, b"data: {")] if places is few and number % 2 else []
 
 
-HOW_MANY: Final = pytest.mark.parametrize("places", [few, pytest.param(many, marks=pytest.mark.slow)], ids=["few", "many"])
+EACH_ROUTE: Final = pytest.mark.parametrize(
+    ("route", "places"),
+    [
+        pytest.param(ROUTES[0], few, id="few"),
+        pytest.param(ROUTES[0], every, id="every byte", marks=pytest.mark.slow),
+        pytest.param(ROUTES[1], few, id="passed through, few", marks=pytest.mark.slow),
+        pytest.param(ROUTES[1], many, id="passed through, many", marks=pytest.mark.slow),
+    ],
+)
 
 
 async def read_over(
@@ -69,8 +80,7 @@ async def read_over(
 
 
 @pytest.mark.cell("cut", "EventSource", "eventsource", "event-source-polyfill")
-@HOW_MANY
-@pytest.mark.parametrize("route", EACH_ROUTE)
+@EACH_ROUTE
 @pytest.mark.parametrize("client", BY_GET)
 async def test_who_follows_by_get_has_each_event_once(start: Start, client: str, route: str, places: Places) -> None:
     async with served() as server:
@@ -99,8 +109,7 @@ async def answer_of(server: Served, route: str) -> bytes:
 
 
 @pytest.mark.cell("cut", "fetch-event-source")
-@HOW_MANY
-@pytest.mark.parametrize("route", EACH_ROUTE)
+@EACH_ROUTE
 async def test_fetch_event_source_has_each_event_once(start: Start, route: str, places: Places) -> None:
     async with served() as server:
         landmarks = [Fate(End.FIN, LAST[route]), Fate(End.FIN, END)]

@@ -1,6 +1,7 @@
 """The demo's page, driven as a person would: nothing is lost or comes twice, and it says what became of the answer."""
 
 import re
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
@@ -86,6 +87,25 @@ def test_the_same_answer_is_shown_as_other_clients_read_it(page: Page, demo: Dem
     for dialect, end in (("AI SDK", "[DONE]"), ("AG-UI", '"type":"RUN_FINISHED"')):
         page.get_by_role("combobox", name="The same answer in").select_option(dialect)
         expect(wire).to_contain_text(end)
+
+
+def test_the_words_that_were_chosen_stay_over_a_reload_are_those_of_a_second_window_and_end_in_view(
+    page: Page, context: BrowserContext, demo: Demo
+) -> None:
+    ask(page, demo, until=50)
+    page.get_by_role("combobox", name="The same answer in").select_option("AG-UI")
+
+    page.get_by_role("button", name="Reload").click()
+
+    second = second_window(context, page)
+    for window in (page, second):
+        expect(window.locator("#dialect")).to_have_value("ag-ui")
+        expect(window.locator("#wire")).to_contain_text("TEXT_MESSAGE_CONTENT")
+    second.get_by_role("button", name="Stop").click()
+    for window in (page, second):
+        expect(window.locator("#wire")).to_contain_text("RUN_ERROR")
+        out_of_view = "box => box.scrollHeight - box.clientHeight - box.scrollTop"
+        assert window.locator("#wire").evaluate(out_of_view) <= 1
 
 
 @pytest.mark.slow
@@ -177,10 +197,11 @@ def test_a_killed_server_that_is_back_tells_what_became_of_the_answer(
     assert text_of(second) == text_of(page)
 
 
-def test_a_server_that_is_shut_down_says_so_first(page: Page, mortal_demo: Demo) -> None:
+def test_a_server_that_is_shut_down_says_so_first(page: Page, mortal_demo: Demo, tmp_path: Path) -> None:
     ask(page, mortal_demo, until=30)
 
     assert mortal_demo.stop() == 0
+    assert (tmp_path / "demo.log").read_text().count("took longer than") == 1
 
     expect_headline(page, "The server was shut down in mid-answer.")
     expect_nothing_lost(page)

@@ -364,7 +364,7 @@ class Runner:
         self._recovering.cancel()
         with anyio.move_on_after(self._drain_seconds):
             await self._all_over()
-        if late := self._left():
+        if late := [run for run in self._left() if run.end_as is not SHUT_DOWN]:  # and not those of an earlier call
             logger.warning("%s took longer than the %g seconds of `drain`, and must stop", _named(late), self._drain_seconds)
         for run in late:
             run.end_as = SHUT_DOWN

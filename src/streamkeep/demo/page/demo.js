@@ -282,7 +282,9 @@ function renderReaders() {
 
 function renderWire() {
   $("wire").hidden = !wire;
-  if (wire) setText($("wire"), wire.lines.join("\n") || "…");
+  if (!wire) return;
+  setText($("wire"), wire.lines.join("\n") || "…");
+  $("wire").scrollTop = $("wire").scrollHeight; // long lines take several
 }
 
 function readerRow() {
@@ -305,7 +307,7 @@ function renderControls() {
   setText($("slow"), slow ? "Remove the slow reader" : "Add a slow reader");
   const second = $("second");
   second.setAttribute("aria-disabled", String(reader === null));
-  if (reader) second.href = `?stream=${reader.stream}`;
+  if (reader) second.href = `?${new URLSearchParams({ stream: reader.stream, as: $("dialect").value })}`;
   else second.removeAttribute("href");
   $("slow-text").hidden = !slow;
   if (slow) setText($("slow-text"), lastWordsOf(slow.text));
@@ -346,7 +348,10 @@ $("cut").addEventListener("click", () => (reader.state === "cut" ? reader.connec
 $("reload").addEventListener("click", () => location.reload());
 $("stop").addEventListener("click", stop);
 $("slow").addEventListener("click", toggleSlow);
-$("dialect").addEventListener("change", showWire);
+$("dialect").addEventListener("change", () => {
+  sessionStorage.setItem("dialect", $("dialect").value);
+  showWire();
+});
 addEventListener("pagehide", save);
 addEventListener("popstate", restore);
 addEventListener("pageshow", ({ persisted }) => persisted && location.reload());
@@ -357,5 +362,6 @@ setInterval(async () => {
   schedule();
 }, LOOK_MS);
 
+$("dialect").value = sessionStorage.getItem("dialect") ?? new URLSearchParams(location.search).get("as") ?? "";
 meetServer();
 restore();
