@@ -1,5 +1,6 @@
 """`FlaskStreams` in views, by Flask's own test client; and Genkit flows."""
 
+import gc
 import io
 import sys
 import threading
@@ -9,6 +10,7 @@ from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
+from weakref import ref
 
 import anyio
 import anyio.lowlevel
@@ -611,3 +613,16 @@ def tail_of(app: Flask, streams: FlaskStreams) -> int:
     with app.app_context():
         loop = streams._here().start()
         return loop.call(loop.entered.http.streams.info, "s").tail
+
+
+def test_an_app_is_not_kept_by_the_functions_that_go_on_in_it() -> None:
+    streams, gone = FlaskStreams(), Flask("gone")
+    streams.recoverable("before")(leaving)
+    for app in (gone, Flask("newer")):
+        app.config["STREAMKEEP_URL"] = "memory://"
+        streams.init_app(app)
+    streams.recoverable("behind")(leaving)
+    is_there = ref(gone)
+    del gone, app
+    gc.collect()
+    assert is_there() is None

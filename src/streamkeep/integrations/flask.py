@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from flask import Blueprint, Flask, Request, Response, current_app, request
 
@@ -77,7 +77,7 @@ class FlaskStreams:
         if self._ours is None:
             threads = self._of_apps[app] = StreamsThread(app.config[URL], **self._options)
             for recoverable in self._recoverables:
-                threads.register(recoverable, _InApp(app))
+                threads.register(recoverable, _InItsApp(ref(app)))
         self.app = app
         app.extensions[EXTENSION] = self
 
@@ -120,9 +120,9 @@ class FlaskStreams:
     def _register(self, recoverable: Recoverable) -> None:
         self._recoverables.append(recoverable)
         if self._ours is not None:
-            self._ours.register(recoverable, _InItsApp(self))
+            self._ours.register(recoverable, _InItsApp(lambda: self.app))
         for app, threads in self._of_apps.items():
-            threads.register(recoverable, _InApp(app))
+            threads.register(recoverable, _InItsApp(ref(app)))  # which would keep the app otherwise
 
     def follow(self, stream: object = None, **options: Unpack[FollowOptions]) -> StreamResponse:
         """Give the response that shows a stream, by its id or its `key`: a 204 where nothing runs. See `StreamsHTTP.follow`."""
@@ -256,10 +256,10 @@ class _InApp:
 
 
 class _InItsApp:
-    """The same, of the app that streams were given last; of none, if they were given none."""
+    """The same, of an app that is found when it is needed; of none, if there is none."""
 
-    def __init__(self, streams: FlaskStreams) -> None:
-        self._streams = streams
+    def __init__(self, find: Callable[[], Flask | None]) -> None:
+        self._find = find
 
     def in_thread(self) -> AbstractContextManager[object]:
         return self._here.in_thread()
@@ -269,7 +269,7 @@ class _InItsApp:
 
     @property
     def _here(self) -> Setting:
-        app = self._streams.app
+        app = self._find()
         return AS_IT_IS if app is None else _InApp(app)
 
 
