@@ -73,6 +73,20 @@ async def test_a_thread_is_whole_and_each_question_is_answered_once(browser: Bro
     assert paced.runs == {1: 1, 2: 1}
 
 
+async def test_a_page_without_a_thread_makes_one_whose_history_is_its_state(browser: Browser) -> None:
+    async with served() as (url, paced), context_of(browser) as context, httpx.AsyncClient(base_url=url) as http:
+        page = await context.new_page()
+        await page.goto(f"{url}/page")
+        async with page.expect_response("**/threads") as response:
+            await ask(page, holds=False)
+        await shows(page, WHOLE, runs=False)
+        thread = (await (await response.value).json())["thread_id"]
+        (state,) = (await http.post(f"/threads/{thread}/history", json={"limit": 10})).json()
+        assert [message["type"] for message in state["values"]["messages"]] == ["human", "ai"]
+        assert (await http.post("/threads/other/history", json={})).json() == []
+    assert paced.runs == {1: 1}
+
+
 @pytest.mark.cell("reload", "LangGraph's useStream")
 @pytest.mark.cell("second tab", "LangGraph's useStream")
 async def test_a_page_that_is_reloaded_and_a_second_tab_have_all_of_a_run(browser: Browser) -> None:
