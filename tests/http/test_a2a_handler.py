@@ -46,7 +46,7 @@ from tests.http.servers import serving, until
 
 from streamkeep import InMemoryStreamManager, Limits, PublicError, StreamManager
 from streamkeep.http.response import ASGIApp
-from streamkeep.integrations import a2a
+from streamkeep.integrations import _a2a_tasks, a2a
 from streamkeep.integrations.a2a import StreamRequestHandler
 from streamkeep.storages.memory import MemoryStorage
 
@@ -787,7 +787,7 @@ async def test_an_agent_that_nobody_has_cancelled_has_failed_when_it_says_so(cap
 
 async def test_a_task_that_was_half_canceled_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """The SDK ends the agent, and then stores that; who asks it to may be cut off between the two."""
-    monkeypatch.setattr(a2a, "END_SECONDS", 0.1)
+    monkeypatch.setattr(_a2a_tasks, "END_SECONDS", 0.1)
     context, view, is_ending, may_end = of(), View(), anyio.Event(), anyio.Event()
 
     async def work(task: TaskUpdater, _: RequestContext) -> None:
