@@ -120,7 +120,7 @@ async def test_when_it_was_left_its_connection_is_closed(form: Form) -> None:
         async with told(watched) as server, anyio.create_task_group() as tasks:
             reader = Reader(form, "events", server.url)
             tasks.start_soon(reader.run)
-            await until(lambda: server.requests)
+            await until(lambda: server.requests and reader.had)
             await reader.waits()
             await reader.leave()
             await gone.wait()
