@@ -133,7 +133,10 @@ class Running:
         size = await self._size(stream, old)  # first, so that nothing can go wrong once the stream is ours
         claims = Claims(core, stream, _lifecycle.beginning_of(old.state), replace=False)
         await claims.look_for(old)
-        found, input = await self._take_entry(stream, old.state)
+        taken = await self._take_entry(stream, old)
+        if taken is None:
+            return None
+        found, input = taken
         is_ours = False
         try:
             is_ours = await core.sweeper.commit(stream, head.version, life.head)
@@ -151,13 +154,22 @@ class Running:
         core.keep_names_soon(stream, life)
         return await self.give(stream, life, size, encode, claims, input)
 
-    async def _take_entry(self, stream: str, state: State) -> tuple[Sequence[Found], str]:
-        """Have a stream, before it is taken over, found if this session dies; give the entries that it had, and the input kept in them."""
+    async def _take_entry(self, stream: str, life: Life) -> tuple[Sequence[Found], str] | None:
+        """Have a stream, before it is taken over, found if this session dies; give the entries that it had, and the input kept in them.
+
+        None: it has changed meanwhile.
+        """
+        state = life.state
         if state.recovery is None:
             return (), ""
         own = self.core.session.name
         found = await find_entries(self.core.storage, (state.session, state.left_by, "", own), state.life)
-        entry = first_entry(found) or entry_for(stream, state, "")
+        entry = first_entry(found)
+        if entry is None:  # lost; or with somebody quicker, and one without the input must not come to lie over that
+            page = await self.core.storage.read(stream)
+            if page is None or page.head != life.head:
+                return None
+            entry = entry_for(stream, state, "")
         await add_entry(self.core.storage, own, entry)
         return [each for each in found if each.id != entry_id(own, state.life)], entry.input
 
