@@ -17,7 +17,7 @@ from ._encoding import Encode
 from ._feed import PAGE_RECORDS, Feeds
 from ._guard import GuardedStorage, commit_once
 from ._input import StreamInput
-from ._lifecycle import Life, State, Terms
+from ._lifecycle import Life, Terms
 from ._outbox import RELEASE_SECONDS, Outbox
 from ._recovering import Found, add_entry, find_entries, first_entry
 from ._recovery import entry_for, entry_id, records_of, recovery_of
