@@ -20,7 +20,7 @@ from ._input import StreamInput
 from ._lifecycle import Life, Terms
 from ._outbox import RELEASE_SECONDS, Outbox
 from ._recovering import Found, add_entry, find_entries, first_entry
-from ._recovery import entry_for, entry_id, records_of, recovery_of
+from ._recovery import Entry, entry_for, entry_id, records_of, recovery_of
 from .errors import (
     KeyInUseError,
     StorageError,
@@ -109,7 +109,7 @@ class Running:
         is_there = False
         try:
             if life.state.recovery is not None:  # first, so that no stream is left alone
-                await add_entry(self.core.storage, self.core.session.name, entry_for(stream, life.state, input))
+                await self._add_entry(entry_for(stream, life.state, input))
             is_there = await claims.create(life, partial(self.core.sweeper.commit, stream, None, life.head))
             if is_there:
                 await claims.claim(life)
@@ -170,8 +170,11 @@ class Running:
             if page is None or page.head != life.head:
                 return None
             entry = entry_for(stream, state, "")
-        await add_entry(self.core.storage, own, entry)
+        await self._add_entry(entry)
         return [each for each in found if each.id != entry_id(own, state.life)], entry.input
+
+    async def _add_entry(self, entry: Entry) -> None:
+        await add_entry(self.core.storage, self.core.session.name, entry, self.core.sweeper.commit)
 
     async def give(self, stream: str, life: Life, size: int, encode: Encode, claims: Claims, input: str = "") -> StreamInput:
         """Give the handle of a stream that is ours."""
