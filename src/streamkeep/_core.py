@@ -297,12 +297,12 @@ class Core:
         if state is None or state.life != name or state.session not in {own, ""} or state.status != "open":
             await forget_entries(self.storage, found)
         elif not state.session:
-            await hand_on(self.storage, found)
+            await hand_on(self.storage, found, self.sweeper.commit)
             await ring(self.storage, own)
 
     async def _hand_on(self, session: str, life: str) -> None:
         """Have those go on with a stream who can, although they do not know of its session that it is dead."""
-        await hand_on(self.storage, await find_entries(self.storage, [session], life))
+        await hand_on(self.storage, await find_entries(self.storage, [session], life), self.sweeper.commit)
         await ring(self.storage, self.session.name)
 
     async def _insist(self, stream: str, do: Callable[[], Awaitable[None]]) -> None:

@@ -61,6 +61,12 @@ class LoopThreads(Generic[T]):
         self._at_end: Callable[[], object] = _nothing
         _all.add(self)
 
+    @property
+    def is_running(self) -> bool:
+        """Whether this process has one, which has not been closed; it may still be starting."""
+        running = self._running
+        return running is not None and not running.is_over
+
     def running(self) -> "LoopThread[T]":
         """Give the event loop of this process. What a fork has left of the parent's is let be.
 

@@ -165,7 +165,7 @@ class Recoveries:
         if life is not None and life.state.status == "open":
             session = life.state.session
             if not await find_entries(core.storage, [session], entry.life):
-                await add_entry(core.storage, session, entry)
+                await add_entry(core.storage, session, entry, core.sweeper.commit)
         await forget_entries(core.storage, [found])
 
     def _look_again_in(self, seconds: float) -> None:

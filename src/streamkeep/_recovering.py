@@ -1,8 +1,9 @@
 """Recovering: entries of streams that are to be gone on with, as a storage has them; see `_recovery`."""
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from . import _lifecycle
 from ._guard import GuardedStorage, commit_once
@@ -11,14 +12,18 @@ from ._recovery import BELL, Entry, entry_head, entry_id, entry_of, rung, sessio
 from .errors import StorageCorruptError, StorageError
 from .storage import Head
 
+Commit = Callable[[str, int | None, Head], Awaitable[bool]]
+"""Commits a head as `commit_once` does; and makes room for it in a full storage, say."""
 
-async def add_entry(storage: GuardedStorage, session: str, entry: Entry) -> None:
-    """Store the entry of a stream among those of a session, whatever is there. Raises StorageError."""
+
+async def add_entry(storage: GuardedStorage, session: str, entry: Entry, commit: Commit | None = None) -> None:
+    """Store the entry of a stream among those of a session, whatever is there; by `commit`, if it is given. Raises StorageError."""
+    commit = commit or partial(commit_once, storage)
     id = entry_id(session, entry.life)
     while True:
         seen = await _head(storage, id)
         head = entry_head(seen, entry, storage.time())
-        if await commit_once(storage, id, None if seen is None else seen.version, head):
+        if await commit(id, None if seen is None else seen.version, head):
             return
 
 
@@ -74,11 +79,11 @@ async def forget_expired(storage: GuardedStorage, id: str, head: Head) -> bool:
     return await storage.delete(id, head.version)
 
 
-async def hand_on(storage: GuardedStorage, found: Iterable[Found]) -> None:
+async def hand_on(storage: GuardedStorage, found: Iterable[Found], commit: Commit) -> None:
     """Have others find a stream that was left by a session which they do not know to be dead. Raises StorageError."""
     for each in found:
         if each.entry is not None and session_in(each.id):
-            await add_entry(storage, "", each.entry)
+            await add_entry(storage, "", each.entry, commit)
             await storage.delete(each.id, each.head.version)
 
 

@@ -17,10 +17,10 @@ from ._encoding import Encode
 from ._feed import PAGE_RECORDS, Feeds
 from ._guard import GuardedStorage, commit_once
 from ._input import StreamInput
-from ._lifecycle import Life, State, Terms
+from ._lifecycle import Life, Terms
 from ._outbox import RELEASE_SECONDS, Outbox
 from ._recovering import Found, add_entry, find_entries, first_entry
-from ._recovery import entry_for, entry_id, records_of, recovery_of
+from ._recovery import Entry, entry_for, entry_id, records_of, recovery_of
 from .errors import (
     KeyInUseError,
     StorageError,
@@ -109,7 +109,7 @@ class Running:
         is_there = False
         try:
             if life.state.recovery is not None:  # first, so that no stream is left alone
-                await add_entry(self.core.storage, self.core.session.name, entry_for(stream, life.state, input))
+                await self._add_entry(entry_for(stream, life.state, input))
             is_there = await claims.create(life, partial(self.core.sweeper.commit, stream, None, life.head))
             if is_there:
                 await claims.claim(life)
@@ -133,7 +133,10 @@ class Running:
         size = await self._size(stream, old)  # first, so that nothing can go wrong once the stream is ours
         claims = Claims(core, stream, _lifecycle.beginning_of(old.state), replace=False)
         await claims.look_for(old)
-        found, input = await self._take_entry(stream, old.state)
+        taken = await self._take_entry(stream, old)
+        if taken is None:
+            return None
+        found, input = taken
         is_ours = False
         try:
             is_ours = await core.sweeper.commit(stream, head.version, life.head)
@@ -151,15 +154,27 @@ class Running:
         core.keep_names_soon(stream, life)
         return await self.give(stream, life, size, encode, claims, input)
 
-    async def _take_entry(self, stream: str, state: State) -> tuple[Sequence[Found], str]:
-        """Have a stream, before it is taken over, found if this session dies; give the entries that it had, and the input kept in them."""
+    async def _take_entry(self, stream: str, life: Life) -> tuple[Sequence[Found], str] | None:
+        """Have a stream, before it is taken over, found if this session dies; give the entries that it had, and the input kept in them.
+
+        None: it has changed meanwhile.
+        """
+        state = life.state
         if state.recovery is None:
             return (), ""
         own = self.core.session.name
         found = await find_entries(self.core.storage, (state.session, state.left_by, "", own), state.life)
-        entry = first_entry(found) or entry_for(stream, state, "")
-        await add_entry(self.core.storage, own, entry)
+        entry = first_entry(found)
+        if entry is None:  # lost; or with somebody quicker, and one without the input must not come to lie over that
+            page = await self.core.storage.read(stream)
+            if page is None or page.head != life.head:
+                return None
+            entry = entry_for(stream, state, "")
+        await self._add_entry(entry)
         return [each for each in found if each.id != entry_id(own, state.life)], entry.input
+
+    async def _add_entry(self, entry: Entry) -> None:
+        await add_entry(self.core.storage, self.core.session.name, entry, self.core.sweeper.commit)
 
     async def give(self, stream: str, life: Life, size: int, encode: Encode, claims: Claims, input: str = "") -> StreamInput:
         """Give the handle of a stream that is ours."""

@@ -537,11 +537,11 @@ async def test_an_entry_that_cannot_be_forgotten_yet_is_reported(
     one, two = await streams.open("one", recovery=GO), await streams.open("two", recovery=GO)
     await one.done()
     storage.refuse("read")
-    await anyio.sleep(1)
+    await anyio.sleep(1.5)  # with the next attempt, a second later
     storage.skip("read", times=1)
     await two.close()
     storage.refuse("read", times=2)
-    await anyio.sleep(1)
+    await anyio.sleep(0.5)
     assert len([record for record in caplog.records if "the entry of its recovery" in record.message]) == 2
 
 
@@ -662,3 +662,30 @@ async def test_a_stream_that_can_never_be_handed_on_ends_in_time(streams: Stream
     await anyio.sleep(600)
     storage.is_down = False
     assert (await streams.info("s")).error == "ABORTED"
+
+
+@pytest.mark.promise("P24")
+async def test_who_comes_too_late_to_take_a_stream_over_leaves_its_input_as_it_is(
+    streams: StreamManager, storage: FaultyStorage, memory: MemoryStorage, mortal: Process
+) -> None:
+    await (await streams.open("first")).done()
+    await (await mortal.streams.open("s", recovery=GO)).close()
+    await anyio.sleep(1)
+    storage.skip("read", times=3)  # of what is found, before its entries are looked for
+    late, later = storage.hold("read"), storage.hold("commit")
+
+    async def go_on() -> None:
+        stream = await next_of(streams)
+        assert stream.recovery == GO
+        await stream.done()
+
+    async with StreamManager(memory) as quicker, anyio.create_task_group() as tasks:
+        tasks.start_soon(go_on)
+        await anyio.sleep(1)
+        other = await quicker.open("s", resume=True)
+        await anyio.sleep(1)
+        late.release()
+        await anyio.sleep(1)
+        await other.close()
+        await anyio.sleep(1)
+        later.release()

@@ -8,8 +8,9 @@ import pytest
 from anyio import wait_all_tasks_blocked
 from tests.core.helpers import Process
 
-from streamkeep import StorageError, StorageFullError, StreamInput, StreamManager
+from streamkeep import Recovery, StorageError, StorageFullError, StreamInput, StreamManager
 from streamkeep._lifecycle import FORGET_OPEN_SECONDS, SESSION_PREFIX
+from streamkeep._recovery import entries_of
 from streamkeep._sweeper import ROOM_STREAMS, SWEEP_STREAMS
 from streamkeep.storage import Head
 from streamkeep.storages.memory import MemoryStorage
@@ -292,6 +293,23 @@ async def test_room_is_made_for_who_writes_and_ends_too(streams: StreamManager, 
         await store()
 
     assert [info.tail for info in await streams.list() if info.id == "new"] == [2]
+
+
+async def test_room_is_made_for_who_is_to_be_gone_on_with(streams: StreamManager, storage: FaultyStorage) -> None:
+    for resume in (False, True):
+        await complete(streams, 1)
+        storage.ahead_seconds += 301
+        storage.refuse("commit", error=StorageFullError("full"))
+        stream = await streams.open("new", recovery=Recovery("go", "why"), resume=resume)
+        assert stream.recovery is not None
+        assert stream.recovery.input == "why"
+        await complete(streams, 1, "t")
+        storage.ahead_seconds += 301
+        storage.skip("commit")  # the release
+        storage.refuse("commit", error=StorageFullError("full"))
+        await stream.close()
+        await anyio.sleep(0.5)
+        assert [id for id, _ in await storage.scan(entries_of(""), 10) if id.startswith(entries_of(""))]
 
 
 async def test_what_an_absent_session_has_left_is_removed_from_a_storage_that_has_no_room_to_ask_it(

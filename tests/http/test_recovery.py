@@ -287,10 +287,41 @@ def test_a_call_gives_all_that_is_required_but_the_stream() -> None:
     for call in calls:
         with pytest.raises(TypeError):
             call()
+    with pytest.raises(TypeError):
+        calls[1](question="w", stream="w")
     assert [call(question="w").recovery.name for call in calls[:2]] == ["one", "two"]
     assert calls[2](self="w").function.keywords == {"self": "w"}  # type: ignore[attr-defined]
     with pytest.raises(TypeError):
         http.recoverable("four")(not_the_first)
+
+
+TYPED: Final = """
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from streamkeep import StreamInput
+    from tests.http.test_recovery import Question
+
+
+async def answer(stream: StreamInput, question: str) -> AsyncIterator[str]:
+    yield question
+
+
+async def unknown(stream: StreamInput, question: Question) -> None: ...
+"""
+
+
+def test_what_type_checkers_alone_know_is_needed_only_of_what_is_kept() -> None:
+    http, written = StreamsHTTP("memory://"), dict[str, Any]()
+    exec(TYPED, written)
+    call = http.recoverable("answer")(written["answer"])
+    assert call(question="w").function.keywords == {"question": "w"}  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match="Question"):
+        http.recoverable("unknown")(written["unknown"])
 
 
 def test_arguments_may_hold_models() -> None:

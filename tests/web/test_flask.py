@@ -626,3 +626,18 @@ def test_an_app_is_not_kept_by_the_functions_that_go_on_in_it() -> None:
     del gone, app
     gc.collect()
     assert is_there() is None
+
+
+def test_what_goes_on_with_streams_is_registered_once_and_before_it_would_be_too_late() -> None:
+    def answer(question: str) -> Iterator[str]:
+        yield question
+
+    streams = FlaskStreams("memory://")
+    streams.recoverable("one")(answer)
+    with pytest.raises(InvalidArgumentError):
+        streams.recoverable("one")(answer)
+    with streams, pytest.raises(RuntimeError):
+        streams.recoverable("two")(answer)
+    streams.recoverable("two")(answer)
+    with streams:
+        pass

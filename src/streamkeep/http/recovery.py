@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, Final, TypedDict, Unpack, get_type_hints
 
 import msgspec
@@ -61,7 +62,7 @@ class Recoverable:
 
     def _check(self, arguments: Mapping[str, object]) -> None:
         """Raise TypeError if the function does not take these arguments, and the stream if it wants that, and needs no more."""
-        self._signature.bind(**{**dict.fromkeys(self._stream), **arguments})
+        self._signature.bind(*self._stream, **arguments)
 
     def _bound(self, kept: Mapping[str, msgspec.Raw]) -> Callable[..., object]:
         try:
@@ -97,10 +98,10 @@ def registering(take: Callable[[Recoverable], object], name: str, **terms: Unpac
 def _parameters(function: Callable[..., object]) -> tuple[Sequence[str], Mapping[str, Callable[[bytes], Any]]]:
     """Give the name of the parameter that is the stream, if there is one, and what makes of JSON what the annotations of the others say.
 
-    TypeError: they are not all given by keyword, or the stream is not the first.
+    TypeError: they are not all given by keyword, or the stream is not the first, or what an annotation names is not there.
     """
     parameters = list(inspect.signature(function).parameters.values())
-    hints = get_type_hints(function)
+    hints = _hints(function)
     first = [
         parameter.name
         for parameter in parameters[:1]
@@ -112,3 +113,16 @@ def _parameters(function: Callable[..., object]) -> tuple[Sequence[str], Mapping
     ):
         raise TypeError("a recoverable function takes its arguments by keyword; before them, if it wants it, the stream")
     return first, {parameter.name: decoder_of(hints[parameter.name]) for parameter in others if parameter.name in hints}
+
+
+def _hints(function: Callable[..., object]) -> Mapping[str, Any]:
+    """Give the annotations of a function's parameters. What it gives, and StreamInput, may be imported for type checkers only."""
+    parameters = inspect.signature(function).parameters
+    written = {
+        name: parameter.annotation for name, parameter in parameters.items() if parameter.annotation is not parameter.empty
+    }
+    known = {StreamInput.__name__: StreamInput, **getattr(inspect.unwrap(function), "__globals__", {})}
+    try:
+        return get_type_hints(SimpleNamespace(__annotations__=written), known)
+    except NameError as error:
+        raise TypeError(f"what a recoverable function is called with is made as its annotations say, and {error}") from error

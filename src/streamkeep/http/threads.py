@@ -26,7 +26,14 @@ from .._background import Background, loop_here, ran
 from .._listing import StreamInfo
 from .._loop_thread import LoopThread, LoopThreads, Outcome, check_threads
 from .._manager import StreamManager
-from ..errors import PublicError, StorageError, StorageUnavailableError, StreamkeepError, StreamManagerClosedError
+from ..errors import (
+    InvalidArgumentError,
+    PublicError,
+    StorageError,
+    StorageUnavailableError,
+    StreamkeepError,
+    StreamManagerClosedError,
+)
 from ..events import is_public
 from .access import Access, Authorize
 from .app import Answer, FollowOptions, StartOptions, StopOptions, StreamsHTTP
@@ -159,7 +166,13 @@ class StreamsThread:
         return self._threads.running()
 
     def register(self, recoverable: Recoverable, setting: Setting) -> None:
-        """Do what `StreamsHTTP.register` does, for each time that this starts."""
+        """Do what `StreamsHTTP.register` does, for each time that this starts. Raises as it does; RuntimeError: this runs."""
+        if self._threads.is_running:
+            raise RuntimeError(
+                "what goes on with streams is registered before this is started: by `start`, or the first request"
+            )
+        if any(recoverable.name == other.name for other, _ in self._recoverables):
+            raise InvalidArgumentError(f"a recoverable function named {recoverable.name!r} was registered already")
         self._recoverables.append((recoverable, setting))
 
     def _registered(self, http: StreamsHTTP) -> StreamsHTTP:

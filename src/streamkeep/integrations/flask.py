@@ -118,11 +118,11 @@ class FlaskStreams:
         return registering(self._register, name, **terms)
 
     def _register(self, recoverable: Recoverable) -> None:
-        self._recoverables.append(recoverable)
         if self._ours is not None:
             self._ours.register(recoverable, _InItsApp(lambda: self.app))
         for app, threads in self._of_apps.items():
             threads.register(recoverable, _InItsApp(ref(app)))  # which would keep the app otherwise
+        self._recoverables.append(recoverable)
 
     def follow(self, stream: object = None, **options: Unpack[FollowOptions]) -> StreamResponse:
         """Give the response that shows a stream, by its id or its `key`: a 204 where nothing runs. See `StreamsHTTP.follow`."""
