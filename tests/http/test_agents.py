@@ -378,6 +378,39 @@ async def test_a_turn_whose_store_fails_does_not_go_on() -> None:
         assert [*await streams.list()] == []
 
 
+class FailsAtTheEnd(InMemorySessionStore[Any]):
+    """A store that takes the first of a turn's snapshots, and none after it."""
+
+    async def save_snapshot(self, snapshot_id: str, *arguments: Any, **options: Any) -> SessionSnapshot | None:
+        if snapshot_id in self.snapshots:
+            raise OSError("secret://db-password")
+        return await super().save_snapshot(snapshot_id, *arguments, **options)
+
+
+class OfNativeCode(BaseException):
+    """What is no Exception, as some libraries raise it."""
+
+
+@pytest.mark.parametrize("fails", [None, OfNativeCode(), asyncio.CancelledError()])
+async def test_a_detached_turn_whose_end_is_not_kept_has_failed_and_was_not_aborted(
+    fails: BaseException | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, store = Words(), stored() if fails else FailsAtTheEnd()
+
+    async def ends(*_: object) -> None:
+        await words.gate.wait()
+        if fails is not None:
+            raise fails
+
+    monkeypatch.setattr(words, "_held", ends)
+    async with held(words_agent(words, store), words) as (http, streams):
+        snapshot = (await http.post("/words", json=turn(DETACHED))).json()["result"]["snapshotId"]
+        await begun(streams, snapshot)
+        words.gate.set()
+        assert (await events_of(streams, snapshot))[-1] == ("error", "INTERNAL")
+    assert store.snapshots[snapshot].status == "pending"
+
+
 async def test_a_client_that_leaves_a_turn_without_a_stream_ends_it() -> None:
     words = Words()
     async with held(words_agent(words, stored()), words) as (http, _):

@@ -163,10 +163,17 @@ class AgentWork:
         return Output(_told(output.value, turn.failure), output.headers)
 
     async def _output(self, snapshot: str, context: Mapping[str, Any]) -> object:
-        """Give what a detached turn has come to, as the output of a turn that is not. PublicError: it was aborted."""
+        """Give what a detached turn has come to, as the output of a turn that is not.
+
+        PublicError: it was aborted. RuntimeError: its store does not say how it ended, as Genkit leaves it when saving that fails.
+        """
         found: SessionSnapshot | None = await _snapshot_of(self._agent, {"snapshot_id": snapshot}, context)
-        if found is None or found.state is None or found.status in (SnapshotStatus.ABORTED, SnapshotStatus.PENDING):
+        if found is not None and found.status == SnapshotStatus.ABORTED:
             raise PublicError("CANCELLED", "the turn was aborted")
+        if found is None or found.state is None or found.status not in (SnapshotStatus.COMPLETED, SnapshotStatus.FAILED):
+            raise RuntimeError(
+                f"agent {self._agent.name}: the snapshot {snapshot} does not say how its turn ended; see above in the log"
+            )
         messages = found.state.messages
         output = AgentOutput(
             session_id=found.session_id,
