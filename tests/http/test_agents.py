@@ -348,6 +348,27 @@ async def test_a_detached_turn_that_minds_no_signal_is_cancelled_and_its_snapsho
     assert store.snapshots[snapshot].status == "aborted"
 
 
+class Slow(InMemorySessionStore[Any]):
+    """A store that takes longer to save, when it is slow, than a turn may go on that was stopped."""
+
+    is_slow = False
+
+    async def save_snapshot(self, *arguments: Any, **options: Any) -> SessionSnapshot | None:
+        await anyio.sleep(1.3 if self.is_slow else 0)
+        return await super().save_snapshot(*arguments, **options)
+
+
+async def test_a_detached_turn_that_is_stopped_is_aborted_in_a_slow_store_too() -> None:
+    words, store = Words(), Slow()
+    async with held(words_agent(words, store), words) as (http, streams):
+        snapshot = (await http.post("/words", json=turn(DETACHED))).json()["result"]["snapshotId"]
+        await begun(streams, snapshot)
+        store.is_slow = True
+        await http.delete("/words", headers={STREAM_ID: snapshot})
+        await until(lambda: not running())
+    assert store.snapshots[snapshot].status == "aborted"
+
+
 def running() -> list[str]:
     """Give the tasks of an agent's turns."""
     names = (getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks())

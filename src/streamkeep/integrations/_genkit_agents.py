@@ -141,7 +141,10 @@ class AgentWork:
                 await turn.over.wait()
             except asyncio.CancelledError:
                 turn.send = _drop
-                await turn.cancel()
+                with anyio.move_on_after(CANCEL_SECONDS):
+                    await turn.cancel()
+                    if stop.is_set():
+                        await asyncio.wait({stopping})  # its store may be slow
                 raise
             except Exception:  # of a stream that is written no more, or of its storage
                 await abandon()
