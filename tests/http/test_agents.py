@@ -522,6 +522,22 @@ async def test_where_no_producer_is_taken_no_turn_is_detached() -> None:
     assert words.runs == {"hold it": 1}
 
 
+@pytest.mark.parametrize("is_slow", [True, False])
+async def test_a_detached_turn_that_can_be_no_stream_is_ended_though_it_minds_no_signal(*, is_slow: bool) -> None:
+    words, store = Words(), Slow()
+    words.ignores_abort = True
+
+    class Refusing(MemoryStorage):  # which no stream can be opened in
+        async def commit(self, *_: Any) -> bool:
+            store.is_slow = is_slow
+            raise OSError("secret://db-password")
+
+    async with http_to(ours_app(words_agent(words, store), StreamManager(Refusing()))) as http:
+        assert (await http.post("/words", json=turn(DETACHED))).status_code == 503
+        await until(lambda: not running())
+    assert [snapshot.status for snapshot in store.snapshots.values()] == ["aborted"]
+
+
 # What is told of errors
 
 

@@ -127,10 +127,15 @@ class AgentWork:
 
         async def abandon() -> None:
             turn.send = _drop
-            await self._stop(turn, snapshot, context)
-            with anyio.move_on_after(STOP_SECONDS):
-                await turn.over.wait()
-            await turn.cancel()
+            stopping = asyncio.create_task(self._stop(turn, snapshot, context))
+            try:
+                with anyio.move_on_after(STOP_SECONDS):
+                    await turn.over.wait()
+            finally:
+                with anyio.move_on_after(CANCEL_SECONDS, shield=True):
+                    await turn.cancel()
+                    await asyncio.wait({stopping})  # its store may be slow
+                stopping.cancel()
 
         async def produce(stream: StreamInput, stop: anyio.Event) -> object:
             stopping = asyncio.create_task(self._stop_at(stop, turn, snapshot, context))
