@@ -32,9 +32,13 @@ from tests.network.proxy import End, Fate, bad_network
 from streamkeep import InMemoryStreamManager, Limits, PublicError, StreamEventType, StreamManager
 from streamkeep.client import stream_flow
 from streamkeep.http import Access, StreamsHTTP
+from streamkeep.http.app import Detached
 from streamkeep.http.response import ASGIApp
+from streamkeep.http.sources import AS_IT_IS, Setting
 from streamkeep.integrations import _genkit_agents
+from streamkeep.integrations.genkit import WorkIn, work_of
 from streamkeep.storages.memory import MemoryStorage
+from streamkeep.wire import parse_body
 
 if TYPE_CHECKING:
     from tests.http.conftest import GenkitClient, Line
@@ -536,6 +540,29 @@ async def test_a_detached_turn_that_can_be_no_stream_is_ended_though_it_minds_no
         assert (await http.post("/words", json=turn(DETACHED))).status_code == 503
         await until(lambda: not running())
     assert [snapshot.status for snapshot in store.snapshots.values()] == ["aborted"]
+
+
+@pytest.mark.parametrize("setting", [None, AS_IT_IS])
+async def test_a_request_that_is_cancelled_wherever_it_is_leaves_no_detached_turn_behind(setting: Setting | None) -> None:
+    request = parse_body(json.dumps(turn(DETACHED)).encode())
+    is_begun = False
+    for steps in range(100):
+        words, store = Words(), stored()
+        work = work_of(words_agent(words, store))
+        detaching = asyncio.create_task((work if setting is None else WorkIn(work, setting)).detach(request, {}))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        if is_begun := detaching.done():
+            begun = await detaching
+            assert isinstance(begun, Detached)
+            await begun.abandon()
+        detaching.cancel()
+        await asyncio.wait({detaching})
+        await until(lambda: not running())
+        assert {snapshot.status for snapshot in store.snapshots.values()} <= {"aborted"}
+        if is_begun:
+            break
+    assert is_begun
 
 
 # What is told of errors
