@@ -32,9 +32,13 @@ from tests.network.proxy import End, Fate, bad_network
 from streamkeep import InMemoryStreamManager, Limits, PublicError, StreamEventType, StreamManager
 from streamkeep.client import stream_flow
 from streamkeep.http import Access, StreamsHTTP
+from streamkeep.http.app import Detached
 from streamkeep.http.response import ASGIApp
+from streamkeep.http.sources import AS_IT_IS, Setting
 from streamkeep.integrations import _genkit_agents
+from streamkeep.integrations.genkit import WorkIn, work_of
 from streamkeep.storages.memory import MemoryStorage
+from streamkeep.wire import parse_body
 
 if TYPE_CHECKING:
     from tests.http.conftest import GenkitClient, Line
@@ -348,6 +352,27 @@ async def test_a_detached_turn_that_minds_no_signal_is_cancelled_and_its_snapsho
     assert store.snapshots[snapshot].status == "aborted"
 
 
+class Slow(InMemorySessionStore[Any]):
+    """A store that takes longer to save, when it is slow, than a turn may go on that was stopped."""
+
+    is_slow = False
+
+    async def save_snapshot(self, *arguments: Any, **options: Any) -> SessionSnapshot | None:
+        await anyio.sleep(1.3 if self.is_slow else 0)
+        return await super().save_snapshot(*arguments, **options)
+
+
+async def test_a_detached_turn_that_is_stopped_is_aborted_in_a_slow_store_too() -> None:
+    words, store = Words(), Slow()
+    async with held(words_agent(words, store), words) as (http, streams):
+        snapshot = (await http.post("/words", json=turn(DETACHED))).json()["result"]["snapshotId"]
+        await begun(streams, snapshot)
+        store.is_slow = True
+        await http.delete("/words", headers={STREAM_ID: snapshot})
+        await until(lambda: not running())
+    assert store.snapshots[snapshot].status == "aborted"
+
+
 def running() -> list[str]:
     """Give the tasks of an agent's turns."""
     names = (getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks())
@@ -376,6 +401,39 @@ async def test_a_turn_whose_store_fails_does_not_go_on() -> None:
         assert (answer.status_code, answer.json()["error"]["message"]) == (500, "internal")
         await until(lambda: not running())
         assert [*await streams.list()] == []
+
+
+class FailsAtTheEnd(InMemorySessionStore[Any]):
+    """A store that takes the first of a turn's snapshots, and none after it."""
+
+    async def save_snapshot(self, snapshot_id: str, *arguments: Any, **options: Any) -> SessionSnapshot | None:
+        if snapshot_id in self.snapshots:
+            raise OSError("secret://db-password")
+        return await super().save_snapshot(snapshot_id, *arguments, **options)
+
+
+class OfNativeCode(BaseException):
+    """What is no Exception, as some libraries raise it."""
+
+
+@pytest.mark.parametrize("fails", [None, OfNativeCode(), asyncio.CancelledError()])
+async def test_a_detached_turn_whose_end_is_not_kept_has_failed_and_was_not_aborted(
+    fails: BaseException | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, store = Words(), stored() if fails else FailsAtTheEnd()
+
+    async def ends(*_: object) -> None:
+        await words.gate.wait()
+        if fails is not None:
+            raise fails
+
+    monkeypatch.setattr(words, "_held", ends)
+    async with held(words_agent(words, store), words) as (http, streams):
+        snapshot = (await http.post("/words", json=turn(DETACHED))).json()["result"]["snapshotId"]
+        await begun(streams, snapshot)
+        words.gate.set()
+        assert (await events_of(streams, snapshot))[-1] == ("error", "INTERNAL")
+    assert store.snapshots[snapshot].status == "pending"
 
 
 async def test_a_client_that_leaves_a_turn_without_a_stream_ends_it() -> None:
@@ -466,6 +524,45 @@ async def test_where_no_producer_is_taken_no_turn_is_detached() -> None:
         assert (await http.post("/words", json=turn(DETACHED))).status_code == 429
         words.gate.set()
     assert words.runs == {"hold it": 1}
+
+
+@pytest.mark.parametrize("is_slow", [True, False])
+async def test_a_detached_turn_that_can_be_no_stream_is_ended_though_it_minds_no_signal(*, is_slow: bool) -> None:
+    words, store = Words(), Slow()
+    words.ignores_abort = True
+
+    class Refusing(MemoryStorage):  # which no stream can be opened in
+        async def commit(self, *_: Any) -> bool:
+            store.is_slow = is_slow
+            raise OSError("secret://db-password")
+
+    async with http_to(ours_app(words_agent(words, store), StreamManager(Refusing()))) as http:
+        assert (await http.post("/words", json=turn(DETACHED))).status_code == 503
+        await until(lambda: not running())
+    assert [snapshot.status for snapshot in store.snapshots.values()] == ["aborted"]
+
+
+@pytest.mark.parametrize("setting", [None, AS_IT_IS])
+async def test_a_request_that_is_cancelled_wherever_it_is_leaves_no_detached_turn_behind(setting: Setting | None) -> None:
+    request = parse_body(json.dumps(turn(DETACHED)).encode())
+    is_begun = False
+    for steps in range(100):
+        words, store = Words(), stored()
+        work = work_of(words_agent(words, store))
+        detaching = asyncio.create_task((work if setting is None else WorkIn(work, setting)).detach(request, {}))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        if is_begun := detaching.done():
+            begun = await detaching
+            assert isinstance(begun, Detached)
+            await begun.abandon()
+        detaching.cancel()
+        await asyncio.wait({detaching})
+        await until(lambda: not running())
+        assert {snapshot.status for snapshot in store.snapshots.values()} <= {"aborted"}
+        if is_begun:
+            break
+    assert is_begun
 
 
 # What is told of errors

@@ -90,6 +90,8 @@ PASSES_EVENTS: Final = "streamkeep.events"
 """The name in a stream's metadata that says that its chunks are server-sent events, for who goes on with it."""
 STOP_SECONDS: Final = 1.0
 """How long work without a stream may go on when its client has gone and it was told to stop."""
+ABANDON_SECONDS: Final = 10.0
+"""How long it may take to stop work that has begun, where there can be no stream."""
 _ALLOWED: Final = {None: "GET, HEAD, DELETE", "/info": "GET, HEAD", "/cancel": "POST"}
 _READ_PATH: Final = re.compile(r"/(?P<stream>[^/]+)(?P<sub>/info|/cancel)?")
 
@@ -993,7 +995,7 @@ class StreamsHTTP:
             await self._answer_again(scope, receive, send, await self.streams.info(error.stream), streaming=streaming)
             return
         except BaseException:
-            with anyio.move_on_after(STOP_SECONDS, shield=True):
+            with anyio.move_on_after(ABANDON_SECONDS, shield=True):
                 await begun.abandon()
             raise
         await _answer(send, answer, naming(begun.stream), streaming=streaming)

@@ -127,10 +127,15 @@ class AgentWork:
 
         async def abandon() -> None:
             turn.send = _drop
-            await self._stop(turn, snapshot, context)
-            with anyio.move_on_after(STOP_SECONDS):
-                await turn.over.wait()
-            await turn.cancel()
+            stopping = asyncio.create_task(self._stop(turn, snapshot, context))
+            try:
+                with anyio.move_on_after(STOP_SECONDS):
+                    await turn.over.wait()
+            finally:
+                with anyio.move_on_after(CANCEL_SECONDS, shield=True):
+                    await turn.cancel()
+                    await asyncio.wait({stopping})  # its store may be slow
+                stopping.cancel()
 
         async def produce(stream: StreamInput, stop: anyio.Event) -> object:
             stopping = asyncio.create_task(self._stop_at(stop, turn, snapshot, context))
@@ -141,7 +146,10 @@ class AgentWork:
                 await turn.over.wait()
             except asyncio.CancelledError:
                 turn.send = _drop
-                await turn.cancel()
+                with anyio.move_on_after(CANCEL_SECONDS):
+                    await turn.cancel()
+                    if stop.is_set():
+                        await asyncio.wait({stopping})  # its store may be slow
                 raise
             except Exception:  # of a stream that is written no more, or of its storage
                 await abandon()
@@ -163,10 +171,17 @@ class AgentWork:
         return Output(_told(output.value, turn.failure), output.headers)
 
     async def _output(self, snapshot: str, context: Mapping[str, Any]) -> object:
-        """Give what a detached turn has come to, as the output of a turn that is not. PublicError: it was aborted."""
+        """Give what a detached turn has come to, as the output of a turn that is not.
+
+        PublicError: it was aborted. RuntimeError: its store does not say how it ended, as Genkit leaves it when saving that fails.
+        """
         found: SessionSnapshot | None = await _snapshot_of(self._agent, {"snapshot_id": snapshot}, context)
-        if found is None or found.state is None or found.status in (SnapshotStatus.ABORTED, SnapshotStatus.PENDING):
+        if found is not None and found.status == SnapshotStatus.ABORTED:
             raise PublicError("CANCELLED", "the turn was aborted")
+        if found is None or found.state is None or found.status not in (SnapshotStatus.COMPLETED, SnapshotStatus.FAILED):
+            raise RuntimeError(
+                f"agent {self._agent.name}: the snapshot {snapshot} does not say how its turn ended; see above in the log"
+            )
         messages = found.state.messages
         output = AgentOutput(
             session_id=found.session_id,

@@ -220,14 +220,21 @@ class WorkIn:
 
         async def within() -> None:
             async with self._setting.in_task():
-                begun.set_result(await self._work.detach(request, context))
-                await over.wait()
+                detached = await self._work.detach(request, context)
+                begun.set_result(detached)
+                try:
+                    await over.wait()
+                except asyncio.CancelledError:  # nobody has it
+                    if isinstance(detached, Detached):
+                        await detached.abandon()
+                    raise
 
         task = asyncio.create_task(within())
         try:
             await asyncio.wait({begun, task}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             task.cancel()
+            await asyncio.wait({task}, timeout=LEAVE_SECONDS)
             raise
         if not begun.done():
             await task  # which raises
