@@ -5,7 +5,7 @@ import json
 import re
 import sys
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -524,6 +524,32 @@ async def test_where_no_producer_is_taken_no_turn_is_detached() -> None:
         assert (await http.post("/words", json=turn(DETACHED))).status_code == 429
         words.gate.set()
     assert words.runs == {"hold it": 1}
+
+
+@pytest.mark.parametrize("data", [DETACHED, HOLD])
+async def test_a_turn_that_swallows_its_cancellation_keeps_its_place(data: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    words, told = Words(), anyio.Event()
+
+    async def goes_on(*_: object) -> None:
+        while not words.gate.is_set():
+            with suppress(asyncio.CancelledError):
+                await words.gate.wait()
+
+    monkeypatch.setattr(words, "_held", goes_on)
+    monkeypatch.setattr(_genkit_agents, "CANCEL_SECONDS", 0.01)
+    streams_http = StreamsHTTP(InMemoryStreamManager(), max_producers=1, on_end=lambda _: told.set())
+    async with http_to(ours_app(words_agent(words, stored()), streams_http)) as http:
+        async with http.stream("POST", "/words", json=turn(data), headers=STREAMING) as answer:
+            stream = answer.headers[STREAM_ID]
+        await until(lambda: words.runs)
+        await http.delete("/words", headers={STREAM_ID: stream})
+        with anyio.fail_after(5):
+            await told.wait()
+        refused = await http.post("/words", json=turn(HELLO), headers=STREAMING)
+        words.gate.set()
+        assert refused.status_code == 429
+        await until(lambda: not running())
+        assert (await http.post("/words", json=turn(HELLO), headers=STREAMING)).status_code == 200
 
 
 @pytest.mark.parametrize("is_slow", [True, False])

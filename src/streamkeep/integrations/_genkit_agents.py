@@ -22,6 +22,7 @@ from ..errors import STATUSES, InvalidArgumentError, PublicError, StreamNotFound
 from ..events import hidden_error, shown_info
 from ..http import access
 from ..http.app import STOP_SECONDS, Detached, Output
+from ..http.runner import keep_place
 from ..wire import GenkitRequest
 from .genkit import FlowWork, output_of, plain, run_action
 
@@ -61,8 +62,10 @@ class Turn:
         self._task = asyncio.current_task()
 
     async def cancel(self) -> None:
-        """Cancel the agent's function, and return when it has ended, or takes too long."""
-        if self._task is not None:
+        """Cancel the agent's function, and return when it has ended, or takes too long. Until it ends its stream's place is taken."""
+        if self._task is not None and not self._task.done():
+            give_back = keep_place()
+            self._task.add_done_callback(lambda _: give_back())
             self._task.cancel()
             await asyncio.wait({self._task}, timeout=CANCEL_SECONDS)
 
