@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 import sys
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -37,6 +37,7 @@ from streamkeep.http.response import ASGIApp
 from streamkeep.http.sources import AS_IT_IS, Setting
 from streamkeep.integrations import _genkit_agents
 from streamkeep.integrations.genkit import WorkIn, work_of
+from streamkeep.storage import Head
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.wire import parse_body
 
@@ -558,7 +559,7 @@ async def test_a_detached_turn_that_can_be_no_stream_is_ended_though_it_minds_no
     words.ignores_abort = True
 
     class Refusing(MemoryStorage):  # which no stream can be opened in
-        async def commit(self, *_: Any) -> bool:
+        async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
             store.is_slow = is_slow
             raise OSError("secret://db-password")
 
