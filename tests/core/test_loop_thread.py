@@ -141,8 +141,10 @@ def until(condition: Callable[[], object]) -> None:
 
 def test_it_starts_when_it_is_used_and_again_when_it_was_closed(threads: LoopThreads[int], noted: Noted) -> None:
     assert noted.entered == []
+    assert not threads.is_running
     first = threads.running()
     assert threads.running() is first
+    assert threads.is_running
     assert first.call(here) != threading.get_ident()
     threads.close()
     threads.close()
