@@ -10,8 +10,6 @@ import os
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import Context
-from functools import partial
-from threading import Thread
 from typing import Any, Final, ParamSpec, Protocol, TypeVar
 
 import anyio
@@ -268,13 +266,13 @@ class LastingExecutor(ThreadPoolExecutor):
             return super().submit(fn, *args, **kwargs)
         except RuntimeError:  # `concurrent.futures` has ended with the main thread, and what is entered is only left behind it
             future = Future[R]()
-            Thread(target=_fulfil, args=[future, partial(fn, *args, **kwargs)], daemon=True).start()
+            try:
+                future.set_result(fn(*args, **kwargs))  # here: there are no more threads
+            except BaseException as error:  # which is for who waits
+                future.set_exception(error)
             return future
 
 
-def _fulfil(future: Future[R], call: Callable[[], R]) -> None:
-    if future.set_running_or_notify_cancel():
-        try:
-            future.set_result(call())
-        except BaseException as error:  # which is for who waits
-            future.set_exception(error)
+def is_programs_end(error: BaseException) -> bool:
+    """Say whether there can be no more threads. From Python 3.12 on an event loop that has had such an executor wants one to be closed."""
+    return isinstance(error, RuntimeError) and "interpreter shutdown" in str(error)

@@ -22,7 +22,7 @@ from weakref import WeakSet, finalize
 
 import anyio
 
-from ._background import Background, LastingExecutor, Loop, Task, loop_here
+from ._background import Background, LastingExecutor, Loop, Task, is_programs_end, loop_here
 from .errors import StorageUnavailableError, StreamManagerClosedError, WrongEventLoopError, fresh
 
 T = TypeVar("T")
@@ -274,9 +274,10 @@ class LoopThread(Generic[T]):
         try:
             anyio.run(self._main)
         except BaseException as error:
-            if self._is_started:
+            if not self._is_started:
+                self._failure = error
+            elif not is_programs_end(error):
                 raise
-            self._failure = error
         finally:
             self._is_left = True
             self._tell_of_start()

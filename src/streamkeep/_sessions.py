@@ -23,7 +23,7 @@ from typing import Final, Protocol
 import anyio
 
 from . import _lifecycle
-from ._background import Background, LastingExecutor, is_asyncio_here, loop_here
+from ._background import Background, LastingExecutor, is_asyncio_here, is_programs_end, loop_here
 from ._guard import GuardedStorage, commit_once
 from ._lifecycle import Mail, Terms
 from .errors import StorageError, fresh
@@ -207,6 +207,8 @@ def _run_thread(renewal: "_Renewal", clone: GuardedStorage, host: _Elsewhere) ->
         except BaseException as failure:
             if not renewal.has_begun:
                 error = _as_storage_error(failure)
+                break
+            if is_programs_end(failure):
                 break
             logger.exception("the session ended by an error, and is begun again")
             time.sleep(RETRY_SECONDS)

@@ -92,6 +92,9 @@ class Chats:
             yield word
 
 
+MADE: Final = 'StreamsHTTP("sqlite:///streams.db")'
+
+
 class Shown(StrEnum):
     """The apps of the page."""
 
@@ -110,7 +113,8 @@ def app_of(
 ) -> ASGIApp:
     """Give an app of the page over other streams, for pages of any origin, with a page that has the clients."""
     shown: dict[str, Any] = {"given": streams_http}
-    program = blocks(PAGE)[list(Shown).index(which)].replace('StreamsHTTP("sqlite:///streams.db")', "given")
+    apps = [block for block in blocks(PAGE) if MADE in block]
+    program = apps[list(Shown).index(which)].replace(MADE, "given")
     program = program.replace('when_running="replace"', f'when_running="{when_running}"')
     if is_recoverable:
         program = program.replace("source = answer(chat.messages)", SOURCE)

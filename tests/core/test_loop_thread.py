@@ -587,3 +587,21 @@ threads.running()
 def test_what_is_left_at_the_end_of_the_program_may_connect_by_a_name() -> None:
     ran = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True, timeout=BOUND_SECONDS, check=False)
     assert (ran.returncode, ran.stdout.split(), ran.stderr) == (0, ["found", "raised"], "")
+
+
+@pytest.mark.parametrize("is_end", [True, False])
+def test_that_there_are_no_more_threads_at_the_end_of_the_program_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, *, is_end: bool
+) -> None:
+    raised: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", lambda told: raised.append(told.exc_value))
+
+    @asynccontextmanager
+    async def entered() -> AsyncGenerator[int]:
+        yield 1
+        raise RuntimeError("can't create new thread at interpreter shutdown" if is_end else "something else")
+
+    threads = LoopThreads(entered)
+    threads.running()
+    threads.close()
+    assert [str(error) for error in raised] == ([] if is_end else ["something else"])
