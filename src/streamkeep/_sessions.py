@@ -203,15 +203,13 @@ def _run_thread(renewal: "_Renewal", clone: GuardedStorage, host: _Elsewhere) ->
                 # First, so that there is no coroutine that nobody awaits if there can be no loop.
                 runner.get_loop().set_default_executor(LastingExecutor())
                 runner.run(run())
-            break
         except BaseException as failure:
-            if not renewal.has_begun:
-                error = _as_storage_error(failure)
-                break
-            if is_programs_end(failure):
-                break
-            logger.exception("the session ended by an error, and is begun again")
-            time.sleep(RETRY_SECONDS)
+            if renewal.has_begun and not is_programs_end(failure):
+                logger.exception("the session ended by an error, and is begun again")
+                time.sleep(RETRY_SECONDS)
+                continue
+            error = None if renewal.has_begun else _as_storage_error(failure)
+        break
     host.ended(error)
 
 

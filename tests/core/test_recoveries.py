@@ -21,7 +21,8 @@ from streamkeep import (
     StreamTakenOverError,
 )
 from streamkeep._lifecycle import FORGET_OPEN_SECONDS, MAX_BACKOFF_SECONDS, RecoveryTerms, life_of
-from streamkeep._recovery import BELL, PREFIX, entry_id, entry_of
+from streamkeep._recovering import add_entry
+from streamkeep._recovery import BELL, PREFIX, Entry, entry_id, entry_of
 from streamkeep.storage import Head
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage, Operation
@@ -689,3 +690,16 @@ async def test_who_comes_too_late_to_take_a_stream_over_leaves_its_input_as_it_i
         await other.close()
         await anyio.sleep(1)
         later.release()
+
+
+async def test_an_entry_that_others_change_at_the_same_moment_is_stored_all_the_same(
+    streams: StreamManager, memory: MemoryStorage, storage: FaultyStorage
+) -> None:
+    hold = storage.hold("commit")
+    entry = Entry("s", "life", 1.0, "go", "")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(add_entry, core_of(streams).storage, "one", entry)
+        await hold.reached.wait()
+        await add_entry(core_of(streams).storage, "one", entry)
+        hold.release()
+    assert await entries(memory) == [entry_id("one", "life")]
