@@ -110,7 +110,8 @@ class Client:
         """End the connection, so that the server is told by a FIN, or by a RST that throws away what is under way."""
         if how == "RST":
             linger = struct.pack("ii", 1, 0)
-            self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            with suppress(OSError):  # the server may have cut it already
+                self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             self._writer.transport.abort()
         self._writer.close()
         with suppress(OSError):

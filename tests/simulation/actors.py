@@ -365,7 +365,7 @@ class Writer:
 
     async def go_on(self, process: Process, stream: StreamInput) -> None:
         """Write a stream that another one has left, and end it."""
-        if stream.checkpoint is None and self._random.random() < 0.5:
+        if self._random.random() < (0.5 if stream.checkpoint is None else 0.2):
             self._story.count("begun again")
             await stream.restart()
         await self._write_and_end(process, stream)
