@@ -261,10 +261,8 @@ class Runner:
         self._tasks = Background()
         self._is_entered = False
         self._starting = 0
-        self._decided = anyio.Event()
-        """One more start is known to run, or not to."""
-        self._has_place = anyio.Event()
-        """One run more has ended, or one start more is known to run, or not to."""
+        self._has_changed = anyio.Event()
+        """One more start is known to run, or not to; or one more run has ended."""
         self._runs: dict[_Run, None] = {}  # the oldest first
         self._unfinished: set[StreamInput] = set()
         self._recovering = Task()
@@ -316,9 +314,7 @@ class Runner:
             stream_input = await self._streams.open(stream, **opening)
         finally:
             self._starting -= 1
-            decided, self._decided = self._decided, anyio.Event()
-            decided.set()
-            self._tell_of_place()  # perhaps: it has failed
+            self._tell_of_change()
         if not self.is_running:
             await stream_input.error(SHUT_DOWN)
         self._check_running()
@@ -346,7 +342,7 @@ class Runner:
         async with self._streams.recoveries(*names) as lost:
             while True:
                 while len(self._runs) + self._starting >= self._max_producers:
-                    await self._has_place.wait()
+                    await self._has_changed.wait()
                 stream = await anext(lost)
                 assert stream.recovery is not None
                 logger.info(
@@ -421,7 +417,7 @@ class Runner:
         is_named = (opening.get("key"), opening.get("run")) != (None, None)
         while len(self._runs) + self._starting >= self._max_producers:
             if is_named and len(self._runs) < self._max_producers:
-                await self._decided.wait()  # of a thousand starts under one key one runs
+                await self._has_changed.wait()  # of a thousand starts under one key one runs
                 continue
             if is_named:
                 await self._check_joins(opening)
@@ -449,11 +445,11 @@ class Runner:
 
     def _forget(self, run: _Run) -> None:
         self._runs.pop(run, None)
-        self._tell_of_place()
+        self._tell_of_change()
 
-    def _tell_of_place(self) -> None:
-        waited_for, self._has_place = self._has_place, anyio.Event()
-        waited_for.set()
+    def _tell_of_change(self) -> None:
+        changed, self._has_changed = self._has_changed, anyio.Event()
+        changed.set()
 
     def _left(self) -> list[_Run]:
         """Give the runs that have to be waited for."""
@@ -511,8 +507,7 @@ class Runner:
             else:
                 expected = run.stop.is_set() or stream.cancelled.is_set()
                 logger.log(logging.DEBUG if expected else logging.ERROR, "stream %s failed", stream.id, exc_info=error)
-            told = _told_to_readers(error)
-            await self._end(stream, run.end if run.stop.is_set() else lambda: stream.error(told))
+            await self._end(stream, run.end if run.stop.is_set() else partial(_fail, stream, error))
 
     async def _end(self, stream: StreamInput, end: Callable[[], Awaitable[None]]) -> None:
         """Complete the stream if it is not, in spite of a storage that fails for a while."""
@@ -637,9 +632,10 @@ def _going_on(produce_of: Callable[[StreamInput], Producer]) -> Producer:
     return produce
 
 
-def _told_to_readers(error: BaseException) -> BaseException | ErrorInfo:
+async def _fail(stream: StreamInput, error: BaseException) -> None:
     # A chunk or an output that is not JSON is the producer's fault; its readers have given no argument.
-    return hidden_error("INTERNAL", error_info(error).internal) if isinstance(error, InvalidArgumentError) else error
+    is_argument = isinstance(error, InvalidArgumentError)
+    await stream.error(hidden_error("INTERNAL", error_info(error).internal) if is_argument else error)
 
 
 async def _is_flushed(stream: StreamInput) -> bool:
