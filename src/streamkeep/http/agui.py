@@ -40,7 +40,7 @@ class AGUIFraming:
     def __init__(self, *, replays: bool = False) -> None:
         self.replays = replays
         self._is_ended = self._is_begun = False
-        self._open: dict[tuple[str, str], bytes] = {}  # what was begun, and how it is ended
+        self._open: dict[tuple[str, str], str] = {}  # the kind and the id of what was begun, and how it is ended
 
     def head(self, stream: str, query: Mapping[str, str]) -> Sequence[tuple[str, str]]:  # noqa: ARG002 - it needs neither
         """Give none."""
@@ -75,7 +75,7 @@ class AGUIFraming:
     def _told(self, name: str, id_line: str) -> bytes:
         if self._is_ended or not self._is_begun:
             return b""
-        ends = [*self._open.values()][::-1] if name == StreamEventType.RESTARTED else []
+        ends = [*map(self._end_of, reversed(self._open))] if name == StreamEventType.RESTARTED else []
         events = [*ends, encode_json({"type": "CUSTOM", "name": name, "value": {}})]
         return b"".join([*(self._frame(data, "") for data in events[:-1]), self._frame(events[-1], id_line)])
 
@@ -96,10 +96,13 @@ class AGUIFraming:
         if kind == "RUN":
             return
         if what in _BEGINS:
-            end = {"type": f"{kind}_{_BEGINS[what]}", **({_ID_OF[kind]: id} if kind in _ID_OF else {})}
-            self._open[kind, id] = encode_json(end)
+            self._open[kind, id] = _BEGINS[what]
         elif what in _BEGINS.values():
             self._open.pop((kind, id), None)
+
+    def _end_of(self, begun: tuple[str, str]) -> bytes:
+        kind, id = begun
+        return encode_json({"type": f"{kind}_{self._open[begun]}", **({_ID_OF[kind]: id} if kind in _ID_OF else {})})
 
 
 _BEGINS: Final = {"START": "END", "STARTED": "FINISHED"}

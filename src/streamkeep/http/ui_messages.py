@@ -79,7 +79,6 @@ class UIMessagesFraming:
         self._is_passed_through = is_passed_through
         self._headers = headers
         self._left_out = 0
-        self._comes_back = False
         self._is_begun = self._is_finished = self._is_over = False
         self._texts = 0
         self._in_text = False
@@ -88,8 +87,7 @@ class UIMessagesFraming:
         """Give the stream's id in the headers where clients look for it; leave out as many parts as they have."""
         given = start_index(query)
         index = given or 0
-        self._left_out, self._comes_back = max(index, 0), given is not None
-        self.counts = self._comes_back
+        self._left_out, self.counts = max(index, 0), given is not None
         ids = [("x-workflow-run-id", stream), ("x-resumable-stream-id", stream), EXPOSED] if stream else []
         tail = [("x-workflow-stream-tail-index", str(-1 - index))] if index < 0 else []
         return [*self._headers, *ids, *tail]
@@ -121,7 +119,7 @@ class UIMessagesFraming:
 
     def error(self, error: ErrorInfo) -> bytes:
         """Give an `error` without id; nothing to who counts parts: that one comes back by itself, and would count this one as well."""
-        return b"" if self._comes_back else frame_of(_error_part(error))
+        return b"" if self.counts else frame_of(_error_part(error))
 
     def end(self) -> bytes:
         """Give the whole body of an answer that has no message in it."""
