@@ -21,6 +21,7 @@ from ._guard import GuardedStorage
 from ._lifecycle import Life, State
 from ._naming import look_up
 from ._recovering import add_entry, find_entries, first_entry
+from ._recovery import sessions_of
 from .errors import StorageCorruptError, StreamkeepError
 from .storage import PAGE_BYTES, Head, Storage
 
@@ -235,7 +236,7 @@ class _Copy:
 
     async def _have_recovered(self, state: State) -> None:
         """Have an open stream that is to be gone on with found at the target by who does that."""
-        sessions = (state.session, state.left_by, "")
+        sessions = sessions_of(state)
         if state.recovery is None or state.status != "open" or await find_entries(self._target, sessions, state.life):
             return
         if (entry := first_entry(await find_entries(self._source, sessions, state.life))) is not None:

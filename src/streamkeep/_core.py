@@ -14,7 +14,7 @@ import anyio
 from . import _lifecycle, _names
 from ._background import Background
 from ._guard import GuardedStorage
-from ._lifecycle import Life, Mail, Terms
+from ._lifecycle import Life, Mail, State, Terms
 from ._naming import forget_names, keep_names
 from ._observer import Observer
 from ._recovering import Found, find_entries, forget_entries, hand_on, keep_entry, ring
@@ -276,9 +276,7 @@ class Core:
     def let_recovery_go(self, stream: str, life: Life) -> None:
         """Have a stream that this manager's writer has ended, released or lost be no more among those of its session."""
         if life.state.recovery is not None:
-            self.background.start(
-                partial(self._insist, stream, partial(self._let_recovery_go, stream, life)), f"the recovery of stream {stream}"
-            )
+            self._insist_soon(stream, partial(self._let_recovery_go, stream, life))
 
     def forget_entries_soon(self, stream: str, found: Sequence[Found]) -> None:
         """Have the entries that a stream had, before this manager has taken it over, be no more, in the background."""
@@ -297,13 +295,18 @@ class Core:
         if state is None or state.life != name or state.session not in {own, ""} or state.status != "open":
             await forget_entries(self.storage, found)
         elif not state.session:
-            await hand_on(self.storage, found, self.sweeper.commit)
-            await ring(self.storage, own)
+            await self._hand_on(found)
 
-    async def _hand_on(self, session: str, life: str) -> None:
+    async def _hand_on_left(self, state: State) -> None:
+        await self._hand_on(await find_entries(self.storage, [state.session], state.life))
+
+    async def _hand_on(self, found: Sequence[Found]) -> None:
         """Have those go on with a stream who can, although they do not know of its session that it is dead."""
-        await hand_on(self.storage, await find_entries(self.storage, [session], life), self.sweeper.commit)
+        await hand_on(self.storage, found, self.sweeper.commit)
         await ring(self.storage, self.session.name)
+
+    def _insist_soon(self, stream: str, do: Callable[[], Awaitable[None]]) -> None:
+        self.background.start(partial(self._insist, stream, do), f"the entry of stream {stream}")
 
     async def _insist(self, stream: str, do: Callable[[], Awaitable[None]]) -> None:
         """Do something about the entry of a stream; while the storage fails, again and again, for a while."""
@@ -336,9 +339,7 @@ class Core:
         if is_done:
             _report_death(stream, life.state, ended.state)
         if is_left and is_done:  # once is enough: who knows that the session is dead finds the stream all the same
-            old = life.state
-            do = partial(self._hand_on, old.session, old.life)
-            self.background.start(partial(self._insist, stream, do), f"handing stream {stream} on")
+            self._insist_soon(stream, partial(self._hand_on_left, life.state))
         # Readers need not wait until a writer has been told that is dead, or would be.
         self.tell_writer_soon(stream, life)
         return True
@@ -378,7 +379,7 @@ class Core:
         return life.state.session not in {self.session.name, ""}
 
 
-def _report_death(stream: str, state: _lifecycle.State, ended: _lifecycle.State) -> None:
+def _report_death(stream: str, state: State, ended: State) -> None:
     """Have the log say what has become of a stream with a recovery whose writer is gone: nobody else is there to say it."""
     if state.recovery is None:
         return

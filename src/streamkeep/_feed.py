@@ -115,9 +115,7 @@ class Feed:
 
     def stop(self) -> None:
         """Read no more."""
-        if (
-            not self._is_over
-        ):  # else there is nothing to cancel, and perhaps no event loop any more: a reader may be dropped late
+        if not self._is_over:  # else nothing is read, and perhaps there is no event loop any more: a reader may be dropped late
             self._reading.cancel()
 
     def since(self, offset: int) -> Sequence[bytes] | None:

@@ -235,8 +235,7 @@ class Outbox:
     async def release(self, why: StreamkeepError) -> None:
         """Store what is queued and release the stream; further calls raise errors like `why`."""
         if self._state is _State.OPEN:
-            self._imposed = records_of(self.life.state)
-            self._close(why, (self._releasing(), self._imposed))
+            self._begin_release(why)
         await self._store_ending()
         if self._has_untold_loss:
             self.check_open()
@@ -280,9 +279,9 @@ class Outbox:
     def leave_soon(self) -> None:
         """Release the stream in its producer's place, if it is open, for another one to go on: after what is queued, in the background."""
         if self._state is _State.OPEN:
-            self._imposed = records_of(self.life.state)
-            why = StreamTakenOverError("the stream was released in its writer's place, for another one to go on with it")
-            self._close(why, (self._releasing(), self._imposed))
+            self._begin_release(
+                StreamTakenOverError("the stream was released in its writer's place, for another one to go on with it")
+            )
             self.cancelled.set()
             self._start_task()
 
@@ -304,8 +303,9 @@ class Outbox:
             self._doubt = (_lifecycle.extend(self.life, self._core.now()), [])
             await self._advance()
 
-    def _releasing(self) -> Change:
-        return partial(_lifecycle.release, held=anyio.current_time() - self._began_at)
+    def _begin_release(self, why: StreamkeepError) -> None:
+        self._imposed = records_of(self.life.state)
+        self._close(why, (partial(_lifecycle.release, held=anyio.current_time() - self._began_at), self._imposed))
 
     def _close(self, why: StreamkeepError, ending: tuple[Change, list[bytes]]) -> None:
         with self._lock:

@@ -120,6 +120,11 @@ def entry_id(session: str, life: str) -> str:
     return entries_of(session) + life
 
 
+def sessions_of(state: State) -> tuple[str, ...]:
+    """Give the sessions among whose entries a stream's may be."""
+    return state.session, state.left_by, ""
+
+
 def records_of(state: State) -> list[bytes]:
     """Give what is appended to a stream when it is left without a writer."""
     return [] if state.recovery is None else [recovering_record(state.attempt)]

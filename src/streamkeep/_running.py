@@ -20,7 +20,7 @@ from ._input import StreamInput
 from ._lifecycle import Life, Terms
 from ._outbox import RELEASE_SECONDS, Outbox
 from ._recovering import Found, add_entry, find_entries, first_entry
-from ._recovery import Entry, entry_for, entry_id, records_of, recovery_of
+from ._recovery import Entry, entry_for, entry_id, records_of, recovery_of, sessions_of
 from .errors import (
     KeyInUseError,
     StorageError,
@@ -163,7 +163,7 @@ class Running:
         if state.recovery is None:
             return (), ""
         own = self.core.session.name
-        found = await find_entries(self.core.storage, (state.session, state.left_by, "", own), state.life)
+        found = await find_entries(self.core.storage, (*sessions_of(state), own), state.life)
         entry = first_entry(found)
         if entry is None:  # lost; or with somebody quicker, and one without the input must not come to lie over that
             page = await self.core.storage.read(stream)
