@@ -1,11 +1,14 @@
 """What the modules of single SDKs share: the chunks of an SDK's stream, of which some is left out."""
 
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Final, Self, cast, final
 
 from ..http.sources import Chunks, Expand, Manager, close, entered, expanded
 
 Json = dict[str, Any]
+AsyncStream = AsyncIterable[object] | AbstractAsyncContextManager[AsyncIterable[object]]
+SyncStream = Iterable[object] | AbstractContextManager[Iterable[object]]
 
 _OPTIONS: Final = {"mode": "json", "by_alias": True, "exclude_unset": True, "warnings": False}
 
@@ -63,3 +66,9 @@ class SyncChunks(Iterator[Any]):
         self._chunks.close()
         if callable(closing := getattr(self._source, "close", None)):
             closing()
+
+
+def chunks_of(stream: Any, expand: Expand) -> AsyncChunks | SyncChunks:
+    """Give what is to be stored of a stream of either client of an SDK, or of what gives one when it is entered."""
+    is_async = hasattr(stream, "__aiter__") or hasattr(stream, "__aenter__")
+    return AsyncChunks(stream, expand) if is_async else SyncChunks(stream, expand)

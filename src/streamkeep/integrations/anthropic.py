@@ -3,11 +3,10 @@
 What `messages.create(stream=True)` gives needs nothing of this.
 """
 
-from collections.abc import AsyncIterable, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from collections.abc import Iterator
 from typing import Any, Final, overload
 
-from ._sdk import AsyncChunks, SyncChunks, dumped
+from ._sdk import AsyncChunks, AsyncStream, SyncChunks, SyncStream, chunks_of, dumped
 
 _MADE: Final = frozenset({"citation", "input_json", "signature", "text", "thinking"})
 """The types of events that `.stream()` makes of those that came, beside them; most have the whole text so far."""
@@ -16,11 +15,11 @@ _ADDED: Final = {"content_block_stop": "content_block", "message_stop": "message
 
 
 @overload
-def chunks(stream: AsyncIterable[object] | AbstractAsyncContextManager[AsyncIterable[object]]) -> AsyncChunks: ...
+def chunks(stream: AsyncStream) -> AsyncChunks: ...
 
 
 @overload
-def chunks(stream: Iterable[object] | AbstractContextManager[Iterable[object]]) -> SyncChunks: ...
+def chunks(stream: SyncStream) -> SyncChunks: ...
 
 
 def chunks(stream: Any) -> AsyncChunks | SyncChunks:
@@ -40,8 +39,7 @@ def chunks(stream: Any) -> AsyncChunks | SyncChunks:
 
     Raises, while it is iterated: what the SDK raises.
     """
-    is_async = hasattr(stream, "__aiter__") or hasattr(stream, "__aenter__")
-    return AsyncChunks(stream, _shown) if is_async else SyncChunks(stream, _shown)
+    return chunks_of(stream, _shown)
 
 
 def _shown(event: object) -> Iterator[Any]:

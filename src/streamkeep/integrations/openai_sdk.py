@@ -3,12 +3,11 @@
 `streamkeep.integrations.openai` is for clients that use OpenAI's SDK; this is for apps that do.
 """
 
-from collections.abc import AsyncIterable, Iterable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, overload
 
 from ._responses_writing import error_of
-from ._sdk import AsyncChunks, Json, SyncChunks, dumped, objects_of
+from ._sdk import AsyncChunks, AsyncStream, Json, SyncChunks, SyncStream, chunks_of, dumped, objects_of
 
 _OF_CHAT: Final = ("content.", "logprobs.", "refusal.", "tool_calls.")
 """How the types of events begin that `chat.completions.stream()` makes of the chunks, beside them."""
@@ -21,11 +20,11 @@ _TOLD: Final = (
 
 
 @overload
-def chunks(stream: AsyncIterable[object] | AbstractAsyncContextManager[AsyncIterable[object]]) -> AsyncChunks: ...
+def chunks(stream: AsyncStream) -> AsyncChunks: ...
 
 
 @overload
-def chunks(stream: Iterable[object] | AbstractContextManager[Iterable[object]]) -> SyncChunks: ...
+def chunks(stream: SyncStream) -> SyncChunks: ...
 
 
 def chunks(stream: Any) -> AsyncChunks | SyncChunks:
@@ -47,8 +46,7 @@ def chunks(stream: Any) -> AsyncChunks | SyncChunks:
     Raises, while it is iterated: what the SDK raises; and for the events `error` and `response.failed`, which the SDK gives as if they
     were others, RuntimeError, or, where the model's server is asked too much, PublicError.
     """
-    is_async = hasattr(stream, "__aiter__") or hasattr(stream, "__aenter__")
-    return AsyncChunks(stream, shown) if is_async else SyncChunks(stream, shown)
+    return chunks_of(stream, shown)
 
 
 def checkpoint_of(event: object, before: Mapping[str, Any] | None = None) -> Json | None:
