@@ -46,7 +46,7 @@ from .place import (
     run_of,
     stream_named_in,
 )
-from .recovery import Recoverable, RecoverableCall, Register, Terms, registering
+from .recovery import Recoverable, RecoverableCall, Register, Terms, check_new, registering
 from .response import (
     OWN_ANSWER,
     STREAM_ID_HEADER,
@@ -353,8 +353,7 @@ class StreamsHTTP:
         """
         if self._is_entered:
             raise RuntimeError("what goes on with streams is registered before this is entered")
-        if recoverable.name in self._recoverables:
-            raise InvalidArgumentError(f"a recoverable function named {recoverable.name!r} was registered already")
+        check_new(recoverable, self._recoverables)
         self._recoverables[recoverable.name] = recoverable, setting
         return recoverable
 

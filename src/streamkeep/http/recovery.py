@@ -4,7 +4,7 @@ What the function is called with is kept with the stream, as JSON. So it is call
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -93,6 +93,12 @@ def registering(take: Callable[[Recoverable], object], name: str, **terms: Unpac
         return made
 
     return register
+
+
+def check_new(recoverable: Recoverable, known: Collection[str]) -> None:
+    """Raise InvalidArgumentError if one of these names is its own."""
+    if recoverable.name in known:
+        raise InvalidArgumentError(f"a recoverable function named {recoverable.name!r} was registered already")
 
 
 def _parameters(function: Callable[..., object]) -> tuple[Sequence[str], Mapping[str, Callable[[bytes], Any]]]:

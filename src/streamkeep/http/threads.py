@@ -27,7 +27,6 @@ from .._listing import StreamInfo
 from .._loop_thread import LoopThread, LoopThreads, Outcome, check_threads
 from .._manager import StreamManager
 from ..errors import (
-    InvalidArgumentError,
     PublicError,
     StorageError,
     StorageUnavailableError,
@@ -40,7 +39,7 @@ from .app import Answer, FollowOptions, StartOptions, StopOptions, StreamsHTTP
 from .bounds import Bounds
 from .ended import Ended, OnEnd
 from .framing import error_body
-from .recovery import Recoverable
+from .recovery import Recoverable, check_new
 from .response import ASGIApp, Message, Scope, Timeouts, code_of, head_of, refusal_of, shown_error
 from .shutdown import hear_signals
 from .sources import AS_IT_IS, Setting, Source, close, in_thread
@@ -171,8 +170,7 @@ class StreamsThread:
             raise RuntimeError(
                 "what goes on with streams is registered before this is started: by `start`, or the first request"
             )
-        if any(recoverable.name == other.name for other, _ in self._recoverables):
-            raise InvalidArgumentError(f"a recoverable function named {recoverable.name!r} was registered already")
+        check_new(recoverable, [other.name for other, _ in self._recoverables])
         self._recoverables.append((recoverable, setting))
 
     def _registered(self, http: StreamsHTTP) -> StreamsHTTP:
