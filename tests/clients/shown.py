@@ -5,9 +5,10 @@ import json
 import re
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 import anyio
 from a2a.server.agent_execution import AgentExecutor
@@ -22,7 +23,7 @@ from langgraph.graph import START, MessagesState, StateGraph  # pyright: ignore[
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
-from tests.clients.programs import COPILOTKIT, PACKAGES, bundle_of
+from tests.clients.programs import BOUND_SECONDS, COPILOTKIT, PACKAGES, bundle_of
 from tests.test_docs import ROOT, blocks
 
 from streamkeep import StreamManager
@@ -32,6 +33,10 @@ from streamkeep.integrations.mcp import StreamEventStore
 
 WORDS: Final = ("Nothing ", "is ", "lost, ", "not even é\u2028.")
 HELD: Final = 2
+ON_PAGE: Final = " ".join("".join(WORDS).split())
+PART_ON_PAGE: Final = " ".join("".join(WORDS[:HELD]).split())
+"""As a page shows them, on which one white space is as good as another; and how many milliseconds that may take."""
+SHOWN: Final = 1000 * BOUND_SECONDS
 STORED: Final = re.compile(r'\b[\w.]+\("sqlite:///streams\.db"\)')
 
 
@@ -219,3 +224,23 @@ def a2a_app(
     }
     names = {"store": store, "agent": agent, "options": options}
     return shown_app("docs/how-to/a2a.md", streams, edits=edits, names=names, words=words)
+
+
+class Runs(Protocol):
+    """What may be run many at once."""
+
+    async def run(self, url: str, number: int) -> None: ...
+
+
+async def run_all(served: AbstractAsyncContextManager[tuple[str, Paced]], those: Sequence[Runs], at_once: int) -> None:
+    """Run those, many at once, over one server, which has worked once for each."""
+    room = anyio.CapacityLimiter(at_once)
+
+    async def run(number: int, each: Runs) -> None:
+        async with room:
+            await each.run(url, number)
+
+    async with served as (url, paced), anyio.create_task_group() as tasks:
+        for number, each in enumerate(those):
+            tasks.start_soon(run, number, each)
+    assert paced.runs == dict.fromkeys(range(len(those)), 1)

@@ -30,7 +30,7 @@ from a2a.types import (
     Task,
     TaskState,
 )
-from tests.clients.shown import HELD, WORDS, Paced, a2a_app
+from tests.clients.shown import HELD, WORDS, Paced, a2a_app, run_all
 from tests.clients.tasks import SAID, FileTaskStore
 from tests.http.servers import server_process, serving, until
 from tests.network.proxy import End, Fate, bad_network
@@ -141,16 +141,7 @@ class Over:
 async def sent_over(fates: Sequence[Sequence[Fate]]) -> list[Over]:
     """Send a message over each network, many at once; the agent has run once for each."""
     overs = [Over(each) for each in fates]
-    room = anyio.CapacityLimiter(AT_ONCE)
-
-    async def run(number: int, over: Over) -> None:
-        async with room:
-            await over.run(url, number)
-
-    async with served() as (url, paced), anyio.create_task_group() as tasks:
-        for number, over in enumerate(overs):
-            tasks.start_soon(run, number, over)
-    assert paced.runs == dict.fromkeys(range(len(overs)), 1)
+    await run_all(served(), overs, AT_ONCE)
     return overs
 
 

@@ -3,13 +3,11 @@
 import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Final
 from urllib.parse import urlsplit
 
 import pytest
 from playwright.async_api import Browser, Page, expect
-from tests.clients.programs import BOUND_SECONDS
-from tests.clients.shown import HELD, WORDS, Paced, copilotkit_app
+from tests.clients.shown import ON_PAGE, PART_ON_PAGE, SHOWN, Paced, copilotkit_app
 from tests.http.servers import server_process, serving
 from tests.network.proxy import End, Fate, bad_network
 
@@ -17,11 +15,6 @@ from streamkeep import InMemoryStreamManager
 from streamkeep.http import StreamsHTTP
 
 pytestmark = pytest.mark.usefixtures("copilotkit")
-
-PART: Final = " ".join("".join(WORDS[:HELD]).split())
-WHOLE: Final = " ".join("".join(WORDS).split())
-"""As a page shows it, on which one white space is as good as another."""
-SHOWN: Final = 1000 * BOUND_SECONDS
 
 
 @asynccontextmanager
@@ -64,11 +57,11 @@ async def is_told(page: Page, why: str) -> None:
 async def test_a_thread_is_whole_and_each_question_is_answered_once(browser: Browser) -> None:
     async with served() as (url, paced), page_of(browser, url) as page:
         await ask(page, holds=False)
-        await shows(page, WHOLE, runs=False)
+        await shows(page, ON_PAGE, runs=False)
         await ask(page, number=2, holds=False)
-        await shows(page, WHOLE, WHOLE, runs=False)
+        await shows(page, ON_PAGE, ON_PAGE, runs=False)
         await page.reload()
-        await shows(page, WHOLE, WHOLE, runs=False)
+        await shows(page, ON_PAGE, ON_PAGE, runs=False)
     assert paced.runs == {1: 1, 2: 1}
 
 
@@ -77,14 +70,14 @@ async def test_a_thread_is_whole_and_each_question_is_answered_once(browser: Bro
 async def test_a_page_that_is_reloaded_and_a_second_tab_have_all_of_a_run(browser: Browser) -> None:
     async with served() as (url, paced), page_of(browser, url) as page, page_of(browser, url) as tab:
         await ask(page)
-        await shows(page, PART, runs=True)
+        await shows(page, PART_ON_PAGE, runs=True)
         await page.reload()
         await tab.reload()
         for each in (page, tab):
-            await shows(each, PART, runs=True)
+            await shows(each, PART_ON_PAGE, runs=True)
         paced.may_go_on.set()
         for each in (page, tab):
-            await shows(each, WHOLE, runs=False)
+            await shows(each, ON_PAGE, runs=False)
     assert paced.runs == {1: 1}
 
 
@@ -93,10 +86,10 @@ async def test_a_page_that_is_reloaded_and_a_second_tab_have_all_of_a_run(browse
 async def test_wherever_a_run_is_cut_its_page_comes_back_and_has_all_of_it(browser: Browser, place: int | bytes) -> None:
     async with served() as (url, paced), bad_network(url) as network, page_of(browser, network.path()) as page:
         await ask(page)
-        await shows(page, PART, runs=True)
+        await shows(page, PART_ON_PAGE, runs=True)
         network.meet(Fate(End.FIN, place))
         paced.may_go_on.set()
-        await shows(page, WHOLE, runs=False)
+        await shows(page, ON_PAGE, runs=False)
         assert network.struck.total() >= 1
     assert paced.runs == {1: 1}
 
@@ -105,16 +98,16 @@ async def test_wherever_a_run_is_cut_its_page_comes_back_and_has_all_of_it(brows
 async def test_stop_ends_the_run_in_every_tab_and_keeps_what_there_was(browser: Browser) -> None:
     async with served() as (url, paced), page_of(browser, url) as page, page_of(browser, url) as tab:
         await ask(page)
-        await shows(page, PART, runs=True)
+        await shows(page, PART_ON_PAGE, runs=True)
         await tab.reload()
-        await shows(tab, PART, runs=True)
+        await shows(tab, PART_ON_PAGE, runs=True)
         await page.get_by_test_id("copilot-send-button").click()  # which is Stop while a run lasts
         for each in (page, tab):
-            await shows(each, PART, runs=False)
+            await shows(each, PART_ON_PAGE, runs=False)
         await page.reload()
-        await shows(page, PART, runs=False)
+        await shows(page, PART_ON_PAGE, runs=False)
         await ask(page, number=2, holds=False)
-        await shows(page, PART, WHOLE, runs=False)
+        await shows(page, PART_ON_PAGE, ON_PAGE, runs=False)
     assert paced.runs == {1: 1, 2: 1}
 
 
@@ -122,13 +115,13 @@ async def test_a_question_that_does_not_reach_the_server_is_shown_no_more_when_t
     # It connects to its thread anew, where there is no such question. When this fails, they have changed it.
     async with served() as (url, paced), bad_network(url) as network, page_of(browser, network.path()) as page:
         await ask(page, holds=False)
-        await shows(page, WHOLE, runs=False)
+        await shows(page, ON_PAGE, runs=False)
         network.url = None
         network.meet(Fate(End.FIN, 0, of_request=True))
         await ask(page, number=2, holds=False)
         await is_told(page, "Failed to fetch")
         network.url = url
-        await shows(page, WHOLE, runs=False)
+        await shows(page, ON_PAGE, runs=False)
     assert paced.runs == {1: 1}
 
 
@@ -142,12 +135,12 @@ async def test_a_server_that_comes_back_has_what_was_stored_and_says_why_there_i
         network.url = server.url
         async with page_of(browser, network.path()) as page:
             await ask(page)
-            await shows(page, PART, runs=True)
+            await shows(page, PART_ON_PAGE, runs=True)
             await server.end(how)
             async with server_process("copilotkit", sqlite_url) as again:
                 network.url = again.url
                 await is_told(page, "before the stream was completed")
-                await shows(page, PART, runs=False)
+                await shows(page, PART_ON_PAGE, runs=False)
                 await page.reload()
                 await is_told(page, "before the stream was completed")
-                await shows(page, PART, runs=False)
+                await shows(page, PART_ON_PAGE, runs=False)

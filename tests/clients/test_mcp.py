@@ -13,7 +13,7 @@ import pytest
 from mcp.client.client import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
-from tests.clients.shown import HELD, WORDS, Paced, mcp_app
+from tests.clients.shown import HELD, WORDS, Paced, mcp_app, run_all
 from tests.http.servers import server_process, serving, until
 from tests.network.proxy import FINE, End, Fate, bad_network
 
@@ -90,16 +90,7 @@ class Over:
 async def called_over(fates: Sequence[Fate]) -> list[Over]:
     """Call over each fate, many at once; the tool has run once for each call."""
     calls = [Over(fate) for fate in fates]
-    room = anyio.CapacityLimiter(AT_ONCE)
-
-    async def run(number: int, over: Over) -> None:
-        async with room:
-            await over.run(url, number)
-
-    async with served() as (url, paced), anyio.create_task_group() as tasks:
-        for number, over in enumerate(calls):
-            tasks.start_soon(run, number, over)
-    assert paced.runs == dict.fromkeys(range(len(fates)), 1)
+    await run_all(served(), calls, AT_ONCE)
     return calls
 
 

@@ -3,13 +3,11 @@
 import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Final
 
 import httpx
 import pytest
 from playwright.async_api import Browser, BrowserContext, Page, expect
-from tests.clients.programs import BOUND_SECONDS
-from tests.clients.shown import HELD, WORDS, Paced, use_stream_app
+from tests.clients.shown import ON_PAGE, PART_ON_PAGE, SHOWN, Paced, use_stream_app
 from tests.http.servers import server_process, serving
 from tests.network.proxy import End, Fate, bad_network
 
@@ -17,11 +15,6 @@ from streamkeep import InMemoryStreamManager
 from streamkeep.http import StreamsHTTP
 
 pytestmark = pytest.mark.usefixtures("packages")
-
-PART: Final = " ".join("".join(WORDS[:HELD]).split())
-WHOLE: Final = " ".join("".join(WORDS).split())
-"""As a page shows it, on which one white space is as good as another."""
-SHOWN: Final = 1000 * BOUND_SECONDS
 
 
 @asynccontextmanager
@@ -64,11 +57,11 @@ async def test_a_thread_is_whole_and_each_question_is_answered_once(browser: Bro
     async with served() as (url, paced), context_of(browser) as context:
         page = await opened(context, url)
         await ask(page, holds=False)
-        await shows(page, WHOLE, runs=False)
+        await shows(page, ON_PAGE, runs=False)
         await ask(page, number=2, holds=False)
-        await shows(page, WHOLE, WHOLE, runs=False)
+        await shows(page, ON_PAGE, ON_PAGE, runs=False)
         await page.reload()
-        await shows(page, WHOLE, WHOLE, runs=False)
+        await shows(page, ON_PAGE, ON_PAGE, runs=False)
         await expect(page.locator("p.error")).to_have_count(0)
     assert paced.runs == {1: 1, 2: 1}
 
@@ -79,7 +72,7 @@ async def test_a_page_without_a_thread_makes_one_whose_history_is_its_state(brow
         await page.goto(f"{url}/page")
         async with page.expect_response("**/threads") as response:
             await ask(page, holds=False)
-        await shows(page, WHOLE, runs=False)
+        await shows(page, ON_PAGE, runs=False)
         thread = (await (await response.value).json())["thread_id"]
         (state,) = (await http.post(f"/threads/{thread}/history", json={"limit": 10})).json()
         assert [message["type"] for message in state["values"]["messages"]] == ["human", "ai"]
@@ -93,16 +86,16 @@ async def test_a_page_that_is_reloaded_and_a_second_tab_have_all_of_a_run(browse
     async with served() as (url, paced), context_of(browser) as context:
         page = await opened(context, url)
         await ask(page)
-        await shows(page, PART, runs=True)
+        await shows(page, PART_ON_PAGE, runs=True)
         await page.reload()
         tab = await opened(context, url)
         for each in (page, tab):
-            await shows(each, PART, runs=True)
+            await shows(each, PART_ON_PAGE, runs=True)
         paced.may_go_on.set()
         for each in (page, tab):
-            await shows(each, WHOLE, runs=False)
+            await shows(each, ON_PAGE, runs=False)
             await each.reload()
-            await shows(each, WHOLE, runs=False)
+            await shows(each, ON_PAGE, runs=False)
     assert paced.runs == {1: 1}
 
 
@@ -115,13 +108,13 @@ async def test_wherever_a_run_is_cut_its_page_comes_back_and_has_all_of_it(
     async with served() as (url, paced), bad_network(url) as network, context_of(browser) as context:
         page = await opened(context, network.path())
         await ask(page)
-        await shows(page, PART, runs=True)
+        await shows(page, PART_ON_PAGE, runs=True)
         if is_joined:
             await page.reload()
-            await shows(page, PART, runs=True)
+            await shows(page, PART_ON_PAGE, runs=True)
         network.meet(Fate(End.FIN, place))
         paced.may_go_on.set()
-        await shows(page, WHOLE, runs=False)
+        await shows(page, ON_PAGE, runs=False)
         await expect(page.locator("p.error")).to_have_count(0)
         assert network.struck.total() >= 1
     assert paced.runs == {1: 1}
@@ -132,13 +125,13 @@ async def test_stop_ends_the_run_in_every_tab_and_keeps_what_there_was_until_a_r
     async with served() as (url, paced), context_of(browser) as context:
         page = await opened(context, url)
         await ask(page)
-        await shows(page, PART, runs=True)
+        await shows(page, PART_ON_PAGE, runs=True)
         tab = await opened(context, url)
-        await shows(tab, PART, runs=True)
+        await shows(tab, PART_ON_PAGE, runs=True)
         async with httpx.AsyncClient(base_url=url) as http, page.expect_response("**/cancel*"):
             await page.get_by_role("button", name="Stop").click()
-            await shows(page, PART, runs=False)
-            await shows(tab, PART, runs=False)
+            await shows(page, PART_ON_PAGE, runs=False)
+            await shows(tab, PART_ON_PAGE, runs=False)
             await is_told(tab, "cancelled")
             assert (await http.get("/threads/t/state")).json()["values"]["messages"][0]["type"] == "human"
         for each in (page, tab):
@@ -154,9 +147,9 @@ async def test_a_run_that_is_kept_no_more_is_an_error_until_the_next_question(br
         await page.reload()
         await is_told(page, "404")
         await ask(page, holds=False)
-        await shows(page, WHOLE, runs=False)
+        await shows(page, ON_PAGE, runs=False)
         await page.reload()
-        await shows(page, WHOLE, runs=False)
+        await shows(page, ON_PAGE, runs=False)
         await expect(page.locator("p.error")).to_have_count(0)
     assert paced.runs == {1: 1}
 
@@ -171,12 +164,12 @@ async def test_a_server_that_comes_back_has_what_was_stored_and_says_why_there_i
         network.url = server.url
         page = await opened(context, network.path())
         await ask(page)
-        await shows(page, PART, runs=True)
+        await shows(page, PART_ON_PAGE, runs=True)
         await server.end(how)
         async with server_process("use-stream", sqlite_url) as again:
             network.url = again.url
             await is_told(page, "before the stream was completed")
-            await shows(page, PART, runs=False)
+            await shows(page, PART_ON_PAGE, runs=False)
             await page.reload()
             await is_told(page, "before the stream was completed")
-            await shows(page, PART, runs=False)
+            await shows(page, PART_ON_PAGE, runs=False)
