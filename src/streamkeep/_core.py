@@ -69,12 +69,29 @@ class Outbox(Protocol):
         """Find out whether the stream is still its own. Raises StorageError."""
         ...
 
+    @property
+    def writer(self) -> str:
+        """Its name, which the stream's head has as long as it is the one writer."""
+        ...
+
     def left(self) -> None:
         """Note that the last who followed its stream here has left."""
         ...
 
     def cancel(self, life: str) -> None:
         """End the stream with CANCELLED, soon, if it is the one that has this `life`."""
+        ...
+
+
+class Feed(Protocol):
+    """What is known here of what followers of one stream share: see `_feed`."""
+
+    def take(self, life: Life, records: Sequence[bytes]) -> None:
+        """Take what a writer of this manager's has just stored."""
+        ...
+
+    def look(self) -> None:
+        """Read the stream, and see who writes it."""
         ...
 
 
@@ -97,7 +114,7 @@ class Core:
         self._reported: set[object] = set()
         self._reported_at = 0.0
         self._outboxes: dict[str, list[Outbox]] = {}
-        self._followers: dict[str, int] = {}
+        self._feeds: dict[str, list[Feed]] = {}
         self._opening: set[str] = set()
         self._is_to_look_at_all = False
         self._is_looking_at_all = False
@@ -123,8 +140,9 @@ class Core:
     # Writers
 
     def keep(self, outbox: Outbox) -> None:
-        """Count a writer as one of this manager's."""
+        """Count a writer as one of this manager's, whom its followers here follow."""
         self._outboxes.setdefault(outbox.stream, []).append(outbox)
+        self._tell_feeds(outbox.stream)
 
     def forget(self, outbox: Outbox) -> None:
         """Count it no more."""
@@ -132,6 +150,21 @@ class Core:
         there.remove(outbox)
         if not there:
             del self._outboxes[outbox.stream]
+        self._tell_feeds(outbox.stream)
+
+    def _tell_feeds(self, stream: str) -> None:
+        for feed in self._feeds.get(stream, ()):
+            feed.look()
+
+    def stored(self, stream: str, life: Life, records: Sequence[bytes]) -> None:
+        """Give those who follow a stream here what a writer of this manager's has just stored: they need not read it."""
+        for feed in self._feeds.get(stream, ()):
+            feed.take(life, records)
+
+    def is_written_here(self, stream: str, life: Life) -> bool:
+        """Say whether the writer of a stream is one of this manager's."""
+        writer = life.state.writer
+        return any(outbox.writer == writer for outbox in self._outboxes.get(stream, ()))
 
     def outboxes(self, stream: str | None = None) -> Iterator[Outbox]:
         """Give the writers of a stream, or all, that this manager has now."""
@@ -151,20 +184,20 @@ class Core:
 
     def is_followed(self, stream: str) -> bool:
         """Say whether anybody follows a stream in this process."""
-        return stream in self._followers
+        return stream in self._feeds
 
-    @contextmanager
-    def followed(self, stream: str) -> Generator[None]:
-        """While in this block, one more follows a stream. This manager's writer of it, if there is one, is told when the last leaves."""
-        self._followers[stream] = self._followers.get(stream, 0) + 1
-        try:
-            yield
-        finally:
-            self._followers[stream] -= 1
-            if not self._followers[stream]:
-                del self._followers[stream]
-                for outbox in self.outboxes(stream):
-                    outbox.left()
+    def add_feed(self, stream: str, feed: Feed) -> None:
+        """Have a feed told of what this manager's writers store."""
+        self._feeds.setdefault(stream, []).append(feed)
+
+    def remove_feed(self, stream: str, feed: Feed) -> None:
+        """Tell it no more; and this manager's writer of the stream, if there is one, that the last follower has left."""
+        feeds = self._feeds[stream]
+        feeds.remove(feed)
+        if not feeds:
+            del self._feeds[stream]
+            for outbox in self.outboxes(stream):
+                outbox.left()
 
     # Mail
 

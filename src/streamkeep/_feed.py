@@ -1,7 +1,8 @@
 """Feed: the newest records of one stream, read once per change for all who follow it in this process."""
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from math import inf
 from typing import Final
 
 import anyio
@@ -12,7 +13,7 @@ from ._background import Task
 from ._core import LOOK_SECONDS, Core
 from ._lifecycle import Life
 from .errors import StorageError, StreamkeepError, StreamManagerClosedError, StreamNotFoundError, fresh
-from .storage import Doorbell, Page
+from .storage import Doorbell
 
 PAGE_RECORDS: Final = 512
 SHARED_RECORDS: Final = 1_024
@@ -35,8 +36,7 @@ class Feeds:
             feed.start()
         feed.followers += 1
         try:
-            with self._core.followed(stream):
-                yield feed
+            yield feed
         finally:
             feed.followers -= 1
             if feed.followers == 0:
@@ -68,6 +68,7 @@ class Feed:
         self._reading = Task()
         self._listening = CancelScope()
         self._is_doubted = False
+        self._is_led = False
 
     @property
     def tail(self) -> int:
@@ -95,8 +96,7 @@ class Feed:
         clocks may have gone back, and answers may be late. Then this feed looks for itself.
         """
         if life.state.life != self.life.state.life:
-            self._is_doubted = True
-            self._listening.cancel()
+            self.look()
             return True
         if life.head.version > self.life.head.version:
             try:
@@ -111,12 +111,28 @@ class Feed:
 
     def start(self) -> None:
         """Read on in the background."""
+        self._core.add_feed(self._stream, self)
         self._reading = self._core.background.start(self._follow, f"following stream {self._stream}", ended=self._ended)
 
     def stop(self) -> None:
         """Read no more."""
         if not self._is_over:  # else nothing is read, and perhaps there is no event loop any more: a reader may be dropped late
             self._reading.cancel()
+        self._core.remove_feed(self._stream, self)
+
+    def take(self, life: Life, records: Sequence[bytes]) -> None:
+        """Take what this process's own writer has just stored, unless something is missing before: then that is read."""
+        if self._is_over or life.head.version <= self.life.head.version:
+            return
+        if life.state.life == self.life.state.life and life.head.tail - len(records) == self.tail:
+            self._add(life, records)
+        if self.tail < life.head.tail:
+            self.look()
+
+    def look(self) -> None:
+        """Read the stream, and see who writes it."""
+        self._is_doubted = True
+        self._listening.cancel()
 
     def since(self, offset: int) -> Sequence[bytes] | None:
         """Give the shared records from `offset` on, 512 at most, or None if they do not reach back that far."""
@@ -138,13 +154,19 @@ class Feed:
 
     async def _follow(self) -> None:
         try:
-            async with self._core.storage.watch(self._stream) as doorbell:
-                while not self._is_over:
-                    await self._read_on(doorbell)
+            while not self._is_over:
+                self._is_led = self._is_written_here
+                async with _told_by_writer() if self._is_led else self._core.storage.watch(self._stream) as doorbell:
+                    while not self._is_over and self._is_led == self._is_written_here:
+                        await self._read_on(doorbell)
         except StreamkeepError as error:
             if isinstance(error, StorageError):
                 self._core.report(f"stream {self._stream} cannot be read, and its readers are told", error)
             self._fail(error)
+
+    @property
+    def _is_written_here(self) -> bool:
+        return self._core.is_written_here(self._stream, self.life)
 
     def _ended(self) -> None:
         # Stopped by the last follower's leaving, or with the manager; or by a bug, or by asyncio, which may be before it began.
@@ -152,7 +174,11 @@ class Feed:
             self._fail(StreamManagerClosedError("the stream manager is closed"))
 
     async def _read_on(self, doorbell: Doorbell) -> None:
-        """Read until the stream is over or has another writer; meanwhile, see whether the one that it has is alive."""
+        """Read until the stream is over or has another writer; meanwhile, see whether the one that it has is alive.
+
+        What a writer of this manager's stores, it tells (`take`), and it is the first to be told by who ends the stream in its place, or
+        takes it over: the storage need not be listened to.
+        """
         session = self.life.state.session
         is_dead = False
 
@@ -165,8 +191,8 @@ class Feed:
             while True:
                 # Whatever is known of the writer, the stream is read first: it may be another's by now, or deleted.
                 self._is_doubted = False
-                self._take(await self._core.storage.read(self._stream, self.tail, PAGE_RECORDS))
-                if self._is_over or self.life.state.session != session:
+                await self._read()
+                if self._is_over or self.life.state.session != session or self._is_led != self._is_written_here:
                     return
                 if self.tail < self.life.head.tail:
                     continue
@@ -181,21 +207,30 @@ class Feed:
                     await self._core.ask_for_writer(self._stream, self.life)
 
     def _deadline(self) -> float:
+        if self._is_led:
+            return inf  # its writer looks by itself
         at = _lifecycle.abandoned_at(self.life.state, self._core.terms)
         return anyio.current_time() + (LOOK_SECONDS if at is None else at - self._core.now())
 
-    def _take(self, page: Page | None) -> None:
+    async def _read(self) -> None:
+        """Read what there is, unless the writer has told more meanwhile."""
+        life, tail = self.life, self.tail
+        page = await self._core.storage.read(self._stream, tail, PAGE_RECORDS)
+        if self.life is not life or self.tail != tail:
+            return
         if page is None:
             raise StreamNotFoundError("the stream was deleted, or expired, while it was read")
-        if page.head.version != self.life.head.version:
-            life = _lifecycle.life_of(page.head, self.life)
+        self._add(life if page.head.version == life.head.version else _lifecycle.life_of(page.head, life), page.records)
+
+    def _add(self, life: Life, records: Sequence[bytes]) -> None:
+        if life is not self.life:
             if life.state is not self.life.state or life.head.tail < self.tail:
                 _lifecycle.check_history(self.life, self.tail, life)
             self.life = life
-        if page.records:
-            self._records.extend(page.records)
-            self._bytes += sum(map(len, page.records))
-            self._trim(len(page.records))
+        if records:
+            self._records.extend(records)
+            self._bytes += sum(map(len, records))
+            self._trim(len(records))
             self._wake()
 
     def _trim(self, newest: int) -> None:
@@ -224,3 +259,14 @@ class Feed:
         change, self._change = self._change, anyio.Event()
         self._waiting = 0
         change.set()
+
+
+@asynccontextmanager
+async def _told_by_writer() -> AsyncGenerator[Doorbell]:
+    """Give a doorbell that nobody rings: the writer calls."""
+    yield _Silent()
+
+
+class _Silent:
+    async def wait(self) -> None:
+        await anyio.sleep_forever()

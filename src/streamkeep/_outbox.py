@@ -90,6 +90,7 @@ class Outbox:
     Attributes:
         stream: the id.
         life: the stream, as this writer last committed it.
+        writer: the name of this writer, as the stream's head has it.
         cancelled: set when nothing more can be written, because of somebody else.
         committed_at: when it has last committed, by the event loop's clock.
         stored_at: when it has last stored a record, or began.
@@ -103,7 +104,7 @@ class Outbox:
         self._core = core
         self._limits = core.limits
         self.max_event_bytes = core.limits.max_event_bytes
-        self._writer = life.state.writer
+        self.writer = life.state.writer
         self._state = _State.OPEN
         self._why_closed: StreamkeepError | None = None  # copied for each who is told
         self._lock = Lock()  # callbacks in other threads queue records too
@@ -298,7 +299,7 @@ class Outbox:
         if self._is_over or self._doubt is not None or self._round is not None or self.life is not life:
             return
         if head is None or head.version != self.life.head.version:
-            self._fence(_lifecycle.why_refused(head, self._writer))
+            self._fence(_lifecycle.why_refused(head, self.writer))
         elif _lifecycle.is_to_be_extended(life, self._core.now()) and self._ending is None:
             self._doubt = (_lifecycle.extend(self.life, self._core.now()), [])
             await self._advance()
@@ -379,7 +380,7 @@ class Outbox:
             self._doubt = self._plan()
         life, records = self._doubt
         if not await self._core.sweeper.commit(self.stream, self.life.head.version, life.head, records):
-            self._fence(_lifecycle.why_refused(await self._read_head(), self._writer))
+            self._fence(_lifecycle.why_refused(await self._read_head(), self.writer))
             return
         self._doubt = None
         if life.head.expires_at != self.life.head.expires_at and _lifecycle.is_written(life.state):
@@ -388,6 +389,7 @@ class Outbox:
         self.committed_at = anyio.current_time()
         if records:
             self.stored_at = self.committed_at
+        self._core.stored(self.stream, life, records)
         if not _lifecycle.is_written(life.state):
             self._stop()
 

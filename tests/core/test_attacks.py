@@ -208,7 +208,7 @@ async def test_of_errors_that_name_their_streams_each_is_a_line_and_one_is_a_tra
             return await self._storage.read(stream, start, limit)
 
     storage = Naming(memory)
-    async with StreamManager(storage) as streams, anyio.create_task_group() as readers:
+    async with StreamManager(memory) as writers, StreamManager(storage) as streams, anyio.create_task_group() as readers:
         inputs: list[StreamInput] = []
 
         async def follow(id: str) -> None:
@@ -217,7 +217,7 @@ async def test_of_errors_that_name_their_streams_each_is_a_line_and_one_is_a_tra
                     await anext(events)
 
         for number in range(300):
-            inputs.append(await streams.open(f"s{number}"))
+            inputs.append(await writers.open(f"s{number}"))
             readers.start_soon(follow, f"s{number}")
         await wait_all_tasks_blocked()
         storage.is_down = True

@@ -276,10 +276,10 @@ async def test_a_full_storage_has_stored_nothing_and_is_not_asked(storage: Fault
 @pytest.mark.parametrize("wherever", ["read", "make watch", "watch", "wait", "leave"])
 @pytest.mark.promise("P17")
 async def test_what_is_raised_for_one_streams_readers_is_told_to_them_and_everybody_else_goes_on(
-    raising: RaisingStorage, error: BaseException, wherever: str, quiet_logs: pytest.LogCaptureFixture
+    memory: MemoryStorage, raising: RaisingStorage, error: BaseException, wherever: str, quiet_logs: pytest.LogCaptureFixture
 ) -> None:
-    async with StreamManager(raising) as streams:
-        stream, other = await streams.open("s"), await streams.open("other")
+    async with StreamManager(memory) as writers, StreamManager(raising) as streams:
+        stream, other = await writers.open("s"), await writers.open("other")
         if wherever in {"make watch", "watch"}:  # by which a feed begins
             raising.raises, raising.wherever, raising.only = error, wherever, "s"
         async with streams.subscribe("s") as events, streams.subscribe("other") as others:

@@ -30,6 +30,7 @@ from streamkeep import (
     StreamNotFoundError,
     StreamTakenOverError,
 )
+from streamkeep._feed import Feed
 from streamkeep._outbox import Outbox
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
@@ -1030,10 +1031,10 @@ async def test_a_handle_knows_since_when_nobody_follows_its_stream_here(
 async def test_a_follower_that_is_let_go_of_in_a_thread_harms_nobody(streams: StreamManager) -> None:
     stream = await streams.open("s")
     opened_at = anyio.current_time()
-    following = core_of(streams).followed("s")
-    following.__enter__()
+    core, life = core_of(streams), stream._outbox.life
+    core.add_feed("s", feed := Feed(core, "s", life))
     assert stream.unread_since is None
-    thread = Thread(target=following.__exit__, args=(None, None, None))
+    thread = Thread(target=core.remove_feed, args=("s", feed))
     thread.start()
     thread.join()
     assert stream.unread_since == opened_at

@@ -256,9 +256,9 @@ async def test_a_chunk_that_is_written_while_the_feed_reads_is_not_missed(
 
 @pytest.mark.promise("P8")
 async def test_a_chunk_that_is_written_while_the_feed_begins_to_watch_is_not_missed(
-    streams: StreamManager, storage: FaultyStorage
+    streams: StreamManager, elsewhere: StreamManager, storage: FaultyStorage
 ) -> None:
-    stream = await streams.open("s")
+    stream = await elsewhere.open("s")
     await anyio.sleep(1)
     hold = storage.hold("watch")
     async with streams.subscribe("s") as events:
@@ -550,9 +550,9 @@ async def test_a_late_answer_about_an_earlier_stream_ends_nothing_for_those_who_
 
 @pytest.mark.parametrize("operation", ["read", "watch"])
 async def test_a_failing_storage_is_told_to_those_who_follow_and_who_subscribes_again_goes_on(
-    streams: StreamManager, storage: FaultyStorage, operation: Any
+    streams: StreamManager, elsewhere: StreamManager, storage: FaultyStorage, operation: Any
 ) -> None:
-    stream = await streams.open("s")
+    stream = await elsewhere.open("s")
     await stream.write("a")
     await anyio.sleep(1)
     async with streams.subscribe("s") as events:
@@ -601,9 +601,9 @@ def tracebacks(logs: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.mark.promise("P17", "P18")
 async def test_a_read_that_fails_gives_each_follower_a_small_exception_of_its_own_and_the_log_one_traceback(
-    streams: StreamManager, storage: FaultyStorage, quiet_logs: pytest.LogCaptureFixture
+    streams: StreamManager, elsewhere: StreamManager, storage: FaultyStorage, quiet_logs: pytest.LogCaptureFixture
 ) -> None:
-    stream = await streams.open("s")
+    stream = await elsewhere.open("s")
     told: list[BaseException] = []
     async with anyio.create_task_group() as tasks:
         for _ in range(400):
@@ -640,10 +640,10 @@ async def test_deleting_a_stream_gives_each_follower_a_small_exception_of_its_ow
 
 @pytest.mark.promise("P18")
 async def test_a_storage_that_fails_for_six_hundred_streams_at_once_is_logged_once(
-    streams: StreamManager, storage: FaultyStorage, quiet_logs: pytest.LogCaptureFixture
+    streams: StreamManager, elsewhere: StreamManager, storage: FaultyStorage, quiet_logs: pytest.LogCaptureFixture
 ) -> None:
     told: list[BaseException] = []
-    writers = [await streams.open(f"s{number}") for number in range(600)]
+    writers = [await elsewhere.open(f"s{number}") for number in range(600)]
     async with anyio.create_task_group() as tasks:
         for writer in writers:
             tasks.start_soon(follow_and_tell, streams, writer.id, told)
@@ -657,9 +657,9 @@ async def test_a_storage_that_fails_for_six_hundred_streams_at_once_is_logged_on
 
 
 async def test_a_failure_of_another_kind_or_a_second_later_is_logged_again(
-    streams: StreamManager, storage: FaultyStorage, quiet_logs: pytest.LogCaptureFixture
+    streams: StreamManager, elsewhere: StreamManager, storage: FaultyStorage, quiet_logs: pytest.LogCaptureFixture
 ) -> None:
-    stream = await streams.open("s")
+    stream = await elsewhere.open("s")
     told: list[BaseException] = []
     for sentence in ("one", "two", "two"):
         after = stream.tail - 1 if stream.tail else None

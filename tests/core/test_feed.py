@@ -1,0 +1,194 @@
+"""What a manager's own writer stores goes straight to those who follow it here; all else is read."""
+
+import anyio
+import pytest
+from tests.core.helpers import core_of
+from trio.testing import wait_all_tasks_blocked
+
+from streamkeep import OffsetOutOfRangeError, StreamEventType, StreamInput, StreamManager, StreamNotFoundError
+from streamkeep.storages.memory import MemoryStorage
+from streamkeep.testing.faults import FaultyStorage
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_what_is_written_here_is_neither_listened_for_nor_read(streams: StreamManager, storage: FaultyStorage) -> None:
+    stream = await streams.open("s")
+    await wait_all_tasks_blocked()  # the manager's session has begun
+    async with streams.subscribe("s") as first, streams.subscribe("s") as second:
+        await wait_all_tasks_blocked()
+        storage.calls.clear()
+        for number in range(100):
+            await stream.write(number)
+            assert [(await anext(events)).chunk for events in (first, second)] == [number, number]
+        await stream.done()
+        assert [(await anext(events)).type for events in (first, second)] == [StreamEventType.DONE] * 2
+
+    assert (storage.calls["commit"], storage.calls["read"], storage.calls["watch"]) == (101, 0, 0)
+
+
+async def test_who_follows_when_the_writer_is_made_listens_no_longer(
+    streams: StreamManager, elsewhere: StreamManager, storage: FaultyStorage
+) -> None:
+    async with elsewhere.open("s"):
+        pass
+    async with streams.subscribe("s") as events, await streams.open("s", resume=True) as stream:
+        await wait_all_tasks_blocked()
+        storage.calls.clear()
+        await stream.write("a")
+        assert (await anext(events)).chunk == "a"
+        assert storage.calls["read"] == 0
+
+
+async def test_a_writer_that_is_released_is_listened_for_again(streams: StreamManager, elsewhere: StreamManager) -> None:
+    stream = await streams.open("s")
+    await wait_all_tasks_blocked()  # the manager's session has begun
+    async with streams.subscribe("s") as events:
+        await stream.write("here")
+        await stream.close()
+        async with await elsewhere.open("s", resume=True) as other:
+            await other.write("there")
+            assert [(await anext(events)).chunk for _ in range(2)] == ["here", "there"]
+            await other.done()
+        assert (await anext(events)).type is StreamEventType.DONE
+
+
+@pytest.mark.parametrize("reads_late", [False, True])
+async def test_a_writer_that_was_taken_over_elsewhere_is_followed_there(
+    streams: StreamManager, elsewhere: StreamManager, clock: object, reads_late: bool
+) -> None:
+    stream = await streams.open("s")
+    await wait_all_tasks_blocked()  # the manager's session has begun
+    async with streams.subscribe("s") as events:
+        await stream.write("here")
+        if not reads_late:
+            assert (await anext(events)).chunk == "here"
+        core_of(elsewhere).observer.silence_of = lambda _session: (1e9, core_of(elsewhere).terms)  # type: ignore[method-assign]
+        other = await elsewhere.open("s", resume=True)
+        await other.write("there")
+        with anyio.fail_after(1):
+            if reads_late:
+                assert (await anext(events)).chunk == "here"
+            assert (await anext(events)).chunk == "there"
+        assert stream.cancelled.is_set()
+
+
+async def test_a_stream_that_is_cancelled_or_deleted_elsewhere_ends_here(
+    streams: StreamManager, elsewhere: StreamManager
+) -> None:
+    for id in ("cancelled", "deleted"):
+        await streams.open(id)
+    async with streams.subscribe("cancelled") as cancelled, streams.subscribe("deleted") as deleted:
+        await wait_all_tasks_blocked()
+        await elsewhere.cancel("cancelled")
+        await elsewhere.delete("deleted")
+        with anyio.fail_after(1):
+            assert (await anext(cancelled)).error.status == "CANCELLED"
+            with pytest.raises(StreamNotFoundError):
+                await anext(deleted)
+
+
+async def test_a_commit_whose_answer_comes_when_it_was_read_already_is_given_once(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    stream = await streams.open("s")
+    await wait_all_tasks_blocked()  # the manager's session has begun
+    async with streams.subscribe("s") as early, anyio.create_task_group() as tasks:
+        await wait_all_tasks_blocked()
+        hold = storage.hold("commit", after=True)
+        tasks.start_soon(stream.write, "a")
+        await hold.reached.wait()
+        core_of(streams).look(["s"])
+        async with streams.subscribe("s") as late:  # reads it, and has the feed read
+            assert (await anext(late)).chunk == "a"
+            await wait_all_tasks_blocked()
+            storage.calls.clear()
+            hold.release()
+            await wait_all_tasks_blocked()
+            await stream.write("b")
+            assert [(await anext(early)).chunk for _ in range(2)] == ["a", "b"]
+            assert (await anext(late)).chunk == "b"
+        assert storage.calls["read"] == 0
+
+
+async def test_what_was_written_before_somebody_followed_is_read_before_what_comes_next(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    stream = await streams.open("s")
+    await wait_all_tasks_blocked()  # the manager's session has begun
+    events = streams.subscribe("s")
+    first = storage.hold("read", after=True)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(events.__aenter__)
+        await first.reached.wait()
+        await stream.write("a")
+        feeds = storage.hold("read")
+        first.release()
+        await feeds.reached.wait()
+        await stream.write("b")
+        feeds.release()
+        assert [(await anext(events)).chunk for _ in range(2)] == ["a", "b"]
+        await events.__aexit__()
+
+
+async def test_who_follows_before_the_handle_is_there_listens_no_longer_when_it_is(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    await streams.open("other")
+    await wait_all_tasks_blocked()  # the manager's session has begun
+    hold = storage.hold("commit", after=True)
+    async with anyio.create_task_group() as tasks:
+        opened: list[StreamInput] = []
+
+        async def open_stream() -> None:
+            opened.append(await streams.open("s"))
+
+        tasks.start_soon(open_stream)
+        await hold.reached.wait()
+        async with streams.subscribe("s") as events:
+            await wait_all_tasks_blocked()
+            hold.release()
+            await wait_all_tasks_blocked()
+            storage.calls.clear()
+            await opened[0].write("a")
+            assert (await anext(events)).chunk == "a"
+            await wait_all_tasks_blocked()
+            assert storage.calls["read"] == 0
+
+
+async def test_what_is_told_while_a_page_is_read_is_not_taken_for_that_page(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    stream = await streams.open("s")
+    await wait_all_tasks_blocked()  # the manager's session has begun
+    async with streams.subscribe("s") as events:
+        hold = storage.hold("read")
+        await hold.reached.wait()  # the feed's first
+        await stream.write("a")
+        hold.release()
+        await stream.write("b")
+        assert [(await anext(events)).chunk for _ in range(2)] == ["a", "b"]
+        hold = storage.hold("read", after=True)
+        core_of(streams)._tell_feeds("s")
+        await hold.reached.wait()
+        await stream.write("c")
+        hold.release()
+        await stream.write("d")
+        assert [(await anext(events)).chunk for _ in range(2)] == ["c", "d"]
+
+
+async def test_what_the_storage_loses_of_what_was_written_here_is_told_at_the_next_write(
+    streams: StreamManager, memory: MemoryStorage
+) -> None:
+    stream = await streams.open("s")
+    await wait_all_tasks_blocked()  # the manager's session has begun
+    before = memory._streams["s"].head
+    async with streams.subscribe("s") as events:
+        await stream.write("a")
+        assert (await anext(events)).chunk == "a"
+        memory._streams["s"].head = before
+        memory._streams["s"].records.clear()
+        with pytest.raises(Exception, match="has not what it had acknowledged"):
+            await stream.write("b")
+        with pytest.raises(OffsetOutOfRangeError):
+            await anext(events)
