@@ -63,7 +63,7 @@ async def test_a_writer_that_was_taken_over_elsewhere_is_followed_there(
         await stream.write("here")
         if not reads_late:
             assert (await anext(events)).chunk == "here"
-        core_of(elsewhere).observer.silence_of = lambda _session: (1e9, core_of(elsewhere).terms)  # type: ignore[method-assign]
+        core_of(elsewhere).observer.silence_of = lambda session: (1e9, core_of(elsewhere).terms)  # type: ignore[method-assign]
         other = await elsewhere.open("s", resume=True)
         await other.write("there")
         with anyio.fail_after(1):

@@ -219,10 +219,10 @@ async def test_a_manager_that_is_closed_under_its_readers_cuts_their_answers() -
 
 
 async def test_a_storage_that_fails_ends_the_answer_with_an_error_that_has_no_id() -> None:
-    storage = FaultyStorage(MemoryStorage())
-    streams = StreamManager(storage)
-    async with http_to(app_of(streams)) as http:
-        stream = await streams.open("live")
+    memory = MemoryStorage()
+    storage = FaultyStorage(memory)
+    async with StreamManager(memory) as elsewhere, http_to(app_of(StreamManager(storage))) as http:
+        stream = await elsewhere.open("live")
         await stream.write(0)
         async with http.stream("GET", "/streams/live") as answer:
             one = Reading(answer)

@@ -46,6 +46,7 @@ from .place import (
     run_of,
     stream_named_in,
 )
+from .pulse import Pulse
 from .recovery import Recoverable, RecoverableCall, Register, Terms, check_new, registering
 from .response import (
     OWN_ANSWER,
@@ -275,6 +276,7 @@ class StreamsHTTP:
         self._timeouts = timeouts or Timeouts()
         self._drain = drain
         self._shutdown = shutdown_of(self.streams)
+        self._pulse = Pulse(self._timeouts.heartbeat, self._timeouts.longest, self._shutdown.time_to_end)
         self._listening = self._shutdown.listening if drain_on_signal else nullcontext
         self._max_body_bytes = max_body_bytes
         self._max_producers = max_producers
@@ -918,9 +920,8 @@ class StreamsHTTP:
                     send,
                     events,
                     framing,
-                    self._timeouts,
+                    self._pulse,
                     headers,
-                    until=self._shutdown.time_to_end,
                     after=-1 if place.after is None else place.after,
                     can_cut=can_be_cut(scope),
                     before_error=before_error,

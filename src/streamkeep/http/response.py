@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 import anyio
+from anyio import CancelScope
 from anyio.lowlevel import checkpoint
 
 from .._subscription import Subscription
@@ -28,6 +29,7 @@ from ..errors import (
 from ..events import ErrorInfo, StreamEvent, StreamEventType, shown_info
 from ..wire import cursor_prefix
 from .framing import Framing, GenkitFraming, error_body
+from .pulse import SHUTTING_DOWN, TOO_LONG, Pulse
 
 logger: Final = logging.getLogger("streamkeep")
 
@@ -45,12 +47,11 @@ FIRST_PAUSE_SECONDS: Final = 0.001
 LAST_PAUSE_SECONDS: Final = 1.0
 FULL_CODE: Final = 507
 """For a storage without space: 429, which RESOURCE_EXHAUSTED is otherwise, says that the client has asked for too much."""
-SHUTTING_DOWN: Final = ErrorInfo("UNAVAILABLE", "the server is shutting down; the stream can be resumed by its id")
-TOO_LONG: Final = ErrorInfo("DEADLINE_EXCEEDED", "the response took as long as it may; the stream can be resumed by its id")
 NO_SNIFFING: Final = ("x-content-type-options", "nosniff")
 """A stream holds what users have typed: no browser is to take it for a page or a script."""
 BODY_BYTES: Final = 1 << 16
 """About how much is sent at a time. A server takes all that it is given, and holds it for a client that does not read."""
+SMALL_BATCH: Final = 16
 ERROR_PAUSE_SECONDS: Final = 0.1
 """Genkit's JS client throws away chunks that its user has not read yet when an error arrives."""
 
@@ -237,25 +238,34 @@ async def send_events(
     send: Send,
     events: Subscription[Any],
     framing: Framing,
-    timeouts: Timeouts,
+    pulse: Pulse,
     headers: Iterable[tuple[str, str]] = (),
     *,
-    until: Callable[[], Awaitable[None]] = anyio.sleep_forever,
     after: int = -1,
     can_cut: bool = True,
     before_error: Callable[[], Awaitable[None]] = checkpoint,
 ) -> None:
-    """Answer with an entered subscription's events until the terminal one, or the client goes away, or `until` returns.
+    """Answer with an entered subscription's events until the terminal one, or the client goes away, or the `pulse` ends it.
 
     `after`: events up to this offset are seen by the framing, and not sent. `can_cut`: whether the server takes a return without the last
     message for a response that is not whole. `before_error`: awaited before the framing is asked for the frame of an ERROR.
     """
-    async with anyio.create_task_group() as response:
-        # A server's `send` may say nothing when the client has gone: without this task a response to nobody goes on for ever.
-        response.start_soon(_end_after, lambda: disconnected(receive), response.cancel_scope)
-        response.start_soon(_end_after, until, response.cancel_scope)
-        await _Response(send, framing, timeouts, after=after, can_cut=can_cut, before_error=before_error).run(events, headers)
-        response.cancel_scope.cancel()
+    response = _Response(send, framing, after=after, can_cut=can_cut, before_error=before_error)
+    pulse.add(response)
+    try:
+        async with anyio.create_task_group() as tasks:
+            response.scope = tasks.cancel_scope
+            # A server's `send` may say nothing when the client has gone: without this task a response to nobody goes on for ever.
+            tasks.start_soon(_end_when_gone, receive, tasks.cancel_scope)
+            await response.run(events, headers)
+            tasks.cancel_scope.cancel()
+    finally:
+        pulse.remove(response)
+
+
+async def _end_when_gone(receive: Receive, response: CancelScope) -> None:
+    await disconnected(receive)
+    response.cancel()
 
 
 async def send_head(send: Send, framing: Framing, headers: Iterable[tuple[str, str]] = ()) -> None:
@@ -277,52 +287,54 @@ async def send_only_head(send: Send, framing: Framing, headers: Iterable[tuple[s
     await send({"type": "http.response.body"})
 
 
-async def _end_after(wait: Callable[[], Awaitable[None]], response: anyio.CancelScope) -> None:
-    await wait()
-    response.cancel()
-
-
 class _Response:
-    """One response that streams."""
+    """One response that streams; see `pulse.Response`."""
 
     def __init__(
-        self,
-        send: Send,
-        framing: Framing,
-        timeouts: Timeouts,
-        *,
-        after: int,
-        can_cut: bool,
-        before_error: Callable[[], Awaitable[None]],
+        self, send: Send, framing: Framing, *, after: int, can_cut: bool, before_error: Callable[[], Awaitable[None]]
     ) -> None:
+        self.sends = self.seen_sends = 0
+        self.began_at = self.seen_at = anyio.current_time()
+        self.scope = CancelScope()
         self._send = send
         self._framing = framing
-        self._timeouts = timeouts
         self._after = after
         self._can_cut = can_cut
         self._before_error = before_error
         self._is_failed = False
+        self._is_waiting = False
+        self._silence = CancelScope()
+        self._why_ended = SHUTTING_DOWN
+
+    def break_silence(self) -> None:
+        if self._is_waiting:
+            self._silence.cancel()
+
+    def end(self, why: ErrorInfo) -> None:
+        self._why_ended = why
+        self.scope.cancel()
 
     async def run(self, events: Subscription[Any], headers: Iterable[tuple[str, str]]) -> None:
         try:
             await send_head(self._send, self._framing, headers)
         except OSError:
             return  # the client is gone (ASGI 2.4)
-        final_error: ErrorInfo | None = SHUTTING_DOWN
+        final_error: ErrorInfo | None = None
+        is_ended = False
         try:
             final_error = await self._events(events)
+            is_ended = True
         finally:
-            # Also when this is cancelled, by a server that shuts down: then it is the last chance to say so.
+            # Also when this is cancelled, by the pulse or by a server that shuts down: then it is the last chance to say so.
             with anyio.move_on_after(LAST_FRAME_SECONDS, shield=True):
-                await self._end(final_error)
+                await self._end(final_error if is_ended else self._why_ended)
 
     async def _events(self, events: Subscription[Any]) -> ErrorInfo | None:
         """Send all events; if something else than the terminal event ends them, say what."""
         try:
             await self._write(self._framing.preamble(), sends_nothing_too=True)
-            with anyio.move_on_after(self._timeouts.longest.total_seconds()) as longest:
-                while await self._pass_on(events):
-                    pass
+            while await self._pass_on(events):
+                pass
         except OSError:
             return None  # the client is gone (ASGI 2.4)
         except StreamManagerClosedError:
@@ -331,20 +343,28 @@ class _Response:
             return shown_info(error)  # whoever read the storage for all its readers has logged it
         except Exception as error:
             return shown_error(error)
-        return TOO_LONG if longest.cancelled_caught else None
+        return None
 
     async def _pass_on(self, events: Subscription[Any]) -> bool:
-        """Send the next events; False after the terminal one. Nothing of them is kept: who waits for more must cost little."""
-        batch = await self._next(events)
+        """Send events until it has been silent for too long, and a heartbeat then; False after the terminal one."""
+        batch: list[StreamEvent[Any]] = []
+        with CancelScope() as self._silence:
+            # What strikes in a wait loses nothing; what struck in a `send` might.
+            while not self._silence.cancel_called:
+                if batch:
+                    await self._write_batch(batch, events)
+                    batch = []  # who waits for more must cost little
+                self._is_waiting = True
+                batch = await events.batch()
+                self._is_waiting = False
+                if not batch:
+                    return False
+        self._is_waiting = False
         if batch:
             await self._write_batch(batch, events)
-        return bool(batch)
-
-    async def _next(self, events: Subscription[Any]) -> list[StreamEvent[Any]]:
-        while True:
-            with anyio.move_on_after(self._timeouts.heartbeat.total_seconds()):
-                return await events.batch()
+        else:
             await self._write(self._framing.heartbeat())
+        return True
 
     async def _write_batch(self, batch: list[StreamEvent[Any]], events: Subscription[Any]) -> None:
         body, prefix = bytearray(), cursor_prefix(events.id, events.life)
@@ -360,8 +380,13 @@ class _Response:
                 body += frame
             if len(body) >= BODY_BYTES:
                 await self._write(bytes(body))
+                await checkpoint()
                 body.clear()
         await self._write(bytes(body))
+        if len(batch) > SMALL_BATCH:
+            # A server's `send` need not suspend, and a long replay must not freeze everybody else, be it of what is not sent. Who has
+            # been given a few events has had all that there were, and waits for more.
+            await checkpoint()
 
     async def _pause(self) -> None:
         if isinstance(self._framing, GenkitFraming):
@@ -370,8 +395,7 @@ class _Response:
     async def _write(self, body: bytes, *, sends_nothing_too: bool = False) -> None:
         if body or sends_nothing_too:  # granian, and middleware that compresses, keep a head until some body comes
             await self._send({"type": "http.response.body", "body": body, "more_body": True})
-        # A server's `send` need not suspend, and a long replay must not freeze everybody else, be it of what is not sent.
-        await checkpoint()
+            self.sends += 1
 
     async def _end(self, final_error: ErrorInfo | None) -> None:
         framing, is_broken = self._framing, final_error is not None
