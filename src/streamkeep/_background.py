@@ -25,8 +25,28 @@ R = TypeVar("R")
 Run = Callable[[], Awaitable[None]]
 
 
+class Event(Protocol):
+    """The event loop's own: what is done for every chunk does not ask each time which event loop runs, as anyio's does."""
+
+    def set(self) -> object:
+        """Wake all who wait."""
+        ...
+
+    async def wait(self) -> object:
+        """Return when it is set."""
+        ...
+
+
 class Loop(Protocol):
     """What is needed of an event loop."""
+
+    def time(self) -> float:
+        """Give its time in seconds, as `anyio.current_time` does."""
+        ...
+
+    def event(self) -> Event:
+        """Make an event."""
+        ...
 
     def is_here(self) -> bool:
         """Say whether it runs in this thread, and in the process that it was started in."""
@@ -50,6 +70,8 @@ class _Asyncio:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()  # a loop has no more than weak references
+        self.time: Final = self._loop.time
+        self.event: Final = asyncio.Event
 
     def is_here(self) -> bool:
         # A forked child has no running loop before it starts one of its own.
@@ -75,6 +97,8 @@ class _Trio:
 
         self._trio = trio.lowlevel
         self._token = trio.lowlevel.current_trio_token()
+        self.time: Final = trio.current_time
+        self.event: Final = trio.Event
 
     def is_here(self) -> bool:
         try:
@@ -138,6 +162,12 @@ class Background:
         self._tasks.clear()
         self._is_stopping = False
         self._is_idle = anyio.Event()
+
+    @property
+    def loop(self) -> Loop:
+        """The event loop that it belongs to; it must have begun."""
+        assert self._loop is not None
+        return self._loop
 
     @property
     def is_here(self) -> bool:

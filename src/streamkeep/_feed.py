@@ -63,7 +63,7 @@ class Feed:
         self._records: list[bytes] = []
         self._bytes = 0
         self._waiting = 0
-        self._change = anyio.Event()
+        self._change = core.background.loop.event()
         self._failure: StreamkeepError | None = None
         self._reading = Task()
         self._listening = CancelScope()
@@ -256,7 +256,7 @@ class Feed:
         self._wake()
 
     def _wake(self) -> None:
-        change, self._change = self._change, anyio.Event()
+        change, self._change = self._change, self._core.background.loop.event()
         self._waiting = 0
         change.set()
 

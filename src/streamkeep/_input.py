@@ -52,6 +52,11 @@ class StreamInput:
         return not self._outbox.is_open
 
     @property
+    def is_slow(self) -> bool:
+        """Whether the last commit took so long that a producer should rather `write_soon` than wait for each of its chunks."""
+        return self._outbox.is_slow
+
+    @property
     def metadata(self) -> Mapping[str, str]:
         """What was given to `open`, when the stream was created; with its owner, if it has one."""
         return self._outbox.life.state.described

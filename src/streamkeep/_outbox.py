@@ -22,6 +22,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from . import _lifecycle
+from ._background import Event, Loop
 from ._core import Core
 from ._lifecycle import Life, Mark
 from ._recovery import records_of
@@ -49,6 +50,7 @@ BATCH_RECORDS: Final = 1_024
 BATCH_BYTES: Final = 1 << 20
 YIELD_WRITES: Final = 64
 """A storage may answer without suspending; a producer that never waits must let readers run all the same."""
+SLOW_SECONDS: Final = 0.005
 RELEASE_SECONDS: Final = 5.0
 """How long leaving the block may hold up a cancellation, for releasing the stream or storing its error."""
 RETRY_SECONDS: Final = 1.0
@@ -64,15 +66,17 @@ class _State(Enum):
 class _Round:
     """One commit under way, for those whose records wait for it."""
 
-    __slots__ = ("_error", "_is_over")
+    __slots__ = ("_error", "_is_over", "_loop")
 
-    def __init__(self) -> None:
-        self._is_over: anyio.Event | None = None  # made when somebody waits: most commits have nobody who does
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._is_over: Event | None = None  # made when somebody waits: most commits have nobody who does
         self._error: StorageError | None = None
 
     async def wait(self) -> None:
         """Return when the commit is over. Raises a StorageError like the one that it raised."""
-        self._is_over = self._is_over or anyio.Event()
+        if self._is_over is None:
+            self._is_over = self._loop.event()
         await self._is_over.wait()
         if self._error is not None:
             raise fresh(self._error)
@@ -82,6 +86,26 @@ class _Round:
         self._error = error and fresh(error)
         if self._is_over is not None:
             self._is_over.set()
+
+
+class _Task:
+    """A task that waits for more to store. One for each record would cost as much as storing it."""
+
+    __slots__ = ("_loop", "_more", "rests")
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._more = loop.event()
+        self.rests = False
+
+    def wake(self) -> None:
+        """Have it look."""
+        self._more.set()
+
+    async def wait(self) -> None:
+        """Return when it was woken since the last time."""
+        await self._more.wait()
+        self._more = self._loop.event()
 
 
 class Outbox:
@@ -94,6 +118,7 @@ class Outbox:
         cancelled: set when nothing more can be written, because of somebody else.
         committed_at: when it has last committed, by the event loop's clock.
         stored_at: when it has last stored a record, or began.
+        is_slow: whether its last commit took so long that more should be queued behind one than one record.
         max_event_bytes: how many bytes an event may have.
     """
 
@@ -102,6 +127,7 @@ class Outbox:
         self.life = life
         self.cancelled = anyio.Event()
         self._core = core
+        self._loop = core.background.loop
         self._limits = core.limits
         self.max_event_bytes = core.limits.max_event_bytes
         self.writer = life.state.writer
@@ -118,9 +144,10 @@ class Outbox:
         self._imposed: list[bytes] = []  # the last record, if its producer has not written it
         self._doubt: tuple[Life, list[bytes]] | None = None  # a commit whose answer is not known
         self._round: _Round | None = None
-        self._has_task = False  # whether a background task commits what is queued
+        self.is_slow = False
+        self._task: _Task | None = None  # commits what is queued, in the background
         self._has_untold_loss = False  # whether records were lost, and no call has said so yet
-        self.committed_at = self.stored_at = self._left_at = self._began_at = anyio.current_time()
+        self.committed_at = self.stored_at = self._left_at = self._began_at = self._loop.time()
         core.keep(self)
 
     @property
@@ -288,6 +315,7 @@ class Outbox:
 
     async def look(self) -> None:
         """Find out whether the stream is still this writer's. A commit under way finds out by itself."""
+        self._rest()
         if self._round is not None or self._is_over:
             return
         if self._doubt is not None:  # sent again, it finds out too
@@ -316,16 +344,24 @@ class Outbox:
             self._end = ending[1][0] if ending[1] and is_terminal(ending[1][0]) else None
 
     def _start_task(self) -> None:
-        if not self._has_task:
-            self._has_task = True
+        if self._task is not None:
+            self._task.wake()
+        else:
+            self._task = _Task(self._loop)
             what = f"storing what is queued for stream {self.stream}"
             # `ended`, because asyncio may cancel it before it begins.
-            self._core.background.start(self._commit_queued, what, ended=self._end_task)
+            self._core.background.start(partial(self._commit_queued, self._task), what, ended=self._end_task)
 
     def _end_task(self) -> None:
-        self._has_task = False
+        self._task = None
 
-    async def _commit_queued(self) -> None:
+    def _rest(self) -> None:
+        """Have no task wait for more to store."""
+        if self._task is not None:
+            self._task.rests = True
+            self._task.wake()
+
+    async def _commit_queued(self, task: "_Task") -> None:
         is_told, pause = False, RETRY_SECONDS
         try:
             while True:
@@ -338,7 +374,10 @@ class Outbox:
                     await anyio.sleep(pause)
                     pause = min(2 * pause, MAX_RETRY_SECONDS)
                 else:
-                    return
+                    if self._is_over or task.rests:
+                        return
+                    is_told, pause = False, RETRY_SECONDS
+                    await task.wait()
         finally:
             self._end_task()
 
@@ -363,7 +402,7 @@ class Outbox:
         if self._round is not None:
             await self._round.wait()
             return
-        under_way = self._round = _Round()
+        under_way = self._round = _Round(self._loop)
         failure: StorageError | None = None
         try:
             await self._commit()
@@ -379,6 +418,7 @@ class Outbox:
         if self._doubt is None:
             self._doubt = self._plan()
         life, records = self._doubt
+        began_at = self._loop.time()
         if not await self._core.sweeper.commit(self.stream, self.life.head.version, life.head, records):
             self._fence(_lifecycle.why_refused(await self._read_head(), self.writer))
             return
@@ -386,7 +426,8 @@ class Outbox:
         if life.head.expires_at != self.life.head.expires_at and _lifecycle.is_written(life.state):
             self._core.keep_names_soon(self.stream, life)
         self.life = life
-        self.committed_at = anyio.current_time()
+        self.committed_at = self._loop.time()
+        self.is_slow = self.committed_at - began_at > SLOW_SECONDS
         if records:
             self.stored_at = self.committed_at
         self._core.stored(self.stream, life, records)
@@ -445,11 +486,13 @@ class Outbox:
             self._doubt = self._ending = self._end = None
             self._state = _State.OVER
         self.cancelled.set()
+        self._rest()
         self._core.forget(self)
         self._core.let_recovery_go(self.stream, self.life)
 
     def _stop(self) -> None:
         self._state = _State.OVER
+        self._rest()
         self._core.forget(self)
         self._core.let_recovery_go(self.stream, self.life)
 

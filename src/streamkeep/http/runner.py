@@ -50,7 +50,6 @@ CANCELLED_ITSELF: Final = hidden_error("INTERNAL", "the producer raised a cancel
 DIED: Final = ErrorInfo("ABORTED", "the producer was cancelled before the stream was completed")
 
 MAX_PRODUCERS: Final = 1_000
-SLOW_SECONDS: Final = 0.005
 MOST_QUEUED: Final = 32
 END_SECONDS: Final = 5.0
 END_RETRY_SECONDS: Final = 0.2
@@ -82,24 +81,23 @@ class ChunkWriter:
 
     def __init__(self, stream: StreamInput) -> None:
         self._stream = stream
-        self._is_slow = False
         self._queued = 0
 
     async def write(self, chunk: object) -> None:
         """Store a chunk, or queue it behind what is being stored. Raises as `StreamInput.write` and `flush` do."""
-        if self._is_slow:
-            try:
-                self._stream.write_soon(chunk)
-            except LimitExceededError:
-                await self._stream.flush()  # the queue may be shorter than MOST_QUEUED
-                self._stream.write_soon(chunk)
-            self._queued += 1
-            if self._queued < MOST_QUEUED:
-                return
-        began_at = anyio.current_time()
-        await (self._stream.flush() if self._is_slow else self._stream.write(chunk))
-        self._is_slow = anyio.current_time() - began_at > SLOW_SECONDS
-        self._queued = 0
+        stream = self._stream
+        if not (self._queued or stream.is_slow):
+            await stream.write(chunk)
+            return
+        try:
+            stream.write_soon(chunk)
+        except LimitExceededError:
+            await stream.flush()  # the queue may be shorter than MOST_QUEUED
+            stream.write_soon(chunk)
+        self._queued += 1
+        if self._queued >= MOST_QUEUED:
+            await stream.flush()
+            self._queued = 0
 
 
 class _Run:
