@@ -45,6 +45,34 @@ class Feeds:
                     del self._feeds[stream]
 
 
+class Records:
+    """Records of a stream, one behind the other. Followers that are equally far are given the same ones.
+
+    Attributes:
+        first: the offset of the first one.
+        records: the records.
+        made: what was made of them, by what it is, for the next one who needs it.
+    """
+
+    __slots__ = ("first", "made", "records")
+
+    def __init__(self, first: int, records: Sequence[bytes]) -> None:
+        self.first = first
+        self.records = records
+        self.made: dict[object, bytes] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.records)
+
+    @property
+    def end(self) -> int:
+        """The offset behind the last one."""
+        return self.first + len(self.records)
+
+
+NO_RECORDS: Final = Records(0, ())
+
+
 class Feed:
     """What followers of one stream share.
 
@@ -62,6 +90,7 @@ class Feed:
         self._stream = stream
         self._records: list[bytes] = []
         self._bytes = 0
+        self._given = NO_RECORDS
         self._waiting = 0
         self._change = core.background.loop.event()
         self._failure: StreamkeepError | None = None
@@ -134,9 +163,17 @@ class Feed:
         self._is_doubted = True
         self._listening.cancel()
 
-    def since(self, offset: int) -> Sequence[bytes] | None:
+    def since(self, offset: int) -> Records | None:
         """Give the shared records from `offset` on, 512 at most, or None if they do not reach back that far."""
-        return None if offset < self.base else self._records[offset - self.base : offset - self.base + PAGE_RECORDS]
+        start = offset - self.base
+        if start < 0:
+            return None
+        if start == len(self._records):
+            return NO_RECORDS
+        given = self._given
+        if given.first != offset or given.end != min(self.tail, offset + PAGE_RECORDS):
+            given = self._given = Records(offset, self._records[start : start + PAGE_RECORDS])
+        return given
 
     async def changed(self) -> None:
         """Wait, having taken all that is shared, until there is more. Raises why there will be none, a fresh exception for each."""
@@ -146,6 +183,7 @@ class Feed:
         self._waiting += 1
         if self._waiting == self.followers:
             self._drop(len(self._records))  # everybody has them
+            self._given = NO_RECORDS
         try:
             await change.wait()
         finally:

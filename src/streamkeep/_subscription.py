@@ -15,7 +15,7 @@ import anyio
 
 from . import _lifecycle
 from ._core import Core
-from ._feed import PAGE_RECORDS, Feed
+from ._feed import NO_RECORDS, PAGE_RECORDS, Feed, Records
 from ._lifecycle import Life
 from ._running import Running
 from .errors import OffsetOutOfRangeError, StorageError, StreamNotFoundError, StreamTimeoutError
@@ -140,43 +140,58 @@ class Subscription(Generic[T]):
             ready = list(self._ready)
             self._ready.clear()
             return ready
+        got = await self._get()
+        events = self.events_of(got)
+        self._pass(got)  # now that none of them is damaged, which would leave a gap
+        return events
+
+    async def records(self) -> Records:
+        """Give the same as records, for those who make the same of them as others do; not while somebody iterates."""
+        got = await self._get()
+        self._pass(got)
+        return got
+
+    def events_of(self, got: Records) -> list[StreamEvent[T]]:
+        """Give the events that records hold. StorageCorruptError: one holds none."""
+        decode_chunk, decode_output = self._decode_chunk, self._decode_output
+        return [event_of(record, offset, decode_chunk, decode_output) for offset, record in enumerate(got.records, got.first)]
+
+    async def _get(self) -> Records:
         if self._is_read:
             raise RuntimeError("another task iterates over this subscription; one at a time may")
         self._is_read = True
         try:
-            records = await self._records()
+            return await self._records()
         finally:
             self._is_read = False
-        events = [
-            event_of(record, offset, self._decode_chunk, self._decode_output)
-            for offset, record in enumerate(records, self._next)
-        ]
-        self._next += len(records)  # now that none of them is damaged, which would leave a gap
-        self._is_over = self._is_over or (bool(records) and is_terminal(records[-1]))
-        return events
 
-    async def _records(self) -> Sequence[bytes]:
+    def _pass(self, got: Records) -> None:
+        if got:
+            self._next = got.end
+            self._is_over = self._is_over or is_terminal(got.records[-1])
+
+    async def _records(self) -> Records:
+        running = self._check_running()
         while not self._is_over:
-            running = self._check_running()
             if self._page:
                 page, self._page = self._page, ()
-                return page if self._end is None else page[: self._end - self._next]
+                return Records(self._next, page if self._end is None else page[: self._end - self._next])
             if self._feed is None:
                 if not await self._go_on_alone(running):
                     break
                 continue
-            records = self._feed.since(self._next)
-            if records is None:
+            got = self._feed.since(self._next)
+            if got is None:
                 await self._read_page(running.core)
-            elif records:
+            elif got:
                 self._go_on_with(self._feed.life)
-                return records
+                return got
             elif self._feed.is_complete:
                 # Whoever has read the end does not come here: a page was of another history than the feed.
                 raise _lifecycle.lost(self._next)
             else:
                 await self._wait(self._feed)
-        return ()
+        return NO_RECORDS
 
     async def _read_first(self, core: Core) -> Page | None:
         """Read the first page of what is wanted."""

@@ -164,6 +164,11 @@ def recovering_record(attempt: int) -> bytes:
     return _RECOVERING + msgspec.json.encode(_Recovering(attempt))
 
 
+def is_error(record: bytes) -> bool:
+    """Say whether a stream ends in failure with this record."""
+    return record[:1] == _ERROR
+
+
 def is_terminal(record: bytes) -> bool:
     """Say whether a stream ends with this record."""
     return record[:1] in (_DONE, _ERROR)

@@ -35,6 +35,7 @@ class AGUIFraming:
     shows_done = True
     takes_no_content = False
     reads_all = True
+    kind = None
     counts = False
 
     def __init__(self, *, replays: bool = False) -> None:

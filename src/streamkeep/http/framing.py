@@ -42,6 +42,8 @@ class Framing(Protocol):
         takes_no_content: whether its clients take a 204 for "nothing is left". Others are given an empty answer in this framing.
         reads_all: whether a frame depends on the events before: then it is shown those too that its reader has, and what it gives for them
             is not sent.
+        kind: what its frames depend on, but for the event and the cursor. Those that have equal ones give the same, and readers of a stream
+            who are equally far are sent what was made once. None: nobody else gives the same.
         counts: whether its clients count what they have been sent. Others are not shown what was superseded before they came.
         replays: whether its clients put an answer that begins anew in the place of what they have. So `follow(key=)` shows one that has
             ended, too; and where a response can be cut, no error is sent that would keep them away.
@@ -55,6 +57,11 @@ class Framing(Protocol):
     reads_all: bool
     counts: bool
     replays: bool
+
+    @property
+    def kind(self) -> object:
+        """See above."""
+        ...
 
     def head(self, stream: str, query: Mapping[str, str]) -> Sequence[tuple[str, str]]:
         """Give more headers of the response that shows a stream (empty: none), names in lower case; called before all else.
@@ -99,6 +106,11 @@ class GenkitFraming:
 
     def __init__(self) -> None:
         self._line_is_open = False
+
+    @property
+    def kind(self) -> object:
+        """It, unless the next frame's line has begun."""
+        return None if self._line_is_open else GenkitFraming
 
     def head(self, stream: str, query: Mapping[str, str]) -> Sequence[tuple[str, str]]:  # noqa: ARG002 - it needs neither
         """Give none."""
@@ -168,6 +180,7 @@ class SSEFraming:
     def __init__(self, *, retry_seconds: float = 2.0, heartbeat_event: str | None = None) -> None:
         if heartbeat_event is not None and not _EVENT_NAME.fullmatch(heartbeat_event):
             raise InvalidArgumentError("an event's name is of letters, digits, - and _")
+        self.kind = SSEFraming
         self._retry_ms = round(retry_seconds * 1000)
         self._heartbeat = b": \n" if heartbeat_event is None else b"event: %b\ndata: \n\n" % heartbeat_event.encode()
 
@@ -182,7 +195,7 @@ class SSEFraming:
     def event(self, event: StreamEvent[T], cursor: str) -> bytes:
         """Give an event of the same name, its cursor as the id: last, for clients that believe an id before they have the rest."""
         data = _error_json(event.error) if event.type is StreamEventType.ERROR else one_line(event.data)
-        return b"event: %b\ndata: %b\nid: %b\n\n" % (event.type.encode(), data, cursor.encode())
+        return b"%b%b\nid: %b\n\n" % (_SSE_HEADS[event.type], data, cursor.encode())
 
     def heartbeat(self) -> bytes:
         """Give a comment, or the event."""
@@ -191,6 +204,9 @@ class SSEFraming:
     def error(self, error: ErrorInfo) -> bytes:
         """Give an `error` event without id."""
         return b"event: error\ndata: %b\n\n" % _error_json(error)
+
+
+_SSE_HEADS: Final = {type_: b"event: %b\ndata: " % type_.encode() for type_ in StreamEventType}
 
 
 class Block(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -229,6 +245,7 @@ class PassThroughFraming:
         self, *, content_type: str = "text/event-stream", headers: Sequence[tuple[str, str]] = (), id_first: bool = False
     ) -> None:
         self.content_type = content_type
+        self.kind = (PassThroughFraming, id_first)
         self._headers = headers
         self._id_first = id_first
 
@@ -292,6 +309,7 @@ class TextFraming:
 
     def __init__(self, content_type: str = "text/plain; charset=utf-8", headers: Sequence[tuple[str, str]] = ()) -> None:
         self.content_type = content_type
+        self.kind = TextFraming
         self._headers = headers
 
     def head(self, stream: str, query: Mapping[str, str]) -> Sequence[tuple[str, str]]:  # noqa: ARG002 - it needs neither
@@ -323,6 +341,7 @@ class NDJSONFraming:
     """
 
     content_type = "application/x-ndjson"
+    kind = "application/x-ndjson"
     cut_when_broken = True
     cut_when_failed = False
     shows_done = False
@@ -424,7 +443,9 @@ _NO_LINE_ENDS: Final = bytes.maketrans(b"\r\n", b"  ")
 def one_line(data: bytes) -> bytes:
     """Give JSON as one line of ASCII."""
     # A producer may store JSON of its own (`msgspec.Raw`). A line end is only whitespace in JSON, but injection in a frame.
-    return ascii_json(data).translate(_NO_LINE_ENDS)
+    if not data.isascii():
+        data = ascii_json(data)
+    return data.translate(_NO_LINE_ENDS) if b"\n" in data or b"\r" in data else data
 
 
 def _error_json(error: ErrorInfo) -> bytes:

@@ -30,6 +30,7 @@ class LangGraphFraming:
     shows_done = True
     takes_no_content = False
     reads_all = False
+    kind = None
     counts = False
     replays = False
 

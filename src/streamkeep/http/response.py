@@ -5,7 +5,7 @@ clients spin or hang without that frame; most others take every clean end for su
 """
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -15,6 +15,7 @@ import anyio
 from anyio import CancelScope
 from anyio.lowlevel import checkpoint
 
+from .._feed import NO_RECORDS, Records
 from .._subscription import Subscription
 from ..errors import (
     HTTP_CODES,
@@ -26,7 +27,7 @@ from ..errors import (
     StreamkeepError,
     StreamManagerClosedError,
 )
-from ..events import ErrorInfo, StreamEvent, StreamEventType, shown_info
+from ..events import ErrorInfo, StreamEvent, StreamEventType, is_error, shown_info
 from ..wire import cursor_prefix
 from .framing import Framing, GenkitFraming, error_body
 from .pulse import SHUTTING_DOWN, TOO_LONG, Pulse
@@ -51,7 +52,7 @@ NO_SNIFFING: Final = ("x-content-type-options", "nosniff")
 """A stream holds what users have typed: no browser is to take it for a page or a script."""
 BODY_BYTES: Final = 1 << 16
 """About how much is sent at a time. A server takes all that it is given, and holds it for a client that does not read."""
-SMALL_BATCH: Final = 16
+FEW_RECORDS: Final = 16
 ERROR_PAUSE_SECONDS: Final = 0.1
 """Genkit's JS client throws away chunks that its user has not read yet when an error arrives."""
 
@@ -250,22 +251,18 @@ async def send_events(
     `after`: events up to this offset are seen by the framing, and not sent. `can_cut`: whether the server takes a return without the last
     message for a response that is not whole. `before_error`: awaited before the framing is asked for the frame of an ERROR.
     """
-    response = _Response(send, framing, after=after, can_cut=can_cut, before_error=before_error)
+    response = _Response(send, events, framing, after=after, can_cut=can_cut, before_error=before_error)
     pulse.add(response)
     try:
         async with anyio.create_task_group() as tasks:
             response.scope = tasks.cancel_scope
-            # A server's `send` may say nothing when the client has gone: without this task a response to nobody goes on for ever.
-            tasks.start_soon(_end_when_gone, receive, tasks.cancel_scope)
-            await response.run(events, headers)
+            # In a task of its own, which does not wake through all that is around an app for each event.
+            tasks.start_soon(response.run, headers)
+            # A server's `send` may say nothing when the client has gone: without this a response to nobody goes on for ever.
+            await disconnected(receive)
             tasks.cancel_scope.cancel()
     finally:
         pulse.remove(response)
-
-
-async def _end_when_gone(receive: Receive, response: CancelScope) -> None:
-    await disconnected(receive)
-    response.cancel()
 
 
 async def send_head(send: Send, framing: Framing, headers: Iterable[tuple[str, str]] = ()) -> None:
@@ -291,12 +288,21 @@ class _Response:
     """One response that streams; see `pulse.Response`."""
 
     def __init__(
-        self, send: Send, framing: Framing, *, after: int, can_cut: bool, before_error: Callable[[], Awaitable[None]]
+        self,
+        send: Send,
+        events: Subscription[Any],
+        framing: Framing,
+        *,
+        after: int,
+        can_cut: bool,
+        before_error: Callable[[], Awaitable[None]],
     ) -> None:
         self.sends = self.seen_sends = 0
         self.began_at = self.seen_at = anyio.current_time()
         self.scope = CancelScope()
         self._send = send
+        self._events = events
+        self._cursor_prefix = cursor_prefix(events.id, events.life)
         self._framing = framing
         self._after = after
         self._can_cut = can_cut
@@ -314,7 +320,11 @@ class _Response:
         self._why_ended = why
         self.scope.cancel()
 
-    async def run(self, events: Subscription[Any], headers: Iterable[tuple[str, str]]) -> None:
+    async def run(self, headers: Iterable[tuple[str, str]]) -> None:
+        await self._run(headers)
+        self.scope.cancel()
+
+    async def _run(self, headers: Iterable[tuple[str, str]]) -> None:
         try:
             await send_head(self._send, self._framing, headers)
         except OSError:
@@ -322,18 +332,18 @@ class _Response:
         final_error: ErrorInfo | None = None
         is_ended = False
         try:
-            final_error = await self._events(events)
+            final_error = await self._send_all()
             is_ended = True
         finally:
             # Also when this is cancelled, by the pulse or by a server that shuts down: then it is the last chance to say so.
             with anyio.move_on_after(LAST_FRAME_SECONDS, shield=True):
                 await self._end(final_error if is_ended else self._why_ended)
 
-    async def _events(self, events: Subscription[Any]) -> ErrorInfo | None:
+    async def _send_all(self) -> ErrorInfo | None:
         """Send all events; if something else than the terminal event ends them, say what."""
         try:
             await self._write(self._framing.preamble(), sends_nothing_too=True)
-            while await self._pass_on(events):
+            while await self._pass_on():
                 pass
         except OSError:
             return None  # the client is gone (ASGI 2.4)
@@ -345,48 +355,66 @@ class _Response:
             return shown_error(error)
         return None
 
-    async def _pass_on(self, events: Subscription[Any]) -> bool:
+    async def _pass_on(self) -> bool:
         """Send events until it has been silent for too long, and a heartbeat then; False after the terminal one."""
-        batch: list[StreamEvent[Any]] = []
+        got = NO_RECORDS
         with CancelScope() as self._silence:
             # What strikes in a wait loses nothing; what struck in a `send` might.
             while not self._silence.cancel_called:
-                if batch:
-                    await self._write_batch(batch, events)
-                    batch = []  # who waits for more must cost little
+                if got:
+                    await self._write_records(got)
+                    got = NO_RECORDS  # who waits for more must cost little
                 self._is_waiting = True
-                batch = await events.batch()
+                got = await self._events.records()
                 self._is_waiting = False
-                if not batch:
+                if not got:
                     return False
         self._is_waiting = False
-        if batch:
-            await self._write_batch(batch, events)
+        if got:
+            await self._write_records(got)
         else:
             await self._write(self._framing.heartbeat())
         return True
 
-    async def _write_batch(self, batch: list[StreamEvent[Any]], events: Subscription[Any]) -> None:
-        body, prefix = bytearray(), cursor_prefix(events.id, events.life)
-        for event in batch:
-            if event.type is StreamEventType.ERROR:
-                await self._write(bytes(body))
-                body.clear()
-                await self._pause()
-                await self._before_error()
-                self._is_failed = True
-            frame = self._framing.event(event, f"{prefix}{event.offset}")
-            if event.offset > self._after:
-                body += frame
-            if len(body) >= BODY_BYTES:
-                await self._write(bytes(body))
-                await checkpoint()
-                body.clear()
-        await self._write(bytes(body))
-        if len(batch) > SMALL_BATCH:
-            # A server's `send` need not suspend, and a long replay must not freeze everybody else, be it of what is not sent. Who has
-            # been given a few events has had all that there were, and waits for more.
+    async def _write_records(self, got: Records) -> None:
+        body = self._shared(got)
+        if body is None:
+            await self._write_one_by_one(self._events.events_of(got))
+        else:
+            await self._write(body)
+
+    def _shared(self, got: Records) -> bytes | None:
+        """Give the frames of a few records, made once for all readers that want the same; None: they are not to be sent at once."""
+        kind = self._framing.kind
+        if kind is None or got.first <= self._after or len(got.records) > FEW_RECORDS:
+            return None
+        body = got.made.get(kind)
+        if body is None:
+            if is_error(got.records[-1]) or sum(map(len, got.records)) > BODY_BYTES:
+                return None
+            body = got.made[kind] = self._frames(self._events.events_of(got))
+        return body
+
+    def _frames(self, events: Sequence[StreamEvent[Any]]) -> bytes:
+        frame, prefix = self._framing.event, self._cursor_prefix
+        return b"".join([frame(event, f"{prefix}{event.offset}") for event in events])
+
+    async def _write_one_by_one(self, events: Sequence[StreamEvent[Any]]) -> None:
+        seen = self._after + 1 - events[0].offset
+        if seen > 0:
+            self._frames(events[:seen])
+            events = events[seen:]
+        failure = [event for event in events[-1:] if event.type is StreamEventType.ERROR]
+        for some in _in_bodies(events[:-1] if failure else events):
+            await self._write(self._frames(some))
+            # A server's `send` need not suspend, and a long replay must not freeze everybody else. Who has been given a few records has had
+            # all that there were, and waits for more.
             await checkpoint()
+        if failure:
+            await self._pause()
+            await self._before_error()
+            self._is_failed = True
+            await self._write(self._frames(failure))
 
     async def _pause(self) -> None:
         if isinstance(self._framing, GenkitFraming):
@@ -414,6 +442,17 @@ class _Response:
             if is_cut and (body or self._is_failed):
                 # A client may forget what it has not read yet when it is cut (`fetch` may), and this is the last word.
                 await anyio.sleep(ERROR_PAUSE_SECONDS)
+
+
+def _in_bodies(events: Sequence[StreamEvent[Any]]) -> Iterator[Sequence[StreamEvent[Any]]]:
+    """Give events a few at a time, as many as are sent at once."""
+    first = size = 0
+    for end, event in enumerate(events, 1):
+        size += len(event.data)
+        if size >= BODY_BYTES:
+            yield events[first:end]
+            first, size = end, 0
+    yield events[first:]
 
 
 def _raw(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:

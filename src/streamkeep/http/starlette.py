@@ -42,12 +42,12 @@ class ASGIResponse(Response):
         given = [(name.lower(), value) for name, value in self.raw_headers if name.lower() not in OURS]
         names = {name for name, _ in given}
 
-        async def send_with_ours(message: Message) -> None:
+        def send_with_ours(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 headers = [header for header in message["headers"] if header[0].lower() not in names]
                 status = self.status_code if message["status"] == 200 else message["status"]
                 message = {**message, "status": status, "headers": [*headers, *given]}
-            await send(message)
+            return send(message)
 
         return send_with_ours
 

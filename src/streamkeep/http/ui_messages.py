@@ -65,6 +65,7 @@ class UIMessagesFraming:
     shows_done = True
     takes_no_content = True
     reads_all = True
+    kind = None
     replays = True
     counts = False
 

@@ -130,6 +130,7 @@ class ResponsesFraming:
     shows_done = True
     takes_no_content = False
     reads_all = False
+    kind = None
     counts = True
     replays = False
 
