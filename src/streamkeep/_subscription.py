@@ -5,9 +5,8 @@ wait if there are none. It holds one page at most, and nobody ever waits for it.
 feed. What a stream may become is decided in `_lifecycle`.
 """
 
-from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Generic, Self, TypeVar
 
@@ -71,12 +70,12 @@ class Subscription(Generic[T]):
         self._idle_seconds = idle_seconds
         self._decode_chunk = decode_chunk
         self._decode_output = decode_output
-        self._ready: deque[StreamEvent[T]] = deque()
+        self._ready: Iterator[StreamEvent[T]] = iter(())
         self._page: Sequence[bytes] = ()
         self._running: Running | None = None
         self._life: Life | None = None
         self._feed: Feed | None = None
-        self._following = ExitStack()
+        self._following: AbstractContextManager[Feed] | None = None  # which leaves it also when this is dropped
         self._is_read = False
         self._is_over = False
 
@@ -118,27 +117,27 @@ class Subscription(Generic[T]):
         if self._running is not None and not self._running.is_closed:
             self._running.background.check_here()
         self._is_over = True
-        self._ready.clear()
-        self._following.close()
+        self._ready = iter(())
+        self._unfollow()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> StreamEvent[T]:
-        if not self._ready:
-            self._ready.extend(await self.batch())
-            if not self._ready:
+        event = next(self._ready, None)
+        if event is None:
+            self._ready = iter(await self.batch())
+            event = next(self._ready, None)
+            if event is None:
                 raise StopAsyncIteration
-        return self._ready.popleft()
+        return event
 
     async def batch(self) -> list[StreamEvent[T]]:
         """Give all events that are at hand (512 at most), waiting for at least one; an empty list after the terminal event.
 
         The same sequence as iterating, for those who can use many at a time. Raises as iterating does.
         """
-        if self._ready:
-            ready = list(self._ready)
-            self._ready.clear()
+        if ready := list(self._ready):
             return ready
         got = await self._get()
         events = self.events_of(got)
@@ -224,7 +223,13 @@ class Subscription(Generic[T]):
 
     def _follow(self, running: Running) -> None:
         assert self._life is not None
-        self._feed = self._following.enter_context(running.feeds.following(self.id, self._life))
+        self._following = running.feeds.following(self.id, self._life)
+        self._feed = self._following.__enter__()
+
+    def _unfollow(self) -> None:
+        if self._following is not None:
+            self._following.__exit__(None, None, None)
+            self._following = self._feed = None
 
     async def _read_page(self, core: Core) -> None:
         assert self._life is not None
@@ -240,8 +245,7 @@ class Subscription(Generic[T]):
         if self._feed is not None and not page.records:
             # Others were given more, which the storage has lost, and this reader nothing.
             self._feed.lose()
-            self._following.close()
-            self._feed = None
+            self._unfollow()
         self._page = page.records
 
     def _go_on_with(self, life: Life) -> None:

@@ -251,18 +251,17 @@ async def send_events(
     `after`: events up to this offset are seen by the framing, and not sent. `can_cut`: whether the server takes a return without the last
     message for a response that is not whole. `before_error`: awaited before the framing is asked for the frame of an ERROR.
     """
-    response = _Response(send, events, framing, after=after, can_cut=can_cut, before_error=before_error)
-    pulse.add(response)
-    try:
-        async with anyio.create_task_group() as tasks:
-            response.scope = tasks.cancel_scope
+    async with anyio.create_task_group() as tasks:
+        response = _Response(send, events, framing, tasks.cancel_scope, after=after, can_cut=can_cut, before_error=before_error)
+        pulse.add(response)
+        try:
             # In a task of its own, which does not wake through all that is around an app for each event.
             tasks.start_soon(response.run, headers)
             # A server's `send` may say nothing when the client has gone: without this a response to nobody goes on for ever.
             await disconnected(receive)
             tasks.cancel_scope.cancel()
-    finally:
-        pulse.remove(response)
+        finally:
+            pulse.remove(response)
 
 
 async def send_head(send: Send, framing: Framing, headers: Iterable[tuple[str, str]] = ()) -> None:
@@ -292,6 +291,7 @@ class _Response:
         send: Send,
         events: Subscription[Any],
         framing: Framing,
+        scope: CancelScope,
         *,
         after: int,
         can_cut: bool,
@@ -299,7 +299,7 @@ class _Response:
     ) -> None:
         self.sends = self.seen_sends = 0
         self.began_at = self.seen_at = anyio.current_time()
-        self.scope = CancelScope()
+        self._scope = scope
         self._send = send
         self._events = events
         self._cursor_prefix = cursor_prefix(events.id, events.life)
@@ -308,21 +308,20 @@ class _Response:
         self._can_cut = can_cut
         self._before_error = before_error
         self._is_failed = False
-        self._is_waiting = False
-        self._silence = CancelScope()
+        self._wait: CancelScope | None = None
         self._why_ended = SHUTTING_DOWN
 
     def break_silence(self) -> None:
-        if self._is_waiting:
-            self._silence.cancel()
+        if self._wait is not None:
+            self._wait.cancel()
 
     def end(self, why: ErrorInfo) -> None:
         self._why_ended = why
-        self.scope.cancel()
+        self._scope.cancel()
 
     async def run(self, headers: Iterable[tuple[str, str]]) -> None:
         await self._run(headers)
-        self.scope.cancel()
+        self._scope.cancel()
 
     async def _run(self, headers: Iterable[tuple[str, str]]) -> None:
         try:
@@ -358,18 +357,20 @@ class _Response:
     async def _pass_on(self) -> bool:
         """Send events until it has been silent for too long, and a heartbeat then; False after the terminal one."""
         got = NO_RECORDS
-        with CancelScope() as self._silence:
-            # What strikes in a wait loses nothing; what struck in a `send` might.
-            while not self._silence.cancel_called:
-                if got:
-                    await self._write_records(got)
-                    got = NO_RECORDS  # who waits for more must cost little
-                self._is_waiting = True
-                got = await self._events.records()
-                self._is_waiting = False
-                if not got:
-                    return False
-        self._is_waiting = False
+        try:
+            with CancelScope() as wait:
+                # What strikes while it waits loses nothing; what struck in a `send` might.
+                while not wait.cancel_called:
+                    if got:
+                        await self._write_records(got)
+                        got = NO_RECORDS  # who waits for more must cost little
+                    self._wait = wait
+                    got = await self._events.records()
+                    self._wait = None
+                    if not got:
+                        return False
+        finally:
+            self._wait = None
         if got:
             await self._write_records(got)
         else:

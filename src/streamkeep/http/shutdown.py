@@ -8,7 +8,7 @@ stopped here; those who are told stop themselves.
 import asyncio
 import signal
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Final
 from weakref import WeakKeyDictionary
@@ -34,13 +34,28 @@ class Shutdown:
     def __init__(self) -> None:
         self.begun = anyio.Event()
         self._drains: set[anyio.Event] = set()
-        self._responses: set[anyio.Event] = set()
+        self._listeners = 0
+        self._listener = ExitStack()
+        self._responses = 0
+        self._has_ended = anyio.Event()
+        """One more response has."""
 
     @contextmanager
     def listening(self) -> Generator[None]:
         """Begin if the process gets a signal to stop while within."""
-        with _told_of_signals(self.begun.set):
+        self._listeners += 1
+        if self._listeners == 1:
+            self._listener.enter_context(_told_of_signals(self._begin))
+        hear_signals()
+        try:
             yield
+        finally:
+            self._listeners -= 1
+            if not self._listeners:
+                self._listener.close()
+
+    def _begin(self) -> None:
+        self.begun.set()
 
     @contextmanager
     def draining(self, drained: anyio.Event) -> Generator[None]:
@@ -56,13 +71,12 @@ class Shutdown:
     @contextmanager
     def responding(self) -> Generator[None]:
         """Count a response."""
-        over = anyio.Event()
-        self._responses.add(over)
+        self._responses += 1
         try:
             yield
         finally:
-            self._responses.discard(over)
-            over.set()
+            self._responses -= 1
+            self._has_ended.set()
 
     async def time_to_end(self) -> None:
         """Return when responses must end: the producers have, and readers have had a moment to be told."""
@@ -77,8 +91,9 @@ class Shutdown:
         A server that has cancelled them does not wait for that, and may kill its own process next.
         """
         with anyio.move_on_after(LAST_FRAME_SECONDS):
-            for over in tuple(self._responses):
-                await over.wait()
+            while self._responses:
+                self._has_ended = anyio.Event()
+                await self._has_ended.wait()
 
 
 _shutdowns: Final[WeakKeyDictionary[StreamManager, Shutdown]] = WeakKeyDictionary()
