@@ -52,6 +52,13 @@ class StreamInput:
         return not self._outbox.is_open
 
     @property
+    def is_stopped(self) -> bool:
+        """Whether somebody else has ended the stream, or deleted it: nobody wants the rest. False if it was released or taken over, for
+        another writer to go on with.
+        """
+        return self._outbox.is_stopped
+
+    @property
     def is_slow(self) -> bool:
         """Whether the last commit took so long that a producer should rather `write_soon` than wait for each of its chunks."""
         return self._outbox.is_slow

@@ -33,6 +33,7 @@ from .errors import (
     StreamCompletedError,
     StreamInputClosedError,
     StreamkeepError,
+    StreamNotFoundError,
     StreamTakenOverError,
     WrongEventLoopError,
     fresh,
@@ -154,6 +155,11 @@ class Outbox:
     def is_open(self) -> bool:
         """Whether it takes records."""
         return self._state is _State.OPEN
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether somebody else has ended the stream, or deleted it, so that nobody goes on with it."""
+        return isinstance(self._why_closed, StreamCompletedError | StreamNotFoundError)
 
     @property
     def _is_over(self) -> bool:

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 from typing import Final
 
+import anyio
 import httpx
 import pytest
 from tests.deploy.servers import Server, running, uvicorn
@@ -78,3 +79,23 @@ async def test_another_process_goes_on_with_the_same_generation(
     assert chunks == words_of("why")
     assert [kind for _, kind, _ in reading.events if kind != "chunk"] == ["recovering", "done"]
     assert generations == {"why": 1}
+
+
+async def test_a_stop_ends_the_generation_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, source = uvicorn(), "from tests.recovery.provider import provider\n\napp = provider()\n"
+    async with running(kind, tmp_path / "provider", source) as provider:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{provider.url}/v1")
+        monkeypatch.setenv("OPENAI_API_KEY", "none")
+        async with running(kind, tmp_path / "one", shown(tmp_path)) as one:
+            async with httpx.AsyncClient(base_url=one.url, timeout=60) as http:
+                async with http.stream("POST", "/chat/c", json=QUESTION) as response:
+                    assert response.status_code == 200
+                reading = Reading("c")
+                await read(one, reading, at_least=5)
+                assert (await http.delete("/chat/c")).status_code < 300
+            async with httpx.AsyncClient(base_url=provider.url) as http:
+                for _ in range(100):
+                    if (await http.get("/said")).json()["stopped"]:
+                        return
+                    await anyio.sleep(0.05)
+    raise AssertionError("the provider made the answer to its end")

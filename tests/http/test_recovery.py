@@ -12,7 +12,7 @@ import anyio
 import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, SecretStr
 from tests.http.servers import events_of, frames_of, http_to, until
 
 from streamkeep import InvalidArgumentError, Recovery, StreamAlreadyExistsError, StreamInput, StreamManager
@@ -334,6 +334,25 @@ def test_arguments_may_hold_models() -> None:
     assert call(**arguments).function.keywords == arguments  # type: ignore[attr-defined]
     with pytest.raises(InvalidArgumentError):
         call(questions=[{"words": 1}])
+
+
+class Credentials(BaseModel):
+    key: SecretStr = SecretStr("")
+    tenant: str = Field(default="none", exclude=True)
+
+
+@pytest.mark.parametrize("given", [Credentials(key=SecretStr("k")), Credentials(tenant="acme")])
+def test_arguments_that_json_does_not_hold_are_refused(given: Credentials) -> None:
+    async def make(credentials: Credentials, others: list[Credentials] | None = None, plain: object = None) -> None: ...
+
+    call = StreamsHTTP("memory://").recoverable("make")(make)
+    for arguments in ({"credentials": given}, {"credentials": Credentials(), "others": [given]}):
+        with pytest.raises(InvalidArgumentError, match=r"another (credentials|others)"):
+            call(**arguments)
+    whole = {"credentials": Credentials(), "others": [], "plain": Credentials(tenant="acme")}  # read as a dict
+    assert call(**whole).function.keywords["plain"] == {"key": ""}  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match="by keyword"):
+        call(given)
 
 
 @pytest.mark.promise("P24")

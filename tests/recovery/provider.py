@@ -13,6 +13,8 @@ from streamkeep.integrations.openai import OpenAIResponses, ResponseRequest
 WORDS: Final = 40
 WORD_SECONDS: Final = 0.05
 generations: Final = Counter[str]()
+said: Final = Counter[str]()
+"""Of the last answer: how many words, and whether it was stopped."""
 
 
 def words_of(question: str, begin: int = 0) -> list[str]:
@@ -23,9 +25,14 @@ def words_of(question: str, begin: int = 0) -> list[str]:
 async def model(question: str) -> AsyncGenerator[str]:
     """Answer, word by word."""
     generations[question] += 1
-    for word in words_of(question):
-        yield word
-        await anyio.sleep(WORD_SECONDS)
+    said.clear()
+    try:
+        for word in words_of(question):
+            said["words"] += 1
+            yield word
+            await anyio.sleep(WORD_SECONDS)
+    finally:
+        said["stopped"] += said["words"] < WORDS
 
 
 async def _answer(request: ResponseRequest) -> AsyncGenerator[str]:
@@ -40,6 +47,10 @@ def provider() -> FastAPI:
     @app.get("/generations")
     async def counted() -> dict[str, int]:
         return dict(generations)
+
+    @app.get("/said")
+    async def what_was_said() -> dict[str, int]:
+        return {"words": said["words"], "stopped": said["stopped"]}
 
     @app.get("/process")
     async def process() -> int:

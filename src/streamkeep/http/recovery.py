@@ -37,8 +37,8 @@ class RecoverableCall:
 class Recoverable:
     """A function that `StreamsHTTP.recoverable` has registered. Called, by keyword, it gives the source for `respond`.
 
-    Raises (when called) TypeError: it does not take these arguments. InvalidArgumentError: they are not JSON, have more than 64 KiB, or are
-    not what its annotations say.
+    Raises (when called) TypeError: it does not take these arguments. InvalidArgumentError: they are not JSON, have more than 64 KiB, are
+    not what its annotations say, or do not come back from JSON as they were, as what a model hides or leaves out.
     """
 
     def __init__(self, function: Callable[..., object], recovery: Recovery) -> None:
@@ -49,11 +49,19 @@ class Recoverable:
         self._signature = inspect.signature(function)
         self._stream, self._decoders = _parameters(function)
 
-    def __call__(self, /, **arguments: object) -> RecoverableCall:
-        """Give the source of a stream whose chunks the function makes with these arguments."""
+    def __call__(self, /, *by_position: object, **arguments: object) -> RecoverableCall:
+        """Give the source of a stream whose chunks the function makes with these arguments, each given by keyword."""
+        if by_position:
+            raise TypeError(f"{self.name} is recoverable, and takes its arguments by keyword: they are kept by their names")
         self._check(arguments)
         kept = {name: msgspec.Raw(encode_json(value)) for name, value in arguments.items()}
-        return RecoverableCall(replace(self._recovery, input=kept), self._bound(kept))
+        bound = self._bound(kept)
+        changed = [name for name, value in bound.keywords.items() if _is_changed(arguments[name], value)]
+        if changed:
+            raise InvalidArgumentError(
+                f"{self.name} would be called with another {' and '.join(changed)}: what is kept of it as JSON does not hold all of it"
+            )
+        return RecoverableCall(replace(self._recovery, input=kept), bound)
 
     def going_on(self, stream: StreamInput) -> Callable[..., object]:
         """Give what makes the rest of a stream. InvalidArgumentError: it does not take what was kept, as an older version of it did."""
@@ -64,13 +72,18 @@ class Recoverable:
         """Raise TypeError if the function does not take these arguments, and the stream if it wants that, and needs no more."""
         self._signature.bind(*self._stream, **arguments)
 
-    def _bound(self, kept: Mapping[str, msgspec.Raw]) -> Callable[..., object]:
+    def _bound(self, kept: Mapping[str, msgspec.Raw]) -> partial[object]:
         try:
             arguments = {name: self._decoders.get(name, msgspec.json.decode)(bytes(data)) for name, data in kept.items()}
             self._check(arguments)
         except (ValueError, TypeError) as error:  # pydantic's and msgspec's are ValueErrors
             raise InvalidArgumentError(f"{self.name} does not take these arguments: {error}") from error
         return partial(self._function, **arguments)
+
+
+def _is_changed(given: object, made: object) -> bool:
+    """Say whether what was made of a value's JSON is another value; not of what is not compared, or has become of another type."""
+    return type(given) is type(made) and type(given).__eq__ is not object.__eq__ and given != made
 
 
 class Terms(TypedDict, total=False):
