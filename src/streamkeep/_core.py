@@ -161,10 +161,10 @@ class Core:
         for feed in self._feeds.get(stream, ()):
             feed.take(life, records)
 
-    def is_written_here(self, stream: str, life: Life) -> bool:
-        """Say whether the writer of a stream is one of this manager's."""
+    def stored_here_at(self, stream: str, life: Life) -> float:
+        """Say when the writer of a stream has last committed, by the event loop's clock; -inf: it is not one of this manager's."""
         writer = life.state.writer
-        return any(outbox.writer == writer for outbox in self._outboxes.get(stream, ()))
+        return max((outbox.committed_at for outbox in self._outboxes.get(stream, ()) if outbox.writer == writer), default=-inf)
 
     def outboxes(self, stream: str | None = None) -> Iterator[Outbox]:
         """Give the writers of a stream, or all, that this manager has now."""

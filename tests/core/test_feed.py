@@ -1,11 +1,14 @@
 """What a manager's own writer stores goes straight to those who follow it here; all else is read."""
 
+from unittest.mock import AsyncMock
+
 import anyio
 import pytest
 from tests.core.helpers import core_of
 from trio.testing import wait_all_tasks_blocked
 
 from streamkeep import OffsetOutOfRangeError, StreamEventType, StreamInput, StreamManager, StreamNotFoundError
+from streamkeep._feed import QUIET_SECONDS
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
 
@@ -192,3 +195,34 @@ async def test_what_the_storage_loses_of_what_was_written_here_is_told_at_the_ne
             await stream.write("b")
         with pytest.raises(OffsetOutOfRangeError):
             await anext(events)
+
+
+async def test_while_the_writer_here_is_quiet_it_is_seen_what_others_do_though_nobody_is_told(
+    streams: StreamManager, elsewhere: StreamManager, storage: FaultyStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = await streams.open("s")
+    monkeypatch.setattr(core_of(elsewhere), "tell_writer", AsyncMock())
+    async with streams.subscribe("s") as events:
+        await stream.write("a")
+        assert (await anext(events)).chunk == "a"
+        await anyio.sleep(QUIET_SECONDS)
+        await elsewhere.cancel("s")
+        with anyio.fail_after(0.1):
+            assert (await anext(events)).error.status == "CANCELLED"
+
+
+async def test_a_writer_that_is_heard_again_is_no_longer_listened_for(streams: StreamManager, storage: FaultyStorage) -> None:
+    stream = await streams.open("s")
+    async with streams.subscribe("s") as events:
+        for _ in range(3):
+            await anyio.sleep(10 * QUIET_SECONDS)
+            await stream.write("late")
+            assert (await anext(events)).chunk == "late"
+            await wait_all_tasks_blocked()
+            storage.calls.clear()
+            for number in range(100):
+                await anyio.sleep(QUIET_SECONDS / 2)
+                await stream.write(number)
+                assert (await anext(events)).chunk == number
+            assert storage.calls["watch"] == 0
+            assert storage.calls["read"] < 20  # of sessions
