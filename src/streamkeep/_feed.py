@@ -218,21 +218,13 @@ class Feed:
         return anyio.current_time() < self._quiet_at
 
     async def _hear(self) -> None:
-        """Take what the writer tells (`take`), until it is quiet for a while."""
-        self._hears = True
+        """Take what the writer tells (`take`), until it is quiet for a while, or there is something to be read."""
+        self._hears, self._is_doubted = True, False
         try:
-            while True:
-                self._is_doubted = False
-                await self._read()
-                if self._is_over:
-                    return
-                if self.tail < self.life.head.tail:
-                    continue
-                while not self._is_doubted:
-                    if not self._is_told:
-                        return
-                    with CancelScope(deadline=self._quiet_at) as self._listening:
-                        await anyio.sleep_forever()
+            await self._read()
+            while self._is_told and not (self._is_doubted or self._is_over or self.tail < self.life.head.tail):
+                with CancelScope(deadline=self._quiet_at) as self._listening:
+                    await anyio.sleep_forever()
         finally:
             self._hears = False
 

@@ -101,7 +101,7 @@ async def test_a_commit_whose_answer_comes_when_it_was_read_already_is_given_onc
         hold = storage.hold("commit", after=True)
         tasks.start_soon(stream.write, "a")
         await hold.reached.wait()
-        core_of(streams).look(["s"])
+        core_of(streams)._tell_feeds("s")
         async with streams.subscribe("s") as late:  # reads it, and has the feed read
             assert (await anext(late)).chunk == "a"
             await wait_all_tasks_blocked()
@@ -226,3 +226,21 @@ async def test_a_writer_that_is_heard_again_is_no_longer_listened_for(streams: S
                 assert (await anext(events)).chunk == number
             assert storage.calls["watch"] == 0
             assert storage.calls["read"] < 20  # of sessions
+
+
+async def test_followers_that_are_equally_far_are_given_the_same_records(streams: StreamManager) -> None:
+    stream = await streams.open("s")
+    async with streams.subscribe("s") as first, streams.subscribe("s") as second:
+        await wait_all_tasks_blocked()
+        for number in range(3):
+            await stream.write(number)
+        given = await first.records()
+        assert given is await second.records()
+        assert ([event.chunk for event in first.events_of(given)], given.first, given.end) == ([0, 1, 2], 0, 3)
+        await stream.write(3)
+        assert (await first.records()).first == 3
+        await stream.done()
+        assert [event.chunk for event in second.events_of(await second.records())[:1]] == [3]
+        while await second.records():
+            pass
+        assert not await second.records()
