@@ -1,0 +1,170 @@
+"""What is done for an event, counted: no busy machine disturbs that, as it disturbs every time that is measured."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from tests.http.servers import until
+
+from streamkeep import StreamEvent, StreamInput, StreamManager
+from streamkeep.http import SSEFraming, StreamsHTTP
+from streamkeep.http.response import Message, Receive, Send
+from streamkeep.storages.memory import MemoryStorage
+from streamkeep.testing.faults import FaultyStorage
+
+pytestmark = pytest.mark.anyio
+
+READERS: Final = 50
+EVENTS: Final = 40
+
+
+class Client:
+    """A client of an app in this process, which takes what it is sent at once.
+
+    Attributes:
+        events: how many it has been sent.
+        sends: in how many messages.
+    """
+
+    def __init__(self) -> None:
+        self.events = self.sends = 0
+        self.left = asyncio.Event()
+
+    async def receive(self) -> Message:
+        """Wait until it leaves."""
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """Take a message."""
+        found = message.get("body", b"").count(b"\ndata: ")
+        self.events += found
+        self.sends += found > 0
+
+
+Show = Callable[[Receive, Send], Awaitable[None]]
+
+
+@asynccontextmanager
+async def following(show: Show, clients: int) -> AsyncGenerator[list[Client]]:
+    """Have so many clients be shown something while within."""
+    there = [Client() for _ in range(clients)]
+    async with asyncio.TaskGroup() as tasks:
+        for client in there:
+            tasks.create_task(anyhow(show, client))
+        yield there
+        for client in there:
+            client.left.set()
+
+
+async def anyhow(show: Show, client: Client) -> None:
+    await show(client.receive, client.send)
+
+
+@contextmanager
+def counted(monkeypatch: pytest.MonkeyPatch) -> Generator[Counter[str]]:
+    """Count what the event loop is asked for while within."""
+    calls: Counter[str] = Counter()
+    loop = asyncio.get_running_loop()
+    with monkeypatch.context() as patch:
+        for name in ("call_at", "create_task", "call_soon_threadsafe"):
+            patch.setattr(loop, name, _counting(calls, name, getattr(loop, name)))
+        yield calls
+
+
+def _counting(calls: Counter[str], name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    def count(*args: Any, **options: Any) -> Any:
+        calls[name] += 1
+        return call(*args, **options)
+
+    return count
+
+
+@asynccontextmanager
+async def shown(streams: StreamManager) -> AsyncGenerator[tuple[StreamInput, Show]]:
+    """Give a stream, and what shows it."""
+    http = StreamsHTTP(streams)
+    scope: dict[str, Any] = {
+        "type": "http",
+        "asgi": {"spec_version": "2.3"},
+        "method": "GET",
+        "query_string": b"",
+        "headers": [],
+    }
+    async with http:
+        stream = await streams.open("s")
+
+        async def show(receive: Receive, send: Send) -> None:
+            await http.show(scope, receive, send, "s", framing=SSEFraming())
+
+        yield stream, show
+
+
+async def write(stream: StreamInput, readers: list[Client], count: int = EVENTS) -> None:
+    """Write so many chunks, each when all readers have had the one before."""
+    for number in range(count):
+        before = readers[0].events
+        await stream.write(number)
+        while min(reader.events for reader in readers) == before:  # noqa: ASYNC110 - a turn of the loop is all that is waited for
+            await asyncio.sleep(0)
+
+
+async def test_a_live_event_is_read_by_nobody_framed_once_and_sets_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    framed: list[int] = []
+    event = SSEFraming.event
+
+    def note(self: SSEFraming, what: StreamEvent[object], cursor: str) -> bytes:
+        framed.append(what.offset)
+        return event(self, what, cursor)
+
+    monkeypatch.setattr(SSEFraming, "event", note)
+    storage = FaultyStorage(MemoryStorage())
+    async with shown(StreamManager(storage)) as (stream, show), following(show, READERS) as readers:
+        await write(stream, readers, 1)
+        await asyncio.sleep(0.05)
+        framed.clear()
+        storage.calls.clear()
+        with counted(monkeypatch) as calls:
+            await write(stream, readers)
+        assert framed == [*range(1, EVENTS + 1)]
+        assert storage.calls == {"commit": EVENTS}
+        assert calls == {}
+        assert {reader.sends for reader in readers} == {EVENTS + 1}
+
+
+async def test_a_reader_is_one_task_more_than_its_requests_own() -> None:
+    async with shown(StreamManager(MemoryStorage())) as (_, show), following(show, 1):
+        await asyncio.sleep(0.05)
+        before = len(asyncio.all_tasks())
+        async with following(show, READERS):
+            await asyncio.sleep(0.05)
+            assert len(asyncio.all_tasks()) - before == 2 * READERS
+
+
+async def test_what_is_behind_is_sent_together() -> None:
+    async with shown(StreamManager(MemoryStorage())) as (stream, show), following(show, 1) as (reader,):
+        await write(stream, [reader], 1)
+        for number in range(400):
+            stream.write_soon(number)
+        await until(lambda: reader.events == 401)
+        assert reader.sends <= 3
+
+
+async def test_a_slow_storage_is_given_what_has_queued_by_one_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with shown(StreamManager.connect(f"sqlite:///{tmp_path}/s.db")) as (stream, show), following(show, 1) as (reader,):
+        await write(stream, [reader], 1)
+        stream.write_soon(0)
+        await stream.flush()
+        with counted(monkeypatch) as calls:
+            for number in range(EVENTS):
+                for _ in range(10):
+                    stream.write_soon(number)
+                await stream.flush()
+        assert calls["create_task"] == 0
+        assert calls["call_at"] <= EVENTS / 10
+        # Each commit is one wake-up of the event loop, however many records are in it, and no commit is of one record alone.
+        assert calls["call_soon_threadsafe"] <= 2 * EVENTS
