@@ -14,7 +14,7 @@ import anyio
 import httpx
 import pytest
 from genkit import PublicError as GenkitPublicError
-from genkit.exp.agent import Agent, AgentClient, InMemorySessionStore, SessionSnapshot, remote_agent
+from genkit.exp.agent import Agent, AgentClient, InMemorySessionStore, SessionSnapshot, SessionState, remote_agent
 from tests.http.agents import (
     HELD,
     WORDS,
@@ -705,7 +705,20 @@ async def test_a_store_has_the_context_in_all_that_is_asked_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [None, {}, 1, [], "", " ", {"snapshotId": ""}, {"snapshotId": 1}, {"snapshotId": "a", "sessionId": "b"}]
+    "data",
+    [
+        None,
+        {},
+        1,
+        [],
+        "",
+        " ",
+        {"snapshotId": ""},
+        {"snapshotId": 1},
+        {"snapshot_id": " "},
+        {"snapshotId": 1, "sessionId": "b"},
+        {"snapshotId": "a", "session_id": "b"},
+    ],
 )
 async def test_a_lookup_that_names_nothing_or_too_much_is_refused(data: object) -> None:
     words = Words()
@@ -713,7 +726,43 @@ async def test_a_lookup_that_names_nothing_or_too_much_is_refused(data: object) 
         answer = await http.post("/words/getSnapshot", json={"data": data})
         abort = await http.post("/words/abort", json={"data": data})
     assert (answer.status_code, answer.json()["error"]["status"]) == (400, "INVALID_ARGUMENT")
-    assert abort.status_code == (200 if data == {"snapshotId": "a", "sessionId": "b"} else 400)
+    assert abort.status_code == (200 if data == {"snapshotId": "a", "session_id": "b"} else 400)
+
+
+OF_S: Final = SessionSnapshot(snapshot_id="s", created_at="2026-01-01T00:00:00Z", state=SessionState(session_id="of s"))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "s",
+        {"snapshotId": "s"},
+        {"snapshot_id": "s"},
+        {"sessionId": "of s"},
+        {"session_id": "of s"},
+        {"snapshotId": "", "snapshot_id": "s"},
+        {"snapshotId": None, "sessionId": "of s"},
+        {"snapshotId": "s", "snapshot_id": "unknown"},
+        {"snapshotId": "s", "session_id": "of s"},
+        {"snapshot_id": "s", "sessionId": "of s"},
+        {"snapshot_id": "s", "session_id": "of s"},
+        {"snapshotId": "s", "sessionId": " "},
+        {"snapshotId": "unknown"},
+        {"session_id": "unknown"},
+    ],
+)
+async def test_a_lookup_is_answered_as_genkits_server_answers_it(data: object) -> None:
+    answers: list[list[Any]] = []
+    for app_of in (official_app, ours_app):
+        words, store = Words(), stored()
+        words.gate.set()
+        agent = words_agent(words, store)
+        await store.save_snapshot("s", lambda _: OF_S)
+        async with http_to(app_of(agent)) as http:
+            found, abort = [await http.post(f"/words/{call}", json={"data": data}) for call in ("getSnapshot", "abort")]
+            answers.append([found.json()["result"]["snapshotId"] if found.status_code == 200 else found.status_code == 404])
+            answers[-1].append(abort.json()["result"] if abort.status_code == 200 else None)
+    assert answers[1] == answers[0]
 
 
 # Where Genkit is made otherwise

@@ -287,24 +287,32 @@ async def _snapshot_of(agent: Agent[Any], lookup: Mapping[str, str], context: Ma
 
 
 def _lookup_in(data: object) -> dict[str, str]:
-    match data:
-        case str():
-            lookup = {"snapshot_id": data}
-        case dict():
-            named = {"snapshot_id": data.get("snapshotId"), "session_id": data.get("sessionId")}
-            lookup = {name: text for name, text in named.items() if isinstance(text, str) and text.strip()}
-        case _:
-            lookup = {}
+    named = {"snapshot_id": _id_in(data, "snapshotId", "snapshot_id"), "session_id": _id_in(data, "sessionId", "session_id")}
+    lookup = {name: text for name, text in named.items() if text is not None}
+    if isinstance(data, str):
+        lookup = {"snapshot_id": _checked(data)}
     if len(lookup) != 1:
         raise InvalidArgumentError('a snapshot is asked for by either "snapshotId" or "sessionId"')
     return lookup
 
 
 def _snapshot_in(data: object) -> str:
-    snapshot = data.get("snapshotId") if isinstance(data, dict) else data
-    if not isinstance(snapshot, str) or not snapshot.strip():
+    snapshot = _checked(data) if isinstance(data, str) else _id_in(data, "snapshotId", "snapshot_id")
+    if snapshot is None:
         raise InvalidArgumentError('what is to be aborted is named by "snapshotId"')
     return snapshot
+
+
+def _id_in(data: object, *names: str) -> str | None:
+    """Give the first of these that is there, as `genkit_fastapi` does: an empty one is not."""
+    values = [data[name] for name in names if data.get(name)] if isinstance(data, dict) else []
+    return _checked(values[0]) if values else None
+
+
+def _checked(named: object) -> str:
+    if not isinstance(named, str) or not named.strip():
+        raise InvalidArgumentError("an id is a text, and not an empty one")
+    return named
 
 
 def _told(output: object, failure: BaseException | None) -> object:
