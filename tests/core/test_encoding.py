@@ -227,8 +227,63 @@ def test_pydantics_dataclasses_are_written_as_pydantic_does(monkeypatch: pytest.
     shown = {"Name": "a", "password": "**********"}
     assert decoded(Account()) == shown
     assert decoded({"a": [Account(), 1.5]}) == {"a": [shown, 1.5]}
-    with pytest.raises(InvalidArgumentError, match="no JSON form"):  # a plain dataclass, which pydantic knows nothing of
+    derived = Derived(
+        "b", pydantic.SecretStr("secret"), "secret", more=2
+    )  # a plain dataclass, of which pydantic makes the same
+    assert decoded([derived]) == [{"Name": "b", "password": "**********", "more": 2}]
+    with pytest.raises(InvalidArgumentError, match="Derived cannot be written"):  # its defaults are pydantic's fields
         encode_json(Derived())
+
+
+def test_a_dataclass_whose_serializer_is_given_by_a_descriptor_is_written_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydantic.dataclasses", pydantic.dataclasses)
+
+    class OwnSerializer:
+        def __get__(self, _: object, owner: type) -> Any:
+            return pydantic.TypeAdapter(owner).serializer
+
+    class Counted:
+        __pydantic_serializer__ = OwnSerializer()
+
+        @pydantic.model_serializer(mode="wrap")
+        def serialize(self, handler: Any) -> Any:
+            return {**handler(self), "count": 1}
+
+    @dataclasses.dataclass
+    class Part(Counted):
+        """As pydantic-ai's tool returns."""
+
+        content: object
+        _private: str = "secret"
+
+    @dataclasses.dataclass
+    class Event:
+        part: Part
+
+    assert decoded(Event(Part("x"))) == {"part": {"content": "x", "count": 1}}
+
+
+def test_a_number_that_is_none_is_written_as_the_models_own_json_has_it() -> None:
+    @pydantic.dataclasses.dataclass(config={"ser_json_inf_nan": "strings"})
+    class Point:
+        y: float
+
+    class Texts(pydantic.BaseModel):
+        model_config = pydantic.ConfigDict(ser_json_inf_nan="strings")
+        x: float
+        more: Any = None
+
+    class Constants(Texts):
+        model_config = pydantic.ConfigDict(ser_json_inf_nan="constants")
+
+    value = Texts(x=math.nan, more=[{"a": (Point(-math.inf), None, 1.5, State([]))}])
+    written = {"x": "NaN", "more": [{"a": [{"y": "-Infinity"}, None, 1.5, {"message_history": []}]}]}
+    assert decoded(value) == decoded({"a": value}, LENIENT)["a"] == written  # type: ignore[index]  # an object
+    assert decoded(Texts(x=math.nan), LENIENT) == {"x": "NaN", "more": None}
+    for other in (Measure(x=math.nan), Constants(x=math.nan)):
+        with pytest.raises(InvalidArgumentError, match="NaN"):
+            encode_json(other)
+    assert decoded(Texts(x=math.nan, more="\ud800"), LENIENT) == {"x": None, "more": "\ufffd"}  # it has no JSON of its own
 
 
 # Fields that are None, or not set

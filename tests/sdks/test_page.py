@@ -40,6 +40,7 @@ PLAIN: Final = {
     "chunks(stream)": "stream",
     "chunks(Runner.run_streamed(agent, question))": "Runner.run_streamed(agent, question).stream_events()",
     "return chunks(await": "return (await",
+    "chunks(agent.run_stream_events(question))": "agent.run_stream_events(question)",
 }
 """What helps is replaced by what would be written without it."""
 NAMES: Final = [
