@@ -16,7 +16,7 @@ from tests.test_docs import ROOT, blocks
 pytestmark = pytest.mark.slow  # it imports all of them
 
 PAGE: Final = ROOT / "docs/how-to/sdks.md"
-APP, *ANSWERS = [block for block in blocks(PAGE) if "chunk_type" not in block]
+APP, *ANSWERS = [block for block in blocks(PAGE) if "chunk_type" not in block and "langgraph_node" not in block]
 ASK: Final = """
 import asyncio
 import json
