@@ -4,14 +4,18 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
+import anyio
 import pytest
 from tests.http.servers import until
 
-from streamkeep import StreamEvent, StreamInput, StreamManager
+from streamkeep import ErrorInfo, StreamEvent, StreamInput, StreamManager
 from streamkeep.http import SSEFraming, StreamsHTTP
+from streamkeep.http.pulse import Pulse
 from streamkeep.http.response import Message, Receive, Send
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
@@ -84,22 +88,19 @@ def _counting(calls: Counter[str], name: str, call: Callable[..., Any]) -> Calla
     return count
 
 
+def scope_of() -> dict[str, Any]:
+    return {"type": "http", "asgi": {"spec_version": "2.3"}, "method": "GET", "query_string": b"", "headers": []}
+
+
 @asynccontextmanager
 async def shown(streams: StreamManager) -> AsyncGenerator[tuple[StreamInput, Show]]:
     """Give a stream, and what shows it."""
     http = StreamsHTTP(streams)
-    scope: dict[str, Any] = {
-        "type": "http",
-        "asgi": {"spec_version": "2.3"},
-        "method": "GET",
-        "query_string": b"",
-        "headers": [],
-    }
     async with http:
         stream = await streams.open("s")
 
         async def show(receive: Receive, send: Send) -> None:
-            await http.show(scope, receive, send, "s", framing=SSEFraming())
+            await http.show(scope_of(), receive, send, "s", framing=SSEFraming())
 
         yield stream, show
 
@@ -134,6 +135,73 @@ async def test_a_live_event_is_read_by_nobody_framed_once_and_sets_no_timer(monk
         assert storage.calls == {"commit": EVENTS}
         assert calls == {}
         assert {reader.sends for reader in readers} == {EVENTS + 1}
+
+
+class Louder(SSEFraming):
+    """One of an app's own, whose frames depend on what it was made with."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name.encode()
+
+    def event(self, event: StreamEvent[Any], cursor: str) -> bytes:
+        return super().event(event, cursor).replace(b"chunk", self._name)
+
+
+async def test_readers_are_shown_what_their_own_framing_makes() -> None:
+    streams = StreamManager(MemoryStorage())
+    async with StreamsHTTP(streams) as http:
+        stream = await streams.open("s")
+        bodies: dict[str, bytes] = {"one": b"", "two": b""}
+        left = asyncio.Event()
+
+        async def show(name: str) -> None:
+            async def send(message: Message) -> None:
+                bodies[name] += message.get("body", b"")
+
+            async def receive() -> Message:
+                await left.wait()
+                return {"type": "http.disconnect"}
+
+            await http.show(scope_of(), receive, send, "s", framing=Louder(name))
+
+        async with asyncio.TaskGroup() as tasks:
+            for name in bodies:
+                tasks.create_task(show(name))
+            await asyncio.sleep(0.05)
+            await stream.write(1)
+            await until(lambda: all(b"data: 1" in body for body in bodies.values()))
+            left.set()
+    assert all(f"event: {name}\n".encode() in body for name, body in bodies.items())
+
+
+def test_responses_are_seen_to_in_the_next_event_loop_when_one_has_ended_without_a_word() -> None:
+    pulse = Pulse(timedelta(milliseconds=5), timedelta(hours=1), anyio.sleep_forever)
+
+    class Silent:
+        sends = seen_sends = 0
+        began_at, seen_at = inf, 0.0
+        broken = 0
+
+        def break_silence(self) -> None:
+            self.broken += 1
+
+        def end(self, why: ErrorInfo) -> None: ...
+
+    async def show() -> None:
+        pulse.add(Silent())
+        await asyncio.sleep(0)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(show())
+    loop.close()
+
+    async def show_again() -> None:
+        pulse.add(there := Silent())
+        await until(lambda: there.broken > 0)
+        pulse.remove(there)
+
+    asyncio.run(show_again())
 
 
 async def test_a_reader_is_one_task_more_than_its_requests_own() -> None:
