@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
@@ -18,9 +18,9 @@ from a2a.helpers.proto_helpers import new_text_message
 from a2a.server.agent_execution import AgentExecutor, RequestContext
 from a2a.server.context import ServerCallContext
 from a2a.server.events import Event, EventQueue
-from a2a.server.request_handlers import DefaultRequestHandler
+from a2a.server.request_handlers import DefaultRequestHandler, RequestHandler
 from a2a.server.routes import create_jsonrpc_routes, create_rest_routes
-from a2a.server.tasks import InMemoryTaskStore, TaskStore, TaskUpdater
+from a2a.server.tasks import InMemoryPushNotificationConfigStore, InMemoryTaskStore, TaskStore, TaskUpdater
 from a2a.server.tasks.task_manager import append_artifact_to_task
 from a2a.types import (
     AgentCapabilities,
@@ -29,6 +29,7 @@ from a2a.types import (
     AgentSkill,
     CancelTaskRequest,
     GetTaskRequest,
+    ListTaskPushNotificationConfigsRequest,
     ListTasksRequest,
     Message,
     Part,
@@ -40,7 +41,13 @@ from a2a.types import (
     TaskState,
     TaskStatusUpdateEvent,
 )
-from a2a.utils.errors import InvalidParamsError, TaskNotCancelableError, TaskNotFoundError, UnsupportedOperationError
+from a2a.utils.errors import (
+    InternalError,
+    InvalidParamsError,
+    TaskNotCancelableError,
+    TaskNotFoundError,
+    UnsupportedOperationError,
+)
 from starlette.applications import Starlette
 from tests.http.servers import serving, until
 
@@ -49,6 +56,7 @@ from streamkeep.http.response import ASGIApp
 from streamkeep.integrations import _a2a_tasks, a2a
 from streamkeep.integrations.a2a import StreamRequestHandler
 from streamkeep.storages.memory import MemoryStorage
+from streamkeep.testing.faults import FaultyStorage
 
 COMPLETED: Final = TaskState.TASK_STATE_COMPLETED
 WORKING: Final = TaskState.TASK_STATE_WORKING
@@ -146,9 +154,9 @@ def request(text: str = "go", task: Task | None = None) -> SendMessageRequest:
     return SendMessageRequest(message=message)
 
 
-async def begun(handler: DefaultRequestHandler, context: ServerCallContext, task: Task | None = None) -> Task:
+async def begun(handler: DefaultRequestHandler, context: ServerCallContext, task: Task | None = None, text: str = "go") -> Task:
     """Send a message, and leave when its task is there."""
-    asked = request(task=task)
+    asked = request(text, task)
     asked.configuration.return_immediately = True
     answer = await handler.on_message_send(asked, context)
     assert isinstance(answer, Task)
@@ -203,6 +211,13 @@ async def got(handler: DefaultRequestHandler, task_id: str, context: ServerCallC
     task = await handler.on_get_task(GetTaskRequest(id=task_id), context)
     assert isinstance(task, Task)
     return task
+
+
+async def reached(handler: DefaultRequestHandler, task: Task, context: ServerCallContext, state: int) -> None:
+    """Wait until a task is in a state."""
+    with anyio.fail_after(10):
+        while (await got(handler, task.id, context)).status.state != state:  # noqa: ASYNC110 - a request is all that tells
+            await anyio.sleep(0.01)
 
 
 async def tell(task: TaskUpdater, *words: str, first: bool = True) -> None:
@@ -976,3 +991,262 @@ async def test_a_store_that_fails_at_the_end_of_a_turn_fails_no_task_that_waits_
         answer = await handler.on_message_send(request("end", task), context)
         assert isinstance(answer, Task)
         assert answer.status.state == COMPLETED
+
+
+class HeldStore(InMemoryTaskStore):
+    """A store that can be made to answer late, and to fail.
+
+    Attributes:
+        reads: set to let those who have read go on.
+        fails: how many times more the end of a task cannot be stored.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: anyio.Event | None = None
+        self.fails = 0
+
+    async def get(self, task_id: str, context: ServerCallContext) -> Task | None:
+        found = await super().get(task_id, context)
+        if found is None:
+            return None
+        task = Task()
+        task.CopyFrom(found)
+        reads, self.reads = self.reads, None
+        if reads is not None:
+            await reads.wait()
+        return task
+
+    async def save(self, task: Task, context: ServerCallContext) -> None:
+        if task.status.state == COMPLETED and self.fails:
+            self.fails -= 1
+            raise OSError("postgres://secret@host is away")
+        await super().save(task, context)
+
+
+async def test_who_reads_late_deletes_nothing_that_did_not_fit_into_a_stream() -> None:
+    context, store, may_go_on = of(), HeldStore(), anyio.Event()
+
+    async def work(updater: TaskUpdater, _: RequestContext) -> None:
+        await updater.add_artifact([Part(text="small")], artifact_id="a")
+        await may_go_on.wait()
+        await updater.add_artifact([Part(text="b" * 2_000)], artifact_id="b")
+        await updater.add_artifact([Part(text="behind")], artifact_id="c")
+        await updater.complete()
+
+    streams = StreamManager(MemoryStorage(), limits=Limits(max_event_bytes=1_000))
+    async with handler_of(work, streams=streams, store=store, drain=5) as handler:
+        task = await begun(handler, context)
+        with anyio.fail_after(10):
+            while said(await got(handler, task.id, context)) != ["small"]:  # noqa: ASYNC110 - a request is all that tells
+                await anyio.sleep(0.01)
+        late: list[Task] = []
+
+        async def read() -> None:
+            late.append(await got(handler, task.id, context))
+
+        async with anyio.create_task_group() as tasks:
+            held = store.reads = anyio.Event()
+            tasks.start_soon(read)
+            await until(lambda: store.reads is None)
+            may_go_on.set()
+            await reached(handler, task, context, COMPLETED)
+            held.set()
+        assert [len(text) for text in said(late[0])] == [5, 2_000, 6]
+        assert len(said(await got(handler, task.id, context))) == 3
+
+
+async def test_the_store_has_a_turn_before_the_next_one_can_begin_elsewhere() -> None:
+    context, storage, kept = of(), MemoryStorage(), InMemoryTaskStore()
+    may_save = anyio.Event()
+
+    class Late(InMemoryTaskStore):
+        """Of one process: what ends a turn is stored late."""
+
+        async def get(self, task_id: str, context: ServerCallContext) -> Task | None:
+            return await kept.get(task_id, context)
+
+        async def save(self, task: Task, context: ServerCallContext) -> None:
+            if "/1/" in str(task.metadata["streamkeep"]):  # that the first turn is over
+                await may_save.wait()
+            await kept.save(task, context)
+
+    async def work(updater: TaskUpdater, asked: RequestContext) -> None:
+        if asked.get_user_input() == "go":
+            await updater.requires_input()
+        else:
+            await tell(updater, "answer")
+            await updater.complete()
+
+    async with (
+        handler_of(work, streams=StreamManager(storage), store=Late(), drain=5) as one,
+        handler_of(work, streams=StreamManager(storage), store=kept) as two,
+    ):
+        task = await begun(one, context)
+        await reached(one, task, context, INPUT_REQUIRED)
+        answers: list[Any] = []
+
+        async def follow_up() -> None:
+            answers.append(await two.on_message_send(request("two", task), context))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(follow_up)
+            await anyio.sleep(0.1)
+            assert not answers  # the turn before is not over
+            may_save.set()
+        assert (answers[0].status.state, said(answers[0])) == (COMPLETED, ["answer"])
+        await anyio.sleep(0.1)
+        assert said(await got(two, task.id, context)) == ["answer"]
+        assert [each.status.state for each in (await two.on_list_tasks(ListTasksRequest(), context)).tasks] == [COMPLETED]
+
+
+async def test_that_a_task_has_ended_is_stored_again_while_the_store_is_away(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_a2a_tasks, "SAVE_PAUSES", (0.3, 0.3))
+    caplog.set_level(logging.CRITICAL)
+    context, store = of(), HeldStore()
+    store.fails = 2
+
+    async def work(updater: TaskUpdater, _: RequestContext) -> None:
+        await tell(updater, "a")
+        await updater.complete()
+
+    streams = InMemoryStreamManager(ttl=timedelta(0))
+    async with handler_of(work, streams=streams, store=store, drain=5) as handler:
+        task = await begun(handler, context)
+        await until(lambda: store.fails == 1)
+        await streams.sweep()
+        held = await got(handler, task.id, context)
+        assert (held.status.state, said(held)) == (COMPLETED, ["a"])
+        await until(lambda: store.fails == 0)
+        await anyio.sleep(0.5)
+        await streams.sweep()
+        assert [info.id for info in await streams.list()] == []
+        assert said(await got(handler, task.id, context)) == ["a"]
+
+
+async def test_a_task_that_waits_for_its_user_has_not_failed_though_its_process_died_before_its_agent_had_returned() -> None:
+    context, storage, store = of(), MemoryStorage(), InMemoryTaskStore()
+    short = timedelta(milliseconds=200)
+
+    async def work(updater: TaskUpdater, asked: RequestContext) -> None:
+        if asked.get_user_input() == "go":
+            await updater.requires_input()
+            await anyio.sleep_forever()
+        await updater.complete()
+
+    dead = FaultyStorage(storage)
+    first = StreamManager(dead, lease=short, grace=short)
+    handler = StreamRequestHandler(first, Agent(work), store, card(), drain=timedelta(0))
+    await handler.__aenter__()
+    try:
+        task = await begun(handler, context)
+        await reached(handler, task, context, INPUT_REQUIRED)
+        dead.is_down = True  # it is as good as killed
+        second = StreamManager(storage, lease=short, grace=short)
+        async with handler_of(work, streams=second, store=store, drain=5) as other:
+            answer = await other.on_message_send(request("more", task), context)
+            assert isinstance(answer, Task)
+            assert answer.status.state == COMPLETED
+    finally:
+        dead.is_down = False
+        with suppress(Exception):
+            await handler.__aexit__(None, None, None)
+
+
+@pytest.mark.parametrize("waits_here", [False, True])
+async def test_a_task_is_cancelled_where_its_agent_runs_though_it_was_known_here_before(
+    waits_here: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    context, storage, store = of(), MemoryStorage(), InMemoryTaskStore()
+
+    async def work(updater: TaskUpdater, asked: RequestContext) -> None:
+        if asked.get_user_input() == "go":
+            await updater.requires_input()
+        else:
+            await updater.start_work()
+            await anyio.sleep_forever()
+
+    here, there = Agent(work), Agent(work)
+    async with (
+        handler_of(work, streams=StreamManager(storage), store=store, agent=here) as one,
+        handler_of(work, streams=StreamManager(storage), store=store, agent=there) as two,
+        anyio.create_task_group() as tasks,
+    ):
+        task = await begun(one, context)
+        await reached(one, task, context, INPUT_REQUIRED)
+        await begun(two, context, task, "two")
+        await reached(one, task, context, WORKING)
+        if waits_here:
+
+            async def wait() -> None:
+                with suppress(Exception):
+                    await one.on_message_send(request("three", task), context)
+
+            tasks.start_soon(wait)
+            await anyio.sleep(0.1)
+        cancelled = await one.on_cancel_task(CancelTaskRequest(id=task.id), context)
+        assert cancelled is not None
+        assert cancelled.status.state == CANCELED
+        await until(lambda: there.canceled == 1)
+        assert here.canceled == 0
+
+
+def test_whatever_a_request_is_its_errors_are_told_as_little() -> None:
+    asked = {name for name in vars(RequestHandler) if name.startswith("on_")}
+    assert asked
+    assert asked <= vars(StreamRequestHandler).keys()
+
+
+async def test_what_a_store_of_push_configs_raises_is_told_to_no_client(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
+
+    class Away(InMemoryPushNotificationConfigStore):
+        async def get_info(self, task_id: str, context: ServerCallContext) -> Any:
+            raise OSError("postgres://secret@host is away")
+
+    context, agent = of(), Agent(lambda updater, _: updater.complete())
+    shown = card()
+    shown.capabilities.push_notifications = True
+    handler = StreamRequestHandler(InMemoryStreamManager(), agent, InMemoryTaskStore(), shown, push_config_store=Away())
+    async with handler:
+        task = await begun(handler, context)
+        with pytest.raises(InternalError) as told:
+            await handler.on_list_task_push_notification_configs(
+                ListTaskPushNotificationConfigsRequest(task_id=task.id), context
+            )
+    assert "secret" not in str(told.value)
+
+
+async def test_messages_for_a_task_that_was_stored_without_us_wait_for_each_other_and_followers_are_told() -> None:
+    context, storage, store, view = of(), MemoryStorage(), InMemoryTaskStore(), View()
+    task = Task(id="old", context_id="c")
+    task.status.state = INPUT_REQUIRED
+    await store.save(task, context)
+    at_once: list[int] = []
+    running = 0
+
+    async def work(updater: TaskUpdater, asked: RequestContext) -> None:
+        nonlocal running
+        running += 1
+        at_once.append(running)
+        word = asked.get_user_input()
+        await updater.add_artifact([Part(text=word)], artifact_id=word)
+        await anyio.sleep(0.1)
+        running -= 1
+        await (updater.complete() if len(at_once) == 2 else updater.requires_input())
+
+    async with (
+        handler_of(work, streams=StreamManager(storage), store=store, drain=5) as one,
+        handler_of(work, streams=StreamManager(storage), store=store, drain=5) as two,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(view.follow, one, task.id, context)
+        await until(lambda: view.events == 1)
+        for handler, word in ((one, "a"), (two, "b")):
+            tasks.start_soon(handler.on_message_send, request(word, task), context)
+    assert at_once == [1, 1]
+    assert sorted(view.said) == ["a", "b"]
+    assert view.state == COMPLETED

@@ -36,6 +36,7 @@ from .._listing import StreamInfo
 from .._manager import StreamManager
 from ..errors import (
     InvalidArgumentError,
+    KeyInUseError,
     LimitExceededError,
     StorageError,
     StreamAlreadyExistsError,
@@ -64,8 +65,18 @@ LOST: Final = (StreamCompletedError, StreamTakenOverError, StreamNotFoundError, 
 UNFIT: Final = (LimitExceededError, InvalidArgumentError, json_format.SerializeToJsonError)
 LOOK_SECONDS: Final = 30.0
 """How often who waits for a task's next turn looks at the task itself."""
+GAP_PAUSES: Final = (0.0, 0.0, 0.0, 0.1, 0.3, 1.0, 3.0)
+"""When a store is read again that was behind. It has what is missing before who reads can know of it."""
+SAVE_PAUSES: Final = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 60.0, 60.0)
+"""When to store again that a task has ended. Until then its stream stays open, for who looks at the task meanwhile."""
+UNKNOWN_SECONDS: Final = 1.0
+"""How often who follows a task that was stored without us looks at it."""
 END_SECONDS: Final = 10.0
 """How long the ends of all tasks may take to be stored when the handler is left, and an agent's own `cancel` when another process asks."""
+
+
+class _GapError(Exception):
+    """A stream has not all of a task, and the store has: it is to be read again."""
 
 
 class Version(TaskVersion):
@@ -159,6 +170,7 @@ class Tasks(VersionedTaskStore, TaskEventStream):
         self._store = store
         self._turns: dict[str, Turn] = {}  # by root
         self._runs: dict[str, Run] = {}  # by task
+        self._later: set[asyncio.Task[None]] = set()
 
     # What the SDK asks of a store
 
@@ -187,15 +199,20 @@ class Tasks(VersionedTaskStore, TaskEventStream):
     ) -> TaskVersion:
         place = prev_version.place if isinstance(prev_version, Version) else None
         is_cancel = task.status.state == TaskState.TASK_STATE_CANCELED
-        turn = None if place is None else self._turns.get(place.root)
+        turn = self._turn_of(task.id) if place is None else self._turns.get(place.root)
         if turn is None and is_cancel:
             return await self._cancel(task, event, context)
         if turn is None:
             turn = await self._begin_at(task, place, context)
         async with turn.lock:
-            if not is_cancel and place is not None and place != turn.seen:
+            if not is_cancel and turn.seen != (place or Place(turn.place.root, 0, 0)):
                 raise ConcurrentTaskModificationError(task.id)
             return await self._write(turn, task, event, context)
+
+    def _turn_of(self, task_id: str) -> Turn | None:
+        """Give what is written here of a task that was stored without us: its run has begun it."""
+        run = self._runs.get(task_id)
+        return None if run is None else run.turn
 
     async def _begin_at(self, task: Task, place: Place | None, context: ServerCallContext) -> Turn:
         """Begin a turn behind what was seen of a task, if nothing has come since."""
@@ -203,7 +220,7 @@ class Tasks(VersionedTaskStore, TaskEventStream):
             seen = await self.look(task.id, context)
             if seen is None or seen.has_ended or seen.is_open or seen.place != place:
                 raise ConcurrentTaskModificationError(task.id)
-        if (turn := await self._begin(place)) is None:
+        if (turn := await self._begin(place, task.id)) is None:
             raise ConcurrentTaskModificationError(task.id)
         run = self._runs.get(task.id)
         if run is not None and run.turn is None:
@@ -221,47 +238,83 @@ class Tasks(VersionedTaskStore, TaskEventStream):
                 seen = await self.look(task.id, context)
                 if seen is not None and seen.task.status.state == TaskState.TASK_STATE_CANCELED:
                     return seen.version
-            elif (turn := await self._begin(seen.place)) is not None:
+            elif (turn := await self._begin(seen.place, task.id)) is not None:
                 async with turn.lock:
                     return await self._write(turn, task, event, context)
         raise ConcurrentTaskModificationError(task.id)
 
-    async def _begin(self, place: Place | None) -> Turn | None:
-        """Begin a turn; None: somebody else has."""
+    async def _begin(self, place: Place | None, task_id: str) -> Turn | None:
+        """Begin a turn; None: somebody else has. Of a task that was stored without us, when his is over."""
+        key = None if place is not None else f"a2a {task_id}"
         place = place or Place(f"a2a~{uuid.uuid4().hex}", 0, 0)
         try:
-            writer = await self._streams.open(place.stream)
+            writer = await self._streams.open(place.stream, key=key)
         except StreamAlreadyExistsError:
+            return None
+        except KeyInUseError as error:
+            await self._until_over(Place(error.stream.rpartition(".")[0], 0, 0))
             return None
         turn = self._turns[place.root] = Turn(place, place, writer)
         return turn
 
     async def _write(self, turn: Turn, task: Task, event: Event | None, context: ServerCallContext) -> TaskVersion:
-        """Store an event, then the task with it. Concurrent…Error: the turn is somebody else's, or was ended by one."""
+        """Store an event, then the task with it, then, if it is the last one, the end of the turn: who begins the next one, in whatever
+        process, finds all of it, and nothing is stored behind his back. Concurrent…Error: the turn is somebody else's, or was ended by one.
+        """
         is_last = has_ended(task) or not turn.is_run
         try:
             try:
-                record = json_of(task if event is None else event)
-                await (turn.writer.done(record) if is_last else turn.writer.write(record))
+                await turn.writer.write(json_of(task if event is None else event))
             except UNFIT:
-                await self._go_on_in_another(turn, task, context, is_last=is_last)
+                await self._go_on_in_another(turn, task, context)
             else:
-                turn.place = turn.place.next if is_last else turn.place.behind(1)
+                turn.place = turn.place.behind(1)
         except LOST:
             self._drop(turn)
             raise ConcurrentTaskModificationError(task.id) from None
         except StorageError:
             self._give_up(turn)
             raise
-        if is_last:
-            self._drop(turn)
         stored = with_place(task, turn.place)
         turn.last = stored, context
-        await self._store.save(stored, context)
+        if is_last:
+            self._drop(turn)
+            await self._save_last(turn, stored, context)
+        else:
+            await self._store.save(stored, context)
         turn.seen = turn.place
         return Version(turn.place)
 
-    async def _go_on_in_another(self, turn: Turn, task: Task, context: ServerCallContext, *, is_last: bool) -> None:
+    async def _save_last(self, turn: Turn, task: Task, context: ServerCallContext) -> None:
+        try:
+            await self._store.save(task, context)
+        except BaseException as error:
+            self._later.add(later := asyncio.create_task(self._save_later(turn, task, context)))
+            later.add_done_callback(self._later.discard)
+            if isinstance(error, Exception):
+                logger.exception("task %s: its end is in its stream, and not in the store yet", task.id)
+            raise
+        await self._end_writer(turn)
+
+    async def _save_later(self, turn: Turn, task: Task, context: ServerCallContext) -> None:
+        for pause in SAVE_PAUSES:
+            await anyio.sleep(pause)
+            try:
+                await self._store.save(task, context)
+                break
+            except Exception as error:
+                logger.warning("task %s: its end could not be stored: %s", task.id, type(error).__qualname__)
+        await self._end_writer(turn)
+
+    async def _end_writer(self, turn: Turn) -> None:
+        try:
+            await turn.writer.done()
+        except LOST:
+            pass  # by somebody who came too late: the task has ended
+        except StreamkeepError as error:
+            logger.warning("stream %s: the end of its turn could not be stored: %s", turn.place.stream, error)
+
+    async def _go_on_in_another(self, turn: Turn, task: Task, context: ServerCallContext) -> None:
         """Go on behind an event that does not fit into the stream. Who follows is told to look at the task, so that is stored first."""
         old, place = turn.writer, turn.place.next
         new = await self._streams.open(place.stream)
@@ -269,9 +322,6 @@ class Tasks(VersionedTaskStore, TaskEventStream):
         try:
             await self._store.save(with_place(task, turn.place), context)
             await new.write(None)
-            if is_last:
-                await new.done()
-                turn.place = place.next
         finally:
             try:
                 await old.done()
@@ -311,19 +361,28 @@ class Tasks(VersionedTaskStore, TaskEventStream):
         """Note that an agent is about to run; of a task that there is, when no other turn of it is open anywhere."""
         task_id = id_of(context)
         run = Run()
-        while (seen := await self.look(task_id, context.call_context)) is not None and seen.place is not None:
+        while (seen := await self.look(task_id, context.call_context)) is not None:
             if seen.has_ended:
                 raise UnsupportedOperationError(message=f"Task {task_id} has ended")
-            if (stale := self._turns.get(seen.place.root)) is not None:
+            if seen.place is not None and (stale := self._turns.get(seen.place.root)) is not None:
                 await self._end(stale)
-            elif seen.is_open:
+            elif seen.is_open and seen.place is not None:
                 await self._until_over(seen.place)
-            elif (turn := await self._begin(seen.place)) is not None:
+            elif (turn := await self._begin(seen.place, task_id)) is not None:
                 attach(run, turn)
                 context.current_task = seen.task
                 break
         self._runs[task_id] = run
         return run
+
+    def is_run_here(self, task_id: str) -> bool:
+        """Say whether a task's agent runs in this process."""
+        return task_id in self._runs
+
+    async def is_run_elsewhere(self, task_id: str, context: ServerCallContext) -> bool:
+        """Say whether it runs in another one."""
+        seen = None if self.is_run_here(task_id) else await self.look(task_id, context)
+        return seen is not None and seen.is_open
 
     async def end_run(self, context: RequestContext, run: Run, *, has_returned: bool) -> None:
         """Note that it has ended. If it was cancelled, or has failed, its turn ends with what the SDK stores of that, if it does."""
@@ -375,18 +434,17 @@ class Tasks(VersionedTaskStore, TaskEventStream):
         run.ended.set()
 
     async def _end(self, turn: Turn) -> None:
-        """End a turn whose agent has returned and whose task has not ended."""
+        """End a turn whose agent has returned and whose task has not ended. The store says so before anybody can begin the next one."""
         async with turn.lock:
             if self._turns.get(turn.place.root) is not turn:
                 return
             self._drop(turn)
             try:
-                await turn.writer.done()
-            except LOST:
-                return
-            if turn.last is not None:
-                task, context = turn.last
-                await self._store.save(with_place(task, turn.place.next), context)
+                if turn.last is not None:
+                    task, context = turn.last
+                    await self._store.save(with_place(task, turn.place.next), context)
+            finally:
+                await self._end_writer(turn)
 
     async def _until_over(self, place: Place) -> None:
         try:
@@ -418,7 +476,18 @@ class Tasks(VersionedTaskStore, TaskEventStream):
     # Reading
 
     async def look(self, task_id: str, context: ServerCallContext) -> Seen | None:
-        """Give a task as it stands: what the store has, and what its streams have more. That its agent has died is stored."""
+        """Give a task as it stands: what the store has, and what its streams have more. That its agent has died is stored.
+
+        Raises StorageError: the store has not what was stored in it before an event that did not fit into a stream.
+        """
+        for pause in GAP_PAUSES:
+            try:
+                return await self._look(task_id, context)
+            except _GapError:
+                await anyio.sleep(pause)
+        raise StorageError("the task store does not give back what was stored in it")
+
+    async def _look(self, task_id: str, context: ServerCallContext) -> Seen | None:
         stored = await self._store.get(task_id, context)
         if stored is None:
             return None
@@ -430,16 +499,11 @@ class Tasks(VersionedTaskStore, TaskEventStream):
         before = place
         while True:
             info = await self._info(place.stream)
-            if info is None and (place.tail == 0 or task.status.state in INTERRUPTED_TASK_STATES):
-                error = None
-            elif info is None:
-                if await self._has_gone_on(task_id, before, context):
-                    return await self.look(task_id, context)
-                error = "NOT_FOUND"
-            else:
-                place, error = await self._caught_up(task, place, info), info.error
+            if info is not None:
+                place = await self._caught_up(task, place, info)
                 if info.status == "open":
                     return Seen(task, place, is_open=True)
+            error = await self._error(task, place, before, info, context)
             if has_ended(task) or error is not None or (info is None and place.tail == 0):
                 break
             place = place.next
@@ -447,6 +511,20 @@ class Tasks(VersionedTaskStore, TaskEventStream):
         if error is not None or (place != before and has_ended(task)):
             await self._store.save(with_place(task, place), context)
         return Seen(task, place)
+
+    async def _error(
+        self, task: Task, place: Place, before: Place, info: StreamInfo | None, context: ServerCallContext
+    ) -> str | None:
+        """Give the error in which a task's turn has ended, whose stream is over or gone; None: none, as of one that waits for its user."""
+        if task.status.state in INTERRUPTED_TASK_STATES and (info is None or info.error == STOPPED.status):
+            return None  # its agent had nothing more to do than to return
+        if info is not None:
+            return info.error
+        if place.tail == 0:
+            return None
+        if await self._has_gone_on(task.id, before, context):
+            raise _GapError
+        return "NOT_FOUND"
 
     async def _has_gone_on(self, task_id: str, place: Place, context: ServerCallContext) -> bool:
         """Say whether the store has another place of a task now: since that was read its stream may have ended, and been removed."""
@@ -464,7 +542,7 @@ class Tasks(VersionedTaskStore, TaskEventStream):
             return None
 
     async def _caught_up(self, task: Task, place: Place, info: StreamInfo) -> Place:
-        """Apply to a task what a stream has more."""
+        """Apply to a task what a stream has more. _GapError: it has less, as of an event that did not fit; then the store has all."""
         if info.tail <= place.tail:
             return place
         async with self._streams.subscribe(place.stream, after(place.tail), follow=False) as events:
@@ -472,14 +550,26 @@ class Tasks(VersionedTaskStore, TaskEventStream):
                 if event.offset >= info.tail:
                     break
                 place = place.behind(1)
-                if event.type is not StreamEventType.ERROR and (update := event_of(event.data)) is not None:
+                if event.type is StreamEventType.ERROR:
+                    continue
+                update = event_of(event.data)
+                if update is not None:
                     apply(task, update)
+                elif event.type is StreamEventType.CHUNK:
+                    raise _GapError
         return place
 
     async def follow(self, seen: Seen, context: ServerCallContext) -> AsyncGenerator[Event, None]:
         """Give a task, then each event behind that, until it has ended."""
         yield seen.task
-        while seen.place is not None and not seen.has_ended:
+        while not seen.has_ended:
+            if seen.place is None:  # it was stored without us, and no stream says when it goes on
+                again = await self._changed(seen, context)
+                if again is None:
+                    return
+                seen = again
+                yield seen.task
+                continue
             async with aclosing(self._behind(seen.task.id, seen.place, context)) as events:
                 async for event in events:
                     yield event
@@ -491,6 +581,14 @@ class Tasks(VersionedTaskStore, TaskEventStream):
                 return
             seen = again
             yield seen.task
+
+    async def _changed(self, seen: Seen, context: ServerCallContext) -> Seen | None:
+        """Give a task when it has changed; None: it is gone."""
+        while True:
+            await anyio.sleep(UNKNOWN_SECONDS)
+            again = await self.look(seen.task.id, context)
+            if again is None or again.task != seen.task:
+                return again
 
     async def _behind(self, task_id: str, place: Place, context: ServerCallContext) -> AsyncGenerator[Event, None]:
         """Give each event behind a place, over all turns; return where there is a gap, or an error."""

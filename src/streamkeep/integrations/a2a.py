@@ -29,13 +29,19 @@ from a2a.server.tasks import PushNotificationConfigStore, PushNotificationSender
 from a2a.types import (
     AgentCard,
     CancelTaskRequest,
+    DeleteTaskPushNotificationConfigRequest,
+    GetExtendedAgentCardRequest,
+    GetTaskPushNotificationConfigRequest,
     GetTaskRequest,
+    ListTaskPushNotificationConfigsRequest,
+    ListTaskPushNotificationConfigsResponse,
     ListTasksRequest,
     ListTasksResponse,
     Message,
     SendMessageRequest,
     SubscribeToTaskRequest,
     Task,
+    TaskPushNotificationConfig,
     TaskState,
     TaskStatus,
     TaskStatusUpdateEvent,
@@ -171,6 +177,45 @@ class StreamRequestHandler(DefaultRequestHandler):
                 async for event in events:
                     yield event
 
+    async def on_create_task_push_notification_config(
+        self, params: TaskPushNotificationConfig, context: ServerCallContext
+    ) -> TaskPushNotificationConfig:
+        """See the SDK's."""
+        with _told():
+            created: TaskPushNotificationConfig = await super().on_create_task_push_notification_config(params, context)
+            return created
+
+    async def on_get_task_push_notification_config(
+        self, params: GetTaskPushNotificationConfigRequest, context: ServerCallContext
+    ) -> TaskPushNotificationConfig:
+        """See the SDK's."""
+        with _told():
+            found: TaskPushNotificationConfig = await super().on_get_task_push_notification_config(params, context)
+            return found
+
+    async def on_list_task_push_notification_configs(
+        self, params: ListTaskPushNotificationConfigsRequest, context: ServerCallContext
+    ) -> ListTaskPushNotificationConfigsResponse:
+        """See the SDK's."""
+        with _told():
+            page: ListTaskPushNotificationConfigsResponse = await super().on_list_task_push_notification_configs(
+                params, context
+            )
+            return page
+
+    async def on_delete_task_push_notification_config(
+        self, params: DeleteTaskPushNotificationConfigRequest, context: ServerCallContext
+    ) -> None:
+        """See the SDK's."""
+        with _told():
+            await super().on_delete_task_push_notification_config(params, context)
+
+    async def on_get_extended_agent_card(self, params: GetExtendedAgentCardRequest, context: ServerCallContext) -> AgentCard:
+        """See the SDK's."""
+        with _told():
+            card: AgentCard = await super().on_get_extended_agent_card(params, context)
+            return card
+
     @validate_request_params
     async def on_subscribe_to_task(
         self, params: SubscribeToTaskRequest, context: ServerCallContext
@@ -223,7 +268,16 @@ class _Executor(AgentExecutor):
             raise RuntimeError("the agent has raised a CancelledError, and nobody has cancelled it") from error
 
     async def cancel(self, context: RequestContext, event_queue: EventQueue) -> None:
-        await self._agent.cancel(context, event_queue)
+        """Have the agent cancel what it does; in the process in which it does it, which is told when this is stored."""
+        if context.task_id is not None and await self._tasks.is_run_elsewhere(context.task_id, context.call_context):
+            await event_queue.enqueue_event(_canceled(context))
+        else:
+            await self._agent.cancel(context, event_queue)
+
+
+def _canceled(context: RequestContext) -> TaskStatusUpdateEvent:
+    status = TaskStatus(state=TaskState.TASK_STATE_CANCELED)
+    return TaskStatusUpdateEvent(task_id=context.task_id, context_id=context.context_id, status=status)
 
 
 class _Stop:
@@ -265,10 +319,8 @@ class _Stop:
             logger.exception("task %s: the agent's `cancel` failed", self._context.task_id)
         finally:
             # The SDK finds out when it stores an event that the task has ended, and tells who listens.
-            status = TaskStatus(state=TaskState.TASK_STATE_CANCELED)
-            event = TaskStatusUpdateEvent(task_id=self._context.task_id, context_id=self._context.context_id, status=status)
             with anyio.move_on_after(END_SECONDS):
-                await self._queue.enqueue_event(event)
+                await self._queue.enqueue_event(_canceled(self._context))
             if not self._is_over:
                 agent.cancel()
 
