@@ -70,6 +70,11 @@ class Outbox(Protocol):
         ...
 
     @property
+    def busy_until(self) -> float:
+        """Until when it counts as busy, by the event loop's clock."""
+        ...
+
+    @property
     def writer(self) -> str:
         """Its name, which the stream's head has as long as it is the one writer."""
         ...
@@ -161,10 +166,14 @@ class Core:
         for feed in self._feeds.get(stream, ()):
             feed.take(life, records)
 
-    def stored_here_at(self, stream: str, life: Life) -> float:
-        """Say when the writer of a stream has last committed, by the event loop's clock; -inf: it is not one of this manager's."""
-        writer = life.state.writer
-        return max((outbox.committed_at for outbox in self._outboxes.get(stream, ()) if outbox.writer == writer), default=-inf)
+    def is_written_here(self, stream: str, life: Life) -> bool:
+        """Say whether the writer of a stream is one of this manager's."""
+        return any(outbox.writer == life.state.writer for outbox in self._outboxes.get(stream, ()))
+
+    def busy_until(self, stream: str, life: Life) -> float:
+        """Say until when the writer of a stream counts as busy, by the event loop's clock; -inf: it does not, or is another manager's."""
+        there = self._outboxes.get(stream, ())
+        return max((outbox.busy_until for outbox in there if outbox.writer == life.state.writer), default=-inf)
 
     def outboxes(self, stream: str | None = None) -> Iterator[Outbox]:
         """Give the writers of a stream, or all, that this manager has now."""

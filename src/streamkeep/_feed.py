@@ -15,8 +15,8 @@ from .errors import StorageError, StreamkeepError, StreamManagerClosedError, Str
 from .storage import Doorbell
 
 PAGE_RECORDS: Final = 512
-QUIET_SECONDS: Final = 1.0
-"""After so long without a commit of this manager's own writer the storage is listened to: somebody else may change the stream."""
+RETRY_SECONDS: Final = 1.0
+"""How long a storage is left alone that fails while all that it is needed for is what others do to a stream that is written here."""
 SHARED_RECORDS: Final = 1_024
 SHARED_BYTES: Final = 1 << 20
 
@@ -155,8 +155,11 @@ class Feed:
         if self._is_over or life.head.version <= self.life.head.version:
             return
         if life.state.life == self.life.state.life and life.head.tail - len(records) == self.tail:
-            self._add(life, records)
-        if self.tail < life.head.tail or not self._hears:
+            try:
+                self._add(life, records)
+            except StreamkeepError as error:  # of the followers, and not of who writes
+                self._give_up(error)
+        if self.tail < life.head.tail or (not self._hears and self._is_told):
             self.look()
 
     def look(self) -> None:
@@ -194,20 +197,29 @@ class Feed:
     async def _follow(self) -> None:
         try:
             while not self._is_over:
-                if self._is_told:
-                    await self._hear()
-                else:
-                    async with self._core.storage.watch(self._stream) as doorbell:
-                        while not (self._is_over or self._is_told):
-                            await self._read_on(doorbell)
+                await self._go_on()
         except StreamkeepError as error:
             if isinstance(error, StorageError):
                 self._core.report(f"stream {self._stream} cannot be read, and its readers are told", error)
             self._fail(error)
 
+    async def _go_on(self) -> None:
+        try:
+            if self._is_told:
+                await self._hear()
+                return
+            async with self._core.storage.watch(self._stream) as doorbell:
+                while not (self._is_over or self._is_told):
+                    await self._read_on(doorbell)
+        except StorageError as error:
+            if not self._core.is_written_here(self._stream, self.life):
+                raise
+            self._core.report(f"stream {self._stream}: only what is written here is seen of it", error)
+            await anyio.sleep(RETRY_SECONDS)
+
     @property
     def _quiet_at(self) -> float:
-        return self._core.stored_here_at(self._stream, self.life) + QUIET_SECONDS
+        return self._core.busy_until(self._stream, self.life)
 
     @property
     def _is_told(self) -> bool:

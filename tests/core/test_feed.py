@@ -1,14 +1,24 @@
 """What a manager's own writer stores goes straight to those who follow it here; all else is read."""
 
+from collections.abc import Callable
+from datetime import timedelta
 from unittest.mock import AsyncMock
 
 import anyio
 import pytest
-from tests.core.helpers import core_of
+from tests.core.helpers import BackupStorage, core_of
 from trio.testing import wait_all_tasks_blocked
 
-from streamkeep import OffsetOutOfRangeError, StreamEventType, StreamInput, StreamManager, StreamNotFoundError
-from streamkeep._feed import QUIET_SECONDS
+from streamkeep import (
+    OffsetOutOfRangeError,
+    StorageError,
+    StreamEventType,
+    StreamInput,
+    StreamManager,
+    StreamNotFoundError,
+    StreamTimeoutError,
+)
+from streamkeep._outbox import QUIET_SECONDS
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
 
@@ -244,3 +254,77 @@ async def test_followers_that_are_equally_far_are_given_the_same_records(streams
         while await second.records():
             pass
         assert not await second.records()
+
+
+async def test_what_a_follower_has_lost_is_told_to_it_and_not_to_who_writes(clock: Callable[[], float]) -> None:
+    storage = BackupStorage(clock=clock)
+    async with StreamManager(storage) as here, StreamManager(storage) as elsewhere:
+        async with elsewhere.open("s") as stream:
+            for number in range(5):
+                await stream.write(number)
+        storage.back_up()
+        async with elsewhere.open("s", resume=True) as stream:
+            for number in range(5):
+                await stream.write(number)
+        async with here.subscribe("s") as events:
+            assert [(await anext(events)).offset for _ in range(10)] == [*range(10)]
+            await wait_all_tasks_blocked()
+            storage.go_back()
+            async with here.open("s", resume=True) as stream:
+                for number in range(8):
+                    assert await stream.write(number) == 5 + number
+                with pytest.raises(OffsetOutOfRangeError):
+                    await anext(events)
+                await stream.done()
+        assert (await here.info("s")).status == "done"
+
+
+async def test_a_storage_that_is_away_while_the_writer_here_pauses_is_nothing_to_its_followers(
+    streams: StreamManager, storage: FaultyStorage, quiet_logs: pytest.LogCaptureFixture
+) -> None:
+    stream = await streams.open("s")
+    async with streams.subscribe("s") as events:
+        await stream.write("a")
+        assert (await anext(events)).chunk == "a"
+        storage.is_down = True
+        await anyio.sleep(5 * QUIET_SECONDS)
+        storage.is_down = False
+        await stream.write("b")
+        assert (await anext(events)).chunk == "b"
+        storage.refuse("watch", times=5)
+        storage.refuse("read", times=5)
+        await stream.close()
+        with pytest.raises(StorageError):  # nobody writes it here any more
+            await anext(events)
+            await anext(events)
+
+
+async def test_a_writer_that_stores_now_and_then_is_listened_for(streams: StreamManager, storage: FaultyStorage) -> None:
+    stream = await streams.open("s")
+    async with streams.subscribe("s") as events:
+        await anyio.sleep(2 * QUIET_SECONDS)
+        storage.calls.clear()
+        for number in range(10):
+            await stream.write(number)
+            assert (await anext(events)).chunk == number
+            await anyio.sleep(1.5 * QUIET_SECONDS)
+        assert storage.calls["watch"] == 0
+        assert storage.calls["read"] < 20
+
+
+async def test_an_idle_timeout_is_not_put_off_by_who_interrupts_the_wait(streams: StreamManager) -> None:
+    stream = await streams.open("s")
+    async with streams.subscribe("s", idle_timeout=timedelta(seconds=1)) as events:
+        for _ in range(2):
+            for _ in range(2):
+                with anyio.move_on_after(0.4):
+                    await anext(events)
+            await stream.write("a")
+            assert (await anext(events)).chunk == "a"
+        began_at = anyio.current_time()
+        for _ in range(2):
+            with anyio.move_on_after(0.4):
+                await anext(events)
+        with pytest.raises(StreamTimeoutError):
+            await anext(events)
+        assert anyio.current_time() - began_at == pytest.approx(1)

@@ -14,7 +14,7 @@ import pytest
 from tests.http.servers import until
 
 from streamkeep import ErrorInfo, StreamEvent, StreamInput, StreamManager
-from streamkeep.http import SSEFraming, StreamsHTTP
+from streamkeep.http import SSEFraming, StreamsHTTP, shutdown
 from streamkeep.http.pulse import Pulse
 from streamkeep.http.response import Message, Receive, Send
 from streamkeep.storages.memory import MemoryStorage
@@ -175,18 +175,21 @@ async def test_readers_are_shown_what_their_own_framing_makes() -> None:
     assert all(f"event: {name}\n".encode() in body for name, body in bodies.items())
 
 
+class Silent:
+    """A response that has been silent for long."""
+
+    sends = seen_sends = 0
+    began_at, seen_at = inf, 0.0
+    broken = 0
+
+    def break_silence(self) -> None:
+        self.broken += 1
+
+    def end(self, why: ErrorInfo) -> None: ...
+
+
 def test_responses_are_seen_to_in_the_next_event_loop_when_one_has_ended_without_a_word() -> None:
     pulse = Pulse(timedelta(milliseconds=5), timedelta(hours=1), anyio.sleep_forever)
-
-    class Silent:
-        sends = seen_sends = 0
-        began_at, seen_at = inf, 0.0
-        broken = 0
-
-        def break_silence(self) -> None:
-            self.broken += 1
-
-        def end(self, why: ErrorInfo) -> None: ...
 
     async def show() -> None:
         pulse.add(Silent())
@@ -242,3 +245,78 @@ async def test_a_slow_storage_is_given_what_has_queued_by_one_task(tmp_path: Pat
         assert calls["call_at"] <= EVENTS / 10
         # Each commit is one wake-up of the event loop, however many records are in it, and no commit is of one record alone.
         assert calls["call_soon_threadsafe"] <= 2 * EVENTS
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_response_that_begins_as_the_last_one_is_over_is_seen_to(turns: int) -> None:
+    late = Silent()
+    loop = asyncio.get_running_loop()
+
+    class Watched(Pulse):
+        def _look(self, now: float) -> None:
+            super()._look(now)
+            if not self._responses and not late.broken:
+                begin(turns)
+
+    pulse = Watched(timedelta(milliseconds=5), timedelta(hours=1), anyio.sleep_forever)
+
+    def begin(after: int) -> None:
+        if after:
+            loop.call_soon(begin, after - 1)
+        else:
+            pulse.add(late)
+
+    pulse.add(first := Silent())
+    await asyncio.sleep(0)
+    pulse.remove(first)
+    await until(lambda: late.broken > 0)
+    pulse.remove(late)
+
+
+async def test_responses_end_at_the_shutdown_that_comes_after_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutdown, "LAST_RESPONSES_SECONDS", 0.05)
+    both = shutdown.Shutdown()
+    first, second = anyio.Event(), anyio.Event()
+    ended: list[str] = []
+
+    async def wait() -> None:
+        await both.time_to_end()
+        ended.append("ended")
+
+    async with asyncio.TaskGroup() as tasks:
+        with both.draining(first):
+            tasks.create_task(wait())
+            await asyncio.sleep(0.01)
+        with both.draining(second):
+            await asyncio.sleep(0.1)
+            assert not ended
+            both.begun.set()
+            second.set()
+            await until(lambda: bool(ended))
+
+
+async def test_all_who_wait_for_the_last_responses_go_on_when_they_are_over() -> None:
+    both = shutdown.Shutdown()
+    began_at = asyncio.get_running_loop().time()
+    async with asyncio.TaskGroup() as tasks:
+        with both.responding():
+            for _ in range(2):
+                tasks.create_task(both.responses_ended())
+            await asyncio.sleep(0.05)
+    assert asyncio.get_running_loop().time() - began_at < shutdown.LAST_FRAME_SECONDS
+
+
+async def test_writers_that_have_ended_leave_nothing_behind() -> None:
+    async with StreamManager(MemoryStorage()) as streams:
+        first = await streams.open("first", key="first", owner="ada")
+        await asyncio.sleep(0.05)
+        before = len(asyncio.all_tasks())
+        for number in range(50):
+            stream = await streams.open(f"s{number}", key=str(number), owner="ada")
+            for chunk in range(10):
+                stream.write_soon(chunk)
+                await asyncio.sleep(0)
+            await stream.done()
+        await asyncio.sleep(0.05)
+        assert len(asyncio.all_tasks()) == before
+        await first.done()

@@ -59,23 +59,25 @@ class Pulse:
 
     def add(self, response: Response) -> None:
         """See to a response."""
-        if self._loop is None or not self._loop.is_here():  # an event loop may end without a word
-            self._responses = {}
-            self._loop = loop_here()
-            self._loop.spawn(self._run, Context(), partial(self._end, self._loop))
+        if self._loop is not None and not self._loop.is_here():  # an event loop may end without a word
+            self._loop, self._responses = None, {}
         self._responses[response] = None
+        if self._loop is None:
+            self._loop = loop_here()
+            self._loop.spawn(partial(self._run, self._loop), Context(), partial(self._end, self._loop))
 
     def remove(self, response: Response) -> None:
         """See to it no more."""
         self._responses.pop(response, None)
 
-    async def _run(self) -> None:
+    async def _run(self, loop: Loop) -> None:
         pause = min(LONGEST_PAUSE_SECONDS, self._heartbeat_seconds / PAUSES, self._longest_seconds / PAUSES)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._end_all)
             while self._responses:
                 await anyio.sleep(pause)
                 self._look(anyio.current_time())
+            self._end(loop)  # before anything is awaited: who comes from here on is another task's
             tasks.cancel_scope.cancel()
 
     def _end(self, loop: Loop) -> None:
