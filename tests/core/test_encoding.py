@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from tests.core.helpers import replay
 
 from streamkeep import InMemoryStreamManager, InvalidArgumentError, JSONEncoding, StreamManager
+from streamkeep._depth import MAX_DEPTH
 from streamkeep._encoding import checked
 from streamkeep._pydantic import private_fields
 from streamkeep.events import chunk_record, done_record, encode_json
@@ -669,3 +670,54 @@ def test_objects_that_are_server_sent_events_are_refused_in_words(event: object)
     for value in (event, [event, None]):
         with pytest.raises(InvalidArgumentError, match="ServerSentEvent is a server-sent event already"):
             encode_json(value)
+
+
+class Unknown:
+    """What pydantic knows nothing of."""
+
+
+def test_a_dataclass_that_pydantic_has_no_serializer_for_is_refused() -> None:
+    @pydantic.dataclasses.dataclass
+    class Base:
+        a: int
+
+    @dataclasses.dataclass
+    class Derived(Base):
+        b: Unknown
+
+    with pytest.raises(InvalidArgumentError, match="no serializer for"):
+        encode_json(object.__new__(Derived))
+
+
+def test_numbers_that_are_none_are_written_as_a_dataclasss_own_json_has_them() -> None:
+    @pydantic.dataclasses.dataclass(config=pydantic.ConfigDict(ser_json_inf_nan="strings"))
+    class Measure:
+        x: float
+
+    assert encode_json(Measure(float("inf"))) == b'{"x":"Infinity"}'
+
+
+def test_numbers_that_are_none_are_refused_where_nothing_says_how_they_are_written() -> None:
+    class Dumped:
+        def model_dump(self, **_options: object) -> dict[str, float]:
+            return {"x": float("nan")}
+
+    with pytest.raises(InvalidArgumentError):
+        encode_json(Dumped())
+
+
+def test_numbers_that_are_none_are_not_looked_for_deeper_than_json_may_be() -> None:
+    depth = MAX_DEPTH + 2
+
+    class Dumped:
+        def model_dump(self, **_options: object) -> object:
+            value: object = float("nan")
+            for _ in range(depth):
+                value = [value]
+            return value
+
+        def model_dump_json(self, **_options: object) -> str:
+            return "[" * depth + '"NaN"' + "]" * depth
+
+    with pytest.raises(InvalidArgumentError):
+        encode_json(Dumped())

@@ -249,10 +249,10 @@ class Tasks(VersionedTaskStore, TaskEventStream):
         place = place or Place(f"a2a~{uuid.uuid4().hex}", 0, 0)
         try:
             writer = await self._streams.open(place.stream, key=key)
-        except StreamAlreadyExistsError:
-            return None
         except KeyInUseError as error:
             await self._until_over(Place(error.stream.rpartition(".")[0], 0, 0))
+            return None
+        except StreamAlreadyExistsError:
             return None
         turn = self._turns[place.root] = Turn(place, place, writer)
         return turn
