@@ -46,7 +46,8 @@ class Shutdown:
         self._listeners += 1
         if self._listeners == 1:
             self._listener.enter_context(_told_of_signals(self._begin))
-        hear_signals()
+        elif _listeners:  # somebody may have put a handler on top since
+            hear_signals()
         try:
             yield
         finally:
