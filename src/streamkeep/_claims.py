@@ -92,7 +92,7 @@ class Claims:
             if page is None or (there := life_of(page.head)).state.status != "open":
                 return  # the answer was lost, and whoever has replaced it already has cancelled it
             if there.state.writer != life.state.writer:
-                raise why_refused(page.head, life.state.writer)  # this took so long that it was taken for dead
+                raise why_refused(page.head, life.state)  # this took so long that it was taken for dead
             named = await self._look_at(name)
 
     async def _look_at(self, name: str) -> Named:

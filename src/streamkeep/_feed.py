@@ -11,11 +11,12 @@ from . import _lifecycle
 from ._background import Task
 from ._core import LOOK_SECONDS, Core
 from ._lifecycle import Life
-from .errors import StorageError, StreamkeepError, StreamManagerClosedError, StreamNotFoundError, fresh
+from .errors import StorageCorruptError, StorageError, StreamkeepError, StreamManagerClosedError, StreamNotFoundError, fresh
 from .storage import Doorbell
 
 PAGE_RECORDS: Final = 512
 RETRY_SECONDS: Final = 1.0
+MAX_RETRY_SECONDS: Final = 5.0
 """How long a storage is left alone that fails while all that it is needed for is what others do to a stream that is written here."""
 SHARED_RECORDS: Final = 1_024
 SHARED_BYTES: Final = 1 << 20
@@ -99,6 +100,8 @@ class Feed:
         self._listening = CancelScope()
         self._is_doubted = False
         self._hears = False
+        self._is_behind_writer = False
+        self._pause = RETRY_SECONDS
 
     @property
     def tail(self) -> int:
@@ -159,7 +162,8 @@ class Feed:
                 self._add(life, records)
             except StreamkeepError as error:  # of the followers, and not of who writes
                 self._give_up(error)
-        if self.tail < life.head.tail or (not self._hears and self._is_told):
+        self._is_behind_writer = self.tail < life.head.tail
+        if self._is_behind_writer or (not self._hears and self._is_told):
             self.look()
 
     def look(self) -> None:
@@ -212,10 +216,14 @@ class Feed:
                 while not (self._is_over or self._is_told):
                     await self._read_on(doorbell)
         except StorageError as error:
-            if not self._core.is_written_here(self._stream, self.life):
+            is_needed = self._is_behind_writer or self.tail < self.life.head.tail
+            is_lasting = isinstance(error, StorageCorruptError)
+            if is_needed or is_lasting or not self._core.is_written_here(self._stream, self.life):
                 raise
-            self._core.report(f"stream {self._stream}: only what is written here is seen of it", error)
-            await anyio.sleep(RETRY_SECONDS)
+            if self._pause == RETRY_SECONDS:  # once an outage
+                self._core.report(f"stream {self._stream}: only what is written here is seen of it", error)
+            await anyio.sleep(self._pause)
+            self._pause = min(2 * self._pause, MAX_RETRY_SECONDS)
 
     @property
     def _quiet_at(self) -> float:
@@ -282,6 +290,7 @@ class Feed:
         """Read what there is, unless the writer has told more meanwhile."""
         life, tail = self.life, self.tail
         page = await self._core.storage.read(self._stream, tail, PAGE_RECORDS)
+        self._pause = RETRY_SECONDS
         if self.life is not life or self.tail != tail:
             return
         if page is None:

@@ -348,19 +348,25 @@ def is_written(state: State) -> bool:
     return state.status == "open" and bool(state.session)
 
 
-def why_refused(head: Head | None, writer: str) -> StreamkeepError:
-    """Say why a commit of `writer` was refused, from the head that is there now."""
+def why_refused(head: Head | None, state: State) -> StreamkeepError:
+    """Say why a commit of a stream's writer was refused, from the head that is there now."""
     if head is None:
         return StreamNotFoundError("the stream was deleted")
     try:
-        life = life_of(head)
+        there = life_of(head).state
     except StorageCorruptError as error:
         return error
-    if life.state.error == ABORTED.status:
+    return _why_refused(there, state)
+
+
+def _why_refused(there: State, state: State) -> StreamkeepError:
+    if there.life != state.life:
+        return StreamNotFoundError("the stream was deleted, and another one was created under its id")
+    if there.error == ABORTED.status:
         return StreamCompletedError("the stream was ended with ABORTED: no sign of life of its writer was seen for too long")
-    if life.state.status != "open":
-        return StreamCompletedError(f"the stream was completed by somebody else ({_ending(life.state)})")
-    if life.state.writer != writer:
+    if there.status != "open":
+        return StreamCompletedError(f"the stream was completed by somebody else ({_ending(there)})")
+    if there.writer != state.writer:
         return StreamTakenOverError("another writer has taken the stream over")
     return StorageCorruptError("the storage has not what it had acknowledged: a failover or a crash has taken the last moments")
 

@@ -341,7 +341,7 @@ class Outbox:
         if self._is_over or self._doubt is not None or self._round is not None or self.life is not life:
             return
         if head is None or head.version != self.life.head.version:
-            self._fence(_lifecycle.why_refused(head, self.writer))
+            self._fence(_lifecycle.why_refused(head, self.life.state))
         elif _lifecycle.is_to_be_extended(life, self._core.now()) and self._ending is None:
             self._doubt = (_lifecycle.extend(self.life, self._core.now()), [])
             await self._advance()
@@ -436,7 +436,7 @@ class Outbox:
         life, records = self._doubt
         began_at = self._loop.time()
         if not await self._core.sweeper.commit(self.stream, self.life.head.version, life.head, records):
-            self._fence(_lifecycle.why_refused(await self._read_head(), self.writer))
+            self._fence(_lifecycle.why_refused(await self._read_head(), self.life.state))
             return
         self._doubt = None
         if life.head.expires_at != self.life.head.expires_at and _lifecycle.is_written(life.state):

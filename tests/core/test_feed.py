@@ -11,6 +11,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from streamkeep import (
     OffsetOutOfRangeError,
+    StorageCorruptError,
     StorageError,
     StreamEventType,
     StreamInput,
@@ -328,3 +329,49 @@ async def test_an_idle_timeout_is_not_put_off_by_who_interrupts_the_wait(streams
         with pytest.raises(StreamTimeoutError):
             await anext(events)
         assert anyio.current_time() - began_at == pytest.approx(1)
+
+
+async def test_who_is_behind_a_writer_here_is_told_what_cannot_be_read(
+    streams: StreamManager, storage: FaultyStorage, quiet_logs: pytest.LogCaptureFixture
+) -> None:
+    stream = await streams.open("s")
+    await wait_all_tasks_blocked()
+    events = streams.subscribe("s")
+    first = storage.hold("read", after=True)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(events.__aenter__)
+        await first.reached.wait()
+        await stream.write("a")
+        storage.refuse("read", times=20)
+        first.release()
+        await wait_all_tasks_blocked()
+        await stream.write("b")
+        with anyio.fail_after(5), pytest.raises(StorageError):
+            await anext(events)
+        await events.__aexit__()
+
+
+async def test_lasting_damage_is_told_to_who_follows_a_writer_here(
+    streams: StreamManager, storage: FaultyStorage, quiet_logs: pytest.LogCaptureFixture
+) -> None:
+    stream = await streams.open("s")
+    async with streams.subscribe("s") as events:
+        await stream.write("a")
+        assert (await anext(events)).chunk == "a"
+        storage.refuse("read", times=5, error=StorageCorruptError("damaged"))
+        with anyio.fail_after(5 * QUIET_SECONDS), pytest.raises(StorageCorruptError):
+            await anext(events)
+
+
+async def test_an_outage_is_told_once_while_the_writer_here_pauses(
+    streams: StreamManager, storage: FaultyStorage, quiet_logs: pytest.LogCaptureFixture
+) -> None:
+    stream = await streams.open("s")
+    async with streams.subscribe("s") as events:
+        await stream.write("a")
+        assert (await anext(events)).chunk == "a"
+        storage.refuse("watch", times=6)
+        await anyio.sleep(60)
+        await stream.write("b")
+        assert (await anext(events)).chunk == "b"
+    assert quiet_logs.text.count("only what is written here") == 1

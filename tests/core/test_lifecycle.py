@@ -209,14 +209,15 @@ def test_cancelling_ends_the_stream() -> None:
         (taken_over(opened()), StreamTakenOverError),
         (taken_over(release(opened(), NOW)), StreamTakenOverError),
         (opened(), StorageCorruptError),
+        (begin(NOW, "session", "another", Beginning(300.0)), StreamNotFoundError),
     ],
 )
 def test_why_a_commit_was_refused(there: Life | None, why: type[StreamkeepError]) -> None:
-    assert type(why_refused(None if there is None else there.head, "w1")) is why
+    assert type(why_refused(None if there is None else there.head, opened().state)) is why
 
 
 def test_a_head_that_cannot_be_read_is_somebody_elses() -> None:
-    assert type(why_refused(Head(1, 0, b"?", inf), "w1")) is StorageCorruptError
+    assert type(why_refused(Head(1, 0, b"?", inf), opened().state)) is StorageCorruptError
 
 
 CHANGES: list[Change] = [

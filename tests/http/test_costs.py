@@ -189,7 +189,7 @@ class Silent:
 
 
 def test_responses_are_seen_to_in_the_next_event_loop_when_one_has_ended_without_a_word() -> None:
-    pulse = Pulse(timedelta(milliseconds=5), timedelta(hours=1), anyio.sleep_forever)
+    pulse = Pulse(timedelta(milliseconds=5), timedelta(hours=1), lambda: False)
 
     async def show() -> None:
         pulse.add(Silent())
@@ -258,7 +258,7 @@ async def test_a_response_that_begins_as_the_last_one_is_over_is_seen_to(turns: 
             if not self._responses and not late.broken:
                 begin(turns)
 
-    pulse = Watched(timedelta(milliseconds=5), timedelta(hours=1), anyio.sleep_forever)
+    pulse = Watched(timedelta(milliseconds=5), timedelta(hours=1), lambda: False)
 
     def begin(after: int) -> None:
         if after:
@@ -277,22 +277,35 @@ async def test_responses_end_at_the_shutdown_that_comes_after_another_one(monkey
     monkeypatch.setattr(shutdown, "LAST_RESPONSES_SECONDS", 0.05)
     both = shutdown.Shutdown()
     first, second = anyio.Event(), anyio.Event()
-    ended: list[str] = []
+    with both.draining(first):
+        both.begun.set()
+        assert not both.is_time_to_end()  # a producer is at work
+    with both.draining(second):
+        second.set()
+        await asyncio.sleep(0.1)
+        assert not both.is_time_to_end()  # nobody has said so since
+        both.begun.set()
+        await until(both.is_time_to_end)
 
-    async def wait() -> None:
-        await both.time_to_end()
-        ended.append("ended")
 
-    async with asyncio.TaskGroup() as tasks:
-        with both.draining(first):
-            tasks.create_task(wait())
-            await asyncio.sleep(0.01)
-        with both.draining(second):
-            await asyncio.sleep(0.1)
-            assert not ended
-            both.begun.set()
-            second.set()
-            await until(lambda: bool(ended))
+def test_an_app_is_entered_in_the_next_event_loop_though_the_last_one_ended_without_a_word() -> None:
+    streams = StreamManager(MemoryStorage())
+    http = StreamsHTTP(streams)
+
+    async def answer() -> None:
+        async with http:
+            async with streams.open("s", resume=False) as stream:
+                await stream.write(1)
+                await stream.done()
+            client = Client()
+            await http.show(scope_of(), client.receive, client.send, "s", framing=SSEFraming())
+            assert client.events == 2
+            await streams.delete("s")
+
+    for _ in range(3):
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(answer())
+        loop.close()
 
 
 async def test_all_who_wait_for_the_last_responses_go_on_when_they_are_over() -> None:

@@ -297,7 +297,7 @@ class StreamsHTTP:
         self._timeouts = timeouts or Timeouts()
         self._drain = drain
         self._shutdown = shutdown_of(self.streams)
-        self._pulse = Pulse(self._timeouts.heartbeat, self._timeouts.longest, self._shutdown.time_to_end)
+        self._pulse = Pulse(self._timeouts.heartbeat, self._timeouts.longest, self._shutdown.is_time_to_end)
         self._listening = self._shutdown.listening if drain_on_signal else nullcontext
         self._max_body_bytes = max_body_bytes
         self._max_producers = max_producers

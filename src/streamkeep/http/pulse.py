@@ -3,7 +3,8 @@
 A response that kept time by itself would have a timer set and reset for each event, and tasks that do nothing but wait.
 """
 
-from collections.abc import Awaitable, Callable
+import logging
+from collections.abc import Callable
 from contextvars import Context
 from datetime import timedelta
 from functools import partial
@@ -11,13 +12,17 @@ from typing import Final, Protocol
 
 import anyio
 
-from .._background import Loop, loop_here
+from .._background import Loop, loop_here, not_ours
 from ..events import ErrorInfo
+
+logger: Final = logging.getLogger("streamkeep")
 
 SHUTTING_DOWN: Final = ErrorInfo("UNAVAILABLE", "the server is shutting down; the stream can be resumed by its id")
 TOO_LONG: Final = ErrorInfo("DEADLINE_EXCEEDED", "the response took as long as it may; the stream can be resumed by its id")
 
 LONGEST_PAUSE_SECONDS: Final = 1.0
+END_PAUSE_SECONDS: Final = 0.25
+"""How often it looks whether all must end."""
 PAUSES: Final = 5
 """How often it looks before a response is due: it may be late by that part."""
 
@@ -47,12 +52,12 @@ class Response(Protocol):
 
 
 class Pulse:
-    """Sees to responses that are `heartbeat` apart from their last send, or last the `longest`; all end when `time_to_end` returns."""
+    """Sees to responses that are `heartbeat` apart from their last send, or last the `longest`; all end when `is_time_to_end` says so."""
 
-    def __init__(self, heartbeat: timedelta, longest: timedelta, time_to_end: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, heartbeat: timedelta, longest: timedelta, is_time_to_end: Callable[[], bool]) -> None:
         self._heartbeat_seconds = heartbeat.total_seconds()
         self._longest_seconds = longest.total_seconds()
-        self._time_to_end = time_to_end
+        self._is_time_to_end = is_time_to_end
         self._responses: dict[Response, None] = {}
         self._loop: Loop | None = None
         """Where its task runs."""
@@ -71,24 +76,31 @@ class Pulse:
         self._responses.pop(response, None)
 
     async def _run(self, loop: Loop) -> None:
-        pause = min(LONGEST_PAUSE_SECONDS, self._heartbeat_seconds / PAUSES, self._longest_seconds / PAUSES)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._end_all)
-            while self._responses:
-                await anyio.sleep(pause)
-                self._look(anyio.current_time())
+        try:
+            await self._beat()
+        except not_ours():
+            raise
+        except BaseException:  # nobody waits for this task, and on trio it would end all others
+            logger.exception("responses are not seen to any more, until the next one begins")
+        finally:
             self._end(loop)  # before anything is awaited: who comes from here on is another task's
-            tasks.cancel_scope.cancel()
+
+    async def _beat(self) -> None:
+        pause = min(LONGEST_PAUSE_SECONDS, self._heartbeat_seconds / PAUSES, self._longest_seconds / PAUSES)
+        look_at = anyio.current_time() + pause
+        while self._responses:
+            await anyio.sleep(min(pause, END_PAUSE_SECONDS))
+            now = anyio.current_time()
+            if now >= look_at:
+                self._look(now)
+                look_at = now + pause
+            if self._is_time_to_end():
+                for response in tuple(self._responses):
+                    response.end(SHUTTING_DOWN)
 
     def _end(self, loop: Loop) -> None:
         if self._loop is loop:
             self._loop = None
-
-    async def _end_all(self) -> None:
-        while True:
-            await self._time_to_end()
-            for response in tuple(self._responses):
-                response.end(SHUTTING_DOWN)
 
     def _look(self, now: float) -> None:
         for response in self._responses:

@@ -7,6 +7,7 @@ decides nothing about requests or frames.
 
 import inspect
 import logging
+import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar, copy_context
@@ -109,7 +110,7 @@ class _Run:
 
     def __init__(self, stream: StreamInput, due: Due, on_end: OnEnd | None, forget: Callable[["_Run"], object]) -> None:
         self.stream = stream
-        self.began_at = anyio.current_time()
+        self.began_at = time.monotonic()
         self.due = due
         self.on_end = on_end
         self.task: Task | None = None
@@ -437,7 +438,7 @@ class Runner:
     def _forget(self, run: _Run) -> None:
         if run in self._runs:
             del self._runs[run]
-            log_end(run.stream, self._tasks.loop.time() - run.began_at, run.end_as)
+            log_end(run.stream, time.monotonic() - run.began_at, run.end_as)
         self._tell_of_change()
 
     def _tell_of_change(self) -> None:

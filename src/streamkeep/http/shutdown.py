@@ -9,6 +9,7 @@ import asyncio
 import signal
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
+from math import inf
 from types import FrameType
 from typing import Final
 from weakref import WeakKeyDictionary
@@ -20,6 +21,7 @@ from .._manager import StreamManager
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 LAST_RESPONSES_SECONDS: Final = 2.0
 """How long responses may take to end by themselves when the producers have; readers of other processes' streams do not."""
+LOOK_SECONDS: Final = 0.01
 LAST_FRAME_SECONDS: Final = 1.5
 """How long a response may take to say its last words, and a little more."""
 
@@ -37,8 +39,7 @@ class Shutdown:
         self._listeners = 0
         self._listener = ExitStack()
         self._responses = 0
-        self._has_ended = anyio.Event()
-        """One more response has."""
+        self._end_at = inf
 
     @contextmanager
     def listening(self) -> Generator[None]:
@@ -62,8 +63,7 @@ class Shutdown:
     def draining(self, drained: anyio.Event) -> Generator[None]:
         """While within, let responses go on until an event, and a moment longer. Who comes first after an end begins anew."""
         if not self._drains:
-            before, self.begun = self.begun, anyio.Event()
-            before.set()  # who waits for that one waits for this one
+            self.begun = anyio.Event()
         self._drains.add(drained)
         try:
             yield
@@ -78,19 +78,22 @@ class Shutdown:
             yield
         finally:
             self._responses -= 1
-            ended, self._has_ended = self._has_ended, anyio.Event()
-            ended.set()
 
     async def time_to_end(self) -> None:
         """Return when responses must end: the producers have, and readers have had a moment to be told."""
-        while True:
-            begun = self.begun
-            await begun.wait()
-            for drained in tuple(self._drains):
-                await drained.wait()
-            await anyio.sleep(LAST_RESPONSES_SECONDS if begun is self.begun else 0)
-            if begun is self.begun:  # else it was begun anew meanwhile
-                return
+        await self.begun.wait()
+        for drained in tuple(self._drains):
+            await drained.wait()
+        await anyio.sleep(LAST_RESPONSES_SECONDS)
+
+    def is_time_to_end(self) -> bool:
+        """Say whether that is so now, for who asks again and again. Whoever waits for an event waits in the event loop that it is of."""
+        if not (self.begun.is_set() and all(drained.is_set() for drained in self._drains)):
+            self._end_at = inf
+            return False
+        now = anyio.current_time()
+        self._end_at = min(self._end_at, now + LAST_RESPONSES_SECONDS)
+        return now >= self._end_at
 
     async def responses_ended(self) -> None:
         """Return when the responses that are being ended have said so, and soon in any case.
@@ -98,8 +101,8 @@ class Shutdown:
         A server that has cancelled them does not wait for that, and may kill its own process next.
         """
         with anyio.move_on_after(LAST_FRAME_SECONDS):
-            while self._responses:
-                await self._has_ended.wait()
+            while self._responses:  # noqa: ASYNC110 - an event would be of one event loop
+                await anyio.sleep(LOOK_SECONDS)
 
 
 _shutdowns: Final[WeakKeyDictionary[StreamManager, Shutdown]] = WeakKeyDictionary()
