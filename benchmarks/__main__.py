@@ -10,7 +10,8 @@ from pathlib import Path
 import uvloop
 
 from benchmarks import bare, many, over_http
-from benchmarks.work import CHUNK, HEADER, REPLAYED, WRITERS, Work, append, append_to, counted, folder, rate, replay
+from benchmarks.answer import CHUNK
+from benchmarks.work import HEADER, REPLAYED, WRITERS, Work, append, append_to, counted, folder, rate, replay
 from streamkeep import InMemoryStreamManager, StreamManager
 
 

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 import uvloop
 from tests.engines.running import ENGINES, in_namespace
 
-from benchmarks.work import CHUNK, HEADER, REPLAYED, WRITERS, Work, append, append_to, counted, replay
+from benchmarks.answer import CHUNK
+from benchmarks.work import HEADER, REPLAYED, WRITERS, Work, append, append_to, counted, replay
 from streamkeep import StreamManager
 from streamkeep._lifecycle import Beginning, Life, begin, grow
 from streamkeep.events import chunk_record

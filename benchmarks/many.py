@@ -20,7 +20,8 @@ from typing import Any, Final
 import uvloop
 from tests.engines.running import ENGINES
 
-from benchmarks.work import CHUNK, WRITERS, counted, folder
+from benchmarks.answer import CHUNK
+from benchmarks.work import WRITERS, counted, folder
 from streamkeep import StreamInput, StreamManager
 from streamkeep._lifecycle import Beginning, begin, finish, grow, life_of
 from streamkeep.errors import StreamkeepError

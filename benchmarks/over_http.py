@@ -10,7 +10,7 @@ import socket
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,13 +20,17 @@ import msgspec
 from tests.engines.process import Process, free_port
 from tests.engines.running import ENGINES, Empty
 
+from benchmarks import page
+from benchmarks.answer import PER_SECOND
 from benchmarks.load import Seen, Task
-from benchmarks.served import PER_SECOND
 from benchmarks.work import REPLAYED, counted, folder
 
 HEADER = "| work | unit | streamkeep | bare | ratio | the clients' share of a core |\n|---|---|---:|---:|---:|---:|"
 ROOT = Path(__file__).parent.parent
 LOAD_SECONDS = 120
+LOG_SHOWN = 4_000
+PEERS = ("fastapi-resumable-stream", "assistant-stream")
+"""See `benchmarks.peers`, which needs an interpreter that has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,27 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
+class Row:
+    """What one way of serving a scene comes to, and the bare app: medians.
+
+    Attributes:
+        share: the most that the clients have used of a core in any round.
+    """
+
+    scene: str
+    way: str
+    figure: Figure
+    ours: float
+    bare: float
+    ratio: float
+    share: float
+
+    def __str__(self) -> str:
+        mine, theirs = (f"{value:,.{self.figure.digits}f}" for value in (self.ours, self.bare))
+        return f"| {self.scene}, {self.way} | {self.figure.unit} | {mine} | {theirs} | {self.ratio:.2f} | {self.share:.0%} |"
+
+
+@dataclass(frozen=True, slots=True)
 class Scene:
     """What clients do, over which storages, and what is read from that. A server's port and process are not known yet."""
 
@@ -46,38 +71,52 @@ class Scene:
     task: Task
     storages: Sequence[str]
     figures: Sequence[Figure]
+    has_peers: bool = False
 
-    def print(self, rounds: int, empty_redis: Empty) -> None:
-        """Measure each storage and the bare app in turn, and print a row for each storage and figure, with medians."""
-        ways = [*self.storages, "bare"]
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """Where each way of serving is begun: a new process for each measurement. `peers`: an interpreter that has the other libraries."""
+
+    empty_redis: Empty
+    peers: str
+
+    def rows(self, scene: Scene, rounds: int) -> Iterator[Row]:
+        """Measure each way and the bare app in turn, and give a row for each way and figure."""
+        ways = [*scene.storages, *(PEERS if scene.has_peers and self.peers else ()), "bare"]
         seen: dict[str, list[Seen]] = {way: [] for way in ways}
         for _ in range(rounds):
             for way in ways:
-                seen[way].append(self._measure(way, empty_redis))
-        for storage in self.storages:
-            for figure in self.figures:
-                ours, bare = ([figure.of(each) for each in seen[way]] for way in (storage, "bare"))
-                mine, theirs = (f"{statistics.median(some):,.{figure.digits}f}" for some in (ours, bare))
+                seen[way].append(self._measure(way, scene))
+        for way in ways[:-1]:
+            share = max(each.load / each.seconds for each in [*seen[way], *seen["bare"]])
+            for figure in scene.figures:
+                ours, bare = ([figure.of(each) for each in seen[one]] for one in (way, "bare"))
                 ratio = statistics.median(one / other if other else 0.0 for one, other in zip(ours, bare, strict=True))
-                share = max(each.load / each.seconds for each in [*seen[storage], *seen["bare"]])
-                print(f"| {self.name}, {storage} | {figure.unit} | {mine} | {theirs} | {ratio:.2f} | {share:.0%} |", flush=True)
+                yield Row(scene.name, way, figure, statistics.median(ours), statistics.median(bare), ratio, share)
 
-    def _measure(self, way: str, empty_redis: Empty) -> Seen:
+    def _measure(self, way: str, scene: Scene) -> Seen:
         with folder() as path:
-            urls = {"bare": "bare", "memory": "memory://", "SQLite `FULL`": f"sqlite:///{path / 'streams.db'}"}
-            url = urls[way] if way in urls else empty_redis().url
             port = free_port()
-            command = [sys.executable, "-m", "benchmarks.served", str(port), url]
-            server = Process(command, path / "server", partial(answers, port), environment={"PYTHONPATH": str(ROOT)})
-            task = msgspec.structs.replace(self.task, port=port, pid=server.start().pid)
+            server = Process(
+                self._command(way, port, path), path / "server", partial(answers, port), environment={"PYTHONPATH": str(ROOT)}
+            )
+            task = msgspec.structs.replace(scene.task, port=port, pid=server.start().pid)
             try:
                 load = [sys.executable, "-m", "benchmarks.load", msgspec.json.encode(task).decode()]
                 done = subprocess.run(load, cwd=ROOT, capture_output=True, timeout=LOAD_SECONDS, check=False)
             finally:
                 server.kill()
             if done.returncode:
-                raise RuntimeError(f"{self.name}, {way}: {done.stderr.decode()}\nThe server: {server.log}")
+                raise RuntimeError(f"{scene.name}, {way}: {done.stderr.decode()}\nThe server: {server.log[-LOG_SHOWN:]}")
         return msgspec.json.decode(done.stdout, type=Seen)
+
+    def _command(self, way: str, port: int, path: Path) -> Sequence[str]:
+        if way in PEERS:
+            return [self.peers, "-m", "benchmarks.peers", str(port), way, self.empty_redis().url.partition("?")[0]]
+        urls = {"bare": "bare", "memory": "memory://", "SQLite `FULL`": f"sqlite:///{path / 'streams.db'}"}
+        url = urls[way] if way in urls else self.empty_redis().url
+        return [sys.executable, "-m", "benchmarks.served", str(port), url]
 
 
 def answers(port: int) -> bool:
@@ -101,7 +140,7 @@ def all_scenes(*, quick: bool) -> Sequence[Scene]:
     for answers in (200, 400):
         asked = task("POST /answer", answers)
         name = f"{asked.clients} answers that ask for {counted(asked.clients * PER_SECOND, 'event')}/s"
-        scenes.append(Scene(name, asked, everywhere, [cost, delivered]))
+        scenes.append(Scene(name, asked, everywhere, [cost, delivered], has_peers=True))
     for readers, per_second in ((100, 50), (1_000, 10)):
         live = task("GET /live", readers, begin=f"POST /live/{per_second}")
         scenes.append(Scene(f"one stream live to {counted(live.clients, 'reader')}", live, ["SQLite `FULL`"], [cost]))
@@ -115,22 +154,39 @@ def all_scenes(*, quick: bool) -> Sequence[Scene]:
     return scenes
 
 
-def print_rows(rounds: int, *, quick: bool) -> None:
-    """Measure all, and print a table."""
+def print_rows(rounds: int, *, quick: bool, peers: str = "") -> Sequence[Row]:
+    """Measure all, print a table, and give its rows."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # for a thousand clients; the processes inherit it
     print(HEADER)
+    rows: list[Row] = []
     with ENGINES["redis"]() as empty_redis:
         for scene in all_scenes(quick=quick):
-            scene.print(rounds, empty_redis)
+            for row in Servers(empty_redis, peers).rows(scene, rounds):
+                print(row, flush=True)
+                rows.append(row)
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.over_http", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="how many times each is measured (7)")
     parser.add_argument("--quick", action="store_true", help="a tenth of the clients, and a second of each")
+    parser.add_argument("--peers", default="", metavar="PYTHON", help="an interpreter that has what `benchmarks.peers` wants")
+    parser.add_argument(
+        "--page", action="store_true", help="put the table, and plots of it, into docs/explanation/performance.md"
+    )
     options = parser.parse_args()
-    print_rows(options.rounds, quick=options.quick)
+    rows = print_rows(options.rounds, quick=options.quick, peers=options.peers)
+    if options.page:
+        page.write([HEADER, *map(str, rows)], charts_of(rows))
+
+
+def charts_of(rows: Sequence[Row]) -> Iterator[tuple[str, str, Sequence[tuple[str, float]]]]:
+    """Give what is drawn: a name, a title, and bars."""
+    for name, figure in dict.fromkeys((row.scene, row.figure.unit) for row in rows):
+        those = [row for row in rows if (row.scene, row.figure.unit) == (name, figure)]
+        yield name, f"{name}: {figure}", [("bare", those[0].bare), *((row.way, row.ours) for row in those)]
 
 
 if __name__ == "__main__":

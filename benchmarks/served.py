@@ -19,25 +19,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from benchmarks.answer import CHUNK, PER_SECOND, chunks
 from benchmarks.bare import encode
-from benchmarks.work import CHUNK, REPLAYED
+from benchmarks.work import REPLAYED
 from streamkeep.http import SSEFraming, StreamsHTTP
 from streamkeep.http.response import ASGIApp, Receive, Scope, Send
 
-PER_SECOND = 50
-LONGEST_SECONDS = 600
 PREFIX = b"b41d2bb2-5dd6-4a7a-9d7f-4f5d8bcb3b6e/0123456789ab/"
 AT_ONCE = 64
-
-
-async def chunks(per_second: int) -> AsyncGenerator[object]:
-    """Give chunks as a model does that does not wait for who takes them: one that comes late is followed by the next the sooner."""
-    loop = asyncio.get_running_loop()
-    due = loop.time()
-    for _ in range(LONGEST_SECONDS * per_second):
-        due += 1 / per_second
-        await asyncio.sleep(max(0.0, due - loop.time()))
-        yield CHUNK
 
 
 def durable(url: str) -> ASGIApp:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from benchmarks.answer import CHUNK
 from streamkeep import StreamManager
 
-CHUNK = {"text": "It was the best of times, it was the worst of times, it was the age of wisdom", "index": 41, "role": "model"}
 REPLAYED = 10_000
 WRITERS = 64
 

@@ -17,7 +17,7 @@ from . import _names
 from ._cancel import cancel
 from ._core import Core
 from ._guard import commit_once
-from ._lifecycle import Beginning, Life
+from ._lifecycle import Beginning, Life, life_of, why_refused
 from ._names import Kind
 from ._naming import Named, forget_names, look_up, names_life
 from .errors import KeyInUseError, StorageCorruptError, StorageError, StreamNotFoundError
@@ -74,7 +74,7 @@ class Claims:
         return False
 
     async def claim(self, life: Life) -> None:
-        """Make the stream, which is there, the one that the names name. Raises KeyInUseError, StorageError."""
+        """Make the stream, which is there, the one that the names name. Raises KeyInUseError, StreamTakenOverError, StorageError."""
         while not self._is_noted:
             page = await self._core.storage.read(self._own)
             self._is_noted = await self._commit(self._own, Named(None if page is None else page.head), life)
@@ -89,8 +89,10 @@ class Claims:
             if await self._commit(name, named, life):
                 return
             page = await self._core.storage.read(self._stream)
-            if page is None or page.head != life.head:
+            if page is None or (there := life_of(page.head)).state.status != "open":
                 return  # the answer was lost, and whoever has replaced it already has cancelled it
+            if there.state.writer != life.state.writer:
+                raise why_refused(page.head, life.state.writer)  # this took so long that it was taken for dead
             named = await self._look_at(name)
 
     async def _look_at(self, name: str) -> Named:

@@ -70,6 +70,11 @@ class Outbox(Protocol):
         ...
 
     @property
+    def busy_until(self) -> float:
+        """Until when it counts as busy, by the event loop's clock."""
+        ...
+
+    @property
     def writer(self) -> str:
         """Its name, which the stream's head has as long as it is the one writer."""
         ...
@@ -163,8 +168,12 @@ class Core:
 
     def is_written_here(self, stream: str, life: Life) -> bool:
         """Say whether the writer of a stream is one of this manager's."""
-        writer = life.state.writer
-        return any(outbox.writer == writer for outbox in self._outboxes.get(stream, ()))
+        return any(outbox.writer == life.state.writer for outbox in self._outboxes.get(stream, ()))
+
+    def busy_until(self, stream: str, life: Life) -> float:
+        """Say until when the writer of a stream counts as busy, by the event loop's clock; -inf: it does not, or is another manager's."""
+        there = self._outboxes.get(stream, ())
+        return max((outbox.busy_until for outbox in there if outbox.writer == life.state.writer), default=-inf)
 
     def outboxes(self, stream: str | None = None) -> Iterator[Outbox]:
         """Give the writers of a stream, or all, that this manager has now."""

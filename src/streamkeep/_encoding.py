@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, final
 import msgspec
 
 from ._depth import MAX_DEPTH, MAX_SHALLOW, TOO_DEEP, check_depth
-from ._pydantic import dump_of, dumped, dumped_without, is_dataclass, private_fields
+from ._pydantic import dump_of, dumped, dumped_without, is_dataclass, private_fields, with_own_numbers
 from ._sse_text import check_no_sse_object
 from .errors import InvalidArgumentError
 
@@ -40,10 +40,10 @@ class JSONEncoding:
     """How chunks and outputs are encoded: `StreamManager.connect(url, encode=JSONEncoding(exclude_none=True))`.
 
     Called with a value, it gives its JSON in UTF-8. It takes what the standard library's `json.dumps` takes, subclasses included; enums;
-    dataclasses, attrs classes and msgspec structs; pydantic models and dataclasses, by alias, as their own JSON mode writes them; and
-    what msgspec documents, such as datetimes, UUIDs, decimals, sets, bytes (as base64) and `msgspec.Raw`, JSON that is ready (inside of
-    another value it is taken as it is). Fields of dataclasses whose names begin with `_` never go out, but those of a dataclass that a
-    model's own serializer has made.
+    dataclasses, attrs classes and msgspec structs; pydantic models and dataclasses, by alias, as their own JSON mode writes them, and other
+    dataclasses that have or inherit a serializer of pydantic's; and what msgspec documents, such as datetimes, UUIDs, decimals, sets, bytes
+    (as base64) and `msgspec.Raw`, JSON that is ready (inside of another value it is taken as it is). Fields of dataclasses whose names
+    begin with `_` never go out, but those of a dataclass that a model's own serializer has made.
 
     Raises InvalidArgumentError, when called: anything else; nesting that is circular or deeper than 256 levels; objects of known
     libraries that are server-sent events already.
@@ -52,7 +52,8 @@ class JSONEncoding:
         exclude_none: leave out fields that are None, of models, dataclasses, attrs classes and structs. A null in a dict or a list is the
             user's own, and stays; so does one that stands for NaN.
         exclude_unset: leave out the fields of pydantic models that were not given, as pydantic's own `exclude_unset`.
-        non_finite: `raise` refuses NaN and infinities, `null` writes null in their place, as JavaScript does. (Keys are text: `"nan"`.)
+        non_finite: `raise` refuses NaN and infinities, `null` writes null in their place, as JavaScript does. (Keys are text: `"nan"`;
+            and so is what a model's `ser_json_inf_nan="strings"` writes.)
         surrogates: `raise` refuses lone surrogates, which are no text; `replace` writes U+FFFD in their place.
         default: is asked for what to encode in place of an object that nothing here takes, as by `json.dumps`. It is called in the thread
             that writes.
@@ -238,11 +239,13 @@ class _Walk:
             data = _encode(tree)
         except (*_ERRORS, RecursionError):
             data = None
+        options: Mapping[str, object] = self._options
         if (data is None or b'"_' in data) and (private := private_fields(value)):
-            return False, dumped_without(private, value, dump, self._options)
-        if data is None or (b"null" in data and not _is_plain(tree)):
-            return False, tree
-        return True, msgspec.Raw(data)
+            tree, data = dumped_without(private, value, dump, options), None
+            options = {**options, "exclude": private}
+        if data is not None and (b"null" not in data or _is_plain(tree)):
+            return True, msgspec.Raw(data)
+        return False, with_own_numbers(tree, value, options) if _holds_non_finite(tree) else tree
 
     def _struct(self, value: msgspec.Struct) -> msgspec.Struct:
         new = copy(value)
@@ -313,6 +316,23 @@ def checked_json(data: bytes) -> bytes:
         raise InvalidArgumentError("these bytes are not JSON in UTF-8") from error
     check_depth(data)
     return data
+
+
+def _holds_non_finite(value: object) -> bool:
+    """Say whether a dump has NaN or an infinity in it."""
+    stack, seen = [value], set[int]()
+    while stack:
+        item = stack.pop()
+        match item:
+            case float():
+                if not isfinite(item):
+                    return True
+            case dict() | list() | tuple() if id(item) not in seen:  # one that is circular is refused later
+                seen.add(id(item))
+                stack.extend(item.values() if isinstance(item, dict) else item)
+            case _:
+                pass
+    return False
 
 
 def _is_plain(value: object) -> bool:

@@ -1,8 +1,7 @@
 """Feed: the newest records of one stream, read once per change for all who follow it in this process."""
 
-from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from math import inf
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import anyio
@@ -16,6 +15,8 @@ from .errors import StorageError, StreamkeepError, StreamManagerClosedError, Str
 from .storage import Doorbell
 
 PAGE_RECORDS: Final = 512
+RETRY_SECONDS: Final = 1.0
+"""How long a storage is left alone that fails while all that it is needed for is what others do to a stream that is written here."""
 SHARED_RECORDS: Final = 1_024
 SHARED_BYTES: Final = 1 << 20
 
@@ -97,7 +98,7 @@ class Feed:
         self._reading = Task()
         self._listening = CancelScope()
         self._is_doubted = False
-        self._is_led = False
+        self._hears = False
 
     @property
     def tail(self) -> int:
@@ -154,8 +155,11 @@ class Feed:
         if self._is_over or life.head.version <= self.life.head.version:
             return
         if life.state.life == self.life.state.life and life.head.tail - len(records) == self.tail:
-            self._add(life, records)
-        if self.tail < life.head.tail:
+            try:
+                self._add(life, records)
+            except StreamkeepError as error:  # of the followers, and not of who writes
+                self._give_up(error)
+        if self.tail < life.head.tail or (not self._hears and self._is_told):
             self.look()
 
     def look(self) -> None:
@@ -193,18 +197,48 @@ class Feed:
     async def _follow(self) -> None:
         try:
             while not self._is_over:
-                self._is_led = self._is_written_here
-                async with _told_by_writer() if self._is_led else self._core.storage.watch(self._stream) as doorbell:
-                    while not self._is_over and self._is_led == self._is_written_here:
-                        await self._read_on(doorbell)
+                await self._go_on()
         except StreamkeepError as error:
             if isinstance(error, StorageError):
                 self._core.report(f"stream {self._stream} cannot be read, and its readers are told", error)
             self._fail(error)
 
+    async def _go_on(self) -> None:
+        try:
+            if self._is_told:
+                await self._hear()
+                return
+            async with self._core.storage.watch(self._stream) as doorbell:
+                while not (self._is_over or self._is_told):
+                    await self._read_on(doorbell)
+        except StorageError as error:
+            if not self._core.is_written_here(self._stream, self.life):
+                raise
+            self._core.report(f"stream {self._stream}: only what is written here is seen of it", error)
+            await anyio.sleep(RETRY_SECONDS)
+
     @property
-    def _is_written_here(self) -> bool:
-        return self._core.is_written_here(self._stream, self.life)
+    def _quiet_at(self) -> float:
+        return self._core.busy_until(self._stream, self.life)
+
+    @property
+    def _is_told(self) -> bool:
+        """Whether a writer of this manager's stores often, and tells what it stores: then the storage need not be listened to.
+
+        Whatever somebody else does to the stream meanwhile, that writer finds out at its next commit.
+        """
+        return anyio.current_time() < self._quiet_at
+
+    async def _hear(self) -> None:
+        """Take what the writer tells (`take`), until it is quiet for a while, or there is something to be read."""
+        self._hears, self._is_doubted = True, False
+        try:
+            await self._read()
+            while self._is_told and not (self._is_doubted or self._is_over or self.tail < self.life.head.tail):
+                with CancelScope(deadline=self._quiet_at) as self._listening:
+                    await anyio.sleep_forever()
+        finally:
+            self._hears = False
 
     def _ended(self) -> None:
         # Stopped by the last follower's leaving, or with the manager; or by a bug, or by asyncio, which may be before it began.
@@ -212,11 +246,7 @@ class Feed:
             self._fail(StreamManagerClosedError("the stream manager is closed"))
 
     async def _read_on(self, doorbell: Doorbell) -> None:
-        """Read until the stream is over or has another writer; meanwhile, see whether the one that it has is alive.
-
-        What a writer of this manager's stores, it tells (`take`), and it is the first to be told by who ends the stream in its place, or
-        takes it over: the storage need not be listened to.
-        """
+        """Read until the stream is over, or has another writer, or one that tells; meanwhile, see whether the one that it has is alive."""
         session = self.life.state.session
         is_dead = False
 
@@ -230,7 +260,7 @@ class Feed:
                 # Whatever is known of the writer, the stream is read first: it may be another's by now, or deleted.
                 self._is_doubted = False
                 await self._read()
-                if self._is_over or self.life.state.session != session or self._is_led != self._is_written_here:
+                if self._is_over or self.life.state.session != session or self._is_told:
                     return
                 if self.tail < self.life.head.tail:
                     continue
@@ -245,8 +275,6 @@ class Feed:
                     await self._core.ask_for_writer(self._stream, self.life)
 
     def _deadline(self) -> float:
-        if self._is_led:
-            return inf  # its writer looks by itself
         at = _lifecycle.abandoned_at(self.life.state, self._core.terms)
         return anyio.current_time() + (LOOK_SECONDS if at is None else at - self._core.now())
 
@@ -297,14 +325,3 @@ class Feed:
         change, self._change = self._change, self._core.background.loop.event()
         self._waiting = 0
         change.set()
-
-
-@asynccontextmanager
-async def _told_by_writer() -> AsyncGenerator[Doorbell]:
-    """Give a doorbell that nobody rings: the writer calls."""
-    yield _Silent()
-
-
-class _Silent:
-    async def wait(self) -> None:
-        await anyio.sleep_forever()

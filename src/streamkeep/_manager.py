@@ -206,7 +206,8 @@ class StreamManager:
         Raises (when awaited or entered) StreamAlreadyExistsError, InvalidArgumentError, StorageError, StreamManagerClosedError,
         WrongEventLoopError; with `resume`, StreamCompletedError, and StreamBusyError while its writer may be alive, which says when to try
         again; with `key`, KeyInUseError while a stream runs under it, whose id that says, unless `replace` is given; with `run`,
-        KeyInUseError if a stream was started by it, running or ended. A stream whose start has died before its key and run were its own
+        KeyInUseError if a stream was started by it, running or ended; with either, StreamTakenOverError if that took so long that this
+        manager was taken for dead meanwhile. A stream whose start has died before its key and run were its own
         is gone on with under the same conditions. When it raises, or is cancelled, it leaves no stream behind.
         """
         ttl_seconds = self._terms.ttl if ttl is None else ttl.total_seconds()

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable
 from enum import Enum, auto
 from functools import partial
+from math import inf
 from threading import Lock
 from typing import Any, Final
 
@@ -51,6 +52,7 @@ BATCH_RECORDS: Final = 1_024
 BATCH_BYTES: Final = 1 << 20
 YIELD_WRITES: Final = 64
 """A storage may answer without suspending; a producer that never waits must let readers run all the same."""
+QUIET_SECONDS: Final = 1.0
 SLOW_SECONDS: Final = 0.005
 RELEASE_SECONDS: Final = 5.0
 """How long leaving the block may hold up a cancellation, for releasing the stream or storing its error."""
@@ -148,13 +150,19 @@ class Outbox:
         self.is_slow = False
         self._task: _Task | None = None  # commits what is queued, in the background
         self._has_untold_loss = False  # whether records were lost, and no call has said so yet
-        self.committed_at = self.stored_at = self._left_at = self._began_at = self._loop.time()
+        self.committed_at = self._committed_before = self.stored_at = self._left_at = self._began_at = self._loop.time()
         core.keep(self)
 
     @property
     def is_open(self) -> bool:
         """Whether it takes records."""
         return self._state is _State.OPEN
+
+    @property
+    def busy_until(self) -> float:
+        """Until when it counts as busy, if it stores nothing: it has stored twice within a second, or has begun within it; else -inf."""
+        is_busy = self.committed_at - self._committed_before <= QUIET_SECONDS
+        return self.committed_at + QUIET_SECONDS if is_busy else -inf
 
     @property
     def is_stopped(self) -> bool:
@@ -356,10 +364,12 @@ class Outbox:
             self._task = _Task(self._loop)
             what = f"storing what is queued for stream {self.stream}"
             # `ended`, because asyncio may cancel it before it begins.
-            self._core.background.start(partial(self._commit_queued, self._task), what, ended=self._end_task)
+            ended = partial(self._end_task, self._task)
+            self._core.background.start(partial(self._commit_queued, self._task), what, ended=ended)
 
-    def _end_task(self) -> None:
-        self._task = None
+    def _end_task(self, task: "_Task") -> None:
+        if self._task is task:  # else there is another one by now
+            self._task = None
 
     def _rest(self) -> None:
         """Have no task wait for more to store."""
@@ -385,7 +395,7 @@ class Outbox:
                     is_told, pause = False, RETRY_SECONDS
                     await task.wait()
         finally:
-            self._end_task()
+            self._end_task(task)
 
     async def _store_ending(self) -> None:
         """Return when all is stored, the ending included. If that fails, or is cancelled, it goes on in the background: nobody else can
@@ -432,7 +442,7 @@ class Outbox:
         if life.head.expires_at != self.life.head.expires_at and _lifecycle.is_written(life.state):
             self._core.keep_names_soon(self.stream, life)
         self.life = life
-        self.committed_at = self._loop.time()
+        self._committed_before, self.committed_at = self.committed_at, self._loop.time()
         self.is_slow = self.committed_at - began_at > SLOW_SECONDS
         if records:
             self.stored_at = self.committed_at

@@ -1,15 +1,17 @@
-"""pydantic's models and dataclasses, as their own JSON mode writes them; pydantic is not imported.
+"""pydantic's models and dataclasses, as their own JSON mode writes them; pydantic is not imported, but by what is written.
 
 pydantic also writes dataclass fields whose names begin with an underscore, which are nobody's but the library's that made them. Here they
 are left out, by the `exclude` that pydantic itself takes.
 """
 
 import json
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
 from enum import Enum
 from functools import lru_cache
+from math import isfinite
 from typing import Any
 
 from ._depth import MAX_DEPTH, TOO_DEEP
@@ -17,10 +19,67 @@ from .errors import InvalidArgumentError
 
 
 def dump_of(type_: type) -> Callable[..., object] | None:
-    """Give what dumps instances of a type, if it is a pydantic dataclass, or has `model_dump` as a pydantic model has."""
-    if is_dataclass(type_):  # a plain one may inherit from pydantic's; it has no serializer of its own
-        return getattr(vars(type_).get("__pydantic_serializer__"), "to_python", None)
+    """Give what dumps instances of a type, if it is a dataclass with a serializer, or has `model_dump` as a pydantic model has.
+
+    A dataclass has a serializer if pydantic, which meets one where it expects anything, would write it by that and not by its fields: it is
+    pydantic's, or is derived from one, or has a descriptor that gives each class its own.
+    """
+    if is_dataclass(type_):
+        return getattr(_serializer_of(type_), "to_python", None)
     return getattr(type_, "model_dump", None)
+
+
+def _serializer_of(type_: type) -> object | None:
+    for base in type_.__mro__:
+        serializer: object | None = vars(base).get("__pydantic_serializer__")
+        if serializer is None:
+            continue
+        if base is type_ or hasattr(type(serializer), "__get__"):
+            own: object = getattr(type_, "__pydantic_serializer__")  # noqa: B009 - type checkers know no such attribute
+            return own
+        return _made_serializer(type_)
+    return None
+
+
+@lru_cache(maxsize=1_024)
+def _made_serializer(type_: type) -> object:
+    """Give the serializer of a plain dataclass that is derived from one of pydantic's, whose own one knows nothing of more fields."""
+    adapter: Callable[[type], Any] = sys.modules["pydantic"].TypeAdapter
+    try:
+        return adapter(type_).serializer
+    except Exception as error:
+        raise InvalidArgumentError(f"the value is not JSON: pydantic has no serializer for {type_.__qualname__}") from error
+
+
+def with_own_numbers(tree: object, value: object, options: Mapping[str, object]) -> object:
+    """Give a dump with what the JSON of a value's own type has in place of NaN and infinities, if that is text (`ser_json_inf_nan`)."""
+    type_: type = type(value)
+    if is_dataclass(type_):
+        write: Callable[..., Any] | None = getattr(_serializer_of(type_), "to_json", None)
+    else:
+        write = getattr(type_, "model_dump_json", None)
+    if write is None:
+        return tree
+    try:
+        own = json.loads(write(value, by_alias=True, **options))
+    except Exception:  # what is no JSON there is refused, or replaced, in the dump
+        return tree
+    return _merged(tree, own)
+
+
+def _merged(tree: object, own: object, depth: int = 0) -> object:
+    """Give a tree with the texts that another one of its shape has in place of numbers that are not finite."""
+    if depth > MAX_DEPTH:
+        raise InvalidArgumentError(TOO_DEEP)
+    match tree, own:
+        case float(), str() if not isfinite(tree):
+            return own
+        case dict(), dict():
+            return {key: _merged(item, own.get(key), depth + 1) for key, item in tree.items()}
+        case list() | tuple(), list() if len(tree) == len(own):
+            return [_merged(item, its, depth + 1) for item, its in zip(tree, own, strict=True)]
+        case _:
+            return tree
 
 
 @lru_cache(maxsize=1_024)  # to look for what a model's class has not is slow: pydantic looks, too

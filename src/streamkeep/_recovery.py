@@ -121,8 +121,10 @@ def entry_id(session: str, life: str) -> str:
 
 
 def sessions_of(state: State) -> tuple[str, ...]:
-    """Give the sessions among whose entries a stream's may be."""
-    return state.session, state.left_by, ""
+    """Give the sessions among whose entries a stream's may be, in the order in which they are to be looked through: an entry that is handed
+    on goes from a session's to nobody's.
+    """
+    return (*filter(None, (state.session, state.left_by)), "")
 
 
 def records_of(state: State) -> list[bytes]:

@@ -163,7 +163,7 @@ class Running:
         if state.recovery is None:
             return (), ""
         own = self.core.session.name
-        found = await find_entries(self.core.storage, (*sessions_of(state), own), state.life)
+        found = await find_entries(self.core.storage, (own, *sessions_of(state)), state.life)
         entry = first_entry(found)
         if entry is None:  # lost; or with somebody quicker, and one without the input must not come to lie over that
             page = await self.core.storage.read(stream)

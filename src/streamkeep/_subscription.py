@@ -68,6 +68,7 @@ class Subscription(Generic[T]):
         self._first = 0
         self._end: int | None = None  # where one that does not follow ends
         self._idle_seconds = idle_seconds
+        self._idle_at: float | None = None  # a wait may be interrupted, and go on
         self._decode_chunk = decode_chunk
         self._decode_output = decode_output
         self._ready: Iterator[StreamEvent[T]] = iter(())
@@ -166,6 +167,7 @@ class Subscription(Generic[T]):
 
     def _pass(self, got: Records) -> None:
         if got:
+            self._idle_at = None
             self._next = got.end
             self._is_over = self._is_over or is_terminal(got.records[-1])
 
@@ -259,7 +261,11 @@ class Subscription(Generic[T]):
         if self._idle_seconds is None:
             await feed.changed()
             return
-        with anyio.move_on_after(self._idle_seconds) as timeout:
+        now = anyio.current_time()
+        if self._idle_at is None:
+            self._idle_at = now + self._idle_seconds
+        with anyio.move_on_after(self._idle_at - now) as timeout:
             await feed.changed()
         if timeout.cancelled_caught:
+            self._idle_at = None
             raise StreamTimeoutError(f"nothing came for {self._idle_seconds} seconds")

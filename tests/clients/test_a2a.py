@@ -50,7 +50,9 @@ MANY_TASKS: Final = 100
 def shown_client() -> dict[str, Any]:
     """Give what the page shows around the client."""
     shown: dict[str, Any] = {}
-    exec(compile(blocks(path := ROOT / "docs/how-to/a2a.md")[1], str(path), "exec", dont_inherit=True), shown)
+    path = ROOT / "docs/how-to/a2a.md"
+    (program,) = (block for block in blocks(path) if "def send" in block)
+    exec(compile(program, str(path), "exec", dont_inherit=True), shown)
     return shown
 
 

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from tests.core.helpers import replay
 
 from streamkeep import InMemoryStreamManager, InvalidArgumentError, JSONEncoding, StreamManager
+from streamkeep._depth import MAX_DEPTH
 from streamkeep._encoding import checked
 from streamkeep._pydantic import private_fields
 from streamkeep.events import chunk_record, done_record, encode_json
@@ -227,8 +228,63 @@ def test_pydantics_dataclasses_are_written_as_pydantic_does(monkeypatch: pytest.
     shown = {"Name": "a", "password": "**********"}
     assert decoded(Account()) == shown
     assert decoded({"a": [Account(), 1.5]}) == {"a": [shown, 1.5]}
-    with pytest.raises(InvalidArgumentError, match="no JSON form"):  # a plain dataclass, which pydantic knows nothing of
+    derived = Derived(
+        "b", pydantic.SecretStr("secret"), "secret", more=2
+    )  # a plain dataclass, of which pydantic makes the same
+    assert decoded([derived]) == [{"Name": "b", "password": "**********", "more": 2}]
+    with pytest.raises(InvalidArgumentError, match="Derived cannot be written"):  # its defaults are pydantic's fields
         encode_json(Derived())
+
+
+def test_a_dataclass_whose_serializer_is_given_by_a_descriptor_is_written_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydantic.dataclasses", pydantic.dataclasses)
+
+    class OwnSerializer:
+        def __get__(self, _: object, owner: type) -> Any:
+            return pydantic.TypeAdapter(owner).serializer
+
+    class Counted:
+        __pydantic_serializer__ = OwnSerializer()
+
+        @pydantic.model_serializer(mode="wrap")
+        def serialize(self, handler: Any) -> Any:
+            return {**handler(self), "count": 1}
+
+    @dataclasses.dataclass
+    class Part(Counted):
+        """As pydantic-ai's tool returns."""
+
+        content: object
+        _private: str = "secret"
+
+    @dataclasses.dataclass
+    class Event:
+        part: Part
+
+    assert decoded(Event(Part("x"))) == {"part": {"content": "x", "count": 1}}
+
+
+def test_a_number_that_is_none_is_written_as_the_models_own_json_has_it() -> None:
+    @pydantic.dataclasses.dataclass(config={"ser_json_inf_nan": "strings"})
+    class Point:
+        y: float
+
+    class Texts(pydantic.BaseModel):
+        model_config = pydantic.ConfigDict(ser_json_inf_nan="strings")
+        x: float
+        more: Any = None
+
+    class Constants(Texts):
+        model_config = pydantic.ConfigDict(ser_json_inf_nan="constants")
+
+    value = Texts(x=math.nan, more=[{"a": (Point(-math.inf), None, 1.5, State([]))}])
+    written = {"x": "NaN", "more": [{"a": [{"y": "-Infinity"}, None, 1.5, {"message_history": []}]}]}
+    assert decoded(value) == decoded({"a": value}, LENIENT)["a"] == written  # type: ignore[index]  # an object
+    assert decoded(Texts(x=math.nan), LENIENT) == {"x": "NaN", "more": None}
+    for other in (Measure(x=math.nan), Constants(x=math.nan)):
+        with pytest.raises(InvalidArgumentError, match="NaN"):
+            encode_json(other)
+    assert decoded(Texts(x=math.nan, more="\ud800"), LENIENT) == {"x": None, "more": "\ufffd"}  # it has no JSON of its own
 
 
 # Fields that are None, or not set
@@ -614,3 +670,54 @@ def test_objects_that_are_server_sent_events_are_refused_in_words(event: object)
     for value in (event, [event, None]):
         with pytest.raises(InvalidArgumentError, match="ServerSentEvent is a server-sent event already"):
             encode_json(value)
+
+
+class Unknown:
+    """What pydantic knows nothing of."""
+
+
+def test_a_dataclass_that_pydantic_has_no_serializer_for_is_refused() -> None:
+    @pydantic.dataclasses.dataclass
+    class Base:
+        a: int
+
+    @dataclasses.dataclass
+    class Derived(Base):
+        b: Unknown
+
+    with pytest.raises(InvalidArgumentError, match="no serializer for"):
+        encode_json(object.__new__(Derived))
+
+
+def test_numbers_that_are_none_are_written_as_a_dataclasss_own_json_has_them() -> None:
+    @pydantic.dataclasses.dataclass(config=pydantic.ConfigDict(ser_json_inf_nan="strings"))
+    class Measure:
+        x: float
+
+    assert encode_json(Measure(float("inf"))) == b'{"x":"Infinity"}'
+
+
+def test_numbers_that_are_none_are_refused_where_nothing_says_how_they_are_written() -> None:
+    class Dumped:
+        def model_dump(self, **_options: object) -> dict[str, float]:
+            return {"x": float("nan")}
+
+    with pytest.raises(InvalidArgumentError):
+        encode_json(Dumped())
+
+
+def test_numbers_that_are_none_are_not_looked_for_deeper_than_json_may_be() -> None:
+    depth = MAX_DEPTH + 2
+
+    class Dumped:
+        def model_dump(self, **_options: object) -> object:
+            value: object = float("nan")
+            for _ in range(depth):
+                value = [value]
+            return value
+
+        def model_dump_json(self, **_options: object) -> str:
+            return "[" * depth + '"NaN"' + "]" * depth
+
+    with pytest.raises(InvalidArgumentError):
+        encode_json(Dumped())

@@ -27,6 +27,7 @@ from streamkeep.events import (
     error_info,
     error_record,
     event_of,
+    is_error,
     is_terminal,
 )
 
@@ -179,6 +180,8 @@ def test_done_and_error_are_terminal() -> None:
     assert is_terminal(error_record(ErrorInfo("INTERNAL", "")))
     assert not is_terminal(chunk_record(None))
     assert not is_terminal(b"")
+    assert is_error(error_record(ErrorInfo("INTERNAL", "")))
+    assert not is_error(done_record(None))
 
 
 @pytest.mark.parametrize("record", [b"", b"x1"])

@@ -1,11 +1,24 @@
 """What a manager's own writer stores goes straight to those who follow it here; all else is read."""
 
+from collections.abc import Callable
+from datetime import timedelta
+from unittest.mock import AsyncMock
+
 import anyio
 import pytest
-from tests.core.helpers import core_of
+from tests.core.helpers import BackupStorage, core_of
 from trio.testing import wait_all_tasks_blocked
 
-from streamkeep import OffsetOutOfRangeError, StreamEventType, StreamInput, StreamManager, StreamNotFoundError
+from streamkeep import (
+    OffsetOutOfRangeError,
+    StorageError,
+    StreamEventType,
+    StreamInput,
+    StreamManager,
+    StreamNotFoundError,
+    StreamTimeoutError,
+)
+from streamkeep._outbox import QUIET_SECONDS
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
 
@@ -98,7 +111,7 @@ async def test_a_commit_whose_answer_comes_when_it_was_read_already_is_given_onc
         hold = storage.hold("commit", after=True)
         tasks.start_soon(stream.write, "a")
         await hold.reached.wait()
-        core_of(streams).look(["s"])
+        core_of(streams)._tell_feeds("s")
         async with streams.subscribe("s") as late:  # reads it, and has the feed read
             assert (await anext(late)).chunk == "a"
             await wait_all_tasks_blocked()
@@ -192,3 +205,126 @@ async def test_what_the_storage_loses_of_what_was_written_here_is_told_at_the_ne
             await stream.write("b")
         with pytest.raises(OffsetOutOfRangeError):
             await anext(events)
+
+
+async def test_while_the_writer_here_is_quiet_it_is_seen_what_others_do_though_nobody_is_told(
+    streams: StreamManager, elsewhere: StreamManager, storage: FaultyStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = await streams.open("s")
+    monkeypatch.setattr(core_of(elsewhere), "tell_writer", AsyncMock())
+    async with streams.subscribe("s") as events:
+        await stream.write("a")
+        assert (await anext(events)).chunk == "a"
+        await anyio.sleep(QUIET_SECONDS)
+        await elsewhere.cancel("s")
+        with anyio.fail_after(0.1):
+            assert (await anext(events)).error.status == "CANCELLED"
+
+
+async def test_a_writer_that_is_heard_again_is_no_longer_listened_for(streams: StreamManager, storage: FaultyStorage) -> None:
+    stream = await streams.open("s")
+    async with streams.subscribe("s") as events:
+        for _ in range(3):
+            await anyio.sleep(10 * QUIET_SECONDS)
+            await stream.write("late")
+            assert (await anext(events)).chunk == "late"
+            await wait_all_tasks_blocked()
+            storage.calls.clear()
+            for number in range(100):
+                await anyio.sleep(QUIET_SECONDS / 2)
+                await stream.write(number)
+                assert (await anext(events)).chunk == number
+            assert storage.calls["watch"] == 0
+            assert storage.calls["read"] < 20  # of sessions
+
+
+async def test_followers_that_are_equally_far_are_given_the_same_records(streams: StreamManager) -> None:
+    stream = await streams.open("s")
+    async with streams.subscribe("s") as first, streams.subscribe("s") as second:
+        await wait_all_tasks_blocked()
+        for number in range(3):
+            await stream.write(number)
+        given = await first.records()
+        assert given is await second.records()
+        assert ([event.chunk for event in first.events_of(given)], given.first, given.end) == ([0, 1, 2], 0, 3)
+        await stream.write(3)
+        assert (await first.records()).first == 3
+        await stream.done()
+        assert [event.chunk for event in second.events_of(await second.records())[:1]] == [3]
+        while await second.records():
+            pass
+        assert not await second.records()
+
+
+async def test_what_a_follower_has_lost_is_told_to_it_and_not_to_who_writes(clock: Callable[[], float]) -> None:
+    storage = BackupStorage(clock=clock)
+    async with StreamManager(storage) as here, StreamManager(storage) as elsewhere:
+        async with elsewhere.open("s") as stream:
+            for number in range(5):
+                await stream.write(number)
+        storage.back_up()
+        async with elsewhere.open("s", resume=True) as stream:
+            for number in range(5):
+                await stream.write(number)
+        async with here.subscribe("s") as events:
+            assert [(await anext(events)).offset for _ in range(10)] == [*range(10)]
+            await wait_all_tasks_blocked()
+            storage.go_back()
+            async with here.open("s", resume=True) as stream:
+                for number in range(8):
+                    assert await stream.write(number) == 5 + number
+                with pytest.raises(OffsetOutOfRangeError):
+                    await anext(events)
+                await stream.done()
+        assert (await here.info("s")).status == "done"
+
+
+async def test_a_storage_that_is_away_while_the_writer_here_pauses_is_nothing_to_its_followers(
+    streams: StreamManager, storage: FaultyStorage, quiet_logs: pytest.LogCaptureFixture
+) -> None:
+    stream = await streams.open("s")
+    async with streams.subscribe("s") as events:
+        await stream.write("a")
+        assert (await anext(events)).chunk == "a"
+        storage.is_down = True
+        await anyio.sleep(5 * QUIET_SECONDS)
+        storage.is_down = False
+        await stream.write("b")
+        assert (await anext(events)).chunk == "b"
+        storage.refuse("watch", times=5)
+        storage.refuse("read", times=5)
+        await stream.close()
+        with pytest.raises(StorageError):  # nobody writes it here any more
+            await anext(events)
+            await anext(events)
+
+
+async def test_a_writer_that_stores_now_and_then_is_listened_for(streams: StreamManager, storage: FaultyStorage) -> None:
+    stream = await streams.open("s")
+    async with streams.subscribe("s") as events:
+        await anyio.sleep(2 * QUIET_SECONDS)
+        storage.calls.clear()
+        for number in range(10):
+            await stream.write(number)
+            assert (await anext(events)).chunk == number
+            await anyio.sleep(1.5 * QUIET_SECONDS)
+        assert storage.calls["watch"] == 0
+        assert storage.calls["read"] < 20
+
+
+async def test_an_idle_timeout_is_not_put_off_by_who_interrupts_the_wait(streams: StreamManager) -> None:
+    stream = await streams.open("s")
+    async with streams.subscribe("s", idle_timeout=timedelta(seconds=1)) as events:
+        for _ in range(2):
+            for _ in range(2):
+                with anyio.move_on_after(0.4):
+                    await anext(events)
+            await stream.write("a")
+            assert (await anext(events)).chunk == "a"
+        began_at = anyio.current_time()
+        for _ in range(2):
+            with anyio.move_on_after(0.4):
+                await anext(events)
+        with pytest.raises(StreamTimeoutError):
+            await anext(events)
+        assert anyio.current_time() - began_at == pytest.approx(1)

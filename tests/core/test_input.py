@@ -1101,3 +1101,29 @@ async def test_an_end_in_the_producers_place_is_stored_when_the_storage_is_back(
     storage.is_down = False
     await anyio.sleep(60)
     assert await replay(streams) == [("DEADLINE_EXCEEDED", "too long")]
+
+
+async def test_a_handle_knows_whether_it_was_stopped_for_good(streams: StreamManager, elsewhere: StreamManager) -> None:
+    cancelled, deleted, closed, left, ours = [
+        await streams.open(stream) for stream in ("cancelled", "deleted", "closed", "left", "ours")
+    ]
+    await elsewhere.cancel("cancelled")
+    await elsewhere.delete("deleted")
+    await closed.close()
+    left._outbox.leave_soon()
+    await wait_all_tasks_blocked()
+    assert left.cancelled.is_set()
+    assert [handle.is_stopped for handle in (cancelled, deleted, closed, left, ours)] == [True, True, False, False, False]
+
+
+async def test_a_handle_knows_whether_its_storage_is_slow(streams: StreamManager, storage: FaultyStorage) -> None:
+    stream = await streams.open("s")
+    await stream.write("a")
+    assert not stream.is_slow
+    hold = storage.hold("commit")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stream.write, "b")
+        await hold.reached.wait()
+        await anyio.sleep(0.01)
+        hold.release()
+    assert stream.is_slow

@@ -1,16 +1,18 @@
 """Starting under keys and runs: who starts, who is told of whom, and what is left behind. And finding streams by what they are called."""
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from math import inf
 from typing import Any
 
 import anyio
 import pytest
 from anyio import wait_all_tasks_blocked
-from tests.core.helpers import BackupStorage, Process, resumed
+from tests.core.helpers import BackupStorage, Process, core_of, resumed
 
 from streamkeep import (
     InvalidArgumentError,
     KeyInUseError,
+    Recovery,
     StorageCorruptError,
     StorageError,
     StorageFullError,
@@ -20,7 +22,9 @@ from streamkeep import (
     StreamInput,
     StreamManager,
     StreamNotFoundError,
+    StreamTakenOverError,
 )
+from streamkeep._cancel import read_life
 from streamkeep._lifecycle import FORGET_OPEN_SECONDS
 from streamkeep._listing import SCAN_STREAMS
 from streamkeep._names import Kind, is_name, name_id
@@ -938,3 +942,28 @@ async def test_who_lists_is_told_that_the_storage_failed(streams: StreamManager,
     storage.refuse("read")
     with pytest.raises(StorageError):
         await streams.list(owner="ann")
+
+
+async def test_an_open_that_was_taken_for_dead_before_it_had_its_key_has_no_stream(
+    streams: StreamManager, elsewhere: StreamManager, storage: FaultyStorage
+) -> None:
+    await streams.open("other")
+    await wait_all_tasks_blocked()
+    storage.skip("commit", times=2)  # the recovery's entry, and the stream
+    hold = storage.hold("commit")
+    raised: list[BaseException] = []
+
+    async def open_late() -> None:
+        with pytest.raises(StreamTakenOverError) as info:
+            await streams.open("late", key="chat", recovery=Recovery("words"))
+        raised.append(info.value)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(open_late)
+        await hold.reached.wait()
+        core, life = core_of(elsewhere), await read_life(core_of(elsewhere), "late")
+        assert await core._abandon("late", life, inf, core.terms)
+        await elsewhere.open("quick", key="chat")
+        hold.release()
+    assert raised
+    assert (await streams.info("quick")).status == "open"

@@ -20,9 +20,10 @@ from streamkeep import (
     StreamManagerClosedError,
     StreamTakenOverError,
 )
+from streamkeep._guard import GuardedStorage
 from streamkeep._lifecycle import FORGET_OPEN_SECONDS, MAX_BACKOFF_SECONDS, RecoveryTerms, life_of
-from streamkeep._recovering import add_entry
-from streamkeep._recovery import BELL, PREFIX, Entry, entry_id, entry_of
+from streamkeep._recovering import Found, add_entry, find_entries, first_entry, hand_on
+from streamkeep._recovery import BELL, PREFIX, Entry, entry_for, entry_id, entry_of, sessions_of
 from streamkeep.storage import Head
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage, Operation
@@ -704,3 +705,27 @@ async def test_an_entry_that_others_change_at_the_same_moment_is_stored_all_the_
         await add_entry(core_of(streams).storage, "one", entry)
         hold.release()
     assert await entries(memory) == [entry_id("one", "life")]
+
+
+async def test_an_entry_that_is_handed_on_while_it_is_looked_for_is_found(
+    memory: MemoryStorage, storage: FaultyStorage
+) -> None:
+    async with StreamManager(memory) as streams:
+        stream = await streams.open("s", recovery=GO)
+        state = stream._outbox.life.state
+        entry = entry_for("s", state, '"why"')
+        left = msgspec.structs.replace(state, session="", left_by="dead")
+        await add_entry(GuardedStorage(memory), "dead", entry)
+        found: list[Found] = []
+
+        async def find() -> None:
+            found.extend(await find_entries(GuardedStorage(storage), sessions_of(left), state.life))
+
+        async with anyio.create_task_group() as tasks:
+            hold = storage.hold("read", after=True)
+            tasks.start_soon(find)
+            await hold.reached.wait()
+            theirs = await find_entries(GuardedStorage(memory), ["dead"], state.life)
+            await hand_on(GuardedStorage(memory), theirs, memory.commit)
+            hold.release()
+        assert first_entry(found) == entry

@@ -11,7 +11,7 @@ from tests.deploy.flows import FLOWS, PROCESS, Flow
 
 from streamkeep import StreamManager
 from streamkeep.http import StreamsHTTP
-from streamkeep.http.app import Output
+from streamkeep.http.app import Admits, Output
 from streamkeep.http.response import ASGIApp, Message, Receive, Scope, Send, Timeouts
 from streamkeep.http.starlette import ASGIResponse
 from streamkeep.wire import GenkitRequest
@@ -61,12 +61,17 @@ class FlowWork:
         """Say no."""
         return False
 
-    async def detach(self, request: GenkitRequest, context: Mapping[str, Any]) -> Output:
+    async def detach(self, request: GenkitRequest, context: Mapping[str, Any], admits: Admits) -> Output:
         """Never be asked to."""
         raise NotImplementedError
 
     async def run(
-        self, request: GenkitRequest, context: Mapping[str, Any], send_chunk: Callable[[object], object], stop: anyio.Event
+        self,
+        request: GenkitRequest,
+        context: Mapping[str, Any],
+        admits: Admits,
+        send_chunk: Callable[[object], object],
+        stop: anyio.Event,
     ) -> Output:
         """Run the flow."""
         return Output(await self._flow(send_chunk, stop))

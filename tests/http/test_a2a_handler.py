@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
@@ -71,6 +71,7 @@ from streamkeep.integrations import _a2a_tasks, a2a
 from streamkeep.integrations._a2a_events import STOPPED
 from streamkeep.integrations.a2a import StreamRequestHandler
 from streamkeep.storages.memory import MemoryStorage
+from streamkeep.testing.faults import FaultyStorage
 
 COMPLETED: Final = TaskState.TASK_STATE_COMPLETED
 WORKING: Final = TaskState.TASK_STATE_WORKING
@@ -1456,6 +1457,35 @@ async def test_a_task_that_waits_for_its_user_is_not_failed_with_an_agent_that_h
                 await until(lambda: view.events > 0)
                 await there.on_message_send(request("end", task), context)
     assert (view.state, view.said) == (COMPLETED, ["a"])
+
+
+async def test_a_task_that_waits_for_its_user_has_not_failed_though_its_process_died_before_its_agent_had_returned() -> None:
+    context, storage, store = of(), MemoryStorage(), InMemoryTaskStore()
+    short = timedelta(milliseconds=200)
+
+    async def work(updater: TaskUpdater, asked: RequestContext) -> None:
+        if asked.get_user_input() == "go":
+            await updater.requires_input()
+            await anyio.sleep_forever()
+        await updater.complete()
+
+    dead = FaultyStorage(storage)
+    first = StreamManager(dead, lease=short, grace=short)
+    handler = StreamRequestHandler(first, Agent(work), store, card(), drain=timedelta(0))
+    await handler.__aenter__()
+    try:
+        task = await begun(handler, context)
+        await until(lambda: bool(store._impl.tasks) and _states(store) == [INPUT_REQUIRED])
+        dead.is_down = True  # it is as good as killed
+        second = StreamManager(storage, lease=short, grace=short)
+        async with handler_of(work, streams=second, store=store, drain=5) as other:
+            answer = await other.on_message_send(request("more", task), context)
+            assert isinstance(answer, Task)
+            assert answer.status.state == COMPLETED
+    finally:
+        dead.is_down = False
+        with suppress(Exception):
+            await handler.__aexit__(None, None, None)
 
 
 async def test_what_could_be_written_and_not_be_read_back_is_given_with_the_task() -> None:

@@ -2,19 +2,39 @@
 
 import asyncio
 import json
+import logging
 import re
 import sys
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
+from time import sleep
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import httpx
 import pytest
+from genkit import ActionRunContext, Message, Part
 from genkit import PublicError as GenkitPublicError
-from genkit.exp.agent import Agent, AgentClient, InMemorySessionStore, SessionSnapshot, remote_agent
+from genkit.exp import Genkit
+from genkit.exp.agent import (
+    Agent,
+    AgentClient,
+    AgentFinishReason,
+    AgentInput,
+    AgentResult,
+    AgentStreamChunk,
+    InMemorySessionStore,
+    SessionRunner,
+    SessionSnapshot,
+    SessionState,
+    TurnContext,
+    TurnResult,
+    remote_agent,
+)
+from genkit.model import ModelResponseChunk
+from pydantic import BaseModel, model_serializer
 from tests.http.agents import (
     HELD,
     WORDS,
@@ -27,19 +47,18 @@ from tests.http.agents import (
     words_agent,
 )
 from tests.http.servers import STREAM_ID, STREAMING, events_of, frames_of, http_to, server_process, serving, until
+from tests.http.test_context_providers import traced
 from tests.network.proxy import End, Fate, bad_network
 
 from streamkeep import InMemoryStreamManager, Limits, PublicError, StreamEventType, StreamManager
 from streamkeep.client import stream_flow
 from streamkeep.http import Access, StreamsHTTP
-from streamkeep.http.app import Detached
 from streamkeep.http.response import ASGIApp
 from streamkeep.http.sources import AS_IT_IS, Setting
 from streamkeep.integrations import _genkit_agents
 from streamkeep.integrations.genkit import WorkIn, work_of
 from streamkeep.storage import Head
 from streamkeep.storages.memory import MemoryStorage
-from streamkeep.wire import parse_body
 
 if TYPE_CHECKING:
     from tests.http.conftest import GenkitClient, Line
@@ -51,6 +70,9 @@ DETACHED: Final = {**HOLD, "detach": True}
 
 def turn(data: object = HELLO, **init: object) -> dict[str, object]:
     return {"data": data, "init": init}
+
+
+TRACES: Final = ("x-genkit-trace-id", "x-genkit-span-id")
 
 
 def same(lines: object) -> Any:
@@ -387,21 +409,126 @@ async def test_a_detached_turn_whose_chunks_cannot_be_kept_is_ended() -> None:
         snapshot = (await http.post("/words", json=turn(DETACHED))).json()["result"]["snapshotId"]
         assert (await events_of(streams, snapshot))[-1][0] == "error"
         await until(lambda: not running())
-    assert words.aborted.is_set() or words.cancelled.is_set()
-    assert store.snapshots[snapshot].status == "aborted"
+    assert store.snapshots[snapshot].status == "failed"
+
+
+class Takes(BaseModel):
+    """What takes a while to be made JSON of."""
+
+    number: int
+
+    @model_serializer
+    def slowly(self) -> dict[str, int]:
+        sleep(0.005)
+        return {"number": self.number}
+
+
+async def test_a_detached_turn_keeps_in_order_what_its_agent_sends_from_a_thread() -> None:
+    ai = Genkit()
+
+    async def fn(session: SessionRunner[Any], ctx: ActionRunContext[Any]) -> AgentResult:
+        def send() -> None:
+            for number in range(20):
+                ctx.send_chunk(AgentStreamChunk(model_chunk=ModelResponseChunk(custom=Takes(number=number), content=[])))
+
+        async def turn(*_: object) -> TurnResult:
+            await asyncio.to_thread(send)
+            return TurnResult(finish_reason=AgentFinishReason.STOP)
+
+        await session.run(turn)
+        return await session.result()
+
+    streams = InMemoryStreamManager()
+    async with http_to(ours_app(ai.define_custom_agent("words", fn, store=stored()), streams)) as http:
+        snapshot = (await http.post("/words", json=turn(DETACHED))).json()["result"]["snapshotId"]
+        chunks: list[Any] = [chunk for kind, chunk in await events_of(streams, snapshot) if kind == "chunk"]
+    sent = [chunk["modelChunk"]["custom"]["number"] for chunk in chunks if "modelChunk" in chunk]
+    assert sent == [*range(20)]
+
+
+async def test_a_detached_turn_that_ends_at_once_has_the_snapshot_that_its_agent_was_told_of() -> None:
+    ai, told, store = Genkit(), list[str | None](), stored()
+
+    async def fn(session: SessionRunner[Any], _: ActionRunContext[Any]) -> AgentResult:
+        async def turn(_: AgentInput, turn: TurnContext) -> None:
+            told.append(turn.snapshot_id)
+
+        await session.run(turn)
+        return await session.result()
+
+    streams = InMemoryStreamManager()
+    async with http_to(ours_app(ai.define_custom_agent("words", fn, store=store), streams)) as http:
+        snapshot = (await http.post("/words", json=turn(DETACHED))).json()["result"]["snapshotId"]
+        assert (await events_of(streams, snapshot))[-1][0] == "done"
+    assert told == [snapshot] == [*store.snapshots]
+
+
+ANSWER: Final = Message(role="model", content=[Part.from_text("the answer")])
+NOTE: Final = Message(role="tool", content=[Part.from_text("what a tool said")])
+
+
+def of_its_own(fails: bool, says: bool, **options: Any) -> Agent[Any]:
+    """Give an agent whose result is its own, or else what is last in the session."""
+    ai = Genkit()
+
+    async def fn(session: SessionRunner[Any], _: ActionRunContext[Any]) -> AgentResult:
+        async def turn(*_: object) -> TurnResult:
+            if fails:
+                raise ValueError("secret://db-password")
+            await session.add_messages([NOTE])
+            return TurnResult(finish_reason=AgentFinishReason.STOP)
+
+        await session.run(turn)
+        return AgentResult(message=ANSWER, finish_reason=AgentFinishReason.STOP) if says else await session.result()
+
+    return ai.define_custom_agent("words", fn, store=stored(), **options)
+
+
+@pytest.mark.parametrize("transform", [None, lambda state: state.model_copy(update={"messages": []})])
+@pytest.mark.parametrize("fails", [True, False])
+async def test_a_detached_turns_output_is_that_of_an_attached_one(*, fails: bool, transform: Any) -> None:
+    outputs: list[dict[str, Any]] = []
+    output: Any
+    for detach in (True, False):
+        streams = InMemoryStreamManager()
+        async with http_to(ours_app(of_its_own(fails, says=True, state_transform=transform), streams)) as http:
+            output = (await http.post("/words", json=turn({**HOLD, "detach": detach}))).json()["result"]
+            if detach:
+                snapshot = output["snapshotId"]
+                _, output = (await events_of(streams, snapshot))[-1]
+                assert output["snapshotId"] == snapshot
+            outputs.append({name: output.get(name) for name in ("message", "artifacts", "finishReason", "error")})
+    assert outputs[0] == outputs[1]
+    assert outputs[0]["message"] == ANSWER.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+async def test_the_question_is_not_what_a_detached_turn_that_fails_has_answered() -> None:
+    streams = InMemoryStreamManager()
+    async with http_to(ours_app(of_its_own(fails=True, says=False), streams)) as http:
+        snapshot = (await http.post("/words", json=turn(DETACHED))).json()["result"]["snapshotId"]
+        output: Any = (await events_of(streams, snapshot))[-1][1]
+    assert (output["finishReason"], output.get("message")) == ("failed", None)
 
 
 async def test_a_turn_whose_store_fails_does_not_go_on() -> None:
     class Failing(InMemorySessionStore[Any]):
-        async def save_snapshot(self, *_: object, **__: object) -> SessionSnapshot | None:
-            raise OSError("secret://db-password")
+        fails = True
 
-    words = Words()
-    async with held(words_agent(words, Failing()), words) as (http, streams):
-        answer = await http.post("/words", json=turn(DETACHED))
+        async def save_snapshot(self, *arguments: Any, **options: Any) -> SessionSnapshot | None:
+            if self.fails:
+                raise OSError("secret://db-password")
+            return await super().save_snapshot(*arguments, **options)
+
+    words, store = Words(), Failing()
+    async with held(words_agent(words, store), words) as (http, streams):
+        named = {"Idempotency-Key": "1"}
+        answer = await http.post("/words", json=turn(DETACHED), headers=named)
         assert (answer.status_code, answer.json()["error"]["message"]) == (500, "internal")
         await until(lambda: not running())
         assert [*await streams.list()] == []
+        store.fails = False
+        again = await http.post("/words", json=turn(DETACHED), headers=named)
+        assert [*store.snapshots] == [again.json()["result"]["snapshotId"]]
 
 
 class FailsAtTheEnd(InMemorySessionStore[Any]):
@@ -553,43 +680,63 @@ async def test_a_turn_that_swallows_its_cancellation_keeps_its_place(data: objec
         assert (await http.post("/words", json=turn(HELLO), headers=STREAMING)).status_code == 200
 
 
-@pytest.mark.parametrize("is_slow", [True, False])
-async def test_a_detached_turn_that_can_be_no_stream_is_ended_though_it_minds_no_signal(*, is_slow: bool) -> None:
-    words, store = Words(), Slow()
-    words.ignores_abort = True
+async def test_a_detached_turn_that_can_be_no_stream_does_not_begin() -> None:
+    words, store = Words(), stored()
 
     class Refusing(MemoryStorage):  # which no stream can be opened in
         async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
-            store.is_slow = is_slow
             raise OSError("secret://db-password")
 
     async with http_to(ours_app(words_agent(words, store), StreamManager(Refusing()))) as http:
         assert (await http.post("/words", json=turn(DETACHED))).status_code == 503
         await until(lambda: not running())
-    assert [snapshot.status for snapshot in store.snapshots.values()] == ["aborted"]
+    assert (store.snapshots, words.runs) == ({}, {})
 
 
 @pytest.mark.parametrize("setting", [None, AS_IT_IS])
 async def test_a_request_that_is_cancelled_wherever_it_is_leaves_no_detached_turn_behind(setting: Setting | None) -> None:
-    request = parse_body(json.dumps(turn(DETACHED)).encode())
-    is_begun = False
-    for steps in range(100):
-        words, store = Words(), stored()
+    body = json.dumps(turn(DETACHED)).encode()
+    scope = {"type": "http", "method": "POST", "path": "/words", "query_string": b"", "headers": []}
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": body}
+
+    answering = anyio.Event()
+
+    async def send(_: object) -> None:
+        answering.set()
+
+    seen = set[str]()
+    for steps in range(1000):
+        words, store = Words(), Yielding()
         work = work_of(words_agent(words, store))
-        detaching = asyncio.create_task((work if setting is None else WorkIn(work, setting)).detach(request, {}))
-        for _ in range(steps):
-            await asyncio.sleep(0)
-        if is_begun := detaching.done():
-            begun = await detaching
-            assert isinstance(begun, Detached)
-            await begun.abandon()
-        detaching.cancel()
-        await asyncio.wait({detaching})
-        await until(lambda: not running())
-        assert {snapshot.status for snapshot in store.snapshots.values()} <= {"aborted"}
-        if is_begun:
-            break
-    assert is_begun
+        async with StreamsHTTP(InMemoryStreamManager(), drain=timedelta(0)) as streams_http:
+            posting = asyncio.create_task(
+                streams_http.post(scope, receive, send, work if setting is None else WorkIn(work, setting), {})
+            )
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            posting.cancel()
+            await asyncio.wait({posting})
+            if answering.is_set():
+                break
+            await until(lambda: not running())
+            assert [*await streams_http.streams.list()] == []
+            statuses = {str(snapshot.status) for snapshot in store.snapshots.values()}
+            assert statuses <= {"aborted"}
+            seen |= statuses
+    assert answering.is_set()
+    assert seen == {"aborted"}
+
+
+class Yielding(InMemorySessionStore[Any]):
+    """A store that takes a moment, before and after it saves."""
+
+    async def save_snapshot(self, *arguments: Any, **options: Any) -> SessionSnapshot | None:
+        await asyncio.sleep(0)
+        saved = await super().save_snapshot(*arguments, **options)
+        await asyncio.sleep(0)
+        return saved
 
 
 # What is told of errors
@@ -626,6 +773,55 @@ async def test_what_is_public_is_told(error: Exception, monkeypatch: pytest.Monk
     async with held(words_agent(words, stored()), words) as (http, _):
         result = (await http.post("/words", json=turn(HOLD))).json()["result"]
     assert result["error"] | {"details": None} == {"status": "UNAVAILABLE", "message": "come back later", "details": None}
+
+
+@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError("secret://db-password"), ("INTERNAL", "internal")),
+        (PublicError("UNAVAILABLE", "come back later"), ("UNAVAILABLE", "come back later")),
+        (GenkitPublicError("UNAVAILABLE", "come back later"), ("UNAVAILABLE", "come back later")),
+    ],
+)
+async def test_what_an_agents_function_raises_beside_its_turn_ends_the_stream(
+    error: Exception, told: tuple[str, str], *, detach: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "streamkeep")  # what is public is no error of the server's
+    ai = Genkit()
+
+    async def fn(session: SessionRunner[Any], _: ActionRunContext[Any]) -> AgentResult:
+        await session.run(lambda *_: asyncio.sleep(0))
+        raise error
+
+    streams_http = StreamsHTTP(InMemoryStreamManager())
+    async with http_to(ours_app(ai.define_custom_agent("words", fn, store=stored()), streams_http)) as http:
+        answer = await http.post("/words", json=turn({**HELLO, "detach": detach}), headers=STREAMING)
+        read = await http.post("/words", headers={STREAM_ID: answer.headers[STREAM_ID]})
+        shown: Any = frames_of(read.content)[-1]["error"]
+        found = (await http.post("/words/getSnapshot", json={"data": answer.headers[STREAM_ID]})).text
+    assert (shown["status"], shown["message"]) == told
+    assert "secret" not in read.text + found
+    assert str(error) in caplog.text
+
+
+async def test_what_an_agents_function_raises_when_its_turn_has_failed_is_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ai = Genkit()
+
+    async def fails(*_: object) -> None:
+        raise ValueError("the turn")
+
+    async def fn(session: SessionRunner[Any], _: ActionRunContext[Any]) -> AgentResult:
+        await session.run(fails)
+        raise ValueError("behind it")
+
+    async with http_to(ours_app(ai.define_custom_agent("words", fn, store=stored()))) as http:
+        result = (await http.post("/words", json=turn(HELLO))).json()["result"]
+    assert result["error"]["message"] == "internal"
+    assert "ValueError: the turn" in caplog.text
+    assert "ValueError: behind it" in caplog.text
 
 
 # Whose
@@ -688,6 +884,147 @@ async def test_to_a_stranger_anothers_detached_turn_does_not_exist(*, has_tenant
             await words.aborted.wait()
 
 
+@pytest.mark.parametrize("is_pending", [True, False])
+async def test_a_stranger_cannot_go_on_from_anothers_detached_turn(*, is_pending: bool) -> None:
+    words, store = Words(), stored()
+    streams_http = StreamsHTTP(InMemoryStreamManager(), authorize=authorize)
+    async with http_to(traced(ours_app(words_agent(words, store), streams_http, context_provider=name))) as http:
+        ada, eve = {"X-Name": "ada"}, {"X-Name": "eve"}
+        mine = (await http.post("/words", json=turn(DETACHED, sessionId="of ada"), headers=ada)).json()["result"]
+        if not is_pending:
+            words.gate.set()
+            await events_of(streams_http.streams, mine["snapshotId"])
+        before = {**store.snapshots}
+
+        async def gone_on(data: object, how: dict[str, str], **init: object) -> tuple[object, ...]:
+            answer = await http.post("/words", json=turn(data, **init), headers=eve | how)
+            traces = {header: answer.headers.get(header) for header in TRACES}
+            return answer.status_code, answer.text, traces
+
+        for data, how in ((HELLO, {}), (HELLO, STREAMING), (DETACHED, {}), (DETACHED, STREAMING)):
+            unknown = await gone_on(data, how, snapshotId="unknown")
+            assert "NOT_FOUND" in str(unknown)
+            assert await gone_on(data, how, snapshotId=mine["snapshotId"]) == unknown
+            assert await gone_on(data, how, snapshot_id=mine["snapshotId"]) == unknown
+            assert await gone_on(data, how, snapshotId=mine["snapshotId"], sessionId="of ada") == unknown
+            assert await gone_on(data, how, snapshotId=mine["snapshotId"], sessionId="another") == unknown
+            assert await gone_on(data, how, sessionId="of ada") == unknown
+            state = [await gone_on(data, how, snapshotId=which, state={}) for which in ("unknown", mine["snapshotId"])]
+            assert state[0] == state[1]
+        assert store.snapshots == before
+        words.gate.set()
+        await events_of(streams_http.streams, mine["snapshotId"])
+        for init in ({"snapshotId": mine["snapshotId"]}, {"sessionId": "of ada"}):
+            result = (await http.post("/words", json=turn(HELLO, **init), headers=ada)).json()["result"]
+            assert result["finishReason"] == "stop"
+    assert words.runs == {"hold it": 1, "hello": 2}
+
+
+async def test_a_stranger_cannot_go_on_from_it_where_turns_are_genkits_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    words, agent = Words(), words_agent(Words(), stored())
+    words.gate.set()
+    streams = InMemoryStreamManager()
+    await agent.chat(session_id="s").send("hello")
+    (snapshot,) = agent.store.snapshots  # type: ignore[union-attr]
+    has_moved(monkeypatch, agent)
+    async with http_to(ours_app(agent, StreamsHTTP(streams, authorize=authorize), context_provider=name)) as http:
+        await (await streams.open(snapshot, owner="ada")).done()  # as a process has it that runs another release
+        results = [
+            (await http.post("/words", json=turn(HELLO, snapshotId=which), headers={"X-Name": who})).json()["result"]
+            for which, who in (("unknown", "eve"), (snapshot, "eve"), (snapshot, "ada"))
+        ]
+    assert results[1] == results[0]
+    assert results[2]["finishReason"] == "stop"
+
+
+class Watched(InMemorySessionStore[Any]):
+    """A store that is watched when it has saved: `seen` is awaited with each snapshot before its saver knows."""
+
+    seen: Callable[[SessionSnapshot], Awaitable[None]]
+
+    async def save_snapshot(self, *arguments: Any, **options: Any) -> SessionSnapshot | None:
+        saved = await super().save_snapshot(*arguments, **options)
+        if saved is not None and saved.status == "pending":
+            await self.seen(saved)
+        return saved
+
+
+async def test_a_detached_turn_is_its_owners_as_soon_as_it_can_be_seen_from_another_process_too() -> None:
+    words, store, storage = Words(), Watched(), MemoryStorage()
+    ada, eve = {"X-Name": "ada"}, {"X-Name": "eve"}
+    answers: list[Any] = []
+    async with AsyncExitStack() as stack:
+        here, there = [
+            await stack.enter_async_context(
+                http_to(
+                    ours_app(
+                        words_agent(words, store),
+                        StreamsHTTP(StreamManager(storage), authorize=authorize),
+                        context_provider=name,
+                    )
+                )
+            )
+            for _ in range(2)
+        ]
+
+        async def look(snapshot: SessionSnapshot) -> None:
+            named, in_session = ({"data": {"snapshotId": snapshot.snapshot_id}}, {"data": {"sessionId": "of ada"}})
+            found = [
+                await http.post("/words/getSnapshot", json=lookup, headers=who)
+                for http, who in ((here, eve), (there, eve), (there, ada))
+                for lookup in (named, in_session)
+            ]
+            aborts = [await http.post("/words/abort", json=named, headers=eve) for http in (here, there)]
+            answers.extend(answer.status_code for answer in found)
+            answers.extend(answer.json()["result"]["status"] for answer in aborts)
+
+        store.seen = look
+        mine = (await here.post("/words", json=turn(DETACHED, sessionId="of ada"), headers=ada)).json()["result"]
+        assert store.snapshots[mine["snapshotId"]].status == "pending"
+        words.gate.set()
+        await until(lambda: store.snapshots[mine["snapshotId"]].status == "completed")
+    assert answers == [404, 404, 404, 404, 200, 200, None, None]
+
+
+async def test_nothing_of_a_detached_turn_can_be_seen_while_its_stream_is_opened() -> None:
+    words, store = Words(), stored()
+
+    class Held(MemoryStorage):
+        opening = anyio.Event()
+        may_open = anyio.Event()
+
+        async def commit(self, *arguments: Any, **options: Any) -> bool:
+            self.opening.set()
+            await self.may_open.wait()
+            return await super().commit(*arguments, **options)
+
+    storage = Held()
+    async with http_to(ours_app(words_agent(words, store), StreamManager(storage))) as http:
+        async with anyio.create_task_group() as posting:
+            posting.start_soon(partial(http.post, "/words", json=turn(DETACHED)))
+            await storage.opening.wait()
+            await anyio.sleep(0.05)
+            assert (store.snapshots, words.runs) == ({}, {})
+            storage.may_open.set()
+        assert [str(snapshot.status) for snapshot in store.snapshots.values()] == ["pending"]
+        words.gate.set()
+
+
+async def test_answers_about_an_agents_turns_name_their_trace() -> None:
+    words = Words()
+    async with http_to(traced(ours_app(words_agent(words, stored())))) as http:
+        detached = await http.post("/words", json=turn(DETACHED))
+        refused = await http.post("/words", json=turn(DETACHED, snapshotId="unknown"))
+        snapshot = {"data": detached.json()["result"]["snapshotId"]}
+        calls = [await http.post(f"/words/{call}", json=snapshot) for call in ("getSnapshot", "abort")]
+        for answer in (detached, refused, *calls):
+            assert (answer.status_code, answer.headers["x-genkit-trace-id"]) == (200, format(5 << 64, "032x"))
+            assert "x-genkit-span-id" in answer.headers
+        streamed = await http.post("/words", json=turn(DETACHED), headers=STREAMING)
+        unknown = await http.post("/words/abort", json={"data": "unknown"})
+        assert not {*TRACES} & {*streamed.headers, *unknown.headers}
+
+
 async def test_a_store_has_the_context_in_all_that_is_asked_of_it() -> None:
     words, store = Words(), Tenants()
     words.gate.set()
@@ -705,7 +1042,20 @@ async def test_a_store_has_the_context_in_all_that_is_asked_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [None, {}, 1, [], "", " ", {"snapshotId": ""}, {"snapshotId": 1}, {"snapshotId": "a", "sessionId": "b"}]
+    "data",
+    [
+        None,
+        {},
+        1,
+        [],
+        "",
+        " ",
+        {"snapshotId": ""},
+        {"snapshotId": 1},
+        {"snapshot_id": " "},
+        {"snapshotId": 1, "sessionId": "b"},
+        {"snapshotId": "a", "session_id": "b"},
+    ],
 )
 async def test_a_lookup_that_names_nothing_or_too_much_is_refused(data: object) -> None:
     words = Words()
@@ -713,7 +1063,43 @@ async def test_a_lookup_that_names_nothing_or_too_much_is_refused(data: object) 
         answer = await http.post("/words/getSnapshot", json={"data": data})
         abort = await http.post("/words/abort", json={"data": data})
     assert (answer.status_code, answer.json()["error"]["status"]) == (400, "INVALID_ARGUMENT")
-    assert abort.status_code == (200 if data == {"snapshotId": "a", "sessionId": "b"} else 400)
+    assert abort.status_code == (200 if data == {"snapshotId": "a", "session_id": "b"} else 400)
+
+
+OF_S: Final = SessionSnapshot(snapshot_id="s", created_at="2026-01-01T00:00:00Z", state=SessionState(session_id="of s"))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "s",
+        {"snapshotId": "s"},
+        {"snapshot_id": "s"},
+        {"sessionId": "of s"},
+        {"session_id": "of s"},
+        {"snapshotId": "", "snapshot_id": "s"},
+        {"snapshotId": None, "sessionId": "of s"},
+        {"snapshotId": "s", "snapshot_id": "unknown"},
+        {"snapshotId": "s", "session_id": "of s"},
+        {"snapshot_id": "s", "sessionId": "of s"},
+        {"snapshot_id": "s", "session_id": "of s"},
+        {"snapshotId": "s", "sessionId": " "},
+        {"snapshotId": "unknown"},
+        {"session_id": "unknown"},
+    ],
+)
+async def test_a_lookup_is_answered_as_genkits_server_answers_it(data: object) -> None:
+    answers: list[list[Any]] = []
+    for app_of in (official_app, ours_app):
+        words, store = Words(), stored()
+        words.gate.set()
+        agent = words_agent(words, store)
+        await store.save_snapshot("s", lambda _: OF_S)
+        async with http_to(app_of(agent)) as http:
+            found, abort = [await http.post(f"/words/{call}", json={"data": data}) for call in ("getSnapshot", "abort")]
+            answers.append([found.json()["result"]["snapshotId"] if found.status_code == 200 else found.status_code == 404])
+            answers[-1].append(abort.json()["result"] if abort.status_code == 200 else None)
+    assert answers[1] == answers[0]
 
 
 # Where Genkit is made otherwise
@@ -722,6 +1108,10 @@ async def test_a_lookup_that_names_nothing_or_too_much_is_refused(data: object) 
 def has_moved(monkeypatch: pytest.MonkeyPatch, agent: Agent[Any]) -> None:
     monkeypatch.delitem(sys.modules, "streamkeep.integrations._genkit_turns", raising=False)
     monkeypatch.setitem(sys.modules, "genkit._ai._agents._runtime", None)
+
+
+def names_snapshots_otherwise(monkeypatch: pytest.MonkeyPatch, agent: Agent[Any]) -> None:
+    monkeypatch.setattr("streamkeep.integrations._genkit_turns.NAMES_SNAPSHOT", "next_snapshot_id")
 
 
 def is_wrapped(monkeypatch: pytest.MonkeyPatch, agent: Agent[Any]) -> None:
@@ -733,7 +1123,7 @@ def is_wrapped(monkeypatch: pytest.MonkeyPatch, agent: Agent[Any]) -> None:
     monkeypatch.setattr(agent, "bidi_fn", bidi_fn)
 
 
-@pytest.mark.parametrize("made", [has_moved, is_wrapped])
+@pytest.mark.parametrize("made", [has_moved, is_wrapped, names_snapshots_otherwise])
 async def test_an_agent_that_is_made_otherwise_is_served_as_genkits(
     made: Callable[..., None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

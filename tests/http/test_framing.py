@@ -184,6 +184,25 @@ def test_nulls_of_ag_uis_events_are_left_out_but_where_they_are_values() -> None
     assert '"value":null' in body
 
 
+@pytest.mark.parametrize(
+    ("chunk", "frame"),
+    [
+        ([[], "updates", {"a": 1}], 'event: updates\ndata: {"a":1}\n'),
+        ([["outer:1", "inner:2"], "messages", [1, 2]], "event: messages|outer:1|inner:2\ndata: [1,2]\n"),
+        ({"type": "values", "ns": [], "data": {"a": 1}, "interrupts": []}, 'event: values\ndata: {"a":1}\n'),
+        ({"type": "messages", "ns": ["outer:1"], "data": [1]}, "event: messages|outer:1\ndata: [1]\n"),
+        ([["outer"], "end", 1], "event: end|outer\ndata: 1\n"),
+        ([[], "end", 1], 'event: custom\ndata: [[],"end",1]\n'),
+        ({"type": "messages", "ns": "outer", "data": 1}, "event: custom\n"),
+        ({"type": "step", "data": 1}, "event: custom\n"),
+    ],
+)
+def test_what_langgraph_gives_of_subgraphs_and_of_its_second_version_is_named_as_its_server_does(
+    chunk: object, frame: str
+) -> None:
+    assert body_of(LangGraphFraming(), events_of(chunk)).startswith(frame)
+
+
 @pytest.mark.parametrize("name", ["end", "error", "", " ", "é", "a\nb"])
 def test_a_name_that_would_end_a_run_of_langgraphs_or_is_none_is_custom(name: str) -> None:
     assert body_of(LangGraphFraming(), events_of([name, 1])).startswith("event: custom\n")

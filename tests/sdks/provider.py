@@ -1,7 +1,8 @@
 """A provider of language models on loopback, which speaks the documented events of OpenAI, Anthropic and Gemini.
 
 What a model answers its name says: `words` (also with how many of them, `words-1000`), `tool` (calls one, and answers when it has its
-output), `thinking`, `fails` (in mid-answer), `waits` (in mid-answer, until it may end), `limited` (429).
+output), `thinking`, `fails` (in mid-answer), `cut` (ends in mid-answer, as if that were all), `waits` (in mid-answer, until it may end),
+`limited` (429).
 """
 
 import json
@@ -192,6 +193,8 @@ async def chat_completion(provider: Provider, body: Json) -> Frames:
             if number == 2 and model == "fails":
                 yield f"data: {compact(error_of_openai(500, FAILURE))}\n\n"
                 return
+            if number == 2 and model == "cut":
+                return
             if number == 2 and model == "waits":
                 await provider.waits()
             if model == "thinking" and number < 2:
@@ -261,6 +264,8 @@ async def response_events(provider: Provider, body: Json) -> AsyncGenerator[Json
             yield event
             if event["type"] == "error":
                 return
+        if model == "cut":
+            return
     usage = {
         "input_tokens": USAGE[0],
         "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
@@ -320,6 +325,8 @@ async def text_events(provider: Provider, model: str, output: list[Json]) -> Asy
         if number == 2 and model == "fails":
             yield {"type": "error", "code": "server_error", "message": FAILURE, "param": None}
             return
+        if number == 2 and model == "cut":
+            return
         if number == 2 and model == "waits":
             await provider.waits()
         text += word
@@ -374,6 +381,8 @@ async def message_events(provider: Provider, body: Json) -> AsyncGenerator[Json]
         if number == 2 and model == "fails":
             yield error_of_anthropic(529, FAILURE)
             return
+        if number == 2 and model == "cut":
+            return
         if number == 2 and model == "waits":
             await provider.waits()
         delta = {"type": "input_json_delta", "partial_json": part} if is_call else {"type": "text_delta", "text": part}
@@ -406,6 +415,8 @@ async def generated_content(provider: Provider, model: str, body: Json) -> Frame
     for number, word in enumerate(words_of(model)):
         if number == 2 and model == "fails":
             yield f"data: {compact({'error': {'code': 503, 'message': FAILURE, 'status': 'UNAVAILABLE'}})}\r\n\r\n"
+            return
+        if number == 2 and model == "cut":
             return
         if number == 2 and model == "waits":
             await provider.waits()

@@ -11,7 +11,7 @@ import httpx
 import msgspec
 import pytest
 from fastapi import FastAPI, Request, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from tests.http.servers import Reading, http_to
 from tests.sdks.provider import FAILURE, SECRET, TEXT, Provider
 
@@ -45,6 +45,13 @@ async def stored_in(streams: StreamManager, stream: str, chunk_type: Any = Any) 
     return stored
 
 
+def types_in(union: Any) -> set[str]:
+    """Give the types of the models of a union."""
+    schema = TypeAdapter(union).json_schema(mode="serialization")
+    names = [member["$ref"].rpartition("/")[2] for member in schema.get("oneOf") or schema["anyOf"]]
+    return {schema["$defs"][name]["properties"]["type"]["const"] for name in names}
+
+
 class SDKSuite:
     """The contract.
 
@@ -52,12 +59,14 @@ class SDKSuite:
         encode: what the page says that its SDK needs.
         event: the type that its chunks are read as.
         failure: what an error in mid-answer says, of which readers are told nothing.
+        cut: the status of an answer that is cut off without an error; None where the SDK takes it for a whole one.
     """
 
     encode: ClassVar[JSONEncoding | None] = None
     clients: AsyncExitStack
     event: ClassVar[Any] = Any
     failure: ClassVar[str] = FAILURE
+    cut: ClassVar[str | None] = None
 
     @pytest.fixture(autouse=True)
     async def open_clients(self, provider: Provider) -> AsyncGenerator[None]:
@@ -152,3 +161,11 @@ class SDKSuite:
         stored = await self.stored("limited")
         assert stored.error is not None
         assert (stored.error.status, stored.error.message) == ("RESOURCE_EXHAUSTED", "resource exhausted")
+
+    async def test_an_answer_that_is_cut_off_ends_as_the_page_says(
+        self, provider: Provider, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.CRITICAL)
+        stored = await self.stored("cut")
+        assert stored.chunks
+        assert (stored.error and stored.error.status) == self.cut

@@ -1,18 +1,22 @@
 """Anthropic's SDK: what `create(stream=True)` gives, as it comes, and what `.stream()` gives."""
 
+import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, ClassVar
 
 import anyio
+import httpx2
 import pytest
 from anthropic import Anthropic, AsyncAnthropic
 from anthropic.types import RawMessageStreamEvent
-from pydantic import TypeAdapter
+from anthropic.types.beta import BetaRawMessageStreamEvent
+from pydantic import BaseModel, TypeAdapter
 from tests.sdks.provider import SECRET, Provider, message_events
-from tests.sdks.suite import SDKSuite, stored_in
+from tests.sdks.suite import SDKSuite, stored_in, types_in
 
 from streamkeep import InMemoryStreamManager, JSONEncoding
 from streamkeep.http.sources import Source, producer_of
+from streamkeep.integrations import anthropic
 from streamkeep.integrations.anthropic import chunks
 
 pytestmark = pytest.mark.slow  # to import it takes two seconds
@@ -46,6 +50,8 @@ class TestMessagesAsTheyCome(AnthropicSuite):
 
 
 class TestMessagesOfStream(AnthropicSuite):
+    cut = "ABORTED"
+
     def source(self, model: str) -> Source:
         async def answer() -> AsyncIterator[Any]:
             return chunks(self.client().messages.stream(model=model, **MESSAGE))
@@ -54,6 +60,8 @@ class TestMessagesOfStream(AnthropicSuite):
 
 
 class TestMessagesOfStreamThatIsEntered(AnthropicSuite):
+    cut = "ABORTED"
+
     def source(self, model: str) -> Source:
         async def answer() -> AsyncGenerator[Any]:
             async with self.client().messages.stream(model=model, **MESSAGE) as stream:
@@ -65,10 +73,65 @@ class TestMessagesOfStreamThatIsEntered(AnthropicSuite):
 
 
 class TestMessagesOfStreamThatDoNotAwait(AnthropicSuite):
+    cut = "ABORTED"
     test_a_stop_closes_the_providers_connection: ClassVar[None] = None  # type: ignore[assignment]  # a thread waits for the next chunk
 
     def source(self, model: str) -> Source:
         return lambda: chunks(self.clients.push(Anthropic(max_retries=0)).messages.stream(model=model, **MESSAGE))
+
+
+def client_of(events: list[Any]) -> Anthropic:
+    """Give a client whose provider answers with these events."""
+    frames = "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events)
+
+    def answer(_: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=frames)
+
+    http = httpx2.Client(transport=httpx2.MockTransport(answer))
+    return Anthropic(api_key="none", base_url="http://127.0.0.1:9", http_client=http)
+
+
+@pytest.mark.parametrize("is_beta", [False, True])
+def test_what_the_sdk_makes_itself_is_left_out_whatever_it_makes(is_beta: bool) -> None:
+    usage = {"input_tokens": 1, "output_tokens": 1}
+    head = {"id": "m", "type": "message", "role": "assistant", "model": "c", "content": [], "usage": usage}
+    deltas = {
+        "text": [{"type": "text_delta", "text": '{"city":'}, {"type": "text_delta", "text": '"Paris"}'}],
+        "thinking": [{"type": "thinking_delta", "thinking": "Hm"}, {"type": "signature_delta", "signature": "c2ln"}],
+        "tool_use": [{"type": "input_json_delta", "partial_json": "{}"}],
+        **(
+            {"compaction": [{"type": "compaction_delta", "content": "all so far", "encrypted_content": "c2ln"}]}
+            if is_beta
+            else {}
+        ),
+    }
+    empty: dict[str, Any] = {
+        "text": {"text": ""},
+        "thinking": {"thinking": "", "signature": ""},
+        "tool_use": {"id": "t", "name": "weather", "input": {}},
+        "compaction": {"content": None, "encrypted_content": None},
+    }
+    came: list[Any] = [{"type": "message_start", "message": {**head, "stop_reason": None, "stop_sequence": None}}]
+    for index, (kind, parts) in enumerate(deltas.items()):
+        came.append({"type": "content_block_start", "index": index, "content_block": {"type": kind, **empty[kind]}})
+        came += [{"type": "content_block_delta", "index": index, "delta": delta} for delta in parts]
+        came.append({"type": "content_block_stop", "index": index})
+    new = {"type": "message_new", "system": SECRET}
+    last: list[Any] = [
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": usage},
+        {"type": "message_stop"},
+    ]
+    client = client_of([*came, new, *last])
+    asked: Any = {"model": "c", **MESSAGE, "output_format": City}
+    assert list(chunks((client.beta if is_beta else client).messages.stream(**asked))) == [*came, *last]
+
+
+class City(BaseModel):
+    city: str
+
+
+def test_every_event_that_comes_is_known() -> None:
+    assert types_in(RawMessageStreamEvent) == types_in(BetaRawMessageStreamEvent) == anthropic._CAME.keys()
 
 
 async def test_what_stream_gives_is_a_source_as_it_is_and_repeats_the_text(provider: Provider) -> None:

@@ -17,6 +17,7 @@ MESSAGES: Any = [{"role": "system", "content": SECRET}, {"role": "user", "conten
 
 class LiteLLMSuite(SDKSuite):
     encode = JSONEncoding(exclude_none=True)
+    cut = "INTERNAL"  # it raises
 
     @pytest.fixture(autouse=True)
     def import_it(self, monkeypatch: pytest.MonkeyPatch, provider: Provider) -> None:

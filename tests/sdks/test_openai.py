@@ -1,8 +1,12 @@
 """OpenAI's SDK: chat completions and Responses, as it gives them."""
 
+import gc
+import json
+import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from typing import Any, ClassVar
 
+import httpx2
 import pytest
 from anyio import to_thread
 from fastapi import FastAPI, Request, Response
@@ -10,15 +14,16 @@ from fastapi.responses import StreamingResponse
 from flask import Flask
 from openai import AsyncOpenAI, OpenAI
 from openai.types.chat import ChatCompletionChunk
-from openai.types.responses import ResponseStreamEvent
+from openai.types.responses import ResponseOutputItem, ResponseStreamEvent
 from pydantic import TypeAdapter
 from tests.http.servers import STREAM_ID, frames_of, http_to
 from tests.sdks.provider import SECRET, TEXT, Provider
-from tests.sdks.suite import SDKSuite, stored_in
+from tests.sdks.suite import SDKSuite, stored_in, types_in
 
 from streamkeep import InMemoryStreamManager, JSONEncoding, PublicError, StreamEventType, sync
 from streamkeep.http import DurableStreaming, StreamsHTTP
 from streamkeep.http.sources import Source
+from streamkeep.integrations import openai_sdk
 from streamkeep.integrations.flask import FlaskStreams
 from streamkeep.integrations.openai_sdk import checkpoint_of, chunks
 
@@ -68,6 +73,8 @@ class TestChatCompletionsThatDoNotAwait(Chat):
 
 @pytest.mark.slow
 class TestChatCompletionsOfStream(Chat):
+    cut = "ABORTED"
+
     def source(self, model: str) -> Source:
         async def answer() -> AsyncIterator[Any]:
             return chunks(self.client().chat.completions.stream(model=model, messages=MESSAGES))
@@ -76,6 +83,7 @@ class TestChatCompletionsOfStream(Chat):
 
 
 class Responses(OpenAISuite):
+    cut = "ABORTED"
     event = TypeAdapter[ResponseStreamEvent](ResponseStreamEvent)
 
     def text_of(self, chunks: list[Any]) -> str:
@@ -156,11 +164,56 @@ async def test_of_a_response_is_stored_how_it_goes_and_not_what_it_was_asked(pro
             "'code': 'x'",
         ),
         ({"type": "response.failed", "response": {"error": {"code": "rate_limit_exceeded"}}}, PublicError, "asked too much"),
+        ({"type": "response.failed"}, RuntimeError, "server has failed"),
+        ({"type": "response.failed", "response": None}, RuntimeError, "server has failed"),
+        ({"type": "response.failed", "response": "r"}, RuntimeError, "server has failed"),
+        ({"type": "response.failed", "response": {"error": "x", "id": 1}}, RuntimeError, "server has failed"),
+        ({"type": "error"}, RuntimeError, "server has failed"),
+        ({"type": "error", "error": None, "code": ["x"]}, RuntimeError, "server has failed"),
     ],
 )
 def test_an_event_that_says_that_it_has_failed_is_raised(event: Any, raised: type[Exception], words: str) -> None:
     with pytest.raises(raised, match=words):
         list(chunks([{"type": "response.in_progress"}, event]))
+
+
+@pytest.mark.parametrize("event", [{"type": "response.failed"}, {"type": "response.failed", "response": None}])
+async def test_a_response_that_fails_and_says_nothing_of_it_is_the_providers_failure(event: Any) -> None:
+    """As the SDK gives it, which has no `response` then, or one that is None."""
+
+    def answer(_: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=f"data: {json.dumps(event)}\n\n")
+
+    http = httpx2.AsyncClient(transport=httpx2.MockTransport(answer))
+    async with AsyncOpenAI(api_key="none", base_url="http://127.0.0.1:9", http_client=http) as client:
+        given = chunks(await client.responses.create(model="m", input="why?", stream=True))
+        with pytest.raises(RuntimeError, match="the model's server has failed"):
+            await anext(given)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"type": "response.new", "instructions": "secret"},
+        {"type": "new", "prompt": "secret"},
+        {"object": "new", "messages": "secret"},
+        {"type": "response.output_item.added", "item": {"type": "new", "prompt": "secret"}},
+        {"type": "response.output_item.added", "item": {"type": "message", "role": "user", "content": "secret"}},
+        {"type": "response.output_item.done", "item": "secret"},
+    ],
+)
+def test_what_nobody_has_looked_at_is_left_out(event: Any) -> None:
+    last = {"type": "response.completed", "response": {"id": "r", "output": [event.get("item"), {"type": "reasoning"}]}}
+    (only,) = chunks([event, last])
+    assert only["response"]["output"] == [{"type": "reasoning"}]
+
+
+def test_every_event_and_item_that_the_sdk_knows_is_looked_at() -> None:
+    """Where this fails, the SDK has a new one: see what it has, and add it to what is stored."""
+    assert {f"response.{kind}" for kind in openai_sdk._EVENTS} - {"response.cancelled"} == types_in(ResponseStreamEvent) - {
+        "error"
+    }
+    assert types_in(ResponseOutputItem) == openai_sdk._ITEMS
 
 
 @pytest.mark.parametrize("kind", ["mcp_list_tools", "tool_search_output", "additional_tools"])
@@ -200,6 +253,34 @@ async def test_a_stream_that_is_not_wanted_is_closed(provider: Provider) -> None
                 await provider.until_left()
             assert provider.left == 1
             provider.may_end.set()
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+async def test_a_manager_that_is_not_wanted_leaves_no_request_that_nobody_has_awaited(
+    provider: Provider, is_plain: bool
+) -> None:
+    streams_http = StreamsHTTP(InMemoryStreamManager())
+    app = FastAPI(lifespan=streams_http.lifespan)
+    async with AsyncOpenAI() as client:
+
+        @app.post("/ask")
+        async def ask(request: Request) -> Response:
+            asked = client.responses.stream(model="waits", input="why?")
+            return await streams_http.respond(request, asked if is_plain else chunks(asked), key="chat")
+
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            async with http_to(app) as http, http.stream("POST", "/ask"):
+                async with http.stream("POST", "/ask") as joined:
+                    assert joined.status_code == 200
+                given = [chunks(client.responses.stream(model="words", input="why?"))]
+                given.append(chunks(client.chat.completions.stream(model="words", messages=MESSAGES)))
+                while given:
+                    await given.pop().aclose()
+                provider.may_end.set()
+            gc.collect()
+        assert not [warning for warning in caught if "never awaited" in str(warning.message)]
+    assert len(provider.asked) == 1
 
 
 # Other ways to write

@@ -16,7 +16,7 @@ from tests.test_docs import ROOT, blocks
 pytestmark = pytest.mark.slow  # it imports all of them
 
 PAGE: Final = ROOT / "docs/how-to/sdks.md"
-APP, *ANSWERS = [block for block in blocks(PAGE) if "chunk_type" not in block]
+APP, *ANSWERS = [block for block in blocks(PAGE) if "chunk_type" not in block and "langgraph_node" not in block]
 ASK: Final = """
 import asyncio
 import json
@@ -40,6 +40,7 @@ PLAIN: Final = {
     "chunks(stream)": "stream",
     "chunks(Runner.run_streamed(agent, question))": "Runner.run_streamed(agent, question).stream_events()",
     "return chunks(await": "return (await",
+    "chunks(agent.run_stream_events(question))": "agent.run_stream_events(question)",
 }
 """What helps is replaced by what would be written without it."""
 NAMES: Final = [

@@ -4,6 +4,7 @@ By GET it is an app of its own, for `EventSource`, curl and the like. By POST it
 `Work`, for the integrations: start or resume, then follow.
 """
 
+import logging
 import re
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -24,7 +25,14 @@ from .._input import StreamInput
 from .._listing import StreamInfo, StreamStatus
 from .._manager import StreamManager
 from .._recovery import Recovery
-from ..errors import InvalidArgumentError, KeyInUseError, OffsetOutOfRangeError, StorageError, StreamNotFoundError
+from ..errors import (
+    InvalidArgumentError,
+    KeyInUseError,
+    OffsetOutOfRangeError,
+    StorageError,
+    StreamkeepError,
+    StreamNotFoundError,
+)
 from ..events import encode_json
 from ..wire import GenkitRequest, parse_body, wants_stream
 from .access import REQUEST, Access, Action, Authorize, check_owner, check_route, owner_of, owner_text
@@ -77,6 +85,8 @@ if TYPE_CHECKING:
 
     from .starlette import ASGIResponse
 
+logger: Final = logging.getLogger("streamkeep")
+
 MAX_BODY_BYTES: Final = 4 << 20
 MAX_SKIPPED_BYTES: Final = 32 << 20
 """The longest body of a request that resumes a stream: it is what the request was that started it, which the app has read itself."""
@@ -114,19 +124,25 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Detached:
-    """Work that was answered when it had begun, and goes on as a stream.
+    """Work that begins when its stream is open, and is answered then.
 
     Attributes:
         answer: what answers the request.
         stream: the id of the stream.
-        produce: writes what the work gives from its beginning on, and gives its output.
-        abandon: stops it, where there can be no stream.
+        produce: begins it, writes what it gives, and gives its output.
+        begun: returns when it has begun, with what came to `answer`; raises what has kept it from beginning.
+        abandon: gives it up, where there can be no stream.
     """
 
     answer: object
     stream: str
     produce: Producer
+    begun: Callable[[], Awaitable[Output]]
     abandon: Callable[[], Awaitable[None]]
+
+
+Admits = Callable[[str], Awaitable[bool]]
+"""Says whether who has sent a request may know of a stream: it is theirs, or there is none of this id."""
 
 
 class Work(Protocol):
@@ -140,13 +156,18 @@ class Work(Protocol):
         ...
 
     async def run(
-        self, request: GenkitRequest, context: Mapping[str, Any], send_chunk: Callable[[object], object], stop: anyio.Event
+        self,
+        request: GenkitRequest,
+        context: Mapping[str, Any],
+        admits: Admits,
+        send_chunk: Callable[[object], object],
+        stop: anyio.Event,
     ) -> Output:
         """Do it. `stop` is set when nobody wants it any more; a little later it is cancelled."""
         ...
 
-    async def detach(self, request: GenkitRequest, context: Mapping[str, Any]) -> Detached | Output:
-        """Begin it, where the request detaches; or give what answers the request where it did not begin."""
+    async def detach(self, request: GenkitRequest, context: Mapping[str, Any], admits: Admits) -> Detached | Output:
+        """Prepare it, where the request detaches; or give what answers the request where it cannot begin."""
         ...
 
 
@@ -819,11 +840,23 @@ class StreamsHTTP:
 
         return app
 
-    async def start(self, scope: Scope, receive: Receive, send: Send, produce: Producer, context: Mapping[str, Any]) -> None:
-        """Run a producer under a new id, and answer with what it writes. Raises before the answer has begun only."""
+    async def start(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        produce: Producer,
+        context: Mapping[str, Any],
+        *,
+        owner: object = None,
+    ) -> None:
+        """Run a producer under a new id, and answer with what it writes. Raises before the answer has begun only.
+
+        Its owner is who `authorize` says, unless one is given.
+        """
         stream = str(uuid.uuid4())
         try:
-            await self.launch(scope, stream, produce, context, {ANSWER: ENDPOINTS_OWN})
+            await self.launch(scope, stream, produce, context, {ANSWER: ENDPOINTS_OWN}, owner=owner)
         except KeyInUseError as error:
             await self.show_again(scope, receive, send, error.stream)
         else:
@@ -956,13 +989,14 @@ class StreamsHTTP:
         context = await _with_provided(context, provide, request.data)
         work.check(request)
         streaming = wants_stream(headers.get("accept", ""), query_of(scope))
+        owner = await self._owner("start", scope, None, context)
+        admits = partial(self._admits, owner)
         if work.detaches(request):
-            await self._detach(scope, receive, send, work, request, context, streaming=streaming)
+            await self._detach(scope, receive, send, work, request, context, admits, owner, streaming=streaming)
         elif streaming:
-            await self.start(scope, receive, send, partial(_produce, work, request, context), context)
+            await self.start(scope, receive, send, partial(_produce, work, request, context, admits), context, owner=owner)
         else:
-            await self._owner("start", scope, None, context)
-            await _run_once(receive, send, work, request, context)
+            await _run_once(receive, send, work, request, context, admits)
 
     async def _detach(
         self,
@@ -972,40 +1006,65 @@ class StreamsHTTP:
         work: Work,
         request: GenkitRequest,
         context: Mapping[str, Any],
+        admits: Admits,
+        owner: str,
         *,
         streaming: bool,
     ) -> None:
-        """Begin work that goes on as a stream, and answer; where the same request was sent before, as that was answered."""
-        owner = await self._owner("start", scope, None, context)
+        """Begin work that goes on as a stream, and answer; where the same request was sent before, as that was answered.
+
+        The stream is its owner's before anything of the work can be seen.
+        """
         if (run := run_of(scope, owner)) is not None:
             with suppress(StreamNotFoundError):
                 await self._answer_again(scope, receive, send, await self.streams.started_by(run, owner), streaming=streaming)
                 return
         self.runner.check_room()
-        begun = await work.detach(request, context)
-        if isinstance(begun, Output):
-            await _answer(send, encode_json(begun.value), (), streaming=streaming)
+        detached = await work.detach(request, context, admits)
+        if isinstance(detached, Output):
+            await _answer(send, encode_json(detached.value), (), detached.headers, streaming=streaming)
             return
         try:
-            answer = encode_json(begun.answer)
+            answer = encode_json(detached.answer)
             kept = {ANSWER: ENDPOINTS_OWN, DETACHED: answer.decode()}
-            await self.launch(scope, begun.stream, begun.produce, context, kept, owner=owner)
+            await self.launch(scope, detached.stream, detached.produce, context, kept, owner=owner)
         except KeyInUseError as error:
-            await begun.abandon()
+            await detached.abandon()
             await self._answer_again(scope, receive, send, await self.streams.info(error.stream), streaming=streaming)
             return
         except BaseException:
             with anyio.move_on_after(ABANDON_SECONDS, shield=True):
-                await begun.abandon()
+                await detached.abandon()
+                await self._forget(detached.stream)
             raise
-        await _answer(send, answer, naming(begun.stream), streaming=streaming)
+        try:
+            begun = await detached.begun()
+        except BaseException:  # or the request was cancelled; without its stream what has begun is stopped
+            with anyio.move_on_after(ABANDON_SECONDS, shield=True):
+                await self._forget(detached.stream)
+            raise
+        await _answer(send, answer, naming(detached.stream), begun.headers, streaming=streaming)
+
+    async def _forget(self, stream: str) -> None:
+        """Delete the stream of what did not begin: who sends the same again has it tried again."""
+        try:
+            with suppress(StreamNotFoundError):
+                await self.streams.delete(stream)
+        except StreamkeepError as error:
+            logger.warning("stream %s, of what did not begin, could not be deleted: %s", stream, error)
 
     async def _answer_again(self, scope: Scope, receive: Receive, send: Send, info: StreamInfo, *, streaming: bool) -> None:
         answer = info.metadata.get(DETACHED)
         if answer is None:
             await self.show_again(scope, receive, send, info.id)
         else:
-            await _answer(send, answer.encode(), naming(info.id), streaming=streaming)
+            await _answer(send, answer.encode(), naming(info.id), (), streaming=streaming)
+
+    async def _admits(self, owner: str, stream: str) -> bool:
+        try:
+            return (await self.streams.info(stream)).owner == owner
+        except (StreamNotFoundError, InvalidArgumentError):
+            return True
 
     async def _admit_about(self, action: Action, scope: Scope, stream: str | None, context: Mapping[str, Any]) -> None:
         """Ask who is asking. StreamNotFoundError: it is about a stream that is there, and somebody else's."""
@@ -1211,22 +1270,26 @@ def _input_in(body: bytes) -> object:
 
 
 async def _produce(
-    work: Work, request: GenkitRequest, context: Mapping[str, Any], stream: StreamInput, stop: anyio.Event
+    work: Work, request: GenkitRequest, context: Mapping[str, Any], admits: Admits, stream: StreamInput, stop: anyio.Event
 ) -> object:
-    return (await work.run(request, context, stream.write_soon, stop)).value
+    return (await work.run(request, context, admits, stream.write_soon, stop)).value
 
 
-async def _answer(send: Send, output: bytes, headers: Iterable[tuple[str, str]], *, streaming: bool) -> None:
-    """Give an output as JSON, or as a stream of Genkit's that is nothing but it."""
+async def _answer(
+    send: Send, output: bytes, headers: Iterable[tuple[str, str]], of_output: Iterable[tuple[str, str]], *, streaming: bool
+) -> None:
+    """Give an output as JSON, with its own headers; or as a stream of Genkit's that is nothing but it."""
     body = result_body(output)
     if not streaming:
-        await send_response(send, 200, body, headers)
+        await send_response(send, 200, body, [*headers, *of_output])
         return
     await send_head(send, GenkitFraming(), headers)
     await send({"type": "http.response.body", "body": b"data: %b\n\n" % body})
 
 
-async def _run_once(receive: Receive, send: Send, work: Work, request: GenkitRequest, context: Mapping[str, Any]) -> None:
+async def _run_once(
+    receive: Receive, send: Send, work: Work, request: GenkitRequest, context: Mapping[str, Any], admits: Admits
+) -> None:
     """Do the work for one answer without a stream; a client that goes away stops it."""
     stop = anyio.Event()
     failure: Exception | None = None
@@ -1234,7 +1297,7 @@ async def _run_once(receive: Receive, send: Send, work: Work, request: GenkitReq
     async with anyio.create_task_group() as exchange:
         exchange.start_soon(_stop_on_disconnect, receive, stop, exchange.cancel_scope)
         try:
-            output = await work.run(request, context, _ignore, stop)
+            output = await work.run(request, context, admits, _ignore, stop)
         except Exception as error:
             failure = error
         except not_ours():

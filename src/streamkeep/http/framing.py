@@ -87,6 +87,11 @@ class Framing(Protocol):
         ...
 
 
+def kind_of(framing: Framing, own: type[Framing], *settings: object) -> object:
+    """Give the kind of a class's framings with these settings; None for a subclass, whose frames may depend on more."""
+    return (own, *settings) if type(framing) is own else None
+
+
 class GenkitFraming:
     """Genkit's frames: LF only, one `data: ` line each, never `id:`, `event:`, `retry:` or a comment.
 
@@ -110,7 +115,7 @@ class GenkitFraming:
     @property
     def kind(self) -> object:
         """It, unless the next frame's line has begun."""
-        return None if self._line_is_open else GenkitFraming
+        return None if self._line_is_open else kind_of(self, GenkitFraming)
 
     def head(self, stream: str, query: Mapping[str, str]) -> Sequence[tuple[str, str]]:  # noqa: ARG002 - it needs neither
         """Give none."""
@@ -180,7 +185,7 @@ class SSEFraming:
     def __init__(self, *, retry_seconds: float = 2.0, heartbeat_event: str | None = None) -> None:
         if heartbeat_event is not None and not _EVENT_NAME.fullmatch(heartbeat_event):
             raise InvalidArgumentError("an event's name is of letters, digits, - and _")
-        self.kind = SSEFraming
+        self.kind = kind_of(self, SSEFraming)
         self._retry_ms = round(retry_seconds * 1000)
         self._heartbeat = b": \n" if heartbeat_event is None else b"event: %b\ndata: \n\n" % heartbeat_event.encode()
 
@@ -245,7 +250,7 @@ class PassThroughFraming:
         self, *, content_type: str = "text/event-stream", headers: Sequence[tuple[str, str]] = (), id_first: bool = False
     ) -> None:
         self.content_type = content_type
-        self.kind = (PassThroughFraming, id_first)
+        self.kind = kind_of(self, PassThroughFraming, id_first)
         self._headers = headers
         self._id_first = id_first
 
@@ -309,7 +314,7 @@ class TextFraming:
 
     def __init__(self, content_type: str = "text/plain; charset=utf-8", headers: Sequence[tuple[str, str]] = ()) -> None:
         self.content_type = content_type
-        self.kind = TextFraming
+        self.kind = kind_of(self, TextFraming)
         self._headers = headers
 
     def head(self, stream: str, query: Mapping[str, str]) -> Sequence[tuple[str, str]]:  # noqa: ARG002 - it needs neither
@@ -341,7 +346,6 @@ class NDJSONFraming:
     """
 
     content_type = "application/x-ndjson"
-    kind = "application/x-ndjson"
     cut_when_broken = True
     cut_when_failed = False
     shows_done = False
@@ -349,6 +353,9 @@ class NDJSONFraming:
     reads_all = False
     counts = False
     replays = False
+
+    def __init__(self) -> None:
+        self.kind = kind_of(self, NDJSONFraming)
 
     def head(self, stream: str, query: Mapping[str, str]) -> Sequence[tuple[str, str]]:  # noqa: ARG002 - it needs neither
         """Give none."""

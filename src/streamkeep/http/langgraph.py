@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Final, TypeVar, assert_never
 
 import msgspec
@@ -18,10 +19,11 @@ _NAME: Final = re.compile(r"[!-~]([ -~]*[!-~])?")
 class LangGraphFraming:
     """A run of LangGraph's: each chunk is a pair, the event's name and its data, as `graph.astream(…, stream_mode=[…])` gives them.
 
-    A chunk that is no such pair, or whose name is that of an end or not ASCII, is of LangGraph's mode `custom`. A run ends with `end`; one
-    that fails, or is stopped, with `error`. A transport that fails has no event: the run goes on, and its clients would take one for its
-    end. They come back to the URL that the answer's `Location` is. Of a stream that is gone on with when its writer has died, there are
-    also `recovering` and `restarted`.
+    With `subgraphs=True` or `version="v2"` it is what that gives: an event of a subgraph is named `messages|outer:…`, as LangGraph's
+    `RemoteGraph` reads it. A chunk that is none of these, or whose name is that of an end or not ASCII, is of LangGraph's mode `custom`.
+    A run ends with `end`; one that fails, or is stopped, with `error`. A transport that fails has no event: the run goes on, and its
+    clients would take one for its end. They come back to the URL that the answer's `Location` is. Of a stream that is gone on with when
+    its writer has died, there are also `recovering` and `restarted`.
     """
 
     content_type = "text/event-stream"
@@ -66,12 +68,38 @@ class LangGraphFraming:
         return b""
 
 
+class _Part(msgspec.Struct, forbid_unknown_fields=True):
+    """What `astream` gives of `version="v2"`."""
+
+    type: str
+    ns: list[str]
+    data: msgspec.Raw
+    interrupts: object = None
+
+
+_pair: Final = msgspec.json.Decoder(tuple[str, msgspec.Raw])
+_triple: Final = msgspec.json.Decoder(tuple[list[str], str, msgspec.Raw])
+_part: Final = msgspec.json.Decoder(_Part)
+_BETWEEN: Final = "|"
+
+
 def _named(data: bytes) -> tuple[str, bytes]:
-    try:
-        name, raw = msgspec.json.decode(data, type=tuple[str, msgspec.Raw])
-    except msgspec.MsgspecError:
-        return "custom", data
-    return (name, bytes(raw)) if _NAME.fullmatch(name) and name not in ENDS else ("custom", data)
+    name, raw = _read(data)
+    return (name, raw) if _NAME.fullmatch(name) and name not in ENDS else ("custom", data)
+
+
+def _read(data: bytes) -> tuple[str, bytes]:
+    """Give the name and the data of what is a chunk of LangGraph's; of another one no name."""
+    with suppress(msgspec.MsgspecError):
+        name, raw = _pair.decode(data)
+        return name, bytes(raw)
+    with suppress(msgspec.MsgspecError):
+        path, name, raw = _triple.decode(data)
+        return _BETWEEN.join((name, *path)), bytes(raw)
+    with suppress(msgspec.MsgspecError):
+        part = _part.decode(data)
+        return _BETWEEN.join((part.type, *part.ns)), bytes(part.data)
+    return "", data
 
 
 def _frame(name: str, data: bytes, cursor: str) -> bytes:

@@ -6,11 +6,12 @@ A response that kept time by itself would have a timer set and reset for each ev
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 from datetime import timedelta
+from functools import partial
 from typing import Final, Protocol
 
 import anyio
 
-from .._background import loop_here
+from .._background import Loop, loop_here
 from ..events import ErrorInfo
 
 SHUTTING_DOWN: Final = ErrorInfo("UNAVAILABLE", "the server is shutting down; the stream can be resumed by its id")
@@ -53,30 +54,35 @@ class Pulse:
         self._longest_seconds = longest.total_seconds()
         self._time_to_end = time_to_end
         self._responses: dict[Response, None] = {}
-        self._beats = False
+        self._loop: Loop | None = None
+        """Where its task runs."""
 
     def add(self, response: Response) -> None:
         """See to a response."""
+        if self._loop is not None and not self._loop.is_here():  # an event loop may end without a word
+            self._loop, self._responses = None, {}
         self._responses[response] = None
-        if not self._beats:
-            self._beats = True
-            loop_here().spawn(self._run, Context(), self._stop)
+        if self._loop is None:
+            self._loop = loop_here()
+            self._loop.spawn(partial(self._run, self._loop), Context(), partial(self._end, self._loop))
 
     def remove(self, response: Response) -> None:
         """See to it no more."""
-        del self._responses[response]
+        self._responses.pop(response, None)
 
-    async def _run(self) -> None:
+    async def _run(self, loop: Loop) -> None:
         pause = min(LONGEST_PAUSE_SECONDS, self._heartbeat_seconds / PAUSES, self._longest_seconds / PAUSES)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._end_all)
             while self._responses:
                 await anyio.sleep(pause)
                 self._look(anyio.current_time())
+            self._end(loop)  # before anything is awaited: who comes from here on is another task's
             tasks.cancel_scope.cancel()
 
-    def _stop(self) -> None:
-        self._beats = False
+    def _end(self, loop: Loop) -> None:
+        if self._loop is loop:
+            self._loop = None
 
     async def _end_all(self) -> None:
         while True:

@@ -375,6 +375,7 @@ class _Response:
             await self._write_records(got)
         else:
             await self._write(self._framing.heartbeat())
+            self.sends += 1  # also where there is none to be sent
         return True
 
     async def _write_records(self, got: Records) -> None:

@@ -38,6 +38,7 @@ from ..events import ErrorInfo, error_info, hidden_error
 from .bounds import Bounds, Due
 from .cancellation import Cancellation
 from .ended import Ended, OnEnd, ended_of
+from .run_log import log_end, log_start
 
 logger: Final = logging.getLogger("streamkeep")
 
@@ -108,6 +109,7 @@ class _Run:
 
     def __init__(self, stream: StreamInput, due: Due, on_end: OnEnd | None, forget: Callable[["_Run"], object]) -> None:
         self.stream = stream
+        self.began_at = anyio.current_time()
         self.due = due
         self.on_end = on_end
         self.task: Task | None = None
@@ -133,7 +135,6 @@ class _Run:
     def end_soon(self) -> None:
         """End the stream, if its producer has not, or release it for who goes on."""
         if self.is_handed_on:
-            self._log_handing_on()
             self.stream.leave_soon()
         else:
             self.stream.end_soon(self.end_as)
@@ -141,14 +142,9 @@ class _Run:
     async def end(self) -> None:
         """Do so, and return when that is stored. Raises StreamkeepError."""
         if self.is_handed_on:
-            self._log_handing_on()
             await self.stream.close()
         else:
             await self.stream.error(self.end_as)
-
-    def _log_handing_on(self) -> None:
-        if not self.stream.is_closed and self.stream.recovery is not None:
-            logger.info("stream %s: %s is handed over, for another process to go on", self.stream.id, self.stream.recovery.name)
 
     @property
     def is_left(self) -> bool:
@@ -325,6 +321,7 @@ class Runner:
         due = Due(bounds or self._bounds, stream, anyio.current_time())
         run = _Run(stream, due, on_end or self._on_end, self._forget)
         self._runs[run] = None
+        log_start(stream)
         what, context = f"the producer of stream {stream.id}", copy_context()
         run.task = self._tasks.start(partial(self._run, run, produce), what, context, run.set_over)
         self._tasks.start(partial(self._see_to_its_end, run), f"seeing to the end of stream {stream.id}", context, run.set_told)
@@ -342,10 +339,6 @@ class Runner:
                 while len(self._runs) + self._starting >= self._max_producers:
                     await self._has_changed.wait()
                 stream = await anext(lost)
-                assert stream.recovery is not None
-                logger.info(
-                    "stream %s (%s) is gone on with here; deaths so far: %d", stream.id, stream.recovery.name, stream.attempt
-                )
                 self.adopt(stream, _going_on(produce_of))
 
     def drain_at(self, shutdown: anyio.Event) -> None:
@@ -442,7 +435,9 @@ class Runner:
         run.give_up()
 
     def _forget(self, run: _Run) -> None:
-        self._runs.pop(run, None)
+        if run in self._runs:
+            del self._runs[run]
+            log_end(run.stream, self._tasks.loop.time() - run.began_at, run.end_as)
         self._tell_of_change()
 
     def _tell_of_change(self) -> None:

@@ -46,7 +46,8 @@ class Shutdown:
         self._listeners += 1
         if self._listeners == 1:
             self._listener.enter_context(_told_of_signals(self._begin))
-        hear_signals()
+        elif _listeners:  # somebody may have put a handler on top since
+            hear_signals()
         try:
             yield
         finally:
@@ -61,7 +62,8 @@ class Shutdown:
     def draining(self, drained: anyio.Event) -> Generator[None]:
         """While within, let responses go on until an event, and a moment longer. Who comes first after an end begins anew."""
         if not self._drains:
-            self.begun = anyio.Event()
+            before, self.begun = self.begun, anyio.Event()
+            before.set()  # who waits for that one waits for this one
         self._drains.add(drained)
         try:
             yield
@@ -76,14 +78,19 @@ class Shutdown:
             yield
         finally:
             self._responses -= 1
-            self._has_ended.set()
+            ended, self._has_ended = self._has_ended, anyio.Event()
+            ended.set()
 
     async def time_to_end(self) -> None:
         """Return when responses must end: the producers have, and readers have had a moment to be told."""
-        await self.begun.wait()
-        for drained in tuple(self._drains):
-            await drained.wait()
-        await anyio.sleep(LAST_RESPONSES_SECONDS)
+        while True:
+            begun = self.begun
+            await begun.wait()
+            for drained in tuple(self._drains):
+                await drained.wait()
+            await anyio.sleep(LAST_RESPONSES_SECONDS if begun is self.begun else 0)
+            if begun is self.begun:  # else it was begun anew meanwhile
+                return
 
     async def responses_ended(self) -> None:
         """Return when the responses that are being ended have said so, and soon in any case.
@@ -92,7 +99,6 @@ class Shutdown:
         """
         with anyio.move_on_after(LAST_FRAME_SECONDS):
             while self._responses:
-                self._has_ended = anyio.Event()
                 await self._has_ended.wait()
 
 

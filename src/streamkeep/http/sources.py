@@ -78,9 +78,8 @@ def producer_of(source: Source, *, expand: Expand | None = None, setting: Settin
     if _is_chunks(source) or _is_manager(source):
         chunks = entered(cast("Chunks | Manager", source))
         return lambda stream, _stop: _write_all(stream, read(chunks), setting)
-    if inspect.iscoroutine(source):
-        source.close()  # or Python warns that nobody awaited it
     if not callable(source) or isinstance(source, type):
+        forget(source)
         raise TypeError(
             f"a stream is made of an iterable of chunks, async or not, or of a function that makes one, and not of {_kind(source)}"
         )
@@ -119,10 +118,11 @@ def _not_iterable(manager: Manager, made: object) -> TypeError:
 
 
 async def close(source: object, setting: Setting = AS_IT_IS) -> None:
-    """Close an iterable that is iterated no further, if it can be closed: in a thread, as it would be iterated, if it does not await.
+    """Close a source that is iterated no further, or never: in a thread, as it would be iterated, if it does not await.
 
-    What that raises is logged: what came before matters more.
+    A context manager that nobody has entered is not entered for that. What closing raises is logged: what came before matters more.
     """
+    forget(source)
     function: Callable[[], object] | None = getattr(source, "aclose", None) or getattr(source, "close", None)
     if not callable(function) or not _is_chunks(source):
         return
@@ -137,6 +137,17 @@ async def close(source: object, setting: Setting = AS_IT_IS) -> None:
                     await closing
         except Exception as error:
             _log_unclosed(source, error)
+
+
+def forget(source: object) -> None:
+    """Close the coroutines that nobody has awaited, of a source that never begins, or Python warns of each.
+
+    SDKs' context managers keep the request that they send when they are entered as one.
+    """
+    held = vars(source).values() if _is_manager(source) and hasattr(source, "__dict__") else [source]
+    for coroutine in held:
+        if inspect.iscoroutine(coroutine) and inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+            coroutine.close()
 
 
 def _log_unclosed(source: object, error: Exception) -> None:
@@ -266,8 +277,11 @@ def _as_they_are(chunks: Chunks) -> Chunks:
     return chunks
 
 
-def expanded(expand: Expand, chunks: Chunks) -> Chunks:
-    """Give what `expand` makes of chunks, one after the other, as an iterable of the same kind, which closes them."""
+def expanded(expand: Expand, chunks: Chunks, end: Callable[[], object] = lambda: None) -> Chunks:
+    """Give what `expand` makes of chunks, one after the other, as an iterable of the same kind, which closes them.
+
+    `end` is called behind the last one. What it raises is raised. It is not called where this is closed before.
+    """
 
     async def read() -> AsyncGenerator[object]:
         assert isinstance(chunks, AsyncIterable)
@@ -275,6 +289,7 @@ def expanded(expand: Expand, chunks: Chunks) -> Chunks:
             async for chunk in chunks:
                 for part in expand(chunk):
                     yield part
+            end()
         finally:
             await close(chunks)
 
@@ -283,9 +298,10 @@ def expanded(expand: Expand, chunks: Chunks) -> Chunks:
         try:
             for chunk in (those := _Returning(chunks)):
                 yield from expand(chunk)
+            end()
             return those.returned
         finally:
-            _close_here(chunks)
+            close_here(chunks)
 
     return read() if isinstance(chunks, AsyncIterable) else read_here()
 
@@ -349,10 +365,11 @@ def _write_here(stream: StreamInput, chunks: Iterable[object]) -> object:
                 time.sleep(PAUSE_SECONDS)
         return those.returned
     finally:
-        _close_here(chunks)
+        close_here(chunks)
 
 
-def _close_here(chunks: Iterable[object]) -> None:
+def close_here(chunks: object) -> None:
+    """Close what does not await, here. What that raises is logged."""
     function: Any = getattr(chunks, "close", None)
     if callable(function):
         try:

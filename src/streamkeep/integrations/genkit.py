@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from .._input import StreamInput
 from ..errors import InvalidArgumentError, PublicError, StreamkeepError
 from ..events import error_info
-from ..http.app import Call, Detached, Output, Provide, Work
+from ..http.app import Admits, Call, Detached, Output, Provide, Work
 from ..http.response import Scope, headers_of
 from ..http.sources import Setting
 from ..wire import GenkitRequest
@@ -56,12 +56,17 @@ class FlowWork:
         """See `Work.detaches`."""
         return False
 
-    async def detach(self, request: GenkitRequest, context: Mapping[str, Any]) -> Detached | Output:
+    async def detach(self, request: GenkitRequest, context: Mapping[str, Any], admits: Admits) -> Detached | Output:
         """See `Work.detach`."""
         raise NotImplementedError
 
     async def run(
-        self, request: GenkitRequest, context: Mapping[str, Any], send_chunk: Callable[[object], object], stop: anyio.Event
+        self,
+        request: GenkitRequest,
+        context: Mapping[str, Any],
+        admits: Admits,  # noqa: ARG002 - agents ask it
+        send_chunk: Callable[[object], object],
+        stop: anyio.Event,
     ) -> Output:
         """See `Work.run`."""
 
@@ -91,18 +96,29 @@ async def run_action(
             request.data, on_chunk=on_chunk, context=dict(context), abort_signal=abort_signal, init=request.init
         )
     except Exception as error:
-        raised = _raised(error)
-        if is_dev_environment():
-            raise _in_full(raised) from error
+        raised = told(_raised(error))
         if raised is error:
             raise  # `from` itself would hide what it comes from
         raise raised from error
 
 
+def told(raised: Exception) -> Exception:
+    """Give what is raised to clients for what an action has raised; in development mode that says all of it."""
+    if not is_dev_environment():
+        return raised
+    stack = "".join(traceback.format_exception(raised))
+    return PublicError(error_info(raised).status, str(raised), {"stack": stack})
+
+
 def output_of(response: Answered) -> Output:
     """Give an action's output, and the headers by which Genkit's servers name its trace where they do not stream."""
+    return Output(plain(response.response), trace_of(response))
+
+
+def trace_of(response: Answered) -> list[tuple[str, str]]:
+    """Give the headers that name an action's trace; none where nothing is traced."""
     ids = ((TRACE_ID, response.trace_id), (SPAN_ID, response.span_id))
-    return Output(plain(response.response), [(name, text) for name, text in ids if text.strip("0")])
+    return [(name, text) for name, text in ids if text.strip("0")]
 
 
 def plain(value: object) -> object:
@@ -120,11 +136,6 @@ def _raised(error: Exception) -> Exception:
     """Give what the flow raised. Genkit wraps it in an INTERNAL of its own, unless it is Genkit's; ours may be public."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, StreamkeepError) else error
-
-
-def _in_full(error: Exception) -> PublicError:
-    stack = "".join(traceback.format_exception(error))
-    return PublicError(error_info(error).status, str(error), {"stack": stack})
 
 
 # Agents
@@ -208,19 +219,24 @@ class WorkIn:
         self._setting = setting
 
     async def run(
-        self, request: GenkitRequest, context: Mapping[str, Any], send_chunk: Callable[[object], object], stop: anyio.Event
+        self,
+        request: GenkitRequest,
+        context: Mapping[str, Any],
+        admits: Admits,
+        send_chunk: Callable[[object], object],
+        stop: anyio.Event,
     ) -> Output:
         """See `Work.run`."""
         async with self._setting.in_task():
-            return await self._work.run(request, context, send_chunk, stop)
+            return await self._work.run(request, context, admits, send_chunk, stop)
 
-    async def detach(self, request: GenkitRequest, context: Mapping[str, Any]) -> Detached | Output:
+    async def detach(self, request: GenkitRequest, context: Mapping[str, Any], admits: Admits) -> Detached | Output:
         """See `Work.detach`. The setting is left, by the task that has entered it, when what was detached is over."""
         begun, over = asyncio.get_running_loop().create_future(), anyio.Event()
 
         async def within() -> None:
             async with self._setting.in_task():
-                detached = await self._work.detach(request, context)
+                detached = await self._work.detach(request, context, admits)
                 begun.set_result(detached)
                 try:
                     await over.wait()

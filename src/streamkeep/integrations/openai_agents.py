@@ -33,7 +33,8 @@ def chunks(run: Run) -> AsyncChunks:
         return await streams_http.respond(request, answer)
 
     They are the SDK's events as objects, with the names and types that it documents. Left out is what readers are not to see: of agents
-    all but their names (instructions, tools, models), and of Responses what `openai_sdk.chunks` leaves out.
+    all but their names (instructions, tools, models), and of Responses what `openai_sdk.chunks` leaves out; and events and items of types
+    that are not known here.
 
     | `type` | has |
     |---|---|
@@ -72,13 +73,11 @@ def _shown(event: Any) -> Iterator[Any]:
             for data in shown(event.data):
                 yield {"type": event.type, "data": data}
         case "run_item_stream_event":
-            yield {"type": event.type, "name": event.name, "item": _shown_run_item(event.item)}
+            raw = shown_item(dumped(event.item.raw_item))
+            if raw is not None:
+                item = {"type": event.item.type, "agent": event.item.agent.name, "raw_item": raw}
+                yield {"type": event.type, "name": event.name, "item": item}
         case "agent_updated_stream_event":
             yield {"type": event.type, "new_agent": {"name": event.new_agent.name}}
         case _:
             return  # what it holds, nobody has looked at
-
-
-def _shown_run_item(item: Any) -> dict[str, Any]:
-    raw = dumped(item.raw_item)
-    return {"type": item.type, "agent": item.agent.name, "raw_item": shown_item(raw) if isinstance(raw, dict) else raw}

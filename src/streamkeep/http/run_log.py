@@ -1,0 +1,58 @@
+"""The two lines that the log has of each run, when it starts and when it has ended. Nothing of a chunk is in them.
+
+Their `extra` has the same for programs that read logs: `stream`, `route`, `owner`, `key`, `recovery` and `attempt` (how many of its writers
+have died); at the end also `outcome`, `seconds` and `events`.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+from .._input import StreamInput
+from ..events import ErrorInfo, StreamEventType
+
+logger: Final = logging.getLogger("streamkeep")
+
+
+def log_start(stream: StreamInput) -> None:
+    """Say that a run has started, or goes on here."""
+    if logger.isEnabledFor(logging.INFO):
+        known = _known(stream)
+        what = "goes on here" if stream.tail else "has started"
+        logger.info("stream %s: its run %s%s", stream.id, what, _where(known), extra=known)
+
+
+def log_end(stream: StreamInput, seconds: float, end_as: ErrorInfo) -> None:
+    """Say how a run has ended, as far as is known here: `end_as` is what ends it if nothing else has."""
+    if logger.isEnabledFor(logging.INFO):
+        outcome = _outcome(stream, end_as)
+        known = {**_known(stream), "outcome": outcome, "seconds": round(seconds, 3), "events": stream.tail}
+        sentence = "stream %s: its run has ended%s: %s, after %.1f seconds and %d events"
+        logger.info(sentence, stream.id, _where(known), outcome, seconds, stream.tail, extra=known)
+
+
+def _known(stream: StreamInput) -> dict[str, Any]:
+    described = stream.metadata
+    return {
+        "stream": stream.id,
+        "route": described.get("route", ""),
+        "owner": described.get("owner", ""),
+        "key": stream.key,
+        "recovery": stream.recovery.name if stream.recovery else "",
+        "attempt": stream.attempt,
+    }
+
+
+def _where(known: Mapping[str, Any]) -> str:
+    named = ", ".join(filter(None, (known["route"], known["recovery"])))
+    return f" ({named})" if named else ""
+
+
+def _outcome(stream: StreamInput, end_as: ErrorInfo) -> str:
+    """Give `done`; the status of the error that ended it; `stopped`: by somebody else; or `handed over`, for another process."""
+    end = stream.end
+    if end is not None:
+        return "done" if end.type is StreamEventType.DONE else end.error.status
+    if stream.is_stopped:
+        return "stopped"
+    return "handed over" if stream.is_closed else end_as.status
