@@ -25,8 +25,6 @@ from a2a.types import (
     Part,
     Role,
     SendMessageRequest,
-    StreamResponse,
-    SubscribeToTaskRequest,
     Task,
     TaskState,
 )
@@ -58,15 +56,7 @@ def shown_client() -> dict[str, Any]:
 
 SHOWN: Final = shown_client()
 send: Final[Callable[..., AsyncGenerator[Task]]] = SHOWN["send"]
-changed: Final[Callable[[Task | None, StreamResponse], Task]] = SHOWN["changed"]
-
-
-async def subscribed(client: Client, task_id: str) -> AsyncGenerator[Task]:
-    """Give a task after each update, by who comes to it anew."""
-    task = None
-    async for update in client.subscribe(SubscribeToTaskRequest(id=task_id)):
-        task = changed(task, update)
-        yield task
+follow: Final[Callable[..., AsyncGenerator[Task]]] = SHOWN["follow"]
 
 
 @asynccontextmanager
@@ -102,7 +92,7 @@ class Reading:
             await self._read(tasks)
 
     async def subscribe(self, client: Client, task_id: str) -> None:
-        async with aclosing(subscribed(client, task_id)) as tasks:
+        async with aclosing(follow(client, task_id, pause=0.01)) as tasks:
             await self._read(tasks)
 
     async def _read(self, tasks: AsyncGenerator[Task]) -> None:
@@ -372,8 +362,8 @@ async def test_a_task_of_several_messages_goes_on_in_any_process(shared: Served)
         task = await sent(client, "one")
         assert task.status.state == INPUT_REQUIRED
 
-        async def follow(at: Client) -> None:
-            async with aclosing(subscribed(at, task.id)) as tasks:
+        async def read(at: Client) -> None:
+            async with aclosing(follow(at, task.id)) as tasks:
                 each = await anext(tasks)
                 known.set()
                 async for each in tasks:  # noqa: B007
@@ -383,7 +373,7 @@ async def test_a_task_of_several_messages_goes_on_in_any_process(shared: Served)
         async with anyio.create_task_group() as tasks:
             for at in (client, other):
                 known = anyio.Event()
-                tasks.start_soon(follow, at)
+                tasks.start_soon(read, at)
                 await known.wait()
             second = await sent(other, "two", task)
             third = await sent(client, "three", task)
@@ -453,6 +443,33 @@ async def test_an_agent_is_told_to_stop_by_its_own_cancel_when_another_process_c
     assert last[-1].status.state == CANCELED
     assert agent.canceled == [last[-1].id]
     assert elsewhere.canceled == []
+
+
+async def test_a_message_without_its_task_goes_on_with_that_and_who_follows_late_has_all_of_it(shared: Served) -> None:
+    async with shared.one(Asking()) as url, client_of(url) as client:
+        task = await sent(client, "one")
+        last: Task | None = None
+        for text in ("two", "three"):
+            async with aclosing(send(client, text_of(text, task))) as updates:
+                async for last in updates:  # noqa: B007
+                    pass
+        async with aclosing(follow(client, task.id)) as tasks:
+            (kept,) = [each async for each in tasks]
+    for known in (last, kept):
+        assert known is not None
+        assert known.status.state == COMPLETED
+        assert [part.text for part in known.artifacts[0].parts] == ["one", "two", "three"]
+
+
+async def test_a_message_that_is_the_answer_is_given(shared: Served) -> None:
+    class Answering(Asking):
+        async def execute(self, context: RequestContext, event_queue: EventQueue) -> None:
+            await event_queue.enqueue_event(new_text_message("hello", context_id=context.context_id))
+
+    async with shared.one(Answering()) as url, client_of(url) as client, aclosing(send(client, text_of("one"))) as answers:
+        (answer,) = [each async for each in answers]
+    assert isinstance(answer, Message)
+    assert answer.parts[0].text == "hello"
 
 
 async def test_many_tasks_at_once(shared: Served) -> None:

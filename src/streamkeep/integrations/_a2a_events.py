@@ -1,5 +1,6 @@
 """A2A's events and tasks as they are stored, and what events make of a task; pure. See `a2a`."""
 
+import hashlib
 import json
 import re
 import uuid
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from a2a.server.agent_execution.active_task import TERMINAL_TASK_STATES
+from a2a.server.agent_execution.active_task import INTERRUPTED_TASK_STATES, TERMINAL_TASK_STATES
 from a2a.server.events import Event
 from a2a.server.tasks.task_manager import append_artifact_to_task
 from a2a.types import (
@@ -29,11 +30,12 @@ from ..events import ErrorInfo
 KEY: Final = "streamkeep"
 """What a task that is stored has in its metadata to say how far it goes; nobody is shown it."""
 PLACE: Final = re.compile(r"(a2a~[0-9a-f]{32})/([0-9]{1,9})/([0-9]{1,16})")
+UNREADABLE: Final = (json_format.Error, RecursionError)
+"""What `record_of` raises of an event that is no JSON, or that could not be read back: one that is nested too deeply."""
 STOPPED: Final = ErrorInfo("ABORTED", "the agent was stopped before the task had ended")
 CANCELED: Final = ErrorInfo("CANCELLED", "the task was canceled")
 MESSAGES: Final = {
     "ABORTED": STOPPED.message,
-    "CANCELLED": CANCELED.message,
     "NOT_FOUND": "nothing is known of the agent's run any more",
 }
 
@@ -82,8 +84,16 @@ def take_place(task: Task) -> Place | None:
     return Place(found[1], int(found[2]), int(found[3]))
 
 
-def json_of(event: Event) -> dict[str, Any]:
+def first_place(task: Task) -> Place:
+    """Give where the streams of a task begin that was stored without us: the same in each process that finds it so."""
+    known = json.dumps([task.id, task.context_id])
+    return Place(f"a2a~{hashlib.sha256(known.encode()).hexdigest()[:32]}", 0, 0)
+
+
+def record_of(event: Event) -> dict[str, Any]:
+    """Give what is stored of an event, and can be read back; else `UNREADABLE` is raised."""
     encoded: dict[str, Any] = json_format.MessageToDict(to_stream_response(event))
+    json_format.ParseDict(encoded, StreamResponse())
     return encoded
 
 
@@ -112,17 +122,24 @@ def apply(task: Task, event: Event) -> None:
 
 
 def end_by(task: Task, place: Place, error: str | None) -> None:
-    """End a task whose turn has ended in an error, if it has, and unless it had ended before."""
-    if error is not None and not has_ended(task):
-        is_canceled = error == "CANCELLED"
-        state = TaskState.TASK_STATE_CANCELED if is_canceled else TaskState.TASK_STATE_FAILED
-        set_status(task, status_of(state, place, MESSAGES.get(error, STOPPED.message)))
+    """End a task whose turn has ended in an error, if it has. One that waits for its user goes on waiting, unless it was canceled."""
+    if error == "CANCELLED":
+        set_status(task, status_of(TaskState.TASK_STATE_CANCELED, place, CANCELED.message))
+    elif error is not None and task.status.state not in INTERRUPTED_TASK_STATES:
+        set_status(task, status_of(TaskState.TASK_STATE_FAILED, place, MESSAGES.get(error, STOPPED.message)))
 
 
 def set_status(task: Task, status: TaskStatus) -> None:
     if task.status.HasField("message"):
         task.history.append(task.status.message)
     task.status.CopyFrom(status)
+
+
+def status_event(task_id: str | None, context_id: str | None, state: TaskState) -> TaskStatusUpdateEvent:
+    """Give the event by which a task comes into a state now."""
+    status = TaskStatus(state=state)
+    status.timestamp.FromDatetime(datetime.now(UTC))
+    return TaskStatusUpdateEvent(task_id=task_id, context_id=context_id, status=status)
 
 
 def status_of(state: TaskState, place: Place, text: str) -> TaskStatus:

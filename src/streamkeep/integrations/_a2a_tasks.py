@@ -3,10 +3,11 @@
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import anyio
 from a2a.server.agent_execution import RequestContext
@@ -27,16 +28,15 @@ from a2a.types import (
     ListTasksResponse,
     Task,
     TaskState,
+    TaskStatusUpdateEvent,
 )
 from a2a.utils.errors import UnsupportedOperationError
-from google.protobuf import json_format
 
 from .._input import StreamInput
 from .._listing import StreamInfo
 from .._manager import StreamManager
 from ..errors import (
     InvalidArgumentError,
-    KeyInUseError,
     LimitExceededError,
     StorageError,
     StreamAlreadyExistsError,
@@ -46,37 +46,38 @@ from ..errors import (
     StreamNotFoundError,
     StreamTakenOverError,
 )
-from ..events import StreamEventType
+from ..events import StreamEvent, StreamEventType
 from ._a2a_events import (
     CANCELED,
     STOPPED,
+    UNREADABLE,
     Place,
     apply,
     end_by,
     event_of,
+    first_place,
     has_ended,
-    json_of,
+    record_of,
+    status_event,
     take_place,
     with_place,
 )
 
 logger: Final = logging.getLogger("streamkeep")
 LOST: Final = (StreamCompletedError, StreamTakenOverError, StreamNotFoundError, StreamInputClosedError)
-UNFIT: Final = (LimitExceededError, InvalidArgumentError, json_format.SerializeToJsonError)
+UNFIT: Final = (LimitExceededError, InvalidArgumentError, *UNREADABLE)
 LOOK_SECONDS: Final = 30.0
 """How often who waits for a task's next turn looks at the task itself."""
-GAP_PAUSES: Final = (0.0, 0.0, 0.0, 0.1, 0.3, 1.0, 3.0)
-"""When a store is read again that was behind. It has what is missing before who reads can know of it."""
-SAVE_PAUSES: Final = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 60.0, 60.0)
-"""When to store again that a task has ended. Until then its stream stays open, for who looks at the task meanwhile."""
-UNKNOWN_SECONDS: Final = 1.0
-"""How often who follows a task that was stored without us looks at it."""
 END_SECONDS: Final = 10.0
 """How long the ends of all tasks may take to be stored when the handler is left, and an agent's own `cancel` when another process asks."""
+ASK_SECONDS: Final = 3.0
+"""How long who cancels a task in another process waits for its agent to end it, before ending it in the agent's place."""
+GAP_PAUSES: Final = (0.1, 0.3, 1.0)
+"""When to read a store again that does not have what was stored in it. After that, a task is given without."""
+RETRY_SECONDS: Final = 1.0
+"""How long after a store has failed it is first asked again."""
 
-
-class _GapError(Exception):
-    """A stream has not all of a task, and the store has: it is to be read again."""
+Push = Callable[[str, TaskStatusUpdateEvent], Awaitable[None]]
 
 
 class Version(TaskVersion):
@@ -95,21 +96,23 @@ class Seen:
 
     Attributes:
         task: the task.
-        place: what it has in it; None: it was stored without us. Between two turns, the beginning of the next one.
+        place: what it has in it. Between two turns, the beginning of the next one.
+        kept: what the store has of it; None: it was stored without us.
         is_open: whether that turn is open: its agent runs somewhere.
+        has_gap: whether it lacks an event, which did not fit into a stream: that is only in the store.
+        is_news: whether it has ended, and the store does not have that.
     """
 
     task: Task
-    place: Place | None
+    place: Place
+    kept: Place | None
     is_open: bool = False
+    has_gap: bool = False
+    is_news: bool = False
 
     @property
     def has_ended(self) -> bool:
         return has_ended(self.task)
-
-    @property
-    def version(self) -> TaskVersion:
-        return TaskVersion.MISSING if self.place is None else Version(self.place)
 
 
 @dataclass(eq=False, slots=True)
@@ -120,14 +123,14 @@ class Turn:
         place: how far it has come.
         seen: how far the SDK knows of it; what it was told has failed may be stored all the same.
         is_run: an agent runs, and more will come; else it ends with its first event.
-        last: the task as it was stored last, and for whom.
+        last: the task as its last event has left it, and for whom it is stored.
     """
 
     place: Place
     seen: Place
     writer: StreamInput
+    last: tuple[Task, ServerCallContext]
     is_run: bool = False
-    last: tuple[Task, ServerCallContext] | None = None
     lock: anyio.Lock = field(default_factory=anyio.Lock)
 
 
@@ -138,24 +141,18 @@ class Run:
     Attributes:
         turn: what it writes; None before its first event.
         queued: how many of its events the SDK has not stored yet.
+        has_said_end: whether one of those has ended the task.
         is_over: whether it has returned.
         scope: cancelled when its turn goes on in another stream.
     """
 
     turn: Turn | None = None
     queued: int = 0
+    has_said_end: bool = False
     is_over: bool = False
     begun: anyio.Event = field(default_factory=anyio.Event)
     ended: anyio.Event = field(default_factory=anyio.Event)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-
-    async def until_cancelled(self) -> None:
-        """Return when somebody else has ended its turn."""
-        await self.begun.wait()
-        while (turn := self.turn) is not None:
-            with anyio.CancelScope() as self.scope:
-                await turn.writer.cancelled.wait()
-                return
 
 
 class Tasks(VersionedTaskStore, TaskEventStream):
@@ -163,20 +160,26 @@ class Tasks(VersionedTaskStore, TaskEventStream):
 
     An event is stored in the turn's stream, then the task in the app's store. So a stored task may be behind, never ahead: who looks at it
     applies what its stream has more.
+
+    While a turn's stream is open, its writer alone stores the task. It ends the stream when the store has all of the turn, so that whoever
+    is next finds that there.
     """
 
-    def __init__(self, streams: StreamManager, store: TaskStore) -> None:
+    def __init__(self, streams: StreamManager, store: TaskStore, push: Push | None = None) -> None:
         self._streams = streams
         self._store = store
+        self._push = push
         self._turns: dict[str, Turn] = {}  # by root
         self._runs: dict[str, Run] = {}  # by task
-        self._later: set[asyncio.Task[None]] = set()
+        self._waiting: Counter[str] = Counter()  # messages that wait for their turn, by task
+        self._unstored: set[Turn] = set()  # turns that are over, and not in the store yet
+        self._retries: set[asyncio.Task[None]] = set()
 
     # What the SDK asks of a store
 
     async def get(self, task_id: str, context: ServerCallContext) -> StoredTask | None:
         seen = await self.look(task_id, context)
-        return None if seen is None else StoredTask(seen.task, seen.version)
+        return None if seen is None else StoredTask(seen.task, Version(seen.place))
 
     async def list(self, params: ListTasksRequest, context: ServerCallContext) -> ListTasksResponse:
         page = ListTasksResponse()
@@ -199,138 +202,179 @@ class Tasks(VersionedTaskStore, TaskEventStream):
     ) -> TaskVersion:
         place = prev_version.place if isinstance(prev_version, Version) else None
         is_cancel = task.status.state == TaskState.TASK_STATE_CANCELED
-        turn = self._turn_of(task.id) if place is None else self._turns.get(place.root)
+        turn = None if place is None else self._turns.get(place.root)
         if turn is None and is_cancel:
-            return await self._cancel(task, event, context)
+            return Version((await self.cancel(task.id, context)).place)
         if turn is None:
             turn = await self._begin_at(task, place, context)
         async with turn.lock:
-            if not is_cancel and turn.seen != (place or Place(turn.place.root, 0, 0)):
+            if not is_cancel and place is not None and place != turn.seen:
                 raise ConcurrentTaskModificationError(task.id)
             return await self._write(turn, task, event, context)
 
-    def _turn_of(self, task_id: str) -> Turn | None:
-        """Give what is written here of a task that was stored without us: its run has begun it."""
-        run = self._runs.get(task_id)
-        return None if run is None else run.turn
-
     async def _begin_at(self, task: Task, place: Place | None, context: ServerCallContext) -> Turn:
-        """Begin a turn behind what was seen of a task, if nothing has come since."""
-        if place is not None:
+        """Begin a turn behind what was seen of a task, if nothing has come since. None was seen of a new one."""
+        if place is None:
+            first = Place(f"a2a~{uuid.uuid4().hex}", 0, 0)
+            turn = self._turns[first.root] = Turn(first, first, await self._streams.open(first.stream), (task, context))
+        else:
             seen = await self.look(task.id, context)
             if seen is None or seen.has_ended or seen.is_open or seen.place != place:
                 raise ConcurrentTaskModificationError(task.id)
-        if (turn := await self._begin(place, task.id)) is None:
-            raise ConcurrentTaskModificationError(task.id)
+            begun = await self._begin(task.id, place, context)
+            if begun is None:
+                raise ConcurrentTaskModificationError(task.id)
+            turn = begun
         run = self._runs.get(task.id)
         if run is not None and run.turn is None:
             attach(run, turn)
         return turn
 
-    async def _cancel(self, task: Task, event: Event | None, context: ServerCallContext) -> TaskVersion:
-        """Cancel a task that does not run here. Concurrent…Error: it has ended already."""
-        while (seen := await self.look(task.id, context)) is not None and not seen.has_ended:
-            if seen.is_open and seen.place is not None:
-                try:
-                    await self._streams.cancel(seen.place.stream)
-                except StreamNotFoundError:
-                    continue
-                seen = await self.look(task.id, context)
+    async def cancel(self, task_id: str, context: ServerCallContext) -> Seen:
+        """Cancel a task that does not run here, and give it. Concurrent…Error: there is none, or it has ended already."""
+        while (seen := await self.look(task_id, context)) is not None and not seen.has_ended:
+            if seen.is_open:
+                await self._stop(seen.place)
+                seen = await self.look(task_id, context)
                 if seen is not None and seen.task.status.state == TaskState.TASK_STATE_CANCELED:
-                    return seen.version
-            elif (turn := await self._begin(seen.place, task.id)) is not None:
+                    return seen
+            elif (turn := await self._begin(task_id, seen.place, context)) is not None:
+                task, _ = turn.last
+                event = status_event(task.id, task.context_id, TaskState.TASK_STATE_CANCELED)
+                apply(task, event)
                 async with turn.lock:
-                    return await self._write(turn, task, event, context)
-        raise ConcurrentTaskModificationError(task.id)
+                    await self._write(turn, task, event, context)
+                await self.tell(task, turn.place)
+                return Seen(task, turn.place, turn.place)
+        raise ConcurrentTaskModificationError(task_id)
 
-    async def _begin(self, place: Place | None, task_id: str) -> Turn | None:
-        """Begin a turn; None: somebody else has. Of a task that was stored without us, when his is over."""
-        key = None if place is not None else f"a2a {task_id}"
-        place = place or Place(f"a2a~{uuid.uuid4().hex}", 0, 0)
+    async def _stop(self, place: Place) -> None:
+        """End a turn: ask its agent to, and do it in the agent's place if that takes too long."""
+        with anyio.move_on_after(ASK_SECONDS):
+            await self._mark(stop_of(place))
+            await self._until_over(place)
+            return
+        with suppress(StreamNotFoundError):
+            await self._streams.cancel(place.stream)
+
+    async def _mark(self, stream: str) -> bool:
+        """Make an empty stream, for its id to be there; False: it is."""
         try:
-            writer = await self._streams.open(place.stream, key=key)
-        except KeyInUseError as error:
-            await self._until_over(Place(error.stream.rpartition(".")[0], 0, 0))
-            return None
+            async with self._streams.open(stream) as mark:
+                await mark.done()
+        except StreamAlreadyExistsError:
+            return False
+        return True
+
+    async def _begin(self, task_id: str, place: Place, context: ServerCallContext) -> Turn | None:
+        """Begin a turn behind what was seen of a task; None: somebody else has, or something has come since."""
+        try:
+            writer = await self._streams.open(place.stream)
         except StreamAlreadyExistsError:
             return None
-        turn = self._turns[place.root] = Turn(place, place, writer)
+        turn: Turn | None = None
+        try:
+            # Only now is it ours to store. That it was free may have been read long ago: its stream may have come, and been removed.
+            seen = await self.look(task_id, context)
+            if seen is not None and seen.place == place and not seen.has_ended:
+                if seen.kept != place:
+                    await self._store.save(with_place(seen.task, place), context)
+                turn = self._turns[place.root] = Turn(place, place, writer, (seen.task, context))
+        finally:
+            if turn is None:
+                with anyio.move_on_after(END_SECONDS, shield=True), suppress(*LOST):
+                    await writer.done()
         return turn
 
     async def _write(self, turn: Turn, task: Task, event: Event | None, context: ServerCallContext) -> TaskVersion:
-        """Store an event, then the task with it, then, if it is the last one, the end of the turn: who begins the next one, in whatever
-        process, finds all of it, and nothing is stored behind his back. Concurrent…Error: the turn is somebody else's, or was ended by one.
-        """
-        is_last = has_ended(task) or not turn.is_run
+        """Store an event, then the task with it. Concurrent…Error: the turn is somebody else's, or was ended by one."""
+        is_stored = False
         try:
             try:
-                await turn.writer.write(json_of(task if event is None else event))
+                await turn.writer.write(record_of(task if event is None else event))
+                turn.place = turn.place.behind(1)
             except UNFIT:
                 await self._go_on_in_another(turn, task, context)
-            else:
-                turn.place = turn.place.behind(1)
+                is_stored = True
         except LOST:
             self._drop(turn)
             raise ConcurrentTaskModificationError(task.id) from None
-        except StorageError:
-            self._give_up(turn)
+        except BaseException as error:
+            if isinstance(error, StorageError) or not turn.is_run:
+                self._give_up(turn)
             raise
-        stored = with_place(task, turn.place)
-        turn.last = stored, context
-        if is_last:
-            self._drop(turn)
-            await self._save_last(turn, stored, context)
-        else:
-            await self._store.save(stored, context)
+        turn.last = with_place(task, turn.place), context
+        if has_ended(task) or not turn.is_run:
+            await self._finish(turn)
+        elif not is_stored:
+            await self._store.save(*turn.last)
+        if turn.writer.cancelled.is_set() and not has_ended(task):
+            # Somebody else has ended it, and may have stored that before this.
+            await self.look(task.id, context)
         turn.seen = turn.place
         return Version(turn.place)
-
-    async def _save_last(self, turn: Turn, task: Task, context: ServerCallContext) -> None:
-        try:
-            await self._store.save(task, context)
-        except BaseException as error:
-            self._later.add(later := asyncio.create_task(self._save_later(turn, task, context)))
-            later.add_done_callback(self._later.discard)
-            if isinstance(error, Exception):
-                logger.exception("task %s: its end is in its stream, and not in the store yet", task.id)
-            raise
-        await self._end_writer(turn)
-
-    async def _save_later(self, turn: Turn, task: Task, context: ServerCallContext) -> None:
-        for pause in SAVE_PAUSES:
-            await anyio.sleep(pause)
-            try:
-                await self._store.save(task, context)
-                break
-            except Exception as error:
-                logger.warning("task %s: its end could not be stored: %s", task.id, type(error).__qualname__)
-        await self._end_writer(turn)
-
-    async def _end_writer(self, turn: Turn) -> None:
-        try:
-            await turn.writer.done()
-        except LOST:
-            pass  # by somebody who came too late: the task has ended
-        except StreamkeepError as error:
-            logger.warning("stream %s: the end of its turn could not be stored: %s", turn.place.stream, error)
 
     async def _go_on_in_another(self, turn: Turn, task: Task, context: ServerCallContext) -> None:
         """Go on behind an event that does not fit into the stream. Who follows is told to look at the task, so that is stored first."""
         old, place = turn.writer, turn.place.next
         new = await self._streams.open(place.stream)
         turn.place, turn.writer = place.behind(1), new
-        try:
-            await self._store.save(with_place(task, turn.place), context)
-            await new.write(None)
-        finally:
-            try:
-                await old.done()
-            except LOST:
-                new.end_soon(CANCELED)  # by somebody who could not know of this one
-                raise
         for run in self._runs.values():
             if run.turn is turn:
                 run.scope.cancel()
+        try:
+            await self._store.save(with_place(task, turn.place), context)
+        finally:
+            try:
+                await new.write(None)
+            finally:
+                try:
+                    await old.done()
+                except LOST:
+                    await new.error(CANCELED)  # by somebody who could not know of this one
+                    raise
+
+    async def _finish(self, turn: Turn) -> None:
+        """End a turn that is over. A store that fails is asked again, in the background; a task that has ended has, all the same."""
+        self._drop(turn)
+        self._unstored.add(turn)
+        try:
+            await self._hand_over(turn)
+        except BaseException as error:
+            if turn in self._unstored:
+                retry = asyncio.create_task(self._hand_over_later(turn))
+                self._retries.add(retry)
+                retry.add_done_callback(self._retries.discard)
+            task, _ = turn.last
+            if not isinstance(error, Exception) or not has_ended(task):
+                raise
+            logger.warning("task %s: that it has ended is not in the store yet, which fails: %r", task.id, error)
+
+    async def _hand_over(self, turn: Turn) -> None:
+        """Store a task as a turn has left it, then end the turn's stream: from then on the task is somebody else's to store."""
+        (task, context), place = turn.last, turn.place
+        await self._store.save(with_place(task, place.next), context)
+        self._unstored.discard(turn)
+        turn.place = place.next
+        try:
+            await turn.writer.done()
+        except LOST:
+            if not has_ended(task):  # somebody has ended it meanwhile, and may have stored that before this
+                await self._store.save(with_place(task, place), context)
+                await self.look(task.id, context)
+        except StreamkeepError as error:
+            logger.warning("stream %s: the end of its turn could not be stored: %s", turn.writer.id, error)
+
+    async def _hand_over_later(self, turn: Turn) -> None:
+        seconds = RETRY_SECONDS
+        while turn in self._unstored:
+            await anyio.sleep(seconds)
+            seconds = min(2 * seconds, LOOK_SECONDS)
+            try:
+                with anyio.fail_after(END_SECONDS):
+                    await self._hand_over(turn)
+            except Exception as error:
+                logger.warning("task %s: the store still fails: %r", turn.last[0].id, error)
 
     def _drop(self, turn: Turn) -> None:
         if self._turns.get(turn.place.root) is turn:
@@ -361,28 +405,68 @@ class Tasks(VersionedTaskStore, TaskEventStream):
         """Note that an agent is about to run; of a task that there is, when no other turn of it is open anywhere."""
         task_id = id_of(context)
         run = Run()
-        while (seen := await self.look(task_id, context.call_context)) is not None:
-            if seen.has_ended:
-                raise UnsupportedOperationError(message=f"Task {task_id} has ended")
-            if seen.place is not None and (stale := self._turns.get(seen.place.root)) is not None:
-                await self._end(stale)
-            elif seen.is_open and seen.place is not None:
-                await self._until_over(seen.place)
-            elif (turn := await self._begin(seen.place, task_id)) is not None:
-                attach(run, turn)
-                context.current_task = seen.task
-                break
+        self._waiting[task_id] += 1
+        try:
+            turn = await self._next_turn(task_id, context.call_context)
+        finally:
+            self._waiting -= Counter([task_id])
+        if turn is not None:
+            attach(run, turn)
+            context.current_task = Task()
+            context.current_task.CopyFrom(turn.last[0])
         self._runs[task_id] = run
         return run
 
-    def is_run_here(self, task_id: str) -> bool:
-        """Say whether a task's agent runs in this process."""
-        return task_id in self._runs
+    async def _next_turn(self, task_id: str, context: ServerCallContext) -> Turn | None:
+        """Wait until a task is worked on nowhere, and begin its next turn; None: there is no such task."""
+        while (seen := await self.look(task_id, context)) is not None:
+            if seen.has_ended:
+                raise UnsupportedOperationError(message=f"Task {task_id} has ended")
+            if (stale := self._turns.get(seen.place.root)) is not None:
+                await self._end(stale)
+            elif seen.is_open:
+                await self._until_over(seen.place)
+            elif (turn := await self._begin(task_id, seen.place, context)) is not None:
+                return turn
+        return None
 
-    async def is_run_elsewhere(self, task_id: str, context: ServerCallContext) -> bool:
-        """Say whether it runs in another one."""
-        seen = None if self.is_run_here(task_id) else await self.look(task_id, context)
-        return seen is not None and seen.is_open
+    def run_of(self, task_id: str) -> Run | None:
+        """Give the agent that runs here for a task."""
+        return self._runs.get(task_id)
+
+    async def is_elsewhere(self, task_id: str, context: ServerCallContext) -> bool:
+        """Say whether a task's agent runs in another process, or a message waits here for its turn: nothing of it runs here."""
+        if task_id in self._runs:
+            return False
+        seen = await self.look(task_id, context)
+        if seen is None or seen.has_ended or seen.place.root in self._turns:
+            return False
+        return seen.is_open or task_id in self._waiting
+
+    async def until_cancelled(self, run: Run) -> None:
+        """Return when somebody else has ended a run's turn, or asks it to end."""
+        await run.begun.wait()
+        while (turn := run.turn) is not None:
+            with anyio.CancelScope() as run.scope:
+                async with anyio.create_task_group() as either:
+                    either.start_soon(self._until_asked, stop_of(turn.place), either.cancel_scope)
+                    await turn.writer.cancelled.wait()
+                    either.cancel_scope.cancel()
+                return
+
+    async def _until_asked(self, stop: str, scope: anyio.CancelScope) -> None:
+        try:
+            await self._until_there(stop)
+        except StreamkeepError as error:
+            logger.warning("stream %s: whether it is asked for cannot be read: %s", stop, error)
+        else:
+            scope.cancel()
+
+    async def _until_there(self, stream: str) -> None:
+        async with self._streams.storage.watch(stream) as doorbell:
+            while await self._info(stream) is None:
+                with anyio.move_on_after(LOOK_SECONDS):
+                    await doorbell.wait()
 
     async def end_run(self, context: RequestContext, run: Run, *, has_returned: bool) -> None:
         """Note that it has ended. If it was cancelled, or has failed, its turn ends with what the SDK stores of that, if it does."""
@@ -434,17 +518,18 @@ class Tasks(VersionedTaskStore, TaskEventStream):
         run.ended.set()
 
     async def _end(self, turn: Turn) -> None:
-        """End a turn whose agent has returned and whose task has not ended. The store says so before anybody can begin the next one."""
+        """End a turn whose agent has returned and whose task has not ended."""
         async with turn.lock:
             if self._turns.get(turn.place.root) is not turn:
                 return
+            task, _ = turn.last
+            if turn.place.tail == 0 or task.status.state not in INTERRUPTED_TASK_STATES:
+                await self._finish(turn)
+                return
+            # Of a task that waits for its user the store says enough: it is gone on with whether this stream is there or not.
             self._drop(turn)
-            try:
-                if turn.last is not None:
-                    task, context = turn.last
-                    await self._store.save(with_place(task, turn.place.next), context)
-            finally:
-                await self._end_writer(turn)
+            with suppress(*LOST):
+                await turn.writer.done()
 
     async def _until_over(self, place: Place) -> None:
         try:
@@ -461,79 +546,95 @@ class Tasks(VersionedTaskStore, TaskEventStream):
 
     async def end_all(self) -> None:
         """Store of all tasks that are worked on here that they have failed."""
-        for turn in list(self._turns.values()):
-            self._drop(turn)
+        if retries := list(self._retries):
+            for retry in retries:
+                retry.cancel()
+            await asyncio.wait(retries)
+        for turn in [*self._unstored, *self._turns.values()]:
+            task, context = turn.last
             try:
-                await turn.writer.error(STOPPED)
-                if turn.last is not None:
-                    task, context = turn.last
+                if turn in self._unstored:
+                    await self._hand_over(turn)
+                else:
+                    self._drop(turn)
+                    await turn.writer.error(STOPPED)
                     await self.look(task.id, context)
             except LOST:
                 pass
             except Exception:
-                logger.exception("stream %s: that its task has failed could not be stored", turn.place.stream)
+                logger.exception("task %s: how it has ended could not be stored", task.id)
+            finally:
+                turn.writer.end_soon(STOPPED)
 
     # Reading
 
     async def look(self, task_id: str, context: ServerCallContext) -> Seen | None:
-        """Give a task as it stands: what the store has, and what its streams have more. That its agent has died is stored.
-
-        Raises StorageError: the store has not what was stored in it before an event that did not fit into a stream.
-        """
-        for pause in GAP_PAUSES:
-            try:
-                return await self._look(task_id, context)
-            except _GapError:
+        """Give a task as it stands: what the store has, and what its streams have more. An end that only the streams have is stored."""
+        stored, pauses = await self._stored(task_id, context), iter(GAP_PAUSES)
+        while stored is not None:
+            seen = await self._caught_up(stored)
+            if not seen.has_gap and not seen.is_news:
+                return seen
+            # This hangs on what the store had before the streams were read. It may have more now.
+            again = await self._stored(task_id, context)
+            while seen.has_gap and again == stored and (pause := next(pauses, None)) is not None:
                 await anyio.sleep(pause)
-        raise StorageError("the task store does not give back what was stored in it")
+                again = await self._stored(task_id, context)
+            if again == stored:
+                if seen.is_news and not seen.has_gap:
+                    await self._store.save(with_place(seen.task, seen.place), context)
+                    await self.tell(seen.task, seen.place)
+                return seen
+            stored = again
+        return None
 
-    async def _look(self, task_id: str, context: ServerCallContext) -> Seen | None:
+    async def _stored(self, task_id: str, context: ServerCallContext) -> Seen | None:
+        """Give a task as the store has it."""
         stored = await self._store.get(task_id, context)
         if stored is None:
             return None
         task = Task()
         task.CopyFrom(stored)
-        place = take_place(task)
-        if place is None or has_ended(task):
-            return Seen(task, place)
-        before = place
-        while True:
+        kept = take_place(task)
+        return Seen(task, kept or first_place(task), kept)
+
+    async def _caught_up(self, stored: Seen) -> Seen:
+        """Give a stored task with what its streams have more."""
+        task, place, has_gap = Task(), stored.place, False
+        task.CopyFrom(stored.task)
+        while not has_ended(task):
             info = await self._info(place.stream)
-            if info is not None:
-                place = await self._caught_up(task, place, info)
-                if info.status == "open":
-                    return Seen(task, place, is_open=True)
-            error = await self._error(task, place, before, info, context)
-            if has_ended(task) or error is not None or (info is None and place.tail == 0):
+            if info is None and place.tail == 0:
                 break
-            place = place.next
-        end_by(task, place, error)
-        if error is not None or (place != before and has_ended(task)):
-            await self._store.save(with_place(task, place), context)
-        return Seen(task, place)
+            error: str | None = "NOT_FOUND"
+            if info is not None:
+                try:
+                    records = await self._records(place, info)
+                except StreamNotFoundError:
+                    continue
+                for record in records:
+                    update = None if record.type is StreamEventType.ERROR else event_of(record.data)
+                    if update is not None:
+                        apply(task, update)
+                    has_gap |= update is None and record.type is StreamEventType.CHUNK
+                place, error = place.behind(len(records)), info.error
+                if info.status == "open":
+                    return Seen(task, place, stored.kept, is_open=True, has_gap=has_gap)
+            if not has_ended(task):
+                end_by(task, place, error)
+                place = place if has_ended(task) else place.next
+        return Seen(task, place, stored.kept, has_gap=has_gap, is_news=has_ended(task) and not stored.has_ended)
 
-    async def _error(
-        self, task: Task, place: Place, before: Place, info: StreamInfo | None, context: ServerCallContext
-    ) -> str | None:
-        """Give the error in which a task's turn has ended, whose stream is over or gone; None: none, as of one that waits for its user."""
-        if task.status.state in INTERRUPTED_TASK_STATES and (info is None or info.error == STOPPED.status):
-            return None  # its agent had nothing more to do than to return
-        if info is not None:
-            return info.error
-        if place.tail == 0:
-            return None
-        if await self._has_gone_on(task.id, before, context):
-            raise _GapError
-        return "NOT_FOUND"
-
-    async def _has_gone_on(self, task_id: str, place: Place, context: ServerCallContext) -> bool:
-        """Say whether the store has another place of a task now: since that was read its stream may have ended, and been removed."""
-        stored = await self._store.get(task_id, context)
-        if stored is None:
-            return True
-        task = Task()
-        task.CopyFrom(stored)
-        return take_place(task) != place
+    async def tell(self, task: Task, place: Place) -> None:
+        """Push that a task has ended, where the SDK does not: once, whoever stores it."""
+        if self._push is None or not await self._mark(f"{place.stream}.end"):
+            return
+        event = TaskStatusUpdateEvent(task_id=task.id, context_id=task.context_id, status=task.status)
+        try:
+            with anyio.fail_after(END_SECONDS):
+                await self._push(task.id, event)
+        except Exception:
+            logger.exception("task %s: that it has ended could not be pushed", task.id)
 
     async def _info(self, stream: str) -> StreamInfo | None:
         try:
@@ -541,35 +642,17 @@ class Tasks(VersionedTaskStore, TaskEventStream):
         except StreamNotFoundError:
             return None
 
-    async def _caught_up(self, task: Task, place: Place, info: StreamInfo) -> Place:
-        """Apply to a task what a stream has more. _GapError: it has less, as of an event that did not fit; then the store has all."""
+    async def _records(self, place: Place, info: StreamInfo) -> Sequence[StreamEvent[Any]]:
+        """Give what a stream has behind a place."""
         if info.tail <= place.tail:
-            return place
+            return []
         async with self._streams.subscribe(place.stream, after(place.tail), follow=False) as events:
-            async for event in events:
-                if event.offset >= info.tail:
-                    break
-                place = place.behind(1)
-                if event.type is StreamEventType.ERROR:
-                    continue
-                update = event_of(event.data)
-                if update is not None:
-                    apply(task, update)
-                elif event.type is StreamEventType.CHUNK:
-                    raise _GapError
-        return place
+            return [event async for event in events if event.offset < info.tail]
 
     async def follow(self, seen: Seen, context: ServerCallContext) -> AsyncGenerator[Event, None]:
         """Give a task, then each event behind that, until it has ended."""
         yield seen.task
         while not seen.has_ended:
-            if seen.place is None:  # it was stored without us, and no stream says when it goes on
-                again = await self._changed(seen, context)
-                if again is None:
-                    return
-                seen = again
-                yield seen.task
-                continue
             async with aclosing(self._behind(seen.task.id, seen.place, context)) as events:
                 async for event in events:
                     yield event
@@ -581,14 +664,6 @@ class Tasks(VersionedTaskStore, TaskEventStream):
                 return
             seen = again
             yield seen.task
-
-    async def _changed(self, seen: Seen, context: ServerCallContext) -> Seen | None:
-        """Give a task when it has changed; None: it is gone."""
-        while True:
-            await anyio.sleep(UNKNOWN_SECONDS)
-            again = await self.look(seen.task.id, context)
-            if again is None or again.task != seen.task:
-                return again
 
     async def _behind(self, task_id: str, place: Place, context: ServerCallContext) -> AsyncGenerator[Event, None]:
         """Give each event behind a place, over all turns; return where there is a gap, or an error."""
@@ -625,6 +700,11 @@ class Tasks(VersionedTaskStore, TaskEventStream):
 def attach(run: Run, turn: Turn) -> None:
     run.turn, turn.is_run = turn, True
     run.begun.set()
+
+
+def stop_of(place: Place) -> str:
+    """Give the id of the stream that is there when a turn was asked to end."""
+    return f"{place.stream}.stop"
 
 
 def id_of(context: RequestContext) -> str:

@@ -10,8 +10,9 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from datetime import timedelta
+from functools import wraps
 from types import TracebackType
-from typing import Any, Final, Self, TypedDict, Unpack
+from typing import Any, Final, Self, TypedDict, TypeVar, Unpack
 
 import anyio
 
@@ -21,41 +22,39 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "streamkeep.integrations.a2a needs a2a-sdk: pip install 'streamkeep[a2a]'", name=error.name
     ) from error
+from a2a.server.cluster import ConcurrentTaskModificationError
 from a2a.server.context import ServerCallContext
 from a2a.server.events import Event, EventQueue
 from a2a.server.request_handlers import DefaultRequestHandler
-from a2a.server.request_handlers.request_handler import validate_request_params
+from a2a.server.request_handlers.request_handler import RequestHandler, validate_request_params
 from a2a.server.tasks import PushNotificationConfigStore, PushNotificationSender, TaskStore
 from a2a.types import (
     AgentCard,
     CancelTaskRequest,
-    DeleteTaskPushNotificationConfigRequest,
-    GetExtendedAgentCardRequest,
-    GetTaskPushNotificationConfigRequest,
-    GetTaskRequest,
-    ListTaskPushNotificationConfigsRequest,
-    ListTaskPushNotificationConfigsResponse,
-    ListTasksRequest,
-    ListTasksResponse,
-    Message,
-    SendMessageRequest,
     SubscribeToTaskRequest,
     Task,
-    TaskPushNotificationConfig,
     TaskState,
-    TaskStatus,
-    TaskStatusUpdateEvent,
 )
-from a2a.utils.errors import A2AError, InternalError, TaskNotFoundError, UnsupportedOperationError
+from a2a.utils.errors import (
+    A2AError,
+    InternalError,
+    TaskNotCancelableError,
+    TaskNotFoundError,
+    UnsupportedOperationError,
+)
 
 from .._manager import StreamManager
 from ..events import shown_info
+from ._a2a_events import has_ended, status_event, take_place
 from ._a2a_tasks import END_SECONDS, Run, Tasks
 
 logger: Final = logging.getLogger("streamkeep")
 
 STOP_SECONDS: Final = 5.0
 """How long agents may take to end when they are cancelled because the handler is left."""
+
+
+Handler = TypeVar("Handler", bound=type[RequestHandler])
 
 
 class Options(TypedDict, total=False):
@@ -71,6 +70,48 @@ class Options(TypedDict, total=False):
     interrupted_task_timeout: float
 
 
+@contextmanager
+def _told() -> Generator[None]:
+    """Tell clients of what is no error of the protocol's as little as everywhere: the SDK would send them its text."""
+    try:
+        yield
+    except A2AError:
+        raise
+    except Exception as error:
+        logger.exception("a request of A2A's failed")
+        raise InternalError(message=shown_info(error).message) from error
+
+
+def _telling(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a method of a handler that tells clients no more than that, whether it gives an answer or events."""
+
+    async def answer(given: Awaitable[object]) -> object:
+        with _told():
+            return await given
+
+    async def each(given: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+        with _told():
+            async with aclosing(given) as events:
+                async for event in events:
+                    yield event
+
+    @wraps(method)
+    def call(*args: object, **kwargs: object) -> object:
+        given = method(*args, **kwargs)
+        return each(given) if isinstance(given, AsyncGenerator) else answer(given)
+
+    return call
+
+
+def _telling_all(handler: Handler) -> Handler:
+    """Do so for all that the SDK's routes may call of a handler: also what a later SDK adds."""
+    for name in dir(RequestHandler):
+        if name.startswith("on_"):
+            setattr(handler, name, _telling(getattr(handler, name)))
+    return handler
+
+
+@_telling_all
 class StreamRequestHandler(DefaultRequestHandler):
     """The SDK's request handler, over a StreamManager.
 
@@ -104,7 +145,8 @@ class StreamRequestHandler(DefaultRequestHandler):
         **options: Unpack[Options],
     ) -> None:
         self._streams = StreamManager.connect(streams) if isinstance(streams, str) else streams
-        self._tasks = Tasks(self._streams, task_store)
+        push = options.get("push_sender")
+        self._tasks = Tasks(self._streams, task_store, None if push is None else push.send_notification)
         self._drain_seconds = drain.total_seconds()
         self._ours = AsyncExitStack()
         executor = _Executor(agent_executor, self._tasks)
@@ -144,77 +186,25 @@ class StreamRequestHandler(DefaultRequestHandler):
             with anyio.move_on_after(END_SECONDS):
                 await self._tasks.end_all()
 
-    async def on_get_task(self, params: GetTaskRequest, context: ServerCallContext) -> Task | None:
-        """See the SDK's."""
-        with _told():
-            task: Task | None = await super().on_get_task(params, context)
-            return task
-
-    async def on_list_tasks(self, params: ListTasksRequest, context: ServerCallContext) -> ListTasksResponse:
-        """See the SDK's."""
-        with _told():
-            page: ListTasksResponse = await super().on_list_tasks(params, context)
-            return page
-
+    @validate_request_params
     async def on_cancel_task(self, params: CancelTaskRequest, context: ServerCallContext) -> Task | None:
-        """See the SDK's."""
-        with _told():
+        """See the SDK's, which asks the agent's `cancel` wherever it was asked itself: here only where the agent is."""
+        try:
+            if await self._tasks.is_elsewhere(params.id, context):
+                return (await self._tasks.cancel(params.id, context)).task
+            run = self._tasks.run_of(params.id)
             task: Task | None = await super().on_cancel_task(params, context)
+            if run is not None and run.turn is not None and task is not None and not run.has_said_end:
+                await self._tasks.tell(task, run.turn.place)
+        except ConcurrentTaskModificationError:
+            seen = await self._tasks.look(params.id, context)
+        else:
             return task
-
-    async def on_message_send(self, params: SendMessageRequest, context: ServerCallContext) -> Message | Task:
-        """See the SDK's."""
-        with _told():
-            answer: Message | Task = await super().on_message_send(params, context)
-            return answer
-
-    async def on_message_send_stream(
-        self, params: SendMessageRequest, context: ServerCallContext
-    ) -> AsyncGenerator[Event, None]:
-        """See the SDK's."""
-        with _told():
-            async with aclosing(super().on_message_send_stream(params, context)) as events:
-                async for event in events:
-                    yield event
-
-    async def on_create_task_push_notification_config(
-        self, params: TaskPushNotificationConfig, context: ServerCallContext
-    ) -> TaskPushNotificationConfig:
-        """See the SDK's."""
-        with _told():
-            created: TaskPushNotificationConfig = await super().on_create_task_push_notification_config(params, context)
-            return created
-
-    async def on_get_task_push_notification_config(
-        self, params: GetTaskPushNotificationConfigRequest, context: ServerCallContext
-    ) -> TaskPushNotificationConfig:
-        """See the SDK's."""
-        with _told():
-            found: TaskPushNotificationConfig = await super().on_get_task_push_notification_config(params, context)
-            return found
-
-    async def on_list_task_push_notification_configs(
-        self, params: ListTaskPushNotificationConfigsRequest, context: ServerCallContext
-    ) -> ListTaskPushNotificationConfigsResponse:
-        """See the SDK's."""
-        with _told():
-            page: ListTaskPushNotificationConfigsResponse = await super().on_list_task_push_notification_configs(
-                params, context
-            )
-            return page
-
-    async def on_delete_task_push_notification_config(
-        self, params: DeleteTaskPushNotificationConfigRequest, context: ServerCallContext
-    ) -> None:
-        """See the SDK's."""
-        with _told():
-            await super().on_delete_task_push_notification_config(params, context)
-
-    async def on_get_extended_agent_card(self, params: GetExtendedAgentCardRequest, context: ServerCallContext) -> AgentCard:
-        """See the SDK's."""
-        with _told():
-            card: AgentCard = await super().on_get_extended_agent_card(params, context)
-            return card
+        if seen is None:
+            raise TaskNotFoundError
+        if seen.task.status.state == TaskState.TASK_STATE_CANCELED:
+            return seen.task  # by somebody who was faster
+        raise TaskNotCancelableError
 
     @validate_request_params
     async def on_subscribe_to_task(
@@ -226,16 +216,15 @@ class StreamRequestHandler(DefaultRequestHandler):
         """
         if not self._agent_card.capabilities.streaming:
             raise UnsupportedOperationError(message="Streaming is not supported by the agent")
-        with _told():
-            seen = await self._tasks.look(params.id, context)
-            if seen is None:
-                raise TaskNotFoundError
-            if seen.has_ended:
-                state = TaskState.Name(seen.task.status.state)
-                raise UnsupportedOperationError(message=f"Task {params.id} is in terminal state: {state}")
-            async with aclosing(self._tasks.follow(seen, context)) as events:
-                async for event in events:
-                    yield event
+        seen = await self._tasks.look(params.id, context)
+        if seen is None:
+            raise TaskNotFoundError
+        if seen.has_ended:
+            state = TaskState.Name(seen.task.status.state)
+            raise UnsupportedOperationError(message=f"Task {params.id} is in terminal state: {state}")
+        async with aclosing(self._tasks.follow(seen, context)) as events:
+            async for event in events:
+                yield event
 
 
 class _Executor(AgentExecutor):
@@ -246,10 +235,12 @@ class _Executor(AgentExecutor):
         self._tasks = tasks
 
     async def execute(self, context: RequestContext, event_queue: EventQueue) -> None:
+        for related in context.related_tasks:
+            take_place(related)  # of the app's store, which a builder of contexts may have asked
         run = await self._tasks.begin_run(context)
         queue = _Counting(event_queue, run)
         has_returned = False
-        stop = _Stop(self._agent, context, queue, run)
+        stop = _Stop(self._agent, context, queue, run, self._tasks)
         try:
             async with stop.around():
                 await self._execute(context, queue)
@@ -268,28 +259,21 @@ class _Executor(AgentExecutor):
             raise RuntimeError("the agent has raised a CancelledError, and nobody has cancelled it") from error
 
     async def cancel(self, context: RequestContext, event_queue: EventQueue) -> None:
-        """Have the agent cancel what it does; in the process in which it does it, which is told when this is stored."""
-        if context.task_id is not None and await self._tasks.is_run_elsewhere(context.task_id, context.call_context):
-            await event_queue.enqueue_event(_canceled(context))
-        else:
-            await self._agent.cancel(context, event_queue)
-
-
-def _canceled(context: RequestContext) -> TaskStatusUpdateEvent:
-    status = TaskStatus(state=TaskState.TASK_STATE_CANCELED)
-    return TaskStatusUpdateEvent(task_id=context.task_id, context_id=context.context_id, status=status)
+        run = self._tasks.run_of(context.task_id or "")
+        await self._agent.cancel(context, event_queue if run is None else _Counting(event_queue, run))
 
 
 class _Stop:
-    """Cancels an agent whose turn was ended by somebody else, as the SDK does where it is asked to: first by the agent's own `cancel`."""
+    """Cancels an agent when another process asks for it, as the SDK does where it is asked to: first by the agent's own `cancel`."""
 
-    def __init__(self, agent: AgentExecutor, context: RequestContext, queue: EventQueue, run: Run) -> None:
+    def __init__(self, agent: AgentExecutor, context: RequestContext, queue: EventQueue, run: Run, tasks: Tasks) -> None:
         self._agent = agent
         self._context = context
         self._queue = queue
         self._run = run
+        self._tasks = tasks
         self._has_begun = False
-        self._is_over = False
+        self._has_returned = anyio.Event()
 
     @asynccontextmanager
     async def around(self) -> AsyncGenerator[None, None]:
@@ -299,16 +283,16 @@ class _Stop:
         try:
             yield
         finally:
+            self._has_returned.set()
             if not self._has_begun:
                 watch.cancel()
             try:
-                await asyncio.wait([watch], timeout=END_SECONDS)
+                await asyncio.wait([watch], timeout=2 * END_SECONDS)
             finally:
-                self._is_over = True
                 watch.cancel()
 
     async def _when_cancelled(self, agent: asyncio.Task[Any]) -> None:
-        await self._run.until_cancelled()
+        await self._tasks.until_cancelled(self._run)
         self._has_begun = True
         try:
             with anyio.move_on_after(END_SECONDS) as scope:
@@ -318,11 +302,15 @@ class _Stop:
         except Exception:
             logger.exception("task %s: the agent's `cancel` failed", self._context.task_id)
         finally:
-            # The SDK finds out when it stores an event that the task has ended, and tells who listens.
-            with anyio.move_on_after(END_SECONDS):
-                await self._queue.enqueue_event(_canceled(self._context))
-            if not self._is_over:
+            if not self._has_returned.is_set():
                 agent.cancel()
+            with anyio.move_on_after(END_SECONDS):
+                await self._has_returned.wait()
+            # If the task has been ended already, the SDK finds out when it stores an event, and tells who listens.
+            if not self._run.has_said_end:
+                event = status_event(self._context.task_id, self._context.context_id, TaskState.TASK_STATE_CANCELED)
+                with anyio.move_on_after(END_SECONDS):
+                    await self._queue.enqueue_event(event)
 
 
 class _Counting(EventQueue):
@@ -334,16 +322,8 @@ class _Counting(EventQueue):
 
     async def enqueue_event(self, event: Event) -> None:
         self._run.queued += 1
+        self._run.has_said_end |= has_ended(event)
         await self._queue.enqueue_event(event)
 
-
-@contextmanager
-def _told() -> Generator[None]:
-    """Tell clients of what is no error of the protocol's as little as everywhere: the SDK would send them its text."""
-    try:
-        yield
-    except A2AError:
-        raise
-    except Exception as error:
-        logger.exception("a request of A2A's failed")
-        raise InternalError(message=shown_info(error).message) from error
+    def __getattr__(self, name: str) -> object:  # what the SDK's has besides: `is_closed`, say
+        return getattr(self._queue, name)
