@@ -5,6 +5,7 @@ from datetime import timedelta
 from unittest.mock import AsyncMock
 
 import anyio
+import msgspec
 import pytest
 from tests.core.helpers import BackupStorage, core_of
 from trio.testing import wait_all_tasks_blocked
@@ -19,6 +20,8 @@ from streamkeep import (
     StreamNotFoundError,
     StreamTimeoutError,
 )
+from streamkeep._feed import Feed
+from streamkeep._lifecycle import Epoch
 from streamkeep._outbox import QUIET_SECONDS
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
@@ -375,3 +378,20 @@ async def test_an_outage_is_told_once_while_the_writer_here_pauses(
         await stream.write("b")
         assert (await anext(events)).chunk == "b"
     assert quiet_logs.text.count("only what is written here") == 1
+
+
+async def test_what_a_writer_tells_of_another_history_ends_the_feed_alone(streams: StreamManager) -> None:
+    stream = await streams.open("s")
+    for number in range(3):
+        await stream.write(number)
+    life = stream._outbox.life
+    old = msgspec.structs.replace(
+        life, state=msgspec.structs.replace(life.state, epochs=(*life.state.epochs, Epoch("lost", 1)))
+    )
+    core = core_of(streams)
+    feed = Feed(core, "s", old)
+    head = msgspec.structs.replace(life.head, version=life.head.version + 1, tail=4)
+    feed.take(msgspec.structs.replace(life, head=head), [b"c3"])
+    assert feed.is_failed
+    with pytest.raises(OffsetOutOfRangeError):
+        await feed.changed()
