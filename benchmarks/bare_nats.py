@@ -10,9 +10,9 @@ import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from benchmarks.answer import CHUNK
 from benchmarks.bare import STATE, encode
 
-CHUNK = {"text": "It was the best of times, it was the worst of times, it was the age of wisdom", "index": 41, "role": "model"}
 PAGE = 512
 
 

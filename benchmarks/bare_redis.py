@@ -11,9 +11,9 @@ import msgspec
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
+from benchmarks.answer import CHUNK
 from streamkeep import StreamEvent, StreamEventType
 
-CHUNK = {"text": "It was the best of times, it was the worst of times, it was the age of wisdom", "index": 41, "role": "model"}
 STATE = b'{"created_at":1795396516.8,"writer":"0123456789abcdef0123456789abcdef","lease_until":1795396526.8,"status":"open"}'
 PAGE = 512
 

@@ -166,14 +166,10 @@ class Core:
         for feed in self._feeds.get(stream, ()):
             feed.take(life, records)
 
-    def is_written_here(self, stream: str, life: Life) -> bool:
-        """Say whether the writer of a stream is one of this manager's."""
-        return any(outbox.writer == life.state.writer for outbox in self._outboxes.get(stream, ()))
-
-    def busy_until(self, stream: str, life: Life) -> float:
-        """Say until when the writer of a stream counts as busy, by the event loop's clock; -inf: it does not, or is another manager's."""
+    def writer_of(self, stream: str, life: Life) -> Outbox | None:
+        """Give the writer of a stream, if it is one of this manager's."""
         there = self._outboxes.get(stream, ())
-        return max((outbox.busy_until for outbox in there if outbox.writer == life.state.writer), default=-inf)
+        return next((outbox for outbox in there if outbox.writer == life.state.writer), None)
 
     def outboxes(self, stream: str | None = None) -> Iterator[Outbox]:
         """Give the writers of a stream, or all, that this manager has now."""

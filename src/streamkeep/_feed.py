@@ -1,7 +1,8 @@
-"""Feed: the newest records of one stream, read once per change for all who follow it in this process."""
+"""Feed: the newest records of one stream, for all who follow it here: told by its writer, if that is here too, or read once a change."""
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from math import inf
 from typing import Final
 
 import anyio
@@ -218,7 +219,7 @@ class Feed:
         except StorageError as error:
             is_needed = self._is_behind_writer or self.tail < self.life.head.tail
             is_lasting = isinstance(error, StorageCorruptError)
-            if is_needed or is_lasting or not self._core.is_written_here(self._stream, self.life):
+            if is_needed or is_lasting or self._core.writer_of(self._stream, self.life) is None:
                 raise
             if self._pause == RETRY_SECONDS:  # once an outage
                 self._core.report(f"stream {self._stream}: only what is written here is seen of it", error)
@@ -227,7 +228,8 @@ class Feed:
 
     @property
     def _quiet_at(self) -> float:
-        return self._core.busy_until(self._stream, self.life)
+        writer = self._core.writer_of(self._stream, self.life)
+        return -inf if writer is None else writer.busy_until
 
     @property
     def _is_told(self) -> bool:

@@ -29,9 +29,15 @@ from streamkeep.testing.faults import FaultyStorage
 pytestmark = pytest.mark.anyio
 
 
+async def opened(streams: StreamManager, id: str = "s") -> StreamInput:
+    """Open a stream, and wait until the manager's session has begun as well, which reads and commits too."""
+    stream = await streams.open(id)
+    await wait_all_tasks_blocked()
+    return stream
+
+
 async def test_what_is_written_here_is_neither_listened_for_nor_read(streams: StreamManager, storage: FaultyStorage) -> None:
-    stream = await streams.open("s")
-    await wait_all_tasks_blocked()  # the manager's session has begun
+    stream = await opened(streams)
     async with streams.subscribe("s") as first, streams.subscribe("s") as second:
         await wait_all_tasks_blocked()
         storage.calls.clear()
@@ -58,8 +64,7 @@ async def test_who_follows_when_the_writer_is_made_listens_no_longer(
 
 
 async def test_a_writer_that_is_released_is_listened_for_again(streams: StreamManager, elsewhere: StreamManager) -> None:
-    stream = await streams.open("s")
-    await wait_all_tasks_blocked()  # the manager's session has begun
+    stream = await opened(streams)
     async with streams.subscribe("s") as events:
         await stream.write("here")
         await stream.close()
@@ -74,8 +79,7 @@ async def test_a_writer_that_is_released_is_listened_for_again(streams: StreamMa
 async def test_a_writer_that_was_taken_over_elsewhere_is_followed_there(
     streams: StreamManager, elsewhere: StreamManager, clock: object, reads_late: bool
 ) -> None:
-    stream = await streams.open("s")
-    await wait_all_tasks_blocked()  # the manager's session has begun
+    stream = await opened(streams)
     async with streams.subscribe("s") as events:
         await stream.write("here")
         if not reads_late:
@@ -108,8 +112,7 @@ async def test_a_stream_that_is_cancelled_or_deleted_elsewhere_ends_here(
 async def test_a_commit_whose_answer_comes_when_it_was_read_already_is_given_once(
     streams: StreamManager, storage: FaultyStorage
 ) -> None:
-    stream = await streams.open("s")
-    await wait_all_tasks_blocked()  # the manager's session has begun
+    stream = await opened(streams)
     async with streams.subscribe("s") as early, anyio.create_task_group() as tasks:
         await wait_all_tasks_blocked()
         hold = storage.hold("commit", after=True)
@@ -131,8 +134,7 @@ async def test_a_commit_whose_answer_comes_when_it_was_read_already_is_given_onc
 async def test_what_was_written_before_somebody_followed_is_read_before_what_comes_next(
     streams: StreamManager, storage: FaultyStorage
 ) -> None:
-    stream = await streams.open("s")
-    await wait_all_tasks_blocked()  # the manager's session has begun
+    stream = await opened(streams)
     events = streams.subscribe("s")
     first = storage.hold("read", after=True)
     async with anyio.create_task_group() as tasks:
@@ -151,14 +153,13 @@ async def test_what_was_written_before_somebody_followed_is_read_before_what_com
 async def test_who_follows_before_the_handle_is_there_listens_no_longer_when_it_is(
     streams: StreamManager, storage: FaultyStorage
 ) -> None:
-    await streams.open("other")
-    await wait_all_tasks_blocked()  # the manager's session has begun
+    await opened(streams, "other")
     hold = storage.hold("commit", after=True)
     async with anyio.create_task_group() as tasks:
-        opened: list[StreamInput] = []
+        handles: list[StreamInput] = []
 
         async def open_stream() -> None:
-            opened.append(await streams.open("s"))
+            handles.append(await streams.open("s"))
 
         tasks.start_soon(open_stream)
         await hold.reached.wait()
@@ -167,7 +168,7 @@ async def test_who_follows_before_the_handle_is_there_listens_no_longer_when_it_
             hold.release()
             await wait_all_tasks_blocked()
             storage.calls.clear()
-            await opened[0].write("a")
+            await handles[0].write("a")
             assert (await anext(events)).chunk == "a"
             await wait_all_tasks_blocked()
             assert storage.calls["read"] == 0
@@ -176,8 +177,7 @@ async def test_who_follows_before_the_handle_is_there_listens_no_longer_when_it_
 async def test_what_is_told_while_a_page_is_read_is_not_taken_for_that_page(
     streams: StreamManager, storage: FaultyStorage
 ) -> None:
-    stream = await streams.open("s")
-    await wait_all_tasks_blocked()  # the manager's session has begun
+    stream = await opened(streams)
     async with streams.subscribe("s") as events:
         hold = storage.hold("read")
         await hold.reached.wait()  # the feed's first
@@ -197,8 +197,7 @@ async def test_what_is_told_while_a_page_is_read_is_not_taken_for_that_page(
 async def test_what_the_storage_loses_of_what_was_written_here_is_told_at_the_next_write(
     streams: StreamManager, memory: MemoryStorage
 ) -> None:
-    stream = await streams.open("s")
-    await wait_all_tasks_blocked()  # the manager's session has begun
+    stream = await opened(streams)
     before = memory._streams["s"].head
     async with streams.subscribe("s") as events:
         await stream.write("a")
@@ -337,8 +336,7 @@ async def test_an_idle_timeout_is_not_put_off_by_who_interrupts_the_wait(streams
 async def test_who_is_behind_a_writer_here_is_told_what_cannot_be_read(
     streams: StreamManager, storage: FaultyStorage, quiet_logs: pytest.LogCaptureFixture
 ) -> None:
-    stream = await streams.open("s")
-    await wait_all_tasks_blocked()
+    stream = await opened(streams)
     events = streams.subscribe("s")
     first = storage.hold("read", after=True)
     async with anyio.create_task_group() as tasks:
