@@ -204,6 +204,8 @@ class Feed:
             while not self._is_over:
                 await self._go_on()
         except StreamkeepError as error:
+            if self._core.background.is_stopping:  # a cancellation that comes late has let it read what is closed
+                return
             if isinstance(error, StorageError):
                 self._core.report(f"stream {self._stream} cannot be read, and its readers are told", error)
             self._fail(error)

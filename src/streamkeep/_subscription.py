@@ -183,7 +183,7 @@ class Subscription(Generic[T]):
                 continue
             got = self._feed.since(self._next)
             if got is None:
-                await self._read_page(running.core)
+                await self._read_page(running)
             elif got:
                 self._go_on_with(self._feed.life)
                 return got
@@ -220,7 +220,7 @@ class Subscription(Generic[T]):
         tail = self._life.head.tail
         if self._next >= (tail if self._end is None else min(tail, self._end)):
             return False
-        await self._read_page(running.core)
+        await self._read_page(running)
         return True
 
     def _follow(self, running: Running) -> None:
@@ -233,12 +233,13 @@ class Subscription(Generic[T]):
             self._following.__exit__(None, None, None)
             self._following = self._feed = None
 
-    async def _read_page(self, core: Core) -> None:
+    async def _read_page(self, running: Running) -> None:
         assert self._life is not None
         try:
-            page = await core.storage.read(self.id, self._next, PAGE_RECORDS)
+            page = await running.core.storage.read(self.id, self._next, PAGE_RECORDS)
         except StorageError as error:
-            core.report(f"stream {self.id} cannot be read, and a reader is told", error)
+            running.check()  # it was closed meanwhile
+            running.core.report(f"stream {self.id} cannot be read, and a reader is told", error)
             raise
         if page is None:
             raise StreamNotFoundError("the stream was deleted, or expired, while it was read")

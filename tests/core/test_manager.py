@@ -31,9 +31,10 @@ from streamkeep import (
     StreamNotFoundError,
 )
 from streamkeep._core import LOOK_SECONDS
+from streamkeep._feed import PAGE_RECORDS
 from streamkeep._lifecycle import Beginning, begin, grow, session_id, session_of
 from streamkeep._running import UNDO_PAUSES
-from streamkeep.storage import Head
+from streamkeep.storage import Head, Page
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
 
@@ -962,6 +963,43 @@ async def test_who_subscribes_while_the_manager_closes_is_told(streams: StreamMa
         await hold.reached.wait()
         await streams.aclose()
         hold.release()
+
+
+class UncancellableStorage(FaultyStorage):
+    """One whose reads end late, as they do when a cancellation meets what was just done."""
+
+    async def read(self, stream: str, start: int = 0, limit: int = 0) -> Page | None:
+        """See `Storage.read`."""
+        with anyio.CancelScope(shield=True):
+            return await super().read(stream, start, limit)
+
+
+@pytest.mark.parametrize("has_ended", [False, True])
+@pytest.mark.promise("P14")
+async def test_a_read_that_fails_since_the_manager_closes_is_no_failure_of_the_storage(
+    has_ended: bool, quiet_logs: pytest.LogCaptureFixture
+) -> None:
+    storage = UncancellableStorage(MemoryStorage())
+    async with StreamManager(storage) as streams, anyio.create_task_group() as tasks:
+        stream = await streams.open("s")
+        for chunk in range(2 * PAGE_RECORDS if has_ended else 1):
+            stream.write_soon(chunk)
+        await (stream.done() if has_ended else stream.flush())
+        events = await streams.subscribe("s").__aenter__()
+
+        async def read() -> None:
+            with pytest.raises(StreamManagerClosedError):
+                while True:
+                    await events.batch()
+
+        hold = storage.hold("read")
+        tasks.start_soon(read)
+        await hold.reached.wait()
+        tasks.start_soon(streams.aclose)
+        await wait_all_tasks_blocked()
+        hold.release(StorageError("it is not open"))
+
+    assert "cannot be read" not in quiet_logs.text
 
 
 @pytest.mark.promise("P14")

@@ -5,7 +5,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iter
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import reduce
 from itertools import count
+from operator import or_
 from pathlib import Path
 from typing import Final
 
@@ -167,8 +169,8 @@ async def let_all_expire(streams: StreamManager) -> None:
 
 @asynccontextmanager
 async def manager_over(storage: Storage) -> AsyncGenerator[StreamManager]:
-    """Give a manager that soon ends what was dropped, and soon forgets what has ended."""
-    async with storage, StreamManager(storage, ttl=TTL, lease=TTL, grace=timedelta(0)) as streams:
+    """Give a manager that soon ends what was dropped, and soon forgets what has ended; over a storage that listens, as it does for good."""
+    async with storage, StreamManager(storage, ttl=TTL, lease=TTL, grace=timedelta(0)) as streams, storage.watch("any"):
         yield streams
 
 
@@ -191,7 +193,7 @@ class Aftermath:
     """What thousands of streams have left.
 
     Attributes:
-        left_over: what was held after the last round, and not after the first two.
+        left_over: what was held after the last round, and not after any of the first half.
         rows: what was in the storage after the last round.
         file_bytes: the size of its files after each round; zeroes for a storage in memory.
     """
@@ -214,7 +216,8 @@ async def live_and_count(streams: StreamManager, files: Path, *, number: int, ro
         await anyio.sleep(CENSUS_SECONDS)
         censuses[-1] &= take_census(streams)
     kept = await storage_of(streams).scan(AFTER_RESERVED)
-    return Aftermath(left_over(censuses[0] | censuses[1], censuses[-1]), len(kept), sizes)
+    before = reduce(or_, censuses[: len(censuses) // 2])
+    return Aftermath(left_over(before, censuses[-1]), len(kept), sizes)
 
 
 def _size(files: Path) -> int:
