@@ -971,7 +971,8 @@ class UncancellableStorage(FaultyStorage):
     async def read(self, stream: str, start: int = 0, limit: int = 0) -> Page | None:
         """See `Storage.read`."""
         with anyio.CancelScope(shield=True):
-            return await super().read(stream, start, limit)
+            page = await super().read(stream, start, limit)
+        return page
 
 
 @pytest.mark.parametrize("has_ended", [False, True])
