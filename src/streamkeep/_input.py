@@ -162,6 +162,14 @@ class StreamInput:
         self._outbox.check_here()
         await self._outbox.flush()
 
+    def flush_soon(self) -> None:
+        """Have what was queued stored in the background, however often the storage fails meanwhile: for who goes on behind a StorageError.
+
+        Raises WrongEventLoopError.
+        """
+        self._outbox.check_here()
+        self._outbox.flush_soon()
+
     async def done(self, output: object = None) -> None:
         """Complete the stream with its result. Raises as `write` does; StreamInputClosedError if it was completed before."""
         outbox = self._outbox

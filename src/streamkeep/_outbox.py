@@ -261,6 +261,10 @@ class Outbox:
         if not isinstance(self._why_closed, StreamInputClosedError):
             self.check_open()
 
+    def flush_soon(self) -> None:
+        """Have what was queued stored in the background."""
+        self._start_task()
+
     async def finish(self, record: bytes, status: Status | None, *, max_bytes: int | None) -> None:
         """Complete the stream with its last record."""
         self.check_open()

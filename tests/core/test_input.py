@@ -1127,3 +1127,17 @@ async def test_a_handle_knows_whether_its_storage_is_slow(streams: StreamManager
         await anyio.sleep(0.01)
         hold.release()
     assert stream.is_slow
+
+
+async def test_what_met_a_failing_storage_is_stored_in_the_background_if_that_is_asked(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    stream = await streams.open("s")
+    storage.refuse("commit", times=3)
+    with pytest.raises(StorageError):
+        await stream.write("a")
+    stream.flush_soon()
+
+    with anyio.fail_after(60):
+        async with streams.subscribe("s") as events:
+            assert (await anext(events)).chunk == "a"

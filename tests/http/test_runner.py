@@ -11,10 +11,17 @@ from typing import Any, Final
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 from tests.http.servers import events_of, until
 
 from streamkeep import InMemoryStreamManager, Limits, StreamEvent, StreamInput, StreamManager
-from streamkeep.errors import PublicError, StreamAlreadyExistsError, StreamManagerClosedError
+from streamkeep.errors import (
+    LimitExceededError,
+    PublicError,
+    StorageUnavailableError,
+    StreamAlreadyExistsError,
+    StreamManagerClosedError,
+)
 from streamkeep.http import Producer, Runner, StreamsHTTP
 from streamkeep.http.runner import ChunkWriter
 from streamkeep.storage import Head
@@ -540,6 +547,65 @@ async def test_where_the_storage_is_slow_chunks_go_out_together_and_where_it_is_
                 assert storage.calls["commit"] <= most
             async with streams.subscribe(stream.id) as events:
                 assert [event.chunk async for event in events if event.type == "chunk"] == [*range(100)]
+
+
+async def test_a_storage_that_is_away_for_long_holds_an_answer_up_and_ends_nothing() -> None:
+    """For as long as there is room in the queue, the model is read on; what it has said is stored once, and in order, afterwards."""
+
+    class Away(FaultyStorage):
+        is_away = False
+
+        async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
+            if self.is_away:
+                raise StorageUnavailableError("it cannot be reached")
+            return await super().commit(stream, seen, head, records)
+
+    async with Away(MemoryStorage()) as storage, StreamManager(storage, limits=Limits(max_queued_events=100)) as streams:
+        stream = await streams.open("s")
+        writer = ChunkWriter(stream)
+        written = 0
+
+        async def write_all() -> None:
+            nonlocal written
+            for number in range(300):
+                await writer.write(number)
+                written = number + 1
+                await checkpoint()
+
+        await writer.write("first")
+        storage.is_away = True
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(write_all)
+            await until(lambda: written >= 100)
+            assert stream.tail == 1
+            storage.is_away = False
+        await stream.done()
+        async with streams.subscribe("s") as events:
+            assert [event.chunk async for event in events if event.type == "chunk"] == ["first", *range(300)]
+
+
+async def test_a_chunk_that_met_a_storage_that_was_away_is_stored_although_nothing_follows_it() -> None:
+    async with FaultyStorage(MemoryStorage()) as storage, StreamManager(storage) as streams:
+        stream = await streams.open("s")
+        storage.refuse("commit", error=StorageUnavailableError("it cannot be reached"))
+        await ChunkWriter(stream).write("a")
+        with anyio.fail_after(10):
+            async with streams.subscribe("s") as events:
+                assert (await anext(events)).chunk == "a"
+        await stream.done()
+
+
+async def test_what_a_stream_may_not_hold_is_refused_also_where_the_storage_was_away() -> None:
+    async with FaultyStorage(MemoryStorage()) as storage, StreamManager(storage, limits=Limits(max_events=3)) as streams:
+        stream = await streams.open("s")
+        writer = ChunkWriter(stream)
+        storage.refuse("commit", times=2, error=StorageUnavailableError("it cannot be reached"))
+        with anyio.fail_after(10):
+            for _ in range(3):
+                await writer.write("a")
+            with pytest.raises(LimitExceededError, match="max_events"):
+                await writer.write("one too many")
+        await stream.done()
 
 
 async def test_what_a_producer_reads_of_its_context_is_what_its_request_has_set() -> None:

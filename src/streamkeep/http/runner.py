@@ -31,6 +31,7 @@ from ..errors import (
     LimitExceededError,
     PublicError,
     StorageError,
+    StorageUnavailableError,
     StreamkeepError,
     StreamManagerClosedError,
     StreamNotFoundError,
@@ -53,6 +54,7 @@ DIED: Final = ErrorInfo("ABORTED", "the producer was cancelled before the stream
 
 MAX_PRODUCERS: Final = 1_000
 MOST_QUEUED: Final = 32
+AWAY_SECONDS: Final = 0.2
 END_SECONDS: Final = 5.0
 END_RETRY_SECONDS: Final = 0.2
 SAVE_SECONDS: Final = 5.0
@@ -78,28 +80,50 @@ class OpenOptions(TypedDict, total=False):
 class ChunkWriter:
     """Stores a producer's chunks: one by one where that is quick; where the storage is slow, as many together as have come meanwhile.
 
-    So a producer is never held up for longer than a slow storage needs for some chunks, instead of for each.
+    So a producer is never held up for longer than a slow storage needs for some chunks, instead of for each. One whose storage cannot be
+    reached goes on until the queue is full (`max_queued_events`), and then waits, for as long as that takes: what a model has said already
+    is paid for.
     """
 
     def __init__(self, stream: StreamInput) -> None:
         self._stream = stream
         self._queued = 0
+        self._is_away = False
 
     async def write(self, chunk: object) -> None:
-        """Store a chunk, or queue it behind what is being stored. Raises as `StreamInput.write` and `flush` do."""
+        """Store a chunk, or queue it behind what is being stored. Raises as `StreamInput.write` does, but StorageUnavailableError."""
         stream = self._stream
-        if not (self._queued or stream.is_slow):
-            await stream.write(chunk)
+        if self._queued or stream.is_slow:
+            await self._queue(chunk)
             return
+        try:
+            await stream.write(chunk)
+        except StorageUnavailableError:  # the chunk keeps its place, and is stored in the background
+            stream.flush_soon()
+            self._queued, self._is_away = 1, True
+
+    async def _queue(self, chunk: object) -> None:
+        stream = self._stream
         try:
             stream.write_soon(chunk)
         except LimitExceededError:
-            await stream.flush()  # the queue may be shorter than MOST_QUEUED
+            while self._queued:  # the queue may be shorter than MOST_QUEUED
+                await self._flush()
             stream.write_soon(chunk)
         self._queued += 1
-        if self._queued >= MOST_QUEUED:
-            await stream.flush()
-            self._queued = 0
+        if self._is_away and stream.idle_since is not None:  # all is stored
+            self._queued, self._is_away = 0, False
+        if self._queued >= MOST_QUEUED and not self._is_away:
+            await self._flush()
+
+    async def _flush(self) -> None:
+        try:
+            await self._stream.flush()
+        except StorageUnavailableError:
+            self._is_away = True
+            await anyio.sleep(AWAY_SECONDS)  # not every storage has tried for long
+        else:
+            self._queued, self._is_away = 0, False
 
 
 class _Run:
