@@ -5,15 +5,18 @@ It does as little as it can for each event, to be no bottleneck: it looks for th
 
 import asyncio
 import os
+import re
+import statistics
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 import uvloop
 
 MARK = b"\ndata: "
+DATE = re.compile(rb'"at":([0-9.]+)')
 GIVE_UP_SECONDS = 60.0
 
 
@@ -28,6 +31,7 @@ class Task(msgspec.Struct, frozen=True):
         begin: a request that is made when all are there; empty: none.
         warm_seconds: how long nothing is measured then.
         seconds: how long is measured; 0: until all answers have ended.
+        is_dated: whether each event says when it was given, and latencies are wanted.
     """
 
     port: int
@@ -37,6 +41,7 @@ class Task(msgspec.Struct, frozen=True):
     begin: str = ""
     warm_seconds: float = 0.0
     seconds: float = 0.0
+    is_dated: bool = False
 
     @property
     def early(self) -> int:
@@ -53,6 +58,8 @@ class Seen(msgspec.Struct, frozen=True):
     load: float
     grown_bytes: int
     """By how much the server's memory has grown while all but the early clients came."""
+    latencies: tuple[float, float] = (0.0, 0.0)
+    """Seconds from an event's being given to its being here: the median, and what one in a hundred takes longer than."""
 
 
 @dataclass(slots=True)
@@ -62,13 +69,15 @@ class Tally:
     begun: int = 0
     ended: int = 0
     events: int = 0
+    latencies: list[float] = field(default_factory=list)
 
 
 class Client(asyncio.Protocol):
     """Asks for one answer."""
 
-    def __init__(self, tally: Tally) -> None:
+    def __init__(self, tally: Tally, *, is_dated: bool = False) -> None:
         self._tally = tally
+        self._is_dated = is_dated
         self._rest = b""
 
     def data_received(self, data: bytes) -> None:
@@ -77,6 +86,9 @@ class Client(asyncio.Protocol):
         seen = self._rest + data
         self._tally.events += seen.count(MARK)
         self._rest = seen[1 - len(MARK) :]
+        if self._is_dated:
+            now = time.monotonic()
+            self._tally.latencies.extend(now - float(date) for date in DATE.findall(data))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._tally.ended += 1
@@ -111,7 +123,7 @@ class Load:
         """Connect more of them, and have each ask at once, or not yet."""
         for _ in range(count):
             transport, _client = await asyncio.get_running_loop().create_connection(
-                lambda: Client(self.tally), "127.0.0.1", self._task.port
+                lambda: Client(self.tally, is_dated=self._task.is_dated), "127.0.0.1", self._task.port
             )
             self._transports.append(transport)
             if asks:
@@ -148,6 +160,7 @@ async def run(task: Task) -> Seen:
         await asyncio.sleep(task.warm_seconds)
     else:
         await load.connect(task.clients, asks=False)
+    load.tally.latencies.clear()
     events, at, server, own = load.tally.events, time.perf_counter(), processor_seconds(task.pid), time.process_time()
     if task.seconds:
         await asyncio.sleep(task.seconds)
@@ -161,7 +174,15 @@ async def run(task: Task) -> Seen:
         processor_seconds(task.pid) - server,
         time.process_time() - own,
         grown,
+        _percentiles(load.tally.latencies),
     )
+
+
+def _percentiles(latencies: list[float]) -> tuple[float, float]:
+    if len(latencies) < 2:
+        return (0.0, 0.0)
+    hundredths = statistics.quantiles(latencies, n=100)
+    return (hundredths[49], hundredths[98])
 
 
 def main() -> None:

@@ -136,6 +136,10 @@ def all_scenes(*, quick: bool) -> Sequence[Scene]:
     delivered = Figure("events/s", lambda seen: seen.events / seen.seconds)
     replayed = Figure("events a second of CPU", lambda seen: seen.events / seen.server)
     everywhere = ["memory", "SQLite `FULL`", "Redis"]
+    late = [
+        Figure("ms until it is read, median", lambda seen: 1e3 * seen.latencies[0], 2),
+        Figure("ms until it is read, 99 %", lambda seen: 1e3 * seen.latencies[1], 2),
+    ]
     scenes: list[Scene] = []
     for answers in (200, 400):
         asked = task("POST /answer", answers)
@@ -143,11 +147,15 @@ def all_scenes(*, quick: bool) -> Sequence[Scene]:
         scenes.append(Scene(name, asked, everywhere, [cost, delivered], has_peers=True))
     for readers, per_second in ((100, 50), (1_000, 10)):
         live = task("GET /live", readers, begin=f"POST /live/{per_second}")
-        scenes.append(Scene(f"one stream live to {counted(live.clients, 'reader')}", live, ["SQLite `FULL`"], [cost]))
+        live = msgspec.structs.replace(live, is_dated=readers == 1_000)
+        figures = [cost, *late] if live.is_dated else [cost]
+        scenes.append(Scene(f"one stream live to {counted(live.clients, 'reader')}", live, ["SQLite `FULL`"], figures))
+    few = msgspec.structs.replace(task("POST /dated", 20), is_dated=True)
+    scenes.append(Scene(counted(few.clients, "answer"), few, everywhere, late))
     replay = msgspec.structs.replace(task("GET /kept", 100), seconds=0.0)
     name = f"replay of {REPLAYED:,} to {counted(replay.clients, 'reader')}"
     scenes.append(Scene(name, replay, ["memory", "SQLite `FULL`"], [replayed]))
-    idle = task("GET /idle", 1_000)
+    idle = task("GET /idle", 5_000)
     came_later = idle.clients - idle.early
     each = Figure("KiB", lambda seen: seen.grown_bytes / 1_024 / came_later, 1)
     scenes.append(Scene("an idle connection", idle, ["SQLite `FULL`"], [each]))

@@ -3,7 +3,8 @@
 Both answer the same requests with the same frames:
 
 - `POST /answer`: an answer of 50 tokens a second.
-- `GET /live`: what is written live; `POST /live/N` begins to write so many chunks a second.
+- `POST /dated`: the same, and each chunk says when it was given.
+- `GET /live`: what is written live; `POST /live/N` begins to write so many chunks a second, each with when it was given.
 - `GET /kept`: 10,000 chunks and the end of a stream that is complete.
 - `GET /idle`: nothing, ever.
 """
@@ -12,6 +13,7 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import uvicorn
 from starlette.applications import Starlette
@@ -19,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from benchmarks.answer import CHUNK, PER_SECOND, chunks
+from benchmarks.answer import CHUNK, chunks
 from benchmarks.bare import encode
 from benchmarks.work import REPLAYED
 from streamkeep.http import SSEFraming, StreamsHTTP
@@ -27,6 +29,9 @@ from streamkeep.http.response import ASGIApp, Receive, Scope, Send
 
 PREFIX = b"b41d2bb2-5dd6-4a7a-9d7f-4f5d8bcb3b6e/0123456789ab/"
 AT_ONCE = 64
+
+Write = Callable[[bytes], Awaitable[None]]
+Answer = Callable[[Write], Awaitable[None]]
 
 
 def durable(url: str) -> ASGIApp:
@@ -43,14 +48,15 @@ def durable(url: str) -> ASGIApp:
                 await kept.done()
 
             async def write(per_second: int) -> None:
-                async for chunk in chunks(per_second):
+                async for chunk in chunks(per_second, dated=True):
                     await live.write(chunk)
 
             _app.state.write = write
             yield
 
     async def answer(request: Request) -> Response:
-        return await streams_http.respond(request, chunks(PER_SECOND), framing=SSEFraming())
+        dated = request.url.path == "/dated"
+        return await streams_http.respond(request, chunks(dated=dated), framing=SSEFraming())
 
     async def follow(request: Request) -> Response:
         return await streams_http.follow(request, request.path_params["stream"])
@@ -61,6 +67,7 @@ def durable(url: str) -> ASGIApp:
 
     routes = [
         Route("/answer", answer, methods=["POST"]),
+        Route("/dated", answer, methods=["POST"]),
         Route("/live/{per_second:int}", begin, methods=["POST"]),
         Route("/{stream}", follow),
     ]
@@ -80,20 +87,26 @@ class Bare:
         if scope["type"] != "http":
             return await run_lifespan(receive, send)
         path = scope["path"]
-        if scope["method"] == "POST" and path != "/answer":
+        if path.startswith("/live/"):
             self._writing.add(asyncio.create_task(self._write(int(path.removeprefix("/live/")))))
             await send({"type": "http.response.start", "status": 204, "headers": []})
             return await send({"type": "http.response.body"})
-        answers = {"/answer": self._answer, "/live": self._follow, "/kept": self._replay, "/idle": self._wait}
+        answers: dict[str, Answer] = {
+            "/answer": self._answer,
+            "/dated": partial(self._answer, dated=True),
+            "/live": self._follow,
+            "/kept": self._replay,
+            "/idle": self._wait,
+        }
         return await streamed(receive, send, answers[path])
 
-    async def _answer(self, write: Callable[[bytes], Awaitable[None]]) -> None:
+    async def _answer(self, write: Write, *, dated: bool = False) -> None:
         number = 0
-        async for chunk in chunks(PER_SECOND):
+        async for chunk in chunks(dated=dated):
             await write(frame(number, encode(chunk)))
             number += 1
 
-    async def _follow(self, write: Callable[[bytes], Awaitable[None]]) -> None:
+    async def _follow(self, write: Write) -> None:
         await write(b"retry: 2000\n")
         seen = 0
         while True:
@@ -103,7 +116,7 @@ class Bare:
             seen += len(fresh)
             await write(b"".join(fresh))
 
-    async def _replay(self, write: Callable[[bytes], Awaitable[None]]) -> None:
+    async def _replay(self, write: Write) -> None:
         for first in range(0, REPLAYED, AT_ONCE):
             await write(
                 b"".join([frame(first + number, data) for number, data in enumerate(self._kept[first : first + AT_ONCE])])
@@ -111,12 +124,12 @@ class Bare:
             await asyncio.sleep(0)
         await write(b"event: done\ndata: null\n\n")
 
-    async def _wait(self, write: Callable[[bytes], Awaitable[None]]) -> None:
+    async def _wait(self, write: Write) -> None:
         await write(b"retry: 2000\n")
         await asyncio.Event().wait()
 
     async def _write(self, per_second: int) -> None:
-        async for chunk in chunks(per_second):
+        async for chunk in chunks(per_second, dated=True):
             self._live.append(frame(len(self._live), encode(chunk)))
             changed, self._changed = self._changed, asyncio.Event()
             changed.set()
@@ -126,9 +139,7 @@ def frame(number: int, data: bytes) -> bytes:
     return b"event: chunk\ndata: %b\nid: %b%d\n\n" % (data, PREFIX, number)
 
 
-async def streamed(
-    receive: Receive, send: Send, answer: Callable[[Callable[[bytes], Awaitable[None]]], Awaitable[None]]
-) -> None:
+async def streamed(receive: Receive, send: Send, answer: Answer) -> None:
     """Answer until all is said, or the client has gone."""
     await receive()
 
