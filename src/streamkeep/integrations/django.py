@@ -27,7 +27,7 @@ from django.views.decorators.csrf import csrf_protect
 from .._background import is_asyncio_here
 from .._listing import StreamInfo
 from ..http.access import REQUEST, owner_text
-from ..http.app import Call, FollowOptions, Provide, StartOptions, StopOptions, StreamsHTTP
+from ..http.app import Call, FollowOptions, Provide, StartOptions, StopOptions, StreamsHTTP, TokenOptions
 from ..http.recovery import Register, Terms, registering
 from ..http.response import ASGIApp, Receive, Scope, Send
 from ..http.sources import Source
@@ -144,6 +144,17 @@ class DjangoStreams:
     async def acurrent(self, key: object, owner: object = "") -> StreamInfo:
         """Do what `current` does, in a view that awaits."""
         return await self._here().acurrent(str(key), owner_text(owner))
+
+    def token(self, stream: object, **options: Unpack[TokenOptions]) -> str:
+        """Give a token that lets whoever has it read a stream, or stop it. See `StreamsHTTP.token`, which raises the same.
+
+        StorageError: the storage fails.
+        """
+        return self._here_blocking().token(stream, **options)
+
+    async def atoken(self, stream: object, **options: Unpack[TokenOptions]) -> str:
+        """Do what `token` does, in a view that awaits."""
+        return await self._here().atoken(stream, **options)
 
     @property
     def urls(self) -> list[URLPattern | URLResolver]:

@@ -150,10 +150,10 @@ class OpenAIResponses:
                     await self._retrieve(call, stream)
                 case "POST", str(stream), str():
                     info = await self._admit(call, "stop", stream)
-                    await self._http.streams.cancel(info.id)
+                    await self._http.streams.cancel(info.id, life=info.life)
                     await self._send_snapshot(call, info.id)
                 case "DELETE", str(stream), None:
-                    info = await self._admit(call, "stop", stream)
+                    info = await self._admit(call, "stop", stream, takes_tokens=False)  # which stop, and delete nothing
                     await self._http.streams.delete(info.id)
                     await send_response(send, 200, encode_json({"id": info.id, "object": "response", "deleted": True}))
                 case _:
@@ -236,8 +236,10 @@ class OpenAIResponses:
     async def _send_snapshot(self, call: _Call, stream: str) -> None:
         await send_response(call.send, 200, await self._responses.as_it_is(await self._http.streams.info(stream)))
 
-    async def _admit(self, call: _Call, action: Action, stream: str) -> StreamInfo:
-        return await self._http.admit(action, call.scope, stream, call.route, call.context, call.owner)
+    async def _admit(self, call: _Call, action: Action, stream: str, *, takes_tokens: bool = True) -> StreamInfo:
+        return await self._http.admit(
+            action, call.scope, stream, call.route, call.context, call.owner, takes_tokens=takes_tokens
+        )
 
 
 async def _write(stream: StreamInput, stop: anyio.Event, source: Source, writer: Writer) -> Json:
