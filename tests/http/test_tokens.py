@@ -1,18 +1,24 @@
 """Signed tokens: who has one may do one thing with one stream for a while, and nothing else lets a token in."""
 
-import re
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+import hmac
+import json
+import logging
+import secrets
+from base64 import urlsafe_b64encode
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Any, Final
 
 import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
+from genkit import ActionRunContext
+from pydantic import SecretStr
 from starlette.types import ASGIApp
-from tests.http.servers import STREAM_ID, STREAMING, http_to
+from tests.http.servers import STREAM_ID, STREAMING, Reading, durable_app, http_to, wrapped_app
 
-from streamkeep import StreamManager
+from streamkeep import InMemoryStreamManager, StreamManager
 from streamkeep.errors import InvalidArgumentError, PublicError, StreamNotFoundError
 from streamkeep.http import Access, SSEFraming, StreamsHTTP
 from streamkeep.http.tokens import MAX_EXPIRES_IN, TokenKeys, token_of
@@ -127,3 +133,428 @@ async def test_a_token_stops_one_stream_and_does_nothing_else() -> None:
         token = await at.serve.token(await at.stored(), can="stop", expires_in=MINUTE)
         assert await at.codes(token) == STOPS
         assert (await at.streams.info("s")).error == "CANCELLED"
+
+
+async def test_who_has_a_token_is_not_asked_for() -> None:
+    asked: list[Access] = []
+    async with house(authorize=asked.append) as at:
+        token = await at.serve.token(await at.stored(), can="read", expires_in=MINUTE)
+        assert (await at.http.get("/streams/s/info", params={"token": token})).status_code == 200
+        assert (await at.http.delete("/streams/s", params={"token": token})).status_code == 404
+    assert asked == []
+
+
+async def test_a_token_never_starts_or_lists_anything() -> None:
+    async with house() as at:
+        token = await at.serve.token(await at.stored(), can="read", expires_in=MINUTE)
+        for headers in ({}, {"Authorization": f"Bearer {token}"}):
+            assert (await at.http.post("/chat", params={"token": token}, headers=headers)).status_code == 401
+            assert (await at.http.get("/streams/", params={"token": token}, headers=headers)).status_code == 401
+
+
+def every_change(token: str) -> Iterator[str]:
+    """Give the token with each character changed, left out, doubled; and cut off at each place."""
+    for at, old in enumerate(token):
+        yield from (token[:at] + new + token[at + 1 :] for new in "A0z_-.=~ \0\xe9" if new != old)
+        yield from (token[:at] + chr(ord(old) ^ bit) + token[at + 1 :] for bit in (1, 2, 4, 8, 16, 32, 64))
+        yield token[:at] + token[at + 1 :]
+        yield token[:at] + old + token[at:]
+        yield token[:at] + "0" + token[at:]
+        yield token[:at]
+
+
+@pytest.mark.parametrize("holder", [None, "Ada"])
+def test_no_change_of_a_token_is_one(holder: str | None) -> None:
+    keys = TokenKeys([KEY, OLD_KEY])
+    token = keys.sign("read", 1_000_060, "s", "life", holder)
+    sound = token_of([token])
+    assert sound is not None
+    assert keys.has_signed(sound, "s", "life", holder)
+    changed = [*every_change(token), token.upper(), token * 2, token + "\n", token + "=", " " + token, token.replace(".", ",")]
+    changed += [token.replace("read", "stop"), token.replace("1000060", "9000060"), token.replace("1000060", "01000060")]
+    changed += [token.replace("skt1", "skt2"), token.replace("read.", "read.held."), token.replace(".held", "")]
+    read = [(text, token_of([text])) for text in changed if text != token]
+    assert len(read) > 1_000
+    accepted = [text for text, found in read if found is not None and keys.has_signed(found, "s", "life", holder)]
+    assert accepted == []
+
+
+@pytest.mark.parametrize(
+    ("stream", "life", "holder"),
+    [("s2", "life", "Ada"), ("s", "life2", "Ada"), ("s", "life", "Eve"), ("s", "life", None), ("", "slife", "Ada")],
+)
+def test_a_token_is_for_one_stream_one_life_and_one_holder(stream: str, life: str, holder: str | None) -> None:
+    keys = TokenKeys([KEY])
+    token = token_of([keys.sign("read", 1_000_060, "s", "life", "Ada")])
+    assert token is not None
+    assert keys.has_signed(token, "s", "life", "Ada")
+    assert not keys.has_signed(token, stream, life, holder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "skt1.",
+        "skt1.read.1000060.",
+        "skt0.read.1000060." + "A" * 43,
+        "skt2.read.1000060." + "A" * 43,
+        "skt1.none.1000060." + "A" * 43,
+        "skt1.read.1000060." + "A" * 43,
+        "skt1.read.-1." + "A" * 43,
+        "skt1.read.9999999999999." + "A" * 43,
+        "skt1.read.\u0661\u0662." + "A" * 43,
+        "skt1." + "A" * 20_000,
+        "skt1.\xe9\U0001f511",
+        "skt1.read.1000060." + "A" * 42 + "\0",
+        "skt1.eyJhbGciOiJub25lIn0.eyJzdWIiOiJzIn0.",
+    ],
+)
+async def test_what_only_looks_like_a_token_is_refused_as_an_unknown_stream_is(text: str) -> None:
+    async with house() as at:
+        await at.stored()
+        for stream in ("s", "unknown"):
+            answer = await at.http.get(f"/streams/{stream}", params={"token": text}, headers={"X-Name": "Ada"})
+            assert (answer.status_code, answer.json()) == (404, NOT_FOUND)
+
+
+@pytest.mark.parametrize(
+    "query", ["token=&token=", "token=%ff%fe", "token=%73&%74oken", "token[]=skt1.", "Token=skt1.x", "skt1.x"]
+)
+async def test_what_does_not_look_like_one_is_left_to_authorize(query: str) -> None:
+    async with house() as at:
+        await at.stored()
+        assert (await at.http.get(f"/streams/s?{query}")).status_code == 401
+        assert (await at.http.get(f"/streams/s?{query}&follow=false", headers={"X-Name": "Ada"})).status_code == 200
+
+
+async def test_the_apps_own_tokens_are_the_apps() -> None:
+    seen: list[tuple[str, str]] = []
+
+    def own(access: Access) -> str:
+        seen.append((access.query.get("token", ""), access.headers.get("authorization", "")))
+        return "Ada"
+
+    jwt = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJBZGEifQ.c2ln"
+    async with house(authorize=own) as at:
+        await at.stored()
+        assert (await at.http.get("/streams/s/info", params={"token": jwt})).status_code == 200
+        assert (await at.http.get("/streams/s/info", headers={"Authorization": f"Bearer {jwt}"})).status_code == 200
+        assert (await at.http.get("/streams/s/info", headers={"Authorization": "Basic c2t0MS4="})).status_code == 200
+    assert seen == [(jwt, ""), ("", f"Bearer {jwt}"), ("", "Basic c2t0MS4=")]
+
+
+async def test_of_several_tokens_none_counts_unless_they_are_one() -> None:
+    async with house() as at:
+        one, two = [await at.serve.token(await at.stored(stream), can="read", expires_in=MINUTE) for stream in ("s", "other")]
+        bearer = {"Authorization": f"Bearer {one}"}
+        codes = [
+            (await at.http.get(f"/streams/s/info?{query}", headers=headers)).status_code
+            for query, headers in [
+                (f"token={one}&token={one}", {}),
+                (f"token={one}", bearer),
+                (f"token={one}", {"Authorization": f"bEARER  {one}"}),
+                (f"token={one}&token=mine", {}),
+                (f"token={one}&token={two}", {}),
+                (f"token={two}", bearer),
+                ("", {"Authorization": f"Bearer {two}"}),
+            ]
+        ]
+    assert codes == [200, 200, 200, 200, 404, 404, 404]
+
+
+@pytest.mark.parametrize("stream", ["s", "_a~b.c:d@e=f+g-h", "0" * 255])
+async def test_a_token_is_for_no_other_stream_whatever_its_name(stream: str) -> None:
+    others = [stream + "x", stream[:-1], stream.swapcase(), stream + "%2F.."]
+    async with house() as at:
+        token = await at.serve.token(await at.stored(stream), can="read", expires_in=MINUTE)
+        for other in {*others} - {stream}:
+            with suppress(InvalidArgumentError):
+                await at.stored(other)
+            answer = await at.http.get(f"/streams/{other}/info", params={"token": token})
+            assert answer.status_code in {400, 404}
+        assert (await at.http.get(f"/streams/{stream}/info", params={"token": token})).status_code == 200
+
+
+async def test_a_token_is_for_no_later_stream_under_its_id() -> None:
+    async with house() as at:
+        token = await at.serve.token(await at.stored(), can="read", expires_in=MINUTE)
+        stop = await at.serve.token("s", can="stop", expires_in=MINUTE)
+        await at.streams.delete("s")
+        assert await at.codes(token) == REFUSED
+        await at.stored()
+        assert await at.codes(token) == REFUSED
+        assert await at.codes(stop) == REFUSED
+
+
+async def test_a_refused_token_is_answered_as_for_an_unknown_stream_byte_for_byte() -> None:
+    async with house() as at:
+        token = await at.serve.token(await at.stored(), can="read", expires_in=MINUTE)
+        stop = await at.serve.token("s", can="stop", expires_in=MINUTE)
+        forged = token[:-1] + ("A" if token[-1] != "A" else "B")
+        for text in (stop, forged):
+            known = [(answer.status_code, answer.content) for answer in (await at.answers("s", {"token": text}, {}))[:4]]
+            unknown = [(answer.status_code, answer.content) for answer in (await at.answers("u", {"token": text}, {}))[:4]]
+            assert known == unknown
+
+
+async def test_a_token_expires_by_the_storages_clock_when_it_says_so_and_no_moment_before() -> None:
+    async with house() as at:
+        token = await at.serve.token(await at.stored(), can="read", expires_in=MINUTE)
+        at.clock.advance(59.999)
+        assert await at.codes(token) == READS
+        at.clock.advance(0.001)
+        assert await at.codes(token) == EXPIRED
+        answer = await at.http.get("/streams/s", params={"token": token}, headers={"X-Name": "Ada"})
+        told = {"status": "UNAUTHENTICATED", "message": "the token has expired", "details": None}
+        assert (answer.status_code, answer.json()["error"]) == (401, told)
+        assert answer.headers["www-authenticate"].startswith('Bearer error="invalid_token"')
+        at.clock.advance(-1)
+        assert await at.codes(token) == READS
+
+
+async def test_what_is_expired_and_forged_is_only_refused() -> None:
+    async with house() as at:
+        token = await at.serve.token(await at.stored(), can="read", expires_in=MINUTE)
+        assert await at.codes(token.replace("1000060", "999")) == REFUSED
+        at.clock.advance(61)
+        assert await at.codes(token.replace("1000060", "2000000")) == REFUSED
+        await at.streams.delete("s")
+        assert await at.codes(token) == REFUSED
+
+
+async def test_a_connection_that_is_open_goes_on_when_its_token_expires() -> None:
+    async with house() as at, at.streams.open("s", owner="Ada") as writing:
+        await writing.write(0)
+        token = await at.serve.token("s", can="read", expires_in=MINUTE)
+        async with at.http.stream("GET", "/streams/s", params={"token": token}) as answer:
+            reading = Reading(answer)
+            await reading.until(b"data: 0\n")
+            at.clock.advance(3600)
+            await writing.done(1)
+            assert b"event: done" in await reading.whole()
+        assert (await at.http.get("/streams/s", params={"token": token})).status_code == 401
+
+
+async def test_keys_are_changed_without_a_token_being_refused_and_one_that_is_gone_signs_nothing_more() -> None:
+    before, both, after = [OLD_KEY], [KEY, OLD_KEY], [KEY]
+    async with house(token_keys=before) as at:
+        old = await at.serve.token(await at.stored(), can="read", expires_in=MINUTE)
+
+        async def codes(token: str, keys: list[Any]) -> int:
+            reading = StreamsHTTP(at.streams, authorize=authorize, token_keys=keys)
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app=reading), base_url="http://streams") as http:
+                return (await http.get("/s/info", params={"token": token})).status_code
+
+        new = await StreamsHTTP(at.streams, token_keys=both).token("s", can="read", expires_in=MINUTE)
+        assert [await codes(old, keys) for keys in (before, both, after)] == [200, 200, 404]
+        assert [await codes(new, keys) for keys in (before, both, after)] == [404, 200, 200]
+        assert [await codes(token, []) for token in (old, new)] == [401, 401]  # where tokens mean nothing
+
+
+def test_a_signature_that_a_secret_has_made_for_something_else_is_none_here() -> None:
+    signed = json.dumps(["read", False, 1_000_060, "s", "life", None], separators=(",", ":")).encode()
+    signature = urlsafe_b64encode(hmac.digest(KEY.encode(), signed, "sha256")).rstrip(b"=").decode()
+    token = token_of([f"skt1.read.1000060.{signature}"])
+    assert token is not None
+    assert not TokenKeys([KEY]).has_signed(token, "s", "life")
+
+
+@pytest.mark.parametrize("key", ["", "hunter2", b"short", "a" * 64, "changeme" * 8, b"\0" * 32, "x" * 31])
+def test_a_weak_key_is_refused_and_not_repeated(key: str | bytes) -> None:
+    with pytest.raises(InvalidArgumentError) as refused:
+        StreamsHTTP("memory://", token_keys=[KEY, key])
+    assert len(key) < 3 or str(key) not in str(refused.value)
+
+
+@pytest.mark.parametrize("keys", [KEY, OLD_KEY, [None], [32], [SecretStr(KEY)], [list(OLD_KEY)]])
+def test_what_is_no_list_of_keys_is_told_at_once(keys: Any) -> None:
+    with pytest.raises(TypeError) as refused:
+        StreamsHTTP("memory://", token_keys=keys)
+    assert KEY not in str(refused.value)
+
+
+def test_keys_of_many_kinds_are_strong_enough() -> None:
+    keys = [
+        secrets.token_bytes(32),
+        secrets.token_hex(16),
+        secrets.token_urlsafe(32),
+        "\u0434\u044f\u0436\u043b\u043e\u0444\u0446\u044b" * 2,
+    ]
+    assert StreamsHTTP("memory://", token_keys=keys)
+
+
+def test_no_key_and_no_signature_is_shown() -> None:
+    keys = TokenKeys([KEY])
+    token = keys.sign("read", 1, "s", "life")
+    shown = f"{keys!r} {token_of([token])!r} {vars(keys)!r} {StreamsHTTP('memory://', token_keys=[KEY])!r}"
+    assert KEY not in shown
+    assert token.rpartition(".")[2] not in shown
+
+
+async def test_a_server_for_one_route_takes_tokens_of_that_route_only() -> None:
+    async with house(route="/chat") as at:
+        of_chat = await at.serve.token(await at.stored(), can="read", expires_in=MINUTE)
+        of_other = await at.serve.token(await at.stored("t", route="/other"), can="read", expires_in=MINUTE)
+        assert await at.codes(of_chat) == READS
+        by_mount = [answer.status_code for answer in (await at.answers("t", {"token": of_other}, {}))[:3]]
+        assert by_mount == [404, 404, 404]
+
+
+async def test_a_token_of_one_holder_is_nobody_elses() -> None:
+    async with house() as at:
+        token = await at.serve.token(await at.stored(), can="read", expires_in=MINUTE, holder="Bob")
+        assert "Bob" not in token
+        assert (await at.codes(token, **{"X-Name": "Bob"}))[:7] == READS[:7]
+        assert (await at.codes(token, **{"X-Name": "Eve"}))[:7] == REFUSED[:7]
+        assert (await at.codes(token, **{"X-Name": "Ada"}))[:7] == REFUSED[:7]  # whose it is comes without it
+        nobody = [(answer.status_code, answer.content) for answer in await at.answers("s", {"token": token}, {})]
+        assert [code for code, _ in nobody] == [401, 401, 401, 401, 404, 404, 404, 401]
+        unknown = [(answer.status_code, answer.content) for answer in await at.answers("u", {"token": token}, {})]
+        assert unknown == nobody
+        at.clock.advance(60)
+        assert (await at.codes(token, **{"X-Name": "Bob"}))[:7] == EXPIRED[:7]
+        assert (await at.codes(token, **{"X-Name": "Eve"}))[:7] == REFUSED[:7]
+
+
+async def test_an_endpoint_that_says_who_is_asking_looks_at_no_token() -> None:
+    async with house() as at:
+        token = await at.serve.token(await at.stored(), can="read", expires_in=MINUTE)
+        assert (await at.http.get("/mine/s", params={"token": token})).status_code == 204
+        async with at.http.stream("GET", "/mine/s", params={"token": "skt1.x"}, headers={"X-Name": "Ada"}) as answer:
+            assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"can": "delete"}, InvalidArgumentError),
+        ({"expires_in": timedelta(0)}, InvalidArgumentError),
+        ({"expires_in": -MINUTE}, InvalidArgumentError),
+        ({"expires_in": MAX_EXPIRES_IN + timedelta(microseconds=1)}, InvalidArgumentError),
+        ({"expires_in": timedelta.max}, InvalidArgumentError),
+        ({"owner": "Bob"}, StreamNotFoundError),
+        ({"owner": ""}, StreamNotFoundError),
+        ({"owner": True}, TypeError),
+        ({"holder": ""}, InvalidArgumentError),
+        ({"holder": b"Ada"}, TypeError),
+        ({"stream": "unknown"}, StreamNotFoundError),
+        ({"stream": "../s"}, InvalidArgumentError),
+    ],
+)
+async def test_a_token_that_should_not_be_is_not_given(options: dict[str, Any], error: type[Exception]) -> None:
+    async with house() as at:
+        wanted = {"stream": await at.stored(), "can": "read", "expires_in": MINUTE, "owner": "Ada", **options}
+        with pytest.raises(error):
+            await at.serve.token(**wanted)
+        assert await at.serve.token(
+            **{**wanted, "stream": "s", "can": "read", "expires_in": MAX_EXPIRES_IN, "owner": "Ada", "holder": 7}
+        )
+
+
+async def test_without_keys_there_are_no_tokens_and_without_authorize_no_holders() -> None:
+    async with house(token_keys=[]) as at:
+        with pytest.raises(RuntimeError, match="token_keys"):
+            await at.serve.token(await at.stored(), can="read", expires_in=MINUTE)
+    async with house(authorize=None) as at:
+        with pytest.raises(InvalidArgumentError, match="holder"):
+            await at.serve.token(await at.stored(), can="read", expires_in=MINUTE, holder="Ada")
+        token = await at.serve.token("s", can="read", expires_in=MINUTE)
+        assert (await at.http.get("/streams/s/info", params={"token": token})).status_code == 200
+        assert (await at.http.get("/streams/s/info")).status_code == 404  # it is Ada's
+
+
+@pytest.mark.parametrize("path", ["/streams/s", "/streams/s?follow=false", "/streams/s/info", "/chat/s"])
+async def test_what_a_url_with_a_token_answers_is_kept_nowhere_and_tells_nobody_of_it(path: str) -> None:
+    async with house() as at:
+        async with at.streams.open("s", owner="Ada") as writing:
+            await writing.done(1)
+        token = await at.serve.token("s", can="read", expires_in=MINUTE)
+        for method in ("GET", "HEAD"):
+            for text in (token, "skt1.forged"):
+                answer = await at.http.request(method, path, params={**httpx.URL(path).params, "token": text})
+                assert answer.headers.get_list("referrer-policy") == ["no-referrer"] or answer.status_code == 204
+                (kept,) = answer.headers.get_list("cache-control")
+                assert "no-store" in kept
+            by_header = await at.http.request(method, path, headers={"Authorization": f"Bearer {token}"})
+            assert "referrer-policy" not in by_header.headers
+
+
+async def test_neither_the_log_nor_the_storage_has_a_token(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # the client's own log has its URLs
+    async with house() as at:
+        token = await at.serve.token(await at.stored(), can="read", expires_in=MINUTE)
+        caplog.clear()
+        params = {"token": token, "x": "y"}
+        headers = {"X-Name": "Ada", "Authorization": f"Bearer {token}", "Idempotency-Key": "1"}
+        started = await at.http.post("/chat", params=params, headers=headers)
+        info = await at.streams.info(started.headers[STREAM_ID])
+        assert token not in str(info)
+        await at.codes(token)
+        at.clock.advance(60)
+        await at.codes(token)
+        await at.codes(token[:-1])
+        pages = [await at.streams.storage.read(stream) for stream, _ in await at.streams.storage.scan()]
+        assert token.rpartition(".")[2] not in str(pages)
+    ours = [record.getMessage() + str(vars(record)) for record in caplog.records if record.name.startswith("streamkeep")]
+    assert ours
+    assert not any("skt1" in line for line in ours)
+
+
+@pytest.mark.parametrize("app_of", [durable_app, wrapped_app], ids=["durable_flow", "DurableStreaming"])
+async def test_a_token_resumes_or_stops_a_genkit_flow_and_starts_none(app_of: Any) -> None:
+    ran: list[str] = []
+
+    async def talk(_: None, ctx: ActionRunContext) -> int:
+        ran.append("talk")
+        ctx.send_chunk("begun")
+        return 1
+
+    serve = StreamsHTTP(InMemoryStreamManager(), authorize=authorize, token_keys=[KEY])
+    async with http_to(app_of(talk, streams=serve)) as http:
+        stream = (await http.post("/talk", json={}, headers={**STREAMING, "X-Name": "Ada"})).headers[STREAM_ID]
+        read = await serve.token(stream, can="read", expires_in=MINUTE)
+        stop = await serve.token(stream, can="stop", expires_in=MINUTE)
+        for named in ({"params": {"token": read}}, {"headers": {"Authorization": f"Bearer {read}"}}):
+            headers = {**STREAMING, STREAM_ID: stream, **named.get("headers", {})}
+            resumed = await http.post("/talk", headers=headers, params=named.get("params"))
+            assert (resumed.status_code, "begun" in resumed.text) == (200, True)
+            assert (await http.delete("/talk", headers=headers, params=named.get("params"))).status_code == 404
+        assert (await http.post("/talk", headers={STREAM_ID: stream}, params={"token": stop})).status_code == 204
+        assert (await http.delete("/talk", headers={STREAM_ID: stream}, params={"token": stop})).json() == {"stopped": False}
+        count = len(ran)
+        assert (await http.post("/talk", json={}, headers=STREAMING, params={"token": read})).status_code == 401
+        assert app_of is wrapped_app or len(ran) == count
+
+
+async def test_who_was_let_in_to_a_stream_is_shown_and_stops_no_later_one_under_its_id() -> None:
+    """What was asked of a stream that is replaced while its caller is let in is not done to the other."""
+    async with house() as at:
+
+        async def slow(access: Access) -> str:
+            if access.stream is not None and access.stream.owner == "Ada":
+                await at.streams.delete("s")
+                await at.stored(owner="Bob")
+            return "Ada"
+
+        at.serve._authorize = slow  # noqa: SLF001 - which needs the streams
+        for method, path, named in [
+            ("GET", "/streams/s?follow=false", {}),
+            ("DELETE", "/streams/s", {}),
+            ("POST", "/streams/s/cancel", {}),
+            ("DELETE", "/chat/s", {}),
+            ("GET", "/chat/s", {}),
+        ]:
+            await at.streams.delete("s") if await exists(at.streams) else None
+            await at.stored()
+            answer = await at.http.request(method, path, headers=named)
+            assert answer.status_code in {204, 400, 404}, path
+            assert (await at.streams.info("s")).status == "open"
+
+
+async def exists(streams: StreamManager) -> bool:
+    try:
+        await streams.info("s")
+    except StreamNotFoundError:
+        return False
+    return True

@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from ..errors import InvalidArgumentError
+from ..wire import means_to_be_token
 from .access import Action
 from .response import NO_REFERRER, Message, RequestRefusedError, Scope, Send
 
@@ -30,7 +31,6 @@ _MIN_DIFFERENT_BYTES: Final = 8
 """Of 32 random bytes, written as hex even, fewer are different in one case of ten million. Of a word that is repeated they are."""
 _PURPOSE: Final = b"streamkeep: tokens of streams, version 1"
 """A secret may sign other things as well: those are no tokens, and tokens are none of those."""
-_OURS: Final = re.compile(r"skt[0-9]+\.")
 _TOKEN: Final = re.compile(
     r"skt1\.(?P<can>read|stop)(?P<is_held>\.held)?\.(?P<expires_at>[1-9][0-9]{0,11})\.(?P<signature>[A-Za-z0-9_-]{43})"
 )
@@ -76,12 +76,14 @@ class TokenKeys:
 
     def sign(self, can: TokenUse, expires_at: int, stream: str, life: str, holder: str | None = None) -> str:
         """Give a token. IndexError: there is no key."""
-        signature = _signature(self._keys[0], _signed(can, expires_at, stream, life, holder))
-        return f"skt1.{can}{'' if holder is None else '.held'}.{expires_at}.{signature}"
+        is_held = holder is not None
+        signature = _signature(self._keys[0], _signed(can, expires_at, stream, life, holder, is_held=is_held))
+        return f"skt1.{can}{'.held' if is_held else ''}.{expires_at}.{signature}"
 
     def has_signed(self, token: Token, stream: str, life: str, holder: str | None = None) -> bool:
         """Say whether this is a token of ours for this life of this stream; and for this holder, if it is for one alone."""
-        signed = _signed(token.can, token.expires_at, stream, life, holder if token.is_held else None)
+        who = holder if token.is_held else None
+        signed = _signed(token.can, token.expires_at, stream, life, who, is_held=token.is_held)
         given = token.signature.encode()
         # All of them are tried, so that the time tells nothing of which one it was.
         return [hmac.compare_digest(_signature(key, signed).encode(), given) for key in self._keys].count(True) > 0
@@ -98,7 +100,7 @@ def tokens_in(scope: Scope) -> frozenset[str]:
             scheme, _, text = value.decode("latin-1").strip().partition(" ")
             if scheme.lower() == "bearer":
                 borne.append(text.strip())
-    return frozenset(text for text in borne if _OURS.match(text))
+    return frozenset(text for text in borne if means_to_be_token(text))
 
 
 def token_of(borne: Iterable[str]) -> Token | None:
@@ -139,7 +141,7 @@ def check_expiry(token: Token, now: float) -> None:
 
 def discreet(scope: Scope, send: Send) -> Send:
     """Give a `send` whose answers are kept nowhere, and do not say where they were asked for, if that URL has a token in it."""
-    if not any(name == "token" and _OURS.match(text) for name, text in _query(scope)):
+    if not any(name == "token" and means_to_be_token(text) for name, text in _query(scope)):
         return send
 
     async def send_discreetly(message: Message) -> None:
@@ -168,8 +170,8 @@ def _derived(key: str | bytes) -> bytes:
     return hmac.digest(secret, _PURPOSE, hashlib.sha256)
 
 
-def _signed(can: TokenUse, expires_at: int, stream: str, life: str, holder: str | None) -> bytes:
-    return msgspec.json.encode([can, expires_at, stream, life, holder])
+def _signed(can: TokenUse, expires_at: int, stream: str, life: str, holder: str | None, *, is_held: bool) -> bytes:
+    return msgspec.json.encode([can, is_held, expires_at, stream, life, holder])
 
 
 def _signature(key: bytes, signed: bytes) -> str:

@@ -22,7 +22,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseNotAllowed, StreamingHttpResponse
 from django.urls import URLPattern, URLResolver, path
-from django.views.decorators.csrf import csrf_protect
+from django.views.decorators.csrf import csrf_exempt, csrf_protect
 
 from .._background import is_asyncio_here
 from .._listing import StreamInfo
@@ -43,6 +43,7 @@ from ..http.threads import (
     context_without,
     scope_of,
 )
+from ..http.tokens import tokens_in
 
 if TYPE_CHECKING:
     from genkit.plugin_api import Action
@@ -161,7 +162,8 @@ class DjangoStreams:
         """The URLs of `StreamsHTTP` itself, for any stream: `path("streams/", include((streams.urls, "streams")))`.
 
         Whose a stream is, `authorize` says. What stops one (DELETE, or POST to `/cancel`) is checked for CSRF as Django does it, whether
-        the site has its middleware or not: a page sends its token as `X-CSRFToken`.
+        the site has its middleware or not: a page sends its token as `X-CSRFToken`. A request that bears a token of ours is judged by that
+        alone, which no other site has, and is not checked.
         """
 
         def read(request: HttpRequest, rest: str = "") -> HttpResponseBase:
@@ -169,7 +171,15 @@ class DjangoStreams:
             scope["root_path"] = scope["path"].removesuffix(rest).rstrip("/")
             return self.answer(request, scope, lambda http: http, body=b"")
 
-        view = csrf_protect(_taking(("GET", "HEAD", "POST", "DELETE"), read))
+        checked = csrf_protect(read)
+
+        def read_by_token(request: HttpRequest, rest: str = "") -> HttpResponseBase:
+            return (read if tokens_in(_scope(request)) else checked)(request, rest)
+
+        methods = ("GET", "HEAD", "POST", "DELETE")
+        takes_tokens = bool(self._options.get("token_keys"))
+        # Exempt of the site's middleware only, which cannot know of tokens.
+        view = csrf_exempt(_taking(methods, read_by_token)) if takes_tokens else csrf_protect(_taking(methods, read))
         return [path("", view), path("<path:rest>", view)]
 
     def answer(
