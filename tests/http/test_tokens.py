@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Any, Final
 
+import anyio
 import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
@@ -21,7 +22,7 @@ from tests.http.servers import STREAM_ID, STREAMING, Reading, durable_app, http_
 from streamkeep import InMemoryStreamManager, StreamManager
 from streamkeep.errors import InvalidArgumentError, PublicError, StreamNotFoundError
 from streamkeep.http import Access, SSEFraming, StreamsHTTP
-from streamkeep.http.tokens import MAX_EXPIRES_IN, TokenKeys, token_of
+from streamkeep.http.tokens import MAX_EXPIRES_IN, TokenKeys, TokenUse, token_of
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.clock import FakeClock
 
@@ -336,11 +337,13 @@ async def test_a_connection_that_is_open_goes_on_when_its_token_expires() -> Non
 
 
 async def test_keys_are_changed_without_a_token_being_refused_and_one_that_is_gone_signs_nothing_more() -> None:
-    before, both, after = [OLD_KEY], [KEY, OLD_KEY], [KEY]
+    before: list[str | bytes] = [OLD_KEY]
+    both: list[str | bytes] = [KEY, OLD_KEY]
+    after: list[str | bytes] = [KEY]
     async with house(token_keys=before) as at:
         old = await at.serve.token(await at.stored(), can="read", expires_in=MINUTE)
 
-        async def codes(token: str, keys: list[Any]) -> int:
+        async def codes(token: str, keys: list[str | bytes]) -> int:
             reading = StreamsHTTP(at.streams, authorize=authorize, token_keys=keys)
             async with httpx.AsyncClient(transport=httpx.ASGITransport(app=reading), base_url="http://streams") as http:
                 return (await http.get("/s/info", params={"token": token})).status_code
@@ -362,7 +365,7 @@ def test_a_signature_that_a_secret_has_made_for_something_else_is_none_here() ->
 @pytest.mark.parametrize("key", ["", "hunter2", b"short", "a" * 64, "changeme" * 8, b"\0" * 32, "x" * 31])
 def test_a_weak_key_is_refused_and_not_repeated(key: str | bytes) -> None:
     with pytest.raises(InvalidArgumentError) as refused:
-        StreamsHTTP("memory://", token_keys=[KEY, key])
+        TokenKeys([KEY, key])
     assert len(key) < 3 or str(key) not in str(refused.value)
 
 
@@ -374,13 +377,13 @@ def test_what_is_no_list_of_keys_is_told_at_once(keys: Any) -> None:
 
 
 def test_keys_of_many_kinds_are_strong_enough() -> None:
-    keys = [
+    keys: list[str | bytes] = [
         secrets.token_bytes(32),
         secrets.token_hex(16),
         secrets.token_urlsafe(32),
         "\u0434\u044f\u0436\u043b\u043e\u0444\u0446\u044b" * 2,
     ]
-    assert StreamsHTTP("memory://", token_keys=keys)
+    assert TokenKeys(keys)
 
 
 def test_no_key_and_no_signature_is_shown() -> None:
@@ -527,34 +530,37 @@ async def test_a_token_resumes_or_stops_a_genkit_flow_and_starts_none(app_of: An
         assert app_of is wrapped_app or len(ran) == count
 
 
-async def test_who_was_let_in_to_a_stream_is_shown_and_stops_no_later_one_under_its_id() -> None:
-    """What was asked of a stream that is replaced while its caller is let in is not done to the other."""
-    async with house() as at:
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/streams/s?follow=false"),
+        ("DELETE", "/streams/s"),
+        ("POST", "/streams/s/cancel"),
+        ("GET", "/chat/s"),
+        ("DELETE", "/chat/s"),
+    ],
+)
+@pytest.mark.parametrize("is_held", [False, True], ids=["owner", "holder"])
+async def test_who_was_let_in_to_a_stream_is_shown_and_stops_no_later_one_under_its_id(
+    method: str, path: str, *, is_held: bool
+) -> None:
+    houses: list[House] = []
 
-        async def slow(access: Access) -> str:
-            if access.stream is not None and access.stream.owner == "Ada":
-                await at.streams.delete("s")
-                await at.stored(owner="Bob")
-            return "Ada"
+    async def slow(access: Access) -> str:
+        """Answer when the stream that is asked about has been replaced by somebody else's."""
+        (at,) = houses
+        if access.stream is not None and access.stream.owner == "Ada":
+            await at.streams.delete("s")
+            await at.stored(owner="Bob")
+        return "Ada"
 
-        at.serve._authorize = slow  # noqa: SLF001 - which needs the streams
-        for method, path, named in [
-            ("GET", "/streams/s?follow=false", {}),
-            ("DELETE", "/streams/s", {}),
-            ("POST", "/streams/s/cancel", {}),
-            ("DELETE", "/chat/s", {}),
-            ("GET", "/chat/s", {}),
-        ]:
-            await at.streams.delete("s") if await exists(at.streams) else None
-            await at.stored()
-            answer = await at.http.request(method, path, headers=named)
-            assert answer.status_code in {204, 400, 404}, path
-            assert (await at.streams.info("s")).status == "open"
-
-
-async def exists(streams: StreamManager) -> bool:
-    try:
-        await streams.info("s")
-    except StreamNotFoundError:
-        return False
-    return True
+    async with house(authorize=slow) as at:
+        houses.append(at)
+        can: TokenUse = "read" if method == "GET" else "stop"
+        token = await at.serve.token(await at.stored(), can=can, expires_in=MINUTE, holder="Ada")
+        headers = {"Authorization": f"Bearer {token}"} if is_held else {}
+        with anyio.fail_after(10):
+            answer = await at.http.request(method, path, headers=headers)
+        assert answer.status_code in {204, 400, 404}
+        info = await at.streams.info("s")
+        assert (info.owner, info.status) == ("Bob", "open")
