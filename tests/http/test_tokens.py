@@ -20,9 +20,11 @@ from starlette.types import ASGIApp
 from tests.http.servers import STREAM_ID, STREAMING, Reading, durable_app, http_to, wrapped_app
 
 from streamkeep import InMemoryStreamManager, StreamManager
-from streamkeep.errors import InvalidArgumentError, PublicError, StreamNotFoundError
+from streamkeep.client import stop, subscribe
+from streamkeep.errors import InvalidArgumentError, PublicError, RefusedError, StreamNotFoundError
 from streamkeep.http import Access, SSEFraming, StreamsHTTP
 from streamkeep.http.tokens import MAX_EXPIRES_IN, TokenKeys, TokenUse, token_of
+from streamkeep.integrations.openai import OpenAIResponses, ResponseRequest
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.clock import FakeClock
 
@@ -564,3 +566,56 @@ async def test_who_was_let_in_to_a_stream_is_shown_and_stops_no_later_one_under_
         assert answer.status_code in {204, 400, 404}
         info = await at.streams.info("s")
         assert (info.owner, info.status) == ("Bob", "open")
+
+
+async def test_of_openais_api_a_token_reads_responses_and_stops_and_deletes_none() -> None:
+    async def words(_: ResponseRequest) -> AsyncGenerator[str]:
+        yield "one"
+        await anyio.sleep_forever()
+
+    serve = StreamsHTTP(InMemoryStreamManager(), authorize=authorize, token_keys=[KEY])
+    app = FastAPI(lifespan=serve.lifespan)
+    app.mount("/v1", OpenAIResponses(serve, words))
+    async with http_to(app) as http:
+        wanted = {"model": "m", "input": "hello", "background": True}
+        id = (await http.post("/v1/responses", json=wanted, headers={"X-Name": "Ada"})).json()["id"]
+        stop = await serve.token(id, can="stop", expires_in=MINUTE)
+        read = await serve.token(id, can="read", expires_in=MINUTE)
+        codes = [
+            (await http.request(method, f"/v1/responses/{id}{below}", params={"token": token})).status_code
+            for method, below, token in [
+                ("GET", "", read),
+                ("GET", "", stop),
+                ("DELETE", "", read),
+                ("DELETE", "", stop),
+                ("POST", "/cancel", read),
+                ("POST", "/cancel", stop),
+            ]
+        ]
+        shown = await http.get(f"/v1/responses/{id}", params={"token": read})
+    assert codes == [200, 404, 401, 401, 401, 401]  # a stop is answered with the response, which is to be read
+    assert shown.json()["status"] == "in_progress"
+    assert shown.headers["referrer-policy"] == "no-referrer"
+
+
+async def test_a_client_goes_on_with_a_new_token_where_the_old_one_has_expired() -> None:
+    async with house() as at, at.streams.open("s", owner="Ada") as writing:
+        await writing.write(0)
+        token = await at.serve.token("s", can="read", expires_in=MINUTE)
+        url = f"{at.http.base_url}/streams/s?token={token}&follow=false"
+        events = subscribe(url)
+        async with events:
+            assert [event.offset async for event in events] == [0]
+        cursor = events.cursor
+        at.clock.advance(60)
+        with pytest.raises(RefusedError) as refused:
+            async with subscribe(url):
+                pass
+        assert (refused.value.status, refused.value.http_status) == ("UNAUTHENTICATED", 401)
+        assert "skt1" not in str(refused.value)
+        await writing.write(1)
+        token = await at.serve.token("s", can="read", expires_in=MINUTE)
+        async with subscribe(f"{at.http.base_url}/streams/s?token={token}", after=cursor, follow=False) as events:
+            assert [event.offset async for event in events] == [1]
+        stopping = await at.serve.token("s", can="stop", expires_in=MINUTE)
+        assert await stop(f"{at.http.base_url}/streams/s?token={stopping}")
