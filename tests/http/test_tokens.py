@@ -138,6 +138,26 @@ async def test_a_token_stops_one_stream_and_does_nothing_else() -> None:
         assert (await at.streams.info("s")).error == "CANCELLED"
 
 
+async def test_a_post_that_resumes_takes_a_token_and_who_comes_with_a_cursor_is_told_in_events_that_it_has_expired() -> None:
+    async with house() as at:
+        await at.stored(route="/chat")
+        async with at.streams.open("s", resume=True) as writing:
+            await writing.done(1)
+        token = await at.serve.token("s", can="read", expires_in=MINUTE)
+        cursor = f"s/{(await at.streams.info('s')).life[:8]}/0"
+        for place in ({STREAM_ID: "s"}, {"Last-Event-ID": cursor}):
+            answer = await at.http.post("/chat", params={"token": token}, headers=place)
+            assert (answer.status_code, "event: done" in answer.text) == (200, True)
+        at.clock.advance(60)
+        by_id = await at.http.post("/chat", params={"token": token}, headers={STREAM_ID: "s"})
+        assert by_id.status_code == 401
+        by_cursor = await at.http.post("/chat", params={"token": token}, headers={"Last-Event-ID": cursor})
+        assert (by_cursor.status_code, by_cursor.headers["content-type"]) == (200, "text/event-stream")
+        assert "event: error" in by_cursor.text
+        assert "the token has expired" in by_cursor.text
+        assert "event: done" not in by_cursor.text
+
+
 async def test_who_has_a_token_is_not_asked_for() -> None:
     asked: list[Access] = []
     async with house(authorize=asked.append) as at:

@@ -62,6 +62,7 @@ from .response import (
     STREAM_ID_HEADER,
     ASGIApp,
     Receive,
+    RequestRefusedError,
     Scope,
     Send,
     Timeouts,
@@ -869,11 +870,11 @@ class StreamsHTTP:
             place = place_of(scope, info)
             if place.after is not None and place.after >= info.tail:  # such as of a storage that was restored
                 raise _beyond(place.after, info.tail)
-        except (StreamNotFoundError, OffsetOutOfRangeError) as error:
+        except (StreamNotFoundError, OffsetOutOfRangeError, RequestRefusedError) as error:
             if by_cursor:
                 framing = framing or default()
                 return _told(framing, framing.error(shown_error(error))), None
-            if isinstance(error, OffsetOutOfRangeError):
+            if not isinstance(error, StreamNotFoundError):
                 raise
             return _nothing_in(framing), None
         framing = framing or framing_of(info.metadata.get(ANSWER), scope, default)
