@@ -17,7 +17,8 @@ from fastapi import FastAPI, Request, Response
 from genkit import ActionRunContext
 from pydantic import SecretStr
 from starlette.types import ASGIApp
-from tests.http.servers import STREAM_ID, STREAMING, Reading, durable_app, http_to, wrapped_app
+from tests.http.conftest import GenkitClient
+from tests.http.servers import STREAM_ID, STREAMING, Reading, count, durable_app, http_to, serving, wrapped_app
 
 from streamkeep import InMemoryStreamManager, StreamManager
 from streamkeep.client import stop, subscribe
@@ -298,6 +299,7 @@ async def test_a_token_is_for_no_other_stream_whatever_its_name(stream: str) -> 
         assert (await at.http.get(f"/streams/{stream}/info", params={"token": token})).status_code == 200
 
 
+@pytest.mark.promise("P21")
 async def test_a_token_is_for_no_later_stream_under_its_id() -> None:
     async with house() as at:
         token = await at.serve.token(await at.stored(), can="read", expires_in=MINUTE)
@@ -552,6 +554,7 @@ async def test_a_token_resumes_or_stops_a_genkit_flow_and_starts_none(app_of: An
         assert app_of is wrapped_app or len(ran) == count
 
 
+@pytest.mark.promise("P21")
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -639,3 +642,18 @@ async def test_a_client_goes_on_with_a_new_token_where_the_old_one_has_expired()
             assert [event.offset async for event in events] == [1]
         stopping = await at.serve.token("s", can="stop", expires_in=MINUTE)
         assert await stop(f"{at.http.base_url}/streams/s?token={stopping}")
+
+
+async def test_genkits_own_client_resumes_a_flow_by_a_token(genkit_client: GenkitClient) -> None:
+    serve = StreamsHTTP(InMemoryStreamManager(), authorize=authorize, token_keys=[KEY])
+    async with serving(durable_app(count, streams=serve)) as url:
+        async with httpx.AsyncClient(base_url=url) as http:
+            started = await http.post("/count", json={"data": 2}, headers={**STREAMING, "X-Name": "Ada"})
+        stream = started.headers[STREAM_ID]
+        token = await serve.token(stream, can="read", expires_in=MINUTE)
+        of_stop = await serve.token(stream, can="stop", expires_in=MINUTE)
+        by_query = await genkit_client(url=f"{url}/count?token={token}", streamId=stream)
+        by_header = await genkit_client(url=f"{url}/count", streamId=stream, headers={"Authorization": f"Bearer {token}"})
+        refused = await genkit_client(url=f"{url}/count?token={of_stop}", streamId=stream)
+    assert by_query == by_header == [{"streamId": stream}, {"chunk": 0}, {"chunk": 1}, {"output": {"counted": 2}}]
+    assert [*refused[-1]] == ["error"]
