@@ -379,7 +379,7 @@ async def test_keys_are_changed_without_a_token_being_refused_and_one_that_is_go
 
 
 def test_a_signature_that_a_secret_has_made_for_something_else_is_none_here() -> None:
-    signed = json.dumps(["read", False, 1_000_060, "s", "life", None], separators=(",", ":")).encode()
+    signed = json.dumps(["read", False, 1_000_060, "s", "life", None]).encode()
     signature = urlsafe_b64encode(hmac.digest(KEY.encode(), signed, "sha256")).rstrip(b"=").decode()
     token = token_of([f"skt1.read.1000060.{signature}"])
     assert token is not None
@@ -474,7 +474,7 @@ async def test_a_token_that_should_not_be_is_not_given(options: dict[str, Any], 
         with pytest.raises(error):
             await at.serve.token(**wanted)
         assert await at.serve.token(
-            **{**wanted, "stream": "s", "can": "read", "expires_in": MAX_EXPIRES_IN, "owner": "Ada", "holder": 7}
+            **{**wanted, "stream": "s", "can": "read", "expires_in": MAX_EXPIRES_IN, "owner": "Ada", "holder": "\ud800"}
         )
 
 

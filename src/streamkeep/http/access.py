@@ -54,7 +54,7 @@ class Access:
 Authorize = Callable[[Access], "object | Awaitable[object]"]
 """Gives the name of who is asking, or whatever has one as its text, such as a number or a UUID (None: nobody in particular); or raises
 `PublicError`, say with PERMISSION_DENIED, or Starlette's or FastAPI's `HTTPException`, to reject the request. Whoever started a stream owns
-it: nobody under another name can read, resume or stop it."""
+it: nobody under another name can read, resume or stop it, but who has a token for it."""
 
 
 async def owner_of(authorize: Authorize | None, access: Access) -> str:

@@ -80,7 +80,7 @@ from .response import (
 from .runner import MAX_PRODUCERS, OpenOptions, Producer, Runner
 from .shutdown import shutdown_of
 from .sources import AS_IT_IS, Setting, Source, close, events_of, producer_of
-from .tokens import TokenKeys, TokenUse, check_expiry, checked_use, discreet, expiry, token_of, tokens_in
+from .tokens import TokenKeys, TokenUse, check_expiry, check_use, discreet, expiry, token_of, tokens_in
 from .ui_messages import EXPOSED, UIMessagesFraming, start_index
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ class StreamsHTTP:
 
     Args:
         streams: the manager, or the URL that `StreamManager.connect` makes one of.
-        authorize: asked before every start, read, resume and stop; see `Authorize`.
+        authorize: asked before every start, read, resume and stop, unless a token allows it; see `Authorize`.
         route: read only streams that were started through this route (a request path); None: those of all routes.
         timeouts: heartbeat and time bounds of requests and responses.
         drain: how long producers may go on when this is left.
@@ -804,14 +804,15 @@ class StreamsHTTP:
         """
         if not self._token_keys:
             raise RuntimeError("give StreamsHTTP `token_keys`: a token is signed with the first one")
-        use, who = checked_use(can), None if holder is None else owner_text(holder)
+        check_use(can)
+        who = None if holder is None else owner_text(holder)
         if who == "" or (who is not None and self._authorize is None):
             raise InvalidArgumentError("a holder is somebody, whom `authorize` knows by a name")
         info = await self.streams.info(str(stream))
         if owner is not None:
             check_owner(info, owner_text(owner))
         expires_at = expiry(self.streams.storage.time(), expires_in)
-        return self._token_keys.sign(use, expires_at, info.id, info.life, who)
+        return self._token_keys.sign(can, expires_at, info.id, info.life, who)
 
     async def _found(
         self,

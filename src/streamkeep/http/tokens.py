@@ -6,6 +6,7 @@ checks them, and reads what requests bear; who is let in, `StreamsHTTP.admit` de
 
 import hashlib
 import hmac
+import json
 import re
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Sequence
@@ -14,8 +15,6 @@ from datetime import timedelta
 from math import ceil
 from typing import Final, Literal, get_args
 from urllib.parse import parse_qsl
-
-import msgspec
 
 from ..errors import InvalidArgumentError
 from ..wire import means_to_be_token
@@ -28,7 +27,7 @@ MAX_EXPIRES_IN: Final = timedelta(days=7)
 """How long a token may be good for: one that has leaked can be revoked only with all others of its key, or with its stream."""
 MIN_KEY_BYTES: Final = 32
 _MIN_DIFFERENT_BYTES: Final = 8
-"""Of 32 random bytes, written as hex even, fewer are different in one case of ten million. Of a word that is repeated they are."""
+"""Of 16 random bytes that are written as hex, fewer are in one case of ten million; of a word that is repeated they often are."""
 _PURPOSE: Final = b"streamkeep: tokens of streams, version 1"
 """A secret may sign other things as well: those are no tokens, and tokens are none of those."""
 _TOKEN: Final = re.compile(
@@ -116,12 +115,10 @@ def token_of(borne: Iterable[str]) -> Token | None:
     return Token(can, int(read["expires_at"]), read["is_held"] is not None, read["signature"])
 
 
-def checked_use(can: str) -> TokenUse:
-    """Give what a token is to allow. InvalidArgumentError: there is no such use."""
-    for use in get_args(TokenUse):
-        if can == use:
-            return "read" if can == "read" else "stop"
-    raise InvalidArgumentError("a token can read or stop")
+def check_use(can: str) -> None:
+    """Raise InvalidArgumentError if there is no such use."""
+    if can not in get_args(TokenUse):
+        raise InvalidArgumentError("a token can read or stop")
 
 
 def expiry(now: float, expires_in: timedelta) -> int:
@@ -171,7 +168,8 @@ def _derived(key: str | bytes) -> bytes:
 
 
 def _signed(can: TokenUse, expires_at: int, stream: str, life: str, holder: str | None, *, is_held: bool) -> bytes:
-    return msgspec.json.encode([can, is_held, expires_at, stream, life, holder])
+    # Not msgspec's, which takes no text that cannot be UTF-8: a holder's may be anything.
+    return json.dumps([can, is_held, expires_at, stream, life, holder]).encode()
 
 
 def _signature(key: bytes, signed: bytes) -> str:
