@@ -2,9 +2,13 @@
 
 import io
 import logging
+import os
 import re
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+import shutil
+import subprocess
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 from typing import Any, Final
 
 import anyio
@@ -14,6 +18,7 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
 from tests.docs.test_browsers import Paced, chromium, text_of
+from tests.engines.process import free_port
 from tests.http.servers import http_to, serving, until
 from tests.network.proxy import End, Fate, Network, bad_network
 from tests.network.readers import chromium_page
@@ -135,7 +140,7 @@ async def test_a_beacon_stops_by_a_token_also_as_the_page_is_left(chromium: str,
 
 
 @contextmanager
-def access_log() -> Iterator[io.StringIO]:
+def access_log() -> Generator[io.StringIO]:
     """Give what uvicorn's access log has, filtered as the page says."""
     written, logger = io.StringIO(), logging.getLogger("uvicorn.access")
     handler, level = logging.StreamHandler(written), logger.level
@@ -160,3 +165,67 @@ async def test_the_filter_leaves_tokens_out_of_uvicorns_access_log() -> None:
         lines = written.getvalue().splitlines()
     assert "before" in lines[0]
     assert '"GET /streams/s?token=skt…&after=1 HTTP/1.1" 404' in lines[1]
+
+
+def shown_settings(language: str) -> str:
+    settings: str
+    (settings,) = re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    return settings
+
+
+def nginx(directory: Path, port: int, upstream: str, log: Path) -> list[str]:
+    """Write the configuration of an nginx with the page's log, and give its command."""
+    configuration = directory / "nginx.conf"
+    places = "".join(f"{name}_temp_path {directory}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    configuration.write_text(
+        f"daemon off; pid {directory}/nginx.pid; error_log {directory}/error.log; events {{}}\n"
+        f"http {{ {places}\n{shown_settings('nginx').replace('/var/log/nginx/access.log', str(log))}\n"
+        f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass {upstream}; }} }} }}\n"
+    )
+    return ["-c", str(configuration), "-p", str(directory), "-e", "stderr"]
+
+
+def caddy(directory: Path, port: int, upstream: str, log: Path) -> list[str]:
+    """The same, of a Caddy."""
+    configuration = directory / "Caddyfile"
+    settings = shown_settings("Caddyfile").replace("/var/log/caddy/access.log", str(log))
+    configuration.write_text(
+        f"{{\nadmin off\nauto_https off\nstorage file_system {directory}\n}}\n"
+        f"http://127.0.0.1:{port} {{\nbind 127.0.0.1\n{settings}\nreverse_proxy {upstream}\n}}\n"
+    )
+    return ["run", "--config", str(configuration), "--adapter", "caddyfile"]
+
+
+async def first_code(http: httpx.AsyncClient, process: subprocess.Popen[bytes]) -> int:
+    """Give the code of a request with tokens, as soon as a server answers. AssertionError: it has ended."""
+    headers = {"Referer": "http://h/?token=skt1.read.1.b"}
+    with anyio.fail_after(20):
+        while process.poll() is None:
+            with suppress(httpx.ConnectError):
+                return (await http.get("/streams/s", params={"token": "skt1.read.1.a"}, headers=headers)).status_code
+            await anyio.sleep(0.05)
+    raise AssertionError("the proxy has ended")
+
+
+@pytest.mark.parametrize("proxy", [nginx, caddy], ids=["nginx", "Caddy"])
+async def test_the_settings_leave_tokens_out_of_a_proxys_access_log(
+    proxy: Callable[[Path, int, str, Path], list[str]], tmp_path: Path
+) -> None:
+    name, log, port = proxy.__name__, tmp_path / "access.log", free_port()
+    program = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None:
+        assert name == "caddy" or not os.environ.get("CI"), f"{name} is not installed"
+        pytest.skip(f"{name} is not installed")
+    async with MemoryStorage() as storage, serving(shown_program(StreamManager(storage))["app"]) as url:
+        command = [program, *proxy(tmp_path, port, url, log)]
+        env = {**os.environ, "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path)}
+        process = subprocess.Popen(command, env=env)  # noqa: ASYNC220
+        try:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+                code = await first_code(http, process)
+            await until(lambda: log.exists() and "/streams/s" in log.read_text())
+        finally:
+            process.terminate()
+            process.wait()
+    assert code == 404
+    assert "skt1" not in log.read_text()

@@ -171,10 +171,10 @@ class DjangoStreams:
             scope["root_path"] = scope["path"].removesuffix(rest).rstrip("/")
             return self.answer(request, scope, lambda http: http, body=b"")
 
-        checked = csrf_protect(read)
+        checked: AnyView = csrf_protect(read)
 
         def read_by_token(request: HttpRequest, rest: str = "") -> HttpResponseBase:
-            return (read if tokens_in(_scope(request)) else checked)(request, rest)
+            return read(request, rest) if tokens_in(_scope(request)) else checked(request, rest)
 
         methods = ("GET", "HEAD", "POST", "DELETE")
         takes_tokens = bool(self._options.get("token_keys"))
