@@ -537,6 +537,10 @@ async def test_a_token_stops_by_the_urls_without_a_csrf_token_and_nothing_else_d
             ]
             by_header = await http.delete("/streams/s", headers={"Authorization": f"Bearer {stop}"})
             shown = await http.get(f"/streams/s/info?token={read}")
+        with override_settings(MIDDLEWARE=middleware), DjangoStreams("memory://") as without_keys:
+            urls[:] = [path("streams/", include((without_keys.urls, "streams")))]
+            unknown = await http.post(f"/streams/s/cancel?token={stop}")
+    assert unknown.status_code == 403
     assert codes == [403, 403, 404, 404, 200]
     assert (by_header.status_code, shown.status_code) == (200, 200)
     assert shown["Referrer-Policy"] == "no-referrer"

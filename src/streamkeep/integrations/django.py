@@ -171,9 +171,9 @@ class DjangoStreams:
             scope["root_path"] = scope["path"].removesuffix(rest).rstrip("/")
             return self.answer(request, scope, lambda http: http, body=b"")
 
-        checked: AnyView = csrf_protect(read)
+        checked = csrf_protect(read)
 
-        def read_by_token(request: HttpRequest, rest: str = "") -> HttpResponseBase:
+        def read_by_token(request: HttpRequest, rest: str = "") -> Any:
             return read(request, rest) if tokens_in(_scope(request)) else checked(request, rest)
 
         methods = ("GET", "HEAD", "POST", "DELETE")
