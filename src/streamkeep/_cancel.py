@@ -20,15 +20,15 @@ async def read_life(core: Core, stream: str) -> Life:
     return life
 
 
-def same_life(first: Life | None, life: Life) -> Life:
-    """Give the stream that was first found. StreamNotFoundError: it is another one by now, which nobody has asked to be changed."""
-    if first is not None and first.state.life != life.state.life:
+def same_life(first: str | None, life: Life) -> str:
+    """Give the life that was first found. StreamNotFoundError: it is another one by now, which nobody has asked to be changed."""
+    if first not in {None, life.state.life}:
         raise StreamNotFoundError("the stream was deleted, and created anew, meanwhile")
-    return life
+    return life.state.life
 
 
-async def cancel(core: Core, stream: str, first: Life | None = None) -> bool:
-    """End an open stream with CANCELLED; `first`, that one and no other that lives under the id. False: it had ended already.
+async def cancel(core: Core, stream: str, first: str | None = None) -> bool:
+    """End an open stream with CANCELLED; the one of the life `first`, and no other under the id. False: it had ended already.
 
     Raises StreamNotFoundError, StorageError.
     """

@@ -85,7 +85,7 @@ class Claims:
         while True:
             if named.life is not None and named.life.state.status == "open":
                 with suppress(StreamNotFoundError):
-                    await cancel(self._core, named.stream, named.life)
+                    await cancel(self._core, named.stream, named.life.state.life)
             if await self._commit(name, named, life):
                 return
             page = await self._core.storage.read(self._stream)

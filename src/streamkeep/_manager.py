@@ -315,16 +315,20 @@ class StreamManager:
             msgspec.json.decode if output_type is None else decoder_of(output_type),
         )
 
-    async def cancel(self, stream: str) -> bool:
+    async def cancel(self, stream: str, *, life: str | None = None) -> bool:
         """End an open stream with ERROR, status CANCELLED; its producer, in whatever process, learns of it at once.
 
         One that is written so fast that this is always too late is ended so by its writer, which is asked to. False: it had ended already.
+
+        Args:
+            stream: its id.
+            life: what `StreamInfo.life` says of the stream that is meant; a later one under its id is left alone, and is not found.
 
         Raises StreamNotFoundError, InvalidArgumentError, StorageError, StreamManagerClosedError, WrongEventLoopError.
         """
         core = self._check_running().core
         stream = checked_id(stream)
-        return await cancel(core, stream)
+        return await cancel(core, stream, life)
 
     async def delete(self, stream: str) -> None:
         """Forget a stream and its events at once, open or not, and also if its head cannot be read.
@@ -334,7 +338,7 @@ class StreamManager:
         """
         core = self._check_running().core
         stream = checked_id(stream)
-        first: Life | None = None
+        first: str | None = None
         lost = 0
         while True:
             try:

@@ -189,10 +189,10 @@ class StreamManager:
         loop = self._running()
         return Recoveries(loop, loop.entered.recoveries(*names, encode=encode))
 
-    def cancel(self, stream: str) -> bool:
+    def cancel(self, stream: str, *, life: str | None = None) -> bool:
         """See `streamkeep.StreamManager.cancel`."""
         loop = self._running()
-        return loop.call(loop.entered.cancel, stream)
+        return loop.call(partial(loop.entered.cancel, stream, life=life))
 
     def delete(self, stream: str) -> None:
         """See `streamkeep.StreamManager.delete`."""

@@ -1,4 +1,4 @@
-"""What comes over HTTP, read from bytes that are cut anywhere: Genkit's frames, server-sent events, Genkit's request, cursors.
+"""What comes over HTTP, read from bytes that are cut anywhere: Genkit's frames, server-sent events, Genkit's request, cursors, tokens.
 
 Everything here is sans-I/O, for servers and clients alike. What is sent is written in `http.framing`.
 """
@@ -312,6 +312,16 @@ def parse_cursor(text: str | None) -> Cursor | None:
     """Give the cursor that a text is, if it is one."""
     match = _CURSOR.fullmatch(text or "")
     return match and Cursor(match["stream"], match["life"], int(match["offset"]))
+
+
+# Tokens
+
+_SIGNED: Final = re.compile(r"skt[0-9]+\.")
+
+
+def means_to_be_token(text: str) -> bool:
+    """Say whether a text means to be a token of ours, sound or not; what others call one begins otherwise."""
+    return _SIGNED.match(text) is not None
 
 
 # Requests

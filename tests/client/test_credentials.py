@@ -204,3 +204,41 @@ async def test_a_secret_in_a_query_is_in_no_error_and_no_log_of_ours(form: Form,
     ours = [record.getMessage() for record in caplog.records if record.name == "streamkeep"]
     assert (len(shown) > 0, len(ours) > 0) == (True, True)
     assert "secret" not in "".join(ours) + "".join(line for line in shown if not line.startswith("  File"))
+
+
+TOKEN = "skt1.read.1796083200.c2lnbmF0dXJl"
+
+
+@pytest.mark.parametrize("name", ["events", "subscribe", "stream_flow"])
+async def test_a_token_of_ours_in_a_url_is_sent_as_a_header_and_shown_nowhere(
+    form: Form, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "httpx2")
+    moved = answer(b"", status=b"307 Moved", headers=b"Location: /new\r\n")
+    async with told(answer(EVENT), moved) as server:
+        url = f"{server.url}/s?a=1&token={TOKEN}&b=%20"
+        await form.read(name, url, retry=Retry(tries=0))
+        had = await form.read(name, url, retry=Retry(tries=0))
+    assert server.header("authorization") == [f"Bearer {TOKEN}"] * len(server.requests)
+    assert server.requests[0].split(b"\r\n")[0].split()[1] in {b"/s?a=1&b=%20", b"/s?a=1&b=+"}
+    assert "HTTP Request" in caplog.text
+    assert TOKEN not in caplog.text
+    assert TOKEN not in str(had.error)
+
+
+@pytest.mark.parametrize(
+    ("query", "headers"),
+    [
+        ("token=mine", {}),
+        ("token=eyJh.bGci.OiJI", {}),
+        (f"token={TOKEN}&token=mine", {}),
+        (f"token={TOKEN}", {"Authorization": "Bearer mine"}),
+    ],
+)
+async def test_a_token_of_others_stays_where_it_is_and_a_header_counts_before_one(
+    form: Form, query: str, headers: dict[str, str]
+) -> None:
+    async with told(answer(EVENT)) as server:
+        await form.read("events", f"{server.url}/s?{query}", headers=headers)
+    assert server.header("authorization") == [headers.get("Authorization")]
+    assert query.encode() in server.requests[0]

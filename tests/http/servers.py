@@ -228,9 +228,8 @@ def _listen() -> socket.socket:
 async def serving(app: ASGIApp, *, timeout_graceful_shutdown: int | None = 1, **config: Any) -> AsyncGenerator[str]:
     """Serve an app on a free port, and give the URL; leaving stops the server as SIGTERM would."""
     listener = _listen()
-    options = uvicorn.Config(
-        cast("Any", app), log_config=None, timeout_graceful_shutdown=timeout_graceful_shutdown, access_log=False, **config
-    )
+    config = {"log_config": None, "access_log": False, **config}
+    options = uvicorn.Config(cast("Any", app), timeout_graceful_shutdown=timeout_graceful_shutdown, **config)
     server = _Server(options)
     _forgive_genkit(asyncio.get_running_loop())
     task = asyncio.create_task(server.serve(sockets=[listener]))

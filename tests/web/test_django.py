@@ -514,3 +514,33 @@ def test_what_a_process_leaves_another_one_makes_the_rest_of(tmp_path: Path, url
         "data: null",
     ]
     assert again.name == "answer"
+
+
+@pytest.mark.parametrize("middleware", [[], [CSRF]])
+async def test_a_token_stops_by_the_urls_without_a_csrf_token_and_nothing_else_does(
+    urls: list[Any], middleware: list[str]
+) -> None:
+    minute = timedelta(minutes=1)
+    with DjangoStreams(
+        "memory://", authorize=lambda _: "ann", token_keys=["django-key-ZGphbmdvLTAxMjM0NTY3ODlhYmM"]
+    ) as streams:
+        urls.append(path("streams/", include((streams.urls, "streams"))))
+        urls.append(path("ask", csrf_exempt(lambda request: streams.respond(request, WORDS, id="s"))))
+        with override_settings(MIDDLEWARE=middleware):
+            http: Any = AsyncClient(enforce_csrf_checks=True)
+            await http.post("/ask")
+            stop = await streams.atoken("s", can="stop", expires_in=minute)
+            read = await sync_to_async(streams.token)("s", can="read", expires_in=minute, owner="ann")
+            codes = [
+                (await http.post(f"/streams/s/cancel?{query}")).status_code
+                for query in ("", "token=mine", "token=skt1.forged", f"token={read}", f"token={stop}")
+            ]
+            by_header = await http.delete("/streams/s", headers={"Authorization": f"Bearer {stop}"})
+            shown = await http.get(f"/streams/s/info?token={read}")
+        with override_settings(MIDDLEWARE=middleware), DjangoStreams("memory://") as without_keys:
+            urls[:] = [path("streams/", include((without_keys.urls, "streams")))]
+            unknown = await http.post(f"/streams/s/cancel?token={stop}")
+    assert unknown.status_code == 403
+    assert codes == [403, 403, 404, 404, 200]
+    assert (by_header.status_code, shown.status_code) == (200, 200)
+    assert shown["Referrer-Policy"] == "no-referrer"

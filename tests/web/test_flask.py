@@ -641,3 +641,46 @@ def test_what_goes_on_with_streams_is_registered_once_and_before_it_would_be_too
     streams.recoverable("two")(answer)
     with streams:
         pass
+
+
+def test_a_token_reads_and_stops_by_the_blueprint_and_the_views(app: Flask) -> None:
+    def authorize(_: Access) -> str:
+        raise PublicError("UNAUTHENTICATED", "sign in")
+
+    minute = timedelta(minutes=1)
+    key = "flask-key-Zmxhc2stMDEyMzQ1Njc4OWFiY2RlZg"
+    gate = Gate()
+    with FlaskStreams("memory://", app, authorize=authorize, token_keys=[key]) as streams:
+        app.register_blueprint(streams.blueprint(), url_prefix="/streams")
+        app.add_url_rule("/", "ask", lambda: streams.respond(gate.words(), id="s", owner="ann"), methods=["POST"])
+        app.add_url_rule("/", "follow", lambda: streams.follow("s"))
+        app.add_url_rule("/", "stop", lambda: streams.cancel("s"), methods=["DELETE"])
+        http = app.test_client()
+        started = http.post("/")
+        read = streams.token("s", can="read", expires_in=minute, owner="ann")
+        stop = streams.token("s", can="stop", expires_in=minute)
+        with pytest.raises(StreamNotFoundError):
+            streams.token("s", can="stop", expires_in=minute, owner="bob")
+        codes = [
+            http.open(path, method=method, query_string={"token": token, "follow": "false"}).status_code
+            for method, path in [
+                ("GET", "/streams/s"),
+                ("GET", "/streams/s/info"),
+                ("DELETE", "/"),
+                ("POST", "/streams/s/cancel"),
+            ]
+            for token in ("mine", stop, read)
+        ]
+        by_header = http.delete("/", headers={"Authorization": f"Bearer {stop}"})
+        again = http.get("/", query_string={"token": read})
+        gate.open.set()
+        started.close()
+        again.close()
+    assert codes == [401, 404, 200, 401, 404, 200, 401, 200, 404, 401, 200, 404]
+    assert by_header.json == {"stopped": False}
+    assert (again.status_code, again.headers["Referrer-Policy"]) == (200, "no-referrer")
+
+
+def test_a_weak_key_is_told_before_the_first_request() -> None:
+    with pytest.raises(InvalidArgumentError, match="key of tokens"):
+        FlaskStreams("memory://", token_keys=["weak"])

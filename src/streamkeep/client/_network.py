@@ -20,6 +20,7 @@ import anyio
 
 from .._credentials import warn_of_clear_text
 from ..errors import InvalidArgumentError, UnexpectedAnswerError
+from ..wire import means_to_be_token
 
 try:
     import httpx2
@@ -328,7 +329,7 @@ def _request(client: httpx2.AsyncClient | httpx2.Client, call: Call, timeout: ht
         raise InvalidArgumentError(f"the request cannot be sent: {_NO_URL}") from None
     if request.url.scheme not in {"http", "https"} or not request.url.host:
         raise InvalidArgumentError("a URL of a server begins with http:// or https:// and a name")
-    _take_credentials(request, call)
+    _take_credentials(request, call, has_auth=client.auth is not None)
     if "authorization" in request.headers or client.auth is not None:
         if parts.netloc and "@" in f"{parts.path}?{parts.query}#{parts.fragment}":
             # It may stand behind a password with a slash in it, and what stands before that is then no server of the user's.
@@ -337,14 +338,18 @@ def _request(client: httpx2.AsyncClient | httpx2.Client, call: Call, timeout: ht
     return request
 
 
-def _take_credentials(request: httpx2.Request, call: Call) -> None:
-    """Send the user of a URL as a header. httpx2 would as well, but logs URLs as they are."""
+def _take_credentials(request: httpx2.Request, call: Call, *, has_auth: bool) -> None:
+    """Send as a header what a URL has of credentials, a user or a token of ours: httpx2 logs URLs as they are."""
     url = request.url
     if url.userinfo:
         if "authorization" not in {name.lower() for name in call.headers}:
             user = f"{url.username}:{url.password}".encode()
             request.headers["Authorization"] = f"Basic {base64.b64encode(user).decode()}"
         request.url = url.copy_with(userinfo=b"")
+    tokens = request.url.params.get_list("token")
+    if not has_auth and "authorization" not in request.headers and len(tokens) == 1 and means_to_be_token(tokens[0]):
+        request.headers["Authorization"] = f"Bearer {tokens[0]}"
+        request.url = request.url.copy_remove_param("token")
 
 
 @contextmanager

@@ -54,16 +54,21 @@ class Access:
 Authorize = Callable[[Access], "object | Awaitable[object]"]
 """Gives the name of who is asking, or whatever has one as its text, such as a number or a UUID (None: nobody in particular); or raises
 `PublicError`, say with PERMISSION_DENIED, or Starlette's or FastAPI's `HTTPException`, to reject the request. Whoever started a stream owns
-it: nobody under another name can read, resume or stop it."""
+it: nobody under another name can read, resume or stop it, but who has a token for it."""
 
 
 async def owner_of(authorize: Authorize | None, access: Access) -> str:
     """Ask who is asking. Raises whatever `authorize` raises, and StreamNotFoundError if the stream is somebody else's."""
-    answer = authorize(access) if authorize else None
-    answer = await answer if inspect.isawaitable(answer) else answer
-    owner = "" if answer is None else owner_text(answer)
+    owner = await name_of(authorize, access)
     check_owner(access.stream, owner)
     return owner
+
+
+async def name_of(authorize: Authorize | None, access: Access) -> str:
+    """Ask who is asking, whosever the stream is; empty: nobody in particular. Raises whatever `authorize` raises."""
+    answer = authorize(access) if authorize else None
+    answer = await answer if inspect.isawaitable(answer) else answer
+    return "" if answer is None else owner_text(answer)
 
 
 def owner_text(owner: object) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, TypedDict, Unpack, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, NotRequired, Protocol, Self, TypedDict, Unpack, cast, get_args
 
 import anyio
 import msgspec
@@ -35,7 +35,7 @@ from ..errors import (
 )
 from ..events import encode_json
 from ..wire import GenkitRequest, parse_body, wants_stream
-from .access import REQUEST, Access, Action, Authorize, check_owner, check_route, owner_of, owner_text
+from .access import REQUEST, Access, Action, Authorize, check_owner, check_route, name_of, owner_of, owner_text
 from .bounds import Bounds
 from .ended import OnEnd
 from .framing import Framing, GenkitFraming, PassThroughFraming, SSEFraming, result_body
@@ -47,6 +47,7 @@ from .place import (
     again,
     check_life,
     cursor_in,
+    in_life,
     is_all_seen,
     place_of,
     query_of,
@@ -61,6 +62,7 @@ from .response import (
     STREAM_ID_HEADER,
     ASGIApp,
     Receive,
+    RequestRefusedError,
     Scope,
     Send,
     Timeouts,
@@ -78,6 +80,7 @@ from .response import (
 from .runner import MAX_PRODUCERS, OpenOptions, Producer, Runner
 from .shutdown import shutdown_of
 from .sources import AS_IT_IS, Setting, Source, close, events_of, producer_of
+from .tokens import TokenKeys, TokenUse, check_expiry, check_use, discreet, expiry, token_of, tokens_in
 from .ui_messages import EXPOSED, UIMessagesFraming, start_index
 
 if TYPE_CHECKING:
@@ -228,6 +231,15 @@ class FollowOptions(StopOptions, total=False):
     framing: Framing | None
 
 
+class TokenOptions(TypedDict):
+    """What `token` is told, beside a stream's id."""
+
+    can: TokenUse
+    expires_in: timedelta
+    owner: NotRequired[object]
+    holder: NotRequired[object]
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What answers a request, as an ASGI app.
@@ -259,7 +271,7 @@ class StreamsHTTP:
 
     Args:
         streams: the manager, or the URL that `StreamManager.connect` makes one of.
-        authorize: asked before every start, read, resume and stop; see `Authorize`.
+        authorize: asked before every start, read, resume and stop, unless a token allows it; see `Authorize`.
         route: read only streams that were started through this route (a request path); None: those of all routes.
         timeouts: heartbeat and time bounds of requests and responses.
         drain: how long producers may go on when this is left.
@@ -272,6 +284,8 @@ class StreamsHTTP:
         bounds: how long each run may go on; see `Bounds`.
         on_end: told once how each run has ended: a function, or a coroutine function, of an `Ended`. It is called when the end is stored,
             in the context of the producer, also after a stop, a failure and a shutdown; not when the process is killed.
+        token_keys: secrets of at least 32 random bytes, for `token`: the first one signs, all are believed, so that keys can be changed.
+            All processes of an app need the same. Without any, tokens mean nothing here.
     """
 
     _path_routing: Final = True
@@ -290,7 +304,9 @@ class StreamsHTTP:
         max_producers: int = MAX_PRODUCERS,
         bounds: Bounds | None = None,
         on_end: OnEnd | None = None,
+        token_keys: Sequence[str | bytes] = (),
     ) -> None:
+        self._token_keys = TokenKeys(token_keys)
         self.streams = StreamManager.connect(streams) if isinstance(streams, str) else streams
         self._authorize = authorize
         self._route = route
@@ -424,6 +440,7 @@ class StreamsHTTP:
         """Answer one connection of the reading app (ASGI)."""
         match scope["type"]:
             case "http":
+                send = discreet(scope, send)
                 async with errors_answered(send):
                     await self._read(scope, receive, send)
             case "websocket":
@@ -749,7 +766,7 @@ class StreamsHTTP:
         stream, key, run = _which(stream, options.get("key"), options.get("run"))
         try:
             found = await self._found(stream, key, run, "stop", scope, options.get("context") or {}, options.get("owner"))
-            stopped = await self.streams.cancel(found.id)
+            stopped = await self.streams.cancel(found.id, life=found.life)
         except Exception as error:
             return Answer(_failed(error))
 
@@ -757,6 +774,45 @@ class StreamsHTTP:
             await send_response(send, 200, encode_json({"stopped": stopped}))
 
         return Answer(answer)
+
+    async def token(
+        self,
+        stream: object,
+        *,
+        can: TokenUse,
+        expires_in: timedelta,
+        owner: object = None,
+        holder: object = None,
+    ) -> str:
+        """Give a token that lets whoever has it read a stream, or stop it, by this or any `StreamsHTTP` with the same keys.
+
+            token = await streams_http.token(response.stream, can="read", expires_in=timedelta(minutes=5))
+
+        It goes as `?token=`, for `EventSource`, `sendBeacon` and links, or as `Authorization: Bearer`. It stands in for `authorize`, which
+        is not asked then; not for what an app checks itself, nor for an `owner` that an endpoint gives. It is for this stream, and for no
+        later one under its id. Who is given one, the app decides; this asks nobody.
+
+        Args:
+            stream: the stream's id.
+            can: `read`, whatever shows the stream or says how it stands; or `stop`, and nothing else.
+            expires_in: a week at most. A connection that is open by then goes on; who comes back is told 401.
+            owner: whose the stream has to be; not checked unless given.
+            holder: who alone may use it, by the name that `authorize` gives; that is asked then. A token that leaks is nobody else's.
+
+        Raises RuntimeError: this has no `token_keys`. StreamNotFoundError: there is no such stream, of this owner. InvalidArgumentError;
+        TypeError: an owner or a holder has no name. And as `StreamManager.info` does.
+        """
+        if not self._token_keys:
+            raise RuntimeError("give StreamsHTTP `token_keys`: a token is signed with the first one")
+        check_use(can)
+        who = None if holder is None else owner_text(holder)
+        if who == "" or (who is not None and self._authorize is None):
+            raise InvalidArgumentError("a holder is somebody, whom `authorize` knows by a name")
+        info = await self.streams.info(str(stream))
+        if owner is not None:
+            check_owner(info, owner_text(owner))
+        expires_at = expiry(self.streams.storage.time(), expires_in)
+        return self._token_keys.sign(can, expires_at, info.id, info.life, who)
 
     async def _found(
         self,
@@ -815,22 +871,23 @@ class StreamsHTTP:
             place = place_of(scope, info)
             if place.after is not None and place.after >= info.tail:  # such as of a storage that was restored
                 raise _beyond(place.after, info.tail)
-        except (StreamNotFoundError, OffsetOutOfRangeError) as error:
+        except (StreamNotFoundError, OffsetOutOfRangeError, RequestRefusedError) as error:
             if by_cursor:
                 framing = framing or default()
                 return _told(framing, framing.error(shown_error(error))), None
-            if isinstance(error, OffsetOutOfRangeError):
+            if not isinstance(error, StreamNotFoundError):
                 raise
             return _nothing_in(framing), None
         framing = framing or framing_of(info.metadata.get(ANSWER), scope, default)
         if not is_all_seen(info, place, framing):
-            return self._showing(stream, place, framing), stream
+            return self._showing(stream, in_life(place, info), framing), stream
         if isinstance(framing, GenkitFraming):
-            return self._showing(stream, again(place), framing), stream
+            return self._showing(stream, in_life(again(place), info), framing), stream
         return _told(framing, b"") if by_cursor else _nothing_in(framing), None
 
     def _showing(self, stream: str, place: Place, framing: Framing) -> ASGIApp:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            send = discreet(scope, send)
             async with errors_answered(send):
                 if scope["method"] == "HEAD":
                     headers = [*framing.head(stream, query_of(scope)), *naming(stream)]
@@ -872,11 +929,11 @@ class StreamsHTTP:
         await self.show(scope, receive, send, stream, framing=framing_of(info.metadata.get(ANSWER), scope, GenkitFraming))
 
     async def read_body(self, scope: Scope, receive: Receive) -> bytes | None:
-        """Give a request's body, or None if the client went away. Raises BodyRefusedError."""
+        """Give a request's body, or None if the client went away. Raises RequestRefusedError."""
         return await read_body(scope, receive, max_bytes=self._max_body_bytes, within=self._timeouts.body)
 
     async def skip_body(self, scope: Scope, receive: Receive) -> bool:
-        """Read a request's body, which means nothing here and is not kept; False if the client went away. Raises BodyRefusedError."""
+        """Read a request's body, which means nothing here and is not kept; False if the client went away. Raises RequestRefusedError."""
         most = max(MAX_SKIPPED_BYTES, self._max_body_bytes)
         return await read_body(scope, receive, max_bytes=most, within=self._timeouts.body, keeps=False) is not None
 
@@ -1129,10 +1186,10 @@ class StreamsHTTP:
         elif scope["method"] == "HEAD":
             await send_only_head(send, framing, framing.head(stream, query_of(scope)))
         else:
-            await self.show(scope, receive, send, stream, place, framing=framing, headers=())
+            await self.show(scope, receive, send, stream, in_life(place, info), framing=framing, headers=())
 
     async def _cancel(self, send: Send, info: StreamInfo) -> None:
-        stopped = await self.streams.cancel(info.id)
+        stopped = await self.streams.cancel(info.id, life=info.life)
         await send_response(send, 200, encode_json({"stopped": stopped}))
 
     async def admit(
@@ -1143,8 +1200,15 @@ class StreamsHTTP:
         route: str | None,
         context: Mapping[str, Any],
         owner: object = None,
+        *,
+        takes_tokens: bool = True,
     ) -> StreamInfo:
-        """Give what is known of a stream that the caller may use. StreamNotFoundError: there is none, for this caller."""
+        """Give what is known of a stream that the caller may use. StreamNotFoundError: there is none, for this caller.
+
+        A request that bears a token of ours is judged by that alone, unless the endpoint says who is asking.
+        """
+        if owner is None and takes_tokens and self._token_keys and (borne := tokens_in(scope)):
+            return await self._admit_bearer(borne, action, scope, stream, route, context)
         try:
             info = await self.streams.info(stream)
             check_route(info, route)
@@ -1153,6 +1217,28 @@ class StreamsHTTP:
             await self._owner_or(owner, action, scope, context)
             raise
         await self._owner_or(owner, action, scope, context, info)
+        return info
+
+    async def _admit_bearer(
+        self, borne: Iterable[str], action: Action, scope: Scope, stream: str, route: str | None, context: Mapping[str, Any]
+    ) -> StreamInfo:
+        """Give what is known of the stream that a token is for.
+
+        StreamNotFoundError: it is not for this. RequestRefusedError: it is not any more.
+        """
+        token = token_of(borne)
+        if token is None or not token.allows(action):
+            raise StreamNotFoundError("stream not found")
+        info = None
+        with suppress(StreamNotFoundError):
+            found = await self.streams.info(stream)
+            check_route(found, route)
+            info = found
+        # Who holds it is asked also where there is no stream, or the difference would tell which ids exist.
+        holder = await name_of(self._authorize, self._access(action, scope, info, context)) if token.is_held else None
+        if info is None or not self._token_keys.has_signed(token, info.id, info.life, holder):
+            raise StreamNotFoundError("stream not found")
+        check_expiry(token, self.streams.storage.time())
         return info
 
     async def _owner_or(
@@ -1166,7 +1252,10 @@ class StreamsHTTP:
         return name
 
     async def _owner(self, action: Action, scope: Scope, info: StreamInfo | None, context: Mapping[str, Any]) -> str:
-        return await owner_of(self._authorize, Access(action, scope, headers_of(scope), info, context, scope.get(REQUEST)))
+        return await owner_of(self._authorize, self._access(action, scope, info, context))
+
+    def _access(self, action: Action, scope: Scope, info: StreamInfo | None, context: Mapping[str, Any]) -> Access:
+        return Access(action, scope, headers_of(scope), info, context, scope.get(REQUEST))
 
 
 def naming(stream: str) -> list[tuple[str, str]]:

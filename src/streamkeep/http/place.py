@@ -101,6 +101,11 @@ def check_life(place: Place, life: str) -> None:
         raise OffsetOutOfRangeError("the stream was deleted, or has expired, and another one has its id now")
 
 
+def in_life(place: Place, info: StreamInfo) -> Place:
+    """Give the same place, in the stream that somebody was let in to, and in no later one under its id."""
+    return replace(place, life=place.life or info.life[:LIFE_CHARACTERS])
+
+
 def is_all_seen(info: StreamInfo, place: Place, framing: Framing) -> bool:
     """Say whether who goes on here has seen all that a framing shows of an ended stream."""
     if info.status == "open":

@@ -50,6 +50,7 @@ FULL_CODE: Final = 507
 """For a storage without space: 429, which RESOURCE_EXHAUSTED is otherwise, says that the client has asked for too much."""
 NO_SNIFFING: Final = ("x-content-type-options", "nosniff")
 """A stream holds what users have typed: no browser is to take it for a page or a script."""
+NO_REFERRER: Final = (b"referrer-policy", b"no-referrer")
 BODY_BYTES: Final = 1 << 16
 """About how much is sent at a time. A server takes all that it is given, and holds it for a client that does not read."""
 FEW_RECORDS: Final = 16
@@ -74,10 +75,11 @@ class Timeouts:
     body: timedelta = timedelta(seconds=30)
 
 
-class BodyRefusedError(StreamkeepError):
-    """A request whose body is not read to its end. HTTP has codes of its own for why: 413 and 408.
+class RequestRefusedError(StreamkeepError):
+    """A request that is refused with a code, or with headers, that its status alone does not give.
 
-    Genkit's for RESOURCE_EXHAUSTED, 429, would have clients send the same again a little later.
+    Such as one whose body is not read to its end: 413 or 408. Genkit's code for RESOURCE_EXHAUSTED, 429, would have clients send the same
+    again a little later.
     """
 
     def __init__(self, status: Status, code: int, message: str, headers: Iterable[tuple[str, str]] = ()) -> None:
@@ -108,14 +110,14 @@ def can_be_cut(scope: Scope) -> bool:
 async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, within: timedelta, keeps: bool = True) -> bytes | None:
     """Give a request's body (b"" unless it `keeps` it), or None if the client went away.
 
-    BodyRefusedError: it is too long, or takes too long.
+    RequestRefusedError: it is too long, or takes too long.
     """
     with anyio.move_on_after(within.total_seconds()):
         return await _whole_body(receive, max_bytes, keeps=keeps)
     # The rest may come for ever. (HTTP/2 has no such header: there only this stream ends.)
     close = [("connection", "close")] if scope["http_version"].startswith("1") else []
     sentence = f"the request's body took more than {within.total_seconds():g} seconds to arrive"
-    raise BodyRefusedError("DEADLINE_EXCEEDED", 408, sentence, close)
+    raise RequestRefusedError("DEADLINE_EXCEEDED", 408, sentence, close)
 
 
 async def _whole_body(receive: Receive, max_bytes: int, *, keeps: bool) -> bytes | None:
@@ -126,7 +128,7 @@ async def _whole_body(receive: Receive, max_bytes: int, *, keeps: bool) -> bytes
             return None
         size += len(message.get("body", b""))
         if size > max_bytes:
-            raise BodyRefusedError("RESOURCE_EXHAUSTED", 413, f"the request's body has more than {max_bytes} bytes")
+            raise RequestRefusedError("RESOURCE_EXHAUSTED", 413, f"the request's body has more than {max_bytes} bytes")
         if keeps:
             body += message.get("body", b"")
         if not message.get("more_body", False):
@@ -185,7 +187,7 @@ async def errors_answered(send: Send, body: Callable[[ErrorInfo], bytes] = error
     """Answer what is raised within as a JSON error; for all that happens before an answer has begun. `body` makes one of another shape."""
     try:
         yield
-    except BodyRefusedError as error:
+    except RequestRefusedError as error:
         await send_error(send, shown_error(error), error.code, error.headers, body=body)
     except Exception as error:
         refusal = refusal_of(error)

@@ -10,7 +10,7 @@ import inspect
 import math
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from contextvars import Context, ContextVar, copy_context
@@ -35,7 +35,7 @@ from ..errors import (
 )
 from ..events import is_public
 from .access import Access, Authorize
-from .app import Answer, FollowOptions, StartOptions, StopOptions, StreamsHTTP
+from .app import Answer, FollowOptions, StartOptions, StopOptions, StreamsHTTP, TokenOptions
 from .bounds import Bounds
 from .ended import Ended, OnEnd
 from .framing import error_body
@@ -43,6 +43,7 @@ from .recovery import Recoverable, check_new
 from .response import ASGIApp, Message, Scope, Timeouts, code_of, head_of, refusal_of, shown_error
 from .shutdown import hear_signals
 from .sources import AS_IT_IS, Setting, Source, close, in_thread
+from .tokens import TokenKeys
 
 R = TypeVar("R")
 A = TypeVar("A")
@@ -74,6 +75,7 @@ class ServingOptions(TypedDict, total=False):
     max_producers: int
     bounds: Bounds | None
     on_end: OnEnd | None
+    token_keys: Sequence[str | bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,7 @@ class StreamsThread:
         make: Callable[[], StreamManager] = (lambda: StreamManager.connect(streams)) if isinstance(streams, str) else streams
         if isinstance(streams, str):
             make()  # a URL that cannot be is told here
+        TokenKeys(options.get("token_keys", ()))  # and so are keys
         self._call_blocking = call_blocking
         self._hears_signals = options.get("drain_on_signal", True)
         told: ServingOptions = {
@@ -203,6 +206,10 @@ class StreamsThread:
         """Do what `StreamManager.current` does; raises as it does, and as `start`."""
         return ran(self._outcome(Blocking(), copy_context(), _current, key, owner)).given()
 
+    def token(self, stream: object, **options: Unpack[TokenOptions]) -> str:
+        """Do what `StreamsHTTP.token` does; raises as it does, and as `start`."""
+        return ran(self._outcome(Blocking(), copy_context(), _token, stream, options)).given()
+
     async def arespond(self, scope: Scope, source: Source, view: View | None = None, **options: Unpack[StartOptions]) -> Taken:
         """Do what `respond` does, for whoever awaits it in another event loop."""
         return await self._respond(Awaiting(self._call_blocking), scope, source, view or View(), options)
@@ -222,6 +229,10 @@ class StreamsThread:
     async def acurrent(self, key: str, owner: str = "") -> StreamInfo:
         """Do what `current` does, for whoever awaits it in another event loop."""
         return (await self._outcome(Awaiting(self._call_blocking), copy_context(), _current, key, owner)).given()
+
+    async def atoken(self, stream: object, **options: Unpack[TokenOptions]) -> str:
+        """Do what `token` does, for whoever awaits it in another event loop."""
+        return (await self._outcome(Awaiting(self._call_blocking), copy_context(), _token, stream, options)).given()
 
     def _hear(self) -> None:
         if self._hears_signals:
@@ -545,6 +556,10 @@ def _answer(scope: Scope, body: bytes, app: Callable[[StreamsHTTP], ASGIApp], vi
 
 async def _current(running: Running, key: str, owner: str) -> StreamInfo:
     return await running.entered.http.streams.current(key, owner)
+
+
+async def _token(running: Running, stream: object, options: TokenOptions) -> str:
+    return await running.entered.http.token(stream, **options)
 
 
 def _failed(error: StorageError | StreamManagerClosedError) -> Taken:

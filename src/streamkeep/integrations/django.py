@@ -22,12 +22,12 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseNotAllowed, StreamingHttpResponse
 from django.urls import URLPattern, URLResolver, path
-from django.views.decorators.csrf import csrf_protect
+from django.views.decorators.csrf import csrf_exempt, csrf_protect
 
 from .._background import is_asyncio_here
 from .._listing import StreamInfo
 from ..http.access import REQUEST, owner_text
-from ..http.app import Call, FollowOptions, Provide, StartOptions, StopOptions, StreamsHTTP
+from ..http.app import Call, FollowOptions, Provide, StartOptions, StopOptions, StreamsHTTP, TokenOptions
 from ..http.recovery import Register, Terms, registering
 from ..http.response import ASGIApp, Receive, Scope, Send
 from ..http.sources import Source
@@ -43,6 +43,7 @@ from ..http.threads import (
     context_without,
     scope_of,
 )
+from ..http.tokens import tokens_in
 
 if TYPE_CHECKING:
     from genkit.plugin_api import Action
@@ -145,12 +146,24 @@ class DjangoStreams:
         """Do what `current` does, in a view that awaits."""
         return await self._here().acurrent(str(key), owner_text(owner))
 
+    def token(self, stream: object, **options: Unpack[TokenOptions]) -> str:
+        """Give a token that lets whoever has it read a stream, or stop it. See `StreamsHTTP.token`, which raises the same.
+
+        StorageError: the storage fails.
+        """
+        return self._here_blocking().token(stream, **options)
+
+    async def atoken(self, stream: object, **options: Unpack[TokenOptions]) -> str:
+        """Do what `token` does, in a view that awaits."""
+        return await self._here().atoken(stream, **options)
+
     @property
     def urls(self) -> list[URLPattern | URLResolver]:
         """The URLs of `StreamsHTTP` itself, for any stream: `path("streams/", include((streams.urls, "streams")))`.
 
         Whose a stream is, `authorize` says. What stops one (DELETE, or POST to `/cancel`) is checked for CSRF as Django does it, whether
-        the site has its middleware or not: a page sends its token as `X-CSRFToken`.
+        the site has its middleware or not: a page sends its token as `X-CSRFToken`. A request that bears a token of ours is judged by that
+        alone, which no other site has, and is not checked.
         """
 
         def read(request: HttpRequest, rest: str = "") -> HttpResponseBase:
@@ -158,7 +171,15 @@ class DjangoStreams:
             scope["root_path"] = scope["path"].removesuffix(rest).rstrip("/")
             return self.answer(request, scope, lambda http: http, body=b"")
 
-        view = csrf_protect(_taking(("GET", "HEAD", "POST", "DELETE"), read))
+        checked = csrf_protect(read)
+
+        def read_by_token(request: HttpRequest, rest: str = "") -> Any:
+            return read(request, rest) if tokens_in(_scope(request)) else checked(request, rest)
+
+        methods = ("GET", "HEAD", "POST", "DELETE")
+        takes_tokens = bool(self._options.get("token_keys"))
+        # Exempt of the site's middleware only, which cannot know of tokens.
+        view = csrf_exempt(_taking(methods, read_by_token)) if takes_tokens else csrf_protect(_taking(methods, read))
         return [path("", view), path("<path:rest>", view)]
 
     def answer(

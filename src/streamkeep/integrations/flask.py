@@ -17,7 +17,7 @@ from flask import Blueprint, Flask, Request, Response, current_app, request
 
 from .._listing import StreamInfo
 from ..http.access import REQUEST, owner_text
-from ..http.app import MAX_BODY_BYTES, Call, FollowOptions, Provide, StartOptions, StopOptions, StreamsHTTP
+from ..http.app import MAX_BODY_BYTES, Call, FollowOptions, Provide, StartOptions, StopOptions, StreamsHTTP, TokenOptions
 from ..http.recovery import Recoverable, Register, Terms, registering
 from ..http.response import ASGIApp, Scope
 from ..http.sources import AS_IT_IS, Setting, Source
@@ -138,6 +138,13 @@ class FlaskStreams:
         Raises StreamNotFoundError: there is none, or it is kept no more. StorageError: the storage fails.
         """
         return self._here().current(str(key), owner_text(owner))
+
+    def token(self, stream: object, **options: Unpack[TokenOptions]) -> str:
+        """Give a token that lets whoever has it read a stream, or stop it. See `StreamsHTTP.token`, which raises the same.
+
+        StorageError: the storage fails.
+        """
+        return self._here().token(stream, **options)
 
     def blueprint(self, name: str = "streams") -> Blueprint:
         """Give `StreamsHTTP` itself, for any stream: `app.register_blueprint(streams.blueprint(), url_prefix="/streams")`.

@@ -29,6 +29,7 @@ from ..http.kept import ANSWER, ENDPOINTS_OWN
 from ..http.place import Place, query_of
 from ..http.response import Receive, Scope, Send, disconnected, errors_answered, send_response
 from ..http.sources import Source, producer_of
+from ..http.tokens import discreet
 from ..wire import parse_object
 from ._responses import Json, limited, new_response
 from ._responses_reading import SAID, Responses, ResponsesFraming, error_json
@@ -140,6 +141,7 @@ class OpenAIResponses:
         return ASGIResponse(answer)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, owner: object, context: Mapping[str, Any]) -> None:
+        send = discreet(scope, send)
         async with errors_answered(send, error_json):
             root, path = _path_of(scope)
             call = _Call(scope, receive, send, f"{root}{path['base']}/responses", owner, context)
@@ -150,7 +152,7 @@ class OpenAIResponses:
                     await self._retrieve(call, stream)
                 case "POST", str(stream), str():
                     info = await self._admit(call, "stop", stream)
-                    await self._http.streams.cancel(info.id)
+                    await self._http.streams.cancel(info.id, life=info.life)
                     await self._send_snapshot(call, info.id)
                 case "DELETE", str(stream), None:
                     info = await self._admit(call, "stop", stream)
@@ -237,7 +239,11 @@ class OpenAIResponses:
         await send_response(call.send, 200, await self._responses.as_it_is(await self._http.streams.info(stream)))
 
     async def _admit(self, call: _Call, action: Action, stream: str) -> StreamInfo:
-        return await self._http.admit(action, call.scope, stream, call.route, call.context, call.owner)
+        # A token that stops shows and deletes nothing, and a stop here is answered with the response.
+        takes_tokens = action == "read"
+        return await self._http.admit(
+            action, call.scope, stream, call.route, call.context, call.owner, takes_tokens=takes_tokens
+        )
 
 
 async def _write(stream: StreamInput, stop: anyio.Event, source: Source, writer: Writer) -> Json:

@@ -456,6 +456,20 @@ class StreamsSuite:
         assert await elsewhere.cancel("s") is False
         assert await values(elsewhere, "s") == ["a", "CANCELLED"]
 
+    @promise("P21")
+    async def test_cancelling_a_stream_by_its_life_ends_no_later_one_under_its_id(self, streams: StreamManager) -> None:
+        await streams.open("s")
+        life = (await streams.info("s")).life
+        await streams.delete("s")
+        with pytest.raises(StreamNotFoundError):
+            await streams.cancel("s", life=life)
+        await streams.open("s")
+        with pytest.raises(StreamNotFoundError):
+            await streams.cancel("s", life=life)
+        later = await streams.info("s")
+        assert later.status == "open"
+        assert await streams.cancel("s", life=later.life) is True
+
     @promise("P7")
     async def test_cancelling_a_writer_that_never_stops_writing_comes_to_an_end(
         self, streams: StreamManager, elsewhere: StreamManager
