@@ -4,6 +4,7 @@ from .access import Access, Authorize
 from .agui import AGUIFraming
 from .app import StreamsHTTP
 from .bounds import Bounds
+from .check import CheckHTTP
 from .ended import Ended, OnEnd
 from .framing import Framing, GenkitFraming, NDJSONFraming, PassThroughFraming, SSEFraming, TextFraming
 from .langgraph import LangGraphFraming
@@ -19,6 +20,7 @@ __all__ = [
     "Access",
     "Authorize",
     "Bounds",
+    "CheckHTTP",
     "DurableStreaming",
     "Ended",
     "Framing",

@@ -425,6 +425,16 @@ class StreamsHTTP:
             yield
 
     @property
+    def timeouts(self) -> Timeouts:
+        """How its responses keep time."""
+        return self._timeouts
+
+    @property
+    def max_body_bytes(self) -> int:
+        """The longest request body that it reads."""
+        return self._max_body_bytes
+
+    @property
     def is_running(self) -> bool:
         """Whether it has been entered, and takes producers."""
         return self._runner is not None and self._runner.is_running

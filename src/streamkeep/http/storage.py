@@ -4,11 +4,9 @@ The other side is `streamkeep.storages.http.HTTPStorage`, of which a `StreamMana
 requests, so a writer's next commit may reach another process; who may write is decided by each commit, as in every storage.
 """
 
-import hmac
-import inspect
 import math
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from types import TracebackType
@@ -18,7 +16,7 @@ import anyio
 import msgspec
 
 from .._manager import StreamManager
-from ..errors import InvalidArgumentError, PublicError, StorageUnavailableError, StreamkeepError
+from ..errors import InvalidArgumentError, StorageUnavailableError, StreamkeepError
 from ..events import encode_json
 from ..storage import Storage
 from ..storages._http_messages import (
@@ -39,9 +37,7 @@ from ..storages._http_messages import (
 )
 from .response import Receive, Scope, Send, disconnected, errors_answered, headers_of, read_body, send_response
 from .shutdown import shutdown_of
-
-Trust = Callable[[Mapping[str, str]], "bool | Awaitable[bool]"]
-"""Says of a request's headers, names in lower case, whether who sent them is trusted. It may raise `PublicError` as well."""
+from .trust import Trust, check_trusted, trust_of
 
 MAX_WATCHED: Final = 100_000
 MAX_PAGE: Final = 1_000
@@ -71,7 +67,7 @@ class StorageHTTP:
 
     def __init__(self, streams: StreamManager | str, *, trust: str | Trust, max_body_bytes: int = MAX_BODY_BYTES) -> None:
         self.streams: Final = StreamManager.connect(streams) if isinstance(streams, str) else streams
-        self._trust = _bearer(trust) if isinstance(trust, str) else trust
+        self._trust = trust_of(trust)
         self._max_body_bytes = max_body_bytes
         self._shutdown = shutdown_of(self.streams)
         self._ours = AsyncExitStack()
@@ -112,9 +108,7 @@ class StorageHTTP:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = headers_of(scope)
-        trusted = self._trust(headers)
-        if not (await trusted if inspect.isawaitable(trusted) else trusted):
-            raise PublicError("UNAUTHENTICATED", "who asks is not trusted")
+        await check_trusted(self._trust, headers)
         what = _WHAT.fullmatch(scope["path"].removeprefix(scope.get("root_path", "")))
         if what is None:
             await send_response(send, 404)
@@ -319,15 +313,3 @@ def _decoded(body: bytes, kind: Any) -> Any:  # noqa: ANN401 - unions and lists 
         return msgspec.msgpack.decode(body, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidArgumentError(f"the body is not what this takes: {error}") from None
-
-
-def _bearer(token: str) -> Trust:
-    if len(token) < 16:
-        raise InvalidArgumentError("a token has at least 16 characters")
-    expected = token.encode()
-
-    def trust(headers: Mapping[str, str]) -> bool:
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), expected)
-
-    return trust
