@@ -1,4 +1,4 @@
-"""The command `streamkeep`: look at the streams of a storage, serve them, run the demo. Extra: `streamkeep[cli]`."""
+"""The command `streamkeep`: look at the streams of a storage, serve them, check a deployment, run the demo. Extra: `streamkeep[cli]`."""
 
 import sys
 from typing import Final
@@ -7,6 +7,7 @@ __all__ = ["main"]
 
 EXTRAS: Final = {
     "cyclopts": "cli",
+    "h11": "cli",
     "rich": "cli",
     "uvicorn": "cli",
     "httpx2": "client",

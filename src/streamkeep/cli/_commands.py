@@ -283,6 +283,49 @@ def copy(
         raise
 
 
+@app.command
+def check(
+    url: Annotated[str, Parameter(help="Where the app has mounted its CheckHTTP: https://HOST/check.")],
+    /,
+    *,
+    seconds: Annotated[
+        float, Parameter(validator=Number(gte=1, lte=60), help="How long each answer lasts that is read.")
+    ] = 5.0,
+    idle: Annotated[
+        float | None,
+        Parameter(validator=Number(gte=0, lte=590), help="How long one is silent; by default until a heartbeat is due."),
+    ] = None,
+    origin: Annotated[
+        str, Parameter(help="The origin of pages on another one, which are to be let in: https://front.example.")
+    ] = "",
+    readers: Annotated[int, Parameter(validator=Number(gte=1, lte=100), help="How many read one answer at once.")] = 5,
+    header: Header = None,
+    json: Annotated[bool, Parameter(name="--json", negative="", help="All that was seen, as one JSON object.")] = False,
+) -> int:
+    """Check a deployment through its own proxy and storage, and say what is wrong with it; exit with 1 if something is.
+
+    The app mounts CheckHTTP for it, with a token that is to be in STREAMKEEP_TOKEN. Answers of numbered chunks are started, cut, reloaded,
+    resumed, stopped and read by several; what is lost, late, repeated, held back or cut is told, with how to mend it. Warnings alone exit
+    with 0. It always ends, and stops what it has started.
+    """
+    from ._check import Options, judge, target_of
+    from ._check import check as checked
+    from ._check.report import as_json, lines
+    from ._headers import headers_for
+
+    output = Output(json=json)
+
+    def progress(step: str) -> None:
+        if not json and sys.stderr.isatty():
+            sys.stderr.write(f"streamkeep: {step}\n")
+
+    target = target_of(url, headers_for(url, header or ()))
+    seen = asyncio.run(checked(target, Options(seconds, idle, origin.rstrip("/"), readers), progress))
+    findings = judge(seen)
+    output.report(as_json(url, seen, findings), lines(seen, findings))
+    return int(any(finding.level == "failure" for finding in findings))
+
+
 def run() -> int:
     """Run the command that the arguments name, and give its exit code; what goes wrong is one sentence on stderr."""
     try:

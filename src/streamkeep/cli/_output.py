@@ -118,6 +118,13 @@ class Output:
         else:
             self._console.print(_sum(counts, events), soft_wrap=True)
 
+    def report(self, facts: Mapping[str, object], lines: Iterable[str]) -> None:
+        """Print what a check has found: all of it as JSON, or lines."""
+        if self._json:
+            self._print_json(facts)
+        else:
+            self._lines(*lines)
+
     def welcome_to_demo(self, url: str, storage: str, pid: int) -> None:
         """Say where the demo is, and what to try."""
         self._welcome("streamkeep demo", url, storage)

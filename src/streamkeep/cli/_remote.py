@@ -1,19 +1,17 @@
 """Streams of a server, for the commands: by their URLs, over the client."""
 
 import logging
-import os
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import Final
-from urllib.parse import urlsplit
 
 from ..client import stop, subscribe
 from ..errors import RefusedError, StreamLostError
 from ..events import StreamEventType
 from ..wire import parse_cursor
+from ._headers import TOKEN_VARIABLE, headers_for
 from ._output import CommandError, Output, complain
 
-TOKEN_VARIABLE: Final = "STREAMKEEP_TOKEN"  # noqa: S105 - its name
 _WHO_ASKS: Final = f"the server wants to know who asks: give a token in {TOKEN_VARIABLE}, or a header by --header"
 _HINTS: Final = {
     401: _WHO_ASKS,
@@ -32,7 +30,7 @@ async def tail_url(
     """
     with _telling():
         try:
-            async with subscribe(url, after=after, last=last, follow=follow, headers=_headers(url, headers)) as events:
+            async with subscribe(url, after=after, last=last, follow=follow, headers=headers_for(url, headers)) as events:
                 async for event in events:
                     output.event(event)
                     if event.type is StreamEventType.ERROR:
@@ -46,7 +44,7 @@ async def tail_url(
 async def cancel_url(url: str, headers: Iterable[str]) -> bool:
     """Stop the stream at a URL, and say whether it ran. Raises as `tail_url` does."""
     with _telling():
-        return await stop(url, headers=_headers(url, headers))
+        return await stop(url, headers=headers_for(url, headers))
 
 
 @contextmanager
@@ -71,23 +69,3 @@ def _telling() -> Generator[None]:
 class _Complaining(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         complain(record.getMessage())
-
-
-def _headers(url: str, given: Iterable[str]) -> dict[str, str]:
-    headers: dict[str, str] = {}
-    for header in given:
-        name, colon, value = header.partition(":")
-        if not (colon and name.strip()):
-            raise CommandError("a header is given as NAME:VALUE", 2)  # without it: it may be a secret
-        headers[name.strip()] = value.strip()
-    token = os.environ.get(TOKEN_VARIABLE)
-    if token and "authorization" not in {name.lower() for name in headers} and "@" not in _authority(url):
-        headers["Authorization"] = f"Bearer {token}"
-    return headers
-
-
-def _authority(url: str) -> str:
-    try:
-        return urlsplit(url).netloc
-    except ValueError:
-        return "@"  # to ask there raises the same, in words, and no token goes there

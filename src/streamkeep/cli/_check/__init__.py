@@ -1,0 +1,39 @@
+"""`streamkeep check`: a deployment, seen through its own proxy and storage.
+
+`steps` asks, `exchange` carries it, `seen` keeps what came, `rules` say what is wrong with it, `report` prints that.
+"""
+
+import ssl
+from collections.abc import Callable, Mapping
+from urllib.parse import urlsplit
+
+from .._output import CommandError
+from .exchange import Asking, Target
+from .report import as_json, lines
+from .rules import Finding, judge
+from .seen import Options, Seen
+from .steps import observe
+
+__all__ = ["Finding", "Options", "Seen", "as_json", "check", "judge", "lines", "target_of"]
+
+
+async def check(target: Target, options: Options, say: Callable[[str], None]) -> Seen:
+    """Take all steps of a check, and give what was seen. CommandError: there is nothing to be checked there."""
+    return await observe(Asking(target), options, say)
+
+
+def target_of(url: str, headers: Mapping[str, str]) -> Target:
+    """Give where a check goes. CommandError: it is no URL of a `CheckHTTP`."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise CommandError(f"this is no URL: {error}", 2) from error
+    if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:
+        raise CommandError("give the URL where the app has mounted its CheckHTTP: https://HOST/check", 2)
+    if parts.query or parts.fragment or parts.username is not None:
+        raise CommandError(
+            "the URL has no query, fragment or user; a token is in STREAMKEEP_TOKEN, other headers are given by --header", 2
+        )
+    tls = ssl.create_default_context() if parts.scheme == "https" else None
+    return Target(url.rstrip("/"), [*headers.items()], tls)

@@ -1,0 +1,387 @@
+"""One request, and its answer as it arrives: when which bytes came, and how it ended. It decides nothing about what that means.
+
+It speaks HTTP/1.1 by itself, because a client library would hide what is looked for: when bytes arrive, which headers came twice, what
+cut the connection.
+"""
+
+import socket
+import ssl
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+from urllib.parse import urlsplit
+
+import anyio
+import h11
+import msgspec
+from anyio.abc import ByteStream, SocketAttribute
+from anyio.streams.tls import TLSStream
+
+from ...errors import LimitExceededError
+from ...wire import SSEDecoder, parse_cursor
+
+End = Literal["whole", "cut", "left", "late", "failed"]
+"""`whole`: as the server meant it. `cut`: the connection broke in the answer. `left`: we went. `late`: it took longer than it may.
+`failed`: there was no answer.
+"""
+
+CONNECT_SECONDS: Final = 10.0
+READ_BYTES: Final = 1 << 16
+MAX_ANSWER_BYTES: Final = 32 << 20
+MAX_HEAD_BYTES: Final = 128 << 10
+MAX_EVENTS: Final = 10_000
+SMALL_BUFFER_BYTES: Final = 4 << 10
+BODY_PART_BYTES: Final = 1 << 16
+BROWSERS_ENCODINGS: Final = "gzip, deflate, br, zstd"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where requests go.
+
+    Attributes:
+        url: where the app has mounted its `CheckHTTP`, without a slash at the end.
+        headers: what each request has, such as a token. They are in no report.
+        tls: how to speak TLS, where the URL says so.
+    """
+
+    url: str
+    headers: Sequence[tuple[str, str]] = ()
+    tls: ssl.SSLContext | None = None
+
+    @property
+    def host(self) -> str:
+        """The host's name or address."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        """Its port."""
+        return urlsplit(self.url).port or (443 if self.tls else 80)
+
+    @property
+    def path(self) -> str:
+        """What each request's path begins with."""
+        return urlsplit(self.url).path
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked.
+
+    Attributes:
+        method: the method.
+        path: the path below the target's.
+        headers: headers of this request.
+        body: its body.
+        about: what it is for, in the history.
+    """
+
+    method: str
+    path: str
+    headers: Sequence[tuple[str, str]] = ()
+    body: bytes = b""
+    about: str = ""
+
+
+class Made(msgspec.Struct, frozen=True):
+    """What a chunk of a check says of itself: its number, seconds since the first, seconds that storing the one before took."""
+
+    n: int
+    at: float
+    took: float
+
+
+_made: Final = msgspec.json.Decoder(Made)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event as it came.
+
+    Attributes:
+        name: `chunk`, `done`, `error` or what else.
+        offset: what its id says; None without a cursor.
+        id: its id as it is.
+        came: seconds since the request was sent.
+        made: what a chunk says of itself; None if it is none, or was altered.
+        data: what it carries; empty for a chunk.
+    """
+
+    name: str
+    offset: int | None
+    id: str
+    came: float
+    made: Made | None
+    data: str = ""
+
+
+@dataclass(slots=True)
+class Exchange:
+    """A request, and what came of it. Times are seconds since the request began to be sent.
+
+    Attributes:
+        request: what was asked.
+        began: when, since the check began.
+        status: the answer's code; 0 as long as there is none.
+        version: the HTTP version that the answer names.
+        headers: its headers as they came, names in lower case.
+        head: when they had come.
+        reads: when how many bytes of the body came.
+        body: its beginning, decoded.
+        events: of an event stream.
+        end: how it ended.
+        ended: when.
+        why: what the network said, where it broke.
+    """
+
+    request: Request
+    began: float = 0.0
+    status: int = 0
+    version: str = ""
+    headers: list[tuple[str, str]] = field(default_factory=list)
+    head: float = 0.0
+    reads: list[tuple[float, int]] = field(default_factory=list)
+    body: bytearray = field(default_factory=bytearray)
+    events: list[Event] = field(default_factory=list)
+    end: End = "failed"
+    ended: float = 0.0
+    why: str = ""
+
+    def header(self, name: str) -> str:
+        """Give a header's value; empty if it is not there."""
+        return ", ".join(self.all_of(name))
+
+    def all_of(self, name: str) -> list[str]:
+        """Give a header's values, one for each time that it came."""
+        return [value for known, value in self.headers if known == name]
+
+    @property
+    def instance(self) -> str:
+        """Which process has answered; empty if the answer does not say."""
+        return self.header("x-streamkeep-instance")
+
+    @property
+    def chunks(self) -> list[Made]:
+        """The chunks that came, in the order in which they did."""
+        return [event.made for event in self.events if event.made is not None]
+
+    @property
+    def last_id(self) -> str:
+        """The id of the last event that has one."""
+        return next((event.id for event in reversed(self.events) if event.id), "")
+
+    @property
+    def stream(self) -> str:
+        """The id of the stream that it shows, by its events or by its headers."""
+        cursor = parse_cursor(self.last_id)
+        return cursor.stream if cursor else self.header("x-genkit-stream-id")
+
+    @property
+    def terminal(self) -> Event | None:
+        """The event that ends the stream, if it came."""
+        return next((event for event in self.events if event.name in {"done", "error"} and event.offset is not None), None)
+
+    @property
+    def is_delimited(self) -> bool:
+        """Whether the end of the answer can be told from the end of its connection."""
+        return bool(self.header("content-length")) or "chunked" in self.header("transfer-encoding").lower()
+
+    @property
+    def silence(self) -> float:
+        """Seconds between the last byte and the end."""
+        return self.ended - (self.reads[-1][0] if self.reads else self.head)
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes the body had, as they travelled."""
+        return sum(size for _, size in self.reads)
+
+
+Until = Callable[[Exchange], bool]
+"""Says whether we leave, having seen so much of an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How an answer is read.
+
+    Attributes:
+        within: seconds that it may take.
+        until: when we leave; None: at its end.
+        stops_for: seconds for which nothing is read, once some has come.
+    """
+
+    within: float = 30.0
+    until: Until | None = None
+    stops_for: float = 0.0
+
+
+PLAIN: Final = Reading()
+
+BROKEN: Final = (
+    OSError,
+    anyio.EndOfStream,
+    anyio.BrokenResourceError,
+    anyio.ClosedResourceError,
+    h11.ProtocolError,
+    ssl.SSLError,
+    zlib.error,
+    LimitExceededError,
+)
+"""What ends an exchange, and is kept with it."""
+
+
+class Asking:
+    """Asks a target, each request over a connection of its own, and keeps all exchanges."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.exchanges: list[Exchange] = []
+        self._began = time.monotonic()
+
+    async def ask(self, request: Request, reading: Reading = PLAIN) -> Exchange:
+        """Ask, and give what came, whatever it is: no error of the network is raised."""
+        exchange = Exchange(request, time.monotonic() - self._began)
+        self.exchanges.append(exchange)
+        sent_at = time.monotonic()
+        with anyio.move_on_after(reading.within) as waiting:
+            try:
+                async with await self._connected(small=reading.stops_for > 0) as stream:
+                    sent_at = time.monotonic()
+                    await _exchange(self.target, stream, exchange, reading, sent_at)
+            except BROKEN as error:
+                exchange.end, exchange.why = "cut" if exchange.status else "failed", str(error) or type(error).__name__
+        if waiting.cancelled_caught:
+            exchange.end = "late"
+        exchange.ended = time.monotonic() - sent_at
+        return exchange
+
+    async def _connected(self, *, small: bool) -> ByteStream:
+        target = self.target
+        with anyio.fail_after(CONNECT_SECONDS):
+            stream = await anyio.connect_tcp(target.host, target.port)
+            if small:
+                stream.extra(SocketAttribute.raw_socket).setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER_BYTES)
+            if target.tls is None:
+                return stream
+            return await TLSStream.wrap(
+                stream, hostname=target.host, ssl_context=target.tls, server_side=False, standard_compatible=False
+            )
+
+
+async def _exchange(target: Target, stream: ByteStream, exchange: Exchange, reading: Reading, sent_at: float) -> None:
+    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
+    failure: Exception | None = None
+    async with anyio.create_task_group() as tasks:
+        # An answer may come before all of the request is sent, such as a 413.
+        tasks.start_soon(_send, target, stream, connection, exchange)
+        try:
+            await _receive(stream, connection, exchange, reading, sent_at)
+        except BROKEN as error:
+            failure = error
+        tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+async def _send(target: Target, stream: ByteStream, connection: h11.Connection, exchange: Exchange) -> None:
+    request = exchange.request
+    own = {name.lower() for name, _ in request.headers}
+    length = [("content-length", str(len(request.body)))] if request.body or request.method == "POST" else []
+    headers = [
+        ("host", urlsplit(target.url).netloc.rpartition("@")[2]),
+        ("user-agent", "streamkeep-check"),
+        ("accept", "*/*"),
+        *length,
+        *(header for header in target.headers if header[0].lower() not in own),
+        *request.headers,
+    ]
+    body = request.body
+    try:
+        await stream.send(
+            connection.send(h11.Request(method=request.method, target=target.path + request.path, headers=headers)) or b""
+        )
+        for start in range(0, len(body), BODY_PART_BYTES):
+            await stream.send(connection.send(h11.Data(body[start : start + BODY_PART_BYTES])) or b"")
+        await stream.send(connection.send(h11.EndOfMessage()) or b"")
+    except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError, h11.LocalProtocolError) as error:
+        exchange.why = str(error) or type(error).__name__  # what answers, if anything does, is read all the same
+
+
+async def _receive(
+    stream: ByteStream, connection: h11.Connection, exchange: Exchange, reading: Reading, sent_at: float
+) -> None:
+    body = _Body(exchange)
+    pause = reading.stops_for
+    while True:
+        event = connection.next_event()
+        now = time.monotonic() - sent_at
+        match event:
+            case h11.NEED_DATA:
+                try:
+                    data = await stream.receive(READ_BYTES)
+                except anyio.EndOfStream:
+                    data = b""
+                connection.receive_data(data)
+            case h11.InformationalResponse():
+                pass
+            case h11.Response():
+                exchange.status, exchange.version = event.status_code, event.http_version.decode("latin-1")
+                exchange.headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers]
+                exchange.head = now
+            case h11.Data():
+                exchange.reads.append((now, len(event.data)))
+                body.feed(bytes(event.data), now)
+                if exchange.bytes > MAX_ANSWER_BYTES or len(exchange.events) > MAX_EVENTS:
+                    raise OSError(f"the answer has more than {MAX_ANSWER_BYTES} bytes, or {MAX_EVENTS} events")
+                if reading.until is not None and reading.until(exchange):
+                    exchange.end = "left"
+                    return
+                if pause:
+                    await anyio.sleep(pause)
+                    pause = 0.0
+            case h11.EndOfMessage():
+                exchange.end = "whole"
+                return
+            case _:
+                raise OSError("the connection was closed without an answer")
+
+
+class _Body:
+    """What the bytes of a body say."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._events: SSEDecoder | None = SSEDecoder()
+        self._inflate: "zlib._Decompress | None" = None
+        self._has_begun = False
+
+    def feed(self, data: bytes, now: float) -> None:
+        exchange = self._exchange
+        if not self._has_begun:
+            self._has_begun = True
+            coding = exchange.header("content-encoding").lower()
+            if coding in {"gzip", "deflate", "x-gzip"}:
+                self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)
+            elif coding and coding != "identity":
+                self._events = None  # br and zstd: the times of the bytes are all there is
+        if self._inflate is not None:
+            data = self._inflate.decompress(data, MAX_ANSWER_BYTES)
+        if len(exchange.body) < READ_BYTES:
+            exchange.body += data
+        if self._events is not None and exchange.status == 200:
+            for event in self._events.feed(data):
+                cursor = parse_cursor(event.id)
+                made = _made_of(event.data) if event.event == "chunk" else None
+                kept = "" if made else event.data[:500]
+                exchange.events.append(Event(event.event, cursor.offset if cursor else None, event.id, now, made, kept))
+
+
+def _made_of(data: str) -> Made | None:
+    try:
+        return _made.decode(data)
+    except (msgspec.MsgspecError, ValueError):
+        return None

@@ -1,0 +1,512 @@
+"""The rules: what is wrong with what was seen. Pure functions from answers to findings; whatever a busy machine explains is no finding."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Final, Literal
+
+from ...errors import InvalidArgumentError
+from ...events import ErrorInfo
+from ...wire import error_of
+from .advice import ADVICE
+from .exchange import Event, Exchange
+from .seen import Greeting, Options, Preflight, Resumed, Seen
+
+Level = Literal["failure", "warning", "note"]
+
+HELD_SECONDS: Final = 0.3
+HELD_PAUSES: Final = 1.5
+SILENCE_SECONDS: Final = 1.0
+"""From how long a silence on it may be what cut a connection."""
+CLOCK_SECONDS: Final = 2.0
+SLOW_STORAGE_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is wrong.
+
+    Attributes:
+        id: which of the known things it is; the section of the page on checks has its name.
+        level: a failure: users lose something; a warning: they may, some day; a note: nothing is lost.
+        seen: what was seen.
+    """
+
+    id: str
+    level: Level
+    seen: str
+
+    @property
+    def means(self) -> str:
+        """What it means for users."""
+        return ADVICE[self.id].means
+
+    @property
+    def mend(self) -> Sequence[str]:
+        """How to mend it, one way each."""
+        return ADVICE[self.id].mend
+
+
+def judge(seen: Seen) -> list[Finding]:
+    """Give all that is wrong, the worst first, and each thing once."""
+    found: dict[str, Finding] = {}
+    for rule in RULES:
+        for finding in rule(seen):
+            found.setdefault(finding.id, finding)
+    order: list[Level] = ["failure", "warning", "note"]
+    return sorted(found.values(), key=lambda finding: order.index(finding.level))
+
+
+# What an answer is
+
+
+def is_shown(exchange: Exchange) -> bool:
+    """Say whether an answer shows a stream of ours."""
+    return exchange.request.path.startswith("/streams") and exchange.status == 200 and bool(exchange.stream)
+
+
+def delays(exchange: Exchange) -> list[float]:
+    """Give how many seconds each chunk was on its way, beyond the quickest one; the time that storing it took is not counted."""
+    came = [(event.came, event.made) for event in exchange.events if event.made is not None]
+    took = [made.took for _, made in came[1:]] + [0.0]
+    late = [at - made.at - stored for (at, made), stored in zip(came, took, strict=True)]
+    return [each - min(late) for each in late] if late else []
+
+
+def is_held(exchange: Exchange, options: Options) -> bool:
+    """Say whether an answer at a steady pace comes in few pieces, long after they were made."""
+    late = delays(exchange)
+    if not late:  # it is compressed by what we cannot read, or nothing came: there are only the bytes
+        return exchange.status == 200 and 0 < len(_bursts(exchange, options)) <= options.chunks // 3
+    return median(late) > max(HELD_PAUSES * options.pause, HELD_SECONDS) and len(_bursts(exchange, options)) <= len(late) // 2
+
+
+def _bursts(exchange: Exchange, options: Options) -> list[float]:
+    """Give when bytes came, those that came together counted once."""
+    times: list[float] = []
+    for at, _ in exchange.reads:
+        if not times or at - times[-1] > options.pause / 2:
+            times.append(at)
+    return times
+
+
+def flaws(events: Sequence[Event], *, first: int = 0) -> list[str]:
+    """Give what is wrong with the order of events that were to begin with an offset: lost, repeated, out of order, altered."""
+    offsets = [event.offset for event in events if event.offset is not None]
+    counts, found = Counter(offsets), list[str]()
+    if lost := sorted(set(range(first, max(offsets, default=first - 1) + 1)) - set(offsets)):
+        found.append(f"lost: {_numbers(lost)}")
+    if repeated := sorted(offset for offset, count in counts.items() if count > 1 or offset < first):
+        found.append(f"came twice: {_numbers(repeated)}")
+    elif offsets != sorted(offsets):
+        found.append("out of order")
+    if altered := [
+        event.offset for event in events if event.name == "chunk" and (event.made is None or event.made.n != event.offset)
+    ]:
+        found.append(f"altered: {_numbers([offset for offset in altered if offset is not None])}")
+    return found
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    shown = ", ".join(str(number) for number in numbers[:5])
+    return f"{len(numbers)} events ({shown}{', …' if len(numbers) > 5 else ''})"
+
+
+def strangers(seen: Seen) -> dict[str, tuple[int, int]]:
+    """Give how often each instance knew a stream that ran, and how often not."""
+    answers: dict[str, tuple[int, int]] = {}
+    for exchange in seen.known:
+        name = exchange.instance or "one that does not say its name"
+        known, unknown = answers.get(name, (0, 0))
+        if exchange.status == 200:
+            answers[name] = known + 1, unknown
+        elif exchange.status == 404:
+            answers[name] = known, unknown + 1
+    return answers
+
+
+def _is_split(seen: Seen) -> bool:
+    return any(unknown for _, unknown in strangers(seen).values())
+
+
+def _not_whole(exchange: Exchange, what: str, seen: Seen) -> Iterator[Finding]:
+    """Give why an answer has no end, if it has none."""
+    code = exchange.status
+    if exchange.terminal is not None or (_is_split(seen) and code in {204, 404}):
+        return
+    if code == 0:
+        yield Finding("refused", "failure", f"{what} was not answered: {exchange.why or 'nothing came'}")
+    elif code != 200:
+        yield Finding("refused", "failure", f"{what} was answered {code}{_error_text(exchange)}")
+    elif exchange.end == "late":
+        yield Finding(
+            "hang",
+            "failure",
+            f"{what} had no end within {exchange.ended:.0f} s; the last byte was {exchange.silence:.1f} s ago",
+        )
+    elif exchange.end in {"cut", "whole"} and not _is_unread(exchange):
+        how = "cut" if exchange.end == "cut" else "ended as if it were whole"
+        if exchange.silence >= SILENCE_SECONDS:
+            yield Finding("idle-cut", "failure", f"{what} was {how} after {exchange.silence:.1f} s of silence")
+        else:
+            yield Finding(
+                "cut-short", "failure", f"{what} was {how} {exchange.ended:.1f} s after it was asked for, though bytes came"
+            )
+
+
+def _is_unread(exchange: Exchange) -> bool:
+    """Say whether there is nothing that we can read in it."""
+    return exchange.header("content-encoding") not in {
+        "",
+        "identity",
+        "gzip",
+        "x-gzip",
+        "deflate",
+    } or "event-stream" not in exchange.header("content-type")
+
+
+def _error_text(exchange: Exchange) -> str:
+    error = app_error(exchange)
+    return f" ({error.status}: {error.message[:200]})" if error else ""
+
+
+def app_error(exchange: Exchange) -> ErrorInfo | None:
+    """Give the error that an answer is, if it is one of the app's."""
+    try:
+        return error_of(bytes(exchange.body))
+    except InvalidArgumentError:
+        return None
+
+
+# The rules
+
+
+def _headers(seen: Seen) -> Iterator[Finding]:
+    probe = seen.probe
+    if probe is None:
+        yield Finding(
+            "request-headers", "failure", "a request with the headers by which readers go on got no answer of the app"
+        )
+        return
+    arrived = probe.hello.headers
+    lost = [
+        name
+        for name in ("last-event-id", "idempotency-key", "x-genkit-stream-id", "x-genkit-stream-offset")
+        if name not in arrived
+    ]
+    lost += [f"?{name}=" for name in ("lastEventId", "after") if name not in probe.hello.query]
+    if lost:
+        yield Finding("request-headers", "failure", f"what the app never gets: {', '.join(lost)}")
+
+
+def _answers_headers(seen: Seen) -> Iterator[Finding]:
+    for exchange in seen.paces:
+        if exchange.status != 200:
+            continue
+        kind = exchange.header("content-type")
+        if not kind.lower().startswith("text/event-stream"):
+            yield Finding("content-type", "failure", f"an answer comes as {kind or 'nothing'} instead of text/event-stream")
+        if not exchange.header("x-genkit-stream-id"):
+            yield Finding("answer-headers", "failure", "the answer to a start has no X-Genkit-Stream-Id any more")
+    if not seen.first.exchange.header("retry-after"):
+        yield Finding("retry-after", "warning", "Retry-After does not come through")
+
+
+def _protocol(seen: Seen) -> Iterator[Finding]:
+    if seen.first.hello.http_version == "1.0":
+        yield Finding("http-1.0", "warning", "the proxy asks the app by HTTP/1.0")
+    elif any(exchange.status == 200 and not exchange.is_delimited for exchange in seen.paces):
+        version = seen.paces[0].version
+        yield Finding("http-1.0", "warning", f"an answer ends where its connection does (HTTP/{version}, no chunks)")
+
+
+def _missing(seen: Seen) -> Iterator[Finding]:
+    exchange = seen.missing
+    if exchange is not None and exchange.status:
+        if exchange.status != 404:
+            yield Finding(
+                "errors-replaced", "warning", f"a stream that does not exist is answered {exchange.status} instead of 404"
+            )
+        elif (error := app_error(exchange)) is None or error.status != "NOT_FOUND":
+            yield Finding("errors-replaced", "warning", "the body of a 404 is not the app's")
+
+
+def _body(seen: Seen) -> Iterator[Finding]:
+    exchange = seen.body
+    if exchange is not None and exchange.status != 200:
+        said = exchange.status or exchange.why
+        size = len(exchange.request.body)
+        yield Finding("body", "warning", f"a body of {size / (1 << 20):.1f} MiB, which the app takes, is answered {said}")
+
+
+def _compression(seen: Seen) -> Iterator[Finding]:
+    exchange = seen.paces[0] if seen.paces else None
+    if exchange is not None and (coding := exchange.header("content-encoding")) not in {"", "identity"}:
+        if is_held(exchange, seen.options):
+            yield Finding(
+                "compressed", "failure", f"the answer is compressed ({coding}), and comes {_held(exchange, seen.options)}"
+            )
+        else:
+            yield Finding("compressed", "warning", f"the answer is compressed ({coding}); it came in time")
+
+
+def _buffering(seen: Seen) -> Iterator[Finding]:
+    plain = [exchange for exchange in seen.paces if exchange.header("content-encoding") in {"", "identity"}]
+    if not plain or not all(is_held(exchange, seen.options) for exchange in plain):
+        return
+    if len(seen.paces) == 1:
+        return  # it was not tried again
+    sentence = f"the answer comes {_held(plain[-1], seen.options)}"
+    if seen.coarse is not None and seen.coarse.status == 200 and not is_held(seen.coarse, seen.options):
+        sentence += "; chunks of 4 KiB come at once, so something waits until a few KiB are together"
+    yield Finding("buffered", "failure", sentence)
+
+
+def _held(exchange: Exchange, options: Options) -> str:
+    late, bursts = delays(exchange), len(_bursts(exchange, options))
+    pieces = "all at once, when it has ended" if bursts == 1 else f"in {bursts} pieces"
+    count = len(exchange.chunks) or options.chunks
+    return f"{pieces}: {count} chunks over {options.seconds:.1f} s{f', up to {max(late):.1f} s late' if late else ''}"
+
+
+def _integrity(seen: Seen) -> Iterator[Finding]:
+    answers = [("an answer", exchange) for exchange in seen.paces if not _is_unread(exchange)]
+    answers += [
+        ("an answer that several read", exchange) for exchange in [*([seen.started] if seen.started else []), *seen.readers]
+    ]
+    for what, exchange in answers:
+        if found := flaws(exchange.events):
+            yield Finding("lost", "failure", f"{what}: {'; '.join(found)}")
+    for resumed in seen.resumed:
+        yield from _resumed(resumed, seen)
+
+
+def _resumed(resumed: Resumed, seen: Seen) -> Iterator[Finding]:
+    first, rest = resumed.first, resumed.rest
+    if first is rest:
+        return  # it had not begun: see `_ends`
+    code = rest.status
+    if code in {204, 404} and _is_split(seen):
+        return
+    if code != 200:
+        by = f" by {rest.instance}" if rest.instance else ""
+        yield Finding("resume", "failure", f"going on ({resumed.how}) was answered {code or rest.why}{by}{_error_text(rest)}")
+        return
+    events = rest.events if resumed.how == "reload" else [*first.events, *rest.events]
+    if rest.events and rest.stream != first.stream:
+        yield Finding("resume", "failure", f"going on ({resumed.how}) gave another stream")
+    elif found := flaws(events):
+        yield Finding("resume", "failure", f"going on ({resumed.how}): {'; '.join(found)}")
+
+
+def _ends(seen: Seen) -> Iterator[Finding]:
+    for exchange in seen.paces:
+        yield from _not_whole(exchange, "an answer", seen)
+    for resumed in seen.resumed:
+        if resumed.first is resumed.rest:
+            yield from _not_whole(resumed.first, "an answer", seen)
+        elif resumed.rest.status == 200:
+            yield from _not_whole(resumed.rest, f"the rest of an answer ({resumed.how})", seen)
+    refused = [exchange for exchange in seen.readers if exchange.status in {429, 503}]
+    if refused:
+        yield Finding(
+            "readers", "failure", f"of {len(seen.readers)} readers at once {len(refused)} were answered {refused[0].status}"
+        )
+    for exchange in [*([seen.started] if seen.started else []), *seen.readers]:
+        if exchange not in refused:
+            yield from _not_whole(exchange, f"{exchange.request.about} ({len(seen.readers)} at once)", seen)
+
+
+def _twice(seen: Seen) -> Iterator[Finding]:
+    streams = {exchange.stream for exchange in seen.twice if exchange.status == 200 and exchange.stream}
+    if len(streams) > 1 and not _is_split(seen):
+        yield Finding("idempotency", "failure", "a start that was sent twice with one Idempotency-Key has started two streams")
+
+
+def _caching(seen: Seen) -> Iterator[Finding]:
+    marks = Counter(mark for exchange in seen.exchanges if (mark := exchange.header("x-streamkeep-answer")))
+    if again := [mark for mark, count in marks.items() if count > 1]:
+        what = next(exchange for exchange in seen.exchanges if exchange.header("x-streamkeep-answer") in again)
+        yield Finding(
+            "cached", "failure", f"an answer came from a cache: {what.request.method} {what.request.path.partition('?')[0]}"
+        )
+
+
+def _stopping(seen: Seen) -> Iterator[Finding]:
+    if not seen.stops or (
+        _is_split(seen) and all(exchange.status in {200, 404} for exchange in seen.stops) and seen.stopped_after is None
+    ):
+        return
+    first, last = seen.stops[0], seen.stops[-1]
+    if last.status != 200:
+        yield Finding(
+            "stop", "failure", f"stopping was answered {first.status or first.why}; by POST {last.status or last.why}"
+        )
+        return
+    if first.status != 200:
+        yield Finding("delete", "warning", f"DELETE was answered {first.status or first.why}; POST …/cancel works")
+    end = seen.stopped.terminal if seen.stopped else None
+    if seen.stopped_after is None:
+        yield Finding("stop", "failure", "a stream was stopped, and its reader was not told within 10 s")
+    elif end is None or end.name != "error" or "CANCELLED" not in end.data:
+        yield Finding(
+            "stop", "failure", f"a stream was stopped, and its reader got {end.name if end else 'no end'} instead of CANCELLED"
+        )
+
+
+def _idle(seen: Seen) -> Iterator[Finding]:
+    idle = seen.idle
+    if idle is None:
+        return
+    heartbeat = seen.first.hello.heartbeat
+    if idle.status == 200 and idle.terminal is None and idle.end in {"cut", "whole"}:
+        gone_on = seen.idle_rest is not None and seen.idle_rest.terminal is not None
+        rest = "it could be gone on with" if gone_on else "it could not be gone on with"
+        if idle.silence >= SILENCE_SECONDS:
+            told = f"after {idle.silence:.1f} s without a byte; the app's heartbeat comes every {heartbeat:g} s"
+            yield Finding("idle-cut", "failure", f"a silent answer was cut {told}; {rest}")
+        else:
+            yield Finding("cut-short", "failure", f"an answer was cut {idle.ended:.1f} s after it was asked for; {rest}")
+        return
+    yield from _not_whole(idle, "a silent answer", seen)
+    quiet = seen.idle_seconds
+    gap = _longest_silence(idle)
+    if idle.terminal is not None and quiet > 1.4 * heartbeat + 1 and gap >= 0.9 * quiet:
+        yield Finding(
+            "heartbeats",
+            "failure",
+            f"nothing came in {quiet:.0f} s of silence, though the app sends a heartbeat every {heartbeat:g} s",
+        )
+
+
+def _longest_silence(exchange: Exchange) -> float:
+    times = [exchange.head, *[at for at, _ in exchange.reads]]
+    return max((later - earlier for earlier, later in zip(times, times[1:], strict=False)), default=0.0)
+
+
+def _instances(seen: Seen) -> Iterator[Finding]:
+    answers = strangers(seen)
+    unknown = {name: counts for name, counts in answers.items() if counts[1]}
+    if not unknown:
+        return
+    told = [
+        f"{name} ({'never' if not known else f'{known} of {known + not_known} times'})"
+        for name, (known, not_known) in unknown.items()
+    ]
+    knows = [name for name, (known, not_known) in answers.items() if known and not not_known]
+    yield Finding(
+        "another-storage",
+        "failure",
+        f"a stream that runs is not known to {', '.join(told)}" + (f"; it is to {', '.join(knows)}" if knows else ""),
+    )
+
+
+def _clocks(seen: Seen) -> Iterator[Finding]:
+    ahead: dict[str, list[Greeting]] = {}
+    for greeting in seen.greetings:
+        ahead.setdefault(greeting.hello.instance, []).append(greeting)
+    best = {name: min(said, key=lambda each: each.exchange.ended) for name, said in ahead.items()}
+    if len(best) > 1:
+        first, last = (choose(best.values(), key=lambda each: each.clock_ahead) for choose in (min, max))
+        apart = last.clock_ahead - first.clock_ahead
+        if apart > CLOCK_SECONDS + first.exchange.ended + last.exchange.ended:
+            names = f"{last.hello.instance} is {apart:.1f} s ahead of {first.hello.instance}"
+            yield Finding("clocks", "warning", f"the clocks of the instances differ: {names}")
+
+
+def _paths(seen: Seen) -> Iterator[Finding]:
+    paths = sorted({greeting.hello.path for greeting in seen.greetings})
+    if len(paths) > 1:
+        yield Finding("paths", "warning", f"the app sees the same request at {' and at '.join(paths)}")
+
+
+def _storage(seen: Seen) -> Iterator[Finding]:
+    took = [made.took for exchange in seen.paces for made in exchange.chunks[1:]]
+    if took and median(took) > SLOW_STORAGE_SECONDS:
+        yield Finding("slow-storage", "warning", f"storing a chunk takes {median(took):.1f} s")
+
+
+def _keep_alive(seen: Seen) -> Iterator[Finding]:
+    hellos = [greeting.exchange for greeting in seen.greetings]
+    if all("close" in exchange.header("connection").lower() or exchange.version == "1.0" for exchange in hellos):
+        yield Finding("keep-alive", "note", "each answer closes its connection")
+
+
+def _cors(seen: Seen) -> Iterator[Finding]:
+    origin = seen.options.origin
+    for preflight in seen.preflights:
+        yield from _preflight(preflight, origin)
+    start = seen.cors_start
+    if start is not None and start.status == 200:
+        if why := _not_allowed(start, origin):
+            yield Finding("cors", "failure", f"the answer to a start {why}")
+        exposed = _list(start.header("access-control-expose-headers"))
+        if not exposed & {"x-genkit-stream-id", "*"}:
+            yield Finding("cors-exposed", "failure", "X-Genkit-Stream-Id is not among Access-Control-Expose-Headers")
+    missing = seen.cors_missing
+    if (
+        missing is not None
+        and missing.status
+        and not _not_allowed(start or missing, origin)
+        and (why := _not_allowed(missing, origin))
+    ):
+        yield Finding("cors-errors", "warning", f"an error's answer ({missing.status}) {why}")
+
+
+def _preflight(preflight: Preflight, origin: str) -> Iterator[Finding]:
+    exchange, method = preflight.exchange, preflight.method
+    if not 200 <= exchange.status <= 299:
+        yield Finding("cors", "failure", f"the preflight of a {method} is answered {exchange.status or exchange.why}")
+        return
+    if why := _not_allowed(exchange, origin):
+        yield Finding("cors", "failure", f"the preflight of a {method} {why}")
+        return
+    methods = {name.upper() for name in _list(exchange.header("access-control-allow-methods"))}
+    if method not in {"GET", "POST"} and not methods & {method, "*"}:
+        yield Finding("cors-methods", "failure", f"a page may not send {method}")
+    allowed = _list(exchange.header("access-control-allow-headers"))
+    lacking = [name for name in preflight.names if name not in allowed and ("*" not in allowed or name == "authorization")]
+    if lacking:
+        yield Finding("cors-headers", "failure", f"a page may not send {', '.join(lacking)}")
+
+
+def _not_allowed(exchange: Exchange, origin: str) -> str:
+    """Give why a page of an origin may not read an answer; empty if it may."""
+    given = exchange.all_of("access-control-allow-origin")
+    match given:
+        case []:
+            return f"has no Access-Control-Allow-Origin for {origin}"
+        case [one] if one in {"*", origin}:
+            return ""
+        case [one] if "," not in one:
+            return f"allows {one}, and not {origin}"
+        case _:
+            return f"has Access-Control-Allow-Origin more than once ({', '.join(given)}), which browsers refuse"
+
+
+def _list(text: str) -> set[str]:
+    return {part.strip().lower() for part in text.split(",") if part.strip()}
+
+
+RULES: Final[Sequence[Callable[[Seen], Iterator[Finding]]]] = (
+    _instances,
+    _headers,
+    _buffering,
+    _compression,
+    _idle,
+    _ends,
+    _integrity,
+    _twice,
+    _caching,
+    _stopping,
+    _answers_headers,
+    _cors,
+    _protocol,
+    _missing,
+    _body,
+    _clocks,
+    _paths,
+    _storage,
+    _keep_alive,
+)
