@@ -11,7 +11,7 @@ TOKEN_VARIABLE: Final = "STREAMKEEP_TOKEN"  # noqa: S105 - its name
 
 
 def headers_for(url: str, given: Iterable[str]) -> dict[str, str]:
-    """Give the headers that a command sends to a URL: those that were given, and the token of the environment. CommandError: one is none."""
+    """Give the headers that are given, and the token of the environment. CommandError: one is no header."""
     headers: dict[str, str] = {}
     for header in given:
         name, colon, value = header.partition(":")

@@ -161,10 +161,7 @@ ADVICE: Final[Mapping[str, Advice]] = {
     "cors-headers": Advice(
         "headers that another origin may not send",
         "The browser refuses to send requests that have them: pages cannot go on, or not say who they are.",
-        (
-            'the app: CORSMiddleware(allow_headers=["X-Genkit-Stream-Id", "X-Genkit-Stream-Offset", "Last-Event-ID", "Idempotency-Key", '
-            '"Authorization"])',
-        ),
+        ("the app: CORSMiddleware(allow_headers=[…]) with those that are named above",),
     ),
     "cors-exposed": Advice(
         "headers that another origin cannot read",

@@ -20,7 +20,7 @@ from anyio.abc import ByteStream, SocketAttribute
 from anyio.streams.tls import TLSStream
 
 from ...errors import LimitExceededError
-from ...wire import SSEDecoder, parse_cursor
+from ...wire import ServerSentEvent, SSEDecoder, parse_cursor
 
 End = Literal["whole", "cut", "left", "late", "failed"]
 """`whole`: as the server meant it. `cut`: the connection broke in the answer. `left`: we went. `late`: it took longer than it may.
@@ -32,7 +32,8 @@ READ_BYTES: Final = 1 << 16
 MAX_ANSWER_BYTES: Final = 32 << 20
 MAX_HEAD_BYTES: Final = 128 << 10
 MAX_EVENTS: Final = 10_000
-SMALL_BUFFER_BYTES: Final = 4 << 10
+SMALL_BUFFER_BYTES: Final = 64 << 10
+"""What a slow reader's system takes for it; less makes TCP crawl."""
 BODY_PART_BYTES: Final = 1 << 16
 BROWSERS_ENCODINGS: Final = "gzip, deflate, br, zstd"
 
@@ -264,7 +265,8 @@ class Asking:
         with anyio.fail_after(CONNECT_SECONDS):
             stream = await anyio.connect_tcp(target.host, target.port)
             if small:
-                stream.extra(SocketAttribute.raw_socket).setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER_BYTES)
+                raw = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - of a socket
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER_BYTES)
             if target.tls is None:
                 return stream
             return await TLSStream.wrap(
@@ -314,18 +316,13 @@ async def _send(target: Target, stream: ByteStream, connection: h11.Connection, 
 async def _receive(
     stream: ByteStream, connection: h11.Connection, exchange: Exchange, reading: Reading, sent_at: float
 ) -> None:
-    body = _Body(exchange)
-    pause = reading.stops_for
+    body, pause = _Body(exchange), reading.stops_for
     while True:
         event = connection.next_event()
         now = time.monotonic() - sent_at
         match event:
             case h11.NEED_DATA:
-                try:
-                    data = await stream.receive(READ_BYTES)
-                except anyio.EndOfStream:
-                    data = b""
-                connection.receive_data(data)
+                connection.receive_data(await _received(stream))
             case h11.InformationalResponse():
                 pass
             case h11.Response():
@@ -333,21 +330,24 @@ async def _receive(
                 exchange.headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers]
                 exchange.head = now
             case h11.Data():
-                exchange.reads.append((now, len(event.data)))
                 body.feed(bytes(event.data), now)
-                if exchange.bytes > MAX_ANSWER_BYTES or len(exchange.events) > MAX_EVENTS:
-                    raise OSError(f"the answer has more than {MAX_ANSWER_BYTES} bytes, or {MAX_EVENTS} events")
                 if reading.until is not None and reading.until(exchange):
                     exchange.end = "left"
                     return
-                if pause:
-                    await anyio.sleep(pause)
-                    pause = 0.0
+                await anyio.sleep(pause)
+                pause = 0.0
             case h11.EndOfMessage():
                 exchange.end = "whole"
                 return
             case _:
                 raise OSError("the connection was closed without an answer")
+
+
+async def _received(stream: ByteStream) -> bytes:
+    try:
+        return await stream.receive(READ_BYTES)
+    except anyio.EndOfStream:
+        return b""
 
 
 class _Body:
@@ -356,28 +356,37 @@ class _Body:
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._events: SSEDecoder | None = SSEDecoder()
-        self._inflate: "zlib._Decompress | None" = None
-        self._has_begun = False
+        self._inflate: zlib._Decompress | None = None
+        self._size = 0
 
     def feed(self, data: bytes, now: float) -> None:
+        """Take a piece of it. OSError: it is more than anybody should send; BROKEN: it is not what its headers say."""
         exchange = self._exchange
-        if not self._has_begun:
-            self._has_begun = True
-            coding = exchange.header("content-encoding").lower()
-            if coding in {"gzip", "deflate", "x-gzip"}:
-                self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)
-            elif coding and coding != "identity":
-                self._events = None  # br and zstd: the times of the bytes are all there is
+        if not exchange.reads:
+            self._look(exchange.header("content-encoding").lower())
+        exchange.reads.append((now, len(data)))
         if self._inflate is not None:
             data = self._inflate.decompress(data, MAX_ANSWER_BYTES)
         if len(exchange.body) < READ_BYTES:
             exchange.body += data
+        self._size += len(data)
         if self._events is not None and exchange.status == 200:
-            for event in self._events.feed(data):
-                cursor = parse_cursor(event.id)
-                made = _made_of(event.data) if event.event == "chunk" else None
-                kept = "" if made else event.data[:500]
-                exchange.events.append(Event(event.event, cursor.offset if cursor else None, event.id, now, made, kept))
+            self._take(self._events.feed(data), now)
+        if self._size > MAX_ANSWER_BYTES or len(exchange.events) > MAX_EVENTS:
+            raise OSError(f"the answer has more than {MAX_ANSWER_BYTES} bytes, or {MAX_EVENTS} events")
+
+    def _look(self, coding: str) -> None:
+        if coding in {"gzip", "deflate", "x-gzip"}:
+            self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)
+        elif coding not in {"", "identity"}:
+            self._events = None  # br and zstd: the times of the bytes are all there is
+
+    def _take(self, events: Sequence[ServerSentEvent], now: float) -> None:
+        for event in events:
+            cursor = parse_cursor(event.id)
+            made = _made_of(event.data) if event.event == "chunk" else None
+            kept = "" if made else event.data[:500]
+            self._exchange.events.append(Event(event.event, cursor.offset if cursor else None, event.id, now, made, kept))
 
 
 def _made_of(data: str) -> Made | None:

@@ -52,7 +52,7 @@ def as_json(url: str, seen: Seen, findings: Sequence[Finding]) -> Mapping[str, o
         "instances": {
             greeting.hello.instance: {"clockAhead": round(greeting.clock_ahead, 3)} for greeting in reversed(seen.greetings)
         },
-        "steps": dict(_steps(seen)),
+        "steps": [{"step": name, "seen": text} for name, text in _steps(seen)],
         "history": [_shown(exchange) for exchange in seen.exchanges],
     }
 
@@ -119,4 +119,5 @@ def _answer(exchange: Exchange) -> str:
     if not late:
         return f"{exchange.status or exchange.why}, {exchange.bytes} bytes"
     first = next(event.came for event in exchange.events if event.made is not None)
-    return f"{len(late)} chunks in {exchange.ended:.1f} s; the first after {1000 * first:.0f} ms, none more than {1000 * max(late):.0f} ms late"
+    within, most = 1000 * first, 1000 * max(late)
+    return f"{len(late)} chunks in {exchange.ended:.1f} s; the first after {within:.0f} ms, none more than {most:.0f} ms late"

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 from typing import Final, Literal
 
@@ -284,8 +285,8 @@ def _integrity(seen: Seen) -> Iterator[Finding]:
 
 def _resumed(resumed: Resumed, seen: Seen) -> Iterator[Finding]:
     first, rest = resumed.first, resumed.rest
-    if first is rest:
-        return  # it had not begun: see `_ends`
+    if first is rest or first.terminal is not None:
+        return  # it had not begun: see `_ends`; or all of it came before we could leave
     code = rest.status
     if code in {204, 404} and _is_split(seen):
         return
@@ -306,7 +307,7 @@ def _ends(seen: Seen) -> Iterator[Finding]:
     for resumed in seen.resumed:
         if resumed.first is resumed.rest:
             yield from _not_whole(resumed.first, "an answer", seen)
-        elif resumed.rest.status == 200:
+        elif resumed.rest.status == 200 and resumed.first.terminal is None:
             yield from _not_whole(resumed.rest, f"the rest of an answer ({resumed.how})", seen)
     refused = [exchange for exchange in seen.readers if exchange.status in {429, 503}]
     if refused:
@@ -382,7 +383,7 @@ def _idle(seen: Seen) -> Iterator[Finding]:
 
 def _longest_silence(exchange: Exchange) -> float:
     times = [exchange.head, *[at for at, _ in exchange.reads]]
-    return max((later - earlier for earlier, later in zip(times, times[1:], strict=False)), default=0.0)
+    return max((later - earlier for earlier, later in pairwise(times)), default=0.0)
 
 
 def _instances(seen: Seen) -> Iterator[Finding]:

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final
 
 import anyio
 import msgspec
 
 from .._output import CommandError
-from .exchange import BROWSERS_ENCODINGS, PLAIN, Asking, Exchange, Reading, Request
+from .exchange import BROWSERS_ENCODINGS, Asking, Exchange, Reading, Request
 from .rules import is_held, is_shown
 from .seen import Greeting, Hello, Options, Preflight, Resumed, Seen, idle_seconds
 
@@ -295,7 +296,7 @@ async def _clean_up(asking: Asking) -> None:
             if exchange.status == 200:
                 return
 
-    await _at_once([lambda stream=stream: stop(stream) for stream in sorted(running)])
+    await _at_once([partial(stop, stream) for stream in sorted(running)])
 
 
 # What steps are made of

@@ -1,0 +1,172 @@
+"""`streamkeep check`, as a process, against real deployments: sound ones, and ones with each defect that it is to find."""
+
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.check.served import HTTP_1_0, ORIGIN, SOURCE, TOKEN, USUAL, check, nginx_before
+from tests.deploy.servers import Server, running, uvicorn
+
+H11 = uvicorn("--http", "h11", terminated=-signal.SIGTERM)
+"""Its answers to HTTP/1.0 end where the connection does; nginx holds those back, and passes chunks on, whatever it is told of buffering."""
+BUFFERING = "proxy_ignore_headers X-Accel-Buffering;"
+GZIP = "gzip on; gzip_proxied any; gzip_min_length 0; gzip_types text/event-stream;"
+
+
+@pytest.fixture(scope="module")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
+    async with running(H11, tmp_path_factory.mktemp("served"), SOURCE) as server:
+        yield server
+
+
+# What is sound
+
+
+async def test_a_sound_deployment_passes_without_a_finding(server: Server, tmp_path: Path) -> None:
+    async with nginx_before(tmp_path, [server.url]) as url:
+        checked = await check(f"{url}/cors/check", "--origin", ORIGIN)
+    assert checked.code == 0, checked
+    assert checked.found == {}
+    assert checked.stderr == ""
+
+
+async def test_two_instances_on_one_storage_are_sound_and_both_are_named(server: Server, tmp_path: Path) -> None:
+    async with (
+        running(H11, tmp_path / "other", SOURCE, database=server.database) as other,
+        nginx_before(tmp_path, [server.url, other.url]) as url,
+    ):
+        checked = await check(f"{url}/check")
+    assert checked.found == {}
+    assert len(checked.report["instances"]) == 2
+
+
+# What is found
+
+
+async def test_much_that_is_wrong_is_found_at_once(server: Server, tmp_path: Path) -> None:
+    settings = f"""
+        {BUFFERING} proxy_set_header Last-Event-ID ''; proxy_hide_header X-Genkit-Stream-Id; client_max_body_size 1m;
+        proxy_intercept_errors on; error_page 404 = /none; limit_except GET POST {{ deny all; }}
+    """
+    async with nginx_before(tmp_path, [server.url], settings) as url:
+        checked = await check(f"{url}/check", "--origin", ORIGIN)
+    assert checked.code == 1
+    assert checked.found == {
+        "buffered": "failure",
+        "request-headers": "failure",
+        "answer-headers": "failure",
+        "resume": "failure",
+        "cors": "failure",
+        "cors-exposed": "failure",
+        "body": "warning",
+        "http-1.0": "warning",
+        "errors-replaced": "warning",
+        "delete": "warning",
+        "heartbeats": "failure",
+    }
+
+
+async def test_an_instance_with_another_storage_is_found_and_named(server: Server, tmp_path: Path) -> None:
+    async with (
+        running(H11, tmp_path / "other", SOURCE) as other,
+        nginx_before(tmp_path, [server.url, other.url]) as url,
+    ):
+        checked = await check(f"{url}/check")
+    assert checked.code == 1
+    assert checked.found == {"another-storage": "failure"}
+    assert str(server.pid) in checked.seen("another-storage") or str(other.pid) in checked.seen("another-storage")
+
+
+async def test_a_proxy_that_cuts_silent_connections_is_found(server: Server, tmp_path: Path) -> None:
+    async with nginx_before(tmp_path, [server.url], f"{USUAL} proxy_read_timeout 2s;") as url:
+        checked = await check(f"{url}/rare/check", "--idle", "8")
+    assert checked.found == {"idle-cut": "failure"}
+    assert "after 2." in checked.seen("idle-cut")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "outside", "found"),
+    [
+        pytest.param(
+            f"{HTTP_1_0} {BUFFERING}",
+            "",
+            {"buffered": "failure", "heartbeats": "failure", "http-1.0": "warning"},
+            id="buffering",
+        ),
+        pytest.param(GZIP, "", {"compressed": "warning"}, id="gzip in time"),
+        pytest.param("proxy_hide_header X-Genkit-Stream-Id;", "", {"answer-headers": "failure"}, id="a header dropped"),
+        pytest.param(
+            "proxy_set_header Idempotency-Key '';", "", {"request-headers": "failure", "idempotency": "failure"}, id="key"
+        ),
+        pytest.param("keepalive_timeout 0;", "", {"keep-alive": "note"}, id="connections closed"),
+        pytest.param("proxy_hide_header Content-Type; default_type text/plain;", "", {"content-type": "failure"}, id="type"),
+        pytest.param(
+            "limit_conn each 2;", "limit_conn_zone $server_name zone=each:1m;", {"readers": "failure"}, id="few connections"
+        ),
+    ],
+)
+async def test_each_defect_is_found_and_nothing_else(
+    server: Server, tmp_path: Path, settings: str, outside: str, found: dict[str, str]
+) -> None:
+    async with nginx_before(
+        tmp_path, [server.url], settings if HTTP_1_0 in settings else f"{USUAL} {settings}", outside=outside
+    ) as url:
+        checked = await check(f"{url}/check")
+    assert checked.found == found, checked.report["findings"]
+    assert checked.code == int("failure" in found.values())
+
+
+@pytest.mark.slow
+async def test_compression_that_holds_back_is_a_failure(server: Server, tmp_path: Path) -> None:
+    async with nginx_before(tmp_path, [server.url], f"{USUAL} {GZIP} {BUFFERING}") as url:
+        checked = await check(f"{url}/check")
+    assert checked.found["compressed"] == "failure"
+
+
+@pytest.mark.slow
+async def test_a_cache_is_found(server: Server, tmp_path: Path) -> None:
+    settings = f"{USUAL} proxy_cache c; proxy_cache_valid 200 1m; proxy_ignore_headers Cache-Control;"
+    async with nginx_before(tmp_path, [server.url], settings, outside=f"proxy_cache_path {tmp_path}/c keys_zone=c:1m;") as url:
+        checked = await check(f"{url}/check")
+    assert checked.found.get("cached") == "failure"
+
+
+@pytest.mark.slow
+async def test_an_origin_that_is_allowed_twice_is_found(server: Server, tmp_path: Path) -> None:
+    async with nginx_before(
+        tmp_path, [server.url], f"{USUAL} add_header Access-Control-Allow-Origin $http_origin always;"
+    ) as url:
+        checked = await check(f"{url}/cors/check", "--origin", ORIGIN)
+    assert checked.found == {"cors": "failure"}
+    assert "more than once" in checked.seen("cors")
+
+
+async def test_another_origin_than_the_one_that_is_let_in_is_found(server: Server) -> None:
+    checked = await check(f"{server.url}/cors/check", "--origin", "https://other.example")
+    assert checked.code == 1
+    assert checked.found["cors"] == "failure"
+
+
+# How it is called
+
+
+async def test_nothing_is_left_running_and_no_token_is_told(server: Server) -> None:
+    checked = await check(f"{server.url}/check")
+    assert TOKEN not in str(checked.report)
+
+
+@pytest.mark.parametrize(
+    ("path", "token", "sentence"),
+    [
+        ("/check", "", "does not let us in (401)"),
+        ("/check", "another token than that", "does not let us in (401)"),
+        ("/elsewhere", TOKEN, "there is no CheckHTTP at"),
+    ],
+)
+async def test_what_is_no_check_is_a_wrong_call(server: Server, path: str, token: str, sentence: str) -> None:
+    checked = await check(server.url + path, token=token)
+    assert checked.code == 2
+    assert sentence in checked.stderr
+    assert "Traceback" not in checked.stderr
