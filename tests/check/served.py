@@ -22,6 +22,7 @@ ORIGIN: Final = "https://front.example"
 RUN_SECONDS: Final = 55
 SOURCE: Final = f"""
 import os
+from contextlib import asynccontextmanager
 from datetime import timedelta
 
 from fastapi import FastAPI
@@ -33,7 +34,15 @@ from streamkeep.http import CheckHTTP, StreamsHTTP, Timeouts
 streams = StreamManager.connect(os.environ["DEPLOY_STORAGE"])
 often = StreamsHTTP(streams, timeouts=Timeouts(heartbeat=timedelta(milliseconds=500)))
 rarely = StreamsHTTP(streams, timeouts=Timeouts(heartbeat=timedelta(seconds=30)))
-app = FastAPI(lifespan=often.lifespan)
+
+
+@asynccontextmanager
+async def lifespan(_app):
+    async with often, rarely:
+        yield
+
+
+app = FastAPI(lifespan=lifespan)
 cors = FastAPI()
 cors.add_middleware(
     CORSMiddleware,
@@ -43,13 +52,6 @@ cors.add_middleware(
     expose_headers=["X-Genkit-Stream-Id"],
 )
 cors.mount("/check", CheckHTTP(often, trust="{TOKEN}"))
-
-
-@app.middleware("http")
-async def enter(request, call_next):
-    if not rarely.is_running:
-        await rarely.__aenter__()
-    return await call_next(request)
 
 
 @app.get("/process")
@@ -80,17 +82,23 @@ class Checked:
 
     def seen(self, id: str) -> str:
         """What was seen of it."""
-        return next(finding["seen"] for finding in self.report["findings"] if finding["id"] == id)
+        return next(str(finding["seen"]) for finding in self.report["findings"] if finding["id"] == id)
 
 
-async def check(url: str, *options: str, token: str = TOKEN) -> Checked:
+def command(url: str, *options: str, idle: float = 2) -> list[str]:
+    """Give the command, with quick answers unless told otherwise."""
+    return [sys.executable, "-m", "streamkeep.cli", "check", url, "--json", "--seconds", "1.5", "--idle", str(idle), *options]
+
+
+def environment_with(token: str) -> dict[str, str]:
+    """Give what it runs in."""
+    return {**environment(), "STREAMKEEP_TOKEN": token}
+
+
+async def check(url: str, *options: str, token: str = TOKEN, idle: float = 2) -> Checked:
     """Run the command, with quick answers unless told otherwise."""
     with anyio.fail_after(RUN_SECONDS):
-        ran = await anyio.run_process(
-            [sys.executable, "-m", "streamkeep.cli", "check", url, "--json", "--seconds", "1.5", "--idle", "2", *options],
-            env={**environment(), "STREAMKEEP_TOKEN": token},
-            check=False,
-        )
+        ran = await anyio.run_process(command(url, *options, idle=idle), env=environment_with(token), check=False)
     return Checked(ran.returncode, json.loads(ran.stdout or b"{}"), ran.stderr.decode())
 
 

@@ -102,10 +102,13 @@ ADVICE: Final[Mapping[str, Advice]] = {
             "do not rewrite paths differently from one instance to another: a stream belongs to the path it was started through",
         ),
     ),
-    "readers": Advice(
-        "readers that are turned away",
+    "turned-away": Advice(
+        "requests that are turned away",
         "Second tabs, and several users behind one address, get an error.",
-        ("raise limits of connections: nginx limit_conn and limit_req, uvicorn --limit-concurrency, the balancer's",),
+        (
+            "raise limits of connections: nginx limit_conn and limit_req, uvicorn --limit-concurrency, the balancer's",
+            "or StreamsHTTP(max_producers=), where the answer says RESOURCE_EXHAUSTED",
+        ),
     ),
     "idempotency": Advice(
         "starts that run twice",

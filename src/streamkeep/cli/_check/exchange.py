@@ -329,6 +329,8 @@ async def _receive(
                 exchange.status, exchange.version = event.status_code, event.http_version.decode("latin-1")
                 exchange.headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers]
                 exchange.head = now
+                if reading.until is not None:
+                    reading.until(exchange)  # who waits for the stream's id has it
             case h11.Data():
                 body.feed(bytes(event.data), now)
                 if reading.until is not None and reading.until(exchange):

@@ -131,13 +131,21 @@ def _is_split(seen: Seen) -> bool:
     return any(unknown for _, unknown in strangers(seen).values())
 
 
+def _is_unknown(exchange: Exchange) -> bool:
+    """Say whether an answer says that there is no such stream. Who comes back by a POST is told so in an event."""
+    told = exchange.events[0] if exchange.events else None
+    return exchange.status in {204, 404} or (told is not None and told.offset is None and "NOT_FOUND" in told.data)
+
+
 def _not_whole(exchange: Exchange, what: str, seen: Seen) -> Iterator[Finding]:
     """Give why an answer has no end, if it has none."""
     code = exchange.status
-    if exchange.terminal is not None or (_is_split(seen) and code in {204, 404}):
+    if exchange.terminal is not None or (_is_split(seen) and _is_unknown(exchange)):
         return
     if code == 0:
         yield Finding("refused", "failure", f"{what} was not answered: {exchange.why or 'nothing came'}")
+    elif code in {429, 503}:
+        yield Finding("turned-away", "failure", f"{what} was answered {code}{_error_text(exchange)}, while others were read")
     elif code != 200:
         yield Finding("refused", "failure", f"{what} was answered {code}{_error_text(exchange)}")
     elif exchange.end == "late":
@@ -288,7 +296,7 @@ def _resumed(resumed: Resumed, seen: Seen) -> Iterator[Finding]:
     if first is rest or first.terminal is not None:
         return  # it had not begun: see `_ends`; or all of it came before we could leave
     code = rest.status
-    if code in {204, 404} and _is_split(seen):
+    if _is_split(seen) and _is_unknown(rest):
         return
     if code != 200:
         by = f" by {rest.instance}" if rest.instance else ""
@@ -309,14 +317,8 @@ def _ends(seen: Seen) -> Iterator[Finding]:
             yield from _not_whole(resumed.first, "an answer", seen)
         elif resumed.rest.status == 200 and resumed.first.terminal is None:
             yield from _not_whole(resumed.rest, f"the rest of an answer ({resumed.how})", seen)
-    refused = [exchange for exchange in seen.readers if exchange.status in {429, 503}]
-    if refused:
-        yield Finding(
-            "readers", "failure", f"of {len(seen.readers)} readers at once {len(refused)} were answered {refused[0].status}"
-        )
     for exchange in [*([seen.started] if seen.started else []), *seen.readers]:
-        if exchange not in refused:
-            yield from _not_whole(exchange, f"{exchange.request.about} ({len(seen.readers)} at once)", seen)
+        yield from _not_whole(exchange, f"{exchange.request.about} ({len(seen.readers)} at once)", seen)
 
 
 def _twice(seen: Seen) -> Iterator[Finding]:
@@ -345,7 +347,7 @@ def _stopping(seen: Seen) -> Iterator[Finding]:
             "stop", "failure", f"stopping was answered {first.status or first.why}; by POST {last.status or last.why}"
         )
         return
-    if first.status != 200:
+    if first.status != 200 and not (_is_split(seen) and first.status == 404):
         yield Finding("delete", "warning", f"DELETE was answered {first.status or first.why}; POST …/cancel works")
     end = seen.stopped.terminal if seen.stopped else None
     if seen.stopped_after is None:
@@ -382,7 +384,7 @@ def _idle(seen: Seen) -> Iterator[Finding]:
 
 
 def _longest_silence(exchange: Exchange) -> float:
-    times = [exchange.head, *[at for at, _ in exchange.reads]]
+    times = [0.0, exchange.head, *[at for at, _ in exchange.reads]]
     return max((later - earlier for earlier, later in pairwise(times)), default=0.0)
 
 

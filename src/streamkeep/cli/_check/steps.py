@@ -229,7 +229,7 @@ async def _stop(asking: Asking, seen: Seen) -> None:
 
     async def read() -> None:
         long = Options(options.seconds + STOP_SECONDS + SPARE_SECONDS)
-        request = Request("POST", _path(long), [_SSE], about="an answer that is stopped")
+        request = Request("POST", _path(long, size=COARSE_BYTES), [_SSE], about="an answer that is stopped")
         try:
             seen.stopped = await asking.ask(request, Reading(long.seconds + SPARE_SECONDS, until))
         finally:
@@ -310,7 +310,7 @@ class _Told:
         self._stream = ""
 
     def told(self, exchange: Exchange) -> bool:
-        if exchange.last_id:
+        if exchange.stream:
             self.tell(exchange.stream)
         return False
 
