@@ -29,7 +29,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from streamkeep import StreamManager
-from streamkeep.http import CheckHTTP, StreamsHTTP, Timeouts
+from streamkeep.http import CheckHTTP, DurableStreaming, StreamsHTTP, Timeouts
 
 streams = StreamManager.connect(os.environ["DEPLOY_STORAGE"])
 often = StreamsHTTP(streams, timeouts=Timeouts(heartbeat=timedelta(milliseconds=500)))
@@ -62,6 +62,7 @@ def process() -> int:
 app.mount("/check", CheckHTTP(often, trust="{TOKEN}"))
 app.mount("/rare/check", CheckHTTP(rarely, trust="{TOKEN}"))
 app.mount("/cors", cors)
+durable = DurableStreaming(app, often)
 """
 HTTP_1_0: Final = "proxy_set_header Host $host; client_max_body_size 4m;"
 USUAL: Final = f"proxy_http_version 1.1; proxy_set_header Connection ''; {HTTP_1_0}"

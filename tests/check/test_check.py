@@ -34,6 +34,12 @@ async def test_a_sound_deployment_passes_without_a_finding(server: Server, tmp_p
     assert checked.stderr == ""
 
 
+async def test_an_app_inside_durable_streaming_is_sound(tmp_path: Path) -> None:
+    async with running(uvicorn(app="served:durable"), tmp_path, SOURCE) as server:
+        checked = await check(f"{server.url}/check")
+    assert checked.found == {}
+
+
 async def test_two_instances_on_one_storage_are_sound_and_both_are_named(server: Server, tmp_path: Path) -> None:
     async with (
         running(H11, tmp_path / "other", SOURCE, database=server.database) as other,
@@ -172,7 +178,7 @@ async def test_who_interrupts_it_leaves_nothing_running(tmp_path: Path) -> None:
     async with running(H11, tmp_path, SOURCE) as server, StreamManager.connect(server.storage) as streams:
         async with await anyio.open_process(command(f"{server.url}/check", idle=30), env=environment_with(TOKEN)) as process:
             with anyio.fail_after(30):
-                while not await streams.list(limit=1):
+                while not await streams.list(limit=1):  # noqa: ASYNC110 - no event tells
                     await anyio.sleep(0.05)
                 process.send_signal(signal.SIGINT)
                 assert await process.wait() == 130

@@ -358,7 +358,7 @@ class _Body:
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._events: SSEDecoder | None = SSEDecoder()
-        self._inflate: zlib._Decompress | None = None
+        self._inflate: Callable[[bytes, int], bytes] | None = None
         self._size = 0
 
     def feed(self, data: bytes, now: float) -> None:
@@ -368,7 +368,7 @@ class _Body:
             self._look(exchange.header("content-encoding").lower())
         exchange.reads.append((now, len(data)))
         if self._inflate is not None:
-            data = self._inflate.decompress(data, MAX_ANSWER_BYTES)
+            data = self._inflate(data, MAX_ANSWER_BYTES)
         if len(exchange.body) < READ_BYTES:
             exchange.body += data
         self._size += len(data)
@@ -379,7 +379,7 @@ class _Body:
 
     def _look(self, coding: str) -> None:
         if coding in {"gzip", "deflate", "x-gzip"}:
-            self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)
+            self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32).decompress
         elif coding not in {"", "identity"}:
             self._events = None  # br and zstd: the times of the bytes are all there is
 

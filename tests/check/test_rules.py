@@ -1,0 +1,155 @@
+"""What the rules of a check make of answers: what a defect looks like, and what is only a busy machine."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from streamkeep.cli._check.advice import ADVICE
+from streamkeep.cli._check.exchange import Event, Exchange, Made, Request
+from streamkeep.cli._check.rules import delays, flaws, is_held, judge
+from streamkeep.cli._check.seen import Greeting, Hello, Options, Resumed, Seen
+
+OPTIONS = Options(seconds=5)
+SSE = [("content-type", "text/event-stream"), ("x-genkit-stream-id", "s"), ("transfer-encoding", "chunked")]
+
+
+def chunk(number: int, came: float, *, took: float = 0.0) -> Event:
+    return Event("chunk", number, f"s/00000000/{number}", came, Made(number, number * OPTIONS.pause, took))
+
+
+def answer(came: Sequence[float], *, ends: bool = True, took: float = 0.0) -> Exchange:
+    """Give an answer whose chunks were made at a steady pace, and came then."""
+    exchange = Exchange(Request("POST", "/streams"), status=200, version="1.1", headers=SSE, head=0.01)
+    exchange.events = [chunk(number, at, took=took) for number, at in enumerate(came)]
+    exchange.reads = [(at, 130) for at in came]
+    exchange.ended = came[-1] + 0.01
+    exchange.end = "whole" if ends else "cut"
+    if ends:
+        exchange.events.append(Event("done", len(came), f"s/00000000/{len(came)}", came[-1], None, "null"))
+    return exchange
+
+
+def seen_of(**steps: object) -> Seen:
+    hello = Hello("a/1", 0.0, "/check/hello", "http", "1.1", {}, {}, 15.0, 3600.0, 4 << 20)
+    exchange = Exchange(Request("GET", "/hello"), status=200, version="1.1", headers=[("retry-after", "0")], end="whole")
+    greeting = Greeting(exchange, hello, 0.0)
+    seen = Seen(OPTIONS, greeting, 20.0, [greeting])
+    names = ("last-event-id", "idempotency-key", "x-genkit-stream-id", "x-genkit-stream-offset")
+    probed = Hello("a/1", 0, "/", "http", "1.1", dict.fromkeys(names, "x"), {"lastEventId": "x", "after": "7"}, 15, 3600, 1)
+    seen.probe = Greeting(exchange, probed, 0.0)
+    for name, value in steps.items():
+        setattr(seen, name, value)
+    return seen
+
+
+def found(**steps: object) -> dict[str, str]:
+    return {finding.id: finding.seen for finding in judge(seen_of(**steps))}
+
+
+def made_at(late: float = 0.0) -> list[float]:
+    return [number * OPTIONS.pause + late for number in range(OPTIONS.chunks)]
+
+
+def test_an_answer_that_comes_as_it_is_made_is_sound_however_far_away_it_is() -> None:
+    assert found(paces=[answer(made_at(3.0))]) == {}
+
+
+def test_what_a_busy_machine_does_to_an_answer_is_not_taken_for_buffering() -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    for _ in range(200):
+        stalls = [chance.uniform(0, 1.5) if chance.random() < 0.15 else chance.uniform(0, 0.05) for _ in made_at()]
+        came, last = [], 0.0
+        for at, stall in zip(made_at(), stalls, strict=True):
+            last = max(at + stall, last)
+            came.append(last)
+        exchanges = [answer(came), answer(made_at(0.02))]
+        assert "buffered" not in found(paces=exchanges)
+
+
+@pytest.mark.parametrize("together", [4, 8, 25])
+def test_chunks_that_come_in_a_few_pieces_are_held_back(together: int) -> None:
+    came = [made_at()[min(number // together * together + together, OPTIONS.chunks) - 1] for number in range(OPTIONS.chunks)]
+    assert is_held(answer(came), OPTIONS)
+    assert "buffered" in found(paces=[answer(came)] * 3)
+
+
+def test_one_answer_that_was_late_and_then_was_not_is_no_finding() -> None:
+    assert found(paces=[answer([5.0] * OPTIONS.chunks), answer(made_at())]) == {}
+
+
+def test_a_slow_storage_is_told_from_what_holds_back() -> None:
+    exchange = answer([at + 2.0 for at in made_at()], took=2.0)
+    assert max(delays(exchange)) < 2.1
+    assert list(found(paces=[exchange] * 3)) == ["slow-storage"]
+
+
+@pytest.mark.parametrize(
+    ("offsets", "said"),
+    [
+        ([0, 1, 3], "lost: 1 events (2)"),
+        ([0, 1, 1, 2], "came twice: 1 events (1)"),
+        ([0, 2, 1], "out of order"),
+        ([1, 2], "lost: 1 events (0)"),
+    ],
+)
+def test_what_is_wrong_with_the_order_of_events_is_said(offsets: list[int], said: str) -> None:
+    assert flaws([chunk(offset, 0.1) for offset in offsets]) == [said]
+
+
+def test_an_altered_chunk_is_found() -> None:
+    exchange = answer(made_at())
+    exchange.events[3] = Event("chunk", 3, "s/00000000/3", 0.6, None, "{}")
+    assert "altered" in found(paces=[exchange])["lost"]
+
+
+def test_an_answer_that_is_cut_though_bytes_come_is_no_idle_cut() -> None:
+    assert list(found(paces=[answer(made_at()[:10], ends=False)])) == ["cut-short"]
+
+
+def test_an_answer_that_is_cut_in_silence_is_an_idle_cut() -> None:
+    idle = answer(made_at()[:2], ends=False)
+    idle.ended = 10.2
+    assert "10.0 s without a byte" in found(idle=idle)["idle-cut"]
+
+
+def test_an_end_that_comes_without_the_last_event_is_a_cut() -> None:
+    exchange = answer(made_at()[:10], ends=False)
+    exchange.end = "whole"
+    assert "as if it were whole" in found(paces=[exchange])["cut-short"]
+
+
+def test_an_answer_without_end_is_a_hang() -> None:
+    exchange = answer(made_at()[:10], ends=False)
+    exchange.end = "late"
+    assert list(found(paces=[exchange])) == ["hang"]
+
+
+def test_what_comes_twice_after_a_cut_is_found() -> None:
+    first, rest = answer(made_at()[:5], ends=False), answer(made_at())
+    first.end = "left"
+    assert "came twice" in found(resumed=[Resumed("Last-Event-ID", first, rest)])["resume"]
+    assert found(resumed=[Resumed("reload", first, rest)]) == {}
+
+
+def test_heartbeats_that_are_due_and_do_not_come_are_found() -> None:
+    idle = answer([0.0, 0.2])
+    idle.reads = [(0.2, 130), (30.4, 260)]
+    assert list(found(idle=idle, idle_seconds=30.0)) == ["heartbeats"]
+    idle.reads = [(0.2, 130), (15.2, 3), (30.4, 260)]
+    assert found(idle=idle, idle_seconds=30.0) == {}
+
+
+def test_clocks_of_instances_are_compared_with_each_other_and_not_with_ours() -> None:
+    seen = seen_of()
+    one = seen.greetings[0]
+    other = Greeting(one.exchange, Hello("b/2", 0, "/check/hello", "http", "1.1", {}, {}, 15, 3600, 1), 100.0)
+    assert found(greetings=[Greeting(one.exchange, one.hello, 100.5), other]) == {}
+    assert "100.0 s ahead" in found(greetings=[one, other])["clocks"]
+
+
+def test_each_thing_that_can_be_found_has_a_section_on_the_page(request: pytest.FixtureRequest) -> None:
+    page = (request.config.rootpath / "docs/how-to/check.md").read_text()
+    assert [id for id in ADVICE if f"### {id}\n" not in page] == []
