@@ -28,9 +28,9 @@ WHICH_STORAGE: Final = "which storage? give its URL by --storage, or in STREAMKE
 
 app = App(
     name="streamkeep",
-    help="Durable streams: look at the streams of a storage, serve them, run the demo.",
+    help="Durable streams: look at the streams of a storage, serve them, check a deployment, run the demo.",
     help_epilogue="Exit codes: 0 done, 1 failed (of tail: or the stream ended in an error; of copy: or a stream is not whole at the "
-    "target), 2 wrongly called, 130 interrupted.",
+    "target; of check: or something is wrong), 2 wrongly called, 130 interrupted.",
     help_format="plaintext",
     result_action="return_value",
 )
@@ -305,8 +305,8 @@ def check(
     """Check a deployment through its own proxy and storage, and say what is wrong with it; exit with 1 if something is.
 
     The app mounts CheckHTTP for it, with a token that is to be in STREAMKEEP_TOKEN. Answers of numbered chunks are started, cut, reloaded,
-    resumed, stopped and read by several; what is lost, late, repeated, held back or cut is told, with how to mend it. Warnings alone exit
-    with 0. It always ends, and stops what it has started.
+    resumed, stopped and read by several; what is lost, late, repeated, held back or cut is told, with how to mend it. Warnings alone are no
+    failure. It always ends, and stops what it has started.
     """
     from ._check import Options, judge, target_of
     from ._check import check as checked

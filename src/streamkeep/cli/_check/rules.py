@@ -16,8 +16,8 @@ from .seen import Greeting, Options, Preflight, Resumed, Seen
 
 Level = Literal["failure", "warning", "note"]
 
-HELD_SECONDS: Final = 0.3
-HELD_PAUSES: Final = 1.5
+HELD_SECONDS: Final = 0.25
+HELD_PAUSES: Final = 1.4
 SILENCE_SECONDS: Final = 1.0
 """From how long a silence on it may be what cut a connection."""
 CLOCK_SECONDS: Final = 2.0
@@ -364,8 +364,7 @@ def _idle(seen: Seen) -> Iterator[Finding]:
         return
     heartbeat = seen.first.hello.heartbeat
     if idle.status == 200 and idle.terminal is None and idle.end in {"cut", "whole"}:
-        gone_on = seen.idle_rest is not None and seen.idle_rest.terminal is not None
-        rest = "it could be gone on with" if gone_on else "it could not be gone on with"
+        rest = _gone_on(seen.idle_rest)
         if idle.silence >= SILENCE_SECONDS:
             told = f"after {idle.silence:.1f} s without a byte; the app's heartbeat comes every {heartbeat:g} s"
             yield Finding("idle-cut", "failure", f"a silent answer was cut {told}; {rest}")
@@ -381,6 +380,12 @@ def _idle(seen: Seen) -> Iterator[Finding]:
             "failure",
             f"nothing came in {quiet:.0f} s of silence, though the app sends a heartbeat every {heartbeat:g} s",
         )
+
+
+def _gone_on(rest: Exchange | None) -> str:
+    if rest is None or rest.status != 200:
+        return "it could not be gone on with" + (f" ({rest.status or rest.why})" if rest else "")
+    return "it could be gone on with" + ("" if rest.terminal else ", and was cut again")
 
 
 def _longest_silence(exchange: Exchange) -> float:
