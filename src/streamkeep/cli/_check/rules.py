@@ -16,8 +16,10 @@ from .seen import Greeting, Options, Preflight, Resumed, Seen
 
 Level = Literal["failure", "warning", "note"]
 
-HELD_SECONDS: Final = 0.25
-HELD_PAUSES: Final = 1.4
+HELD_SECONDS: Final = 0.18
+HELD_PAUSES: Final = 0.9
+HELD_PIECES: Final = 0.3
+"""An answer is held back where half of its chunks are later than that, and it comes in at most so many pieces for each chunk."""
 SILENCE_SECONDS: Final = 1.0
 """From how long a silence on it may be what cut a connection."""
 CLOCK_SECONDS: Final = 2.0
@@ -80,7 +82,7 @@ def is_held(exchange: Exchange, options: Options) -> bool:
     late = delays(exchange)
     if not late:  # it is compressed by what we cannot read, or nothing came: there are only the bytes
         return exchange.status == 200 and 0 < len(_bursts(exchange, options)) <= options.chunks // 3
-    return median(late) > max(HELD_PAUSES * options.pause, HELD_SECONDS) and len(_bursts(exchange, options)) <= len(late) // 2
+    return median(late) > max(HELD_PAUSES * options.pause, HELD_SECONDS) and len(_bursts(exchange, options)) <= HELD_PIECES * len(late)
 
 
 def _bursts(exchange: Exchange, options: Options) -> list[float]:
