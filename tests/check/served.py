@@ -96,10 +96,12 @@ def environment_with(token: str) -> dict[str, str]:
     return {**environment(), "STREAMKEEP_TOKEN": token}
 
 
-async def check(url: str, *options: str, token: str = TOKEN, idle: float = 2) -> Checked:
+async def check(url: str, *options: str, token: str = TOKEN, idle: float = 2, **environment: str) -> Checked:
     """Run the command, with quick answers unless told otherwise."""
     with anyio.fail_after(RUN_SECONDS):
-        ran = await anyio.run_process(command(url, *options, idle=idle), env=environment_with(token), check=False)
+        ran = await anyio.run_process(
+            command(url, *options, idle=idle), env={**environment_with(token), **environment}, check=False
+        )
     return Checked(ran.returncode, json.loads(ran.stdout or b"{}"), ran.stderr.decode())
 
 

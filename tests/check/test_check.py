@@ -1,13 +1,16 @@
 """`streamkeep check`, as a process, against real deployments: sound ones, and ones with each defect that it is to find."""
 
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import anyio
 import pytest
 from tests.check.served import HTTP_1_0, ORIGIN, SOURCE, TOKEN, USUAL, check, command, environment_with, nginx_before
 from tests.deploy.servers import Server, running, uvicorn
+from tests.engines.process import free_port
+from tests.network.proxy import End, Fate, bad_network
+from tests.storages.test_redis import a_certificate
 
 from streamkeep import StreamManager
 
@@ -161,6 +164,35 @@ async def test_another_origin_than_the_one_that_is_let_in_is_found(server: Serve
     assert checked.found["cors"] == "failure"
 
 
+async def test_a_network_that_cuts_answers_which_are_not_silent_is_found(server: Server) -> None:
+    async with bad_network(server.url) as network:
+        url = network.path([Fate(End.FIN, after=b"/5\n")] * 500)
+        checked = await check(f"{url}/check")
+    assert checked.found.get("cut-short") == "failure"
+
+
+@pytest.mark.slow
+async def test_a_deployment_with_tls_is_checked_and_a_certificate_that_is_not_trusted_is_said(
+    tmp_path: Path, requires: Callable[[str], str]
+) -> None:
+    requires("openssl")
+    key, certificate = a_certificate(tmp_path)
+    options = ["--ssl-keyfile", str(key), "--ssl-certfile", str(certificate)]
+    directory = tmp_path / "served"
+    server = Server(uvicorn(*options, terminated=-signal.SIGTERM), directory, directory / "streams.db")
+    server.write_app(SOURCE)
+    server.url = server.url.replace("http:", "https:")
+    try:
+        await server.start()
+        trusted = await check(f"{server.url}/check", SSL_CERT_FILE=str(certificate))
+        refused = await check(f"{server.url}/check")
+    finally:
+        server.kill()
+    assert trusted.found == {}
+    assert refused.code == 1
+    assert "certificate" in refused.stderr
+
+
 # How it is called
 
 
@@ -183,6 +215,36 @@ async def test_who_interrupts_it_leaves_nothing_running(tmp_path: Path) -> None:
                 process.send_signal(signal.SIGINT)
                 assert await process.wait() == 130
         assert [stream.id for stream in await streams.list(limit=1000) if stream.status == "open"] == []
+
+
+async def test_who_cannot_be_reached_is_said(tmp_path: Path) -> None:
+    checked = await check(f"http://127.0.0.1:{free_port()}/check")
+    assert (checked.code, checked.report) == (1, {})
+    assert "cannot be reached" in checked.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ftp://example.com/check"],
+        ["http://"],
+        ["http://127.0.0.1:99999/check"],
+        ["http://user:secret@127.0.0.1/check"],
+        ["http://127.0.0.1/check?token=secret"],
+        ["http://127.0.0.1/ü"],
+        ["http://127.0.0.1/check", "--header", "secret"],
+        ["http://127.0.0.1/check", "--header", "a:secret\nb:c"],
+        ["http://127.0.0.1/check", "--origin", "front.example"],
+        ["http://127.0.0.1/check", "--origin", "https://front.example/page"],
+        ["http://127.0.0.1/check", "--seconds", "61"],
+        ["http://127.0.0.1/check", "--readers", "0"],
+    ],
+)
+async def test_a_wrong_call_is_told_at_once_and_repeats_no_secret(arguments: list[str]) -> None:
+    ran = await anyio.run_process([*command("")[:4], *arguments], env=environment_with(""), check=False)
+    assert ran.returncode == 2, ran
+    assert b"secret" not in ran.stderr
+    assert b"Traceback" not in ran.stderr
 
 
 @pytest.mark.parametrize(

@@ -308,9 +308,8 @@ def check(
     resumed, stopped and read by several; what is lost, late, repeated, held back or cut is told, with how to mend it. Warnings alone are no
     failure. It always ends, and stops what it has started.
     """
-    from ._check import Options, judge, target_of
+    from ._check import Options, as_json, checked_origin, judge, lines, target_of
     from ._check import check as checked
-    from ._check.report import as_json, lines
     from ._headers import headers_for
 
     output = Output(json=json)
@@ -320,7 +319,7 @@ def check(
             sys.stderr.write(f"streamkeep: {step}\n")
 
     target = target_of(url, headers_for(url, header or ()))
-    seen = asyncio.run(checked(target, Options(seconds, idle, origin.rstrip("/"), readers), progress))
+    seen = asyncio.run(checked(target, Options(seconds, idle, checked_origin(origin), readers), progress))
     findings = judge(seen)
     output.report(as_json(url, seen, findings), lines(seen, findings))
     return int(any(finding.level == "failure" for finding in findings))

@@ -113,7 +113,7 @@ ADVICE: Final[Mapping[str, Advice]] = {
     "idempotency": Advice(
         "starts that run twice",
         "A start that a browser or a proxy sends again is paid for twice.",
-        ("forward Idempotency-Key as it is; do not add headers with a new value for each try that name who is asking",),
+        ("forward Idempotency-Key as it is",),
     ),
     "cached": Advice(
         "answers from a cache",

@@ -26,11 +26,11 @@ def verdict(findings: Sequence[Finding]) -> str:
 def lines(seen: Seen, findings: Sequence[Finding]) -> Iterator[str]:
     """Give what people read."""
     for name, text in _steps(seen):
-        yield f"  {name:<10} {printable(text)}"
+        yield f"  {name:<10} {printable(' '.join(text.split()))}"
     for finding in findings:
         yield ""
         yield f"{finding.level}: {ADVICE[finding.id].title}"
-        yield f"  seen   {printable(finding.seen)}"
+        yield f"  seen   {printable(' '.join(finding.seen.split()))}"
         yield f"  means  {finding.means}"
         for number, way in enumerate(finding.mend):
             yield f"  {'mend' if not number else '':<6} {way}"

@@ -11,7 +11,7 @@ from ...errors import InvalidArgumentError
 from ...events import ErrorInfo
 from ...wire import error_of
 from .advice import ADVICE
-from .exchange import Event, Exchange
+from .exchange import MAX_EVENTS, Event, Exchange
 from .seen import Greeting, Options, Preflight, Resumed, Seen
 
 Level = Literal["failure", "warning", "note"]
@@ -82,7 +82,9 @@ def is_held(exchange: Exchange, options: Options) -> bool:
     late = delays(exchange)
     if not late:  # it is compressed by what we cannot read, or nothing came: there are only the bytes
         return exchange.status == 200 and 0 < len(_bursts(exchange, options)) <= options.chunks // 3
-    return median(late) > max(HELD_PAUSES * options.pause, HELD_SECONDS) and len(_bursts(exchange, options)) <= HELD_PIECES * len(late)
+    return median(late) > max(HELD_PAUSES * options.pause, HELD_SECONDS) and len(
+        _bursts(exchange, options)
+    ) <= HELD_PIECES * len(late)
 
 
 def _bursts(exchange: Exchange, options: Options) -> list[float]:
@@ -98,7 +100,8 @@ def flaws(events: Sequence[Event], *, first: int = 0) -> list[str]:
     """Give what is wrong with the order of events that were to begin with an offset: lost, repeated, out of order, altered."""
     offsets = [event.offset for event in events if event.offset is not None]
     counts, found = Counter(offsets), list[str]()
-    if lost := sorted(set(range(first, max(offsets, default=first - 1) + 1)) - set(offsets)):
+    end = min(max(offsets, default=first - 1), first + MAX_EVENTS)  # an offset may be any number
+    if lost := [offset for offset in range(first, end + 1) if offset not in counts]:
         found.append(f"lost: {_numbers(lost)}")
     if repeated := sorted(offset for offset, count in counts.items() if count > 1 or offset < first):
         found.append(f"came twice: {_numbers(repeated)}")
