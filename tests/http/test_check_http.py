@@ -46,6 +46,7 @@ async def test_who_is_not_trusted_is_told_nothing_whatever_is_asked(http: httpx.
         for authorization in ("", "Bearer wrong", f"Basic {TOKEN}"):
             answer = await http.request(method, path, headers={"Authorization": authorization})
             assert (answer.status_code, answer.json()["error"]["status"]) == (401, "UNAUTHENTICATED")
+            assert not [name for name in answer.headers if name.startswith("x-streamkeep")]
     assert not await streams.list()
 
 

@@ -104,9 +104,11 @@ class CheckHTTP:
         """Answer one request (ASGI)."""
         match scope["type"]:
             case "http":
-                named = _named(send)
-                async with errors_answered(named):
-                    await self._answer(scope, receive, named)
+                async with errors_answered(send):
+                    await check_trusted(self._trust, headers_of(scope))
+                    named = _named(send)
+                    async with errors_answered(named):
+                        await self._answer(scope, receive, named)
             case "websocket":
                 await receive()
                 await send({"type": "websocket.close", "code": 1008})
@@ -114,7 +116,6 @@ class CheckHTTP:
                 raise RuntimeError("CheckHTTP takes HTTP only; give the `lifespan` of its StreamsHTTP to the outermost app")
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await check_trusted(self._trust, headers_of(scope))
         path = _PATH.fullmatch(path_below(scope))
         if path is None or not (path["stream"] or ID_PREFIX).startswith(ID_PREFIX):
             raise StreamNotFoundError("not found")

@@ -4,6 +4,7 @@ It speaks HTTP/1.1 by itself, because a client library would hide what is looked
 cut the connection.
 """
 
+import re
 import socket
 import ssl
 import time
@@ -29,6 +30,7 @@ End = Literal["whole", "cut", "left", "late", "failed"]
 
 CONNECT_SECONDS: Final = 10.0
 READ_BYTES: Final = 1 << 16
+_ID: Final = re.compile(r"[A-Za-z0-9_~.:@=+-]{1,255}")
 MAX_ANSWER_BYTES: Final = 32 << 20
 MAX_HEAD_BYTES: Final = 128 << 10
 MAX_EVENTS: Final = 10_000
@@ -171,14 +173,15 @@ class Exchange:
 
     @property
     def last_id(self) -> str:
-        """The id of the last event that has one."""
-        return next((event.id for event in reversed(self.events) if event.id), "")
+        """The cursor of the last event that has one."""
+        return next((event.id for event in reversed(self.events) if event.offset is not None), "")
 
     @property
     def stream(self) -> str:
         """The id of the stream that it shows, by its events or by its headers."""
         cursor = parse_cursor(self.last_id)
-        return cursor.stream if cursor else self.header("x-genkit-stream-id")
+        named = self.header("x-genkit-stream-id")
+        return cursor.stream if cursor else named if _ID.fullmatch(named) else ""
 
     @property
     def terminal(self) -> Event | None:

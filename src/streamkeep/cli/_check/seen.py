@@ -114,7 +114,6 @@ class Seen:
         coarse: one of large chunks, where small ones were held back.
         resumed: answers that were gone on with.
         twice: the answers to a start that was sent twice.
-        replays: an ended answer, read twice.
         started: what the readers read, as who started it was answered.
         readers: their answers, that of the slow one last.
         stopped: the answer of who read what was stopped; `stops` has what the stops were answered; `stopped_at` when that was.
@@ -136,7 +135,6 @@ class Seen:
     coarse: Exchange | None = None
     resumed: list[Resumed] = field(default_factory=list)
     twice: list[Exchange] = field(default_factory=list)
-    replays: list[Exchange] = field(default_factory=list)
     started: Exchange | None = None
     readers: list[Exchange] = field(default_factory=list)
     stopped: Exchange | None = None
