@@ -35,14 +35,17 @@ async def test_a_sound_deployment_passes_without_a_finding(server: Server, tmp_p
     assert checked.code == 0, checked
     assert checked.found == {}
     assert checked.stderr == ""
+    assert TOKEN not in str(checked.report)
 
 
+@pytest.mark.slow
 async def test_an_app_inside_durable_streaming_is_sound(tmp_path: Path) -> None:
     async with running(uvicorn(app="served:durable"), tmp_path, SOURCE) as server:
         checked = await check(f"{server.url}/check")
     assert checked.found == {}
 
 
+@pytest.mark.slow
 async def test_two_instances_on_one_storage_are_sound_and_both_are_named(server: Server, tmp_path: Path) -> None:
     async with (
         running(H11, tmp_path / "other", SOURCE, database=server.database) as other,
@@ -158,12 +161,14 @@ async def test_an_origin_that_is_allowed_twice_is_found(server: Server, tmp_path
     assert "more than once" in checked.seen("cors")
 
 
+@pytest.mark.slow
 async def test_another_origin_than_the_one_that_is_let_in_is_found(server: Server) -> None:
     checked = await check(f"{server.url}/cors/check", "--origin", "https://other.example")
     assert checked.code == 1
     assert checked.found["cors"] == "failure"
 
 
+@pytest.mark.slow
 async def test_a_network_that_cuts_answers_which_are_not_silent_is_found(server: Server) -> None:
     async with bad_network(server.url) as network:
         url = network.path([Fate(End.FIN, after=b"/5\n")] * 500)
@@ -196,16 +201,17 @@ async def test_a_deployment_with_tls_is_checked_and_a_certificate_that_is_not_tr
 # How it is called
 
 
-async def test_nothing_is_left_running_and_no_token_is_told(tmp_path: Path) -> None:
+@pytest.mark.slow
+async def test_nothing_is_left_running(tmp_path: Path) -> None:
     async with running(H11, tmp_path, SOURCE) as server:
         checked = await check(f"{server.url}/check")
         async with StreamManager.connect(server.storage) as streams:
             left = [stream.id for stream in await streams.list(limit=1000) if stream.status == "open"]
     assert left == []
     assert checked.code == 0
-    assert TOKEN not in str(checked.report)
 
 
+@pytest.mark.slow
 async def test_who_interrupts_it_leaves_nothing_running(tmp_path: Path) -> None:
     async with running(H11, tmp_path, SOURCE) as server, StreamManager.connect(server.storage) as streams:
         async with await anyio.open_process(command(f"{server.url}/check", idle=30), env=environment_with(TOKEN)) as process:
