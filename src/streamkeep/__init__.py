@@ -17,6 +17,7 @@ from ._encoding import JSONEncoding
 from ._input import StreamInput
 from ._listing import StreamInfo, StreamPage
 from ._manager import InMemoryStreamManager, RemoteStreamManager, StreamManager
+from ._presence import Presence
 from ._recoveries import Recoveries
 from ._recovery import Recovery
 from ._subscription import Subscription
@@ -56,6 +57,7 @@ __all__ = [
     "LimitExceededError",
     "Limits",
     "OffsetOutOfRangeError",
+    "Presence",
     "PublicError",
     "Recoveries",
     "Recovery",

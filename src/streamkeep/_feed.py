@@ -30,6 +30,11 @@ class Feeds:
         self._core = core
         self._feeds: dict[str, Feed] = {}
 
+    def followers_of(self, stream: str) -> int:
+        """Say how many follow a stream here."""
+        feed = self._feeds.get(stream)
+        return 0 if feed is None else feed.followers
+
     @contextmanager
     def following(self, stream: str, life: Life) -> "Generator[Feed]":
         """Give the feed of a stream to one more follower; the first one starts it, the last one stops it."""

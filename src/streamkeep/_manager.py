@@ -28,6 +28,7 @@ from ._lifecycle import Beginning, Life, Terms
 from ._listing import StreamInfo, StreamPage, StreamStatus, Wanted, info_of, list_streams
 from ._names import Kind
 from ._naming import look_up
+from ._presence import Presence, presence_of
 from ._recoveries import Recoveries
 from ._recovery import Recovery, checked_name, input_of, terms_of
 from ._running import Running
@@ -370,6 +371,14 @@ class StreamManager:
         while life.state.status == "open" and await core.end_if_abandoned(stream, life):
             life = await read_life(core, stream)
         return info_of(stream, life)
+
+    def presence(self, stream: StreamInfo) -> Presence:
+        """Say who is at a stream: whether its writer is alive, and how many follow it here, as far as this process knows.
+
+        What is known of a writer elsewhere is what was seen of its session since somebody has first asked, or followed one of its streams.
+        Raises StreamManagerClosedError, WrongEventLoopError.
+        """
+        return presence_of(self._check_running(), stream)
 
     async def current(self, key: str, owner: str = "") -> StreamInfo:
         """Say what is known of the newest stream that this owner has opened under a key, running or ended; as `info` does.

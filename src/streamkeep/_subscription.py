@@ -94,6 +94,16 @@ class Subscription(Generic[T]):
             raise RuntimeError("enter the subscription with `async with` first")
         return self._first
 
+    @property
+    def updated_at(self) -> float:
+        """About when the stream was last written to, as far as this has read; seconds since the epoch, by the storage's clock.
+
+        RuntimeError: this was not entered.
+        """
+        if self._life is None:
+            raise RuntimeError("enter the subscription with `async with` first")
+        return _lifecycle.committed_at(self._life.head)
+
     async def __aenter__(self) -> Self:
         if self._life is not None:
             raise RuntimeError("this subscription was entered already; subscribe again")

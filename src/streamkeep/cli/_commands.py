@@ -2,9 +2,10 @@
 
 import asyncio
 import os
+import secrets
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Final
@@ -123,6 +124,45 @@ def serve(
 
     with bind(host, port, allow_remote=allow_remote) as listener:
         asyncio.run(serve_streams())
+    return 0
+
+
+@app.command
+def inspect(
+    storage: Annotated[
+        str, Parameter(env_var="STREAMKEEP_STORAGE", help="The storage's URL: sqlite:///relative.db, https://HOST/storage, ...")
+    ],
+    /,
+    *,
+    port: Port = 0,
+    read_only: Annotated[bool, Parameter(negative="", help="Stop and delete nothing.")] = False,
+    open_: Annotated[bool, Parameter(name="--open", help="Open the page in a browser.")] = False,
+) -> int:
+    """Show the streams of a storage on a page: which there are, what comes, who writes; replay, stop and delete them.
+
+    It listens to this machine only. The URL that it prints has a secret in it: whoever has that sees all streams, and may stop and delete them.
+    """
+    from ..inspector import Inspector
+    from ._inspecting import opened_in_browser, serves_loopback_only, tokens_bearer
+    from ._serving import bind, serve_app
+
+    token = secrets.token_urlsafe(32)
+
+    async def inspect_streams() -> None:
+        async with _existing(storage) as streams:
+            inspector = Inspector(streams, authorize=tokens_bearer(token), read_only=read_only, show_internal=True)
+
+            def announce(url: str) -> None:
+                page = f"{url}/#token={token}"
+                Output().welcome_to_inspector(page, shown_url(storage))
+                if open_:
+                    opening.enter_context(opened_in_browser(page))
+
+            with ExitStack() as opening:
+                await serve_app(serves_loopback_only(inspector), listener, inspector.drain, announce)
+
+    with bind("127.0.0.1", port, allow_remote=False) as listener:
+        asyncio.run(inspect_streams())
     return 0
 
 
@@ -360,8 +400,12 @@ def _is_url(id: str, storage: str | None, header: list[str] | None) -> bool:
 
 
 def _wrong_call(error: CycloptsError) -> str:
-    if isinstance(error, MissingArgumentError) and error.argument is not None and error.argument.name == "--storage":
-        return WHICH_STORAGE
+    if isinstance(error, MissingArgumentError) and error.argument is not None:
+        name = error.argument.name
+        if name == "--storage":
+            return WHICH_STORAGE
+        if name == "STORAGE":
+            return "which storage? give its URL, or set STREAMKEEP_STORAGE"
     return str(error)
 
 

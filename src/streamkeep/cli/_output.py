@@ -151,6 +151,11 @@ class Output:
             "Whoever has an id may do that. Ctrl-C stops.",
         )
 
+    def welcome_to_inspector(self, page: str, storage: str) -> None:
+        """Say where the inspector's page is."""
+        self._welcome("streamkeep inspector", page, storage)
+        self._lines("Whoever has this URL sees all streams, and may stop and delete them. Ctrl-C stops.")
+
     def _welcome(self, name: str, url: str, storage: str) -> None:
         self._console.print(Text.assemble((name, "bold"), " is at ", (url, "bold cyan underline")), soft_wrap=True)
         self._console.print(f"Streams are kept in {storage}\n", soft_wrap=True)

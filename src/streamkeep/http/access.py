@@ -13,7 +13,7 @@ from .._listing import StreamInfo
 from ..errors import StreamNotFoundError
 from .place import query_of
 
-Action = Literal["start", "read", "resume", "stop", "list"]
+Action = Literal["start", "read", "resume", "stop", "list", "page", "delete"]
 REQUEST: Final = "streamkeep.request"
 """Where a scope has the request of a framework that is not ASGI's."""
 
@@ -24,7 +24,8 @@ class Access:
 
     Attributes:
         action: `start` (a new stream), `resume` (a POST with an id), `read` (events or metadata by GET), `stop`,
-            `list` (one's own streams).
+            `list` (one's own streams). Of an `Inspector` it is `page` (its files, which say nothing of streams), `list` (everybody's
+            streams), `read`, `stop` or `delete`.
         scope: the ASGI connection scope.
         headers: the request's headers, names in lower case.
         stream: the stream in question with its metadata; None for `start`, and where there is none under the id asked for.

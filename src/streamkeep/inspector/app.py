@@ -1,0 +1,351 @@
+"""Inspector: the ASGI app, which answers its page. Whoever is let in sees everybody's streams, so nobody is let in unasked."""
+
+import inspect
+import logging
+import re
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import aclosing, contextmanager, suppress
+from functools import partial
+from typing import Any, Final, get_args
+from urllib.parse import quote, urlsplit
+
+import anyio
+
+from .._listing import StreamInfo, StreamStatus
+from .._manager import StreamManager
+from ..errors import (
+    InvalidArgumentError,
+    PublicError,
+    StorageCorruptError,
+    StreamkeepError,
+    StreamNotFoundError,
+)
+from ..events import MAX_OFFSET, StreamEvent, encode_json
+from ..http.access import Access, Action
+from ..http.place import query_of
+from ..http.response import Receive, Scope, Send, disconnected, errors_answered, headers_of, send_response
+from ..http.shutdown import shutdown_of
+from .files import files, secured
+from .listing import Filter, list_filtered
+from .live import Following, Message
+from .messages import known, line_of, lines_within, listed, row, shown_data
+from .sightings import Sightings
+
+logger: Final = logging.getLogger("streamkeep")
+
+Authorize = Callable[[Access], "bool | Awaitable[bool]"]
+"""Says whether who sent a request may do what it asks for: see `Inspector`."""
+
+HEADER: Final = "x-streamkeep-inspector"
+"""What the page's own requests have: no other site can have a browser send it."""
+MAX_PAGES: Final = 200
+"""How many pages may follow streams at a time."""
+MAX_SEEN: Final = 64
+"""Of how many streams it is kept when their events arrived, those that were looked at last."""
+MAX_ROWS: Final = 500
+MAX_LISTED: Final = 200
+MAX_COPIED_BYTES: Final = 1 << 20
+LONGEST_SECONDS: Final = 3_600.0
+LOOK_SECONDS: Final = 0.25
+_API: Final = re.compile(
+    r"/api/streams(?:/(?P<id>[^/]+)(?P<what>/live|/events|/timing|/copy|/stop)?(?:/(?P<offset>\d{1,16}))?)?"
+)
+
+
+class Inspector:
+    """A page that shows a manager's streams as they come, as an ASGI app to be mounted: `app.mount("/inspector", inspector)`.
+
+        inspector = Inspector(streams, authorize=lambda access: access.headers.get("x-forwarded-user") in OPERATORS)
+
+    Whoever is let in sees the streams of all owners, with all that was written to them. It uses the manager where that runs, and needs no
+    lifespan of its own.
+
+    Args:
+        streams: the manager; enter it in your app's lifespan.
+        authorize: asked before every answer, with an `Access` that says what is to be done: `page` (the page's files, which say nothing of
+            streams), `list`, `read`, `stop` or `delete`, and of which stream. True lets in; False is answered 403. It may also raise
+            `PublicError`, or Starlette's or FastAPI's `HTTPException`. Anything else that it gives, such as a user's name, is refused.
+        read_only: nobody stops or deletes streams here, whatever `authorize` says.
+        show_internal: show of errors also what no reader is shown, the producer's exception with its traceback.
+    """
+
+    _path_routing: Final = True
+    """For Channels' `URLRouter`: a `path()` to this is where it is mounted, and not all of a URL."""
+
+    def __init__(
+        self, streams: StreamManager, *, authorize: Authorize, read_only: bool = False, show_internal: bool = False
+    ) -> None:
+        if not callable(authorize):
+            raise TypeError("an Inspector needs `authorize`: a function that says whether a request is let in")
+        self._streams = streams
+        self._authorize = authorize
+        self._read_only = read_only
+        self._shown = partial(shown_data, internal=show_internal)
+        self._shutdown = shutdown_of(streams)
+        self._pages: Counter[str] = Counter()
+        self._seen: OrderedDict[str, Sightings] = OrderedDict()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request (ASGI)."""
+        match scope["type"]:
+            case "http":
+                send = secured(send)
+                async with errors_answered(send):
+                    await self._answer(scope, receive, send)
+            case "websocket":
+                await receive()
+                await send({"type": "websocket.close", "code": 1008})
+            case _:
+                raise RuntimeError("Inspector takes HTTP only; give your manager's lifespan to the outermost app")
+
+    async def drain(self) -> None:
+        """Have pages that follow streams come back elsewhere, soon: for servers that wait for responses before they stop."""
+        self._shutdown.begun.set()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path.startswith("/api/"):
+            await self._answer_api(path, scope, receive, send)
+        else:
+            await self._send_file(path, scope, send)
+
+    async def _send_file(self, path: str, scope: Scope, send: Send) -> None:
+        await self._check(scope, "page")
+        if scope["method"] not in {"GET", "HEAD"}:
+            await send_response(send, 405, headers=[("allow", "GET, HEAD")])
+        elif not path:  # a page's files are beside it
+            here = quote(scope["path"].rpartition("/")[2])
+            await send_response(send, 307, headers=[("location", f"{here}/")])
+        elif (file := files().get(path.removeprefix("/") or "index.html")) is None:
+            raise PublicError("NOT_FOUND", "not found")
+        else:
+            kind, body = file
+            start = {"type": "http.response.start", "status": 200}
+            await send({**start, "headers": _raw([("content-type", kind), ("content-length", str(len(body)))])})
+            await send({"type": "http.response.body", "body": body if scope["method"] == "GET" else b""})
+
+    async def _answer_api(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        check_same_site(headers_of(scope))
+        found = _API.fullmatch(path)
+        if found is None or (found["offset"] is not None and found["what"] != "/events"):
+            await self._check(scope, "list")
+            raise PublicError("NOT_FOUND", "not found")
+        match scope["method"], found["id"], found["what"]:
+            case "GET", None, None:
+                await self._check(scope, "list")
+                await self._send_list(scope, send)
+            case "GET", str(id), what:
+                stream = await self._stream(scope, id, "read")
+                if found["offset"] is not None:
+                    await self._send_event(stream, int(found["offset"]), send)
+                else:
+                    await self._send_about(stream, what, scope, receive, send)
+            case "POST", str(id), "/stop":
+                stream = await self._stream(scope, id, "stop")
+                await send_response(send, 200, encode_json({"stopped": await self._streams.cancel(stream.id)}))
+            case "DELETE", str(id), None:
+                await self._delete(scope, id, send)
+            case _:
+                await self._check(scope, "list")
+                await send_response(send, 405, headers=[("allow", "POST" if found["what"] == "/stop" else "GET, DELETE")])
+
+    async def _send_about(self, stream: StreamInfo, what: str | None, scope: Scope, receive: Receive, send: Send) -> None:
+        match what:
+            case "/live":
+                await self._send_live(stream, receive, send)
+            case "/events":
+                await self._send_rows(stream, query_of(scope), send)
+            case "/timing":
+                runs = self._sightings(stream).since(0)
+                await send_response(send, 200, encode_json({"runs": runs}))
+            case "/copy":
+                await self._send_lines(stream, query_of(scope), send)
+            case "/stop":
+                await send_response(send, 405, headers=[("allow", "POST")])
+            case _:
+                await send_response(send, 200, encode_json(self._known(stream)))
+
+    # Who may
+
+    async def _check(self, scope: Scope, action: Action, stream: StreamInfo | None = None) -> None:
+        """Raise PublicError, or what `authorize` raises, unless that lets the request in."""
+        if self._read_only and action in {"stop", "delete"}:
+            raise PublicError("PERMISSION_DENIED", "this inspector only shows streams")
+        answer = self._authorize(Access(action, scope, headers_of(scope), stream))
+        answer = await answer if inspect.isawaitable(answer) else answer
+        if answer is True:
+            return
+        if answer is not False:
+            raise TypeError(f"`authorize` of an Inspector gives True or False, not {type(answer).__name__}")
+        raise PublicError("PERMISSION_DENIED", "you may not do this")
+
+    async def _stream(self, scope: Scope, id: str, action: Action) -> StreamInfo:
+        """Give a stream about which something is asked that is allowed, of the life that the request names."""
+        try:
+            stream = await self._streams.info(id)
+        except StreamkeepError:
+            await self._check(scope, action)  # who is not let in is not told either
+            raise
+        await self._check(scope, action, stream)
+        if (life := query_of(scope).get("life")) is not None and life != stream.life:
+            raise StreamNotFoundError("the stream was deleted, or has expired, and another one has its id now")
+        return stream
+
+    async def _delete(self, scope: Scope, id: str, send: Send) -> None:
+        with suppress(StorageCorruptError):  # it is deleted all the same; who asks was let in
+            await self._stream(scope, id, "delete")
+        await self._streams.delete(id)
+        await send_response(send, 200, encode_json({"deleted": True}))
+
+    # What is shown
+
+    def _now(self) -> float:
+        return self._streams.storage.time()
+
+    def _known(self, stream: StreamInfo) -> Mapping[str, object]:
+        about = known(stream, self._streams.presence(stream), self._pages[stream.id], self._now())
+        return {**about, "read_only": self._read_only}
+
+    def _sightings(self, stream: StreamInfo) -> Sightings:
+        seen = self._seen.get(stream.id)
+        if seen is None or seen.life != stream.life:
+            seen = self._seen[stream.id] = Sightings(stream.life)
+        self._seen.move_to_end(stream.id)
+        while len(self._seen) > MAX_SEEN:
+            self._seen.popitem(last=False)
+        return seen
+
+    async def _send_list(self, scope: Scope, send: Send) -> None:
+        wanted, after, limit = _filter_of(query_of(scope))
+        page = await list_filtered(self._streams, wanted, after, limit)
+        answer = {"streams": [listed(stream) for stream in page.streams], "next": page.next, "now": self._now()}
+        await send_response(send, 200, encode_json({**answer, "read_only": self._read_only}))
+
+    async def _send_rows(self, stream: StreamInfo, query: Mapping[str, str], send: Send) -> None:
+        first, limit = _number(query, "from", 0), min(_number(query, "limit", MAX_ROWS), MAX_ROWS)
+        events = await self._events(stream, first, limit)
+        times = self._sightings(stream).times(first, len(events))
+        rows = [row(event, self._shown(event), at) for event, at in zip(events, times, strict=True)]
+        await send_response(send, 200, encode_json({"rows": rows, "tail": stream.tail}))
+
+    async def _send_event(self, stream: StreamInfo, offset: int, send: Send) -> None:
+        events = await self._events(stream, offset, 1)
+        if not events:
+            raise PublicError("NOT_FOUND", "there is no event at this offset")
+        await send_response(send, 200, line_of(events[0], self._shown(events[0])))
+
+    async def _send_lines(self, stream: StreamInfo, query: Mapping[str, str], send: Send) -> None:
+        events = await self._events(stream, _number(query, "from", 0), MAX_ROWS)
+        lines = lines_within([(event, self._shown(event)) for event in events], MAX_COPIED_BYTES)
+        following = events[len(lines) - 1].offset + 1 if lines else stream.tail
+        body = b'{"lines":[%b],"next":%d,"tail":%d}' % (b",".join(lines), following, stream.tail)
+        await send_response(send, 200, body)
+
+    async def _events(self, stream: StreamInfo, first: int, limit: int) -> Sequence[StreamEvent[Any]]:
+        """Give at most so many of the events that are stored, from an offset on."""
+        got: list[StreamEvent[Any]] = []
+        if first >= stream.tail:
+            return got
+        async with self._streams.subscribe(stream.id, first - 1 if first else None, follow=False) as events:
+            _check_life(events.life, stream)
+            while len(got) < limit and (batch := await events.batch()):
+                got.extend(batch[: limit - len(got)])
+        return got
+
+    # Live
+
+    async def _send_live(self, stream: StreamInfo, receive: Receive, send: Send) -> None:
+        if self._pages.total() >= MAX_PAGES:
+            raise PublicError("RESOURCE_EXHAUSTED", f"{MAX_PAGES} pages follow streams already")
+        async with self._streams.subscribe(stream.id, last=0) as events:
+            _check_life(events.life, stream)
+            following = Following(events, self._sightings(stream), self._now, self._shown)
+            with self._counted(stream.id), self._shutdown.listening(), self._shutdown.responding():
+                async with anyio.create_task_group() as tasks:
+
+                    async def end_when(ended: Awaitable[object]) -> None:
+                        await ended
+                        tasks.cancel_scope.cancel()
+
+                    tasks.start_soon(end_when, disconnected(receive))
+                    tasks.start_soon(end_when, self._time_to_end())
+                    tasks.start_soon(following.run)
+                    await self._send_messages(stream, events.first_offset, following, send)
+                    tasks.cancel_scope.cancel()
+
+    async def _send_messages(self, stream: StreamInfo, first: int, following: Following, send: Send) -> None:
+        async def say(message: Message) -> None:
+            await send({"type": "http.response.body", "body": b"data: " + encode_json(message) + b"\n\n", "more_body": True})
+
+        try:
+            # Middlewares that compress leave event streams alone, and nothing else that grows.
+            await send({"type": "http.response.start", "status": 200, "headers": _raw(_LIVE_HEADERS)})
+            await say({"kind": "begin", "first": first, **self._known(stream)})
+            async with aclosing(following.messages(partial(self._state, stream))) as messages:
+                async for message in messages:
+                    await say(message)
+            await send({"type": "http.response.body"})
+        except OSError:
+            pass  # the client is gone (ASGI 2.4)
+        except Exception:  # too late to answer; the page comes back
+            logger.exception("a page that follows stream %s is cut", stream.id)
+
+    async def _state(self, stream: StreamInfo) -> Message:
+        try:
+            return {"kind": "state", **self._known(await self._streams.info(stream.id))}
+        except StreamkeepError:  # who follows is told what that is, when it concerns the events
+            return {"kind": "state", **self._known(stream)}
+
+    @contextmanager
+    def _counted(self, stream: str) -> Generator[None]:
+        self._pages[stream] += 1
+        try:
+            yield
+        finally:
+            self._pages[stream] -= 1
+            if not self._pages[stream]:
+                del self._pages[stream]
+
+    async def _time_to_end(self) -> None:
+        with anyio.move_on_after(LONGEST_SECONDS):
+            while not self._shutdown.is_time_to_end():  # noqa: ASYNC110 - an event would be of one event loop
+                await anyio.sleep(LOOK_SECONDS)
+
+
+_LIVE_HEADERS: Final = [("content-type", "text/event-stream"), ("x-accel-buffering", "no")]
+
+
+def check_same_site(headers: Mapping[str, str]) -> None:
+    """Raise PublicError unless a request is the page's own: one that another site has a browser send is not."""
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+    is_ours = site == "same-origin" if site is not None else origin is None or urlsplit(origin).netloc == headers.get("host")
+    if headers.get(HEADER) != "1" or not is_ours:
+        raise PublicError("PERMISSION_DENIED", f"only the inspector's own page may ask this (header {HEADER}, same origin)")
+
+
+def _filter_of(query: Mapping[str, str]) -> tuple[Filter, str, int]:
+    status = query.get("status") or None
+    if status not in {None, *get_args(StreamStatus)}:
+        raise InvalidArgumentError(f"a status is one of {', '.join(get_args(StreamStatus))}")
+    statuses: Mapping[str | None, StreamStatus] = {status: status for status in get_args(StreamStatus)}
+    wanted = Filter(statuses.get(status), query.get("owner") or None, query.get("key", ""), query.get("id", ""))
+    return wanted, query.get("after", ""), max(1, min(_number(query, "limit", 50), MAX_LISTED))
+
+
+def _number(query: Mapping[str, str], name: str, otherwise: int) -> int:
+    text = query.get(name, "")
+    if not text:
+        return otherwise
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_OFFSET)) and int(text) <= MAX_OFFSET):
+        raise InvalidArgumentError(f"`{name}` is a whole number, in ASCII digits")
+    return int(text)
+
+
+def _check_life(life: str, stream: StreamInfo) -> None:
+    if life != stream.life:
+        raise StreamNotFoundError("the stream was deleted, or has expired, and another one has its id now")
+
+
+def _raw(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode("latin-1")) for name, value in headers]

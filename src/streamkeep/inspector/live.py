@@ -1,0 +1,105 @@
+"""Live: one page that follows a stream. It is told at most ten times a second, and of a burst it is given the newest rows only.
+
+What it is not given it asks for when it is to be shown. So a stream of a million events costs a page, and this process, no more than a
+short one, and the times that are noted are those of the arrival here, however slow the page's connection is.
+"""
+
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from typing import Any, Final
+
+import anyio
+
+from .._subscription import Subscription
+from ..errors import StorageError, StreamkeepError, StreamManagerClosedError, StreamNotFoundError
+from ..events import StreamEvent
+from ..http.response import shown_error
+from .messages import Row, row
+from .sightings import Run, Sightings
+
+ROWS: Final = 200
+"""How many rows a page is given at once."""
+RUNS: Final = 500
+PAUSE_SECONDS: Final = 0.1
+STATE_SECONDS: Final = 2.0
+"""How often a page is told how a stream stands when nothing happens; it takes a connection on which nothing comes for dead."""
+
+Message = Mapping[str, object]
+
+
+class Following:
+    """Takes in a subscription's events, and gives what a page is to be told of them."""
+
+    def __init__(
+        self,
+        events: Subscription[Any],
+        sightings: Sightings,
+        now: Callable[[], float],
+        shown: Callable[[StreamEvent[Any]], bytes],
+    ) -> None:
+        self._events = events
+        self._sightings = sightings
+        self._now = now
+        self._shown = shown
+        self._tail = events.first_offset
+        self._count = self._bytes = 0
+        self._rows: deque[Row] = deque(maxlen=ROWS)
+        self._runs: deque[Run] = deque(maxlen=RUNS)
+        self._changed = anyio.Event()
+        self._end: Message | None = None
+
+    async def run(self) -> None:
+        """Take in all events until the last one; returns also when no more can be read, and says why."""
+        try:
+            while batch := await self._events.batch():
+                self._take(batch)
+            self._end = {"kind": "end", "why": None}
+        except StreamNotFoundError:
+            self._end = {"kind": "end", "why": "gone"}
+        except StreamManagerClosedError:
+            self._end = {"kind": "end", "why": "closed"}
+        except StorageError as error:
+            self._end = {"kind": "end", "why": shown_error(error).message}
+        except StreamkeepError as error:
+            self._end = {"kind": "end", "why": str(error)}
+        self._changed.set()
+
+    def _take(self, batch: list[StreamEvent[Any]]) -> None:
+        at = self._now()
+        self._tail = batch[-1].offset + 1
+        self._count += len(batch)
+        self._bytes += sum(len(event.data) for event in batch)
+        self._runs.extend(self._sightings.see(batch[0].offset, len(batch), at, at - self._events.updated_at))
+        self._rows.extend(row(event, self._shown(event), at) for event in batch[-ROWS:])
+        self._changed.set()
+
+    async def messages(self, state: Callable[[], Awaitable[Message]]) -> AsyncGenerator[Message]:
+        """Give what a page is to be told, as it happens, until the stream has ended; `state` says how it stands, or raises."""
+        due = anyio.current_time() + STATE_SECONDS
+        while True:
+            with anyio.move_on_after(due - anyio.current_time()):
+                await self._changed.wait()
+            self._changed = anyio.Event()
+            if self._count:
+                yield self._news()
+            if self._end is not None:
+                yield self._end
+                return
+            if anyio.current_time() >= due:
+                yield await state()
+                due = anyio.current_time() + STATE_SECONDS
+            await anyio.sleep(PAUSE_SECONDS)
+
+    def _news(self) -> Message:
+        news = {
+            "kind": "events",
+            "tail": self._tail,
+            "count": self._count,
+            "bytes": self._bytes,
+            "rows": list(self._rows),
+            "runs": list(self._runs),
+        }
+        self._count = self._bytes = 0
+        self._rows.clear()
+        self._runs.clear()
+        return news
