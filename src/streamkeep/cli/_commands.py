@@ -140,7 +140,8 @@ def inspect(
 ) -> int:
     """Show the streams of a storage on a page: which there are, what comes, who writes; replay, stop and delete them.
 
-    It listens to this machine only. The URL that it prints has a secret in it: whoever has that sees all streams, and may stop and delete them.
+    It listens to this machine only. The URL that it prints has a secret in it: whoever has that sees all streams, and may stop and
+    delete them.
     """
     from ..inspector import Inspector
     from ._inspecting import opened_in_browser, serves_loopback_only, tokens_bearer

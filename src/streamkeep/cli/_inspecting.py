@@ -27,7 +27,7 @@ def tokens_bearer(token: str) -> Callable[[Access], bool]:
 
 
 def serves_loopback_only(app: ASGIApp) -> ASGIApp:
-    """Give an app that answers requests to a name of this machine, and no others: a site may have its own name lead here (DNS rebinding)."""
+    """Give an app that answers requests to a name of this machine only: a site may have its own name lead here (DNS rebinding)."""
 
     async def checked(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and _host(headers_of(scope).get("host", "")) not in LOOPBACK:

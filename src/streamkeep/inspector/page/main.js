@@ -1,0 +1,89 @@
+// The page: what its address names is shown. The address holds the stream and the filter, so that a reload shows the same.
+
+import { takeToken } from "./api.js";
+import { List } from "./list.js";
+import { Stream } from "./stream.js";
+import { $, visible, write } from "./words.js";
+
+const TOAST_MS = 5000;
+const FILTERS = ["id", "status", "owner", "key"];
+
+takeToken();
+
+let toasting;
+let answer;
+
+function say(words) {
+  write($("toast"), words);
+  $("toast").classList.add("shown");
+  clearTimeout(toasting);
+  toasting = setTimeout(() => $("toast").classList.remove("shown"), TOAST_MS);
+}
+
+function confirm(title, words, yes) {
+  write($("confirm-title"), title);
+  write($("confirm-words"), visible(words));
+  write($("confirm-yes"), yes);
+  $("confirm").showModal();
+  $("confirm-no").focus();
+  return new Promise((resolve) => {
+    answer = resolve;
+  });
+}
+
+$("confirm-yes").addEventListener("click", () => $("confirm").close("yes"));
+$("confirm-no").addEventListener("click", () => $("confirm").close("no"));
+$("confirm").addEventListener("close", () => {
+  answer?.($("confirm").returnValue === "yes");
+  $("confirm").returnValue = "";
+});
+
+const named = () => new URLSearchParams(location.hash.slice(1));
+
+function address(stream, filter) {
+  const parts = Object.entries({ stream: stream ?? "", ...filter }).filter(([, value]) => value);
+  return `#${new URLSearchParams(parts)}`;
+}
+
+const list = new List((filter) => history.replaceState(null, "", address(named().get("stream"), filter)));
+const stream = new Stream({ say, confirm, gone: () => (location.hash = address(null, list.filter)) });
+
+function route() {
+  takeToken();
+  const id = named().get("stream");
+  document.body.dataset.shows = id ? "stream" : "list";
+  list.select(id);
+  $("back").href = $("skip").href = address(null, list.filter);
+  if (id === null) {
+    stream.close();
+    document.title = "Streams";
+  } else if (id !== stream.id) {
+    stream.open(id);
+    $("main").scrollTop = 0;
+    if (document.activeElement?.closest("#list")) $("main").focus({ preventScroll: true });
+  }
+  const filter = Object.fromEntries(FILTERS.map((name) => [name, list.filter[name]]));
+  if (id !== null && location.hash !== address(id, filter)) history.replaceState(null, "", address(id, filter));
+}
+
+$("skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  $("main").focus();
+});
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || $("confirm").open) return;
+  const isTyping = event.target.closest("input, select, textarea");
+  if (event.key === "/" && !isTyping) {
+    event.preventDefault();
+    location.hash = address(matchMedia("(max-width: 60rem)").matches ? null : stream.id, list.filter);
+    $("id").focus();
+  } else if (event.key === "Escape" && !isTyping && stream.id) {
+    location.hash = address(null, list.filter);
+    requestAnimationFrame(() => $("list").querySelector("a")?.focus());
+  }
+});
+
+addEventListener("hashchange", route);
+list.start(Object.fromEntries(named()));
+route();

@@ -1,0 +1,290 @@
+// One stream: what is known of it, who is at it, what comes, and what may be done to it.
+
+import { ask, live, streamPath, toClipboard } from "./api.js";
+import { draw } from "./charts.js";
+import { Events } from "./events.js";
+import { Replay } from "./replay.js";
+import { Timing } from "./timing.js";
+import { $, ago, clock, element, events as eventsIn, number, size, span, visible, write } from "./words.js";
+
+const DRAW_MS = 250;
+const LOOK_MS = 5000;
+const RETRY_MS = [500, 1000, 2000, 5000];
+const COPIED_CHARACTERS = 16_000_000;
+const SILENCES = 5;
+
+export class Stream {
+  constructor({ say, confirm, gone }) {
+    this.say = say;
+    this.confirm = confirm;
+    this.gone = gone;
+    this.events = new Events(say);
+    this.replay = new Replay(this.events, say);
+    this.leaving = new AbortController();
+    $("copy").addEventListener("click", () => this.copy());
+    $("stop").addEventListener("click", () => this.stop());
+    $("delete").addEventListener("click", () => this.delete());
+    setInterval(() => this.draw(), DRAW_MS);
+  }
+
+  open(id) {
+    this.close();
+    this.id = id;
+    this.known = null;
+    this.problem = null;
+    this.bytes = 0;
+    this.isOver = false;
+    this.timing = new Timing();
+    this.replay.end();
+    this.events.clear(0);
+    this.events.tail = 0;
+    write($("title"), visible(id));
+    $("facts").replaceChildren();
+    $("stream").hidden = false;
+    $("nothing").hidden = true;
+    this.draw();
+    this.follow(this.leaving.signal);
+  }
+
+  close() {
+    this.leaving.abort();
+    this.leaving = new AbortController();
+    this.id = null;
+    $("stream").hidden = true;
+    $("nothing").hidden = false;
+  }
+
+  async follow(signal) {
+    const { id } = this;
+    for (let tries = 0; !signal.aborted; tries++) {
+      let isEnded = false;
+      try {
+        await live(id, { life: this.known?.stream.life ?? null }, signal, (message) => {
+          if (signal.aborted) return;
+          tries = 0;
+          isEnded = message.kind === "end" && message.why !== "closed";
+          this.hear(message);
+        });
+      } catch (error) {
+        if (signal.aborted) return;
+        this.problem = { code: error.code, words: error.code ? error.message : "the server does not answer; trying again" };
+        if (error.code === 404) this.isOver = true;
+        if (error.code && error.code !== 429 && error.code < 500) isEnded = true;
+      }
+      this.draw();
+      if (isEnded) return this.look(signal);
+      await pause(RETRY_MS[Math.min(tries, RETRY_MS.length - 1)], signal);
+    }
+  }
+
+  // A stream that has ended is looked at now and then: it expires, or is deleted.
+  async look(signal) {
+    while (!signal.aborted && !this.isOver) {
+      try {
+        this.know(await ask(streamPath(this.id), { life: this.known?.stream.life ?? null }, { signal }));
+      } catch (error) {
+        if (signal.aborted) return;
+        this.problem = { code: error.code, words: error.code ? error.message : "the server does not answer; trying again" };
+        if (error.code === 404) this.isOver = true;
+      }
+      this.draw();
+      await pause(LOOK_MS, signal);
+    }
+  }
+
+  hear(message) {
+    switch (message.kind) {
+      case "begin":
+        this.know(message);
+        return this.begin(message.first);
+      case "state":
+        return this.know(message);
+      case "events":
+        this.timing.add(message.runs);
+        this.bytes += message.bytes;
+        this.events.take(message.tail, message.rows);
+        if (this.known) this.known.stream.tail = Math.max(this.known.stream.tail, message.tail);
+        return;
+      case "end":
+        if (message.why === "gone") this.isOver = true;
+        else if (message.why && message.why !== "closed") this.problem = { words: message.why };
+    }
+  }
+
+  know(known) {
+    this.known = known;
+    this.problem = null;
+    this.skew = known.now - performance.now() / 1000;
+  }
+
+  async begin(first) {
+    const { id, leaving } = this;
+    const { life } = this.known.stream;
+    const isNew = this.events.id !== id || this.events.life !== life || this.events.rows.length === 0;
+    if (isNew) this.events.open(id, life, first);
+    else this.events.take(first, []);
+    try {
+      const { runs } = await ask(streamPath(id, "/timing"), { life });
+      if (leaving.signal.aborted) return;
+      const came = this.timing.runs;
+      this.timing = new Timing();
+      this.timing.add(runs);
+      this.timing.add(came);
+    } catch {
+      // what comes from now on is seen all the same
+    }
+  }
+
+  get now() {
+    return performance.now() / 1000 + this.skew;
+  }
+
+  draw() {
+    if (this.id === null || this.id === undefined) return;
+    this.drawStanding();
+    if (!this.known) return;
+    const { stream, read_only } = this.known;
+    const isLive = stream.status === "open" && !this.isOver;
+    $("stop").hidden = read_only;
+    $("stop").disabled = !isLive;
+    $("delete").hidden = read_only;
+    $("delete").disabled = this.isOver;
+    this.drawFacts();
+    draw(this.timing, this.now, isLive);
+    this.drawSilences();
+    this.replay.prepare(stream, this.timing);
+  }
+
+  drawStanding() {
+    const { tone, state, why } = this.standing();
+    $("stream").dataset.tone = tone;
+    write($("state"), state);
+    write($("why"), why);
+    document.title = this.known ? `${this.id} · ${state}` : this.id;
+  }
+
+  standing() {
+    if (this.isOver) return { tone: "gone", state: "gone", why: "It was deleted, or has expired. What is shown is what was seen." };
+    if (this.problem && !this.known) {
+      $("stop").disabled = true;
+      return { tone: "error", state: this.problem.code ? "cannot be read" : "away", why: sentence(this.problem.words) };
+    }
+    if (!this.known) return { tone: "calm", state: "looking", why: "" };
+    const { stream } = this.known;
+    const away = this.problem ? sentence(this.problem.words) : "";
+    if (stream.status === "open") return { tone: "open", state: stream.is_recovering ? "recovering" : "open", why: away || this.writer() };
+    const left = stream.expires_at - this.now;
+    const expires = left > 0 ? `Expires in ${span(left)}.` : "Expires now.";
+    return { tone: stream.status, state: stream.error ? stream.error.toLowerCase().replaceAll("_", " ") : stream.status, why: away || expires };
+  }
+
+  writer() {
+    const { writer } = this.known;
+    if (writer.where === "none") return "Nobody writes it; it was released.";
+    if (writer.where === "here") return "Its writer is in this process.";
+    if (writer.silent === null) return "Its writer’s process has ended.";
+    if (writer.silent < 4) return "Its writer is alive, in another process.";
+    return `Its writer has been silent for ${span(writer.silent)}, and counts as dead after ${span(writer.dead_after)}.`;
+  }
+
+  drawFacts() {
+    const { stream, readers } = this.known;
+    const facts = [
+      ["events", number(Math.max(stream.tail, this.events.tail))],
+      ["seen here", this.bytes ? size(this.bytes) : "nothing came yet"],
+      ["opened", `${clock(stream.created_at)} · ${ago(this.now - stream.created_at)}`],
+      ["last written", `${clock(stream.updated_at)} · ${ago(this.now - stream.updated_at)}`],
+      ["owner", stream.owner || "nobody"],
+      ["key", stream.key || "none"],
+      ["session", stream.session || "none"],
+      ["readers in this process", `${number(readers.app)}, and ${readers.pages === 1 ? "one page" : `${readers.pages} pages`} like this`],
+    ];
+    if (stream.attempt) facts.push(["writers that died", number(stream.attempt)]);
+    if (stream.superseded) facts.push(["superseded before", number(stream.superseded)]);
+    for (const [name, value] of Object.entries(stream.metadata)) facts.push([name, value, "given"]);
+    const list = $("facts");
+    while (list.children.length > facts.length) list.lastElementChild.remove();
+    facts.forEach(([name, value, kind = "known"], place) => {
+      if (!list.children[place]) list.append(element("div", {}, element("dt"), element("dd")));
+      const [term, description] = list.children[place].children;
+      list.children[place].dataset.kind = kind;
+      write(term, visible(name));
+      write(description, visible(value));
+    });
+  }
+
+  drawSilences() {
+    const silences = this.timing.silences(1, SILENCES);
+    const key = JSON.stringify(silences);
+    if (key === this.silencesShown) return;
+    this.silencesShown = key;
+    $("gaps").replaceChildren(...silences.map(({ offset, seconds }) => {
+      const go = element("button", { type: "button", class: "link" }, `before ${number(offset)}`);
+      go.addEventListener("click", () => this.replay.schedule || this.events.goTo(offset));
+      return element("li", {}, element("b", {}, span(seconds)), " ", go);
+    }));
+    write($("no-gaps"), silences.length ? "" : this.timing.isEmpty ? "Only what comes while this page is open is timed." : "None of a second or more.");
+  }
+
+  // What may be done
+
+  async copy() {
+    const { id, events } = this;
+    const lines = [];
+    let characters = 0;
+    let next = 0;
+    let tail = 0;
+    try {
+      const { stream } = await ask(streamPath(id), { life: events.life ?? null });
+      tail = stream.tail;
+      while (next < tail && characters < COPIED_CHARACTERS) {
+        const got = await ask(streamPath(id, "/copy"), { from: next, life: stream.life });
+        if (got.lines.length === 0) break;
+        for (const line of got.lines) {
+          lines.push(JSON.stringify(line));
+          characters += lines.at(-1).length;
+        }
+        next = got.next;
+      }
+      await toClipboard(`{"stream":${JSON.stringify(stream)},"events":[\n${lines.join(",\n")}\n]}\n`);
+      const rest = tail - lines.length;
+      this.say(rest > 0 ? `Copied the first ${eventsIn(lines.length)}; ${number(rest)} more did not fit. streamkeep tail --json prints all.` : `Copied ${eventsIn(lines.length)}`);
+    } catch (error) {
+      this.say(`Could not copy: ${error.message}`);
+    }
+  }
+
+  async stop() {
+    const { id } = this;
+    const life = this.known?.stream.life ?? null;
+    if (!(await this.confirm("Stop this stream?", `${id} ends with the error CANCELLED, and its producer is told.`, "Stop it"))) return;
+    try {
+      const { stopped } = await ask(streamPath(id, "/stop"), { life }, { method: "POST" });
+      this.say(stopped ? "Stopped" : "It had ended already");
+    } catch (error) {
+      this.say(`Could not stop it: ${error.message}`);
+    }
+  }
+
+  async delete() {
+    const { id } = this;
+    const life = this.known?.stream.life ?? null;
+    if (!(await this.confirm("Delete this stream?", `${id} and all its events are forgotten at once, for everybody.`, "Delete it"))) return;
+    try {
+      await ask(streamPath(id), { life }, { method: "DELETE" });
+      this.say("Deleted");
+      if (this.id === id) this.gone();
+    } catch (error) {
+      this.say(`Could not delete it: ${error.message}`);
+    }
+  }
+}
+
+const sentence = (words) => `${words[0].toUpperCase()}${words.slice(1)}${words.endsWith(".") ? "" : "."}`;
+
+function pause(milliseconds, signal) {
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, milliseconds);
+    signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
+  });
+}
