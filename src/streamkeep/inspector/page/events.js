@@ -184,9 +184,9 @@ export class Events {
   note() {
     if (this.rows.length === 0) return write($("log-note"), this.tail ? "" : "Nothing has been written yet.");
     const newer = this.tail - this.end;
-    const range = this.first === 0 && newer <= 0 ? "" : `${number(this.first)} to ${number(this.end - 1)} of ${number(this.tail)}`;
+    const range = `${number(this.first)} to ${number(this.end - 1)} of ${number(this.tail)}`;
     const more = !this.isFollowing && !this.replaying && newer > 0 ? `${number(newer)} newer` : "";
-    write($("log-note"), [range, more].filter(Boolean).join(" · "));
+    write($("log-note"), more ? `${range} · ${more}` : range);
   }
 
   move(event) {

@@ -103,12 +103,19 @@ export class Stream {
         this.timing.add(message.runs);
         this.bytes += message.bytes;
         this.events.take(message.tail, message.rows);
-        if (this.known) this.known.stream.tail = Math.max(this.known.stream.tail, message.tail);
+        if (this.known) this.written(message);
         return;
       case "end":
         if (message.why === "gone") this.isOver = true;
         else if (message.why && message.why !== "closed") this.problem = { words: message.why };
     }
+  }
+
+  // How it stands is told every two seconds; that something came is known earlier.
+  written({ tail, runs }) {
+    const { stream } = this.known;
+    stream.tail = Math.max(stream.tail, tail);
+    if (runs.length) stream.updated_at = Math.max(stream.updated_at, runs.at(-1)[2] - runs.at(-1)[3]);
   }
 
   know(known) {
@@ -191,14 +198,14 @@ export class Stream {
     const { stream, readers } = this.known;
     const facts = [
       ["events", number(Math.max(stream.tail, this.events.tail))],
-      ["seen here", this.bytes ? size(this.bytes) : "nothing came yet"],
+      ["came while this page was open", this.bytes ? size(this.bytes) : "nothing yet"],
       ["opened", `${clock(stream.created_at)} · ${ago(this.now - stream.created_at)}`],
       ["last written", `${clock(stream.updated_at)} · ${ago(this.now - stream.updated_at)}`],
       ["owner", stream.owner || "nobody"],
       ["key", stream.key || "none"],
-      ["session", stream.session || "none"],
-      ["readers in this process", `${number(readers.app)}, and ${readers.pages === 1 ? "one page" : `${readers.pages} pages`} like this`],
+      ["readers in this process only", `${number(readers.app)} · pages like this: ${number(readers.pages)}`],
     ];
+    if (stream.session) facts.push(["writer’s session", stream.session, "name"]);
     if (stream.attempt) facts.push(["writers that died", number(stream.attempt)]);
     if (stream.superseded) facts.push(["superseded before", number(stream.superseded)]);
     for (const [name, value] of Object.entries(stream.metadata)) facts.push([name, value, "given"]);

@@ -38,7 +38,10 @@ export function span(seconds) {
   return size < 172800 ? `${Math.round(seconds / 3600)} h` : `${Math.round(seconds / 86400)} days`;
 }
 
-export const ago = (seconds) => (seconds < 1 ? "now" : `${span(Math.round(seconds))} ago`);
+export function ago(seconds) {
+  if (seconds < 1) return "now";
+  return `${seconds < 120 ? `${Math.round(seconds)} s` : span(seconds)} ago`;
+}
 
 export function timer(seconds) {
   const minutes = Math.floor(seconds / 60);
