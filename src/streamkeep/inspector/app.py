@@ -48,6 +48,7 @@ MAX_LISTED: Final = 200
 MAX_COPIED_BYTES: Final = 1 << 20
 LONGEST_SECONDS: Final = 3_600.0
 LOOK_SECONDS: Final = 0.25
+LAST_SECONDS: Final = 1.0
 _API: Final = re.compile(
     r"/api/streams(?:/(?P<id>[^/]+)(?P<what>/live|/events|/timing|/copy|/stop)?(?:/(?P<offset>\d{1,16}))?)?"
 )
@@ -264,12 +265,18 @@ class Inspector:
             with self._counted(stream.id), self._shutdown.listening(), self._shutdown.responding():
                 async with anyio.create_task_group() as tasks:
 
-                    async def end_when(ended: Awaitable[object]) -> None:
-                        await ended
+                    async def end_when_left() -> None:
+                        await disconnected(receive)
                         tasks.cancel_scope.cancel()
 
-                    tasks.start_soon(end_when, disconnected(receive))
-                    tasks.start_soon(end_when, self._time_to_end())
+                    async def end_in_time() -> None:
+                        await self._time_to_end()
+                        following.close()
+                        await anyio.sleep(LAST_SECONDS)  # whoever does not read is not waited for
+                        tasks.cancel_scope.cancel()
+
+                    tasks.start_soon(end_when_left)
+                    tasks.start_soon(end_in_time)
                     tasks.start_soon(following.run)
                     await self._send_messages(stream, events.first_offset, following, send)
                     tasks.cancel_scope.cancel()
@@ -319,9 +326,16 @@ _LIVE_HEADERS: Final = [("content-type", "text/event-stream"), ("x-accel-bufferi
 def check_same_site(headers: Mapping[str, str]) -> None:
     """Raise PublicError unless a request is the page's own: one that another site has a browser send is not."""
     origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-    is_ours = site == "same-origin" if site is not None else origin is None or urlsplit(origin).netloc == headers.get("host")
+    is_ours = site == "same-origin" if site is not None else origin is None or _authority(origin) == headers.get("host", "")
     if headers.get(HEADER) != "1" or not is_ours:
         raise PublicError("PERMISSION_DENIED", f"only the inspector's own page may ask this (header {HEADER}, same origin)")
+
+
+def _authority(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc or None
+    except ValueError:
+        return None
 
 
 def _filter_of(query: Mapping[str, str]) -> tuple[Filter, str, int]:

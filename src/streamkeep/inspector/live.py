@@ -26,6 +26,9 @@ STATE_SECONDS: Final = 2.0
 
 Message = Mapping[str, object]
 
+CLOSED: Final[Message] = {"kind": "end", "why": "closed"}
+"""That the page is to come back: this process, or this response, ends."""
+
 
 class Following:
     """Takes in a subscription's events, and gives what a page is to be told of them."""
@@ -57,11 +60,16 @@ class Following:
         except StreamNotFoundError:
             self._end = {"kind": "end", "why": "gone"}
         except StreamManagerClosedError:
-            self._end = {"kind": "end", "why": "closed"}
+            self._end = CLOSED
         except StorageError as error:
             self._end = {"kind": "end", "why": shown_error(error).message}
         except StreamkeepError as error:
             self._end = {"kind": "end", "why": str(error)}
+        self._changed.set()
+
+    def close(self) -> None:
+        """Have the messages end, soon, with CLOSED."""
+        self._end = CLOSED
         self._changed.set()
 
     def _take(self, batch: list[StreamEvent[Any]]) -> None:
@@ -70,7 +78,9 @@ class Following:
         self._count += len(batch)
         self._bytes += sum(len(event.data) for event in batch)
         self._runs.extend(self._sightings.see(batch[0].offset, len(batch), at, at - self._events.updated_at))
-        self._rows.extend(row(event, self._shown(event), at) for event in batch[-ROWS:])
+        newest = batch[-ROWS:]
+        times = self._sightings.times(newest[0].offset, len(newest))
+        self._rows.extend(row(event, self._shown(event), at) for event, at in zip(newest, times, strict=True))
         self._changed.set()
 
     async def messages(self, state: Callable[[], Awaitable[Message]]) -> AsyncGenerator[Message]:

@@ -14,8 +14,8 @@ export function draw(timing, now, isLive) {
   drawRate(bins, window_, isLive);
   drawLatency(bins);
   for (const name of ["rate", "latency"]) {
-    write($(`${name}-from`), `${span(window_.to - window_.from)} ${isLive ? "ago" : "before its last"}`);
-    write($(`${name}-to`), isLive ? "now" : "last seen");
+    write($(`${name}-from`), isLive ? `${span(window_.to - window_.from)} ago` : timing.isEmpty ? "" : `${span(window_.to - window_.from)} before`);
+    write($(`${name}-to`), isLive ? "now" : timing.isEmpty ? "" : "the last that was seen");
   }
 }
 
@@ -35,7 +35,7 @@ function drawLatency(bins) {
   const worst = all.reduce((one, other) => Math.max(one, other), 0);
   const scale = nice(worst) || 0.001;
   bars($("latency"), ranges.map((range) => range && [0, range[1]]), scale, ranges.map((range) => range && range[0]));
-  write($("latency-words"), all.length ? `median ${span(median(all))} · worst ${span(worst)}` : "");
+  write($("latency-words"), all.length ? `median ${span(median(all))} · worst ${span(worst)}` : "nothing to measure");
 }
 
 const rate = (value) => `${value < 10 && value % 1 ? value.toFixed(1) : number(Math.round(value))}/s`;

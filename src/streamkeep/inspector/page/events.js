@@ -209,9 +209,10 @@ export class Events {
     try {
       const { offset: _, type, ...content } = await ask(streamPath(this.id, `/events/${offset}`), { life: this.life });
       const whole = Object.values(content)[0];
-      const text = JSON.stringify(whole, null, 2);
-      const internal = type === "error" && whole.internal ? `\n\nWhat readers are not shown:\n${whole.internal}` : "";
-      write(shown, visible(text.slice(0, SHOWN_CHARACTERS) + (text.length > SHOWN_CHARACTERS ? "\n…" : "") + internal));
+      const { internal, ...told } = type === "error" ? whole : { told: whole };
+      const text = JSON.stringify(type === "error" ? told : whole, null, 2);
+      const kept = internal ? `\n\nNot shown to readers:\n${internal}` : "";
+      write(shown, visible(text.slice(0, SHOWN_CHARACTERS) + (text.length > SHOWN_CHARACTERS ? "\n…" : "") + kept));
       const copy = element("button", { type: "button", class: "small" }, "Copy");
       copy.addEventListener("click", () => this.copy(JSON.stringify(whole), `event ${offset}`));
       details.append(copy);

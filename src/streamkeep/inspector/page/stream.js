@@ -198,7 +198,7 @@ export class Stream {
     const { stream, readers } = this.known;
     const facts = [
       ["events", number(Math.max(stream.tail, this.events.tail))],
-      ["came while this page was open", this.bytes ? size(this.bytes) : "nothing yet"],
+      ["came while this page was open", this.bytes ? size(this.bytes) : "nothing"],
       ["opened", `${clock(stream.created_at)} · ${ago(this.now - stream.created_at)}`],
       ["last written", `${clock(stream.updated_at)} · ${ago(this.now - stream.updated_at)}`],
       ["owner", stream.owner || "nobody"],
