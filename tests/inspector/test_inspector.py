@@ -54,7 +54,7 @@ async def write(streams: StreamManager, stream: str, *chunks: object, done: bool
             await input.done("the end")
 
 
-async def listed(http: httpx.AsyncClient, **query: object) -> list[str]:
+async def listed(http: httpx.AsyncClient, **query: str | int) -> list[str]:
     """Give the ids that all pages of a list have."""
     ids: list[str] = []
     after = ""

@@ -1,0 +1,374 @@
+"""The inspector's page in a browser, driven as a person would."""
+
+import json
+import re
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+
+import pytest
+from playwright.sync_api import BrowserContext, Locator, Page, expect
+from tests.inspector.command import InspectCommand
+
+from streamkeep import PublicError
+from streamkeep.sync import StreamInput, StreamManager
+
+HOSTILE = '<img src=x onerror="document.title=1">\u202e\u0000</script>'
+SHOWN = HOSTILE.replace("\u202e", "\\u202e").replace("\u0000", "\\u0000")
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def write(streams: StreamManager, id: str, *chunks: object, done: bool = True, **options: str) -> None:
+    with streams.open(id, **options) as stream:  # type: ignore[arg-type]  # strings all
+        for chunk in chunks:
+            stream.write(chunk)
+        if done:
+            stream.done("the end")
+
+
+def go_to(page: Page, command: InspectCommand, stream: str) -> None:
+    """Open the page on a stream, as a link with the token does."""
+    page.goto(f"{command.page}&stream={stream}")
+    expect(page.locator("#title")).to_have_text(stream)
+
+
+def rows(page: Page) -> Locator:
+    return page.locator("#events > li")
+
+
+@contextmanager
+def writing(streams: StreamManager, id: str, seconds: float = 0.02) -> Generator[StreamInput]:
+    """Write numbers to a stream until the block ends."""
+    with streams.open(id) as stream:
+        stop = threading.Event()
+
+        def count() -> None:
+            number = 0
+            while not stop.wait(seconds):
+                stream.write({"text": f"{number} "})
+                number += 1
+
+        writer = threading.Thread(target=count)
+        writer.start()
+        try:
+            yield stream
+        finally:
+            stop.set()
+            writer.join(20)
+
+
+@pytest.fixture(autouse=True)
+def stored(streams: StreamManager) -> Iterator[None]:
+    """Leave no stream to the next test."""
+    yield
+    for stream in streams.list(limit=1000):
+        streams.delete(stream.id)
+
+
+def test_the_token_is_taken_out_of_the_address_and_a_reload_still_has_it(
+    page: Page, command: InspectCommand, streams: StreamManager
+) -> None:
+    write(streams, "answer", "hello")
+    page.goto(command.page)
+    expect(page.get_by_role("link", name="answer")).to_be_visible()
+    assert command.token not in page.evaluate("location.href")
+
+    page.reload()
+
+    expect(page.get_by_role("link", name="answer")).to_be_visible()
+
+
+def test_who_has_no_token_is_told_so_and_sees_nothing(page: Page, command: InspectCommand, streams: StreamManager) -> None:
+    write(streams, "answer", "hello")
+    page.goto(f"{command.url}/#stream=answer")
+    expect(page.locator("#list-state")).to_contain_text("You are not let in")
+    expect(page.locator("#why")).to_contain_text("You may not do this")
+    expect(page.locator("#list > li")).to_have_count(0)
+
+
+def test_the_list_shows_what_comes_and_goes(page: Page, command: InspectCommand, streams: StreamManager) -> None:
+    page.goto(command.page)
+    expect(page.locator("#list-state")).to_have_text("There are no streams.")
+
+    write(streams, "answer", 1, 2, 3, done=False, owner="ann", key="chat-7")
+    row = page.get_by_role("link", name="answer")
+    expect(row).to_contain_text("ann · chat-7")
+    expect(row).to_contain_text("open")
+    expect(row).to_contain_text("3 ·")
+    streams.cancel("answer")
+    expect(row).to_contain_text("cancelled")
+    streams.delete("answer")
+    expect(row).to_have_count(0)
+
+
+def test_the_list_is_filtered_and_a_reload_keeps_the_filter(
+    page: Page, command: InspectCommand, streams: StreamManager
+) -> None:
+    for number in range(60):
+        write(streams, f"s-{number:02d}", owner=["ann", "bob"][number % 2], key=f"chat-{number}", done=number != 31)
+    page.goto(command.page)
+    items = page.locator("#list > li")
+    expect(items).to_have_count(50)
+
+    page.get_by_role("button", name="Next").click()
+    expect(items).to_have_count(10)
+    expect(page.locator("#page-number")).to_have_text("Page 2")
+    page.get_by_role("button", name="Previous").click()
+    expect(items).to_have_count(50)
+    page.get_by_label("Owner").fill("bob")
+    expect(items).to_have_count(30)
+    page.get_by_label("Key begins with").fill("chat-3")
+    expect(items).to_have_count(6)
+    page.get_by_label("Status").select_option("open")
+    expect(items).to_have_count(1)
+    page.reload()
+    expect(items).to_have_count(1)
+    expect(items).to_contain_text("s-31")
+    page.get_by_label("Id begins with").fill("x")
+    expect(page.locator("#list-state")).to_have_text("No stream is like this.")
+
+
+def test_events_are_shown_as_they_come_with_the_writer_rates_and_latency(
+    page: Page, command: InspectCommand, streams: StreamManager
+) -> None:
+    with writing(streams, "answer") as stream:
+        go_to(page, command, "answer")
+        expect(page.locator("#state")).to_have_text("open")
+        expect(page.locator("#why")).to_contain_text("Its writer is alive, in another process.")
+        expect(page.locator("#rate-words")).to_contain_text(re.compile(r"most \d"))
+        expect(page.locator("#latency-words")).to_contain_text(re.compile(r"median \d+ ms"))
+        expect(page.locator("#facts")).to_contain_text("0 · pages like this: 1")
+        seen = int(rows(page).last.locator(".offset").inner_text().replace(",", ""))
+        page.wait_for_function(
+            "seen => Number(document.querySelector('#events li:last-child .offset').textContent) > seen + 20", arg=seen
+        )
+        expect(rows(page).last.locator(".wait")).to_contain_text("ms")
+        stream.flush()
+    with streams.open("answer", resume=True) as stream:
+        stream.done("the end")
+    expect(page.locator("#state")).to_have_text("done")
+    expect(rows(page).last).to_contain_text("the end")
+    offsets = [int(text) for text in rows(page).locator(".offset").all_inner_texts()]
+    assert offsets == list(range(offsets[0], offsets[-1] + 1))
+    assert offsets[-1] == streams.info("answer").tail - 1
+
+
+def test_a_reload_keeps_what_was_seen_of_the_pace(page: Page, command: InspectCommand, streams: StreamManager) -> None:
+    with streams.open("answer") as stream:
+        go_to(page, command, "answer")
+        expect(page.locator("#state")).to_have_text("open")
+        stream.write(1)
+        expect(rows(page)).to_have_count(1)
+        page.wait_for_timeout(1200)  # a silence is what is looked for
+        stream.write(2)
+        expect(page.locator("#gaps > li")).to_have_count(1)
+        stream.done()
+    page.reload()
+    expect(page.locator("#gaps > li")).to_contain_text("before 1")
+    expect(page.locator("#pace")).to_contain_text("All of it was seen")
+    page.get_by_role("button", name="before 1").click()
+    expect(page.locator("#events .found .offset")).to_have_text("1")
+
+
+def test_what_a_page_has_not_seen_come_is_said_to_be_spread_evenly(
+    page: Page, command: InspectCommand, streams: StreamManager
+) -> None:
+    write(streams, "answer", *range(10))
+    go_to(page, command, "answer")
+    expect(page.locator("#pace")).to_contain_text("Nobody here saw it come: its events are spread evenly")
+    expect(page.locator("#rate-words")).to_have_text("nobody here saw it come")
+
+
+def test_a_replay_shows_events_at_the_pace_at_which_they_came(
+    page: Page, command: InspectCommand, streams: StreamManager
+) -> None:
+    with streams.open("answer") as stream:
+        go_to(page, command, "answer")
+        expect(page.locator("#state")).to_have_text("open")
+        for number in range(4):
+            stream.write({"text": f"{number} "})
+            page.wait_for_timeout(700)  # the pace that is to be seen again
+        stream.done("the end")
+    expect(rows(page)).to_have_count(5)
+
+    page.evaluate(
+        """() => {
+            window.shown = [];
+            const list = document.getElementById("events");
+            new MutationObserver(() => window.shown.push([list.children.length, performance.now()])).observe(list, { childList: true });
+        }"""
+    )
+    page.get_by_role("button", name="Replay").click()
+    expect(page.get_by_role("button", name="Pause")).to_be_visible()
+    expect(page.get_by_role("button", name="Play")).to_be_visible()
+    expect(rows(page)).to_have_count(5)
+
+    first: dict[int, float] = {}
+    shown: list[tuple[int, float]] = page.evaluate("window.shown")
+    for count, at in shown[next(place for place, (count, _) in enumerate(shown) if count == 0) :]:
+        first.setdefault(count, at)
+    assert set(first) >= {1, 2, 3}  # it did not come all at once
+    page.get_by_role("button", name="Text").click()
+    expect(page.locator("#text")).to_have_text("0 1 2 3 ")
+    page.get_by_role("slider").fill("0")
+    expect(page.locator("#text")).not_to_contain_text("1 ")
+    page.get_by_role("button", name="End replay").click()
+    expect(page.locator("#text")).to_have_text("0 1 2 3 ")
+
+
+def test_a_long_stream_is_a_window_that_is_moved(page: Page, command: InspectCommand, streams: StreamManager) -> None:
+    with streams.open("answer") as stream:
+        for number in range(5000):
+            stream.write_soon(number)
+        stream.done("the end")
+    go_to(page, command, "answer")
+    expect(page.locator("#log-note")).to_have_text("4,801 to 5,000 of 5,001")
+
+    page.get_by_label("Offset").fill("2500")
+    page.get_by_label("Offset").press("Enter")
+    expect(page.locator("#events .found .offset")).to_have_text("2,500")
+    for _ in range(6):
+        page.locator("#events").evaluate("list => { list.scrollTop = 0; }")
+        page.wait_for_timeout(100)
+    expect(rows(page).first.locator(".offset")).not_to_have_text("2,400")
+    offsets = [int(text.replace(",", "")) for text in rows(page).locator(".offset").all_inner_texts()]
+    assert offsets == list(range(offsets[0], offsets[-1] + 1))
+    assert len(offsets) <= 800
+    page.get_by_role("button", name="Follow").click()
+    expect(rows(page).last).to_contain_text("the end")
+
+
+def test_a_burst_of_events_leaves_the_page_a_window(page: Page, command: InspectCommand, streams: StreamManager) -> None:
+    with streams.open("answer") as stream:
+        go_to(page, command, "answer")
+        expect(page.locator("#state")).to_have_text("open")
+        for _ in range(10):
+            for number in range(3000):
+                stream.write_soon(number)
+            stream.flush()
+        stream.done("the end")
+    expect(rows(page).last).to_contain_text("the end")
+    expect(page.locator("#log-note")).to_contain_text("of 30,001")
+    assert rows(page).count() <= 400
+
+
+def test_what_others_wrote_is_text_and_hides_nothing(page: Page, command: InspectCommand, streams: StreamManager) -> None:
+    with streams.open("answer", owner=HOSTILE[:-1], key=HOSTILE, metadata={HOSTILE: HOSTILE, "__proto__": "x"}) as stream:
+        stream.write(HOSTILE)
+        stream.write({"text": HOSTILE, "__proto__": {"toString": 1}})
+        stream.error(PublicError("INTERNAL", HOSTILE))
+    go_to(page, command, "answer")
+    expect(page.locator("#facts")).to_contain_text(SHOWN)
+    expect(page.locator("#list")).to_contain_text(SHOWN)
+    for place in range(3):
+        rows(page).nth(place).locator("summary").click()
+        expect(rows(page).nth(place).locator("pre")).to_contain_text("onerror=")
+    page.get_by_role("button", name="Text").click()
+    expect(page.locator("#text")).to_have_text(SHOWN * 2)
+    assert page.locator("img, iframe, script:not([src])").count() == 0
+    assert page.evaluate("document.body.textContent.includes('\\u202e')") is False
+    expect(page).to_have_title("answer · internal")
+
+
+def test_a_stream_is_stopped_and_deleted_when_that_is_confirmed(
+    page: Page, command: InspectCommand, streams: StreamManager
+) -> None:
+    with streams.open("answer") as stream:
+        stream.write("hello")
+        go_to(page, command, "answer")
+        page.get_by_role("button", name="Stop").click()
+        page.get_by_role("button", name="Keep it").click()
+        assert streams.info("answer").status == "open"
+        page.get_by_role("button", name="Stop").click()
+        page.keyboard.press("Escape")
+        page.get_by_role("button", name="Stop").click()
+        page.get_by_role("button", name="Stop it").click()
+        expect(page.locator("#toast")).to_have_text("Stopped")
+        expect(page.locator("#state")).to_have_text("cancelled")
+        assert stream.cancelled.wait(10)
+
+    page.get_by_role("button", name="Delete", exact=True).click()
+    page.get_by_role("button", name="Delete it").click()
+
+    expect(page.locator("#toast")).to_have_text("Deleted")
+    expect(page.locator("#nothing")).to_be_visible()
+    assert len(streams.list()) == 0
+
+
+def test_a_stream_that_somebody_deletes_is_said_to_be_gone(page: Page, command: InspectCommand, streams: StreamManager) -> None:
+    write(streams, "answer", "hello", done=False)
+    go_to(page, command, "answer")
+    expect(rows(page)).to_have_count(1)
+    streams.delete("answer")
+    expect(page.locator("#state")).to_have_text("gone")
+    expect(rows(page)).to_have_count(1)
+
+
+def test_a_stream_is_copied_as_json(
+    page: Page, context: BrowserContext, command: InspectCommand, streams: StreamManager
+) -> None:
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    chunks = [{"text": HOSTILE}, [1, None], 2.5]
+    write(streams, "answer", *chunks, owner="ann")
+    go_to(page, command, "answer")
+    page.get_by_role("button", name="Copy as JSON").click()
+    expect(page.locator("#toast")).to_have_text("Copied 4 events")
+    copied = json.loads(page.evaluate("navigator.clipboard.readText()"))
+    assert copied["stream"]["owner"] == "ann"
+    assert [event["chunk"] for event in copied["events"][:3]] == chunks
+    assert copied["events"][3] == {"offset": 3, "type": "done", "output": "the end"}
+
+
+def test_all_can_be_done_by_the_keyboard(page: Page, command: InspectCommand, streams: StreamManager) -> None:
+    for name in ("a", "b", "c"):
+        write(streams, name, 1, 2)
+    page.goto(command.page)
+    expect(page.get_by_role("link", name="c", exact=False)).to_have_count(1)
+    page.keyboard.press("/")
+    expect(page.get_by_label("Id begins with")).to_be_focused()
+    for _ in range(4):
+        page.keyboard.press("Tab")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(page.locator("#title")).to_have_text("b")
+    expect(rows(page)).to_have_count(3)
+    page.locator("#events summary").first.focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(rows(page).nth(1).locator("pre")).to_have_text("2")
+    page.keyboard.press("Escape")
+    expect(page.locator("#nothing")).to_be_visible()
+    expect(page.locator("#list a").first).to_be_focused()
+
+
+def test_a_server_that_is_away_is_waited_for(
+    page: Page, streams: StreamManager, shared_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    write(streams, "answer", 1, done=False)
+    with (tmp_path_factory.mktemp("log") / "log").open("w") as log, InspectCommand(shared_url, log) as mortal:
+        go_to(page, mortal, "answer")
+        expect(page.locator("#state")).to_have_text("open")
+        assert mortal.stop() == 0
+    expect(page.locator("#why")).to_contain_text("The server does not answer")
+    expect(page.locator("#list-state")).to_contain_text("The server does not answer")
+    expect(rows(page)).to_have_count(1)
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1280])
+def test_the_page_fits_every_screen(page: Page, command: InspectCommand, streams: StreamManager, width: int) -> None:
+    long = "x" * 255
+    write(streams, long, {"text": "y" * 4000}, owner="o" * 1000, key="k" * 190)
+    page.set_viewport_size({"width": width, "height": 740})
+    page.goto(command.page)
+    expect(page.locator("#list > li")).to_have_count(1)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.locator("#list a").click()
+    expect(rows(page)).to_have_count(2)
+    rows(page).first.locator("summary").click()
+    expect(rows(page).first.locator("pre")).to_contain_text("yyyy")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("main").evaluate("main => main.scrollWidth - main.clientWidth") <= 0
+    if width < 960:
+        page.get_by_role("link", name="All streams").click()
+        expect(page.locator("#list a")).to_be_visible()
