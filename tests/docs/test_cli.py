@@ -28,7 +28,7 @@ EXAMPLES: Final = [
     for block in CONSOLES
     for command, printed in re.findall(r"^\$ streamkeep (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE)
 ]
-SERVERS: Final = [example for example in EXAMPLES if example[0].startswith(("serve", "demo"))]
+SERVERS: Final = [example for example in EXAMPLES if example[0].startswith(("serve", "demo", "inspect"))]
 ENVIRONMENT: Final = {
     **os.environ,
     "STREAMKEEP_STORAGE": STORAGE,
@@ -45,6 +45,7 @@ def general(printed: str) -> list[list[str]]:
         r"\b[0-9a-f]{32}\b",
         r"\b\d{10}\.\d+\b",
         r"(?<=127\.0\.0\.1:)\d+",
+        r"(?<=#token=)\S+",
         r"(?<=kill -9 )\d+",
     ):
         printed = re.sub(differs, "N", printed)

@@ -155,7 +155,7 @@ def inspect(
 
             def announce(url: str) -> None:
                 page = f"{url}/#token={token}"
-                Output().welcome_to_inspector(page, shown_url(storage))
+                Output().welcome_to_inspector(page, shown_url(storage), read_only=read_only)
                 if open_:
                     opening.enter_context(opened_in_browser(page))
 

@@ -151,10 +151,11 @@ class Output:
             "Whoever has an id may do that. Ctrl-C stops.",
         )
 
-    def welcome_to_inspector(self, page: str, storage: str) -> None:
+    def welcome_to_inspector(self, page: str, storage: str, *, read_only: bool) -> None:
         """Say where the inspector's page is."""
         self._welcome("streamkeep inspector", page, storage)
-        self._lines("Whoever has this URL sees all streams, and may stop and delete them. Ctrl-C stops.")
+        may = "sees all streams." if read_only else "sees all streams, and may stop and delete them."
+        self._lines(f"Whoever has this URL {may} Ctrl-C stops.")
 
     def _welcome(self, name: str, url: str, storage: str) -> None:
         self._console.print(Text.assemble((name, "bold"), " is at ", (url, "bold cyan underline")), soft_wrap=True)
