@@ -4,7 +4,7 @@ import inspect
 import logging
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from functools import partial
 from typing import Any, Final, get_args
@@ -29,7 +29,7 @@ from ..http.shutdown import shutdown_of
 from .files import files, secured
 from .listing import Filter, list_filtered
 from .live import Following, Message
-from .messages import known, line_of, lines_within, listed, row, shown_data
+from .messages import Row, known, line_of, listed, row, shown_data
 from .sightings import Sightings
 
 logger: Final = logging.getLogger("streamkeep")
@@ -225,34 +225,45 @@ class Inspector:
 
     async def _send_rows(self, stream: StreamInfo, query: Mapping[str, str], send: Send) -> None:
         first, limit = _number(query, "from", 0), min(_number(query, "limit", MAX_ROWS), MAX_ROWS)
-        events = await self._events(stream, first, limit)
-        times = self._sightings(stream).times(first, len(events))
-        rows = [row(event, self._shown(event), at) for event, at in zip(events, times, strict=True)]
+        times = self._sightings(stream).times(first, limit)
+        rows: list[Row] = []
+        async with aclosing(self._events(stream, first)) as events:
+            async for event in events:
+                if len(rows) == limit:
+                    break
+                rows.append(row(event, self._shown(event), times[len(rows)]))
         await send_response(send, 200, encode_json({"rows": rows, "tail": stream.tail}))
 
     async def _send_event(self, stream: StreamInfo, offset: int, send: Send) -> None:
-        events = await self._events(stream, offset, 1)
-        if not events:
-            raise PublicError("NOT_FOUND", "there is no event at this offset")
-        await send_response(send, 200, line_of(events[0], self._shown(events[0])))
+        async with aclosing(self._events(stream, offset)) as events:
+            async for event in events:
+                await send_response(send, 200, line_of(event, self._shown(event)))
+                return
+        raise PublicError("NOT_FOUND", "there is no event at this offset")
 
     async def _send_lines(self, stream: StreamInfo, query: Mapping[str, str], send: Send) -> None:
-        events = await self._events(stream, _number(query, "from", 0), MAX_ROWS)
-        lines = lines_within([(event, self._shown(event)) for event in events], MAX_COPIED_BYTES)
-        following = events[len(lines) - 1].offset + 1 if lines else stream.tail
-        body = b'{"lines":[%b],"next":%d,"tail":%d}' % (b",".join(lines), following, stream.tail)
+        """Send events as lines, as many as fit, and one at least."""
+        first = _number(query, "from", 0)
+        lines: list[bytes] = []
+        size = 0
+        async with aclosing(self._events(stream, first)) as events:
+            async for event in events:
+                line = line_of(event, self._shown(event))
+                size += len(line)
+                if lines and size > MAX_COPIED_BYTES:
+                    break
+                lines.append(line)
+        body = b'{"lines":[%b],"next":%d,"tail":%d}' % (b",".join(lines), first + len(lines), stream.tail)
         await send_response(send, 200, body)
 
-    async def _events(self, stream: StreamInfo, first: int, limit: int) -> Sequence[StreamEvent[Any]]:
-        """Give at most so many of the events that are stored, from an offset on."""
-        got: list[StreamEvent[Any]] = []
+    async def _events(self, stream: StreamInfo, first: int) -> AsyncGenerator[StreamEvent[Any]]:
+        """Give the events that are stored, from an offset on; of long ones a page at a time is in memory."""
         if first >= stream.tail:
-            return got
+            return
         async with self._streams.subscribe(stream.id, first - 1 if first else None, follow=False) as events:
             _check_life(events.life, stream)
-            while len(got) < limit and (batch := await events.batch()):
-                got.extend(batch[: limit - len(got)])
-        return got
+            async for event in events:
+                yield event
 
     # Live
 

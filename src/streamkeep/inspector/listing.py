@@ -7,7 +7,7 @@ from typing import Final
 import anyio
 
 from .._listing import StreamInfo, StreamStatus
-from .._manager import StreamManager
+from .._manager import STREAM_ID, StreamManager
 
 LOOK_SECONDS: Final = 0.5
 """How long is looked for streams before a page is told what was found until then."""
@@ -39,9 +39,9 @@ class Filter:
     @property
     def begin(self) -> str:
         """The cursor before the first of them."""
-        if not self.id_prefix or (last := ord(self.id_prefix[-1])) <= 1:
+        if not self.id_prefix:
             return ""
-        return f"{self.id_prefix[:-1]}{chr(last - 1)}{LAST_OF_IDS}"
+        return f"{self.id_prefix[:-1]}{chr(ord(self.id_prefix[-1]) - 1)}{LAST_OF_IDS}"
 
     def is_past(self, cursor: str) -> bool:
         """Say whether none of them is behind a cursor."""
@@ -58,6 +58,8 @@ class Found:
 
 async def list_filtered(streams: StreamManager, wanted: Filter, after: str, limit: int) -> Found:
     """Give at most so many streams behind a cursor, or those that are found in half a second. Raises as `StreamManager.list` does."""
+    if wanted.id_prefix and not STREAM_ID.fullmatch(wanted.id_prefix):
+        return Found((), None)  # no id begins so
     found: list[StreamInfo] = []
     until = anyio.current_time() + LOOK_SECONDS
     cursor: str | None = max(after, wanted.begin)

@@ -4,6 +4,7 @@ What it is not given it asks for when it is to be shown. So a stream of a millio
 short one, and the times that are noted are those of the arrival here, however slow the page's connection is.
 """
 
+import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, Final
@@ -23,6 +24,8 @@ RUNS: Final = 500
 PAUSE_SECONDS: Final = 0.1
 STATE_SECONDS: Final = 2.0
 """How often a page is told how a stream stands when nothing happens; it takes a connection on which nothing comes for dead."""
+
+logger: Final = logging.getLogger("streamkeep")
 
 Message = Mapping[str, object]
 
@@ -65,6 +68,9 @@ class Following:
             self._end = {"kind": "end", "why": shown_error(error).message}
         except StreamkeepError as error:
             self._end = {"kind": "end", "why": str(error)}
+        except Exception:  # of this page only
+            logger.exception("stream %s cannot be followed", self._events.id)
+            self._end = {"kind": "end", "why": "it cannot be followed"}
         self._changed.set()
 
     def close(self) -> None:

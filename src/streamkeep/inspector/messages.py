@@ -1,6 +1,6 @@
 """What the page is told, as JSON: streams, who is at them, and rows, which are previews of events."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from math import isinf
 from typing import Any, Final
@@ -72,16 +72,3 @@ _CONTENT: Final[Mapping[StreamEventType, bytes]] = {
 def line_of(event: StreamEvent[Any], data: bytes) -> bytes:
     """Give an event as one line of JSON; `streamkeep tail --json` prints the same of chunks, outputs and errors."""
     return b'{"offset":%d,"type":"%b","%b":%b}' % (event.offset, event.type.value.encode(), _CONTENT[event.type], data)
-
-
-def lines_within(events: Sequence[tuple[StreamEvent[Any], bytes]], max_bytes: int) -> Sequence[bytes]:
-    """Give the lines of the first events that fit, and of one at least."""
-    lines: list[bytes] = []
-    size = 0
-    for event, data in events:
-        line = line_of(event, data)
-        size += len(line)
-        if lines and size > max_bytes:
-            break
-        lines.append(line)
-    return lines

@@ -32,10 +32,11 @@ export class Events {
     this.replaying = false;
     this.clear(tail);
     this.setFollowing(true);
-    await this.load(Math.max(0, tail - PAGE));
+    await this.openAt(tail);
   }
 
   clear(first) {
+    this.came = null;
     this.rows = [];
     this.first = this.end = first;
     this.generation = (this.generation ?? 0) + 1;
@@ -44,21 +45,24 @@ export class Events {
     $("text").replaceChildren();
   }
 
-  // Replaces the window by one that begins at an offset.
+  openAt(tail) {
+    this.tail = Math.max(this.tail, tail);
+    return this.load(Math.max(0, tail - PAGE));
+  }
+
+  // Replaces the window by one that begins at an offset. What comes while it is asked for is kept, and appended then.
   async load(first, count = PAGE) {
     this.clear(first);
+    const came = (this.came = []);
     const rows = await this.fetch(first, count);
-    if (rows === null) return;
-    const came = this.rows.filter(([offset]) => offset >= first + rows.length); // while this was asked for
-    const isWhole = came.length === 0 || came[0][0] === first + rows.length;
-    this.clear(first);
-    this.append(rows);
-    if (isWhole) this.append(came);
-    this.note();
+    if (came !== this.came) return; // another window has been asked for
+    this.came = null;
+    this.append(rows ?? []);
+    this.take(this.tail, came);
   }
 
   async fetch(first, count) {
-    const generation = this.generation;
+    const { generation } = this;
     this.isBusy = true;
     try {
       const answer = await ask(streamPath(this.id, "/events"), { from: first, limit: Math.min(count, WINDOW), life: this.life });
@@ -74,7 +78,10 @@ export class Events {
   // Takes what has come live: the newest rows, of which those before may be missing.
   take(tail, rows) {
     this.tail = Math.max(this.tail, tail);
-    if (this.isFollowing && !this.replaying) {
+    if (this.came) {
+      this.came.push(...rows);
+      this.came.splice(0, this.came.length - WINDOW);
+    } else if (this.isFollowing && !this.replaying) {
       if (rows.length && rows[0][0] > this.end) this.clear(rows[0][0]);
       this.append(rows.filter(([offset]) => offset >= this.end));
     }
@@ -157,7 +164,7 @@ export class Events {
   follow(isWanted) {
     this.setFollowing(isWanted);
     if (isWanted && !this.replaying) {
-      if (this.end < this.tail || this.rows.length === 0) this.load(Math.max(0, this.tail - PAGE));
+      if (this.end < this.tail || this.rows.length === 0) this.openAt(this.tail);
       this.toEnd();
     }
   }

@@ -12,6 +12,8 @@ const LOOK_MS = 5000;
 const RETRY_MS = [500, 1000, 2000, 5000];
 const COPIED_CHARACTERS = 16_000_000;
 const SILENCES = 5;
+const PREPARE_MS = 1000;
+const ALIVE = 0.6; // a writer that lives is silent for about half of the time after which it counts as dead
 
 export class Stream {
   constructor({ say, confirm, gone }) {
@@ -33,6 +35,8 @@ export class Stream {
     this.known = null;
     this.problem = null;
     this.bytes = 0;
+    this.openedAt = performance.now() / 1000;
+    this.preparedAt = 0;
     this.isOver = false;
     this.timing = new Timing();
     this.replay.end();
@@ -40,6 +44,7 @@ export class Stream {
     this.events.tail = 0;
     write($("title"), visible(id));
     $("facts").replaceChildren();
+    this.silencesShown = null;
     $("stream").hidden = false;
     $("nothing").hidden = true;
     this.draw();
@@ -61,8 +66,8 @@ export class Stream {
       try {
         await live(id, { life: this.known?.stream.life ?? null }, signal, (message) => {
           if (signal.aborted) return;
-          tries = 0;
-          isEnded = message.kind === "end" && message.why !== "closed";
+          if (message.kind !== "begin" && message.kind !== "end") tries = 0;
+          isEnded = message.kind === "end" && (message.why === null || message.why === "gone");
           this.hear(message);
         });
       } catch (error) {
@@ -129,6 +134,7 @@ export class Stream {
     const { life } = this.known.stream;
     const isNew = this.events.id !== id || this.events.life !== life || this.events.rows.length === 0;
     if (isNew) this.events.open(id, life, first);
+    else if (first > this.events.end && this.events.isFollowing && !this.replay.schedule) this.events.openAt(first);
     else this.events.take(first, []);
     try {
       const { runs } = await ask(streamPath(id, "/timing"), { life });
@@ -158,6 +164,8 @@ export class Stream {
     $("delete").disabled = this.isOver;
     this.drawFacts();
     draw(this.timing, this.now, isLive);
+    if (performance.now() - this.preparedAt < PREPARE_MS) return;
+    this.preparedAt = performance.now();
     this.drawSilences();
     this.replay.prepare(stream, this.timing);
   }
@@ -167,7 +175,8 @@ export class Stream {
     $("stream").dataset.tone = tone;
     write($("state"), state);
     write($("why"), why);
-    document.title = this.known ? `${this.id} · ${state}` : this.id;
+    const title = this.known ? `${visible(this.id)} · ${state}` : visible(this.id);
+    if (document.title !== title) document.title = title;
   }
 
   standing() {
@@ -190,22 +199,24 @@ export class Stream {
     if (writer.where === "none") return "Nobody writes it; it was released.";
     if (writer.where === "here") return "Its writer is in this process.";
     if (writer.silent === null) return "Its writer’s process has ended.";
-    if (writer.silent < 4) return "Its writer is alive, in another process.";
-    return `Its writer has been silent for ${span(writer.silent)}, and counts as dead after ${span(writer.dead_after)}.`;
+    if (writer.silent > ALIVE * writer.dead_after) return `Its writer has been silent for ${span(writer.silent)}, and counts as dead after ${span(writer.dead_after)}.`;
+    const lookedFor = performance.now() / 1000 - this.openedAt;
+    const isSeen = this.bytes > 0 || lookedFor > ALIVE * writer.dead_after;
+    return isSeen ? "Its writer is alive, in another process." : "Its writer is in another process; in a few seconds it is known whether that lives.";
   }
 
   drawFacts() {
     const { stream, readers } = this.known;
     const facts = [
       ["events", number(Math.max(stream.tail, this.events.tail))],
-      ["came while this page was open", this.bytes ? size(this.bytes) : "nothing"],
+      ["came while this was open", this.bytes ? size(this.bytes) : "nothing"],
       ["opened", `${clock(stream.created_at)} · ${ago(this.now - stream.created_at)}`],
       ["last written", `${clock(stream.updated_at)} · ${ago(this.now - stream.updated_at)}`],
       ["owner", stream.owner || "nobody"],
       ["key", stream.key || "none"],
-      ["readers in this process only", `${number(readers.app)} · pages like this: ${number(readers.pages)}`],
+      ["readers, this process only", `${number(readers.app)} · ${readers.pages === 1 ? "1 page" : `${number(readers.pages)} pages`} like this`],
     ];
-    if (stream.session) facts.push(["writer’s session", stream.session, "name"]);
+    if (stream.session) facts.push(["writer’s session", `${stream.session.slice(0, 12)}…`, "name"]);
     if (stream.attempt) facts.push(["writers that died", number(stream.attempt)]);
     if (stream.superseded) facts.push(["superseded before", number(stream.superseded)]);
     for (const [name, value] of Object.entries(stream.metadata)) facts.push([name, value, "given"]);

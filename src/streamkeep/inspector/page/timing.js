@@ -30,7 +30,7 @@ export class Timing {
 
   // The span of time that is drawn: the last minute of what is live, or all that was seen of what has ended.
   window(now, isLive) {
-    if (isLive) return { from: now - 60, to: now };
+    if (isLive) return { from: Math.floor(now) - 59, to: Math.floor(now) + 1 }; // whole seconds, or bars would tremble
     if (this.isEmpty) return { from: now - 60, to: now };
     return { from: Math.min(this.firstAt, this.lastAt - 10), to: this.lastAt + 0.001 };
   }
