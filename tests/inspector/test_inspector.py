@@ -184,13 +184,13 @@ async def test_an_error_of_the_app_that_is_raised_in_authorize_lets_nobody_in(st
         {"Origin": "http://["},
     ],
 )
-@pytest.mark.parametrize(("method", "path"), [(method, path) for method, path in ALL if path.startswith("api/")])
-async def test_another_site_cannot_have_a_browser_read_stop_or_delete(method: str, path: str, headers: dict[str, str]) -> None:
-    async with InMemoryStreamManager() as streams:
-        await write(streams, "one", 1, done=False)
-        async with inspected(streams) as http:
-            assert (await http.request(method, path.replace("ID", "one"), headers=headers)).status_code == 403
-        assert (await streams.info("one")).status == "open"
+async def test_another_site_cannot_have_a_browser_read_stop_or_delete(streams: StreamManager, headers: dict[str, str]) -> None:
+    await write(streams, "one", 1, done=False)
+    async with inspected(streams) as http:
+        for method, path in ALL:
+            if path.startswith("api/"):
+                assert (await http.request(method, path.replace("ID", "one"), headers=headers)).status_code == 403
+    assert (await streams.info("one")).status == "open"
 
 
 async def test_the_page_itself_may_be_linked_to_and_asks_as_the_same_origin(streams: StreamManager) -> None:
