@@ -168,6 +168,7 @@ def test_a_reload_keeps_what_was_seen_of_the_pace(page: Page, command: InspectCo
         stream.write(2)
         expect(page.locator("#gaps > li")).to_have_count(1)
         stream.done()
+        expect(page.locator("#state")).to_have_text("done")
     page.reload()
     expect(page.locator("#gaps > li")).to_contain_text("before 1")
     expect(page.locator("#pace")).to_contain_text("All of it was seen")

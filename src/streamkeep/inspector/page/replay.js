@@ -137,5 +137,6 @@ function pace(schedule, { tail }) {
   if (schedule.isSeen) return "All of it was seen to come here: this is its own pace.";
   const between = span(schedule.duration);
   if (schedule.seenFrom === null) return `Nobody here saw it come: its events are spread evenly over the ${between} from its opening to its last one.`;
-  return `What was not seen to come here, as before offset ${number(schedule.seenFrom)}, is spread evenly over the time that is known.`;
+  const where = schedule.seenFrom > 0 ? `, as before offset ${number(schedule.seenFrom)},` : "";
+  return `What was not seen to come here${where} is spread evenly over the time that is known.`;
 }
