@@ -144,7 +144,9 @@ class Inspector:
                     await self._send_about(stream, what, scope, receive, send)
             case "POST", str(id), "/stop":
                 stream = await self._stream(scope, id, "stop")
-                await send_response(send, 200, encode_json({"stopped": await self._streams.cancel(stream.id)}))
+                await send_response(
+                    send, 200, encode_json({"stopped": await self._streams.cancel(stream.id, life=stream.life)})
+                )
             case "DELETE", str(id), None:
                 await self._delete(scope, id, send)
             case _:
