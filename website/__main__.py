@@ -1,0 +1,36 @@
+"""Make the site: `python -m website [DIRECTORY]`, by default `dist/site`. It ends with 1 where anything of it is wrong."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from .checking import problems_of
+from .llms import full_text, index_text
+from .staging import ROOT, navigation, pages, stage
+
+
+def main(arguments: list[str]) -> int:
+    """Make the site in the directory that is named, and check it. Its Markdown is beside its pages."""
+    site = Path(arguments[0]) if arguments else ROOT / "dist/site"
+    shutil.rmtree(site, ignore_errors=True)
+    work = site.parent / f".{site.name}"
+    all_pages = pages()
+    stage(work / "pages", all_pages)
+    sphinx = [sys.executable, "-m", "sphinx", "--builder", "html", "--fail-on-warning", "--fresh-env", "--quiet", "--jobs", "auto"]
+    made = subprocess.run(
+        [*sphinx, "--conf-dir", Path(__file__).parent, "--doctree-dir", work / "trees", work / "pages", site], check=False
+    )
+    for page, text in all_pages.items():
+        (site / page).write_text(text)
+    (site / "llms.txt").write_text(index_text(navigation(all_pages), all_pages))
+    (site / "llms-full.txt").write_text(full_text(navigation(all_pages), all_pages))
+    (site / ".nojekyll").touch()  # a host that is GitHub's would leave out directories that begin with an underscore
+    problems = problems_of(site)
+    print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
+    shutil.rmtree(work)
+    return made.returncode or bool(problems)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
