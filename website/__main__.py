@@ -21,6 +21,7 @@ def main(arguments: list[str]) -> int:
     made = subprocess.run(
         [*sphinx, "--conf-dir", Path(__file__).parent, "--doctree-dir", work / "trees", work / "pages", site], check=False
     )
+    shutil.copytree(work / "pages", site, dirs_exist_ok=True)  # what the Markdown links to is where it says
     for page, text in all_pages.items():
         (site / page).write_text(text)
     (site / "llms.txt").write_text(index_text(navigation(all_pages), all_pages))

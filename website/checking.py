@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
+from .markdown import anchor_of, headings_of, targets_of
+
 _ASSETS: Final = {("script", "src"), ("img", "src"), ("source", "src"), ("iframe", "src"), ("link", "href"), ("image", "href")}
 _EXTERNAL: Final = re.compile(r"https?://([\w-]+\.)*[\w-]+(:\d+)?(/\S*)?|mailto:\S+@\S+")
 _FROM_ELSEWHERE: Final = re.compile(r"""url\(\s*["']?(https?:)?//|@import\s+["'](https?:)?//""")
@@ -60,6 +62,7 @@ def problems_of(site: Path) -> list[str]:
     """Give what is wrong with the site in a directory, a sentence each; nothing, if all is well."""
     pages = {path: page_of(path.read_text()) for path in sorted(site.rglob("*.html"))}
     problems = [f"{path.relative_to(site)}: {problem}" for path in pages for problem in _problems(path, pages, site.resolve())]
+    problems += [f"{path.relative_to(site)}: {problem}" for path in sorted(site.rglob("*.md")) for problem in _twin_problems(path)]
     styles = [*site.rglob("*.css")]
     return problems + [f"{path.relative_to(site)}: loads from elsewhere" for path in styles if _FROM_ELSEWHERE.search(path.read_text())]
 
@@ -102,6 +105,20 @@ def _link_problems(link: str, path: Path, pages: Mapping[Path, Page], site: Path
         anchored = pages[_normal(target)]
         if unquote(parts.fragment) not in anchored.ids:
             yield f"{link} has no such anchor"
+
+
+def _twin_problems(path: Path) -> Iterator[str]:
+    for link in targets_of(path.read_text()):
+        target, _, anchor = link.partition("#")
+        if urlsplit(link).scheme:
+            continue
+        there = path.parent / target if target else path
+        if not there.is_file():
+            yield f"{link} is not there"
+        elif anchor and anchor not in {anchor_of(words) for _, words in headings_of(there.read_text())}:
+            yield f"{link} has no such heading"
+    if not path.with_suffix(".html").is_file():
+        yield "it has no page"
 
 
 def _normal(path: Path) -> Path:
