@@ -127,3 +127,68 @@ def test_every_page_has_its_markdown_beside_it_and_llms_txt_names_it(site: Path)
     assert [target for target in targets_of(listing) if not (site / target).is_file()] == []
     whole = (site / "llms-full.txt").read_text()
     assert [page for page in pages() if f"<!-- {page} -->" not in whole] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_search_finds_a_page_from_a_file_without_any_host(site: Path, page: Page) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((site / "index.html").as_uri())
+    page.get_by_placeholder("Search").fill("gunicorn")
+    page.get_by_placeholder("Search").press("Enter")
+    page.locator("#search-results a", has_text="Flask").first.click()
+    expect(page.locator("h1")).to_contain_text("Flask")
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_site_works_below_a_path(site: Path, page: Page, tmp_path: Path) -> None:
+    (tmp_path / "docs").symlink_to(site)
+    failed: list[str] = []
+    page.on("response", lambda response: failed.append(response.url) if response.status >= 400 else None)
+    with served(tmp_path) as address:
+        page.goto(f"{address}/docs/index.html")
+        page.locator(".sidebar-tree a", has_text="Writing").first.click()
+        expect(page).to_have_url(f"{address}/docs/how-to/write.html")
+        page.locator("article a", has_text="Reading").first.or_(page.locator("article a").first).click()
+        page.goto(f"{address}/docs/search.html?q=takeover")
+        expect(page.locator("#search-results a").first).to_be_visible()
+    assert failed == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_page_is_wider_than_the_window(site: Path, page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    wide = []
+    for path in sorted(site.rglob("*.html")):
+        page.goto(path.as_uri())
+        beyond = page.evaluate(
+            "Math.max(...[document.documentElement, document.querySelector('.content')].map(e => e.scrollWidth - e.clientWidth))"
+        )
+        if beyond > 0:
+            wide.append((path.name, beyond))
+    assert wide == []
+
+
+@contextmanager
+def served(directory: Path) -> Iterator[str]:
+    """Serve a directory's files at the address that is given."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(directory))) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join(timeout=10)
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves files, and says nothing of it."""
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
