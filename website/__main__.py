@@ -17,7 +17,18 @@ def main(arguments: list[str]) -> int:
     work = site.parent / f".{site.name}"
     all_pages = pages()
     stage(work / "pages", all_pages)
-    sphinx = [sys.executable, "-m", "sphinx", "--builder", "html", "--fail-on-warning", "--fresh-env", "--quiet", "--jobs", "auto"]
+    sphinx = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "--builder",
+        "html",
+        "--fail-on-warning",
+        "--fresh-env",
+        "--quiet",
+        "--jobs",
+        "auto",
+    ]
     made = subprocess.run(
         [*sphinx, "--conf-dir", Path(__file__).parent, "--doctree-dir", work / "trees", work / "pages", site], check=False
     )
@@ -28,7 +39,6 @@ def main(arguments: list[str]) -> int:
     (site / "llms-full.txt").write_text(full_text(navigation(all_pages), all_pages))
     (site / ".nojekyll").touch()  # a host that is GitHub's would leave out directories that begin with an underscore
     problems = problems_of(site)
-    print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
     shutil.rmtree(work)
     return made.returncode or bool(problems)
 

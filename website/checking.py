@@ -62,9 +62,13 @@ def problems_of(site: Path) -> list[str]:
     """Give what is wrong with the site in a directory, a sentence each; nothing, if all is well."""
     pages = {path: page_of(path.read_text()) for path in sorted(site.rglob("*.html"))}
     problems = [f"{path.relative_to(site)}: {problem}" for path in pages for problem in _problems(path, pages, site.resolve())]
-    problems += [f"{path.relative_to(site)}: {problem}" for path in sorted(site.rglob("*.md")) for problem in _twin_problems(path)]
+    problems += [
+        f"{path.relative_to(site)}: {problem}" for path in sorted(site.rglob("*.md")) for problem in _twin_problems(path)
+    ]
     styles = [*site.rglob("*.css")]
-    return problems + [f"{path.relative_to(site)}: loads from elsewhere" for path in styles if _FROM_ELSEWHERE.search(path.read_text())]
+    return problems + [
+        f"{path.relative_to(site)}: loads from elsewhere" for path in styles if _FROM_ELSEWHERE.search(path.read_text())
+    ]
 
 
 def _problems(path: Path, pages: Mapping[Path, Page], site: Path) -> Iterator[str]:
@@ -80,7 +84,7 @@ def _problems(path: Path, pages: Mapping[Path, Page], site: Path) -> Iterator[st
         elif parts.path and not (path.parent / unquote(parts.path)).is_file():
             yield f"{asset} is not there"
     # The page of search results has none before there are results.
-    if path.name != "search.html" and page.headings[:1] != [1] or page.headings.count(1) > 1:
+    if (path.name != "search.html" and page.headings[:1] != [1]) or page.headings.count(1) > 1:
         yield f"its headings do not begin with one of the first level: {page.headings}"
     if any(after > before + 1 for before, after in zip(page.headings, page.headings[1:], strict=False)):
         yield f"its headings leave out a level: {page.headings}"

@@ -6,7 +6,7 @@ HERE = Path(__file__).parent
 
 project = "streamkeep"
 author = "The authors of streamkeep"
-copyright = "the authors of streamkeep, Apache 2.0"
+project_copyright = "the authors of streamkeep, Apache 2.0"
 html_title = "streamkeep"
 extensions = ["myst_parser"]
 root_doc = "index"

@@ -10,7 +10,9 @@ def index_text(sections: Sequence[Section], pages: dict[str, str]) -> str:
     """Give `llms.txt`: what the index says, and each page with what it is about. Its links are relative, as the site knows no host."""
     opening = pages[INDEX].partition("\n## ")[0].rstrip()
     lists = [
-        "\n".join([f"## {section.title}", "", *(f"- [{entry.title}]({entry.page}): {entry.about}" for entry in section.entries)])
+        "\n".join(
+            [f"## {section.title}", "", *(f"- [{entry.title}]({entry.page}): {entry.about}" for entry in section.entries)]
+        )
         for section in sections
     ]
     rest = "## Optional\n\n- [All pages in one file](llms-full.txt): what is listed above, whole, and the reference"

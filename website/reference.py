@@ -280,7 +280,9 @@ def _linked(page: str, links: Mapping[str, str], here: str) -> str:
 
     def prose(text: str) -> str:
         return "\n".join(
-            line if line.startswith("#") else re.sub(r"(?<!\[)`((?:streamkeep\.[a-z_.]+)?[A-Za-z_]\w+(?:\(\))?)`(?!\])", link, line)
+            line
+            if line.startswith("#")
+            else re.sub(r"(?<!\[)`((?:streamkeep\.[a-z_.]+)?[A-Za-z_]\w+(?:\(\))?)`(?!\])", link, line)
             for line in text.split("\n")
         )
 

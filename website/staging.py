@@ -58,7 +58,7 @@ def pages() -> dict[str, str]:
     reference = {f"reference/{name}": text for name, text in reference_pages(ROOT / "src").items()}
     decisions = [page for page in staged if page.startswith("decisions/") and page != DECISIONS]
     staged[REFERENCE] += _list("Modules", {name: _about(text) for name, text in reference.items()}, REFERENCE)
-    staged[DECISIONS] += _list("All notes", {name: "" for name in decisions}, DECISIONS, titles=staged)
+    staged[DECISIONS] += _list("All notes", dict.fromkeys(decisions, ""), DECISIONS, titles=staged)
     return staged | reference
 
 
@@ -76,7 +76,9 @@ def navigation(all_pages: dict[str, str]) -> list[Section]:
 def stage(directory: Path, all_pages: dict[str, str]) -> None:
     """Write what Sphinx is given into a directory, which is emptied first."""
     shutil.rmtree(directory, ignore_errors=True)
-    trees = {INDEX: "\n".join(_tree(section.title, [entry.page for entry in section.entries]) for section in navigation(all_pages))}
+    trees = {
+        INDEX: "\n".join(_tree(section.title, [entry.page for entry in section.entries]) for section in navigation(all_pages))
+    }
     for parent, prefix in [(REFERENCE, "reference/streamkeep"), (DECISIONS, "decisions/0")]:
         trees[parent] = _tree("", [os.path.relpath(page, Path(parent).parent) for page in all_pages if page.startswith(prefix)])
     for page, text in all_pages.items():
@@ -126,5 +128,3 @@ def _about(page: str) -> str:
 
 def _tree(caption: str, entries: list[str]) -> str:
     return "\n".join(["", "```{toctree}", ":hidden:", *([f":caption: {caption}"] if caption else []), "", *entries, "```", ""])
-
-
