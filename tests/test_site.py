@@ -5,7 +5,7 @@ import importlib
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -99,7 +99,7 @@ def test_what_is_wrong_with_a_site_is_said(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Path]:
+def site(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """Give the site as `./dev docs` makes it, once for all processes that test."""
     pytest.importorskip("furo")
     shared = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
@@ -194,7 +194,7 @@ def test_no_page_is_wider_than_the_window(site: Path, page: Page, width: int) ->
 
 
 @contextmanager
-def served(directory: Path) -> Iterator[str]:
+def served(directory: Path) -> Generator[str]:
     """Serve a directory's files at the address that is given."""
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(directory))) as server:
         thread = Thread(target=server.serve_forever)

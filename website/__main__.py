@@ -17,21 +17,9 @@ def main(arguments: list[str]) -> int:
     work = site.parent / f".{site.name}"
     all_pages = pages()
     stage(work / "pages", all_pages)
-    sphinx = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "--builder",
-        "html",
-        "--fail-on-warning",
-        "--fresh-env",
-        "--quiet",
-        "--jobs",
-        "auto",
-    ]
-    made = subprocess.run(
-        [*sphinx, "--conf-dir", Path(__file__).parent, "--doctree-dir", work / "trees", work / "pages", site], check=False
-    )
+    sphinx = [sys.executable, "-m", "sphinx", "--builder", "html", "--fail-on-warning", "--fresh-env", "--quiet"]
+    places = ["--conf-dir", str(Path(__file__).parent), "--doctree-dir", str(work / "trees"), str(work / "pages"), str(site)]
+    made = subprocess.run([*sphinx, "--jobs", "auto", *places], check=False)
     shutil.copytree(work / "pages", site, dirs_exist_ok=True)  # what the Markdown links to is where it says
     for page, text in all_pages.items():
         (site / page).write_text(text)
@@ -39,6 +27,8 @@ def main(arguments: list[str]) -> int:
     (site / "llms-full.txt").write_text(full_text(navigation(all_pages), all_pages))
     (site / ".nojekyll").touch()  # a host that is GitHub's would leave out directories that begin with an underscore
     problems = problems_of(site)
+    for problem in problems:
+        print(problem, file=sys.stderr)
     shutil.rmtree(work)
     return made.returncode or bool(problems)
 

@@ -1,4 +1,7 @@
-"""What a site must be, as it was made: each link and anchor leads somewhere in it, nothing of it comes from elsewhere, headings are in order."""
+"""What a site must be, looked at as it was made.
+
+Each link and each anchor leads somewhere in it, nothing is loaded from elsewhere, and headings are in order.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
