@@ -24,6 +24,11 @@ ROOT = Path(__file__).parents[1]
 LISTED_ELSEWHERE = ("docs/decisions/",)
 
 
+@pytest.fixture(scope="module")
+def all_pages() -> dict[str, str]:
+    return pages()
+
+
 def test_every_page_is_in_the_navigation_once() -> None:
     index = (ROOT / "docs/index.md").read_text()
     listed = [entry.page for section in sections_of(index) for entry in section.entries]
@@ -41,13 +46,12 @@ def test_every_line_of_the_navigation_says_what_its_page_is_about() -> None:
     assert [entry.page for entry in entries if len(entry.about) < 20] == []
 
 
-def test_a_page_that_the_navigation_does_not_list_is_listed_at_its_end() -> None:
-    all_pages = pages() | {"how-to/new.md": "# What is new\n"}
-    assert [(entry.title, entry.page) for entry in navigation(all_pages)[-1].entries] == [("What is new", "how-to/new.md")]
+def test_a_page_that_the_navigation_does_not_list_is_listed_at_its_end(all_pages: dict[str, str]) -> None:
+    more = all_pages | {"how-to/new.md": "# What is new\n"}
+    assert [(entry.title, entry.page) for entry in navigation(more)[-1].entries] == [("What is new", "how-to/new.md")]
 
 
-def test_every_public_name_has_its_heading_in_the_reference_and_no_private_one_has() -> None:
-    all_pages = pages()
+def test_every_public_name_has_its_heading_in_the_reference_and_no_private_one_has(all_pages: dict[str, str]) -> None:
     for module in public_modules(ROOT / "src"):
         assert set(module.homes) == set(importlib.import_module(module.path).__all__)
         for name, home in module.homes.items():
@@ -120,16 +124,16 @@ def site(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_the_site_is_made_without_a_warning_and_every_link_in_it_leads_somewhere(site: Path) -> None:
+def test_the_site_is_made_without_a_warning_and_every_link_in_it_leads_somewhere(site: Path, all_pages: dict[str, str]) -> None:
     assert problems_of(site) == []
     made = {path.relative_to(site).as_posix() for path in site.rglob("*.html")}
-    assert {page.replace(".md", ".html") for page in pages()} <= made
+    assert {page.replace(".md", ".html") for page in all_pages} <= made
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_every_page_has_its_markdown_beside_it_and_llms_txt_names_it(site: Path) -> None:
-    for page, text in pages().items():
+def test_every_page_has_its_markdown_beside_it_and_llms_txt_names_it(site: Path, all_pages: dict[str, str]) -> None:
+    for page, text in all_pages.items():
         assert (site / page).read_text() == text
         html = page_of((site / page).with_suffix(".html").read_text())
         assert Path(page).name in html.assets
@@ -137,7 +141,7 @@ def test_every_page_has_its_markdown_beside_it_and_llms_txt_names_it(site: Path)
     assert re.match(r"# streamkeep\n\n> .+\n\n", listing)
     assert [target for target in targets_of(listing) if not (site / target).is_file()] == []
     whole = (site / "llms-full.txt").read_text()
-    assert [page for page in pages() if f"<!-- {page} -->" not in whole] == []
+    assert [page for page in all_pages if f"<!-- {page} -->" not in whole] == []
 
 
 @pytest.fixture

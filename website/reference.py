@@ -8,6 +8,7 @@ import ast
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -48,6 +49,7 @@ def reference_pages(source: Path) -> dict[str, str]:
     return {module.page: _linked(_page(modules[module.path], module), links, module.page) for module in described}
 
 
+@lru_cache(maxsize=1)
 def _loaded(source: Path) -> griffe.Module:
     package = griffe.load("streamkeep", search_paths=[source], docstring_parser="google", resolve_aliases=True)
     assert isinstance(package, griffe.Module)
