@@ -24,4 +24,4 @@ templates_path = [str(HERE / "templates")]
 html_css_files = ["site.css"]
 pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "a11y-high-contrast-dark"
-html_theme_options: dict[str, list[str]] = {"footer_icons": [], "top_of_page_buttons": []}
+html_theme_options: dict[str, list[str]] = {"footer_icons": [], "top_of_page_buttons": ["view"]}

@@ -45,8 +45,9 @@ def reference_pages(source: Path) -> dict[str, str]:
     missing = [f"{path}.{name}" for path, module in modules.items() for name in _names(module) if not _text(module[name])]
     if missing:
         raise SystemExit(f"public, and without a docstring: {', '.join(missing)}")
-    links = {name: f"{home}#{anchor_of(name)}" for module in reversed(described) for name, home in module.homes.items()}
-    return {module.page: _linked(_page(modules[module.path], module), links, module.page) for module in described}
+    # A class is linked wherever it is named; what has a name in lower case, such as `stop`, in its own module only.
+    classes = {name: home for module in reversed(described) for name, home in module.homes.items() if name[0].isupper()}
+    return {module.page: _linked(_page(modules[module.path], module), classes | module.homes, module.page) for module in described}
 
 
 @lru_cache(maxsize=1)
@@ -273,12 +274,13 @@ def _language(block: str) -> str:
     return "text"
 
 
-def _linked(page: str, links: Mapping[str, str], here: str) -> str:
+def _linked(page: str, homes: Mapping[str, str], here: str) -> str:
     """Make each public name that stands between backticks in prose a link to its description."""
 
     def link(code: re.Match[str]) -> str:
-        target = links.get(code[1].removesuffix("()")) or links.get(code[1].rpartition(".")[2])
-        return code[0] if target is None else f"[{code[0]}]({target.removeprefix(here)})"
+        name = code[1].removesuffix("()").rpartition(".")[2]
+        home = homes.get(name)
+        return code[0] if home is None else f"[{code[0]}]({home.removeprefix(here)}#{anchor_of(name)})"
 
     def prose(text: str) -> str:
         return "\n".join(
