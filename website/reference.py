@@ -47,7 +47,9 @@ def reference_pages(source: Path) -> dict[str, str]:
         raise SystemExit(f"public, and without a docstring: {', '.join(missing)}")
     # A class is linked wherever it is named; what has a name in lower case, such as `stop`, in its own module only.
     classes = {name: home for module in reversed(described) for name, home in module.homes.items() if name[0].isupper()}
-    return {module.page: _linked(_page(modules[module.path], module), classes | module.homes, module.page) for module in described}
+    return {
+        module.page: _linked(_page(modules[module.path], module), classes | module.homes, module.page) for module in described
+    }
 
 
 @lru_cache(maxsize=1)

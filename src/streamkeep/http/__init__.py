@@ -1,4 +1,4 @@
-"""Streams over HTTP: endpoints and mounted apps (`StreamsHTTP`), middleware (`DurableStreaming`), framings, access, bounds and time-outs."""
+"""Streams over HTTP: endpoints (`StreamsHTTP`), middleware (`DurableStreaming`), framings, access, bounds and time-outs."""
 
 from .access import Access, Authorize
 from .agui import AGUIFraming
