@@ -1,4 +1,4 @@
-"""The documentation site: every page is in its navigation, every public name in its reference, and it is whole wherever it is put."""
+"""The documentation site: all pages are in its navigation, all public names in its reference; it works wherever it is put."""
 
 import fcntl
 import importlib
@@ -190,7 +190,8 @@ def test_no_page_is_wider_than_the_window(site: Path, page: Page, width: int) ->
     for path in sorted(site.rglob("*.html")):
         page.goto(path.as_uri())
         beyond = page.evaluate(
-            "Math.max(...[document.documentElement, document.querySelector('.content')].map(e => e.scrollWidth - e.clientWidth))"
+            "Math.max(...[document.documentElement, document.querySelector('.content')]"
+            ".map(e => e.scrollWidth - e.clientWidth))"
         )
         if beyond > 0:
             wide.append((path.name, beyond))

@@ -1,13 +1,12 @@
 """The site for programs that read text: `llms.txt` as llmstxt.org has it, and all pages in one file."""
 
-import re
 from collections.abc import Sequence
 
 from .staging import INDEX, Section
 
 
 def index_text(sections: Sequence[Section], pages: dict[str, str]) -> str:
-    """Give `llms.txt`: what the index says, and each page with what it is about. Its links are relative, as the site knows no host."""
+    """Give `llms.txt`: what the index says, and each page with what it is about. Its links are relative."""
     opening = pages[INDEX].partition("\n## ")[0].rstrip()
     lists = [
         "\n".join(
@@ -20,11 +19,7 @@ def index_text(sections: Sequence[Section], pages: dict[str, str]) -> str:
 
 
 def full_text(sections: Sequence[Section], pages: dict[str, str]) -> str:
-    """Give all pages, in the order of the navigation, and then those that are below them; each begins with a line that names it."""
+    """Give all pages, in the order of the navigation, then those below them; each begins with a line that names it."""
     first = [INDEX, *(entry.page for section in sections for entry in section.entries)]
     order = dict.fromkeys([*first, *pages])
-    return "\n".join(f"<!-- {page} -->\n\n{_without_code_headings(pages[page])}" for page in order)
-
-
-def _without_code_headings(text: str) -> str:
-    return re.sub(r"\n{3,}", "\n\n", text)
+    return "\n".join(f"<!-- {page} -->\n\n{pages[page]}" for page in order)

@@ -1,7 +1,7 @@
 """The reference: a page of Markdown for each public module, made of its docstrings without importing it.
 
-A module is public if it has an `__all__`, and so are the names in that; nothing else is on these pages. A name has its description in the
-module that defines it, if that is public, and otherwise where it is imported to; all other modules link to it.
+A module is public if it has an `__all__`, and so are the names in that; nothing else is on these pages. A name has its
+description in the module that defines it, if that is public, and otherwise where it is imported to; all other modules link to it.
 """
 
 import ast
@@ -48,7 +48,8 @@ def reference_pages(source: Path) -> dict[str, str]:
     # A class is linked wherever it is named; what has a name in lower case, such as `stop`, in its own module only.
     classes = {name: home for module in reversed(described) for name, home in module.homes.items() if name[0].isupper()}
     return {
-        module.page: _linked(_page(modules[module.path], module), classes | module.homes, module.page) for module in described
+        module.page: _linked(_page(modules[module.path], module), {**classes, **module.homes}, module.page)
+        for module in described
     }
 
 

@@ -1,4 +1,4 @@
-"""What Sphinx is given: the pages of `docs/` and some from beside it, the reference, and a navigation made of `docs/index.md`."""
+"""What Sphinx is given: the pages of `docs/`, some from beside it, the reference, and a navigation made of `docs/index.md`."""
 
 import os
 import re
@@ -97,7 +97,7 @@ def _place(source: str) -> str:
 
 
 def _relinked(text: str, source: str) -> str:
-    """Give a page's text with its links as they are in the site. What is not in the site, source files say, is no link there."""
+    """Give a page's text with its links as they are in the site. Of a link to a source file the words stay."""
     here = PurePosixPath(_place(source)).parent
 
     def relinked(target: str) -> str | None:
