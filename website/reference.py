@@ -1,7 +1,8 @@
 """The reference: a page of Markdown for each public module, made of its docstrings without importing it.
 
 A module is public if it has an `__all__`, and so are the names in that; nothing else is on these pages. A name has its
-description in the module that defines it, if that is public, and otherwise where it is imported to; all other modules link to it.
+description in the module that defines it, if that is public, and otherwise where it is
+imported to; all other modules link to it.
 """
 
 import ast
