@@ -1,14 +1,18 @@
 """What the README and the docs show, runs; what they link to, is there.
 
 A block of Python that begins with an import, or with a comment that names its file (`# app.py`), is a whole program, and is run. One
-that has tests in it is run by pytest. All others are fragments, and must compile.
+that has tests in it is run by pytest. All others are fragments, and must compile; so must JavaScript. A block of `py` wants what is not
+here, a broker or another server: it must compile as well.
 """
 
 import os
 import re
 import subprocess
 import sys
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from textwrap import dedent, indent
 
 import pytest
 
@@ -85,6 +89,46 @@ def test_a_how_to_says_what_to_install(page: Path) -> None:
 def test_the_python_that_a_page_shows_is_python(page: Path) -> None:
     for block in blocks(page):
         compile("async def shown():\n" + re.sub("^", "    ", block, flags=re.MULTILINE), str(page), "exec", dont_inherit=True)
+
+
+def fragments(language: str) -> list[tuple[str, str]]:
+    """Give the code of one language that pages show, lists included, each with the name of its page."""
+    fence = re.compile(rf"^( *)```{language}\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+    return [(name_of(page), dedent(found[2])) for page in PAGES for found in fence.finditer(page.read_text())]
+
+
+def test_the_python_that_is_not_run_is_python() -> None:
+    assert fragments("py")
+    for page, code in fragments("py"):
+        compile("async def shown():\n" + indent(code, "    "), page, "exec", dont_inherit=True)
+
+
+def test_the_javascript_that_a_page_shows_is_javascript(requires: Callable[[str], str], tmp_path: Path) -> None:
+    shown = fragments("js")
+    files = [tmp_path / f"{number}.mjs" for number in range(len(shown))]
+    for file, (_, code) in zip(files, shown, strict=True):
+        file.write_text(code)
+    node = requires("node")
+    wrong = [
+        (page, checked.stderr)
+        for file, (page, _) in zip(files, shown, strict=True)
+        if (
+            checked := subprocess.run([node, "--check", file], capture_output=True, text=True, timeout=30, check=False)
+        ).returncode
+    ]
+    assert shown
+    assert wrong == []
+
+
+def test_the_extras_that_a_page_installs_are_there() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {
+        (name_of(page), extra)
+        for page in PAGES
+        for names in re.findall(r"streamkeep\[([a-z0-9,]+)\]", page.read_text())
+        for extra in names.split(",")
+    }
+    assert {(page, extra) for page, extra in named if extra not in extras} == set()
 
 
 PROGRAMS = [

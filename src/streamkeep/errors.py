@@ -30,6 +30,32 @@ The statuses and their HTTP codes are Genkit's (and gRPC's).
 from collections.abc import Mapping
 from typing import ClassVar, Final, Literal, TypeVar, get_args
 
+__all__ = [
+    "InvalidArgumentError",
+    "KeyInUseError",
+    "LimitExceededError",
+    "OffsetOutOfRangeError",
+    "PublicError",
+    "RefusedError",
+    "RemoteError",
+    "StorageCorruptError",
+    "StorageError",
+    "StorageFullError",
+    "StorageUnavailableError",
+    "StreamAlreadyExistsError",
+    "StreamBusyError",
+    "StreamCompletedError",
+    "StreamInputClosedError",
+    "StreamLostError",
+    "StreamManagerClosedError",
+    "StreamNotFoundError",
+    "StreamTakenOverError",
+    "StreamTimeoutError",
+    "StreamkeepError",
+    "UnexpectedAnswerError",
+    "WrongEventLoopError",
+]
+
 E = TypeVar("E", bound=Exception)
 
 Status = Literal[

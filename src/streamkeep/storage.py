@@ -10,6 +10,8 @@ from typing import Final, Protocol, Self
 
 import msgspec
 
+__all__ = ["Doorbell", "Head", "Page", "Storage"]
+
 PAGE_BYTES: Final = 1 << 20
 """About how many bytes of records a page may hold; the record that reaches it is the last."""
 

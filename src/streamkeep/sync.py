@@ -36,6 +36,8 @@ from ._subscription import Subscription as AsyncSubscription
 from .errors import StreamManagerClosedError, WrongEventLoopError
 from .events import ErrorInfo, ReadAs, StreamEvent
 
+__all__ = ["Cancelled", "Recoveries", "StreamInput", "StreamManager", "Subscription"]
+
 T = TypeVar("T")
 
 Make = Callable[[], AsyncStreamManager]

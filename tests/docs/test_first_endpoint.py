@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 import warnings
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +15,7 @@ import anyio
 import httpx
 import httpx_sse
 import pytest
+from playwright.async_api import async_playwright, expect
 from tests.test_docs import ROOT, named_files
 
 PAGE: Final = ROOT / "docs/tutorial/first-endpoint.md"
@@ -26,6 +27,16 @@ WORDS: Final = ["You", "asked:", "Why?", "Nothing", "is", "lost."]
 @asynccontextmanager
 async def served(directory: Path, port: int) -> AsyncGenerator[httpx.AsyncClient]:
     """Run the page's command, on a port of our own; leaving stops the server as Ctrl-C does."""
+    async with serving(directory, port) as (server, http):
+        yield http
+        server.terminate()
+        with anyio.fail_after(20):
+            await anyio.to_thread.run_sync(server.wait)
+
+
+@asynccontextmanager
+async def serving(directory: Path, port: int) -> AsyncGenerator[tuple[subprocess.Popen[bytes], httpx.AsyncClient]]:
+    """The same, and give the server's process as well; leaving kills it."""
     command = [sys.executable, "-m", *shlex.split(COMMANDS[1]), "--port", str(port), "--log-level", "error"]
     server = subprocess.Popen(command, cwd=directory)  # noqa: ASYNC220
     try:
@@ -33,10 +44,7 @@ async def served(directory: Path, port: int) -> AsyncGenerator[httpx.AsyncClient
             with anyio.fail_after(30):
                 while not await is_up(http):  # noqa: ASYNC110 - no event tells
                     await anyio.sleep(0.05)
-            yield http
-        server.terminate()
-        with anyio.fail_after(20):
-            await anyio.to_thread.run_sync(server.wait)
+            yield server, http
     finally:
         server.kill()
         server.wait()
@@ -83,13 +91,13 @@ def words_of(events: list[httpx_sse.ServerSentEvent]) -> list[str]:
 
 def test_the_page_installs_what_its_program_needs() -> None:
     assert COMMANDS[:2] == ['pip install "streamkeep[fastapi]" uvicorn', "uvicorn main:app"]
-    assert len(COMMANDS) == 5
+    assert len(COMMANDS) == 7
 
 
 @pytest.mark.timeout(120)
 async def test_the_tutorials_steps(tmp_path: Path, free_tcp_port: int) -> None:
     (tmp_path / "main.py").write_text(named_files(PAGE)["main.py"])
-    _, _, ask, go_on, read = COMMANDS
+    _, _, ask, go_on, read, _, _ = COMMANDS
     async with served(tmp_path, free_tcp_port) as http:
         seen = await events_of(http, request_of(ask), count=2)
         rest = await events_of(http, request_of(go_on, CURSOR=seen[-1].id))
@@ -115,6 +123,47 @@ async def test_the_tutorials_steps(tmp_path: Path, free_tcp_port: int) -> None:
     assert [rest[-1].event, again[-1].event] == ["done", "done"]
     assert stream != other
     assert 'new EventSource("/streams/" + location.hash.slice(1))' in page
+
+
+@pytest.mark.slow  # 15 seconds until the writer counts as dead
+@pytest.mark.timeout(120)
+async def test_what_was_shown_before_kill_9_is_there_and_then_an_end(tmp_path: Path, free_tcp_port: int) -> None:
+    (tmp_path / "main.py").write_text(named_files(PAGE)["main.py"])
+    kill, read = COMMANDS[5:]
+    shown = re.search(r"^```text\n(event: error\n.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert shown
+    assert kill.startswith("kill -9 ")
+    assert kill.endswith(f'"{COMMANDS[1]}")')
+    async with serving(tmp_path, free_tcp_port) as (server, http):
+        seen = await events_of(http, request_of(COMMANDS[2]), count=2)
+        server.kill()
+    async with served(tmp_path, free_tcp_port) as http:
+        stored = await http.request(**request_of(read, STREAM=seen[0].id.partition("/")[0]))
+    words = re.findall(r'^data: {"text":"(.*)"}$', stored.text, re.MULTILINE)
+    assert words == WORDS[: len(words)]
+    assert len(words) >= 2
+    assert stored.text[stored.text.index("event: error") :].startswith(shown[1])
+
+
+@pytest.mark.slow  # a word a second, twice
+@pytest.mark.timeout(120)
+async def test_the_page_shows_the_whole_answer_after_a_reload(
+    tmp_path: Path, free_tcp_port: int, requires: Callable[[str], str]
+) -> None:
+    (tmp_path / "main.py").write_text(named_files(PAGE)["main.py"])
+    async with (
+        served(tmp_path, free_tcp_port) as http,
+        async_playwright() as playwright,
+        httpx_sse.aconnect_sse(http, **request_of(COMMANDS[2])) as source,
+    ):
+        stream = (await anext(source.aiter_sse())).id.partition("/")[0]
+        browser = await playwright.chromium.launch(executable_path=requires("chromium"), args=["--no-sandbox"])
+        page = await browser.new_page()
+        await page.goto(f"http://127.0.0.1:{free_tcp_port}/#{stream}")
+        await expect(page.locator("#words")).to_contain_text("You asked:")
+        await page.reload()
+        await expect(page.locator("#words")).to_have_text(" ".join(WORDS) + " ", timeout=20_000)
+        await browser.close()
 
 
 MISTAKES: Final = (

@@ -1,4 +1,4 @@
-"""Streams over HTTP: frames (`wire`), producers that outlive requests (`runner`), answers and endpoints (`app`)."""
+"""Streams over HTTP: endpoints (`StreamsHTTP`), middleware (`DurableStreaming`), framings, access, bounds and time-outs."""
 
 from .access import Access, Authorize
 from .agui import AGUIFraming

@@ -48,6 +48,8 @@ from ..events import shown_info
 from ._a2a_events import has_ended, status_event, take_place
 from ._a2a_tasks import END_SECONDS, Run, Tasks
 
+__all__ = ["StreamRequestHandler"]
+
 logger: Final = logging.getLogger("streamkeep")
 
 STOP_SECONDS: Final = 5.0

@@ -8,6 +8,8 @@ from typing import Any, Final, overload
 
 from ._sdk import AsyncChunks, AsyncStream, SyncChunks, SyncStream, chunks_of, dumped, field_of
 
+__all__ = ["chunks"]
+
 _LAST: Final = "message_stop"
 _CAME: Final[Mapping[str, tuple[str, ...] | None]] = {
     "message_start": None,

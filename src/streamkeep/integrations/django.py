@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
     from .genkit import ContextProviders, WorkIn
 
+__all__ = ["DjangoStreams", "durable_flow"]
+
 URL: Final = "STREAMKEEP_URL"
 CLOSE_SECONDS: Final = 5.0
 """How long closing a producer's connections may take."""

@@ -13,6 +13,8 @@ from ..http.starlette import OURS, ASGIResponse, rest_of
 from . import _openapi
 from .genkit import ContextProviders, calls_of, provider_of, work_of
 
+__all__ = ["durable_flow"]
+
 
 def durable_flow(
     flow: Action[Any, Any, Any, Any],

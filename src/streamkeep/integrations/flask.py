@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from .genkit import ContextProviders
 
+__all__ = ["FlaskStreams", "StreamResponse", "durable_flow"]
+
 EXTENSION: Final = "streamkeep"
 URL: Final = "STREAMKEEP_URL"
 READING: Final = ("GET", "HEAD", "POST", "DELETE")

@@ -5,6 +5,8 @@ from typing import Any, Final, overload
 
 from ._sdk import AsyncChunks, AsyncStream, SyncChunks, SyncStream, chunks_of, dumped, field_of, objects_of
 
+__all__ = ["chunks"]
+
 _HIDDEN: Final = ("sdk_http_response", "automatic_function_calling_history")
 
 

@@ -36,6 +36,8 @@ from ..http.lifespan import Lifespan
 from ..http.response import ASGIApp, Message, Receive, Scope, Send, headers_of
 from ._mcp_session import Owner, Place, Session, place_of, stream_of
 
+__all__ = ["StreamEventStore"]
+
 CLOSED: Final = ErrorInfo("CANCELLED", "the session has ended")
 STOPPED: Final = ErrorInfo("ABORTED", "the server was stopped before it had answered")
 GONE: Final = ErrorInfo("NOT_FOUND", "the answer is not kept any more")

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
     from ..http.starlette import ASGIResponse
 
+__all__ = ["OpenAIResponses", "ResponseRequest"]
+
 _PATH: Final = re.compile(r"(?P<base>(?:/(?!responses/)[^/]*)*)/responses(?:/(?P<id>[^/]+)(?P<cancel>/cancel)?)?/?")
 _ECHOED: Final = ("model", "background", "metadata", "previous_response_id")
 _TYPES: Final[Mapping[str, tuple[type, ...]]] = {

@@ -6,6 +6,8 @@ from typing import Any, Protocol
 from ._sdk import AsyncChunks, dumped
 from .openai_sdk import shown, shown_item
 
+__all__ = ["Run", "chunks"]
+
 
 class Run(Protocol):
     """What is used of the SDK's `RunResultStreaming`."""

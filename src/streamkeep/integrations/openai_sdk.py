@@ -10,6 +10,8 @@ from ._responses import ENDED
 from ._responses_writing import error_of
 from ._sdk import AsyncChunks, AsyncStream, Json, SyncChunks, SyncStream, chunks_of, dumped, field_of, objects_of
 
+__all__ = ["checkpoint_of", "chunks"]
+
 _PREFIX: Final = "response."
 _EVENTS: Final = frozenset(
     {

@@ -6,6 +6,8 @@ from typing import Any
 
 from ._sdk import AsyncChunks, AsyncStream
 
+__all__ = ["chunks"]
+
 
 def chunks(stream: AsyncStream) -> AsyncChunks:
     """Give what is to be stored of a run's events; closing it closes the run, and so the provider's connection.

@@ -12,6 +12,8 @@ from streamkeep.errors import StorageFullError
 from streamkeep.storage import PAGE_BYTES, Doorbell, Head, Page
 from streamkeep.storages._doorbells import Doorbells
 
+__all__ = ["MemoryStorage"]
+
 OUT_OF_DATE: Final = 100
 """How much more of what is due may be out of date than there are streams: an open stream's day would keep it for as long."""
 

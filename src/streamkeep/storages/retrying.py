@@ -15,6 +15,8 @@ import anyio
 from streamkeep.errors import StorageFullError, StorageUnavailableError
 from streamkeep.storage import Doorbell, Head, Page, Storage, has
 
+__all__ = ["RetryingStorage"]
+
 T = TypeVar("T")
 
 _FIRST_PAUSE_SECONDS: Final = 0.05

@@ -2,6 +2,8 @@
 
 import time
 
+__all__ = ["FakeClock"]
+
 
 class FakeClock:
     """Seconds since the epoch, for `MemoryStorage(clock=...)`; they begin at the present, and stand still until `advance`.

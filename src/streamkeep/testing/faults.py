@@ -10,6 +10,8 @@ import anyio
 from streamkeep.errors import StorageError
 from streamkeep.storage import Doorbell, Head, Page, Storage
 
+__all__ = ["FaultyStorage", "Hold"]
+
 T = TypeVar("T")
 Operation = Literal["enter", "read", "commit", "delete", "scan", "expired", "watch"]
 Step = Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]

@@ -35,6 +35,8 @@ from streamkeep.storages._http_messages import (
 from streamkeep.storages._ids import id_bytes
 from streamkeep.storages.http._watching import Watching
 
+__all__ = ["HTTPStorage"]
+
 T = TypeVar("T")
 
 TOKEN_VARIABLE: Final = "STREAMKEEP_STORAGE_TOKEN"  # noqa: S105 - its name

@@ -42,6 +42,8 @@ from streamkeep.storages.nats._markers import CONTENT, Marker, Markers, second_o
 from streamkeep.storages.nats._notifications import Notifications
 from streamkeep.storages.nats._setup import prepare
 
+__all__ = ["NATSStorage"]
+
 _CHANGE_SECONDS: Final = 5.0
 _FIRST_PAUSE_SECONDS: Final = 0.01
 _DEPOSED_SECONDS: Final = 15.0  # a leader that nobody follows notices it in ten

@@ -20,6 +20,8 @@ from streamkeep.storages.postgres._link import Place
 from streamkeep.storages.postgres._notifications import Listening, Notifications, Polling
 from streamkeep.storages.postgres._statements import Change, Commit, Deletion, Reader, Reading, Ring, Session
 
+__all__ = ["PostgresStorage"]
+
 _SCHEMES: Final = {"postgresql", "postgres"}
 _DRIVERS_OPTIONS: Final = {
     "host",

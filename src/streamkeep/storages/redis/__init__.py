@@ -30,6 +30,8 @@ from streamkeep.storages.redis._net import Command, Reply, translated
 from streamkeep.storages.redis._servers import BUCKETS, Pipelines, Request, Servers, bucket_of
 from streamkeep.storages.redis._url import Address, Topology, options_of, shown
 
+__all__ = ["RedisStorage"]
+
 logger: Final = logging.getLogger("streamkeep")
 
 _FORMAT: Final = b"2"

@@ -24,6 +24,8 @@ from streamkeep.storages.sqlite._notify import Changes, Notify, checksum
 from streamkeep.storages.sqlite._reader import Reader
 from streamkeep.storages.sqlite._writer import Writer
 
+__all__ = ["SQLiteStorage"]
+
 _POLL_SECONDS: Final = 0.025
 
 
