@@ -10,6 +10,7 @@ def needed_by(who: str, extra: str) -> Generator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
+        missing = (error.name or "a package").partition(".")[0]
         raise ModuleNotFoundError(
-            f"{who} needs {error.name}, which is not installed: pip install 'streamkeep[{extra}]'", name=error.name
+            f"{who} needs {missing}, which is not installed: pip install 'streamkeep[{extra}]'", name=error.name
         ) from error

@@ -74,11 +74,15 @@ def ran(command: Sequence[str | Path], cwd: Path, **variables: str) -> str:
     return done.stdout
 
 
-def build(directory: Path, source: Path = ROOT, *, only: str | None = None, **variables: str) -> Sequence[Path]:
+def build(directory: Path, source: Path = ROOT, *, only: str | None = None, epoch: str | None = None) -> Sequence[Path]:
     """Build the sdist, and the wheel from it, or only one of them, without a network; give the files."""
     which = [] if only is None else [f"--{only}"]
     isolation = ["--no-build-isolation", "--python", sys.executable, "--offline", "--no-config"]
-    ran([UV, "build", "--quiet", *isolation, *which, "--out-dir", directory, source], directory.parent, **variables)
+    ran(
+        [UV, "build", "--quiet", *isolation, *which, "--out-dir", directory, source],
+        directory.parent,
+        **{} if epoch is None else {"SOURCE_DATE_EPOCH": epoch},
+    )
     return sorted(path for path in directory.iterdir() if path.suffix != ".gitignore" and path.name != ".gitignore")
 
 
@@ -105,9 +109,9 @@ class Workshop:
         names = sorted(extras_of(wheel)) if extras == (ALL,) else extras
         ran([UV, "venv", "--quiet", "--no-project", "--no-config", "--python", sys.executable, directory], directory.parent)
         python = directory / "bin" / "python"
-        lock = ["--constraint", ROOT / "requirements.lock"]
+        lock = f"--constraint={ROOT / 'requirements.lock'}"
         what = f"streamkeep[{','.join(names)}] @ {wheel.as_uri()}"
-        ran([UV, "pip", "install", "--quiet", "--no-config", "--python", python, *lock, what, *beside], directory.parent)
+        ran([UV, "pip", "install", "--quiet", "--no-config", "--python", python, lock, what, *beside], directory.parent)
         (directory / "imported.json").write_text(ran([python, _PROGRAM, *modules_of(wheel)], directory.parent))
 
     def _once(self, name: str, make: Callable[[Path], object]) -> Path:

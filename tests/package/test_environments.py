@@ -1,9 +1,10 @@
 """What we would publish, installed into clean environments: alone, with each extra alone, and with all; and used there."""
 
 import re
+import shlex
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import metadata
 from pathlib import Path
 from typing import Final
@@ -22,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 PROGRAMS: Final = Path(__file__).with_name("programs")
 EXTRAS: Final = sorted(metadata("streamkeep").get_all("Provides-Extra") or [])
 MISSING: Final = re.compile(r"ModuleNotFoundError: .+ needs \w+, which is not installed: pip install 'streamkeep\[(\w+)\]'")
-INSTALLS: Final = re.compile(r"pip install ((?:\"[^\"]+\"|[a-z][\w.-]*)(?: (?:\"[^\"]+\"|[a-z][\w.-]*))*)")
+INSTALLS: Final = re.compile(r"pip install ([^`\n]+)")
 SHOWN: Final = [page for page in PAGES if page not in ASKING and any(map(is_program, blocks(page)))]
 
 
@@ -84,14 +85,18 @@ def named_in(error: str) -> str:
 
 
 def installs_of(page: Path) -> tuple[list[str], list[str]]:
-    """Give the extras, and the other packages, that a page has one install."""
+    """Give the extras, and the other packages, that a page has one install, comments behind its commands included."""
     extras: set[str] = set()
     beside: set[str] = set()
     for line in INSTALLS.findall(page.read_text()):
-        for requirement in re.findall(r'"([^"]+)"|(\S+)', line):
-            name = requirement[0] or requirement[1]
+        packages, _, comment = line.partition("#")
+        for name in [
+            *shlex.split(packages),
+            *re.findall(r'"(streamkeep\[.+?\])"', comment),
+            *re.findall(r"\bpytest\b", comment),
+        ]:
             if ours := re.fullmatch(r"streamkeep(?:\[([\w,]+)\])?", name):
-                extras.update((ours[1] or "").split(",") if ours[1] else [])
+                extras.update(ours[1].split(",") if ours[1] else [])
             else:
                 beside.add(name)
     return sorted(extras), sorted(beside)
@@ -122,14 +127,17 @@ def a_stream_of_a_server(directory: Path) -> Generator[list[str]]:
         yield [f"http://127.0.0.1:{port}/streams/answer"]
 
 
-@contextmanager
-def an_engine(name: str) -> Generator[list[str]]:
-    with ENGINES[name]() as empty:
-        yield [empty().url]
+def an_engine(name: str) -> Callable[[Path], AbstractContextManager[list[str]]]:
+    @contextmanager
+    def running(_directory: Path) -> Generator[list[str]]:
+        with ENGINES[name]() as empty:
+            yield [empty().url]
+
+    return running
 
 
-ARGUMENTS: Final = {
+ARGUMENTS: Final[dict[str, Callable[[Path], AbstractContextManager[list[str]]]]] = {
     "cli": a_port,
     "client": a_stream_of_a_server,
-    **{name: lambda _directory, name=name: an_engine(name) for name in ("nats", "postgres", "redis")},
+    **{name: an_engine(name) for name in ("nats", "postgres", "redis")},
 }
