@@ -1,10 +1,10 @@
 """examples/deploy: two instances behind nginx, and behind Caddy, on one PostgreSQL; and what its other files say."""
 
 import json
-import os
 import time
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +13,7 @@ import anyio.to_thread
 import httpx
 import pytest
 from tests.engines.postgres import Postgres
-from tests.examples.deployed import ProxyName, deployed, find
+from tests.examples.deployed import ProxyName, deployed, program_of
 
 from streamkeep import StreamEventType
 from streamkeep.client import subscribe
@@ -33,14 +33,6 @@ def postgres() -> Generator[Postgres]:
 @pytest.fixture
 def storage(postgres: Postgres) -> str:
     return postgres.empty().url
-
-
-def program_of(proxy: ProxyName) -> str:
-    program = find(proxy)
-    if program is None:
-        assert os.environ.get("CI") != "true", f"{proxy} is not installed"
-        pytest.skip(f"{proxy} is not installed")
-    return program
 
 
 def question_of(words: int) -> tuple[str, list[str]]:
@@ -134,12 +126,15 @@ async def test_a_model_that_is_silent_for_longer_than_the_proxy_waits_is_heard_o
     proxy: ProxyName, storage: str, tmp_path: Path
 ) -> None:
     question, words = question_of(2)
-    timing = {"words_per_second": 0.2, "heartbeat_seconds": 0.5, "read_timeout_seconds": 3}
-    with deployed(proxy, program_of(proxy), tmp_path, storage, **timing) as service:
+    with deployed(
+        proxy, program_of(proxy), tmp_path, storage, words_per_second=0.2, heartbeat_seconds=0.5, read_timeout_seconds=3
+    ) as service:
         began = time.monotonic()
-        async with httpx.AsyncClient(base_url=service.url, timeout=30) as http:
-            async with http.stream("POST", f"/chat/c?question={question}") as answer:
-                found, _ = await some_of(answer, None)
+        async with (
+            httpx.AsyncClient(base_url=service.url, timeout=30) as http,
+            http.stream("POST", f"/chat/c?question={question}") as answer,
+        ):
+            found, _ = await some_of(answer, None)
     assert found == words
     assert time.monotonic() - began > 2 * 3  # it was silent for longer
 
@@ -149,12 +144,15 @@ async def test_without_heartbeats_the_proxy_cuts_a_silent_answer_and_a_reader_th
     proxy: ProxyName, storage: str, tmp_path: Path
 ) -> None:
     question, words = question_of(3)
-    timing = {"words_per_second": 0.2, "heartbeat_seconds": 60, "read_timeout_seconds": 2}
-    with deployed(proxy, program_of(proxy), tmp_path, storage, **timing) as service:
+    with deployed(
+        proxy, program_of(proxy), tmp_path, storage, words_per_second=0.2, heartbeat_seconds=60, read_timeout_seconds=2
+    ) as service:
         async with httpx.AsyncClient(base_url=service.url, timeout=30) as http:
-            with pytest.raises(httpx.RemoteProtocolError):
+            # nginx cuts, too; Caddy 2.6 ends the answer as if that were all, and only the missing `done` tells.
+            with suppress(httpx.RemoteProtocolError):
                 async with http.stream("POST", f"/chat/c?question={question}") as answer:
-                    await some_of(answer, None)
+                    found, _ = await some_of(answer, None)
+                    assert found == []
         reader = Reader()
         with anyio.fail_after(WAIT_SECONDS):
             await reader.read(f"{service.url}/chat/c/stream", "GET")

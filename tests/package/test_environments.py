@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
@@ -13,7 +14,7 @@ import anyio
 import pytest
 from tests.engines.process import Process, answers, free_port
 from tests.engines.running import ENGINES
-from tests.package.environments import ALL, Workshop, extras_of, modules_of
+from tests.package.environments import ALL, ROOT, Workshop, extras_of, modules_of
 from tests.test_docs import ASKING, PAGES, blocks, is_program, name_of, named_files
 
 from streamkeep import StreamManager
@@ -23,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 PROGRAMS: Final = Path(__file__).with_name("programs")
 EXTRAS: Final = sorted(metadata("streamkeep").get_all("Provides-Extra") or [])
 MISSING: Final = re.compile(r"ModuleNotFoundError: .+ needs \w+, which is not installed: pip install 'streamkeep\[(\w+)\]'")
-INSTALLS: Final = re.compile(r"pip install ([^`\n]+)")
+INSTALLS: Final = re.compile(r"pip install (?!-)([^`\n]+)")
 SHOWN: Final = [page for page in PAGES if page not in ASKING and any(map(is_program, blocks(page)))]
 
 
@@ -76,6 +77,15 @@ def test_what_a_page_has_one_install_is_enough_for_its_programs(page: Path, work
         else:
             command = ["-c", block]
         environment.run(*command, cwd=directory, OPENAI_API_KEY="none")
+
+
+def test_what_the_deployed_example_requires_is_enough_for_it(workshop: Workshop, tmp_path: Path) -> None:
+    example = ROOT / "examples/deploy"
+    ours, *beside = (example / "requirements.txt").read_text().splitlines()
+    extras = re.findall(r"\w+", ours.partition("[")[2].partition("]")[0])
+    shutil.copy(example / "app.py", tmp_path)
+    program = "import app, uvicorn; assert app.streams_http.streams"
+    workshop.environment(*extras, beside=beside).run("-c", program, cwd=tmp_path, STREAMS_URL="postgresql://host/database")
 
 
 def named_in(error: str) -> str:
