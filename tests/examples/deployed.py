@@ -86,7 +86,7 @@ def is_ready(port: int) -> bool:
     """Ask `/readyz`, as process managers do."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
-            return answer.status == 200
+            return bool(answer.status == 200)
     except OSError:
         return False
 
@@ -111,7 +111,7 @@ def nginx(program: str, directory: Path, listens: int, ports: Sequence[int], rea
         f"daemon off; pid {directory}/pid; error_log {directory}/errors; events {{}}\n"
         f"http {{ access_log off; {temporary} include {directory}/site.conf; }}\n"
     )
-    command = [program, "-c", directory / "nginx.conf", "-p", directory, "-e", "stderr"]
+    command: list[str | Path] = [program, "-c", directory / "nginx.conf", "-p", directory, "-e", "stderr"]
     return Process(command, directory, lambda: answers(listens))
 
 
@@ -126,7 +126,7 @@ def caddy(program: str, directory: Path, listens: int, ports: Sequence[int], rea
         "XDG_CONFIG_HOME": str(directory),
         "XDG_DATA_HOME": str(directory),
     }
-    command = [program, "run", "--config", directory / "Caddyfile", "--adapter", "caddyfile"]
+    command: list[str | Path] = [program, "run", "--config", directory / "Caddyfile", "--adapter", "caddyfile"]
     return Process(command, directory, lambda: answers(listens), environment=environment)
 
 

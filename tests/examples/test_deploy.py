@@ -68,12 +68,12 @@ async def test_a_reload_that_lands_on_the_other_instance_goes_on_where_the_reade
         async with httpx.AsyncClient(base_url=service.url, timeout=30) as http:
             async with http.stream("POST", f"/chat/c?question={question}") as answer:
                 writer, seen, cursor = answer.headers["X-Instance"], *await some_of(answer, 3)
-            for _ in range(10):
-                async with http.stream("GET", "/chat/c/stream", headers={"Last-Event-ID": cursor}) as answer:
-                    reader = answer.headers["X-Instance"]
-                    rest, _ = await some_of(answer, None if reader != writer else 1)
-                if reader != writer:
-                    break
+            reader, rest = writer, list[str]()
+            with anyio.fail_after(WAIT_SECONDS):
+                while reader == writer:
+                    async with http.stream("GET", "/chat/c/stream", headers={"Last-Event-ID": cursor}) as answer:
+                        reader = answer.headers["X-Instance"]
+                        rest, _ = await some_of(answer, 1 if reader == writer else None)
     assert {writer, reader} == set(service.instances)
     assert seen + rest == words
 
@@ -119,6 +119,24 @@ async def test_a_rolling_restart_under_load_loses_no_word_and_shows_none_twice(
     assert {reader.ended for reader in [*starters, *followers]} == {"done"}
     assert logs.count("Shutting down") == 2
     assert "Traceback" not in logs
+
+
+@each_proxy
+async def test_of_an_instance_that_is_killed_under_load_no_word_is_lost_or_shown_twice(
+    proxy: ProxyName, storage: str, tmp_path: Path
+) -> None:
+    """The other one goes on, when the dead one has given no sign of life for lease and grace."""
+    question, words = question_of(40)
+    readers = [Reader() for _ in range(6)]
+    with deployed(proxy, program_of(proxy), tmp_path, storage, words_per_second=10) as service, anyio.fail_after(WAIT_SECONDS):
+        async with anyio.create_task_group() as reading:
+            for number, reader in enumerate(readers):
+                reading.start_soon(reader.read, f"{service.url}/chat/{number}?question={question}", "POST")
+            for reader in readers:
+                await reader.begun.wait()
+            next(iter(service.instances.values())).kill()
+    assert [reader.words for reader in readers] == [words] * len(readers)
+    assert {reader.ended for reader in readers} == {"done"}
 
 
 @each_proxy
