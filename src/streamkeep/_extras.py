@@ -11,6 +11,8 @@ def needed_by(who: str, extra: str) -> Generator[None]:
         yield
     except ModuleNotFoundError as error:
         missing = (error.name or "a package").partition(".")[0]
+        if missing == "streamkeep":  # a fault of ours, or what says this already
+            raise
         raise ModuleNotFoundError(
             f"{who} needs {missing}, which is not installed: pip install 'streamkeep[{extra}]'", name=error.name
         ) from error
