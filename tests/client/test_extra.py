@@ -12,7 +12,8 @@ def test_without_the_extra_its_name_is_said(module: str) -> None:
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
     assert ran.returncode == 1
     assert (
-        ran.stderr.splitlines()[-1] == "ModuleNotFoundError: streamkeep.client needs httpx2: pip install 'streamkeep[client]'"
+        ran.stderr.splitlines()[-1]
+        == "ModuleNotFoundError: streamkeep.client needs httpx2, which is not installed: pip install 'streamkeep[client]'"
     )
 
 
@@ -25,5 +26,5 @@ def test_nothing_else_needs_it(module: str) -> None:
 def test_without_the_sdk_of_a2a_its_extra_is_said() -> None:
     program = "import sys\nsys.modules['a2a'] = None\nimport streamkeep.integrations.a2a"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
-    said = "ModuleNotFoundError: streamkeep.integrations.a2a needs a2a-sdk: pip install 'streamkeep[a2a]'"
+    said = "ModuleNotFoundError: streamkeep.integrations.a2a needs a2a, which is not installed: pip install 'streamkeep[a2a]'"
     assert ran.stderr.splitlines()[-1] == said

@@ -19,13 +19,12 @@ from urllib.parse import urlsplit
 import anyio
 
 from .._credentials import warn_of_clear_text
+from .._extras import needed_by
 from ..errors import InvalidArgumentError, UnexpectedAnswerError
 from ..wire import means_to_be_token
 
-try:
+with needed_by("streamkeep.client", "client"):
     import httpx2
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("streamkeep.client needs httpx2: pip install 'streamkeep[client]'", name=error.name) from error
 
 MAX_REDIRECTS: Final = 5
 CLOSE_SECONDS: Final = 5.0

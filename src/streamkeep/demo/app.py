@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from fastapi import FastAPI, Request, Response
-from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from .._extras import needed_by
+
+with needed_by(__name__, "demo"):
+    from fastapi import FastAPI, Request, Response
+    from starlette.staticfiles import StaticFiles
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..http import StreamsHTTP
 from ..integrations.fastapi import durable_flow

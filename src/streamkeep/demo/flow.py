@@ -9,7 +9,21 @@ import re
 from importlib.resources import files
 from typing import Any, Final
 
-from genkit import ActionRunContext, FinishReason, Genkit, GenkitError, Message, ModelResponse, ModelResponseChunk, Part, Role
+from .._extras import needed_by
+
+with needed_by(__name__, "demo"):
+    from genkit import (
+        ActionRunContext,
+        FinishReason,
+        Genkit,
+        GenkitError,
+        Message,
+        ModelResponse,
+        ModelResponseChunk,
+        Part,
+        Role,
+    )
+
 from genkit.model import ModelInfo, ModelRequest, Supports, model, model_action_metadata
 from genkit.plugin_api import Action, ActionKind, ActionMetadata, Plugin
 

@@ -5,10 +5,14 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 import anyio
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+
+from .._extras import needed_by
+
+with needed_by(__name__, "fastapi"):
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.types import Receive, Scope, Send
 
 from ..errors import HTTP_CODES, StreamkeepError
 from .framing import error_body

@@ -16,12 +16,10 @@ from typing import Any, Final, Self, TypedDict, TypeVar, Unpack
 
 import anyio
 
-try:
+from .._extras import needed_by
+
+with needed_by(__name__, "a2a"):
     from a2a.server.agent_execution import AgentExecutor, RequestContext, RequestContextBuilder
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        "streamkeep.integrations.a2a needs a2a-sdk: pip install 'streamkeep[a2a]'", name=error.name
-    ) from error
 from a2a.server.cluster import ConcurrentTaskModificationError
 from a2a.server.context import ServerCallContext
 from a2a.server.events import Event, EventQueue

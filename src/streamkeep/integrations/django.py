@@ -16,8 +16,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
 import anyio
-from asgiref.sync import ThreadSensitiveContext, sync_to_async
-from django.conf import settings
+
+from .._extras import needed_by
+
+with needed_by(__name__, "django"):
+    from asgiref.sync import ThreadSensitiveContext, sync_to_async
+    from django.conf import settings
+
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseNotAllowed, StreamingHttpResponse

@@ -3,8 +3,11 @@
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request, Response
-from genkit.plugin_api import Action
+from .._extras import needed_by
+
+with needed_by(__name__, "genkit"):
+    from fastapi import APIRouter, Depends, Request, Response
+    from genkit.plugin_api import Action
 
 from .._manager import StreamManager
 from ..http.app import Call, Provide, StreamsHTTP

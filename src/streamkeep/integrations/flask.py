@@ -13,7 +13,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 from weakref import WeakKeyDictionary, ref
 
-from flask import Blueprint, Flask, Request, Response, current_app, request
+from .._extras import needed_by
+
+with needed_by(__name__, "flask"):
+    from flask import Blueprint, Flask, Request, Response, current_app, request
 
 from .._listing import StreamInfo
 from ..http.access import REQUEST, owner_text

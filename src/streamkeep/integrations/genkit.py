@@ -11,8 +11,12 @@ from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import anyio
-from genkit.plugin_api import Action, RequestData, is_dev_environment
-from pydantic import BaseModel
+
+from .._extras import needed_by
+
+with needed_by(__name__, "genkit"):
+    from genkit.plugin_api import Action, RequestData, is_dev_environment
+    from pydantic import BaseModel
 
 from .._input import StreamInput
 from ..errors import InvalidArgumentError, PublicError, StreamkeepError

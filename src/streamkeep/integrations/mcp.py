@@ -16,8 +16,13 @@ from types import TracebackType
 from typing import Final, Self, assert_never
 
 import anyio
-from mcp.server.auth.middleware.auth_context import auth_context_var
-from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser, authorization_context
+
+from .._extras import needed_by
+
+with needed_by(__name__, "mcp"):
+    from mcp.server.auth.middleware.auth_context import auth_context_var
+    from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser, authorization_context
+
 from mcp.server.streamable_http import (
     LAST_EVENT_ID_HEADER,
     MCP_SESSION_ID_HEADER,

@@ -56,8 +56,8 @@ def http_storage(url: str, headers: Mapping[str, str] | None = None, ssl_context
     """Give what keeps streams where another server does. Raises InvalidArgumentError, and StorageError as `storage_for` does."""
     try:
         from streamkeep.storages.http import HTTPStorage
-    except ImportError as error:
-        raise StorageError('https:// needs a package more: pip install "streamkeep[client]"') from error
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
     return RetryingStorage(HTTPStorage(url, headers=headers, ssl_context=ssl_context))
 
 
@@ -81,14 +81,16 @@ def _sqlite_storage(parts: SplitResult, url: str) -> Storage:
 def _redis_storage(url: str) -> Storage:
     try:
         from streamkeep.storages.redis import RedisStorage
-    except ImportError as error:
-        raise StorageError('redis:// needs a package more: pip install "streamkeep[redis]"') from error
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
     return RetryingStorage(RedisStorage(url))
 
 
 def _postgres_storage(url: str) -> Storage:
-    from streamkeep.storages.postgres import PostgresStorage
-
+    try:
+        from streamkeep.storages.postgres import PostgresStorage
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
     return RetryingStorage(PostgresStorage(url))
 
 
@@ -131,6 +133,10 @@ def _nats_storage(parts: SplitResult, url: str) -> Storage:
             replicas=number,
         )
     )
+
+
+def _missing(error: ModuleNotFoundError) -> StorageError:
+    return StorageError(str(error))  # it says which extra brings the module
 
 
 def _unknown(url: str) -> InvalidArgumentError:

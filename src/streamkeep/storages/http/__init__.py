@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-import httpx2
-import msgspec
+from streamkeep._extras import needed_by
+
+with needed_by(__name__, "client"):
+    import httpx2
+    import msgspec
 
 from streamkeep._credentials import warn_of_clear_text
 from streamkeep.errors import InvalidArgumentError, StorageError, StorageUnavailableError, StreamkeepError

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from streamkeep._extras import needed_by
 from streamkeep.errors import StorageError
 
 _CREDENTIALS: Final = re.compile(
@@ -27,9 +28,10 @@ def credentials_in(path: Path, nonce: str) -> Mapping[str, str]:
 
 def _signed(nonce: str, seed: bytes, path: Path) -> str:
     try:
-        import nkeys  # type: ignore[import-untyped]  # it has no types
-    except ImportError as error:
-        raise StorageError(f'a package for credentials is missing ({error}): pip install "streamkeep[nats]"') from error
+        with needed_by("a file of credentials", "nats"):
+            import nkeys  # type: ignore[import-untyped]  # it has no types
+    except ModuleNotFoundError as error:
+        raise StorageError(str(error)) from error
     try:
         signature: bytes = nkeys.from_seed(bytearray(seed)).sign(nonce.encode())
     except Exception:  # whatever it raises may repeat the seed

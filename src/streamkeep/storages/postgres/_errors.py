@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from typing import Final
 
+from streamkeep._extras import needed_by
 from streamkeep.errors import StorageCorruptError, StorageError, StorageFullError, StorageUnavailableError
 
-try:
+with needed_by("streamkeep.storages.postgres", "postgres"):
     import asyncpg  # type: ignore[import-untyped]  # it has no types; what is used of it is in Database
-except ImportError as missing:
-    raise StorageError('PostgreSQL needs the package asyncpg: pip install "streamkeep[postgres]"') from missing
 
 __all__ = ["asyncpg", "is_conflict", "may_be_of_one", "translated"]
 

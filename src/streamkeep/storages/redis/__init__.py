@@ -12,7 +12,10 @@ from functools import partial
 from itertools import chain
 from typing import Final
 
-from redis.exceptions import AskError, OutOfMemoryError, ResponseError, TryAgainError
+from streamkeep._extras import needed_by
+
+with needed_by(__name__, "redis"):
+    from redis.exceptions import AskError, OutOfMemoryError, ResponseError, TryAgainError
 
 from streamkeep.errors import (
     StorageCorruptError,

@@ -1,0 +1,26 @@
+"""A storage of one's own, here memory, with the suites of contract and promises: run, it has pytest on itself."""
+
+import sys
+
+import pytest
+
+from streamkeep.storages.memory import MemoryStorage
+from streamkeep.testing import StorageSuite, StreamsSuite
+
+
+class TestOwnStorage(StorageSuite):
+    @pytest.fixture
+    def open_storage(self):
+        storage = MemoryStorage()
+        return lambda: storage
+
+
+class TestOwnStreams(StreamsSuite):
+    @pytest.fixture
+    def open_storage(self):
+        storage = MemoryStorage()
+        return lambda: storage
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-x", "-k", "order or ends or whole", __file__]))
