@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary, ref
 
 from flask import Blueprint, Flask, Request, Response, current_app, request
 
-from .._listing import StreamInfo
+from .._info import StreamInfo
 from ..http.access import REQUEST, owner_text
 from ..http.app import MAX_BODY_BYTES, Call, FollowOptions, Provide, StartOptions, StopOptions, StreamsHTTP, TokenOptions
 from ..http.recovery import Recoverable, Register, Terms, registering
