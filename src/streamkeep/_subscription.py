@@ -203,7 +203,7 @@ class Subscription(Generic[T]):
         if telling is None or not telling.of_deliveries or self._running is None:
             return
         feed, seconds = self._feed, None
-        if feed is not None and got.end == feed.life.head.tail:
+        if feed is not None and got.first >= reader.stream.tail and got.end == feed.life.head.tail:
             seconds = max(0.0, self._running.core.now() - _lifecycle.committed_at(feed.life.head))
         telling.delivered(Delivery(reader, got.first, len(got.records), seconds))
 
