@@ -516,4 +516,3 @@ def test_code_that_does_not_await_has_hooks_too() -> None:
 
 async def test_without_hooks_nothing_is_told_and_nothing_runs_for_it(streams: StreamManager) -> None:
     assert core_of(streams).telling is None
-
