@@ -137,7 +137,7 @@ def test_names_are_those_of_the_conventions_or_our_own() -> None:
     for kind, name in all_names:
         assert name.startswith("streamkeep.") or name in known[kind], name
     source = Path(_otel_names.__file__).with_name("otel.py").read_text()
-    assert re.findall(r'"(?:messaging|gen_ai|streamkeep)\.[^"]+"', source) == []
+    assert re.findall(r'"(?:messaging|gen_ai|streamkeep)\.[^" ]+"', source) == []
 
 
 async def test_prometheus_finds_all_of_it_at_its_endpoint() -> None:
@@ -145,7 +145,9 @@ async def test_prometheus_finds_all_of_it_at_its_endpoint() -> None:
     telemetry = Telemetry(PrometheusMetricReader(registry=registry))
     async with (
         InMemoryStreamManager(hooks=[telemetry.hooks]) as streams,
-        http_to(prometheus_client.make_asgi_app(registry)) as http,streams.open("s") as stream, streams.subscribe("s")
+        http_to(prometheus_client.make_asgi_app(registry)) as http,
+        streams.open("s") as stream,
+        streams.subscribe("s"),
     ):
         await stream.write(1)
         page = (await http.get("/")).text

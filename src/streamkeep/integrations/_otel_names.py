@@ -30,7 +30,8 @@ ERROR: Final = "error.type"
 OUTCOME: Final = "streamkeep.outcome"
 ATTEMPT: Final = "streamkeep.attempt"
 AFTER: Final = "streamkeep.after"
-RETRIED: Final = "streamkeep.retried"
+LINK: Final = "streamkeep.link"
+"""On a link: why it is there."""
 
 # Their values
 
@@ -43,6 +44,10 @@ COMMITS: Final[Mapping[str, str | bool]] = {SYSTEM: US, OPERATION: "commit", OPE
 READS: Final[Mapping[str, str | bool]] = {SYSTEM: US, OPERATION: "read", OPERATION_TYPE: RECEIVE}
 OURS: Final[Mapping[str, str | bool]] = {SYSTEM: US}
 ANSWERS: Final[Mapping[str, str | bool]] = {GEN_AI_OPERATION: "stream", PROVIDER: US}
+
+STARTED_BY: Final = {LINK: "started by"}
+GOES_ON_WITH: Final = {LINK: "goes on with"}
+READS_FROM: Final = {LINK: "reads"}
 
 # Spans
 

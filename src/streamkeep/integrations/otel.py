@@ -40,9 +40,6 @@ NO_ERRORS: Final[frozenset[Outcome]] = frozenset({"done", "released", "taken ove
 Observe = Callable[[CallbackOptions], Iterable[Observation]]
 
 _propagator: Final = TraceContextTextMapPropagator()
-_LINKED_REQUEST: Final = {"streamkeep.link": "started by"}
-_LINKED_RUN: Final = {"streamkeep.link": "goes on with"}
-_LINKED_READ: Final = {"streamkeep.link": "reads"}
 
 
 @final
@@ -84,7 +81,7 @@ class OpenTelemetryHooks(Hooks):
             context=Context(),
             kind=SpanKind.PRODUCER,
             attributes={**names.RUN, names.STREAM: stream},
-            links=[Link(request, _LINKED_REQUEST)] if request.is_valid else None,
+            links=[Link(request, names.STARTED_BY)] if request.is_valid else None,
         )
         run = self._runs[writer] = _Run(span)
         carrier: dict[str, str] = {}
@@ -107,7 +104,7 @@ class OpenTelemetryHooks(Hooks):
         if (run := self._runs.get(stream.writer)) is not None:
             _describe(run.span, stream)
             if (linked := _context_in(before.carrier)).is_valid:
-                run.span.add_link(linked, _LINKED_RUN)
+                run.span.add_link(linked, names.GOES_ON_WITH)
             self._taken_over.add(1, names.OURS, run.context)
 
     def producing(self, stream: StreamInfo) -> AbstractContextManager[object] | None:
@@ -163,7 +160,7 @@ class OpenTelemetryHooks(Hooks):
                 names.STREAM: reader.stream.id,
                 **({} if reader.after is None else {names.AFTER: reader.after}),
             },
-            links=[Link(linked, _LINKED_READ)] if linked.is_valid else None,
+            links=[Link(linked, names.READS_FROM)] if linked.is_valid else None,
         )
         self._reads[reader.number] = _Read(span)
 
