@@ -102,6 +102,7 @@ async def both(storage: FaultyStorage, told: list[str]) -> Any:
 # How a stream ends
 
 
+@pytest.mark.promise("P26")
 async def test_an_end_by_the_writer_is_told_once_and_its_leaving_behind_it(
     both: tuple[StreamManager, StreamManager], told: list[str]
 ) -> None:
@@ -128,6 +129,7 @@ async def test_an_end_by_the_writer_is_told_once_and_its_leaving_behind_it(
     ]
 
 
+@pytest.mark.promise("P26")
 @pytest.mark.parametrize("operation", ["cancel", "delete"])
 @pytest.mark.parametrize("where", [0, 1], ids=["here", "elsewhere"])
 async def test_an_end_by_others_is_told_by_them_and_the_writer_is_told_to_have_left(
@@ -145,6 +147,7 @@ async def test_an_end_by_others_is_told_by_them_and_the_writer_is_told_to_have_l
         assert len(told) == 3
 
 
+@pytest.mark.promise("P26")
 async def test_a_death_is_told_once_by_whoever_has_found_it(
     both: tuple[StreamManager, StreamManager], told: list[str], mortal: Process
 ) -> None:
@@ -163,6 +166,7 @@ async def test_a_death_is_told_once_by_whoever_has_found_it(
     mortal.come_back()
 
 
+@pytest.mark.promise("P26")
 async def test_a_stream_that_nobody_looks_at_is_told_to_have_expired(memory: MemoryStorage, told: list[str]) -> None:
     dead = FaultyStorage(memory)
     async with StreamManager(dead) as streams:
@@ -175,6 +179,7 @@ async def test_a_stream_that_nobody_looks_at_is_told_to_have_expired(memory: Mem
         assert told == ["one: s ended: expired"]
 
 
+@pytest.mark.promise("P26")
 async def test_taking_over_is_told_and_so_is_releasing(both: tuple[StreamManager, StreamManager], told: list[str]) -> None:
     one, two = both
     await (await one.open("s")).close()
@@ -189,6 +194,7 @@ async def test_taking_over_is_told_and_so_is_releasing(both: tuple[StreamManager
     ]
 
 
+@pytest.mark.promise("P26")
 async def test_a_writer_that_was_taken_over_from_is_told_to_have_left_and_not_that_its_stream_has_ended(
     storage: FaultyStorage, told: list[str], mortal: Process
 ) -> None:
@@ -210,6 +216,7 @@ async def test_a_writer_that_was_taken_over_from_is_told_to_have_left_and_not_th
     ]
 
 
+@pytest.mark.promise("P26")
 async def test_a_stream_that_is_gone_on_with_is_taken_over_and_ends_once(
     both: tuple[StreamManager, StreamManager], told: list[str], mortal: Process
 ) -> None:
@@ -222,6 +229,7 @@ async def test_a_stream_that_is_gone_on_with_is_taken_over_and_ends_once(
     assert told == ["two: s taken over", "two: s ended: done", "two: s's writer left: done"]
 
 
+@pytest.mark.promise("P26")
 async def test_a_manager_that_is_closed_while_its_storage_is_away_tells_that_it_does_not_know(
     storage: FaultyStorage, told: list[str]
 ) -> None:
@@ -234,6 +242,7 @@ async def test_a_manager_that_is_closed_while_its_storage_is_away_tells_that_it_
     storage.is_down = False
 
 
+@pytest.mark.promise("P26")
 async def test_an_end_whose_answer_was_lost_is_told_once(storage: FaultyStorage, told: list[str]) -> None:
     async with StreamManager(storage, hooks=[Notes("one", told)]) as streams:
         for id, times in (("once", 1), ("twice", 2)):
@@ -248,6 +257,7 @@ async def test_an_end_whose_answer_was_lost_is_told_once(storage: FaultyStorage,
     assert [sentence for sentence in told if "ended" in sentence] == ["one: once ended: done", "one: twice ended: done"]
 
 
+@pytest.mark.promise("P26")
 async def test_what_was_not_opened_was_not_started(storage: FaultyStorage, told: list[str]) -> None:
     async with StreamManager(storage, hooks=[Notes("one", told)]) as streams:
         async with streams.open("there") as stream:
@@ -275,6 +285,7 @@ class NativeError(BaseException):
     """What native libraries may raise."""
 
 
+@pytest.mark.promise("P17", "P26")
 @pytest.mark.parametrize("raised", [ValueError, NativeError, asyncio.CancelledError, trio.Cancelled, GeneratorExit])
 async def test_whatever_a_hook_raises_is_logged_once_a_second_and_harms_no_stream(
     storage: FaultyStorage, quiet_logs: pytest.LogCaptureFixture, raised: type[BaseException]
@@ -347,6 +358,7 @@ async def test_commits_say_what_was_stored(storage: FaultyStorage) -> None:
     assert len({commit.writer for commit in notes.commits}) == 1
 
 
+@pytest.mark.promise("P26")
 async def test_readers_are_told_of_once_whether_they_leave_or_are_dropped_or_the_manager_closes(storage: FaultyStorage) -> None:
     notes = Notes()
     async with StreamManager(storage, hooks=[notes]) as streams:

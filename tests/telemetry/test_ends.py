@@ -83,6 +83,7 @@ def processes(url: str, count: int) -> Generator[list[Process]]:
         yield [Process(process) for process in started]
 
 
+@pytest.mark.promise("P26")
 @pytest.mark.parametrize(
     ("verb", "outcome", "is_killed"),
     [("follow", "ABORTED", True), ("cancel", "CANCELLED", False), ("delete", "deleted", False)],
