@@ -221,6 +221,8 @@ class Running:
             self.telling.opened(stream, life, before)
         if self.is_closing:
             await _release(outbox)
+            if self.telling is not None:
+                self.telling.fenced(stream, outbox.life, None)  # unless it could be released
             self.check()
         if claims.is_exclusive:  # whoever has replaced it meanwhile has found no writer to be told
             self.core.look([stream])

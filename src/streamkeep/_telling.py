@@ -11,6 +11,7 @@ from weakref import ref
 from ._background import Background
 from ._info import StreamInfo, info_of
 from ._lifecycle import NOTHING, Life, outcome_of
+from ._names import SURROGATE
 from .errors import (
     InvalidArgumentError,
     StorageError,
@@ -40,15 +41,16 @@ class Reading(Protocol):
         ...
 
 
-def checked_hooks(hooks: Sequence[Hooks]) -> tuple[Hooks, ...]:
+def checked_hooks(hooks: Sequence[Hooks]) -> Sequence[Hooks]:
     """Give hooks. InvalidArgumentError: one is none, or awaits."""
-    if isinstance(hooks, Hooks) or not all(isinstance(hook, Hooks) for hook in hooks):
+    those = (None,) if isinstance(hooks, Hooks) else tuple(hooks)
+    if not all(isinstance(hook, Hooks) for hook in those):
         raise InvalidArgumentError("hooks are a list of objects of classes that are derived from `streamkeep.Hooks`")
-    for hook in hooks:
+    for hook in those:
         for name in _NAMES:
             if inspect.iscoroutinefunction(getattr(hook, name)):
                 raise InvalidArgumentError(f"`{type(hook).__name__}.{name}` is a coroutine function, and hooks are plain ones")
-    return tuple(hooks)
+    return [hook for hook in those if hook is not None]
 
 
 class Telling:
@@ -64,6 +66,7 @@ class Telling:
         self._background = background
         self._calls = {name: _overridden(hooks, name) for name in _NAMES}
         self._opening: set[str] = set()
+        self._writers: set[str] = set()
         self._readers: dict[int, tuple[ref[Reading], Reader]] = {}
         self._reported: set[object] = set()
         self._reported_at = 0.0
@@ -97,6 +100,7 @@ class Telling:
         """Tell that an attempt has succeeded, with a stream that is new, or was there before."""
         info = info_of(stream, life)
         self._opening.discard(info.writer)
+        self._writers.add(info.writer)
         if before is None:
             self._tell("started", info)
         else:
@@ -140,14 +144,20 @@ class Telling:
     def finished(self, stream: str, life: Life) -> None:
         """Tell that a writer has ended or released its stream."""
         if life.state.status == "open":
-            self._tell("writer_left", info_of(stream, life), "released")
+            self._left(stream, life, "released")
         else:
             self.ended(stream, life)
-            self._tell("writer_left", info_of(stream, life), outcome_of(life.state))
+            self._left(stream, life, outcome_of(life.state))
 
     def fenced(self, stream: str, life: Life, why: StreamkeepError | None) -> None:
         """Tell that a writer has its stream no more; None: nobody knows what has become of that."""
-        self._tell("writer_left", info_of(stream, life), _lost_how(why))
+        self._left(stream, life, _lost_how(why))
+
+    def _left(self, stream: str, life: Life, outcome: Outcome) -> None:
+        """Tell so, if that was not told."""
+        if life.state.writer in self._writers:
+            self._writers.remove(life.state.writer)
+            self._tell("writer_left", info_of(stream, life), outcome)
 
     # Readers
 
@@ -225,10 +235,10 @@ class Telling:
         if now - self._reported_at >= REPORT_SECONDS:
             self._reported.clear()
             self._reported_at = now
-        kind = (call.__qualname__, type(error))
-        if kind not in self._reported:
+        name = getattr(call, "__qualname__", type(call).__qualname__)  # any callable may have been assigned
+        if (kind := (name, type(error))) not in self._reported:
             self._reported.add(kind)
-            logger.error("the hook `%s` failed", call.__qualname__, exc_info=error)
+            logger.error("the hook `%s` failed", name, exc_info=error)
 
 
 class _Within:
@@ -253,9 +263,11 @@ def _overridden(hooks: Sequence[Hooks], name: str) -> Sequence[Callable[..., obj
 
 
 def _checked_carrier(given: object) -> Mapping[str, str]:
-    if isinstance(given, Mapping) and all(isinstance(text, str) for item in given.items() for text in item):
+    if isinstance(given, Mapping) and all(
+        isinstance(text, str) and not SURROGATE.search(text) for item in given.items() for text in item
+    ):
         return {str(name): str(text) for name, text in given.items()}
-    logger.warning("hooks have given something to be kept with a stream that is no mapping of strings")
+    logger.warning("hooks have given something to be kept with a stream that is no mapping of strings of Unicode")
     return NOTHING
 
 

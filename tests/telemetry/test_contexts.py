@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 from flask import Flask
 from flask import Response as FlaskResponse
 from opentelemetry import trace
-from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware  # pyright: ignore[reportMissingTypeStubs]
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from tests.http.servers import http_to, until
 from tests.telemetry.app import Telemetry, linked
@@ -132,7 +132,7 @@ async def test_an_app_that_is_made_durable_keeps_its_own_spans_and_they_live_as_
         exclude_spans=["send", "receive"],
         default_span_details=lambda _: ("outer", {}),
     )
-    async with http_to(outer) as http:  # type: ignore[arg-type]  # any ASGI app
+    async with http_to(outer) as http:
         async with http.stream("POST", "/") as response:
             assert await anext(response.aiter_lines())
         await until(lambda: telemetry.spans(READ))

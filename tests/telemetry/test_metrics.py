@@ -11,8 +11,8 @@ from typing import Any
 import prometheus_client
 import pytest
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
-from opentelemetry.semconv._incubating.attributes import gen_ai_attributes, messaging_attributes
-from opentelemetry.semconv._incubating.metrics import gen_ai_metrics, messaging_metrics
+from opentelemetry.semconv._incubating.attributes import gen_ai_attributes, messaging_attributes  # pyright: ignore[reportMissingTypeStubs]
+from opentelemetry.semconv._incubating.metrics import gen_ai_metrics, messaging_metrics  # pyright: ignore[reportMissingTypeStubs]
 from opentelemetry.semconv.attributes import error_attributes
 from tests.http.servers import http_to, until
 from tests.telemetry.app import SECRET, Telemetry

@@ -89,7 +89,7 @@ FIRST_CHUNK: Final = Metric(
     "gen_ai.server.time_to_first_token", "s", "How long it takes from a run's start until its first chunk is stored", _ANSWERING
 )
 RUN_DURATION: Final = Metric("gen_ai.server.request.duration", "s", "How long a run takes until its end is stored", _ANSWERING)
-FAILURES: Final = Metric("streamkeep.storage.errors", "{error}", "Errors of the storage's that somebody was told of")
+FAILURES: Final = Metric("streamkeep.storage.errors", "{error}", "Errors that the storage has raised")
 RETRIES: Final = Metric(
     "streamkeep.storage.retries", "{attempt}", "Attempts that could not reach the storage, and are made again"
 )
