@@ -24,12 +24,14 @@ from streamkeep import (
     StorageUnavailableError,
     StreamCompletedError,
     StreamInfo,
+    StreamInput,
     StreamManager,
     StreamTakenOverError,
     sync,
 )
 from streamkeep._lifecycle import FORGET_OPEN_SECONDS
 from streamkeep.hooks import Commit, Delivery, Outcome, Reader, Sample, StorageFailure
+from streamkeep.http.runner import Runner
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.storages.retrying import RetryingStorage
 from streamkeep.testing.faults import FaultyStorage
@@ -440,12 +442,15 @@ async def test_errors_of_the_storage_and_its_retries_are_told_by_their_names(mem
         await (await streams.open("s")).close()
         storage.refuse("read", times=2, error=StorageUnavailableError("away"))
         await streams.info("s")
+        storage.refuse("commit", error=StorageUnavailableError("away"))
+        await streams.cancel("s")
         storage.refuse("read", error=StorageError("password=secret"))
         with pytest.raises(StorageError):
             await streams.info("s")
     assert notes.failures == [
         StorageFailure("read", "StorageUnavailableError", is_retried=True),
         StorageFailure("read", "StorageUnavailableError", is_retried=True),
+        StorageFailure("commit", "StorageUnavailableError", is_retried=True),
         StorageFailure("read", "StorageError", is_retried=False),
     ]
     assert not retrying.retried
@@ -516,6 +521,36 @@ async def test_a_block_that_writes_runs_where_hooks_want_it_to_and_nothing_behin
         other = await streams.open("t")
         assert here.get() == "outside"
         await other.done()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_a_producer_that_a_runner_runs_has_a_place_of_its_own_which_is_left_when_all_of_it_is_over(
+    quiet_logs: pytest.LogCaptureFixture,
+) -> None:
+    places: list[str] = []
+
+    class Placing(Hooks):
+        def producing(self, stream: StreamInfo) -> AbstractContextManager[object]:
+            @contextmanager
+            def within() -> Any:
+                token = here.set(f"in {stream.id}")
+                yield
+                here.reset(token)  # ValueError: this is another context than it was entered in
+                places.append(f"left {stream.id}")
+
+            return within()
+
+    async def produce(stream: StreamInput, _stop: anyio.Event) -> None:
+        places.append(here.get())
+
+    async with (
+        InMemoryStreamManager(hooks=[Placing()]) as streams,
+        Runner(streams, on_end=lambda _: places.append(f"end {here.get()}")) as runner,
+    ):
+        await runner.start("s", produce)
+        assert here.get() == "outside"
+    assert places == ["in s", "end in s", "left s"]
+    assert not quiet_logs.records
 
 
 def test_code_that_does_not_await_has_hooks_too() -> None:
