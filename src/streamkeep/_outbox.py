@@ -134,6 +134,7 @@ class Outbox:
         self.cancelled = anyio.Event()
         self._core = core
         self._telling = core.telling
+        self._of_commits = core.telling if core.telling is not None and core.telling.of_commits else None
         self._loop = core.background.loop
         self._limits = core.limits
         self.max_event_bytes = core.limits.max_event_bytes
@@ -467,16 +468,14 @@ class Outbox:
         is_over = not _lifecycle.is_written(life.state)
         if is_over:
             self._stop()
-        if self._telling is not None:
-            self._tell(self._telling, life, records, self.committed_at - began_at)
-            if is_over:
-                self._telling.finished(self.stream, life)
+        if self._of_commits is not None:
+            self._tell(self._of_commits, life, records, self.committed_at - began_at)
+        if is_over and self._telling is not None:
+            self._telling.finished(self.stream, life)
 
     def _tell(self, telling: Telling, life: Life, records: list[bytes], seconds: float) -> None:
-        if telling.of_commits:
-            first, is_end = life.head.tail - len(records), life.state.status != "open"
-            size = sum(map(len, records))
-            telling.committed(Commit(self.stream, self.writer, first, len(records), size, seconds, len(self._queue), is_end))
+        first, size, is_end = life.head.tail - len(records), sum(map(len, records)), life.state.status != "open"
+        telling.committed(Commit(self.stream, self.writer, first, len(records), size, seconds, len(self._queue), is_end))
 
     def _plan(self) -> tuple[Life, list[bytes]]:
         """Take what goes into the next commit off the queue, and say what becomes of the head."""

@@ -3,7 +3,8 @@
 import asyncio
 import functools
 import gc
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
@@ -576,3 +577,34 @@ async def test_without_hooks_nothing_is_told_and_of_hooks_nothing_that_nobody_ha
         async with some.open("s") as stream, some.subscribe("s") as events:
             await stream.done()
             assert events._reader is None
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_what_no_hook_wants_to_know_costs_writers_and_readers_not_one_call() -> None:
+    class Ends(Hooks):
+        def ended(self, stream: StreamInfo, outcome: Outcome) -> None:
+            pass
+
+    async def calls(hooks: Sequence[Hooks]) -> int:
+        counted = 0
+
+        def count(_frame: object, event: str, _argument: object) -> None:
+            nonlocal counted
+            counted += event in {"call", "c_call"}
+
+        async with InMemoryStreamManager(hooks=hooks) as streams:
+            stream = await streams.open("s")
+            async with streams.subscribe("s") as events:
+                sys.setprofile(count)
+                try:
+                    for _ in range(200):
+                        await stream.write("a")
+                        await anext(events)
+                finally:
+                    sys.setprofile(None)
+            await stream.done()
+        return counted
+
+    # The least of some: the session's thread may call in between.
+    without, with_ends = [min([await calls(hooks) for _ in range(5)]) for hooks in ([], [Ends()])]
+    assert 0 < without == with_ends
