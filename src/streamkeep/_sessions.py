@@ -79,7 +79,7 @@ class Session:
         if renewal is None or not renewal.has_begun:
             return None, None
         now = anyio.current_time()  # also of another event loop in this process the time is the same
-        return now - renewal.began_at, now - renewal.renewed_at
+        return max(0.0, now - renewal.began_at), max(0.0, now - renewal.renewed_at)
 
     async def stop(self) -> None:
         """Say that the session is over, if that can be said in time, and return when nothing of it runs any more."""

@@ -6,7 +6,7 @@ feed. What a stream may become is decided in `_lifecycle`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Generic, Self, TypeVar
 
@@ -194,9 +194,9 @@ class Subscription(Generic[T]):
         if got:
             self._idle_at = None
             self._next = got.end
+            self._is_over = self._is_over or is_terminal(got.records[-1])
             if self._reader is not None:
                 self._tell_of(got, self._reader)
-            self._is_over = self._is_over or is_terminal(got.records[-1])
 
     def _tell_of(self, got: Records, reader: Reader) -> None:
         telling = None if self._running is None else self._running.telling
@@ -204,7 +204,8 @@ class Subscription(Generic[T]):
             return
         feed, seconds = self._feed, None
         if feed is not None and got.first >= reader.stream.tail and got.end == feed.life.head.tail:
-            seconds = max(0.0, self._running.core.now() - _lifecycle.committed_at(feed.life.head))
+            with suppress(StorageError):  # a reader does not need the storage's time
+                seconds = max(0.0, self._running.core.now() - _lifecycle.committed_at(feed.life.head))
         telling.delivered(Delivery(reader, got.first, len(got.records), seconds))
 
     async def _records(self) -> Records:
