@@ -79,21 +79,22 @@ async def test_what_streams_and_readers_do_is_counted() -> None:
 
 async def test_gauges_say_how_all_managers_of_the_process_are_doing_and_forget_those_that_are_closed() -> None:
     telemetry = Telemetry()
-    hooks = telemetry.hooks
-    async with InMemoryStreamManager(hooks=[hooks]) as one:
-        async with InMemoryStreamManager(hooks=[hooks]) as other:
+    async with InMemoryStreamManager(hooks=[telemetry.hooks]) as one:
+        async with InMemoryStreamManager(hooks=[telemetry.hooks]) as other:  # hooks of their own, of one provider
             first, second = await one.open("a"), await other.open("b")
             for number in range(5):
                 await first.write(number)
             async with one.subscribe("a"), other.subscribe("b"), other.subscribe("b"):
                 await until(lambda: value(telemetry, "streamkeep.readers", "") == 3)
                 assert value(telemetry, "streamkeep.streams.open", "") == 2
+                assert value(telemetry, "messaging.client.sent.messages", "commit") == 5
                 assert value(telemetry, "streamkeep.reader.lag", "") == 5
                 assert value(telemetry, "streamkeep.queued", "") == 0
                 age, renewed = (value(telemetry, f"streamkeep.session.{name}age", "") for name in ("", "renewal."))
                 assert 0 <= renewed <= age
             await first.done()
             await second.done()
+            assert value(telemetry, "messaging.client.sent.messages", "commit") == 7
         await until(lambda: value(telemetry, "streamkeep.readers", "") == 0)
     assert value(telemetry, "streamkeep.streams.open", "") == 0
     assert value(telemetry, "streamkeep.session.age", "") is None

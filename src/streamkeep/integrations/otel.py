@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import Token
 from typing import Final, final
+from weakref import WeakKeyDictionary
 
 try:
     from opentelemetry import trace
@@ -53,25 +54,9 @@ class OpenTelemetryHooks(Hooks):
 
     def __init__(self, meter_provider: MeterProvider | None = None, tracer_provider: TracerProvider | None = None) -> None:
         self._tracer = trace.get_tracer(names.SCOPE, tracer_provider=tracer_provider)
-        meter = get_meter(names.SCOPE, meter_provider=meter_provider)
-        self._started = _counter(meter, names.STARTED)
-        self._taken_over = _counter(meter, names.TAKEN_OVER)
-        self._ended = _counter(meter, names.ENDED)
-        self._left = _counter(meter, names.LEFT)
-        # What is counted for each commit is counted here, and read when it is wanted: an SDK's counter takes ten times as long.
-        self._sent = self._bytes = self._consumed = 0
-        _observable_counter(meter, names.SENT, names.COMMITS, lambda: self._sent)
-        _observable_counter(meter, names.BYTES, names.OURS, lambda: self._bytes)
-        _observable_counter(meter, names.CONSUMED, names.READS, lambda: self._consumed)
-        self._commit = _histogram(meter, names.COMMIT)
-        self._delivery = _histogram(meter, names.DELIVERY)
-        self._first_chunk = _histogram(meter, names.FIRST_CHUNK)
-        self._run_duration = _histogram(meter, names.RUN_DURATION)
-        self._failures = _counter(meter, names.FAILURES)
-        self._retries = _counter(meter, names.RETRIES)
+        self._measured = _measured_by(meter_provider)
         self._runs: dict[str, _Run] = {}
         self._reads: dict[int, _Read] = {}
-        self._samples = _Samples(meter)
 
     def opening(self, stream: str, writer: str) -> Mapping[str, str]:
         """Begin a run's span, and have its context kept with the stream."""
@@ -97,7 +82,7 @@ class OpenTelemetryHooks(Hooks):
         if (run := self._runs.get(stream.writer)) is not None:
             run.is_new = True
             _describe(run.span, stream)
-            self._started.add(1, names.OURS, run.context)
+            self._measured.started.add(1, names.OURS, run.context)
 
     def taken_over(self, stream: StreamInfo, before: StreamInfo) -> None:
         """See `Hooks.taken_over`; the span is linked to that of the run that it goes on with."""
@@ -105,7 +90,7 @@ class OpenTelemetryHooks(Hooks):
             _describe(run.span, stream)
             if (linked := _context_in(before.carrier)).is_valid:
                 run.span.add_link(linked, names.GOES_ON_WITH)
-            self._taken_over.add(1, names.OURS, run.context)
+            self._measured.taken_over.add(1, names.OURS, run.context)
 
     def producing(self, stream: StreamInfo) -> AbstractContextManager[object] | None:
         """Have what the producer does be below the run's span."""
@@ -116,11 +101,11 @@ class OpenTelemetryHooks(Hooks):
         """See `Hooks.committed`."""
         run = self._runs.get(commit.writer)
         context = None if run is None else run.context
-        self._commit.record(commit.seconds, names.COMMITS, context)
+        self._measured.commit.record(commit.seconds, names.COMMITS, context)
         if not commit.events:
             return
-        self._sent += commit.events
-        self._bytes += commit.bytes
+        self._measured.sent += commit.events
+        self._measured.bytes += commit.bytes
         if run is None:
             return
         run.events += commit.events
@@ -128,12 +113,12 @@ class OpenTelemetryHooks(Hooks):
             run.is_new = False
             seconds = time.monotonic() - run.began_at
             run.span.set_attribute(names.TIME_TO_FIRST_CHUNK, seconds)
-            self._first_chunk.record(seconds, names.ANSWERS, context)
+            self._measured.first_chunk.record(seconds, names.ANSWERS, context)
 
     def ended(self, stream: StreamInfo, outcome: Outcome) -> None:
         """See `Hooks.ended`."""
         run = self._runs.get(stream.writer)
-        self._ended.add(1, {**names.OURS, names.OUTCOME: outcome}, None if run is None else run.context)
+        self._measured.ended.add(1, {**names.OURS, names.OUTCOME: outcome}, None if run is None else run.context)
 
     def writer_left(self, stream: StreamInfo, outcome: Outcome) -> None:
         """End a run's span."""
@@ -142,8 +127,8 @@ class OpenTelemetryHooks(Hooks):
             return
         is_failed = outcome not in NO_ERRORS
         failed = {names.ERROR: outcome} if is_failed else {}
-        self._left.add(1, {**names.OURS, names.OUTCOME: outcome}, run.context)
-        self._run_duration.record(time.monotonic() - run.began_at, {**names.ANSWERS, **failed}, run.context)
+        self._measured.left.add(1, {**names.OURS, names.OUTCOME: outcome}, run.context)
+        self._measured.run_duration.record(time.monotonic() - run.began_at, {**names.ANSWERS, **failed}, run.context)
         run.span.set_attributes({names.OUTCOME: outcome, names.COUNT: run.events, **failed})
         if is_failed:
             run.span.set_status(Status(StatusCode.ERROR, outcome))
@@ -168,9 +153,9 @@ class OpenTelemetryHooks(Hooks):
         """See `Hooks.delivered`."""
         read = self._reads.get(delivery.reader.number)
         context = None if read is None else read.context
-        self._consumed += delivery.events
+        self._measured.consumed += delivery.events
         if delivery.seconds is not None:
-            self._delivery.record(delivery.seconds, names.READS, context)
+            self._measured.delivery.record(delivery.seconds, names.READS, context)
         if read is not None:
             read.events += delivery.events
 
@@ -182,12 +167,48 @@ class OpenTelemetryHooks(Hooks):
 
     def storage_failed(self, failure: StorageFailure) -> None:
         """See `Hooks.storage_failed`."""
-        counter = self._retries if failure.is_retried else self._failures
+        counter = self._measured.retries if failure.is_retried else self._measured.failures
         counter.add(1, {**names.OURS, names.OPERATION: failure.operation, names.ERROR: failure.error})
 
     def sampled(self, sample: Sample) -> None:
         """See `Hooks.sampled`."""
-        self._samples.take(sample)
+        self._measured.samples.take(sample)
+
+
+class _Measured:
+    """What is measured for all hooks of a provider: an SDK takes only the first callback under a name."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.started: Final = _counter(meter, names.STARTED)
+        self.taken_over: Final = _counter(meter, names.TAKEN_OVER)
+        self.ended: Final = _counter(meter, names.ENDED)
+        self.left: Final = _counter(meter, names.LEFT)
+        # What is counted for each commit is counted here, and read when it is wanted: an SDK's counter takes ten times as long.
+        self.sent = self.bytes = self.consumed = 0
+        _observable_counter(meter, names.SENT, names.COMMITS, lambda: self.sent)
+        _observable_counter(meter, names.BYTES, names.OURS, lambda: self.bytes)
+        _observable_counter(meter, names.CONSUMED, names.READS, lambda: self.consumed)
+        self.commit: Final = _histogram(meter, names.COMMIT)
+        self.delivery: Final = _histogram(meter, names.DELIVERY)
+        self.first_chunk: Final = _histogram(meter, names.FIRST_CHUNK)
+        self.run_duration: Final = _histogram(meter, names.RUN_DURATION)
+        self.failures: Final = _counter(meter, names.FAILURES)
+        self.retries: Final = _counter(meter, names.RETRIES)
+        self.samples: Final = _Samples(meter)
+
+
+_measured: Final = WeakKeyDictionary[MeterProvider, _Measured]()
+_measured_globally: list[_Measured] = []
+
+
+def _measured_by(provider: MeterProvider | None) -> _Measured:
+    if provider is None:
+        if not _measured_globally:
+            _measured_globally.append(_Measured(get_meter(names.SCOPE)))
+        return _measured_globally[0]
+    if provider not in _measured:
+        _measured[provider] = _Measured(provider.get_meter(names.SCOPE))
+    return _measured[provider]
 
 
 class _Spanned:
