@@ -11,8 +11,11 @@ from datetime import timedelta
 from typing import Any
 
 import anyio
+import anyio.to_thread
+import msgspec
 import pytest
 import trio
+from anyio import wait_all_tasks_blocked
 from tests.core.helpers import Process, core_of, resumed
 
 from streamkeep import (
@@ -21,16 +24,20 @@ from streamkeep import (
     InMemoryStreamManager,
     InvalidArgumentError,
     Recovery,
+    StorageCorruptError,
     StorageError,
     StorageUnavailableError,
     StreamCompletedError,
     StreamInfo,
     StreamInput,
     StreamManager,
+    StreamManagerClosedError,
     StreamTakenOverError,
     sync,
 )
+from streamkeep._background import Background
 from streamkeep._lifecycle import FORGET_OPEN_SECONDS
+from streamkeep._telling import Telling
 from streamkeep.hooks import Commit, Delivery, Outcome, Reader, Sample, StorageFailure
 from streamkeep.http.runner import Runner
 from streamkeep.storages.memory import MemoryStorage
@@ -609,3 +616,109 @@ async def test_what_no_hook_wants_to_know_costs_writers_and_readers_not_one_call
     without, with_ends = [min([await calls(hooks) for _ in range(5)]) for hooks in ([], [Ends()])]
     assert without > 0
     assert with_ends - without < 100
+
+
+# What hardly ever happens
+
+
+class Place:
+    """What a hook wants a producer to run in, and which fails."""
+
+    def __init__(self, at: str) -> None:
+        self.at = at
+
+    def __enter__(self) -> None:
+        if self.at == "entering":
+            raise ValueError
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self.at == "leaving":
+            raise ValueError
+
+
+@pytest.mark.parametrize("place", [Place("entering"), Place("leaving"), Place("never"), None, 42])
+async def test_a_place_that_cannot_be_entered_or_left_harms_no_producer(
+    place: Any, quiet_logs: pytest.LogCaptureFixture
+) -> None:
+    class Placing(Hooks):
+        def producing(self, stream: StreamInfo) -> AbstractContextManager[object] | None:
+            return place  # type: ignore[no-any-return]
+
+    async with InMemoryStreamManager(hooks=[Placing()]) as streams, streams.open("s") as stream:
+        assert await stream.write("a") == 0
+        await stream.done()
+    fails = isinstance(place, Place) and place.at != "never"
+    assert [record.exc_info is not None for record in quiet_logs.records] == [True] * fails
+
+
+async def test_a_stream_that_is_opened_while_its_manager_closes_has_one_beginning_and_one_end(
+    storage: FaultyStorage, told: list[str]
+) -> None:
+    async with StreamManager(storage, hooks=[Notes("one", told)]) as streams, anyio.create_task_group() as tasks:
+        await (await streams.open("first")).close()
+        told.clear()
+        hold = storage.hold("commit", after=True)
+
+        async def open_late() -> None:
+            with pytest.raises(StreamManagerClosedError):
+                await streams.open("s")
+
+        tasks.start_soon(open_late)
+        await hold.reached.wait()
+        tasks.start_soon(streams.aclose)
+        await wait_all_tasks_blocked()
+        hold.release()
+    assert told == ["one: s started", "one: s's writer left: released"]
+
+
+async def test_failures_are_told_from_any_thread_and_nobody_is_told_who_does_not_ask_or_is_not_there(
+    storage: FaultyStorage,
+) -> None:
+    notes, failure = Notes(), StorageError("away")
+    async with StreamManager(storage, hooks=[notes]) as streams:
+        telling = core_of(streams).telling
+        assert telling is not None
+        await anyio.to_thread.run_sync(telling.storage_failed, "commit", failure)
+        await wait_all_tasks_blocked()
+    assert notes.failures == [StorageFailure("commit", "StorageError", is_retried=False)]
+    Telling([notes], Background()).storage_failed("commit", failure)
+    Telling([Carrying()], Background()).storage_retried("commit", failure)
+    assert len(notes.failures) == 1
+
+    class Deaf(Hooks):
+        pass
+
+    Telling([Deaf()], Background()).storage_failed("commit", failure)
+
+
+async def test_the_end_of_the_program_is_passed_on_and_what_fails_again_later_is_logged_again(
+    streams: StreamManager, quiet_logs: pytest.LogCaptureFixture
+) -> None:
+    raised: list[type[BaseException]] = [ValueError, ValueError, ValueError, KeyboardInterrupt]
+
+    class Bad(Hooks):
+        def sampled(self, sample: Sample) -> None:
+            raise raised.pop(0)
+
+    telling = Telling([Bad()], core_of(streams).background)
+    sample = Sample("", 0, 0, 0, 0, None, None)
+    await anyio.sleep(10)
+    for pause in (0, 0, 2):
+        await anyio.sleep(pause)
+        telling.sampled(sample)
+    assert len(quiet_logs.records) == 2
+    with pytest.raises(KeyboardInterrupt):
+        telling.sampled(sample)
+
+
+async def test_a_writer_whose_storage_has_lost_its_head_is_told_to_have_lost_its_stream(
+    memory: MemoryStorage, told: list[str]
+) -> None:
+    async with StreamManager(memory, hooks=[Notes("one", told)]) as streams:
+        stream = await streams.open("s")
+        page = await memory.read("s")
+        assert page is not None
+        assert await memory.commit("s", page.head.version, msgspec.structs.replace(page.head, version=page.head.version + 1))
+        with pytest.raises(StorageCorruptError):
+            await stream.write("a")
+    assert told[:2] == ["one: s started", "one: s's writer left: lost"]
