@@ -183,7 +183,7 @@ class _Measured:
         self.taken_over: Final = _counter(meter, names.TAKEN_OVER)
         self.ended: Final = _counter(meter, names.ENDED)
         self.left: Final = _counter(meter, names.LEFT)
-        # What is counted for each commit is counted here, and read when it is wanted: a counter of an SDK takes longer than a commit in memory.
+        # What is counted for each commit is counted here, and read when it is wanted: an SDK takes longer for it than memory for a commit.
         self.sent = self.bytes = self.consumed = 0
         _observable_counter(meter, names.SENT, names.COMMITS, lambda: self.sent)
         _observable_counter(meter, names.BYTES, names.OURS, lambda: self.bytes)
