@@ -199,14 +199,16 @@ class Subscription(Generic[T]):
                 self._tell_of(got, self._reader)
 
     def _tell_of(self, got: Records, reader: Reader) -> None:
-        telling = None if self._running is None else self._running.telling
-        if telling is None or not telling.of_deliveries or self._running is None:
+        running = self._running
+        assert running is not None
+        assert running.telling is not None
+        if not running.telling.of_deliveries:
             return
         feed, seconds = self._feed, None
         if feed is not None and got.first >= reader.stream.tail and got.end == feed.life.head.tail:
             with suppress(StorageError):  # a reader does not need the storage's time
-                seconds = max(0.0, self._running.core.now() - _lifecycle.committed_at(feed.life.head))
-        telling.delivered(Delivery(reader, got.first, len(got.records), seconds))
+                seconds = max(0.0, running.core.now() - _lifecycle.committed_at(feed.life.head))
+        running.telling.delivered(Delivery(reader, got.first, len(got.records), seconds))
 
     async def _records(self) -> Records:
         running = self._check_running()

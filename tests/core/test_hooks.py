@@ -722,3 +722,22 @@ async def test_a_writer_whose_storage_has_lost_its_head_is_told_to_have_lost_its
         with pytest.raises(StorageCorruptError):
             await stream.write("a")
     assert told[:2] == ["one: s started", "one: s's writer left: lost"]
+
+
+async def test_who_wants_to_know_of_readers_alone_is_told_of_them_and_a_reader_says_how_far_behind_it_is() -> None:
+    left: list[int] = []
+
+    class Reads(Hooks):
+        def reader_left(self, reader: Reader) -> None:
+            left.append(reader.number)
+
+    async with InMemoryStreamManager(hooks=[Reads()]) as some, some.open("s") as stream:
+        events = some.subscribe("s")
+        assert events.lag == 0
+        await stream.write("a")
+        async with events:
+            assert events.lag == 1
+            await anext(events)
+            assert events.lag == 0
+        await stream.done()
+    assert len(left) == 1
