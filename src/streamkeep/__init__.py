@@ -14,8 +14,9 @@
 
 from ._core import Limits
 from ._encoding import JSONEncoding
+from ._info import StreamInfo
 from ._input import StreamInput
-from ._listing import StreamInfo, StreamPage
+from ._listing import StreamPage
 from ._manager import InMemoryStreamManager, RemoteStreamManager, StreamManager
 from ._presence import Presence
 from ._recoveries import Recoveries
@@ -47,9 +48,11 @@ from .errors import (
     WrongEventLoopError,
 )
 from .events import ErrorInfo, StreamEvent, StreamEventType
+from .hooks import Hooks
 
 __all__ = [
     "ErrorInfo",
+    "Hooks",
     "InMemoryStreamManager",
     "InvalidArgumentError",
     "JSONEncoding",

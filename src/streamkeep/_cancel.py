@@ -46,6 +46,8 @@ async def cancel(core: Core, stream: str, first: str | None = None) -> bool:
         if ended is None:
             return lost >= ASK_EVERY and life.state.error == _lifecycle.CANCELLED.status
         if await core.sweeper.commit(stream, life.head.version, ended.head, [record]):
+            if core.telling is not None:
+                core.telling.ended(stream, ended)
             await core.tell_writer(stream, life)
             return True
         lost += 1

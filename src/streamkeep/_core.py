@@ -2,7 +2,7 @@
 
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from ._recovering import Found, find_entries, forget_entries, hand_on, keep_entr
 from ._recovery import records_of
 from ._sessions import Session
 from ._sweeper import Sweeper
+from ._telling import Telling
 from .errors import StorageError
 from .events import error_record
 
@@ -79,6 +80,16 @@ class Outbox(Protocol):
         """Its name, which the stream's head has as long as it is the one writer."""
         ...
 
+    @property
+    def queued(self) -> int:
+        """How many records wait to be stored."""
+        ...
+
+    @property
+    def life(self) -> Life:
+        """Its stream, as it has last committed it."""
+        ...
+
     def left(self) -> None:
         """Note that the last who followed its stream here has left."""
         ...
@@ -108,14 +119,22 @@ def new_name() -> str:
 class Core:
     """A manager that is open, as its parts see it."""
 
-    def __init__(self, storage: GuardedStorage, background: Background, terms: Terms, limits: Limits) -> None:
+    def __init__(
+        self,
+        storage: GuardedStorage,
+        background: Background,
+        terms: Terms,
+        limits: Limits,
+        telling: Telling | None = None,
+    ) -> None:
         self.storage = storage
         self.background = background
         self.terms = terms
         self.limits = limits
+        self.telling = telling
         self.session = Session(storage, background, terms, self._take)
         self.observer = Observer(storage, background, terms, self.session.name)
-        self.sweeper = Sweeper(storage, self.observer)
+        self.sweeper = Sweeper(storage, self.observer, telling)
         self._reported: set[object] = set()
         self._reported_at = 0.0
         self._outboxes: dict[str, list[Outbox]] = {}
@@ -177,13 +196,15 @@ class Core:
         return iter([outbox for outboxes in some for outbox in outboxes])
 
     @contextmanager
-    def opening(self, writer: str) -> Generator[None]:
-        """While in this block, a stream of this writer may be stored already, and is not abandoned."""
+    def opening(self, stream: str, writer: str) -> Generator[Mapping[str, str]]:
+        """While in this block, a stream of this writer may be stored already, and is not abandoned. Gives what hooks keep with it."""
         self._opening.add(writer)
         try:
-            yield
+            yield _lifecycle.NOTHING if self.telling is None else self.telling.opening(stream, writer)
         finally:
             self._opening.discard(writer)
+            if self.telling is not None:
+                self.telling.tried(stream, writer)
 
     # Readers
 
@@ -376,6 +397,8 @@ class Core:
         is_done = await self.sweeper.commit(stream, life.head.version, ended.head, records)
         if is_done:
             _report_death(stream, life.state, ended.state)
+            if self.telling is not None and not is_left:
+                self.telling.ended(stream, ended)
         if is_left and is_done:  # once is enough: who knows that the session is dead finds the stream all the same
             self._insist_soon(stream, partial(self._hand_on_left, life.state))
         # Readers need not wait until a writer has been told that is dead, or would be.

@@ -12,14 +12,26 @@ from .storage import Doorbell, Head, Page, Storage, has
 T = TypeVar("T")
 
 
-class GuardedStorage:
-    """Does what `storage` does. Of errors that are not ours it makes a StorageError: a storage's bug ends what it was asked for."""
+Failed = Callable[[str, StorageError], object]
+"""Is told which method of a storage has failed, and how; it may be called in any thread."""
 
-    def __init__(self, storage: Storage) -> None:
+
+def nobody(_operation: str, _error: StorageError) -> None:
+    """Tell nobody."""
+
+
+class GuardedStorage:
+    """Does what `storage` does. Of errors that are not ours it makes a StorageError: a storage's bug ends what it was asked for.
+
+    `failed` is told of each StorageError.
+    """
+
+    def __init__(self, storage: Storage, failed: Failed = nobody) -> None:
         self.storage = storage
+        self.failed = failed
 
     async def __aenter__(self) -> Self:
-        await _translating(self.storage.__aenter__)
+        await self.translating("enter", self.storage.__aenter__)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -30,13 +42,15 @@ class GuardedStorage:
         try:
             page = await self.storage.read(stream, start, limit)
         except BaseException as error:
-            if _is_passed_on(error):
+            if self._passes_on("read", error):
                 raise
-            raise _translated(error) from error
+            raise self._translated("read", error) from error
         if page is not None and limit and not page.records and start < page.head.tail:
-            raise StorageCorruptError(
+            missing = StorageCorruptError(
                 f"the records from offset {start} on are missing, and the stream should have {page.head.tail}"
             )
+            self.failed("read", missing)
+            raise missing
         return page
 
     async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
@@ -44,83 +58,93 @@ class GuardedStorage:
         try:
             return await self.storage.commit(stream, seen, head, records)
         except BaseException as error:
-            if _is_passed_on(error):
+            if self._passes_on("commit", error):
                 raise
-            raise _translated(error) from error
+            raise self._translated("commit", error) from error
 
     async def delete(self, stream: str, seen: int) -> bool:
         """See `Storage.delete`."""
-        return await _translating(lambda: self.storage.delete(stream, seen))
+        return await self.translating("delete", lambda: self.storage.delete(stream, seen))
 
     async def scan(self, after: str = "", limit: int = 100) -> Sequence[tuple[str, Head]]:
         """See `Storage.scan`."""
-        return await _translating(lambda: self.storage.scan(after, limit))
+        return await self.translating("scan", lambda: self.storage.scan(after, limit))
 
     async def expired(self, before: float, limit: int = 100) -> Sequence[tuple[str, Head]]:
         """See `Storage.expired`."""
-        return await _translating(lambda: self.storage.expired(before, limit))
+        return await self.translating("expired", lambda: self.storage.expired(before, limit))
 
     def time(self) -> float:
         """See `Storage.time`."""
         try:
             return self.storage.time()
         except BaseException as error:
-            if _is_passed_on(error):
+            if self._passes_on("time", error):
                 raise
-            raise _translated(error) from error
+            raise self._translated("time", error) from error
 
     def clone(self) -> "GuardedStorage | None":
         """See `Storage.clone`."""
         try:
             clone = self.storage.clone()
         except BaseException as error:
-            if _is_passed_on(error):
+            if self._passes_on("clone", error):
                 raise
-            raise _translated(error) from error
-        return None if clone is None else GuardedStorage(clone)
+            raise self._translated("clone", error) from error
+        return None if clone is None else GuardedStorage(clone, self.failed)
 
     def watch(self, stream: str) -> AbstractAsyncContextManager[Doorbell]:
         """See `Storage.watch`."""
-        return _GuardedWatch(lambda: self.storage.watch(stream))
+        return _GuardedWatch(self, stream)
+
+    async def translating(self, operation: str, call: Callable[[], Awaitable[T]]) -> T:
+        """Give what a call of the storage gives, or raise a StorageError of what it raises."""
+        try:
+            return await call()
+        except BaseException as error:
+            if self._passes_on(operation, error):
+                raise
+            raise self._translated(operation, error) from error
+
+    def _passes_on(self, operation: str, error: BaseException) -> bool:
+        if isinstance(error, StorageError):
+            self.failed(operation, error)
+        return _is_passed_on(error)
+
+    def _translated(self, operation: str, error: BaseException) -> StorageError:
+        failure = StorageError(f"the storage failed: {type(error).__qualname__}: {error}")
+        self.failed(operation, failure)
+        return failure
 
 
 class _GuardedWatch:
-    def __init__(self, watch: Callable[[], AbstractAsyncContextManager[Doorbell]]) -> None:
-        self._watch = watch
+    def __init__(self, storage: GuardedStorage, stream: str) -> None:
+        self._storage = storage
+        self._stream = stream
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Doorbell:
-        return _GuardedDoorbell(await _translating(lambda: self._stack.enter_async_context(self._watch())))
+        watch = self._storage.storage.watch
+        entered = await self._storage.translating("watch", lambda: self._stack.enter_async_context(watch(self._stream)))
+        return _GuardedDoorbell(self._storage, entered)
 
     async def __aexit__(self, *exc_info: object) -> None:
-        await _translating(self._stack.aclose)
+        await self._storage.translating("watch", self._stack.aclose)
 
 
 class _GuardedDoorbell:
-    def __init__(self, doorbell: Doorbell) -> None:
+    def __init__(self, storage: GuardedStorage, doorbell: Doorbell) -> None:
+        self._storage = storage
         self._doorbell = doorbell
 
     async def wait(self) -> None:
-        await _translating(self._doorbell.wait)
-
-
-async def _translating(call: Callable[[], Awaitable[T]]) -> T:
-    try:
-        return await call()
-    except BaseException as error:
-        if _is_passed_on(error):
-            raise
-        raise _translated(error) from error
+        await self._storage.translating("watch", self._doorbell.wait)
 
 
 def _is_passed_on(error: BaseException) -> bool:
     if isinstance(error, asyncio.CancelledError):
         return is_cancelled_here()  # else a driver has cancelled a future of its own, and nobody this task
     return isinstance(error, (StreamkeepError, *not_ours()))
-
-
-def _translated(error: BaseException) -> StorageError:
-    return StorageError(f"the storage failed: {type(error).__qualname__}: {error}")
 
 
 async def commit_once(storage: Storage, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:

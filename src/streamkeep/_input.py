@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Coroutine, Mapping
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
 
@@ -209,6 +210,12 @@ class StreamInput:
         """
         self._outbox.check_here()
         self._outbox.leave_soon()
+
+    def producing(self) -> AbstractContextManager[None]:
+        """Give a block for the producer to run in: for who runs producers. There its context is as the manager's hooks want it, so that its
+        spans are the run's. `async with streams.open(...)` is such a block.
+        """
+        return self._outbox.producing()
 
     async def close(self) -> None:
         """Store what is queued and release the stream without completing it, so that another writer may go on at once.

@@ -19,6 +19,7 @@ the session of the stream's writer is not renewed; `math.inf` once that session 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from types import MappingProxyType
 from typing import Final, Literal
 from zlib import crc32
 
@@ -55,6 +56,8 @@ MAX_BACKOFF_SECONDS: Final = 3_600.0
 MAX_DOUBLINGS: Final = 64
 MAX_RELEASE_PAUSE_SECONDS: Final = 1.0
 MAX_WAIT_SECONDS: Final = 366 * 86_400.0
+
+NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 CANCELLED: Final = ErrorInfo("CANCELLED", "the stream was cancelled")
 ABORTED: Final = ErrorInfo("ABORTED", "the writer went away before the stream was completed")
@@ -122,11 +125,18 @@ class State(msgspec.Struct, frozen=True):
     """What its producer needs to go on behind the last record, as JSON; empty if nothing was kept."""
     superseded: int = 0
     """Records before this offset are of an answer that has begun again since."""
+    carrier: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
+    """What hooks keep with the stream, such as a traceparent; unset, and not a byte of the head, where they keep nothing."""
 
     @property
     def described(self) -> Mapping[str, str]:
         """What was given to `open`, as text: the metadata, and the owner if it has one."""
         return {**self.metadata, "owner": self.owner} if self.owner else self.metadata
+
+    @property
+    def carried(self) -> Mapping[str, str]:
+        """What hooks keep with the stream."""
+        return {} if self.carrier is msgspec.UNSET else self.carrier
 
     @property
     def life(self) -> str:
@@ -194,8 +204,10 @@ def beginning_of(state: State) -> Beginning:
     return Beginning(state.ttl, state.metadata, state.owner, state.key, state.run, state.recovery)
 
 
-def begin(now: float, session: str, writer: str, what: Beginning, *, after_version: int = 0) -> Life:
-    """Give the first head of a stream; `after_version` is that of an expired stream under the same id."""
+def begin(
+    now: float, session: str, writer: str, what: Beginning, *, after_version: int = 0, carrier: Mapping[str, str] = NOTHING
+) -> Life:
+    """Give the first head of a stream; `after_version` is that of an expired stream under the same id, `carrier` what hooks keep."""
     state = State(
         created_at=now,
         ttl=what.ttl,
@@ -206,6 +218,7 @@ def begin(now: float, session: str, writer: str, what: Beginning, *, after_versi
         key=what.key,
         run=what.run,
         recovery=what.recovery,
+        carrier=carrier or msgspec.UNSET,
     )
     return Life(Head(version_after(after_version, now, writer), 0, _encode(state), now + _forgotten_after(state)), state)
 
@@ -258,8 +271,10 @@ def extend(life: Life, now: float) -> Life:
     return _change(life, life.state, now)
 
 
-def take_over(life: Life, now: float, session: str, writer: str, silent: float, terms: Terms) -> Life:
-    """Make `writer` the one writer of an open stream.
+def take_over(
+    life: Life, now: float, session: str, writer: str, silent: float, terms: Terms, *, carrier: Mapping[str, str] = NOTHING
+) -> Life:
+    """Make `writer` the one writer of an open stream; what its hooks keep is kept instead of what others have kept, unless it is nothing.
 
     StreamCompletedError: it has ended. StreamBusyError: its writer may be alive.
     """
@@ -269,7 +284,8 @@ def take_over(life: Life, now: float, session: str, writer: str, silent: float, 
     wait = terms.lease - silent if state.session else pause_before(life, now)
     if wait > 0:
         raise StreamBusyError("the stream has a writer that may be alive", retry_after=wait)
-    return _change(life, replace(state, session=session, left_by="", epochs=_epochs(life, writer)), now)
+    kept = carrier or state.carrier
+    return _change(life, replace(state, session=session, left_by="", epochs=_epochs(life, writer), carrier=kept), now)
 
 
 def pause_before(life: Life, now: float) -> float:
@@ -424,6 +440,11 @@ def _change(life: Life, state: State, now: float) -> Life:
     head = life.head
     expires_at = now + (_forgotten_after(state) if state.status == "open" else state.ttl)
     return Life(Head(version_after(head.version, now, state.writer), head.tail, _encode(state), expires_at), state)
+
+
+def outcome_of(state: State) -> Literal["done"] | Status:
+    """Give how an ended stream has ended: `done`, or the status of its error."""
+    return state.error or ("UNKNOWN" if state.status == "error" else "done")
 
 
 def _ending(state: State) -> str:

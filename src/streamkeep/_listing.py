@@ -2,59 +2,18 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, overload
+from typing import Final, overload
 
 from . import _lifecycle, _names
 from ._core import Core
-from ._lifecycle import Life
+from ._info import StreamInfo, StreamStatus, info_of
 from ._names import Kind, Name
 from ._naming import read_heads
-from .errors import Status, StorageCorruptError
+from .errors import StorageCorruptError
 from .storage import Head
 
 SCAN_STREAMS: Final = 1_000
 """How many streams are read at once; and how many a call looks at, at most, if it may not give more, for those that are asked for."""
-
-StreamStatus = Literal["open", "done", "error", "unreadable"]
-
-
-@dataclass(frozen=True, slots=True)
-class StreamInfo:
-    """What is known of a stream without reading its events. Times are seconds since the epoch, by the storage's clock.
-
-    Attributes:
-        id: the stream's id.
-        life: what tells this stream from others that live under its id before and after; empty if that cannot be read.
-        status: `open`, `done` or `error`; `unreadable` (in lists only) if its head is damaged, or from a newer version.
-        error: the status of the error it ended with (`CANCELLED`, `ABORTED`, …), if it did.
-        tail: how many events it holds, the terminal one included.
-        created_at: when it was opened.
-        updated_at: about when it was last written to.
-        session: the session of the manager whose writer may write; empty when there is none.
-        expires_at: when a completed stream counts as absent.
-        metadata: what was given to `open`; with its owner, if it has one.
-        owner: whose it is; empty: nobody's.
-        key: what it was opened under; empty: nothing. `current` says whether it is the newest one of that.
-        is_recovering: whether its writer is gone, and another one is to go on with it.
-        attempt: how many of its writers have died.
-        superseded: events before this offset are of an answer that has begun again since; 0: it has not.
-    """
-
-    id: str
-    life: str
-    status: StreamStatus
-    error: Status | None
-    tail: int
-    created_at: float
-    updated_at: float
-    session: str
-    expires_at: float
-    metadata: Mapping[str, str]
-    owner: str = ""
-    key: str = ""
-    is_recovering: bool = False
-    attempt: int = 0
-    superseded: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,25 +131,3 @@ def _listed(stream: str, head: Head, now: float) -> StreamInfo | None:
         updated_at = _lifecycle.committed_at(head)
         return StreamInfo(stream, "", "unreadable", error.status, head.tail, updated_at, updated_at, "", head.expires_at, {})
     return None if _lifecycle.is_expired(life, now) else info_of(stream, life)
-
-
-def info_of(stream: str, life: Life) -> StreamInfo:
-    """Say what is known of a stream."""
-    head, state = life.head, life.state
-    return StreamInfo(
-        id=stream,
-        life=state.life,
-        status=state.status,
-        error=state.error,
-        tail=head.tail,
-        created_at=state.created_at,
-        updated_at=_lifecycle.committed_at(head),
-        session=state.session,
-        expires_at=head.expires_at,
-        metadata=state.described,
-        owner=state.owner,
-        key=state.key,
-        is_recovering=_lifecycle.is_left(state),
-        attempt=state.attempt,
-        superseded=state.superseded,
-    )

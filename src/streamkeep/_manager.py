@@ -6,7 +6,8 @@ What a stream may become is decided in `_lifecycle`; here it is only read, asked
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace as replace_
 from datetime import timedelta
 from functools import partial
@@ -23,9 +24,10 @@ from ._claims import Claims
 from ._core import Core, Limits, new_name
 from ._encoding import Encode, checked
 from ._guard import GuardedStorage
+from ._info import StreamInfo, StreamStatus, info_of
 from ._input import StreamInput
 from ._lifecycle import Beginning, Life, Terms
-from ._listing import StreamInfo, StreamPage, StreamStatus, Wanted, info_of, list_streams
+from ._listing import StreamPage, Wanted, list_streams
 from ._names import Kind
 from ._naming import look_up
 from ._presence import Presence, presence_of
@@ -33,6 +35,7 @@ from ._recoveries import Recoveries
 from ._recovery import Recovery, checked_name, input_of, terms_of
 from ._running import Running
 from ._subscription import From, Subscription
+from ._telling import checked_hooks
 from .errors import (
     InvalidArgumentError,
     StorageCorruptError,
@@ -42,9 +45,11 @@ from .errors import (
     StreamNotFoundError,
 )
 from .events import MAX_OFFSET, ReadAs, decoder_of, encode_json
+from .hooks import Hooks
 from .storage import Head, Storage
 from .storages import http_storage, storage_for
 from .storages.memory import MemoryStorage
+from .storages.retrying import RetryingStorage
 
 T = TypeVar("T")
 
@@ -60,19 +65,25 @@ class Opening(Awaitable[StreamInput]):
     def __init__(self, open_input: Callable[[], Awaitable[StreamInput]]) -> None:
         self._open_input = open_input
         self._input: StreamInput | None = None
+        self._within: AbstractContextManager[None] = nullcontext()
 
     def __await__(self) -> Generator[Any, Any, StreamInput]:
         return self._open_input().__await__()
 
     async def __aenter__(self) -> StreamInput:
         self._input = await self._open_input()
+        self._within = self._input.producing()
+        self._within.__enter__()
         return self._input
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         assert self._input is not None
-        await self._input.__aexit__(exc_type, exc, traceback)
+        try:
+            await self._input.__aexit__(exc_type, exc, traceback)
+        finally:
+            self._within.__exit__(None, None, None)
 
 
 class StreamManager:
@@ -91,6 +102,7 @@ class StreamManager:
         limits: see `Limits`.
         encode: makes JSON of chunks and outputs, at the call; a `JSONEncoding`, or any function that gives bytes of JSON or raises. It is
             called in whatever thread writes. What it raises becomes an InvalidArgumentError.
+        hooks: told what happens to streams here; see `Hooks`.
     """
 
     def __init__(
@@ -102,6 +114,7 @@ class StreamManager:
         grace: timedelta = timedelta(seconds=5),
         limits: Limits | None = None,
         encode: Encode | None = None,
+        hooks: Sequence[Hooks] = (),
     ) -> None:
         if min(ttl, grace) < timedelta(0) or lease <= timedelta(0):
             raise InvalidArgumentError("ttl and grace must not be negative, and lease must be positive")
@@ -109,8 +122,10 @@ class StreamManager:
         self._terms = Terms(ttl.total_seconds(), lease.total_seconds(), grace.total_seconds())
         self._limits = limits or Limits()
         self._encode = encode_json if encode is None else checked(encode)
+        self._hooks = checked_hooks(hooks)
         self._make_storage: Callable[[], Storage] | None = None  # for who has made it, and so opens and closes it
         self._running: Running | None = None
+        self._hearing = ExitStack()
         self._was_entered = False
 
     @classmethod
@@ -123,6 +138,7 @@ class StreamManager:
         grace: timedelta = timedelta(seconds=5),
         limits: Limits | None = None,
         encode: Encode | None = None,
+        hooks: Sequence[Hooks] = (),
     ) -> "StreamManager":
         """Give a manager over the storage that a URL names.
 
@@ -132,7 +148,7 @@ class StreamManager:
         Nothing is opened before the manager is entered. One that is entered again opens the storage anew; what was in memory is gone.
         Raises InvalidArgumentError if the URL names no known storage.
         """
-        manager = StreamManager(storage_for(url), ttl=ttl, lease=lease, grace=grace, limits=limits, encode=encode)
+        manager = StreamManager(storage_for(url), ttl=ttl, lease=lease, grace=grace, limits=limits, encode=encode, hooks=hooks)
         manager._make_storage = partial(storage_for, url)
         return manager
 
@@ -142,14 +158,28 @@ class StreamManager:
             raise RuntimeError("this StreamManager is entered already")
         if self._make_storage is not None and self._was_entered:
             self._storage = GuardedStorage(self._make_storage())
-        running = Running(self._storage, self._terms, self._limits, owns_storage=self._make_storage is not None)
+        owns_storage = self._make_storage is not None
+        running = Running(self._storage, self._terms, self._limits, self._hooks, owns_storage=owns_storage)
         self._running, self._was_entered = running, True
         try:
-            await running.begin()
+            with self._hearing_of_retries(running) as hearing:
+                await running.begin()
+                self._hearing = hearing.pop_all()
         except BaseException:
             self._running = None
             raise
         return self
+
+    @contextmanager
+    def _hearing_of_retries(self, running: Running) -> Generator[ExitStack]:
+        """Have hooks be told of what the storage tries again; until what this gives is closed."""
+        with ExitStack() as stack:
+            retrying = _retrying_in(self._storage)
+            if retrying is not None and running.telling is not None:
+                retried = running.telling.storage_retried
+                retrying.retried.append(retried)
+                stack.callback(retrying.retried.remove, retried)
+            yield stack
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -353,6 +383,8 @@ class StreamManager:
                 return  # somebody else has deleted it meanwhile
             first = same_life(first, life)
             if await _delete_once(core, stream, life):
+                if core.telling is not None:
+                    core.telling.removed(stream, life, "deleted")
                 core.forget_names_soon(stream, life)
                 await core.tell_writer(stream, life)
                 return
@@ -451,6 +483,7 @@ class StreamManager:
         finally:
             if running.is_closed and self._running is running:
                 self._running = None
+                self._hearing.close()
 
     def _check_running(self) -> "Running":
         """Give what is open. Raises StreamManagerClosedError if it has not been entered, or is closed; WrongEventLoopError."""
@@ -475,8 +508,8 @@ class StreamManager:
         claims = Claims(core, stream, what, replace=replace)
         await claims.look()
         writer = new_name()
-        with core.opening(writer):
-            return await self._open_as(running, writer, stream, what, input, claims, encode, resume=resume)
+        with core.opening(stream, writer) as carrier:
+            return await self._open_as(running, writer, stream, what, input, claims, encode, carrier, resume=resume)
 
     async def _open_as(
         self,
@@ -487,13 +520,14 @@ class StreamManager:
         input: str,
         claims: Claims,
         encode: Encode,
+        carrier: Mapping[str, str],
         *,
         resume: bool,
     ) -> StreamInput:
         core, version = running.core, 0
         while True:
             running.check()
-            life = _lifecycle.begin(core.now(), core.session.name, writer, what, after_version=version)
+            life = _lifecycle.begin(core.now(), core.session.name, writer, what, after_version=version, carrier=carrier)
             if await running.create(stream, life, claims, input):
                 return await running.give(stream, life, 0, encode, claims, input)
             page = await core.storage.read(stream)
@@ -507,7 +541,7 @@ class StreamManager:
                 core.forget_names_soon(stream, _lifecycle.life_of(page.head))
             elif not resume:
                 raise StreamAlreadyExistsError("stream already exists")
-            elif resumed := await running.take_over(stream, page.head, writer, encode):
+            elif resumed := await running.take_over(stream, page.head, writer, encode, carrier):
                 return resumed
 
 
@@ -518,12 +552,18 @@ class InMemoryStreamManager(StreamManager):
         ttl: how long a completed stream is kept.
         max_streams: how many streams it holds at most; opening one more raises StorageFullError.
         encode: makes JSON of chunks and outputs; see `StreamManager`.
+        hooks: told what happens to streams here.
     """
 
     def __init__(
-        self, *, ttl: timedelta = timedelta(minutes=5), max_streams: int = 10_000, encode: Encode | None = None
+        self,
+        *,
+        ttl: timedelta = timedelta(minutes=5),
+        max_streams: int = 10_000,
+        encode: Encode | None = None,
+        hooks: Sequence[Hooks] = (),
     ) -> None:
-        super().__init__(MemoryStorage(max_streams=max_streams), ttl=ttl, encode=encode)
+        super().__init__(MemoryStorage(max_streams=max_streams), ttl=ttl, encode=encode, hooks=hooks)
         self._make_storage = partial(MemoryStorage, max_streams=max_streams)
 
 
@@ -542,6 +582,7 @@ class RemoteStreamManager(StreamManager):
         grace: how long after the lease a stream is left for another writer.
         limits: see `Limits`.
         encode: makes JSON of chunks and outputs.
+        hooks: told what happens to streams here.
     """
 
     def __init__(
@@ -555,10 +596,18 @@ class RemoteStreamManager(StreamManager):
         grace: timedelta = timedelta(seconds=5),
         limits: Limits | None = None,
         encode: Encode | None = None,
+        hooks: Sequence[Hooks] = (),
     ) -> None:
         make_storage = partial(http_storage, url, headers, ssl_context)
-        super().__init__(make_storage(), ttl=ttl, lease=lease, grace=grace, limits=limits, encode=encode)
+        super().__init__(make_storage(), ttl=ttl, lease=lease, grace=grace, limits=limits, encode=encode, hooks=hooks)
         self._make_storage = make_storage
+
+
+def _retrying_in(storage: object) -> RetryingStorage | None:
+    """Find what tries again, if anything does, in a storage that may wrap others."""
+    while storage is not None and not isinstance(storage, RetryingStorage):
+        storage = getattr(storage, "storage", None)
+    return storage
 
 
 def checked_id(stream: str) -> str:

@@ -13,6 +13,7 @@ leaves a doubt behind: a commit whose answer was lost is noted, and sent again a
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from enum import Enum, auto
 from functools import partial
 from math import inf
@@ -27,6 +28,7 @@ from ._background import Event, Loop
 from ._core import Core
 from ._lifecycle import Life, Mark
 from ._recovery import records_of
+from ._telling import Telling
 from .errors import (
     LimitExceededError,
     Status,
@@ -40,6 +42,7 @@ from .errors import (
     fresh,
 )
 from .events import ErrorInfo, StreamEvent, error_record, event_of, is_terminal
+from .hooks import Commit
 from .storage import Head
 
 Change = Callable[[Life, float], Life]
@@ -130,6 +133,8 @@ class Outbox:
         self.life = life
         self.cancelled = anyio.Event()
         self._core = core
+        self._telling = core.telling
+        self._of_commits = core.telling if core.telling is not None and core.telling.of_commits else None
         self._loop = core.background.loop
         self._limits = core.limits
         self.max_event_bytes = core.limits.max_event_bytes
@@ -163,6 +168,15 @@ class Outbox:
         """Until when it counts as busy, if it stores nothing: it has stored twice within a second, or has begun within it; else -inf."""
         is_busy = self.committed_at - self._committed_before <= QUIET_SECONDS
         return self.committed_at + QUIET_SECONDS if is_busy else -inf
+
+    @property
+    def queued(self) -> int:
+        """How many records wait to be stored, and are not on their way."""
+        return len(self._queue)
+
+    def producing(self) -> AbstractContextManager[None]:
+        """Give what hooks want its producer to run in."""
+        return nullcontext() if self._telling is None else self._telling.producing(self.stream, self.life)
 
     @property
     def is_stopped(self) -> bool:
@@ -451,8 +465,17 @@ class Outbox:
         if records:
             self.stored_at = self.committed_at
         self._core.stored(self.stream, life, records)
-        if not _lifecycle.is_written(life.state):
+        is_over = not _lifecycle.is_written(life.state)
+        if is_over:
             self._stop()
+        if self._of_commits is not None:
+            self._tell(self._of_commits, life, records, self.committed_at - began_at)
+        if is_over and self._telling is not None:
+            self._telling.finished(self.stream, life)
+
+    def _tell(self, telling: Telling, life: Life, records: list[bytes], seconds: float) -> None:
+        first, size, is_end = life.head.tail - len(records), sum(map(len, records)), life.state.status != "open"
+        telling.committed(Commit(self.stream, self.writer, first, len(records), size, seconds, len(self._queue), is_end))
 
     def _plan(self) -> tuple[Life, list[bytes]]:
         """Take what goes into the next commit off the queue, and say what becomes of the head."""
@@ -509,6 +532,8 @@ class Outbox:
         self._rest()
         self._core.forget(self)
         self._core.let_recovery_go(self.stream, self.life)
+        if self._telling is not None:
+            self._telling.fenced(self.stream, self.life, why)
 
     def _stop(self) -> None:
         self._state = _State.OVER

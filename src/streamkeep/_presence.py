@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ._listing import StreamInfo
+from ._info import StreamInfo
 from ._running import Running
 
 Where = Literal["here", "elsewhere", "none"]

@@ -151,9 +151,9 @@ class Recoveries:
             return None
         await core.session.start()
         writer = new_name()
-        with core.opening(writer):
+        with core.opening(entry.stream, writer) as carrier:
             try:
-                return await running.take_over(entry.stream, life.head, writer, self._encode)
+                return await running.take_over(entry.stream, life.head, writer, self._encode, carrier)
             except KeyInUseError as error:  # its own start had died before the key was its own
                 logger.info("stream %s is not gone on with: %s", entry.stream, error)
             except StreamBusyError as error:  # the storage's clock went back

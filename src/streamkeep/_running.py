@@ -1,7 +1,7 @@
 """Running: a manager from its being entered to its being closed; it begins and ends all that runs in the background, and opens streams."""
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Final, Self, TypeVar
 
@@ -21,6 +21,7 @@ from ._lifecycle import Life, Terms
 from ._outbox import RELEASE_SECONDS, Outbox
 from ._recovering import Found, add_entry, find_entries, first_entry
 from ._recovery import Entry, entry_for, entry_id, records_of, recovery_of, sessions_of
+from ._telling import Telling
 from .errors import (
     KeyInUseError,
     StorageError,
@@ -28,12 +29,14 @@ from .errors import (
     StreamkeepError,
     StreamManagerClosedError,
 )
+from .hooks import Hooks, Sample
 from .storage import Head
 
 T = TypeVar("T")
 
 logger: Final = logging.getLogger("streamkeep")
 
+SAMPLE_SECONDS: Final = 1.0
 RELEASES_AT_ONCE: Final = 64
 RELEASES_A_SECOND: Final = 1_000
 """Closing takes as much longer than a few seconds as many writers take on a slow storage."""
@@ -46,9 +49,14 @@ UNDO_PAUSES: Final = (0.0, 0.1, 1.0, 5.0, 30.0, 60.0)
 class Running:
     """A manager from its being entered to its being closed."""
 
-    def __init__(self, storage: GuardedStorage, terms: Terms, limits: Limits, *, owns_storage: bool) -> None:
+    def __init__(
+        self, storage: GuardedStorage, terms: Terms, limits: Limits, hooks: Sequence[Hooks] = (), *, owns_storage: bool
+    ) -> None:
         self.background = Background()
-        self.core = Core(storage, self.background, terms, limits)
+        self.telling = Telling(hooks, self.background) if hooks else None
+        if self.telling is not None:
+            storage.failed = self.telling.storage_failed
+        self.core = Core(storage, self.background, terms, limits, self.telling)
         self.feeds = Feeds(self.core)
         self.is_closing = False
         self.is_closed = False
@@ -65,6 +73,8 @@ class Running:
             await self._open_storage()
         self.background.start(self.core.sweeper.run, "the sweeper")
         self.background.start(self.core.tend, "tending writers")
+        if self.telling is not None and self.telling.of_samples:
+            self.background.start(partial(self._sample, self.telling), "telling hooks how the manager is doing")
 
     async def _open_storage(self) -> None:
         if self._owns_storage:
@@ -100,6 +110,22 @@ class Running:
                         await self.core.storage.__aexit__(None, None, None)
             await self.background.wait()
             self.is_closed = True
+            if self.telling is not None:
+                self._tell_of_end(self.telling)
+
+    def _tell_of_end(self, telling: Telling) -> None:
+        for outbox in self.core.outboxes():
+            telling.fenced(outbox.stream, outbox.life, None)
+        telling.closed(self.core.session.name)
+
+    async def _sample(self, telling: Telling) -> None:
+        while True:
+            readers, lag = telling.readers()
+            session, outboxes = self.core.session, list(self.core.outboxes())
+            queued = sum(outbox.queued for outbox in outboxes)
+            began, renewed = session.ages()
+            telling.sampled(Sample(session.name, len(outboxes), queued, readers, lag, began, renewed))
+            await anyio.sleep(SAMPLE_SECONDS)
 
     async def create(self, stream: str, life: Life, claims: Claims, input: str = "") -> bool:
         """Store the first head of a stream, and name it; False if there is one. Nothing is left behind if this raises.
@@ -124,12 +150,14 @@ class Running:
                 self.core.let_recovery_go(stream, life)
         return is_there
 
-    async def take_over(self, stream: str, head: Head, writer: str, encode: Encode) -> StreamInput | None:
+    async def take_over(
+        self, stream: str, head: Head, writer: str, encode: Encode, carrier: Mapping[str, str]
+    ) -> StreamInput | None:
         """Go on with an open stream; None if it has changed meanwhile. KeyInUseError: another one runs under its key."""
         core = self.core
         old = _lifecycle.life_of(head)
         silent, terms = core.silence_of(old)
-        life = _lifecycle.take_over(old, core.now(), core.session.name, writer, silent, terms)
+        life = _lifecycle.take_over(old, core.now(), core.session.name, writer, silent, terms, carrier=carrier)
         size = await self._size(stream, old)  # first, so that nothing can go wrong once the stream is ours
         claims = Claims(core, stream, _lifecycle.beginning_of(old.state), replace=False)
         await claims.look_for(old)
@@ -152,7 +180,7 @@ class Running:
         core.forget_entries_soon(stream, found)
         core.tell_writer_soon(stream, old)  # not here, where a cancellation would leave the stream to nobody
         core.keep_names_soon(stream, life)
-        return await self.give(stream, life, size, encode, claims, input)
+        return await self.give(stream, life, size, encode, claims, input, before=old)
 
     async def _take_entry(self, stream: str, life: Life) -> tuple[Sequence[Found], str] | None:
         """Have a stream, before it is taken over, found if this session dies; give the entries that it had, and the input kept in them.
@@ -176,11 +204,25 @@ class Running:
     async def _add_entry(self, entry: Entry) -> None:
         await add_entry(self.core.storage, self.core.session.name, entry, self.core.sweeper.commit)
 
-    async def give(self, stream: str, life: Life, size: int, encode: Encode, claims: Claims, input: str = "") -> StreamInput:
-        """Give the handle of a stream that is ours."""
+    async def give(
+        self,
+        stream: str,
+        life: Life,
+        size: int,
+        encode: Encode,
+        claims: Claims,
+        input: str = "",
+        *,
+        before: Life | None = None,
+    ) -> StreamInput:
+        """Give the handle of a stream that is ours, and was there as it was `before`."""
         outbox = Outbox(self.core, stream, life, size)
+        if self.telling is not None:
+            self.telling.opened(stream, life, before)
         if self.is_closing:
             await _release(outbox)
+            if self.telling is not None:
+                self.telling.fenced(stream, outbox.life, None)  # unless it could be released
             self.check()
         if claims.is_exclusive:  # whoever has replaced it meanwhile has found no writer to be told
             self.core.look([stream])

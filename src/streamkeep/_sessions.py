@@ -73,6 +73,14 @@ class Session:
         if starting.error is not None:
             raise fresh(starting.error)
 
+    def ages(self) -> tuple[float | None, float | None]:
+        """Give how many seconds ago it began, and how many ago its last sign of life was begun; None: it has not begun."""
+        renewal = self._renewal
+        if renewal is None or not renewal.has_begun:
+            return None, None
+        now = anyio.current_time()  # also of another event loop in this process the time is the same
+        return max(0.0, now - renewal.began_at), max(0.0, now - renewal.renewed_at)
+
     async def stop(self) -> None:
         """Say that the session is over, if that can be said in time, and return when nothing of it runs any more."""
         if self._starting is None or self._renewal is None:
@@ -229,7 +237,7 @@ class _Renewal:
         self._host = host
         self._period = terms.lease / RENEWALS_A_LEASE
         self._beat = 0
-        self._renewed_at = 0.0
+        self.began_at = self.renewed_at = 0.0  # by an event loop's clock
         self._failure = ""
         self._mail: Head | None = None
         self._stop: Callable[[], object] | None = None
@@ -247,6 +255,7 @@ class _Renewal:
         """Begin, renew, and take mail, until it is stopped."""
         self._turn = anyio.Lock()
         await self._renew()
+        self.began_at = self.renewed_at
         self.has_begun = True
         self._host.started()
         stopping, loop = anyio.Event(), loop_here()
@@ -271,7 +280,7 @@ class _Renewal:
     async def _renew_on(self) -> None:
         told = -1.0
         while True:
-            await anyio.sleep(max(0.0, self._renewed_at + self._period - anyio.current_time()))
+            await anyio.sleep(max(0.0, self.renewed_at + self._period - anyio.current_time()))
             try:
                 if self._host.answers():
                     await self._renew()
@@ -279,8 +288,8 @@ class _Renewal:
                     continue
             except StorageError as error:
                 self._failure = str(error)
-                if told != self._renewed_at:  # once for each time that it fails
-                    told = self._renewed_at
+                if told != self.renewed_at:  # once for each time that it fails
+                    told = self.renewed_at
                     logger.warning("the session could not be renewed: %s", error)
             await anyio.sleep(min(self._period, RETRY_SECONDS))
 
@@ -290,9 +299,9 @@ class _Renewal:
         while True:
             slept_at = anyio.current_time()
             await anyio.sleep(self._period)
-            since = anyio.current_time() - self._renewed_at
-            if since > self._terms.lease and told != self._renewed_at:
-                told = self._renewed_at
+            since = anyio.current_time() - self.renewed_at
+            if since > self._terms.lease and told != self.renewed_at:
+                told = self.renewed_at
                 why = self._why_overdue(anyio.current_time() - slept_at - self._period)
                 logger.warning("the session was not renewed for %.1f seconds: %s", since, why)
 
@@ -335,7 +344,7 @@ class _Renewal:
             began_at = anyio.current_time()
             for _ in range(TRIES):
                 if await self._try_to_renew(is_over=is_over):
-                    self._renewed_at = began_at
+                    self.renewed_at = began_at
                     return
         raise StorageError("the head of the session is changed by others all the time")
 

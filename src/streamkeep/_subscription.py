@@ -6,7 +6,7 @@ feed. What a stream may become is decided in `_lifecycle`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Generic, Self, TypeVar
 
@@ -19,6 +19,7 @@ from ._lifecycle import Life
 from ._running import Running
 from .errors import OffsetOutOfRangeError, StorageError, StreamNotFoundError, StreamTimeoutError
 from .events import StreamEvent, event_of, is_terminal
+from .hooks import Delivery, Reader
 from .storage import Page
 
 T = TypeVar("T")
@@ -77,6 +78,7 @@ class Subscription(Generic[T]):
         self._life: Life | None = None
         self._feed: Feed | None = None
         self._following: AbstractContextManager[Feed] | None = None  # which leaves it also when this is dropped
+        self._reader: Reader | None = None
         self._is_read = False
         self._is_over = False
 
@@ -104,6 +106,15 @@ class Subscription(Generic[T]):
             raise RuntimeError("enter the subscription with `async with` first")
         return _lifecycle.committed_at(self._life.head)
 
+    @property
+    def lag(self) -> int:
+        """How many events this has not given that are known to be stored."""
+        if self._life is None:
+            return 0
+        life = self._life if self._feed is None else self._feed.life
+        tail = life.head.tail if self._end is None else self._end
+        return 0 if self._is_over else max(0, tail - self._next)
+
     async def __aenter__(self) -> Self:
         if self._life is not None:
             raise RuntimeError("this subscription was entered already; subscribe again")
@@ -122,6 +133,8 @@ class Subscription(Generic[T]):
             self._end = page.head.tail
         elif life.state.status == "open":
             self._follow(running)
+        if core.telling is not None:
+            self._reader = core.telling.reader(self, self.id, life, self._first - 1 if self._first else None)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -130,6 +143,8 @@ class Subscription(Generic[T]):
         self._is_over = True
         self._ready = iter(())
         self._unfollow()
+        if self._reader is not None and self._running is not None and self._running.telling is not None:
+            self._running.telling.reader_left(self._reader)
 
     def __aiter__(self) -> Self:
         return self
@@ -180,6 +195,20 @@ class Subscription(Generic[T]):
             self._idle_at = None
             self._next = got.end
             self._is_over = self._is_over or is_terminal(got.records[-1])
+            if self._reader is not None:
+                self._tell_of(got, self._reader)
+
+    def _tell_of(self, got: Records, reader: Reader) -> None:
+        running = self._running
+        assert running is not None
+        assert running.telling is not None
+        if not running.telling.of_deliveries:
+            return
+        feed, seconds = self._feed, None
+        if feed is not None and got.first >= reader.stream.tail and got.end == feed.life.head.tail:
+            with suppress(StorageError):  # a reader does not need the storage's time
+                seconds = max(0.0, running.core.now() - _lifecycle.committed_at(feed.life.head))
+        running.telling.delivered(Delivery(reader, got.first, len(got.records), seconds))
 
     async def _records(self) -> Records:
         running = self._check_running()

@@ -14,6 +14,7 @@ from ._naming import forget_name, forget_names
 from ._observer import Observer
 from ._recovering import forget_expired
 from ._recovery import BELL, PREFIX
+from ._telling import Telling
 from .errors import StorageCorruptError, StorageError, StorageFullError
 from .storage import Head
 
@@ -31,9 +32,10 @@ REMOVED_AT_ONCE: Final = 64
 class Sweeper:
     """Sweeps a manager's storage, one sweep at a time."""
 
-    def __init__(self, storage: GuardedStorage, observer: Observer) -> None:
+    def __init__(self, storage: GuardedStorage, observer: Observer, telling: Telling | None = None) -> None:
         self._storage = storage
         self._observer = observer
+        self._telling = telling
         self._turn = anyio.Lock()
         self._pages = 0  # how many it has swept, and what was removed by that
         self._removed = 0
@@ -126,7 +128,10 @@ class Sweeper:
         if not self._is_removable(stream, head) or not await self._storage.delete(stream, head.version):
             return False
         if not stream.startswith(_NO_STREAM):
-            await forget_names(self._storage, stream, _lifecycle.life_of(head).state)
+            life = _lifecycle.life_of(head)
+            if self._telling is not None:
+                self._telling.removed(stream, life, "expired")
+            await forget_names(self._storage, stream, life.state)
         return True
 
     def _is_removable(self, stream: str, head: Head) -> bool:

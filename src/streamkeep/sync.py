@@ -16,7 +16,7 @@ what it does there. So all that is said of the methods of the same names holds, 
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
@@ -26,8 +26,9 @@ import anyio
 
 from ._core import Limits
 from ._encoding import Encode
+from ._info import StreamInfo, StreamStatus
 from ._input import StreamInput as AsyncStreamInput
-from ._listing import StreamInfo, StreamPage, StreamStatus
+from ._listing import StreamPage
 from ._loop_thread import LoopThread, LoopThreads
 from ._manager import StreamManager as AsyncStreamManager
 from ._recoveries import Recoveries as AsyncRecoveries
@@ -35,6 +36,7 @@ from ._recovery import Recovery
 from ._subscription import Subscription as AsyncSubscription
 from .errors import StreamManagerClosedError, WrongEventLoopError
 from .events import ErrorInfo, ReadAs, StreamEvent
+from .hooks import Hooks
 
 __all__ = ["Cancelled", "Recoveries", "StreamInput", "StreamManager", "Subscription"]
 
@@ -72,9 +74,12 @@ class StreamManager:
         grace: timedelta = timedelta(seconds=5),
         limits: Limits | None = None,
         encode: Encode | None = None,
+        hooks: Sequence[Hooks] = (),
     ) -> "StreamManager":
         """Give a manager over the storage that a URL names, as `streamkeep.StreamManager.connect` does."""
-        make = partial(AsyncStreamManager.connect, url, ttl=ttl, lease=lease, grace=grace, limits=limits, encode=encode)
+        make = partial(
+            AsyncStreamManager.connect, url, ttl=ttl, lease=lease, grace=grace, limits=limits, encode=encode, hooks=hooks
+        )
         make()  # a URL that cannot be is told here
         return cls(make)
 

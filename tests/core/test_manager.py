@@ -995,6 +995,7 @@ async def test_a_read_that_fails_since_the_manager_closes_is_no_failure_of_the_s
                 for _ in range(3):
                     await events.batch()
 
+        await wait_all_tasks_blocked()  # also what the session has to read is read
         hold = storage.hold("read")
         tasks.start_soon(read)
         await hold.reached.wait()

@@ -15,7 +15,7 @@ from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 from cyclopts.validators import Number
 
 from .._copy import copy_streams, ids_with
-from .._listing import StreamStatus
+from .._info import StreamStatus
 from .._manager import StreamManager, checked_id
 from ..errors import StreamkeepError
 from ..events import StreamEventType

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .._copy import Copied, Outcome
-from .._listing import StreamInfo
+from .._info import StreamInfo
 from ..events import ErrorInfo, StreamEvent, StreamEventType, encode_json
 
 STATUS_STYLES: Final = {"open": "cyan", "done": "green", "error": "red", "unreadable": "red"}

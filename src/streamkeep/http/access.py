@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from .._listing import StreamInfo
+from .._info import StreamInfo
 from ..errors import StreamNotFoundError
 from .place import query_of
 

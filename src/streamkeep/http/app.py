@@ -21,8 +21,8 @@ from anyio.lowlevel import checkpoint
 
 from .._background import not_ours
 from .._encoding import Encode
+from .._info import StreamInfo, StreamStatus
 from .._input import StreamInput
-from .._listing import StreamInfo, StreamStatus
 from .._manager import StreamManager
 from .._recovery import Recovery
 from ..errors import (

@@ -12,8 +12,8 @@ from typing import Final, TypeVar
 
 import anyio
 
+from .._info import StreamInfo
 from .._input import StreamInput
-from .._listing import StreamInfo
 from .._manager import StreamManager
 from ..errors import KeyInUseError, StorageError, StreamkeepError, StreamNotFoundError
 from ..events import ErrorInfo

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from .._listing import StreamInfo
+from .._info import StreamInfo
 from ..errors import InvalidArgumentError, OffsetOutOfRangeError
 from ..events import MAX_OFFSET
 from ..wire import LIFE_CHARACTERS, Cursor, parse_cursor

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from contextvars import ContextVar, copy_context
+from contextvars import Context, ContextVar, copy_context
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
@@ -150,6 +150,7 @@ class _Run:
         self.told = anyio.Event()
         self.threads = 0
         self.end_as = DIED
+        self._leave: Callable[[], object] = lambda: None
         self._forget = forget
 
     @property
@@ -193,6 +194,19 @@ class _Run:
         self.free.set()
         self.listening.cancel()
 
+    def enter(self, context: Context) -> None:
+        """Have hooks make of the producer's context what they want."""
+        within = self.stream.producing()
+        context.run(within.__enter__)
+
+        def leave() -> None:
+            try:
+                context.run(within.__exit__, None, None, None)
+            except RuntimeError:  # it is the one that this runs in
+                within.__exit__(None, None, None)
+
+        self._leave = leave
+
     def set_over(self) -> None:
         """Note that the producer's task is over."""
         self.over.set()
@@ -213,6 +227,7 @@ class _Run:
     def let_go(self) -> None:
         """Give its place back, if nothing of it goes on."""
         if self.over.is_set() and self.told.is_set() and not self.threads:
+            self._leave()
             self._forget(self)
 
 
@@ -348,6 +363,7 @@ class Runner:
         self._runs[run] = None
         log_start(stream)
         what, context = f"the producer of stream {stream.id}", copy_context()
+        run.enter(context)
         run.task = self._tasks.start(partial(self._run, run, produce), what, context, run.set_over)
         self._tasks.start(partial(self._see_to_its_end, run), f"seeing to the end of stream {stream.id}", context, run.set_told)
 

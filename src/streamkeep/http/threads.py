@@ -23,7 +23,7 @@ from weakref import WeakSet
 import anyio
 
 from .._background import Background, loop_here, ran
-from .._listing import StreamInfo
+from .._info import StreamInfo
 from .._loop_thread import LoopThread, LoopThreads, Outcome, check_threads
 from .._manager import StreamManager
 from ..errors import (

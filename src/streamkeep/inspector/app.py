@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 
 import anyio
 
-from .._listing import StreamInfo, StreamStatus
+from .._info import StreamInfo, StreamStatus
 from .._manager import StreamManager
 from ..errors import (
     InvalidArgumentError,

@@ -6,7 +6,7 @@ from typing import Final
 
 import anyio
 
-from .._listing import StreamInfo, StreamStatus
+from .._info import StreamInfo, StreamStatus
 from .._manager import STREAM_ID, StreamManager
 
 LOOK_SECONDS: Final = 0.5

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from math import isinf
 from typing import Any, Final
 
-from .._listing import StreamInfo
+from .._info import StreamInfo
 from .._presence import Presence
 from ..events import StreamEvent, StreamEventType, encode_json
 

@@ -32,8 +32,8 @@ from a2a.types import (
 )
 from a2a.utils.errors import UnsupportedOperationError
 
+from .._info import StreamInfo
 from .._input import StreamInput
-from .._listing import StreamInfo
 from .._manager import StreamManager
 from ..errors import (
     InvalidArgumentError,

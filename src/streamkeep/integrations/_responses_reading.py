@@ -9,7 +9,7 @@ import anyio
 import msgspec
 from anyio.lowlevel import checkpoint
 
-from .._listing import StreamInfo
+from .._info import StreamInfo
 from .._manager import StreamManager
 from ..errors import HTTP_CODES, OffsetOutOfRangeError
 from ..events import ErrorInfo, StreamEvent, StreamEventType, encode_json

@@ -30,7 +30,7 @@ from django.urls import URLPattern, URLResolver, path
 from django.views.decorators.csrf import csrf_exempt, csrf_protect
 
 from .._background import is_asyncio_here
-from .._listing import StreamInfo
+from .._info import StreamInfo
 from ..http.access import REQUEST, owner_text
 from ..http.app import Call, FollowOptions, Provide, StartOptions, StopOptions, StreamsHTTP, TokenOptions
 from ..http.recovery import Register, Terms, registering

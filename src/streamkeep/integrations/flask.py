@@ -18,7 +18,7 @@ from .._extras import needed_by
 with needed_by(__name__, "flask"):
     from flask import Blueprint, Flask, Request, Response, current_app, request
 
-from .._listing import StreamInfo
+from .._info import StreamInfo
 from ..http.access import REQUEST, owner_text
 from ..http.app import MAX_BODY_BYTES, Call, FollowOptions, Provide, StartOptions, StopOptions, StreamsHTTP, TokenOptions
 from ..http.recovery import Recoverable, Register, Terms, registering

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from .._info import StreamInfo
 from .._input import StreamInput
-from .._listing import StreamInfo
 from .._manager import MAX_METADATA
 from ..errors import (
     InvalidArgumentError,
