@@ -1,0 +1,5 @@
+"""The Durable Streams protocol over every storage: `durable_streams(streams)` is an ASGI app that serves it."""
+
+from ._app import Access, Authorize, DurableStreams, DurableStreamsLimits, durable_streams
+
+__all__ = ["Access", "Authorize", "DurableStreams", "DurableStreamsLimits", "durable_streams"]

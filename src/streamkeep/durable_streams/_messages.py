@@ -1,0 +1,125 @@
+"""Content as the protocol sees it: types, JSON messages, and server-sent events of them. Pure: bytes to bytes."""
+
+import base64
+import re
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from .._depth import check_depth
+from ..errors import InvalidArgumentError
+
+RECORD_BYTES: Final = 1 << 20
+"""An append of more is stored as several records. One of less is the last of its append."""
+
+_RAWS: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_RAW: Final = msgspec.json.Decoder(msgspec.Raw)
+_WHITE: Final = b" \t\r\n"
+_LINE_END: Final = re.compile(rb"\r\n|\r|\n")
+TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+[ \t]*(;[\x20-\x7e\t]*)?")
+
+
+def media_type(content_type: str) -> str:
+    """Give a content type without its parameters, in lower case."""
+    return content_type.partition(";")[0].strip().lower()
+
+
+def same_type(one: str, other: str) -> bool:
+    """Say whether two content types are the same: case and parameters such as the charset do not matter (RFC 9110, 8.3.1)."""
+    return media_type(one) == media_type(other)
+
+
+def is_json(content_type: str) -> bool:
+    """Say whether streams of this type hold messages, and not just bytes (9.1)."""
+    return media_type(content_type) == "application/json"
+
+
+def is_text(content_type: str) -> bool:
+    """Say whether server-sent events carry this type as it is (5.8)."""
+    return is_json(content_type) or media_type(content_type).startswith("text/")
+
+
+# JSON mode (9.1)
+
+
+def messages_in(body: bytes) -> Sequence[bytes] | None:
+    """Give the messages of a body, byte for byte: an array's elements, or the one value that it is; None: it is not JSON."""
+    try:
+        body.decode()  # the parser does not look into strings
+        check_depth(body)
+        if body.lstrip(_WHITE)[:1] == b"[":
+            return [bytes(raw).strip(_WHITE) for raw in _RAWS.decode(body)]
+        return [bytes(_RAW.decode(body)).strip(_WHITE)]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, InvalidArgumentError):
+        return None
+
+
+def split_messages(messages: Sequence[bytes]) -> Sequence[bytes]:
+    """Give messages as records, each with commas between them, and full when it has RECORD_BYTES."""
+    records: list[bytes] = []
+    some: list[bytes] = []
+    size = 0
+    for message in messages:
+        some.append(message)
+        size += len(message) + 1
+        if size > RECORD_BYTES:
+            records.append(b",".join(some))
+            some, size = [], 0
+    if some:
+        records.append(b",".join(some))
+    return records
+
+
+def split_bytes(body: bytes) -> Sequence[bytes]:
+    """Give bytes as records."""
+    if len(body) <= RECORD_BYTES:
+        return [body] if body else []
+    return [body[start : start + RECORD_BYTES] for start in range(0, len(body), RECORD_BYTES)]
+
+
+def is_continued(record: bytes) -> bool:
+    """Say whether what follows a record may be of the same append."""
+    return len(record) >= RECORD_BYTES
+
+
+def first_of(record: bytes, count: int, *, json: bool) -> tuple[bytes, int]:
+    """Give the first messages, or bytes, of a record, and how many they are: `count`, or all there are."""
+    if not json:
+        return record[:count], min(count, len(record))
+    messages = _RAWS.decode(b"[" + record + b"]")
+    return b",".join([bytes(raw).strip(_WHITE) for raw in messages[:count]]), min(count, len(messages))
+
+
+def body_of(records: Sequence[bytes], *, json: bool) -> bytes:
+    """Give records as the body of an answer."""
+    return b"[" + b",".join(records) + b"]" if json else b"".join(records)
+
+
+# Server-sent events (5.8)
+
+
+def data_event(records: Sequence[bytes], content_type: str) -> bytes:
+    """Give records as one event. Nothing in them can end a line of ours, and so none can begin another event."""
+    if not is_text(content_type):
+        return b"event: data\ndata:" + base64.b64encode(b"".join(records)) + b"\n\n"
+    text = body_of(records, json=is_json(content_type))
+    if b"\n" not in text and b"\r" not in text:
+        return b"event: data\ndata:" + _guarded(text) + b"\n\n"
+    return b"event: data\n" + b"".join([b"data:" + _guarded(line) + b"\n" for line in _LINE_END.split(text)]) + b"\n"
+
+
+def _guarded(line: bytes) -> bytes:
+    return b" " + line if line[:1] == b" " else line  # a reader takes one space away
+
+
+def control_event(offset: str, cursor: str | None, *, is_up_to_date: bool, is_closed: bool) -> bytes:
+    """Give the event that says where its reader is."""
+    fields: dict[str, object] = {"streamNextOffset": offset}
+    if cursor is not None:
+        fields["streamCursor"] = cursor
+    if is_up_to_date:
+        fields["upToDate"] = True
+    if is_closed:
+        fields["streamClosed"] = True
+    return b"event: control\ndata:" + msgspec.json.encode(fields) + b"\n\n"

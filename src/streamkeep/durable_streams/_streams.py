@@ -1,0 +1,388 @@
+"""Streams: what the protocol does with a storage. What follows of a request is decided in `_rules`; here it is read, asked and committed."""
+
+import logging
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import anyio
+import msgspec
+
+from .._background import Background
+from .._guard import GuardedStorage, commit_once
+from .._lifecycle import version_after
+from ..errors import StorageCorruptError, StorageError
+from ..storage import Head
+from . import _paths, _rules
+from ._log import Log
+from ._messages import first_of, is_continued, is_json, same_type
+from ._rules import Answer, Append, Bounds, Config, Decision, Origin, Stream
+
+logger: Final = logging.getLogger("streamkeep")
+
+PAGE_RECORDS: Final = 4_096
+"""How many records are read at once, if they are short; long ones end a page by themselves."""
+IDLE_LOGS: Final = 1_000
+SWEEP_SECONDS: Final = 30.0
+SWEEP_STREAMS: Final = 500
+LINK_SECONDS: Final = 60.0
+"""How long a fork may take to be made after its link; a link to nothing is removed then."""
+
+
+class Link(msgspec.Struct, frozen=True, array_like=True):
+    """Says that a stream has a fork."""
+
+    fork: str
+    life: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ForkAsked:
+    """What a PUT says of where it forks from; `offset` None: at the tail."""
+
+    source: str
+    offset: str | None
+    sub: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a fork begins: behind so many records of its source, with the beginning of the next one as its own first records."""
+
+    source: Stream
+    origin: Origin
+    base: int
+    records: Sequence[bytes]
+
+
+class Streams:
+    """The streams of one storage, for one event loop. `changed` is told of what was committed here."""
+
+    def __init__(
+        self, storage: GuardedStorage, background: Background, bounds: Bounds, changed: Callable[[Stream], object]
+    ) -> None:
+        self.storage = storage
+        self.by: Final = uuid.uuid4().hex[:16]
+        self._background = background
+        self._bounds = bounds
+        self._changed = changed
+        self._logs: OrderedDict[str, Log] = OrderedDict()
+
+    def log(self, path: str) -> Log:
+        """Give the one log that this process has of a stream."""
+        id = _paths.stream_id(path)
+        log = self._logs.get(id)
+        if log is None:
+            log = self._logs[id] = Log(self.storage, self._background, id, self._changed)
+            for old in list(self._logs)[: max(0, len(self._logs) - IDLE_LOGS)]:
+                if self._logs[old].is_idle and old != id:
+                    del self._logs[old]
+        else:
+            self._logs.move_to_end(id)
+        return log
+
+    def wake(self) -> None:
+        """Have all live readers look what else there is."""
+        for log in self._logs.values():
+            log.wake()
+
+    async def find(self, path: str) -> Stream | None:
+        """Give a stream as it is, be it expired or deleted; None: there is none. Raises StorageError."""
+        page = await self.storage.read(_paths.stream_id(path))
+        return None if page is None else _rules.stream_of(page.head)
+
+    async def find_with(self, path: str, position: int) -> tuple[Stream | None, Sequence[bytes]]:
+        """Give a stream as it is, and what is behind a position: nothing, or a page. Raises StorageError."""
+        page = await self.storage.read(_paths.stream_id(path), position, PAGE_RECORDS)
+        if page is None:
+            return None, ()
+        stream = _rules.stream_of(page.head)
+        if stream.state.base and position < stream.tail:
+            return stream, await self.read(stream, position)
+        return stream, page.records
+
+    async def read(self, stream: Stream, position: int) -> Sequence[bytes]:
+        """Give a page of what is behind a position, inherited records as well; it may be more than the stream was known to have.
+
+        StorageCorruptError: it is not there, or not any more.
+        """
+        path, state, end, limit = stream.state.path, stream.state, stream.tail, PAGE_RECORDS
+        while position < state.base:
+            origin = state.origin
+            assert origin is not None
+            path, end = origin.path, state.base
+            source = await self.find(path)
+            if source is None or source.state.life != origin.life:
+                raise StorageCorruptError("what the stream was forked from is missing")
+            state, limit = source.state, end - position
+        page = await self.storage.read(_paths.stream_id(path), position - state.base, limit)
+        if page is None or _rules.stream_of(page.head).state.life != state.life:
+            raise StorageCorruptError("the stream is missing")
+        return page.records
+
+    # Creating
+
+    async def create(self, path: str, config: Config, body: bytes, asked: ForkAsked | None) -> tuple[Answer, Stream | None]:
+        """Create a stream, or find it as it is asked for; give the answer, and the stream. Raises StorageError."""
+        version = 0
+        while True:
+            there = await self.find(path)
+            place = None
+            if asked is not None:
+                place = await self._place(asked, config)
+                if isinstance(place, Answer) and (there is None or _rules.absence(there, self.storage.time()) is not None):
+                    return place, None
+            if there is not None:
+                version = there.head.version
+                gone = _rules.absence(there, self.storage.time())
+                if gone is None:
+                    return self._found(there, config, place)
+                if gone.code == 410:
+                    self._collect_soon(there)
+                    return Answer(409, reason="the path is of a stream that was deleted, and has forks"), None
+                await self._remove(there)
+            made = await self._make(path, config, body, place if isinstance(place, _Place) else None, version)
+            if made is not None:
+                return made
+
+    def _found(self, there: Stream, config: Config, place: "_Place | Answer | None") -> tuple[Answer, Stream | None]:
+        if isinstance(place, Answer):
+            return Answer(409, reason="there is another stream under this path"), None
+        source, origin = (None, None) if place is None else (place.source, place.origin)
+        if _rules.matches(there.state, config, source, origin):
+            return Answer(200), there
+        return Answer(409, reason="the stream exists, and was created otherwise"), None
+
+    async def _make(
+        self, path: str, config: Config, body: bytes, place: _Place | None, version: int
+    ) -> tuple[Answer, Stream | None] | None:
+        """Create a stream that is not there; None: somebody else did so meanwhile."""
+        kind = config.content_type or "application/octet-stream" if place is None else place.source.state.content_type
+        records = _rules.records_of(body, json=is_json(kind)) if body else ()
+        if records is None:
+            return Answer(400, reason="the body is not JSON"), None
+        if sum(map(len, records)) > self._bounds.max_bytes:
+            return Answer(413, reason="that is more than a stream may hold"), None
+        life, now = uuid.uuid4().hex[:16], self.storage.time()
+        if place is None:
+            stream = _rules.create(life, path, config, records, now, self.by, after_version=version)
+            return await self._commit(path, stream, records)
+        source, origin = place.source.state, place.origin
+        link = _paths.link_id(source.path, source.life, life)
+        entry = Link(path, life, now)
+        await commit_once(
+            self.storage, link, None, Head(version_after(0, now, self.by), 0, msgspec.json.encode(entry), _rules.NEVER)
+        )
+        made = None
+        try:
+            answer = await self.log(source.path).decide(
+                lambda stream, now: _rules.pin(stream, source.life, now, self.by)
+            )
+            if answer.code != 200:
+                return answer, None
+            all_records = [*place.records, *records]
+            stream = _rules.fork(
+                life, path, config, place.source, origin, place.base, all_records, now, self.by, after_version=version
+            )
+            made = await self._commit(path, stream, all_records)
+            return made
+        finally:
+            if made is None:  # where it is not known whether it was made, the link is found to lead nowhere, or not
+                with anyio.CancelScope(shield=True), anyio.move_on_after(LINK_SECONDS):
+                    await self._unlink_unless_made(path, life, origin)
+
+    async def _commit(self, path: str, stream: Stream, records: Sequence[bytes]) -> tuple[Answer, Stream | None] | None:
+        sealed = _rules.sealed(stream)
+        if not await commit_once(self.storage, _paths.stream_id(path), None, sealed.head, records):
+            return None
+        self._changed(sealed)
+        return Answer(201), sealed
+
+    async def _place(self, asked: ForkAsked, config: Config) -> _Place | Answer:
+        """Find where a fork begins."""
+        source = await self.find(asked.source)
+        gone = _rules.absence(source, self.storage.time())
+        if source is None or (gone is not None and gone.code == 404):
+            return Answer(404, reason="there is no such source")
+        state = source.state
+        position = source.tail if asked.offset in {None, "now"} else 0 if asked.offset == "-1" else None
+        if position is None:
+            position = _rules.position_of(state, asked.offset or "")
+        if gone is not None:
+            return Answer(409, reason="the source was deleted, and is only kept for its forks")
+        if config.content_type is not None and not same_type(config.content_type, state.content_type):
+            return Answer(409, reason="the content type is not the source's")
+        if position is None or position > source.tail:
+            return Answer(400, reason="the source has no such offset")
+        origin = Origin(state.path, state.life, position, asked.sub, asked.offset is None)
+        return await self._refined(source, origin)
+
+    async def _refined(self, source: Stream, origin: Origin) -> _Place | Answer:
+        """Go on from an offset by so many messages or bytes, not further than its append goes."""
+        base, left = origin.position, origin.sub
+        records: list[bytes] = []
+        json = is_json(source.state.content_type)
+        page: list[bytes] = []
+        while left:
+            if not page:
+                page = list(await self.read(source, base)) if base < source.tail else []
+            if not page:
+                return Answer(400, reason="the sub-offset is behind what was appended there")
+            record = page.pop(0)
+            first, count = first_of(record, left, json=json)
+            left -= count
+            if len(first) < len(record):
+                return _Place(source, origin, base, [first]) if not left else Answer(400, reason="the sub-offset is too large")
+            base += 1
+            if left and not is_continued(record):
+                return Answer(400, reason="the sub-offset is behind what was appended there")
+        return _Place(source, origin, base, records)
+
+    # Appending, reading, deleting
+
+    async def append(self, path: str, asked: Append) -> Answer:
+        """Append to a stream, or close it. Raises StorageError."""
+        by, bounds = self.by, self._bounds
+        return await self.log(path).decide(lambda stream, now: _rules.append(stream, asked, now, by, bounds))
+
+    async def renew(self, stream: Stream) -> None:
+        """Note that a stream is read, if it lives for as long as it is. Raises StorageError."""
+        if _rules.is_renewal_due(stream.state, self.storage.time()):
+            await self.log(stream.state.path).decide(lambda stream, now: _rules.renew(stream, now, self.by))
+
+    async def delete(self, path: str) -> Answer:
+        """Delete a stream. Raises StorageError."""
+        deleted: list[Stream] = []
+
+        def decide(stream: Stream | None, now: float) -> Decision:
+            deleted[:] = [] if stream is None else [stream]
+            return _rules.delete(stream, now, self.by)
+
+        answer = await self.log(path).decide(decide)
+        for stream in deleted:
+            if answer.code == 410:
+                self._collect_soon(stream)
+            elif answer.code == 204:
+                await self._after_deletion(stream)
+        return answer
+
+    async def _after_deletion(self, stream: Stream) -> None:
+        if stream.state.is_pinned:
+            await self._collect(stream.state.path, stream.state.life)
+        elif stream.state.origin is not None:
+            await self._unlink(stream.state.life, stream.state.origin)
+
+    # Forks and expiry
+
+    async def _unlink_unless_made(self, path: str, life: str, origin: Origin) -> None:
+        there = await self.find(path)
+        if there is None or there.state.life != life:
+            await self._unlink(life, origin)
+
+    async def _unlink(self, life: str, origin: Origin) -> None:
+        """Forget that a stream has a fork, and the stream, if it was kept for that."""
+        link = _paths.link_id(origin.path, origin.life, life)
+        page = await self.storage.read(link)
+        if page is not None:
+            await self.storage.delete(link, page.head.version)
+        await self._collect(origin.path, origin.life)
+
+    def _collect_soon(self, stream: Stream) -> None:
+        """See whether a stream that is kept for its forks has any."""
+
+        async def collect() -> None:
+            try:
+                await self._collect(stream.state.path, stream.state.life)
+            except StorageError as error:
+                logger.warning("a stream without forks cannot be removed now: %s", error)
+
+        self._background.start(collect, "removing a stream without forks")
+
+    async def _collect(self, path: str, life: str) -> None:
+        """Remove a stream that is kept for forks, or let it be as others, if it has none any more; and what it was forked from, likewise."""
+        while True:
+            stream = await self.find(path)
+            if stream is None or stream.state.life != life or not stream.state.is_pinned:
+                return
+            if await self._has_forks(path, life):
+                return
+            version = stream.head.version
+            answer = await self.log(path).decide(lambda stream, now: _rules.unpin(stream, version, now, self.by))  # noqa: B023
+            if answer.code == 204:
+                origin = stream.state.origin
+                if origin is None:
+                    return
+                link = _paths.link_id(origin.path, origin.life, life)
+                page = await self.storage.read(link)
+                if page is not None:
+                    await self.storage.delete(link, page.head.version)
+                path, life = origin.path, origin.life
+            elif answer.code == 200:
+                return
+
+    async def _has_forks(self, path: str, life: str) -> bool:
+        """Say whether a stream has forks, and remove links that lead nowhere."""
+        begin = after = _paths.links_of(path, life)
+        while True:
+            found = [(id, head) for id, head in await self.storage.scan(after, 100) if id.startswith(begin)]
+            for id, head in found:
+                if await self._is_fork(head):
+                    return True
+                await self.storage.delete(id, head.version)
+                after = id
+            if not found:
+                return False
+
+    async def _is_fork(self, head: Head) -> bool:
+        try:
+            link = msgspec.json.decode(head.state, type=Link)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise StorageCorruptError("a link to a fork cannot be read") from error
+        now = self.storage.time()
+        fork = await self.find(link.fork)
+        if fork is None or fork.state.life != link.life:
+            return now < link.at + LINK_SECONDS  # it may be about to be made
+        return fork.state.is_pinned or not _rules.is_expired(fork, now)
+
+    async def sweep_for_ever(self) -> None:
+        """Remove what has expired, again and again."""
+        while True:
+            try:
+                await self.sweep()
+            except StorageError as error:
+                logger.warning("the storage cannot be swept now: %s", error)
+            await anyio.sleep(SWEEP_SECONDS)
+
+    async def sweep(self) -> None:
+        """Remove streams that have expired. Raises StorageError."""
+        limit = SWEEP_STREAMS
+        while True:
+            found = await self.storage.expired(self.storage.time(), limit)
+            ours = [head for id, head in found if id.startswith(_paths.STREAM)]
+            removed = 0
+            for head in ours:
+                removed += await self._sweep(head)
+            if len(found) < limit and not removed:
+                return
+            if removed < limit / 2:
+                limit *= 2  # what others have to remove must not hide the rest
+
+    async def _sweep(self, head: Head) -> bool:
+        try:
+            stream = _rules.stream_of(head)
+        except StorageCorruptError as error:
+            logger.warning("a stream cannot be swept: %s", error)
+            return False
+        return _rules.is_expired(stream, self.storage.time()) and await self._remove(stream)
+
+    async def _remove(self, stream: Stream) -> bool:
+        """Remove a stream that has expired, unless somebody uses it."""
+        deleted = await self.storage.delete(_paths.stream_id(stream.state.path), stream.head.version)
+        if deleted and stream.state.origin is not None:
+            await self._unlink(stream.state.life, stream.state.origin)
+        return deleted
+
+
