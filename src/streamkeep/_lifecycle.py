@@ -480,6 +480,8 @@ def _encode(state: "State | SessionState | Mail") -> bytes:
 
 SESSION_PREFIX: Final = ".session."
 """No stream's id begins with a dot. What does, comes before all of them in a scan: see `AFTER_RESERVED`."""
+PROTOCOL_PREFIX: Final = ".ds."
+"""What begins so is no manager's: `streamkeep.durable_streams` keeps its streams under it."""
 AFTER_RESERVED: Final = "/"
 KEEP_SESSION_SECONDS: Final = 3_600.0
 """How long the head of a session that is not renewed, or over, may be looked up; one that is gone is observed as one that is silent."""

@@ -121,6 +121,8 @@ class Sweeper:
 
     async def _remove(self, stream: str, head: Head) -> bool:
         """Remove what has expired, if it may go; a stream with its names."""
+        if stream.startswith(_lifecycle.PROTOCOL_PREFIX):
+            return False  # what may be forgotten of it, its own part knows, and sweeps
         if _names.is_name(stream):
             return await forget_name(self._storage, stream, head)
         if stream.startswith(PREFIX):

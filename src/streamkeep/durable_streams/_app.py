@@ -194,7 +194,9 @@ class DurableStreams:
                 return
             there = self._there
             if there is None:
-                raise StreamManagerClosedError("the server is not running: enter it, or give its `lifespan` to the outermost app")
+                raise StreamManagerClosedError(
+                    "the server is not running: enter it, or give its `lifespan` to the outermost app"
+                )
             await self._route(answering, there)
         except Exception as error:
             if answering.has_begun:
@@ -456,7 +458,10 @@ class _Answering:
         """Begin an answer."""
         self.has_begun = True
         cors = self.app._cors  # noqa: SLF001
-        ours = [("x-content-type-options", "nosniff"), ("cross-origin-resource-policy", "same-origin" if cors is None else "cross-origin")]
+        ours = [
+            ("x-content-type-options", "nosniff"),
+            ("cross-origin-resource-policy", "same-origin" if cors is None else "cross-origin"),
+        ]
         if cors is not None:
             ours += [("access-control-allow-origin", cors), ("access-control-expose-headers", _EXPOSED)]
             if cors != "*":
@@ -470,7 +475,11 @@ class _Answering:
 
     async def preflight(self) -> None:
         """Answer what a browser asks before it asks for something."""
-        asked = (("access-control-allow-methods", METHODS), ("access-control-allow-headers", _ALLOWED), ("access-control-max-age", "86400"))
+        asked = (
+            ("access-control-allow-methods", METHODS),
+            ("access-control-allow-headers", _ALLOWED),
+            ("access-control-max-age", "86400"),
+        )
         await self.send(Answer(204, (("allow", METHODS), *(asked if self.app._cors is not None else ()))))  # noqa: SLF001
 
     async def refuse(self, error: Exception) -> None:
@@ -493,9 +502,7 @@ class _Answering:
 
     # Reads
 
-    async def page(
-        self, stream: Stream, position: int, records: Sequence[bytes], reading: Reading, *, is_now: bool
-    ) -> None:
+    async def page(self, stream: Stream, position: int, records: Sequence[bytes], reading: Reading, *, is_now: bool) -> None:
         """Answer with what is behind a position."""
         state, end = stream.state, position + len(records)
         json = _messages.is_json(state.content_type)
@@ -526,7 +533,9 @@ class _Answering:
 
     async def nothing(self, stream: Stream, cursor: str | None) -> None:
         """Answer a long-poll for which nothing came; no cursor: nothing will."""
-        closed = [("stream-closed", "true")] if stream.state.is_closed and cursor is None else [("stream-cursor", cursor or "0")]
+        closed = (
+            [("stream-closed", "true")] if stream.state.is_closed and cursor is None else [("stream-cursor", cursor or "0")]
+        )
         headers = [("stream-next-offset", _rules.offset_of(stream.state, stream.tail)), ("stream-up-to-date", "true"), *closed]
         await self.send(Answer(204, tuple(headers)))
 
@@ -551,7 +560,13 @@ class _SSE:
         kind = self._stream.state.content_type
         encoding = [] if _messages.is_text(kind) else [("stream-sse-data-encoding", "base64")]
         await self._answering.start(
-            200, [("content-type", "text/event-stream"), ("cache-control", "no-cache, no-transform"), ("x-accel-buffering", "no"), *encoding]
+            200,
+            [
+                ("content-type", "text/event-stream"),
+                ("cache-control", "no-cache, no-transform"),
+                ("x-accel-buffering", "no"),
+                *encoding,
+            ],
         )
         self._ends_at = anyio.current_time() + self._app._limits.sse.total_seconds()  # noqa: SLF001
         with suppress(OSError):  # the client is gone (ASGI 2.4)

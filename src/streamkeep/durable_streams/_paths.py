@@ -3,7 +3,9 @@
 from hashlib import sha256
 from typing import Final
 
-PREFIX: Final = ".ds."
+from .._lifecycle import PROTOCOL_PREFIX
+
+PREFIX: Final = PROTOCOL_PREFIX
 """All ids of this package begin so. No stream of a manager does, so neither shows up, or is swept, among the other's."""
 STREAM: Final = PREFIX + "s."
 LINK: Final = PREFIX + "f."

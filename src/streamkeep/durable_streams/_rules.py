@@ -250,7 +250,9 @@ def position_of(state: State, offset: str) -> int | None:
 # Creating (5.1, 4.2)
 
 
-def create(life: str, path: str, config: Config, records: Sequence[bytes], now: float, by: str, *, after_version: int) -> Stream:
+def create(
+    life: str, path: str, config: Config, records: Sequence[bytes], now: float, by: str, *, after_version: int
+) -> Stream:
     """Make a stream that is not there. `after_version` is that of the one that was there before, 0 if there was none."""
     state = State(
         life=life,
@@ -411,9 +413,7 @@ def _gap(expected: int, received: int) -> Answer:
     return Answer(409, headers, "requests of the producer are missing")
 
 
-def _producers_with(
-    tag: Tag, there: Mapping[str, Producer], now: float, bounds: Bounds
-) -> Mapping[str, Producer] | None:
+def _producers_with(tag: Tag, there: Mapping[str, Producer], now: float, bounds: Bounds) -> Mapping[str, Producer] | None:
     """Give the producers with one request more; None: there is no room for another one."""
     kept = dict(there)
     if tag.producer not in kept and len(kept) >= bounds.max_producers:
@@ -464,7 +464,9 @@ def pin(stream: Stream | None, life: str, now: float, by: str) -> Decision:
     if gone is not None or stream is None or stream.state.life != life:
         return Decision(Answer(409 if gone is not None and gone.code == 410 else 404, reason="there is no such source"))
     # Also if it is pinned already: whoever has just seen that it has no forks must not remove it now.
-    return Decision(Answer(200), _stream(replace(stream.state, is_pinned=True, by=by), stream.head.tail, stream.head.version, now))
+    return Decision(
+        Answer(200), _stream(replace(stream.state, is_pinned=True, by=by), stream.head.tail, stream.head.version, now)
+    )
 
 
 def unpin(stream: Stream | None, version: int, now: float, by: str) -> Decision:

@@ -14,7 +14,7 @@ from .._background import Background
 from .._guard import GuardedStorage, commit_once
 from .._lifecycle import version_after
 from ..errors import StorageCorruptError, StorageError
-from ..storage import Head
+from ..storage import PAGE_BYTES, Head
 from . import _paths, _rules
 from ._log import Log
 from ._messages import first_of, is_continued, is_json, same_type
@@ -109,19 +109,33 @@ class Streams:
 
         StorageCorruptError: it is not there, or not any more.
         """
-        path, state, end, limit = stream.state.path, stream.state, stream.tail, PAGE_RECORDS
+        records: list[bytes] = []
+        size = 0
+        while size < PAGE_BYTES and len(records) < PAGE_RECORDS:
+            more, is_own = await self._read_part(stream, position + len(records))
+            records.extend(more)
+            size += sum(map(len, more))
+            if is_own:
+                break
+        return records
+
+    async def _read_part(self, stream: Stream, position: int) -> tuple[Sequence[bytes], bool]:
+        """Give some records that are kept together, and whether they are the stream's own."""
+        state, limit = stream.state, PAGE_RECORDS
+        is_own = position >= state.base
         while position < state.base:
-            origin = state.origin
+            origin, limit = state.origin, min(limit, state.base - position)
             assert origin is not None
-            path, end = origin.path, state.base
-            source = await self.find(path)
+            source = await self.find(origin.path)
             if source is None or source.state.life != origin.life:
                 raise StorageCorruptError("what the stream was forked from is missing")
-            state, limit = source.state, end - position
-        page = await self.storage.read(_paths.stream_id(path), position - state.base, limit)
+            state = source.state
+        page = await self.storage.read(_paths.stream_id(state.path), position - state.base, limit)
         if page is None or _rules.stream_of(page.head).state.life != state.life:
             raise StorageCorruptError("the stream is missing")
-        return page.records
+        if not is_own and not page.records:
+            raise StorageCorruptError("what the stream has inherited is missing")
+        return page.records, is_own
 
     # Creating
 
@@ -178,9 +192,7 @@ class Streams:
         )
         made = None
         try:
-            answer = await self.log(source.path).decide(
-                lambda stream, now: _rules.pin(stream, source.life, now, self.by)
-            )
+            answer = await self.log(source.path).decide(lambda stream, now: _rules.pin(stream, source.life, now, self.by))
             if answer.code != 200:
                 return answer, None
             all_records = [*place.records, *records]
@@ -384,5 +396,3 @@ class Streams:
         if deleted and stream.state.origin is not None:
             await self._unlink(stream.state.life, stream.state.origin)
         return deleted
-
-
