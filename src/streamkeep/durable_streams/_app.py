@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Final, Literal, Self
+from urllib.parse import quote
 
 import anyio
 
@@ -29,15 +30,16 @@ from ..http.response import (
     shown_error,
 )
 from ..http.shutdown import shutdown_of
-from . import _messages, _paths, _rules
+from . import _control, _messages, _paths, _rules
 from ._live import Live, Piece
 from ._requests import Reading, RefusedError, append_of, config_of, cursor_after, fork_of, is_true, reading_of
 from ._rules import Answer, Bounds, Headers, Stream
 from ._streams import Streams
+from ._subscriptions import Subscriptions
 
 logger: Final = logging.getLogger("streamkeep")
 
-Action = Literal["create", "append", "close", "read", "head", "delete", "fork"]
+Action = Literal["create", "append", "close", "read", "head", "delete", "fork", "subscribe", "claim"]
 
 METHODS: Final = "GET, HEAD, POST, PUT, DELETE, OPTIONS"
 HEARTBEAT_SECONDS: Final = 15.0
@@ -50,6 +52,8 @@ class Access:
 
     Attributes:
         action: `create`, `append`, `close`, `read`, `head`, `delete`; `fork` is asked of the source, and then `create` of the fork.
+            `subscribe` and `claim` are asked of the subscription (`__ds/subscriptions/ID`), and `subscribe` of each pattern and stream
+            that it is to have as well; `append` of its wake stream.
         path: the stream's path, below the root of all streams.
         headers: the request's headers, names in lower case.
         scope: the ASGI connection scope.
@@ -76,6 +80,7 @@ class DurableStreamsLimits:
         max_stream_records: how many appends a stream may hold; one of more than a mebibyte counts as several. Then 413.
         max_producers: idempotent producers of a stream; then 429, unless some have been silent for a week.
         max_readers: live readers of this app, all streams together; then 429.
+        max_subscriptions: subscriptions of the storage; then 429.
         body: how long a request's body may take to arrive; then 408.
         long_poll: how long a long-poll waits.
         sse: how long a response of server-sent events lasts; its reader comes back (5.8).
@@ -86,6 +91,7 @@ class DurableStreamsLimits:
     max_stream_records: int = 1_000_000
     max_producers: int = 1_000
     max_readers: int = 10_000
+    max_subscriptions: int = 1_000
     body: timedelta = timedelta(seconds=60)
     long_poll: timedelta = timedelta(seconds=20)
     sse: timedelta = timedelta(seconds=60)
@@ -103,6 +109,7 @@ class DurableStreams:
         cors: str | None = "*",
         cache: Literal["public", "private"] = "private",
         public_url: str | None = None,
+        subscriptions: Literal["off", "public", "local"] = "off",
     ) -> None:
         self.streams: Final = StreamManager.connect(streams) if isinstance(streams, str) else streams
         self._authorize = authorize
@@ -110,10 +117,12 @@ class DurableStreams:
         self._cors = cors
         self._cache = cache
         self._public_url = None if public_url is None else public_url.rstrip("/")
+        self._webhooks = None if subscriptions == "off" else subscriptions
         self._shutdown = shutdown_of(self.streams)
         self._ours = AsyncExitStack()
         self._background = Background()
         self._there: Streams | None = None
+        self._subscriptions: Subscriptions | None = None
         self._is_ending = False
         self._readers = 0
 
@@ -135,7 +144,17 @@ class DurableStreams:
             self._background.begin()
             limits = self._limits
             bounds = Bounds(limits.max_stream_bytes, limits.max_stream_records, limits.max_producers)
-            self._there = Streams(GuardedStorage(self.streams.storage), self._background, bounds, self._changed)
+            storage = GuardedStorage(self.streams.storage)
+            self._there = Streams(storage, self._background, bounds, self._changed)
+            if self._webhooks is not None:
+                self._subscriptions = Subscriptions(
+                    storage,
+                    self._background,
+                    self._there,
+                    allow_local=self._webhooks == "local",
+                    max_subscriptions=limits.max_subscriptions,
+                )
+                self._background.start(self._subscriptions.run, "knowing all subscriptions")
             self._background.start(self._there.sweep_for_ever, "sweeping what has expired")
             self._background.start(self._end_in_time, "waiting for the end")
             stack.push_async_callback(self._end)
@@ -170,8 +189,9 @@ class DurableStreams:
             await self._background.wait()
         self._there = None
 
-    def _changed(self, stream: Stream) -> None:
-        """Take note of what was committed here."""
+    def _changed(self, position: int, stream: Stream) -> None:
+        if self._subscriptions is not None:
+            self._subscriptions.changed(_rules.offset_of(stream.state, position), stream)
 
     # Answering
 
@@ -207,6 +227,10 @@ class DurableStreams:
     async def _route(self, answering: "_Answering", there: Streams) -> None:
         path = answering.path()
         method = answering.scope["method"]
+        if path.split("/")[0] == _paths.CONTROL:
+            await self._control(answering, path)
+            return
+        answering.check_path(path)
         match method:
             case "GET":
                 await self._get(answering, there, path)
@@ -228,6 +252,49 @@ class DurableStreams:
         allowed = self._authorize(Access(action, path, answering.headers, answering.scope))
         if not (await allowed if inspect.isawaitable(allowed) else allowed):
             raise PublicError("PERMISSION_DENIED", "this is not allowed")
+
+    async def _control(self, answering: "_Answering", path: str) -> None:
+        """Answer a request about subscriptions (6)."""
+        subscriptions, method = self._subscriptions, answering.scope["method"]
+        _, _, what = path.partition("/")
+        if subscriptions is None or not (what == "jwks.json" or what.startswith("subscriptions/")):
+            await answering.send(Answer(404, reason="there is no such thing"))
+            return
+        if what == "jwks.json":
+            if method != "GET":
+                raise RefusedError(405, "the keys are there to be read", headers=(("allow", "GET"),))
+            signer = await subscriptions.signer()
+            headers = (("content-type", "application/jwk-set+json"),)
+            await answering.send(Answer(200, headers), encode_json(signer.jwks), "public, max-age=300")
+            return
+        name = what.removeprefix("subscriptions/")
+        body = await answering.body()
+        if body is None:
+            return
+        await self._allow_control(answering, method, path, name, body)
+        reply = await _control.answer(
+            subscriptions,
+            method,
+            name,
+            answering.headers,
+            body,
+            answering.base_url(),
+            allow_local=self._webhooks == "local",
+        )
+        headers = (("content-type", "application/json"),) if reply.value is not None else ()
+        await answering.send(Answer(reply.code, headers), b"" if reply.value is None else encode_json(reply.value))
+
+    async def _allow_control(self, answering: "_Answering", method: str, path: str, name: str, body: bytes) -> None:
+        """Ask whether a request about subscriptions is allowed; those with a token of ours bring their permission."""
+        if self._authorize is None:
+            return
+        what = name.partition("/")[2].partition("/")[0]
+        if method == "POST" and what in {"callback", "ack", "release"}:
+            return
+        where = "/".join(path.split("/")[:3])
+        await self._allow(answering, "claim" if what == "claim" else "subscribe", where)
+        for action, stream in _control.streams_in(method, what, body, allow_local=self._webhooks == "local"):
+            await self._allow(answering, action, stream)
 
     async def _put(self, answering: "_Answering", there: Streams, path: str) -> None:
         config = config_of(answering.headers, there.storage.time())
@@ -360,6 +427,7 @@ def durable_streams(
     cors: str | None = "*",
     cache: Literal["public", "private"] = "private",
     public_url: str | None = None,
+    subscriptions: Literal["off", "public", "local"] = "off",
 ) -> DurableStreams:
     """Give an ASGI app that serves streams by the Durable Streams protocol, over a manager's storage; mount it anywhere.
 
@@ -375,8 +443,18 @@ def durable_streams(
         cors: whom browsers let read the answers (`Access-Control-Allow-Origin`), without cookies; None: only pages of this origin.
         cache: who may keep what was read: `public` only where everybody may read all streams.
         public_url: the URL of the root of all streams as clients know it; None: what the request says.
+        subscriptions: `public`: workers may be woken by webhooks, which go to https and public addresses only, or by events in a stream.
+            `local`: also by webhooks to http://localhost and http://127.0.0.x, for development. Extra: `streamkeep[durable-streams]`.
     """
-    return DurableStreams(streams, authorize=authorize, limits=limits, cors=cors, cache=cache, public_url=public_url)
+    return DurableStreams(
+        streams,
+        authorize=authorize,
+        limits=limits,
+        cors=cors,
+        cache=cache,
+        public_url=public_url,
+        subscriptions=subscriptions,
+    )
 
 
 def _told(stream: Stream) -> Headers:
@@ -416,24 +494,27 @@ class _Answering:
         path: str = self.scope["path"]
         path = path[len(self.root) :] if self.root and path.startswith(self.root) else path
         path = path.removeprefix("/")
+        if (why := _paths.why_refused(path)) is not None:
+            raise RefusedError(400, why)
+        return path
+
+    def check_path(self, path: str) -> None:
+        """Refuse what two parties may take for different streams. Raises RefusedError."""
         raw: bytes = self.scope.get("raw_path") or b""
         if b"%2f" in raw.lower():
             raise RefusedError(400, "a stream's path has no encoded slashes")
-        if (why := _paths.why_refused(path)) is not None:
-            raise RefusedError(400, why)
-        if path.split("/")[0] == _paths.CONTROL:
-            raise RefusedError(404, "there is no such thing")
-        return path
 
-    def url(self, path: str = "") -> str:
+    def url(self, path: str) -> str:
         """Give the URL of a stream, as the client knows it."""
-        from urllib.parse import quote
+        return f"{self.base_url()}/{quote(path)}"
 
+    def base_url(self) -> str:
+        """Give the URL of the root of all streams, as the client knows it."""
         base = self.app._public_url  # noqa: SLF001
         if base is None:
             host = self.headers.get("host", "localhost")
             base = f"{self.scope.get('scheme', 'http')}://{host}{quote(self.root)}"
-        return f"{base}/{quote(path)}"
+        return base
 
     async def body(self) -> bytes | None:
         """Give the request's body; None: the client has gone."""
@@ -442,11 +523,11 @@ class _Answering:
 
     # Whole answers
 
-    async def send(self, answer: Answer, body: bytes = b"", cache: str = "no-store") -> None:
+    async def send(self, answer: Answer, body: bytes = b"", cache: str = "no-store", name: str = "") -> None:
         """Send an answer; a refusal with its reason."""
         headers = [*answer.headers, ("cache-control", cache)]
         if answer.reason:
-            body = encode_json({"error": {"code": _NAMES.get(answer.code, "ERROR"), "message": answer.reason}})
+            body = encode_json({"error": {"code": name or _NAMES.get(answer.code, "ERROR"), "message": answer.reason}})
             headers = [*headers, ("content-type", "application/json")]
         if answer.code not in {204, 304} and not (self.scope["method"] == "HEAD" and answer.code == 200):
             headers.append(("content-length", str(len(body))))
@@ -486,7 +567,7 @@ class _Answering:
         """Answer with an error."""
         match error:
             case RefusedError():
-                await self.send(Answer(error.code, error.headers, str(error)))
+                await self.send(Answer(error.code, error.headers, str(error)), name=error.name)
             case BodyRefusedError():
                 await self.send(Answer(error.code, tuple(error.headers), str(error)))
             case _:

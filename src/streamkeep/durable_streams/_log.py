@@ -32,9 +32,11 @@ class _Request:
 
 
 class Log:
-    """One stream, while anybody asks for it here. `changed` is told of what was committed."""
+    """One stream, while anybody asks for it here. `changed` is told from which position on it has grown."""
 
-    def __init__(self, storage: GuardedStorage, background: Background, id: str, changed: Callable[[Stream], object]) -> None:
+    def __init__(
+        self, storage: GuardedStorage, background: Background, id: str, changed: Callable[[int, Stream], object]
+    ) -> None:
         self.id: Final = id
         self._storage = storage
         self._background = background
@@ -162,7 +164,8 @@ class Log:
         self._seen = after
         if self._live is not None:
             self._live.take(before, after, batch.records)
-        self._changed(after)
+        if after.tail > before.tail:
+            self._changed(before.tail, after)
         return True
 
     async def _delete(self, stream: Stream) -> bool:

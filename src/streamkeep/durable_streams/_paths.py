@@ -11,6 +11,8 @@ STREAM: Final = PREFIX + "s."
 LINK: Final = PREFIX + "f."
 SUBSCRIPTION: Final = PREFIX + "u."
 SIGNING_KEY: Final = PREFIX + "key"
+REGISTRY: Final = PREFIX + "subscriptions"
+"""Changes when subscriptions do, for who has them all."""
 CONTROL: Final = "__ds"
 """The first segment of what is no stream, but about them (6)."""
 MAX_PATH: Final = 1_024

@@ -59,10 +59,10 @@ class _Place:
 
 
 class Streams:
-    """The streams of one storage, for one event loop. `changed` is told of what was committed here."""
+    """The streams of one storage, for one event loop. `changed` is told of streams that have grown here, and from which position on."""
 
     def __init__(
-        self, storage: GuardedStorage, background: Background, bounds: Bounds, changed: Callable[[Stream], object]
+        self, storage: GuardedStorage, background: Background, bounds: Bounds, changed: Callable[[int, Stream], object]
     ) -> None:
         self.storage = storage
         self.by: Final = uuid.uuid4().hex[:16]
@@ -210,7 +210,8 @@ class Streams:
         sealed = _rules.sealed(stream)
         if not await commit_once(self.storage, _paths.stream_id(path), None, sealed.head, records):
             return None
-        self._changed(sealed)
+        if sealed.head.tail:
+            self._changed(sealed.state.base, sealed)
         return Answer(201), sealed
 
     async def _place(self, asked: ForkAsked, config: Config) -> _Place | Answer:

@@ -1,0 +1,550 @@
+"""Subscriptions: what the rules of `_wakes` say is done here: read, asked, committed, delivered.
+
+Each process that serves has all subscriptions, notes what is appended through it, and does what is due. Which of them makes a wake is
+decided by the commit of the subscription's head; when one dies, its leases end, and another one goes on.
+"""
+
+import logging
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import anyio
+import msgspec
+
+from .._background import Background, Task
+from .._guard import GuardedStorage, commit_once
+from .._lifecycle import version_after
+from ..errors import StorageCorruptError, StorageError
+from ..events import encode_json
+from ..storage import Head
+from . import _paths, _rules, _wakes
+from ._rules import Append, Stream
+from ._streams import Streams
+from ._wakes import FENCED, Config, Noticed, Refusal, Subscription
+from ._webhooks import Signer, WebhookFailedError, WebhookRejectedError, post
+
+logger: Final = logging.getLogger("streamkeep")
+
+LOOK_SECONDS: Final = 20.0
+"""How often a subscription is looked at: other processes may have changed it, or died."""
+LATER_SECONDS: Final = 0.5
+"""How much later than whoever has made a wake others see to it."""
+RETRY_SECONDS: Final = 1.0
+MAX_WITHIN_SECONDS: Final = 30.0
+REFRESHED_LINKS: Final = 256
+READS_AT_ONCE: Final = 16
+KNOWN_PATHS: Final = 10_000
+
+Change = Callable[[Subscription, float], "Subscription | Refusal"]
+
+
+class Subscriptions:
+    """All subscriptions of a storage."""
+
+    def __init__(
+        self, storage: GuardedStorage, background: Background, streams: Streams, *, allow_local: bool, max_subscriptions: int
+    ) -> None:
+        self._storage = storage
+        self._background = background
+        self._streams = streams
+        self._allow_local = allow_local
+        self._max = max_subscriptions
+        self._workers: dict[str, _Worker] = {}
+        self._by_path: dict[str, tuple[_Worker, ...]] = {}
+        self._signer: Signer | None = None
+        self._loaded = anyio.Event()
+
+    # Which there are
+
+    async def run(self) -> None:
+        """Know all subscriptions, whoever makes them."""
+        while True:
+            try:
+                async with self._storage.watch(_paths.REGISTRY) as doorbell:
+                    while True:
+                        await self._load()
+                        self._loaded.set()
+                        with anyio.move_on_after(LOOK_SECONDS):
+                            await doorbell.wait()
+            except StorageError as error:
+                logger.warning("subscriptions cannot be read now: %s", error)
+            await anyio.sleep(RETRY_SECONDS)
+
+    async def _load(self) -> None:
+        after, found = _paths.SUBSCRIPTION, dict[str, Subscription]()
+        while page := [item for item in await self._storage.scan(after, 100) if item[0].startswith(_paths.SUBSCRIPTION)]:
+            for id, head in page:
+                after = id
+                try:
+                    found[id] = _wakes.subscription_of(head)
+                except StorageCorruptError as error:
+                    logger.warning("a subscription cannot be read: %s", error)
+        for id, subscription in found.items():
+            self._have(id, subscription)
+        for id in self._workers.keys() - found.keys():
+            self._drop(id)
+
+    def _have(self, id: str, there: Subscription) -> "_Worker":
+        worker = self._workers.get(id)
+        if worker is None or worker.life != there.life:
+            self._drop(id)
+            worker = self._workers[id] = _Worker(self, id, there)
+            worker.start(self._background)
+        if worker.config != there.config or worker.linked != there.links.keys():
+            worker.config, worker.linked = there.config, set(there.links)
+            self._by_path.clear()
+        return worker
+
+    def _drop(self, id: str) -> None:
+        worker = self._workers.pop(id, None)
+        if worker is not None:
+            worker.stop()
+            self._by_path.clear()
+
+    def changed(self, before: str, stream: Stream) -> None:
+        """Note that a stream has grown since an offset."""
+        if not self._workers:
+            return
+        path = stream.state.path
+        workers = self._by_path.get(path)
+        if workers is None:
+            if len(self._by_path) >= KNOWN_PATHS:
+                self._by_path.clear()
+            workers = self._by_path[path] = tuple(worker for worker in self._workers.values() if worker.wants(path))
+        tail = _rules.offset_of(stream.state, stream.tail)
+        for worker in workers:
+            worker.notice(path, before, tail)
+
+    async def signer(self) -> Signer:
+        """Give what signs for all processes of this storage. Raises StorageError."""
+        while self._signer is None:
+            page = await self._storage.read(_paths.SIGNING_KEY)
+            if page is not None:
+                self._signer = Signer(page.head.state)
+                break
+            head = Head(version_after(0, self._storage.time(), self._streams.by), 0, secrets.token_bytes(32), _rules.NEVER)
+            await commit_once(self._storage, _paths.SIGNING_KEY, None, head)
+        return self._signer
+
+    # What clients ask for
+
+    async def create(self, name: str, config: Config, base_url: str) -> tuple[int, Subscription | Refusal]:
+        """Create a subscription, or find it as it is asked for; give the HTTP status. Raises StorageError."""
+        id = _paths.subscription_id(name)
+        while True:
+            await self._loaded.wait()
+            page = await self._storage.read(id)
+            if page is not None:
+                there = _wakes.subscription_of(page.head)
+                if there.config.hash != config.hash:
+                    return 409, Refusal(409, "SUBSCRIPTION_ALREADY_EXISTS", "there is another one with this id")
+                return 200, there
+            if len(self._workers) >= self._max:
+                return 429, Refusal(429, "RATE_LIMITED", "there are as many subscriptions as there may be")
+            now, by = self._storage.time(), self._streams.by
+            there = Subscription(name, secrets.token_hex(8), by, config, now, base_url)
+            there = _wakes.link(there, await self._tails(config.streams), explicit=True)
+            if not await commit_once(self._storage, id, None, _wakes.head_of(there, 0, now, by)):
+                continue
+            # From here on each process notes what is appended; what was there before is linked as it is now.
+            worker = self._have(id, there)
+            await self._ring_registry()
+            if config.pattern:
+                await worker.backfill()
+            return 201, await self._read(id) or there
+
+    async def _ring_registry(self) -> None:
+        while True:
+            page = await self._storage.read(_paths.REGISTRY)
+            version = None if page is None else page.head.version
+            now = self._storage.time()
+            state = secrets.token_bytes(8)
+            head = Head(version_after(version or 0, now, self._streams.by), 0, state, _rules.NEVER)
+            if await commit_once(self._storage, _paths.REGISTRY, version, head):
+                return
+
+    async def _read(self, id: str) -> Subscription | None:
+        page = await self._storage.read(id)
+        return None if page is None else _wakes.subscription_of(page.head)
+
+    async def get(self, name: str) -> Subscription | None:
+        """Give a subscription as it is. Raises StorageError."""
+        return await self._read(_paths.subscription_id(name))
+
+    async def delete(self, name: str) -> None:
+        """Forget a subscription: what its workers still send is refused. Raises StorageError."""
+        id = _paths.subscription_id(name)
+        while (page := await self._storage.read(id)) is not None:
+            if await self._storage.delete(id, page.head.version):
+                break
+        self._drop(id)
+        await self._ring_registry()
+
+    async def add(self, name: str, paths: Sequence[str]) -> Subscription | Refusal:
+        """Link streams explicitly, at their current tails. Raises StorageError."""
+        tails = await self._tails(paths)
+        changed = await self.change(name, lambda there, _: _wakes.link(there, tails, explicit=True))
+        await self._relinked(name, changed)
+        return changed
+
+    async def remove(self, name: str, path: str) -> Subscription | Refusal:
+        """Remove an explicit link. Raises StorageError."""
+        changed = await self.change(name, lambda there, _: _wakes.unlink(there, path))
+        await self._relinked(name, changed)
+        return changed
+
+    async def _relinked(self, name: str, changed: Subscription | Refusal) -> None:
+        if isinstance(changed, Subscription):
+            self._have(_paths.subscription_id(name), changed)
+            await self._ring_registry()
+
+    async def claim(self, name: str, worker: str) -> tuple[Subscription, str] | Refusal:
+        """Give a worker the lease, and its token. Raises StorageError."""
+        await self._refresh(name)
+        wake_id = _new_wake()
+
+        def change(there: Subscription, now: float) -> Subscription | Refusal:
+            if there.config.type != "pull-wake":
+                return Refusal(409, "INVALID_REQUEST", "webhook subscriptions are not claimed")
+            return _wakes.claim(there, worker, now, wake_id)
+
+        changed = await self.change(name, change)
+        if isinstance(changed, Refusal):
+            return changed
+        signer = await self.signer()
+        return changed, signer.token("claim", name, changed.life, changed.generation, self._storage.time())
+
+    async def ack(
+        self, name: str, kind: str, token: str, wake_id: str, generation: int, acks: Mapping[str, str], *, done: bool
+    ) -> tuple[bool, Subscription] | Refusal:
+        """Note what a worker has processed; say whether another wake follows. Raises StorageError."""
+        if (refusal := await self._check(name, kind, token)) is not None:
+            return refusal
+        there = await self.get(name)
+        if there is not None:
+            late = [path for path, offset in acks.items() if (link := there.links.get(path)) is None or offset > link.tail]
+            await self._note(name, late)
+        changed = await self.change(
+            name, self._if_current(token, lambda there, now: _wakes.ack(there, wake_id, generation, acks, now, done=done))
+        )
+        if isinstance(changed, Refusal):
+            return changed
+        if done:
+            self._push(name)
+        return done and changed.is_pending, changed
+
+    async def release(self, name: str, token: str, wake_id: str, generation: int) -> Subscription | Refusal:
+        """End a lease. Raises StorageError."""
+        if (refusal := await self._check(name, "claim", token)) is not None:
+            return refusal
+        changed = await self.change(
+            name, self._if_current(token, lambda there, now: _wakes.release(there, wake_id, generation, now))
+        )
+        self._push(name)
+        return changed
+
+    def _if_current(self, token: str, change: Change) -> Change:
+        said = None if self._signer is None else self._signer.read(token)
+
+        def checked(there: Subscription, now: float) -> Subscription | Refusal:
+            if said is None or (said.life, said.generation) != (there.life, there.generation):
+                return FENCED
+            return change(there, now)
+
+        return checked
+
+    async def _check(self, name: str, kind: str, token: str) -> Refusal | None:
+        said = (await self.signer()).read(token)
+        if said is None or (said.kind, said.subscription) != (kind, name):
+            return Refusal(401, "TOKEN_INVALID", "the token is not one for this")
+        if said.expires_at < self._storage.time():
+            return Refusal(401, "TOKEN_EXPIRED", "the token has expired")
+        return None
+
+    async def change(self, name: str, change: Change) -> Subscription | Refusal:
+        """Change a subscription by a rule. Raises StorageError."""
+        return await self.change_by_id(_paths.subscription_id(name), change)
+
+    async def change_by_id(self, id: str, change: Change) -> Subscription | Refusal:
+        """Change a subscription by a rule. Raises StorageError."""
+        while True:
+            page = await self._storage.read(id)
+            if page is None:
+                return Refusal(404, "SUBSCRIPTION_NOT_FOUND", "there is no such subscription")
+            there = _wakes.subscription_of(page.head)
+            now, by = self._storage.time(), self._streams.by
+            changed = change(there, now)
+            if isinstance(changed, Refusal) or changed == there:
+                return changed
+            if await commit_once(self._storage, id, page.head.version, _wakes.head_of(changed, page.head.version, now, by)):
+                worker = self._workers.get(id)
+                if worker is not None:
+                    worker.know(changed)
+                return changed
+
+    def _push(self, name: str) -> None:
+        worker = self._workers.get(_paths.subscription_id(name))
+        if worker is not None:
+            worker.push()
+
+    async def _refresh(self, name: str) -> None:
+        """Note how far the streams of a subscription go, whoever has appended."""
+        worker = self._workers.get(_paths.subscription_id(name))
+        if worker is not None:
+            await worker.flush()
+        there = await self.get(name)
+        if there is not None and not there.is_pending and len(there.links) <= REFRESHED_LINKS:
+            await self._note(name, list(there.links))
+
+    async def _note(self, name: str, paths: Sequence[str]) -> None:
+        tails = await self._tails(paths)
+        noticed = {path: Noticed(_wakes.ZERO_OFFSET, tail) for path, tail in tails.items() if tail != _wakes.ZERO_OFFSET}
+        if noticed:
+            await self.change(name, lambda there, _: _wakes.notice(there, noticed))
+
+    async def _tails(self, paths: Sequence[str]) -> Mapping[str, str]:
+        """Give how far streams go now."""
+        tails: dict[str, str] = {}
+        rest = iter(paths)
+
+        async def read_rest() -> None:
+            for path in rest:
+                stream = await self._streams.find(path)
+                is_there = stream is not None and _rules.absence(stream, self._storage.time()) is None
+                tails[path] = _wakes.ZERO_OFFSET
+                if is_there and stream is not None:
+                    tails[path] = _rules.offset_of(stream.state, stream.tail)
+
+        async with anyio.create_task_group() as reads:
+            for _ in range(min(len(paths), READS_AT_ONCE)):
+                reads.start_soon(read_rest)
+        return tails
+
+    # What a worker does for its subscription
+
+    def now(self) -> float:
+        """Give the storage's time."""
+        return self._storage.time()
+
+    async def catch_up(self, id: str) -> None:
+        """Note how far the streams of a subscription go, and which match that are not linked. Raises StorageError."""
+        there = await self._read(id)
+        if there is None:
+            return
+        tails = await self._tails([path for path, link in there.links.items() if not link.is_pending])
+        noticed = {path: Noticed(_wakes.ZERO_OFFSET, tail) for path, tail in tails.items() if tail != _wakes.ZERO_OFFSET}
+        after = _paths.STREAM
+        while there.config.pattern and (page := await self._scanned(after)):
+            after = page[-1][0]
+            for stream in (_rules.stream_of(head) for _, head in page):
+                path, state = stream.state.path, stream.state
+                if path not in there.links and _wakes.covers(there.config, path) and not _rules.absence(stream, self.now()):
+                    tail = _rules.offset_of(state, stream.tail)
+                    is_new = state.created_at > there.created_at and len(there.links) < _wakes.MAX_LINKS
+                    # One that was linked, and is not any more because all was processed, has not grown since: that is noted first.
+                    before = _rules.offset_of(state, state.base) if is_new else tail
+                    noticed[path] = Noticed(before, tail)
+        await self.change_by_id(id, lambda there, _: _wakes.notice(there, noticed))
+
+    async def _scanned(self, after: str) -> list[tuple[str, Head]]:
+        return [item for item in await self._storage.scan(after, 500) if item[0].startswith(_paths.STREAM)]
+
+    async def backfill(self, id: str, config: Config) -> None:
+        """Link the streams that match a pattern, as they are now. Raises StorageError."""
+        tails: dict[str, str] = {}
+        after, now = _paths.STREAM, self._storage.time()
+        while page := await self._scanned(after):
+            after = page[-1][0]
+            for _, head in page:
+                stream = _rules.stream_of(head)
+                if _wakes.covers(config, stream.state.path) and _rules.absence(stream, now) is None:
+                    tails[stream.state.path] = _rules.offset_of(stream.state, stream.tail)
+        await self.change_by_id(id, lambda there, _: _wakes.link(there, tails, explicit=False))
+
+    async def deliver(self, id: str, there: Subscription) -> None:
+        """Tell the worker of a wake. Raises StorageError."""
+        wake = there.wake
+        assert wake is not None
+        if there.config.type == "webhook":
+            await self._call(id, there)
+            return
+        pending = next((path for path, link in there.links.items() if link.is_pending), "")
+        event = {
+            "type": "wake",
+            "subscription_id": there.id,
+            "stream": pending,
+            "generation": there.generation,
+            "ts": int(self._storage.time() * 1_000),
+        }
+        answer = await self._streams.append(there.config.wake_stream, Append(encode_json(event), "application/json"))
+        if answer.code < 300:
+            await self.change_by_id(id, lambda now_there, _: _wakes.announced(now_there, wake.id))
+        else:
+            logger.warning("a wake cannot be announced in %s: %s", there.config.wake_stream, answer.reason)
+            await self.change_by_id(id, lambda now_there, now: _wakes.failed(now_there, wake.id, now))
+
+    async def _call(self, id: str, there: Subscription) -> None:
+        wake = there.wake
+        assert wake is not None
+        signer, now = await self.signer(), self._storage.time()
+        body = encode_json(
+            {
+                "subscription_id": there.id,
+                "wake_id": wake.id,
+                "generation": there.generation,
+                "streams": linked(there),
+                "callback_url": f"{there.base_url}{callback_path(there.id)}",
+                "callback_token": signer.token("callback", there.id, there.life, there.generation, now),
+            }
+        )
+        headers = {"content-type": "application/json", "webhook-signature": signer.signature(body, now)}
+        within = min(there.lease, MAX_WITHIN_SECONDS)
+        try:
+            answer = await post(there.config.url, body, headers, within=within, allow_local=self._allow_local)
+        except (WebhookFailedError, WebhookRejectedError) as error:
+            logger.warning("a webhook of subscription %r was not delivered: %s", there.id, error)
+            await self.change_by_id(id, lambda now_there, now: _wakes.failed(now_there, wake.id, now))
+            return
+        done = _says_done(answer)
+        await self.change_by_id(id, lambda now_there, _: _wakes.delivered(now_there, wake.id, done=done))
+
+
+class _Worker:
+    """Sees to one subscription: notes what is appended, and does what is due."""
+
+    def __init__(self, subscriptions: Subscriptions, id: str, there: Subscription) -> None:
+        self.life: Final = there.life
+        self.config = there.config
+        self.linked = set(there.links)
+        self._subscriptions = subscriptions
+        self._id = id
+        self._is_backfilled = there.is_backfilled or not there.config.pattern
+        self._noticed: dict[str, Noticed] = {}
+        self._due_at = _wakes.due_at(there)
+        self._pushed = anyio.Event()
+        self._turn = anyio.Lock()
+        self._task: Task | None = None
+
+    def start(self, background: Background) -> None:
+        self._background = background
+        self._task = background.start(self._run, "seeing to a subscription")
+
+    def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def wants(self, path: str) -> bool:
+        return path in self.linked or _wakes.covers(self.config, path)
+
+    def notice(self, path: str, before: str, tail: str) -> None:
+        old = self._noticed.get(path)
+        self._noticed[path] = Noticed(before if old is None else old.before, tail)
+        self.push()
+
+    def push(self) -> None:
+        self._due_at = 0.0
+        self._pushed.set()
+
+    def know(self, there: Subscription) -> None:
+        self._due_at = _wakes.due_at(there)
+        self.linked.update(there.links)
+        self._pushed.set()
+
+    async def backfill(self) -> None:
+        async with self._turn:
+            if not self._is_backfilled:
+                await self._subscriptions.backfill(self._id, self.config)
+                self._is_backfilled = True
+
+    async def flush(self) -> None:
+        async with self._turn:
+            await self._flush()
+
+    async def _flush(self) -> None:
+        noticed, self._noticed = self._noticed, {}
+        if not noticed:
+            return
+        try:
+            await self._subscriptions.change_by_id(self._id, lambda there, _: _wakes.notice(there, noticed))
+        except BaseException:
+            self._noticed = {**noticed, **self._noticed}
+            raise
+
+    async def _run(self) -> None:
+        first = True
+        while True:
+            self._pushed = anyio.Event()
+            try:
+                await self.backfill()
+                if first:
+                    await self._catch_up()
+                    first = False
+                await self._step()
+            except StorageError as error:
+                logger.warning("a subscription cannot be seen to now: %s", error)
+                await anyio.sleep(RETRY_SECONDS)
+                continue
+            with anyio.move_on_after(min(LOOK_SECONDS, max(0.0, self._due_at - self._subscriptions.now()))):
+                await self._pushed.wait()
+
+    async def _catch_up(self) -> None:
+        """Note what was appended before this process was there, in case that whoever it went through has died."""
+        await self._subscriptions.catch_up(self._id)
+
+    async def _step(self) -> None:
+        async with self._turn:
+            await self._flush()
+            wake_id = _new_wake()
+            there = await self._subscriptions.change_by_id(self._id, lambda there, now: _wakes.advance(there, now, wake_id))
+        if isinstance(there, Refusal):
+            self._due_at = _rules.NEVER
+            return
+        self._due_at = _wakes.due_at(there)
+        wake, now = there.wake, self._subscriptions.now()
+        if wake is None or wake.is_announced:
+            return
+        is_ours = wake.id == wake_id
+        is_late = there.config.type == "pull-wake" and not wake.holder and wake.issued_at + _wakes.ANNOUNCE_SECONDS <= now
+        if is_ours or is_late:
+            self._background.start(lambda: self._deliver(there), "delivering a wake")
+
+    async def _deliver(self, there: Subscription) -> None:
+        try:
+            await self._subscriptions.deliver(self._id, there)
+        except StorageError as error:
+            logger.warning("a wake cannot be delivered now: %s", error)
+        self.push()
+
+
+def linked(there: Subscription) -> list[dict[str, object]]:
+    """Give the links of a subscription as a wake tells of them."""
+    return [
+        {
+            "path": path,
+            "link_type": "explicit" if link.is_explicit else "glob",
+            "acked_offset": link.acked,
+            "tail_offset": link.tail,
+            "has_pending": link.is_pending,
+        }
+        for path, link in there.links.items()
+    ]
+
+
+def callback_path(name: str) -> str:
+    """Give the path below the root of all streams to which a webhook's worker answers."""
+    from urllib.parse import quote
+
+    return f"/{_paths.CONTROL}/subscriptions/{quote(name, safe='')}/callback"
+
+
+def _says_done(answer: bytes) -> bool:
+    try:
+        said = msgspec.json.decode(answer)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return isinstance(said, dict) and said.get("done") is True
+
+
+def _new_wake() -> str:
+    return f"w_{secrets.token_hex(12)}"
