@@ -104,14 +104,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(300))
 
 
-def install_packages(npm: str, directory: Path = PROGRAM) -> None:
-    """Have a directory's packages of npm, those of its lock file; where they are there already nothing is done."""
+def install_packages(npm: str, directory: Path = PROGRAM, *, optional: bool = False) -> None:
+    """Have a directory's packages of npm, those of its lock file, `optional` ones too; where they are there already nothing is done."""
     stamp = directory / "node_modules" / ".streamkeep-lock.json"
     with (directory / "package-lock.json").open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of the processes that share the tests, one installs
         wanted = lock.read()
         if stamp.exists() and stamp.read_bytes() == wanted:
             return
-        command = [npm, "ci", "--ignore-scripts", "--omit=optional", "--no-audit", "--no-fund", "--loglevel=error"]
+        command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+        command += [] if optional else ["--omit=optional"]
         subprocess.run(command, cwd=directory, timeout=280, check=True)
         stamp.write_bytes(wanted)

@@ -118,20 +118,17 @@ def config_of(body: bytes, *, allow_local: bool) -> Config:
             raise refused("type is webhook or pull-wake")
 
 
-def streams_in(
-    method: str, what: str, body: bytes, *, allow_local: bool
-) -> Sequence[tuple[Literal["subscribe", "append"], str]]:
+def streams_in(request: "Request", *, allow_local: bool) -> Sequence[tuple[Literal["subscribe", "append"], str]]:
     """Give what else a request about a subscription needs permission for. Raises RefusedError."""
-    match method, what:
+    match request.method, request.what:
         case "PUT", "":
-            config = config_of(body, allow_local=allow_local)
-            patterns = (config.pattern,) if config.pattern else ()
-            wakes: list[tuple[Literal["subscribe", "append"], str]] = []
-            if config.wake_stream:
-                wakes.append(("append", config.wake_stream))
-            return [*(("subscribe", path) for path in (*patterns, *config.streams)), *wakes]
+            config = config_of(request.body, allow_local=allow_local)
+            needed: list[tuple[Literal["subscribe", "append"], str]] = [
+                ("subscribe", path) for path in (config.pattern, *config.streams) if path
+            ]
+            return [*needed, ("append", config.wake_stream)] if config.wake_stream else needed
         case "POST", "streams":
-            return [("subscribe", checked_path(path)) for path in _decoded(body, AskedStreams).streams]
+            return [("subscribe", checked_path(path)) for path in _decoded(request.body, AskedStreams).streams]
         case _:
             return ()
 
@@ -159,58 +156,81 @@ def checked_name(name: str) -> str:
     return name
 
 
-async def answer(
-    subscriptions: Subscriptions,
-    method: str,
-    path: str,
-    headers: Mapping[str, str],
-    body: bytes,
-    base_url: str,
-    *,
-    allow_local: bool,
-) -> Reply:
-    """Answer a request below `__ds/subscriptions/`. Raises RefusedError, StorageError."""
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request below `__ds/subscriptions/`: of which subscription, and what of it."""
+
+    method: str
+    name: str
+    what: str
+    """`streams`, `claim`, …; empty: the subscription itself."""
+    linked_path: str
+    headers: Mapping[str, str]
+    body: bytes
+    base_url: str
+
+
+def request_of(method: str, path: str, headers: Mapping[str, str], body: bytes, base_url: str) -> Request:
+    """Read which subscription a request is of; `path` is what follows `__ds/subscriptions/`. Raises RefusedError."""
     name, _, rest = path.partition("/")
-    name = checked_name(name)
     what, _, linked_path = rest.partition("/")
-    match method, what:
-        case "PUT", "":
-            config = config_of(body, allow_local=allow_local)
+    return Request(method, checked_name(name), what, linked_path, headers, body, base_url)
+
+
+async def answer(subscriptions: Subscriptions, request: Request, *, allow_local: bool) -> Reply:
+    """Answer a request about a subscription. Raises RefusedError, StorageError."""
+    match request.what:
+        case "":
+            return await _answer_base(subscriptions, request, allow_local=allow_local)
+        case "streams":
+            return await _answer_streams(subscriptions, request)
+        case "claim" | "ack" | "callback" | "release" if request.method == "POST" and not request.linked_path:
+            return await _answer_worker(subscriptions, request)
+        case _:
+            raise RefusedError(404, "there is no such thing")
+
+
+async def _answer_base(subscriptions: Subscriptions, request: Request, *, allow_local: bool) -> Reply:
+    name, base_url = request.name, request.base_url
+    match request.method:
+        case "PUT":
+            config = config_of(request.body, allow_local=allow_local)
             code, there = await subscriptions.create(name, config, base_url)
-            if isinstance(there, Refusal):
-                return reply_of(there)
-            return Reply(code, shown(there, await subscriptions.signer(), base_url))
-        case "GET", "":
-            there = await subscriptions.get(name)
-            if there is None:
-                return Reply(404, {"error": {"code": "SUBSCRIPTION_NOT_FOUND", "message": "there is no such subscription"}})
-            return Reply(200, shown(there, await subscriptions.signer(), base_url))
-        case "DELETE", "":
+        case "GET":
+            code, there = 200, await subscriptions.get(name)
+        case "DELETE":
             await subscriptions.delete(name)
             return Reply(204)
-        case "POST", "streams" if not linked_path:
-            paths = [checked_path(path) for path in _decoded(body, AskedStreams).streams]
-            if not 1 <= len(paths) <= MAX_STREAMS:
-                raise refused(f"there are 1 to {MAX_STREAMS} streams")
-            return _done(await subscriptions.add(name, paths))
-        case "DELETE", "streams" if linked_path:
-            return _done(await subscriptions.remove(name, linked_path))
-        case "POST", "claim":
-            worker = _decoded(body, AskedClaim).worker
-            if not 1 <= len(worker) <= MAX_NAME:
-                raise refused(f"a worker's name has 1 to {MAX_NAME} characters")
-            return _claimed(await subscriptions.claim(name, worker))
-        case "POST", "ack" | "callback" as kind:
-            asked, token = _decoded(body, AskedAck), _bearer(headers)
-            acks = {ack.stream or ack.path: ack.offset for ack in asked.acks}
-            kind = "claim" if kind == "ack" else "callback"
-            acked = await subscriptions.ack(name, kind, token, asked.wake_id, asked.generation, acks, done=asked.done)
-            return reply_of(acked) if isinstance(acked, Refusal) else Reply(200, {"ok": True, "next_wake": acked[0]})
-        case "POST", "release":
-            asked, token = _decoded(body, AskedAck), _bearer(headers)
-            return _done(await subscriptions.release(name, token, asked.wake_id, asked.generation))
         case _:
-            raise RefusedError(404 if what else 405, "there is no such thing")
+            raise RefusedError(405, "a subscription is made, read and deleted", headers=(("allow", "GET, PUT, DELETE"),))
+    return reply_of(there) if isinstance(there, Refusal) else Reply(code, shown(there, await subscriptions.signer(), base_url))
+
+
+async def _answer_streams(subscriptions: Subscriptions, request: Request) -> Reply:
+    if request.method == "POST" and not request.linked_path:
+        paths = [checked_path(path) for path in _decoded(request.body, AskedStreams).streams]
+        if not 1 <= len(paths) <= MAX_STREAMS:
+            raise refused(f"there are 1 to {MAX_STREAMS} streams")
+        return _done(await subscriptions.add(request.name, paths))
+    if request.method == "DELETE" and request.linked_path:
+        return _done(await subscriptions.remove(request.name, request.linked_path))
+    raise RefusedError(405, "streams are added by POST, and removed one by one")
+
+
+async def _answer_worker(subscriptions: Subscriptions, request: Request) -> Reply:
+    name = request.name
+    if request.what == "claim":
+        worker = _decoded(request.body, AskedClaim).worker
+        if not 1 <= len(worker) <= MAX_NAME:
+            raise refused(f"a worker's name has 1 to {MAX_NAME} characters")
+        return _claimed(await subscriptions.claim(name, worker))
+    token, asked = _bearer(request.headers), _decoded(request.body, AskedAck)
+    if request.what == "release":
+        return _done(await subscriptions.release(name, token, asked.wake_id, asked.generation))
+    acks = {ack.stream or ack.path: ack.offset for ack in asked.acks}
+    kind = "claim" if request.what == "ack" else "callback"
+    acked = await subscriptions.ack(name, kind, token, asked.wake_id, asked.generation, acks, done=asked.done)
+    return reply_of(acked) if isinstance(acked, Refusal) else Reply(200, {"ok": True, "next_wake": acked[0]})
 
 
 def _done(changed: Subscription | Refusal) -> Reply:

@@ -4,6 +4,7 @@ Nothing here is true because this process says so: a decision holds when it was 
 head was read after the request had come.
 """
 
+import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -41,6 +42,7 @@ class Log:
         self._storage = storage
         self._background = background
         self._changed = changed
+        self._by = uuid.uuid4().hex[:16]  # not the process's: for a moment there may be two of these for one stream
         self._queue: deque[_Request] = deque()
         self._is_deciding = False
         self._seen: Stream | None = None  # as it was when it was last read, or committed here
@@ -158,7 +160,7 @@ class Log:
                 self._live.end()
             return True
         assert batch.after is not None
-        after = _rules.sealed(batch.after)
+        after = _rules.sealed(batch.after, self._by)
         if not await commit_once(self._storage, self.id, before.head.version, after.head, batch.records):
             return False
         self._seen = after

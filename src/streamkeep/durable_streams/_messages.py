@@ -99,6 +99,24 @@ def body_of(records: Sequence[bytes], *, json: bool) -> bytes:
 # Server-sent events (5.8)
 
 
+def whole_text(records: Sequence[bytes], content_type: str) -> int:
+    """Give how many of the first records do not end within a character of UTF-8; all of them where that does not matter."""
+    count = len(records)
+    if is_text(content_type) and not is_json(content_type):
+        while count and _ends_within_character(b"".join(records[max(0, count - 4) : count])[-4:]):
+            count -= 1
+    return count
+
+
+def _ends_within_character(end: bytes) -> bool:
+    for back in range(1, min(3, len(end)) + 1):
+        byte = end[-back]
+        if byte & 0xC0 != 0x80:
+            wanted = 4 if byte & 0xF8 == 0xF0 else 3 if byte & 0xF0 == 0xE0 else 2 if byte & 0xE0 == 0xC0 else 1
+            return back < wanted
+    return False
+
+
 def data_event(records: Sequence[bytes], content_type: str) -> bytes:
     """Give records as one event. Nothing in them can end a line of ours, and so none can begin another event."""
     if not is_text(content_type):

@@ -78,7 +78,7 @@ def reading_of(query: bytes) -> Reading:
             raise RefusedError(400, "live is long-poll or sse")
 
 
-def config_of(headers: Mapping[str, str], now: float) -> Config:
+def config_of(headers: Mapping[str, str]) -> Config:
     """Read what a PUT asks for (5.1)."""
     content_type = _content_type(headers)
     ttl, expires = headers.get("stream-ttl"), headers.get("stream-expires-at")
@@ -164,12 +164,13 @@ def _content_type(headers: Mapping[str, str]) -> str | None:
 def _time(text: str) -> float:
     """Read a time of RFC 3339, with its offset."""
     try:
-        if not _RFC3339.fullmatch(text):
-            raise ValueError
-        time = datetime.fromisoformat(text.upper())
-        return (time - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()
+        time = datetime.fromisoformat(text.upper()) if _RFC3339.fullmatch(text) else None
+        at = None if time is None else (time - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()
     except (ValueError, OverflowError):
-        raise RefusedError(400, "Stream-Expires-At is a time of RFC 3339") from None
+        at = None
+    if at is None:
+        raise RefusedError(400, "Stream-Expires-At is a time of RFC 3339")
+    return at
 
 
 def cursor_after(given: int | None, now: float) -> str:

@@ -227,7 +227,7 @@ def absence(stream: Stream | None, now: float) -> Answer | None:
     return None
 
 
-# Offsets (8)
+# Offsets: section 8
 
 ZERO: Final = "0" * 16
 _DIGITS: Final = 16
@@ -247,7 +247,7 @@ def position_of(state: State, offset: str) -> int | None:
     return position if lineage == state.lineage or (position == 0 and lineage == ZERO) else None
 
 
-# Creating (5.1, 4.2)
+# Creating: sections 5.1 and 4.2
 
 
 def create(
@@ -334,11 +334,14 @@ def _is_origin(there: Origin | None, asked: Origin | None) -> bool:
     return same_source and (same_place or (there.is_tail and asked.is_tail))
 
 
-# Appending and closing (5.2, 5.3)
+# Appending and closing: sections 5.2 and 5.3
 
 
 def append(stream: Stream | None, asked: Append, now: float, by: str, bounds: Bounds) -> Decision:
-    """Decide upon a POST. What is wrong with it whatever the stream is, has been refused before."""
+    """Decide upon a POST. What is wrong with it whatever the stream is, has been refused before.
+
+    The order of the checks is the protocol's: an old epoch before the closure, that before the content, and `Stream-Seq` last.
+    """
     if (gone := absence(stream, now)) is not None:
         return Decision(gone)
     assert stream is not None
@@ -347,46 +350,52 @@ def append(stream: Stream | None, asked: Append, now: float, by: str, bounds: Bo
     if tag is not None and producer is not None and tag.epoch < producer.epoch:
         return Decision(Answer(403, (("producer-epoch", str(producer.epoch)),), "the producer's epoch is over"))
     if state.is_closed:
-        return _append_to_closed(stream, asked, now)
-    records: Sequence[bytes] = ()
-    if asked.body:
-        if asked.content_type is None or not same_type(asked.content_type, state.content_type):
-            return Decision(Answer(409, reason="the content type is not the stream's"))
-        parsed = asked.records(json=is_json(state.content_type))
-        if parsed is None:
-            return Decision(Answer(400, reason="the body is not JSON"))
-        if not parsed:
-            return Decision(Answer(400, reason="an empty array appends nothing"))
-        records = parsed
+        return _append_to_closed(stream, asked)
+    records = _content(state, asked)
+    if isinstance(records, Answer):
+        return Decision(records)
     if tag is not None and (refusal := _refusal_of_tag(tag, producer, stream)) is not None:
         renews = refusal.code == 204 and is_renewal_due(state, now)
         return Decision(refusal, _changed(stream, state, now, by) if renews else None)
+    return _grow(stream, asked, records, now, by, bounds)
+
+
+def _content(state: State, asked: Append) -> Sequence[bytes] | Answer:
+    """Give what is appended, or why it cannot be."""
+    if not asked.body:
+        return ()
+    if asked.content_type is None or not same_type(asked.content_type, state.content_type):
+        return Answer(409, reason="the content type is not the stream's")
+    records = asked.records(json=is_json(state.content_type))
+    if records is None:
+        return Answer(400, reason="the body is not JSON")
+    return records or Answer(400, reason="an empty array appends nothing")
+
+
+def _grow(stream: Stream, asked: Append, records: Sequence[bytes], now: float, by: str, bounds: Bounds) -> Decision:
+    state, tag = stream.state, asked.tag
     if asked.seq is not None and state.seq is not None and asked.seq.encode("latin-1") <= state.seq.encode("latin-1"):
         return Decision(Answer(409, (("stream-next-offset", offset_of(state, stream.tail)),), "Stream-Seq has not grown"))
     size = state.size + sum(map(len, records))
     if size > bounds.max_bytes or stream.head.tail + len(records) > bounds.max_records:
         return Decision(Answer(413, reason="the stream is as long as it may be"))
-    producers = state.producers
-    if tag is not None:
-        kept = _producers_with(tag, producers, now, bounds)
-        if kept is None:
-            return Decision(Answer(429, (("retry-after", "60"),), "the stream has as many producers as it may have"))
-        producers = kept
-    by_producer = Closing(tag.producer, tag.epoch, tag.seq) if tag is not None and asked.closes else None
+    producers = state.producers if tag is None else _producers_with(tag, state.producers, now, bounds)
+    if producers is None:
+        return Decision(Answer(429, (("retry-after", "60"),), "the stream has as many producers as it may have"))
     after = replace(
         state,
         producers=producers,
         seq=state.seq if asked.seq is None else asked.seq,
         size=size,
         is_closed=asked.closes,
-        closed_by=by_producer,
+        closed_by=Closing(tag.producer, tag.epoch, tag.seq) if tag is not None and asked.closes else None,
     )
     grown = _changed(stream, after, now, by, len(records))
     code = 200 if tag is not None and asked.body else 204
     return Decision(Answer(code, _told(grown, tag, None if tag is None else tag.seq)), grown, records)
 
 
-def _append_to_closed(stream: Stream, asked: Append, now: float) -> Decision:
+def _append_to_closed(stream: Stream, asked: Append) -> Decision:
     state, tag = stream.state, asked.tag
     is_repeated = tag is not None and state.closed_by == Closing(tag.producer, tag.epoch, tag.seq)
     if is_repeated and tag is not None:
@@ -431,7 +440,7 @@ def _told(stream: Stream, tag: Tag | None, seq: int | None) -> Headers:
     return (("stream-next-offset", offset_of(state, stream.tail)), *producer, *closed)
 
 
-# Expiry (5.1)
+# Expiry: section 5.1
 
 
 def is_renewal_due(state: State, now: float) -> bool:
@@ -453,7 +462,7 @@ def _expiry_after(ttl: int, now: float) -> float:
     return min(now + ttl + (min(ttl * RENEW_PART, MAX_RENEW_SECONDS) if ttl else 0.0), NEVER)
 
 
-# Forks and deletion (4.2, 5.4)
+# Forks and deletion: sections 4.2 and 5.4
 
 
 def pin(stream: Stream | None, life: str, now: float, by: str) -> Decision:
@@ -509,10 +518,10 @@ def _stream(state: State, tail: int, after_version: int, now: float) -> Stream:
     return Stream(Head(version_after(after_version, now, state.by), tail, b"", expires_at), state)
 
 
-def sealed(stream: Stream) -> Stream:
-    """Give a stream whose head can be stored."""
-    head = stream.head
-    return Stream(Head(head.version, head.tail, msgspec.json.encode(stream.state), head.expires_at), stream.state)
+def sealed(stream: Stream, by: str) -> Stream:
+    """Give a stream whose head can be stored, by who commits it: two of these never have the same head."""
+    head, state = stream.head, replace(stream.state, by=by)
+    return Stream(Head(head.version, head.tail, msgspec.json.encode(state), head.expires_at), state)
 
 
 _decoder: Final = msgspec.json.Decoder(State)

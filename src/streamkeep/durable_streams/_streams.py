@@ -1,4 +1,4 @@
-"""Streams: what the protocol does with a storage. What follows of a request is decided in `_rules`; here it is read, asked and committed."""
+"""Streams: what the protocol does with a storage. What follows of a request is decided in `_rules`; here it is read and committed."""
 
 import logging
 import uuid
@@ -207,7 +207,7 @@ class Streams:
                     await self._unlink_unless_made(path, life, origin)
 
     async def _commit(self, path: str, stream: Stream, records: Sequence[bytes]) -> tuple[Answer, Stream | None] | None:
-        sealed = _rules.sealed(stream)
+        sealed = _rules.sealed(stream, uuid.uuid4().hex[:16])
         if not await commit_once(self.storage, _paths.stream_id(path), None, sealed.head, records):
             return None
         if sealed.head.tail:
@@ -315,7 +315,7 @@ class Streams:
         self._background.start(collect, "removing a stream without forks")
 
     async def _collect(self, path: str, life: str) -> None:
-        """Remove a stream that is kept for forks, or let it be as others, if it has none any more; and what it was forked from, likewise."""
+        """Remove a stream that is kept for its forks, or let it be as others, if it has none any more; and then its source."""
         while True:
             stream = await self.find(path)
             if stream is None or stream.state.life != life or not stream.state.is_pinned:

@@ -34,6 +34,7 @@ RETRY_SECONDS: Final = 1.0
 MAX_WITHIN_SECONDS: Final = 30.0
 REFRESHED_LINKS: Final = 256
 READS_AT_ONCE: Final = 16
+_NOT_FOUND: Final = Refusal(404, "SUBSCRIPTION_NOT_FOUND", "there is no such subscription")
 KNOWN_PATHS: Final = 10_000
 
 Change = Callable[[Subscription, float], "Subscription | Refusal"]
@@ -91,7 +92,7 @@ class Subscriptions:
             self._drop(id)
             worker = self._workers[id] = _Worker(self, id, there)
             worker.start(self._background)
-        if worker.config != there.config or worker.linked != there.links.keys():
+        if worker.config != there.config or worker.linked != set(there.links):
             worker.config, worker.linked = there.config, set(there.links)
             self._by_path.clear()
         return worker
@@ -168,9 +169,9 @@ class Subscriptions:
         page = await self._storage.read(id)
         return None if page is None else _wakes.subscription_of(page.head)
 
-    async def get(self, name: str) -> Subscription | None:
+    async def get(self, name: str) -> Subscription | Refusal:
         """Give a subscription as it is. Raises StorageError."""
-        return await self._read(_paths.subscription_id(name))
+        return await self._read(_paths.subscription_id(name)) or _NOT_FOUND
 
     async def delete(self, name: str) -> None:
         """Forget a subscription: what its workers still send is refused. Raises StorageError."""
@@ -222,7 +223,7 @@ class Subscriptions:
         if (refusal := await self._check(name, kind, token)) is not None:
             return refusal
         there = await self.get(name)
-        if there is not None:
+        if isinstance(there, Subscription):
             late = [path for path, offset in acks.items() if (link := there.links.get(path)) is None or offset > link.tail]
             await self._note(name, late)
         changed = await self.change(
@@ -271,9 +272,9 @@ class Subscriptions:
         while True:
             page = await self._storage.read(id)
             if page is None:
-                return Refusal(404, "SUBSCRIPTION_NOT_FOUND", "there is no such subscription")
+                return _NOT_FOUND
             there = _wakes.subscription_of(page.head)
-            now, by = self._storage.time(), self._streams.by
+            now, by = self._storage.time(), secrets.token_hex(8)
             changed = change(there, now)
             if isinstance(changed, Refusal) or changed == there:
                 return changed
@@ -294,7 +295,7 @@ class Subscriptions:
         if worker is not None:
             await worker.flush()
         there = await self.get(name)
-        if there is not None and not there.is_pending and len(there.links) <= REFRESHED_LINKS:
+        if isinstance(there, Subscription) and not there.is_pending and len(there.links) <= REFRESHED_LINKS:
             await self._note(name, list(there.links))
 
     async def _note(self, name: str, paths: Sequence[str]) -> None:

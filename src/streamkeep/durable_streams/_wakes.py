@@ -225,7 +225,7 @@ def unlink(there: Subscription, path: str) -> Subscription:
     return replace(there, links=links)
 
 
-# Wakes and leases (7.3)
+# Wakes and leases: section 7.3
 
 
 def is_leased(there: Subscription, now: float) -> bool:

@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Mapping
 from hashlib import sha256
 from types import ModuleType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import SplitResult, urlsplit
 
 import anyio
@@ -20,6 +20,9 @@ from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
 
 from ..errors import StorageError
+
+if TYPE_CHECKING:
+    from h11 import Connection
 
 MAX_URL: Final = 2_048
 MAX_ANSWER_BYTES: Final = 1 << 16
@@ -36,7 +39,7 @@ class WebhookFailedError(Exception):
 
 
 def check_url(url: str, *, allow_local: bool) -> SplitResult:
-    """Give a URL's parts. WebhookRejectedError: it is not https, or what is local; `allow_local`: http to localhost and 127.0.0.x is fine."""
+    """Give a URL's parts. WebhookRejectedError: it is not https, or local; `allow_local`: localhost and 127.0.0.x are fine."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -128,34 +131,39 @@ async def _exchange(stream: ByteStream, parts: SplitResult, body: bytes, headers
     ours = {"host": parts.netloc, "content-length": str(len(body)), "connection": "close", "user-agent": "streamkeep"}
     request = h11.Request(method="POST", target=target, headers=list({**headers, **ours}.items()))
     for event in (request, h11.Data(data=body), h11.EndOfMessage()):
-        data = connection.send(event)
-        if data:
-            await stream.send(data)
-    code, answer = 0, bytearray()
+        await stream.send(connection.send(event) or b"")
     try:
-        while True:
-            event = connection.next_event()
-            if event is h11.NEED_DATA:
-                try:
-                    connection.receive_data(await stream.receive())
-                except anyio.EndOfStream:
-                    connection.receive_data(b"")
-            elif isinstance(event, h11.Response):
-                code = event.status_code
-            elif isinstance(event, h11.Data):
-                answer += event.data
-                if len(answer) > MAX_ANSWER_BYTES:
-                    raise WebhookFailedError("the webhook's answer is too long")
-            elif isinstance(event, h11.EndOfMessage | h11.ConnectionClosed):
-                break
+        code, answer = await _response(h11, connection, stream)
     except h11.RemoteProtocolError as error:
         raise WebhookFailedError("the webhook's answer is no HTTP") from error
     if not 200 <= code < 300:
         raise WebhookFailedError(f"the webhook answered {code}")
-    return bytes(answer)
+    return answer
 
 
-# Signing (6.5, 7.1) and tokens (12.9)
+async def _response(h11: ModuleType, connection: "Connection", stream: ByteStream) -> tuple[int, bytes]:
+    code, answer = 0, bytearray()
+    while True:
+        match connection.next_event():
+            case h11.NEED_DATA:
+                try:
+                    data = await stream.receive()
+                except anyio.EndOfStream:
+                    data = b""
+                connection.receive_data(data)
+            case h11.Response(status_code=code):
+                pass
+            case h11.Data(data=data):
+                answer += data
+                if len(answer) > MAX_ANSWER_BYTES:
+                    raise WebhookFailedError("the webhook's answer is too long")
+            case h11.EndOfMessage() | h11.ConnectionClosed():
+                return code, bytes(answer)
+            case _:
+                pass  # an answer that says that another one follows
+
+
+# Signing and tokens: sections 6.5, 7.1 and 12.9
 
 
 class Token(msgspec.Struct, frozen=True, array_like=True):
