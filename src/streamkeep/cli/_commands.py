@@ -59,6 +59,15 @@ AllowRemote = Annotated[
     bool,
     Parameter(negative="", help="Let other machines in. Nobody is asked who they are: whoever has an id reads and stops."),
 ]
+DurableStreams = Annotated[
+    bool,
+    Parameter(
+        name="--durable-streams",
+        negative="",
+        help="Also serve streams of the Durable Streams protocol, under /v1/stream/PATH, to whoever reaches this: to be made, "
+        "written, read and deleted.",
+    ),
+]
 
 
 @app.command
@@ -104,6 +113,7 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     allow_remote: AllowRemote = False,
+    durable_streams: DurableStreams = False,
 ) -> int:
     """Serve the streams of a storage over HTTP: GET /streams/ID as SSE, /streams/ID/info, DELETE /streams/ID to stop it.
 
@@ -112,15 +122,26 @@ def serve(
     StreamsHTTP(streams, authorize=...) in your own app.
     GET /healthz answers 200 while the storage can be read.
     """
+    from ..durable_streams import durable_streams as protocol_app
     from ..http import StreamsHTTP
-    from ._serving import bind, reading_app, serve_app
+    from ._serving import PROTOCOL_ROOT, bind, reading_app, serve_app
 
     def announce(url: str) -> None:
-        Output().welcome_to_serve(url, shown_url(storage))
+        Output().welcome_to_serve(url, shown_url(storage), PROTOCOL_ROOT if durable_streams else None)
 
     async def serve_streams() -> None:
         async with _existing(storage) as streams, StreamsHTTP(streams, drain_on_signal=False) as streams_http:
-            await serve_app(reading_app(streams_http), listener, streams_http.drain, announce)
+            if not durable_streams:
+                await serve_app(reading_app(streams_http), listener, streams_http.drain, announce)
+                return
+            # Not for pages of other origins: a page that somebody happens to visit must not reach this machine's streams.
+            async with protocol_app(streams, cors=None, subscriptions="local") as protocol:
+
+                async def drain() -> None:
+                    await protocol.drain()
+                    await streams_http.drain()
+
+                await serve_app(reading_app(streams_http, protocol), listener, drain, announce)
 
     with bind(host, port, allow_remote=allow_remote) as listener:
         asyncio.run(serve_streams())

@@ -140,13 +140,14 @@ class Output:
             "Ctrl-C stops.",
         )
 
-    def welcome_to_serve(self, url: str, storage: str) -> None:
-        """Say where the streams are."""
+    def welcome_to_serve(self, url: str, storage: str, protocol_root: str | None = None) -> None:
+        """Say where the streams are, and those of the Durable Streams protocol, if they are served."""
         self._welcome("streamkeep", url, storage)
         self._lines(
             f"  curl -N {url}/streams/ID              a stream's events as SSE; ?after=N to go on",
             f"  curl {url}/streams/ID/info            what is known of it",
             f"  curl -X DELETE {url}/streams/ID       stop it",
+            *([] if protocol_root is None else [f"  {url}{protocol_root}/PATH            a stream of the Durable Streams protocol"]),
             "",
             "Whoever has an id may do that. Ctrl-C stops.",
         )

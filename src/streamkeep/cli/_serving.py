@@ -18,6 +18,8 @@ from ..http.response import ASGIApp, Receive, Scope, Send, send_error, send_resp
 from ._output import CommandError
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+PROTOCOL_ROOT: Final = "/v1/stream"
+"""Where clients of the Durable Streams protocol expect streams."""
 LAST_RESPONSES_SECONDS: Final = 4
 """How long to wait for responses when the producers have ended. All but those that nobody reads are over sooner."""
 
@@ -46,12 +48,14 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def reading_app(streams_http: StreamsHTTP) -> ASGIApp:
-    """Give the app of `streamkeep serve`: a storage's streams under /streams, and /healthz."""
+def reading_app(streams_http: StreamsHTTP, protocol: ASGIApp | None = None) -> ASGIApp:
+    """Give the app of `streamkeep serve`: a storage's streams under /streams, and /healthz; `protocol`: what is under PROTOCOL_ROOT."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
-        if path.startswith("/streams/") or scope["type"] == "websocket":
+        if protocol is not None and path.startswith(PROTOCOL_ROOT + "/"):
+            await protocol({**scope, "root_path": scope.get("root_path", "") + PROTOCOL_ROOT}, receive, send)
+        elif path.startswith("/streams/") or scope["type"] == "websocket":
             await streams_http({**scope, "root_path": scope.get("root_path", "") + "/streams"}, receive, send)
         elif path == "/healthz":
             await _health(streams_http, send)
