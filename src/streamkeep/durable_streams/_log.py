@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from .._background import Background, Event
@@ -45,6 +46,7 @@ class Log:
         self._by = uuid.uuid4().hex[:16]  # not the process's: for a moment there may be two of these for one stream
         self._queue: deque[_Request] = deque()
         self._is_deciding = False
+        self._round = 0
         self._seen: Stream | None = None  # as it was when it was last read, or committed here
         self._is_known = False
         self._live: Live | None = None
@@ -65,7 +67,9 @@ class Log:
         self._queue.append(request)
         if not self._is_deciding:
             self._is_deciding = True
-            self._background.start(self._decide_all, "deciding upon a stream's requests", ended=self._end_deciding)
+            self._round += 1
+            ended = partial(self._ended, self._round)
+            self._background.start(self._decide_all, "deciding upon a stream's requests", ended=ended)
         await request.done.wait()
         if request.error is not None:
             raise fresh(request.error)
@@ -95,24 +99,37 @@ class Log:
         if self._live is not None:
             self._live.wake()
 
-    def _end_deciding(self) -> None:
-        self._is_deciding = False
+    def _ended(self, round_: int) -> None:
+        """Note that a task has ended: one that never began has left all to be done."""
+        if self._is_deciding and round_ == self._round:
+            self._is_deciding = False
+            self._refuse_all()
+
+    def _refuse_all(self) -> None:
         _fail(self._queue, StreamManagerClosedError("the server is shutting down"))
         self._queue.clear()
 
     async def _decide_all(self) -> None:
-        while self._queue:
-            some = [self._queue.popleft() for _ in range(min(len(self._queue), COMMIT_REQUESTS))]
-            try:
-                left = await self._decide_some(some)
-            except BaseException as error:
-                self._is_known = False
-                # Also when this is cancelled, because the server shuts down: who waits is told.
-                _fail(some, error if isinstance(error, StreamkeepError) else StorageError("a request was not completed"))
-                if not isinstance(error, StorageError):
-                    raise
-            else:
-                self._queue.extendleft(reversed(left))
+        try:
+            while self._queue:
+                some = [self._queue.popleft() for _ in range(min(len(self._queue), COMMIT_REQUESTS))]
+                self._queue.extendleft(reversed(await self._decide_or_fail(some)))
+        except BaseException:
+            self._refuse_all()
+            raise
+        finally:
+            self._is_deciding = False  # at once: who comes next begins another task
+
+    async def _decide_or_fail(self, some: Sequence[_Request]) -> Sequence[_Request]:
+        try:
+            return await self._decide_some(some)
+        except BaseException as error:
+            self._is_known = False
+            # Also when this is cancelled, because the server shuts down: who waits is told.
+            _fail(some, error if isinstance(error, StreamkeepError) else StorageError("a request was not completed"))
+            if isinstance(error, StorageError):
+                return ()
+            raise
 
     async def _decide_some(self, some: Sequence[_Request]) -> Sequence[_Request]:
         """Decide upon the first of some requests, and commit; give the rest, whose turn is next."""

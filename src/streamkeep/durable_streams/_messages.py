@@ -63,23 +63,28 @@ def split_messages(messages: Sequence[bytes]) -> Sequence[bytes]:
     for message in messages:
         some.append(message)
         size += len(message) + 1
-        if size > RECORD_BYTES:
+        if size > RECORD_BYTES:  # with the commas between them, RECORD_BYTES at least
             records.append(b",".join(some))
             some, size = [], 0
     if some:
         records.append(b",".join(some))
-    return records
+    return _ended(records)
 
 
 def split_bytes(body: bytes) -> Sequence[bytes]:
     """Give bytes as records."""
-    if len(body) <= RECORD_BYTES:
+    if len(body) < RECORD_BYTES:
         return [body] if body else []
-    return [body[start : start + RECORD_BYTES] for start in range(0, len(body), RECORD_BYTES)]
+    return _ended([body[start : start + RECORD_BYTES] for start in range(0, len(body), RECORD_BYTES)])
+
+
+def _ended(records: list[bytes]) -> Sequence[bytes]:
+    """Give records of one append, of which the last one, and no other, is short: empty, if it has to be."""
+    return [*records, b""] if records and is_continued(records[-1]) else records
 
 
 def is_continued(record: bytes) -> bool:
-    """Say whether what follows a record may be of the same append."""
+    """Say whether what follows a record is of the same append."""
     return len(record) >= RECORD_BYTES
 
 
@@ -93,7 +98,7 @@ def first_of(record: bytes, count: int, *, json: bool) -> tuple[bytes, int]:
 
 def body_of(records: Sequence[bytes], *, json: bool) -> bytes:
     """Give records as the body of an answer."""
-    return b"[" + b",".join(records) + b"]" if json else b"".join(records)
+    return b"[" + b",".join(filter(None, records)) + b"]" if json else b"".join(records)
 
 
 # Server-sent events (5.8)

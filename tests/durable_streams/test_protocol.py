@@ -1,0 +1,459 @@
+"""What the protocol's text says, and its suite does not ask."""
+
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from itertools import product
+from typing import Final
+
+import anyio
+import httpx
+import pytest
+from tests.durable_streams.conftest import Open
+
+from streamkeep import StreamManager
+from streamkeep.durable_streams import DurableStreamsLimits, durable_streams
+from streamkeep.errors import StorageError
+from streamkeep.storages.memory import MemoryStorage
+from streamkeep.testing.faults import FaultyStorage
+
+BOUND_SECONDS: Final = 10
+TEXT: Final = {"content-type": "text/plain"}
+JSON: Final = {"content-type": "application/json"}
+
+
+def producer(seq: int, epoch: int = 0, name: str = "p") -> Mapping[str, str]:
+    return {"producer-id": name, "producer-epoch": str(epoch), "producer-seq": str(seq)}
+
+
+async def made(client: httpx.AsyncClient, path: str = "s", headers: Mapping[str, str] = TEXT, body: str = "") -> str:
+    answer = await client.put(path, headers=headers, content=body)
+    assert answer.status_code == 201, answer.text
+    return answer.headers["stream-next-offset"]
+
+
+# What closes
+
+
+@pytest.mark.parametrize("value", ["TRUE", "True", "true", "tRuE"])
+async def test_stream_closed_is_true_in_any_case(client: httpx.AsyncClient, value: str) -> None:
+    await made(client)
+    closed = await client.post("s", headers={"stream-closed": value})
+    assert (closed.status_code, closed.headers["stream-closed"]) == (204, "true")
+    assert (await client.head("s")).headers["stream-closed"] == "true"
+
+
+@pytest.mark.parametrize("value", ["false", "1", "yes", "", "true, true"])
+async def test_any_other_value_of_stream_closed_is_as_none(client: httpx.AsyncClient, value: str) -> None:
+    await made(client)
+    assert (await client.post("s", headers={**TEXT, "stream-closed": value}, content="x")).status_code == 204
+    assert "stream-closed" not in (await client.head("s")).headers
+    assert (await client.post("s", headers={"stream-closed": value})).status_code == 400
+
+
+# Precedence
+
+
+@pytest.mark.parametrize(
+    ("stale", "closed", "other_type", "old_seq"), [pytest.param(*case, id=str(case)) for case in product([True, False], repeat=4)]
+)
+async def test_errors_come_in_the_order_of_the_text(
+    client: httpx.AsyncClient, *, stale: bool, closed: bool, other_type: bool, old_seq: bool
+) -> None:
+    await made(client)
+    first = await client.post("s", headers={**TEXT, **producer(0, epoch=3), "stream-seq": "b"}, content="1")
+    assert first.status_code == 200
+    if closed:
+        await client.post("s", headers={"stream-closed": "true"})
+    headers = {
+        "content-type": "application/x-other" if other_type else "text/plain",
+        "stream-seq": "a" if old_seq else "c",
+        **(producer(0, epoch=2) if stale else producer(1, epoch=3)),
+    }
+
+    answer = await client.post("s", headers=headers, content="2")
+
+    if stale:
+        assert (answer.status_code, answer.headers["producer-epoch"]) == (403, "3")
+    elif closed:
+        assert answer.status_code == 409
+        assert answer.headers["stream-closed"] == "true"
+        assert answer.headers["stream-next-offset"] == first.headers["stream-next-offset"]
+    elif other_type or old_seq:
+        assert answer.status_code == 409
+        assert "stream-closed" not in answer.headers
+    else:
+        assert answer.status_code == 200
+    assert (await client.get("s")).text == ("12" if answer.status_code == 200 else "1")
+
+
+async def test_a_producer_that_is_refused_leaves_nothing_behind(client: httpx.AsyncClient) -> None:
+    await made(client)
+    assert (await client.post("s", headers={**TEXT, **producer(0), "stream-seq": "b"}, content="1")).status_code == 200
+    refused = await client.post("s", headers={**TEXT, **producer(1), "stream-seq": "a"}, content="2")
+    assert refused.status_code == 409
+    again = await client.post("s", headers={**TEXT, **producer(1), "stream-seq": "c"}, content="2")
+    assert (again.status_code, again.headers["producer-seq"]) == (200, "1")
+
+
+async def test_what_is_repeated_is_answered_with_the_highest_number_that_was_accepted(client: httpx.AsyncClient) -> None:
+    await made(client)
+    for seq in range(5):
+        assert (await client.post("s", headers={**TEXT, **producer(seq)}, content=str(seq))).status_code == 200
+    again = await client.post("s", headers={**TEXT, **producer(1)}, content="1")
+    assert (again.status_code, again.headers["producer-seq"]) == (204, "4")
+    gap = await client.post("s", headers={**TEXT, **producer(9)}, content="9")
+    assert (gap.status_code, gap.headers["producer-expected-seq"], gap.headers["producer-received-seq"]) == (409, "5", "9")
+    assert (await client.get("s")).text == "01234"
+
+
+# Bytes
+
+
+@pytest.mark.parametrize(
+    "body",
+    ['{ "a" :\t1.0e2 }', '"\\ud83d\\ude00"', "[[], [1, 2]]", '[{"a":1},{"a":1}]', "12345678901234567890123", " \n[1]\n ", '[" , "]'],
+)
+async def test_messages_come_back_byte_for_byte(client: httpx.AsyncClient, body: str) -> None:
+    await made(client, headers=JSON)
+    assert (await client.post("s", headers=JSON, content=body)).status_code == 204
+    inner = body.strip()[1:-1] if body.strip().startswith("[") else body
+    assert re.sub(r",\s*", ",", (await client.get("s")).text) == re.sub(r",\s*", ",", f"[{inner.strip()}]")
+
+
+@pytest.mark.parametrize("body", [b"{", b"[1,]", b"[1 2]", b"NaN", b"'a'", b'"\xff"', b"\xef\xbb\xbf1", b"[" * 300 + b"]" * 300, b"1 2"])
+async def test_what_is_not_json_is_refused_and_leaves_nothing(client: httpx.AsyncClient, body: bytes) -> None:
+    await made(client, headers=JSON)
+    assert (await client.post("s", headers=JSON, content=body)).status_code == 400
+    assert (await client.get("s")).text == "[]"
+
+
+async def test_an_append_of_several_mebibytes_comes_back_as_it_was(client: httpx.AsyncClient) -> None:
+    body = bytes(range(256)) * (3 << 12)
+    await made(client, headers={"content-type": "application/x-bytes"})
+    assert (await client.post("s", headers={"content-type": "application/x-bytes"}, content=body)).status_code == 204
+    got, offset = b"", "-1"
+    while True:
+        answer = await client.get("s", params={"offset": offset})
+        got, offset = got + answer.content, answer.headers["stream-next-offset"]
+        if "stream-up-to-date" in answer.headers:
+            break
+    assert got == body
+
+
+async def test_a_fork_may_begin_anywhere_in_an_append_however_it_is_kept(client: httpx.AsyncClient) -> None:
+    body, kind = bytes(range(256)) * (3 << 12), {"content-type": "application/x-bytes"}
+    start = await made(client, headers=kind)
+    await client.post("s", headers=kind, content=body)
+    await client.post("s", headers=kind, content=b"more")
+    at = len(body) - 5
+    forked = {"stream-forked-from": "s", "stream-fork-offset": start, "stream-fork-sub-offset": str(at)}
+    assert (await client.put("f", headers=forked, content=b"!")).status_code == 201
+    got, offset = b"", "-1"
+    for _ in range(5):
+        answer = await client.get("f", params={"offset": offset})
+        got, offset = got + answer.content, answer.headers["stream-next-offset"]
+    assert got == body[:at] + b"!"
+    too_far = {**forked, "stream-fork-sub-offset": str(len(body) + 1)}
+    assert (await client.put("g", headers=too_far)).status_code == 400
+
+
+async def test_text_that_is_appended_in_the_middle_of_a_character_is_read_whole(client: httpx.AsyncClient) -> None:
+    text = "a😀b€".encode()
+    await made(client)
+    events: list[str] = []
+    async with client.stream("GET", "s", params={"offset": "-1", "live": "sse"}) as response:
+        lines = response.aiter_lines()
+        with anyio.fail_after(BOUND_SECONDS):
+            for byte in text:
+                await client.post("s", headers=TEXT, content=bytes([byte]))
+            async for line in lines:
+                events += [line.removeprefix("data:")] if line.startswith("data:") and "streamNextOffset" not in line else []
+                if "".join(events) == text.decode():
+                    break
+    assert "\ufffd" not in "".join(events)
+
+
+# Lives, and other streams of the storage
+
+
+async def test_an_offset_of_an_earlier_stream_is_not_one_of_this(client: httpx.AsyncClient) -> None:
+    await made(client, body="1")
+    await client.post("s", headers=TEXT, content="2")
+    old = (await client.get("s")).headers["stream-next-offset"]
+    assert (await client.delete("s")).status_code == 204
+    await made(client, body="123")
+    assert (await client.get("s", params={"offset": old})).status_code == 410
+    assert (await client.get("s", params={"offset": "9" * 16 + old[16:]})).status_code in {400, 410}
+
+
+async def test_managers_of_the_same_storage_neither_see_nor_touch_these_streams(
+    open_client: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with open_client(storage) as client, StreamManager(storage) as streams:
+        await made(client, headers={**TEXT, "stream-ttl": "100"}, body="x")
+        async with streams.open("s") as stream:
+            await stream.done("ours")
+        assert [info.id for info in await streams.list()] == ["s"]
+        storage.ahead_seconds = 1_000.0
+        await streams.sweep()
+        assert [id for id, _ in await storage.scan() if id.startswith(".ds.s")] == [".ds.s.s"]
+        assert (await client.get("s")).status_code == 404
+    assert caplog.records == []
+
+
+async def test_a_stream_that_has_expired_is_removed_and_its_path_is_free(open_client: Open) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with StreamManager(storage) as streams, durable_streams(streams) as app:
+        there = app._there  # noqa: SLF001
+        assert there is not None
+        from tests.durable_streams.conftest import client_of
+
+        async with client_of(app) as client:
+            await made(client, headers={**TEXT, "stream-ttl": "10"})
+            await made(client, "kept", headers={**TEXT, "stream-ttl": "10000"})
+            storage.ahead_seconds = 100.0
+            await there.sweep()
+            assert [id for id, _ in await storage.scan() if id.startswith(".ds.s")] == [".ds.s.kept"]
+            await made(client)
+
+
+async def test_what_is_kept_for_forks_goes_when_the_last_of_them_expires(open_client: Open) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with StreamManager(storage) as streams, durable_streams(streams) as app:
+        there = app._there  # noqa: SLF001
+        assert there is not None
+        from tests.durable_streams.conftest import client_of
+
+        async with client_of(app) as client:
+            await made(client, body="source")
+            forked = {"stream-forked-from": "s", "stream-ttl": "10"}
+            assert (await client.put("f", headers=forked, content="+")).status_code == 201
+            assert (await client.delete("s")).status_code == 204
+            assert (await client.get("s")).status_code == 410
+            assert (await client.get("f")).text == "source+"
+            storage.ahead_seconds = 1_000.0
+            await there.sweep()
+            assert [id for id, _ in await storage.scan() if id.startswith(".ds.")] == []
+
+
+# Answers that were lost
+
+
+async def test_an_append_whose_answer_was_lost_is_stored_once_and_says_so(open_client: Open) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with open_client(storage) as client:
+        await made(client)
+        storage.lose_answer("commit")
+        assert (await client.post("s", headers=TEXT, content="1")).status_code == 204
+        assert (await client.post("s", headers=TEXT, content="2")).status_code == 204
+        assert (await client.get("s")).text == "12"
+
+
+async def test_a_create_and_a_close_whose_answers_were_lost_have_happened_once(open_client: Open) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with open_client(storage) as client:
+        storage.lose_answer("commit")
+        assert (await client.put("s", headers=TEXT, content="1")).status_code == 201
+        storage.lose_answer("commit")
+        assert (await client.post("s", headers={**TEXT, "stream-closed": "true"}, content="2")).status_code == 204
+        answer = await client.get("s")
+        assert (answer.text, answer.headers["stream-closed"]) == ("12", "true")
+
+
+async def test_what_nobody_knows_is_answered_503_and_a_producer_may_ask_again(open_client: Open) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with open_client(storage) as client:
+        await made(client)
+        storage.lose_answer("commit")
+        storage.skip("read")
+        storage.refuse("read", error=StorageError("down"))
+        assert (await client.post("s", headers={**TEXT, **producer(0)}, content="1")).status_code == 503
+        again = await client.post("s", headers={**TEXT, **producer(0)}, content="1")
+        assert (again.status_code, again.headers["producer-seq"]) == (204, "0")
+        assert (await client.get("s")).text == "1"
+
+
+async def test_what_the_storage_says_when_it_fails_is_not_shown(open_client: Open) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with open_client(storage) as client:
+        await made(client)
+        storage.refuse("read", times=2, error=StorageError("password=hunter2"))
+        answer = await client.get("s")
+        assert answer.status_code == 503
+        assert "hunter2" not in answer.text
+
+
+async def test_two_servers_of_one_storage_store_each_append_once_and_in_the_order_of_its_producer(open_client: Open) -> None:
+    storage = MemoryStorage()
+    async with open_client(storage) as one, open_client(storage) as other:
+        await made(one, headers=JSON)
+
+        async def produce(client: httpx.AsyncClient, name: str) -> None:
+            for seq in range(30):
+                answer = await client.post("s", headers={**JSON, **producer(seq, name=name)}, content=f'["{name}{seq}"]')
+                assert answer.status_code == 200
+
+        async def append(client: httpx.AsyncClient, name: str) -> None:
+            for seq in range(30):
+                assert (await client.post("s", headers=JSON, content=f'["{name}{seq}"]')).status_code == 204
+
+        async with anyio.create_task_group() as tasks:
+            for number, client in enumerate([one, other] * 3):
+                tasks.start_soon(produce if number < 4 else append, client, f"{'abcdef'[number]}")
+        got = (await other.get("s")).json()
+    assert [[text for text in got if text[0] == name] for name in "abcdef"] == [
+        [f"{name}{seq}" for seq in range(30)] for name in "abcdef"
+    ]
+
+
+# Who waits
+
+
+@pytest.mark.parametrize("live", ["long-poll", "sse"])
+async def test_what_another_server_appends_is_read_live(open_client: Open, live: str) -> None:
+    storage = MemoryStorage()
+    async with open_client(storage) as one, open_client(storage) as other:
+        offset = await made(one, body="1")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: other.post("s", headers=TEXT, content="news"))
+            with anyio.fail_after(BOUND_SECONDS):
+                async with one.stream("GET", "s", params={"offset": offset, "live": live}) as response:
+                    async for line in response.aiter_lines():
+                        if line in {"news", "data:news"}:
+                            break
+
+
+async def test_a_reader_that_goes_is_noticed_at_once(open_client: Open) -> None:
+    async with open_client(limits=DurableStreamsLimits(max_readers=1)) as client:
+        await made(client)
+        for live in ["sse", "long-poll"] * 3:
+            with anyio.fail_after(BOUND_SECONDS):
+                while True:  # until the server has seen that the one before has gone
+                    async with client.stream("GET", "s", params={"offset": "now", "live": "sse"}) as response:
+                        if response.status_code == 200:
+                            second = await client.get("s", params={"offset": "now", "live": live})
+                            assert (second.status_code, second.headers["retry-after"]) == (429, "1")
+                            break
+                    await anyio.lowlevel.checkpoint()
+
+
+async def test_a_response_of_events_ends_after_its_time_and_its_reader_comes_back(open_client: Open) -> None:
+    async with open_client(limits=DurableStreamsLimits(sse=timedelta(milliseconds=50))) as client:
+        await made(client)
+        with anyio.fail_after(BOUND_SECONDS):
+            answer = await client.get("s", params={"offset": "-1", "live": "sse"})
+    assert "upToDate" in answer.text
+    assert "streamClosed" not in answer.text
+
+
+async def test_live_readers_end_when_the_server_is_drained(open_client: Open) -> None:
+    async with StreamManager(MemoryStorage()) as streams, durable_streams(streams) as app:
+        from tests.durable_streams.conftest import client_of
+
+        async with client_of(app) as client:
+            offset = await made(client)
+            answers: list[httpx.Response] = []
+
+            async def read(live: str) -> None:
+                answers.append(await client.get("s", params={"offset": offset, "live": live}))
+
+            with anyio.fail_after(BOUND_SECONDS):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(read, "long-poll")
+                    async with client.stream("GET", "s", params={"offset": offset, "live": "sse"}) as response:
+                        lines = response.aiter_lines()
+                        assert await anext(lines) == "event: control"
+                        await app.drain()
+                        assert not [line async for line in lines if "streamClosed" in line]
+            assert [answer.status_code for answer in answers] == [204]
+            assert "stream-closed" not in answers[0].headers
+
+
+# Limits and paths
+
+
+async def test_what_is_too_much_is_refused_and_leaves_nothing(open_client: Open) -> None:
+    limits = DurableStreamsLimits(max_append_bytes=100, max_stream_bytes=150, max_stream_records=5, max_producers=2)
+    async with open_client(limits=limits) as client:
+        await made(client)
+        assert (await client.post("s", headers=TEXT, content="x" * 101)).status_code == 413
+        assert (await client.put("t", headers=TEXT, content="x" * 101)).status_code == 413
+        assert (await client.post("s", headers=TEXT, content="x" * 100)).status_code == 204
+        assert (await client.post("s", headers=TEXT, content="x" * 51)).status_code == 413
+        for name in "ab":
+            assert (await client.post("s", headers={**TEXT, **producer(0, name=name)}, content="x")).status_code == 200
+        assert (await client.post("s", headers={**TEXT, **producer(0, name="c")}, content="x")).status_code == 429
+        assert (await client.post("s", headers={**TEXT, **producer(1, name="a")}, content="x")).status_code == 200
+        assert (await client.post("s", headers=TEXT, content="x")).status_code == 204
+        assert (await client.post("s", headers=TEXT, content="x")).status_code == 413
+        assert (await client.post("s", headers={"stream-closed": "true"})).status_code == 204
+        assert (await client.get("s")).text == "x" * 104
+
+
+@pytest.mark.parametrize(
+    "path", ["a/%2e%2e/b", "a//b", "a/", "a%2Fb", "a%00b", "a%0ab", "a%5cb", "%ff", "x" * 1_025, "a/%2e", "%2e%2e"]
+)
+async def test_a_path_that_two_may_take_for_different_streams_names_none(client: httpx.AsyncClient, path: str) -> None:
+    for method in ["PUT", "GET", "POST", "HEAD", "DELETE"]:
+        request = client.build_request(method, str(client.base_url) + "/", headers=TEXT)
+        request.url = request.url.copy_with(raw_path=b"/" + path.encode())
+        assert (await client.send(request)).status_code == 400
+
+
+@pytest.mark.parametrize("path", ["a/b/c", "über/straße", "a b", "a~~b", "x" * 400, "x" * 400 + "y", "a%2525b", "..a", ".ds.s.a"])
+async def test_each_path_is_a_stream_of_its_own(client: httpx.AsyncClient, path: str) -> None:
+    await made(client, "x" * 300)
+    answer = await client.put(path, headers=TEXT, content=path.encode())
+    assert answer.status_code == 201
+    assert (await client.get(answer.headers["location"])).content == path.encode()
+
+
+# Who may
+
+
+async def test_nothing_is_done_that_is_not_allowed(open_client: Open) -> None:
+    asked: list[tuple[str, str]] = []
+    async with open_client(authorize=lambda access: asked.append((access.action, access.path))) as client:
+        for method in ["PUT", "GET", "HEAD", "POST", "DELETE"]:
+            answer = await client.request(method, "s", headers={**TEXT, "stream-closed": "true"})
+            assert answer.status_code == 403
+            assert answer.headers["x-content-type-options"] == "nosniff"
+        assert (await client.put("f", headers={"stream-forked-from": "s"})).status_code == 403
+    assert asked == [(action, "s") for action in ["create", "read", "head", "append", "delete", "fork"]]
+
+
+async def test_a_fork_needs_permission_for_its_source(open_client: Open) -> None:
+    async with open_client(authorize=lambda access: access.path.startswith("mine/") or access.action == "create") as client:
+        await made(client, "yours/s", body="secret")
+        await made(client, "mine/s")
+        assert (await client.put("mine/f", headers={"stream-forked-from": "yours/s"})).status_code == 403
+        assert (await client.put("mine/f", headers={"stream-forked-from": "mine/s"})).status_code == 201
+
+
+async def test_a_page_of_a_stream_is_no_page_of_the_apps(client: httpx.AsyncClient) -> None:
+    await made(client, headers={"content-type": "text/html"}, body="<script>alert(1)</script>")
+    answer = await client.get("s")
+    assert answer.headers["content-security-policy"] == "sandbox; default-src 'none'"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_what_is_not_of_the_protocol_is_refused(client: httpx.AsyncClient) -> None:
+    await made(client)
+    assert (await client.request("PATCH", "s")).status_code == 405
+    for path in ["__ds/subscriptions/x", "__ds/jwks.json", "__ds", "__ds/anything"]:
+        assert (await client.get(path)).status_code == 404
+    for query in ["offset=", "offset=-1&offset=-1", "live=sse", "live=other&offset=-1", "offset=%00", "offset=1,2", "live="]:
+        assert (await client.get(f"s?{query}")).status_code == 400, query
+    for headers in [
+        {"stream-ttl": "01"},
+        {"stream-ttl": "+1"},
+        {"stream-ttl": "1e3"},
+        {"stream-ttl": "1", "stream-expires-at": "2030-01-01T00:00:00Z"},
+        {"stream-expires-at": "tomorrow"},
+        {"stream-expires-at": "2030-13-01T00:00:00Z"},
+        {"stream-fork-offset": "-1"},
+        {"content-type": "text"},
+    ]:
+        assert (await client.put("t", headers=headers)).status_code == 400, headers
