@@ -72,9 +72,9 @@ class DurableStreams:
         self._authorize = authorize
         self._limits = limits or DurableStreamsLimits()
         self._manner = Manner(self._limits, cors, cache, None if public_url is None else public_url.rstrip("/"))
-        self._readers = Readers(self._limits)
         self._webhooks = None if subscriptions == "off" else subscriptions
         self._shutdown = shutdown_of(self.streams)
+        self._readers = Readers(self._limits, self._shutdown)
         self._ours = AsyncExitStack()
         self._background = Background()
         self._there: Streams | None = None

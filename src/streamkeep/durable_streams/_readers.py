@@ -9,6 +9,7 @@ import anyio
 
 from ..errors import StorageError
 from ..http.response import Receive, disconnected, shown_error
+from ..http.shutdown import Shutdown
 from . import _messages, _rules
 from ._answering import Answering, DurableStreamsLimits
 from ._live import Live, Piece
@@ -22,9 +23,10 @@ HEARTBEAT_SECONDS: Final = 15.0
 class Readers:
     """The live readers of an app: how many there are, and whether they are to end."""
 
-    def __init__(self, limits: DurableStreamsLimits) -> None:
+    def __init__(self, limits: DurableStreamsLimits, shutdown: Shutdown) -> None:
         self.limits = limits
         self.are_ending = False
+        self._shutdown = shutdown
         self._count = 0
 
     @contextmanager
@@ -34,7 +36,8 @@ class Readers:
             raise RefusedError(429, "there are as many live readers as there may be", headers=(("retry-after", "1"),))
         self._count += 1
         try:
-            yield
+            with self._shutdown.listening(), self._shutdown.responding():  # a server may have put its signal handlers on top of ours
+                yield
         finally:
             self._count -= 1
 

@@ -7,6 +7,7 @@ used: a name is resolved once, every address that it has is checked, and the con
 import base64
 import hmac
 import ipaddress
+import socket
 import ssl
 from collections.abc import Mapping
 from hashlib import sha256
@@ -90,7 +91,7 @@ def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
 async def _resolved(parts: SplitResult, port: int, *, allow_local: bool) -> str:
     """Give an address of a URL's host. Every one that it has must be public: which one is meant, nobody knows."""
     host = parts.hostname or ""
-    found = await anyio.getaddrinfo(host, port, type=anyio.socket.SOCK_STREAM) if _address(host) is None else None  # type: ignore[attr-defined]
+    found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM) if _address(host) is None else None
     addresses = [host] if found is None else [str(entry[4][0]) for entry in found]
     local = allow_local and is_local(host)
     for text in addresses:

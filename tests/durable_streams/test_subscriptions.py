@@ -1,0 +1,321 @@
+"""Subscriptions: which streams, who may be woken where, and what fences whom."""
+
+import base64
+import ipaddress
+import json
+import random
+from typing import Any, Final
+
+import anyio
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.durable_streams.conftest import Open
+from tests.durable_streams.test_processes import webhook
+
+from streamkeep.durable_streams import _wakes, _webhooks
+from streamkeep.durable_streams._wakes import Config, Noticed, Refusal, Subscription
+from streamkeep.storages.memory import MemoryStorage
+
+BOUND_SECONDS: Final = 10
+TEXT: Final = {"content-type": "text/plain"}
+JSON: Final = {"content-type": "application/json"}
+PULL: Final = {"type": "pull-wake", "pattern": "events/*", "wake_stream": "wake", "lease_ttl_ms": 1_000}
+
+
+# Patterns
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "expected"),
+    [
+        ("events/*", "events/a", True),
+        ("events/*", "events/a/b", False),
+        ("events/*", "events", False),
+        ("events/**", "events", True),
+        ("events/**", "events/a/b", True),
+        ("**/b", "b", True),
+        ("**/b", "a/c/b", True),
+        ("a/**/b/**/c", "a/b/b/x/c", True),
+        ("a/**/b/**/c", "a/b/x", False),
+        ("*", "a", True),
+        ("**", "a/b", True),
+        ("a.c", "abc", False),
+    ],
+)
+def test_a_star_is_one_segment_and_two_are_any_number(pattern: str, path: str, *, expected: bool) -> None:
+    assert _wakes.matches(_wakes.segments_of(pattern), path) is expected
+
+
+def test_a_pattern_takes_no_longer_than_it_is_long() -> None:
+    assert not _wakes.matches(_wakes.segments_of("**/a/" * 30 + "b"), "a/" * 500 + "c")
+
+
+# Where webhooks may go
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.com/hook",
+        "https://10.0.0.1/",
+        "https://172.16.0.1/",
+        "https://192.168.1.1/",
+        "https://169.254.169.254/latest/meta-data",
+        "https://127.0.0.1/",
+        "https://[::1]/",
+        "https://[fe80::1]/",
+        "https://[::ffff:10.0.0.1]/",
+        "https://[64:ff9b::a00:1]/",
+        "https://[2002:a00:1::]/",
+        "https://0.0.0.0/",
+        "https://100.64.0.1/",
+        "https://224.0.0.1/",
+        "https://localhost/",
+        "https://a.localhost/",
+        "https://metadata.google.internal/",
+        "https://user@example.com/",
+        "https://example.com/#x",
+        "https:///x",
+        "https://example.com:99999/",
+        "ftp://example.com/",
+        "https://exa mple.com/",
+        "https://example.com/\r\nX: y",
+        "http://localhost/hook",
+        "http://127.0.0.1/hook",
+        "not a url",
+    ],
+)
+def test_a_webhook_goes_to_https_and_public_hosts_only(url: str) -> None:
+    with pytest.raises(_webhooks.WebhookRejectedError):
+        _webhooks.check_url(url, allow_local=False)
+
+
+@pytest.mark.parametrize("url", ["http://10.0.0.1/", "http://127.0.1.1/", "https://[::1]/", "http://0.0.0.0/", "http://localhost.evil.com/"])
+def test_development_lets_this_machine_be_reached_and_nothing_else(url: str) -> None:
+    _webhooks.check_url("http://localhost:8080/hook", allow_local=True)
+    _webhooks.check_url("http://127.0.0.1:8080/hook", allow_local=True)
+    with pytest.raises(_webhooks.WebhookRejectedError):
+        _webhooks.check_url(url, allow_local=True)
+
+
+async def test_a_name_that_leads_into_this_network_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def resolve(*_: object, **__: object) -> list[tuple[Any, ...]]:
+        return [(0, 0, 0, "", ("93.184.216.34", 443)), (0, 0, 0, "", ("10.0.0.7", 443))]
+
+    monkeypatch.setattr("anyio.getaddrinfo", resolve)
+    with pytest.raises(_webhooks.WebhookRejectedError):
+        await _webhooks.post("https://rebound.example.com/", b"{}", {}, within=BOUND_SECONDS, allow_local=True)
+
+
+@given(st.ip_addresses())
+def test_no_address_is_public_that_is_not_global(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
+    if _webhooks._is_public(address):  # noqa: SLF001
+        assert address.is_global
+        assert not address.is_private
+
+
+# Webhooks
+
+
+async def test_a_webhook_is_signed_and_its_worker_may_answer_later(open_client: Open) -> None:
+    async with open_client(subscriptions="local") as client, webhook(b"{}") as (url, taken, came):
+        config = {"type": "webhook", "pattern": "events/*", "webhook": {"url": url}}
+        assert (await client.put("__ds/subscriptions/s", json=config)).status_code == 201
+        await client.put("events/a", headers=TEXT, content="1")
+        with anyio.fail_after(BOUND_SECONDS):
+            await came.wait()
+        headers, body = taken[0]
+        said, woken = dict(part.split("=", 1) for part in headers["webhook-signature"].split(",")), json.loads(body)
+        keys = (await client.get("__ds/jwks.json")).json()["keys"]
+        assert keys[0]["kid"] == said["kid"]
+        public = Ed25519PublicKey.from_public_bytes(_decoded(keys[0]["x"]))
+        public.verify(_decoded(said["ed25519"]), said["t"].encode() + b"." + body)
+
+        ack = {"wake_id": woken["wake_id"], "generation": woken["generation"], "done": True}
+        acks = [{"stream": "events/a", "offset": woken["streams"][0]["tail_offset"]}]
+        authorized = {"authorization": f"Bearer {woken['callback_token']}"}
+        callback = woken["callback_url"]
+        for token in ["", "Bearer x.y", f"Bearer {woken['callback_token'][:-2]}AA", f"Basic {woken['callback_token']}"]:
+            assert (await client.post(callback, json=ack, headers={"authorization": token})).status_code == 401
+        assert (await client.post("__ds/subscriptions/other/callback", json=ack, headers=authorized)).status_code == 401
+        assert (await client.post("__ds/subscriptions/s/ack", json=ack, headers=authorized)).status_code == 401
+        beyond = [{"stream": "events/a", "offset": "9" * 16 + acks[0]["offset"][16:]}]
+        refused = await client.post(callback, json={**ack, "acks": beyond}, headers=authorized)
+        assert refused.json()["error"]["code"] == "INVALID_OFFSET"
+        done = await client.post(callback, json={**ack, "acks": acks}, headers=authorized)
+        assert done.json() == {"ok": True, "next_wake": False}
+        assert (await client.post(callback, json={**ack, "acks": acks}, headers=authorized)).json()["error"]["code"] == "FENCED"
+
+
+def _decoded(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+async def test_what_comes_while_a_wake_is_in_flight_makes_the_next_one(open_client: Open) -> None:
+    async with open_client(subscriptions="local") as client, webhook(b'{"done":true}') as (url, taken, _):
+        config = {"type": "webhook", "streams": ["a"], "webhook": {"url": url}}
+        await client.put("a", headers=TEXT)
+        assert (await client.put("__ds/subscriptions/s", json=config)).status_code == 201
+        for number in range(20):
+            assert (await client.post("a", headers=TEXT, content=str(number))).status_code == 204
+        tail = (await client.head("a")).headers["stream-next-offset"]
+        with anyio.fail_after(BOUND_SECONDS):
+            while (await client.get("__ds/subscriptions/s")).json()["streams"][0]["acked_offset"] != tail:
+                pass
+    generations = [json.loads(body)["generation"] for _, body in taken]
+    assert generations == sorted(set(generations))
+
+
+async def test_an_append_through_another_server_wakes_as_well(open_client: Open) -> None:
+    storage = MemoryStorage()
+    async with (
+        open_client(storage, subscriptions="local") as one,
+        open_client(storage, subscriptions="local") as other,
+        webhook(b'{"done":true}') as (url, taken, came),
+    ):
+        config = {"type": "webhook", "pattern": "**", "webhook": {"url": url}}
+        assert (await one.put("__ds/subscriptions/s", json=config)).status_code == 201
+        with anyio.fail_after(BOUND_SECONDS):
+            number = 0
+            while not came.is_set():
+                number += 1
+                await other.put(f"a{number}", headers=TEXT, content="1")
+    assert {stream["path"] for _, body in taken for stream in json.loads(body)["streams"]} >= {"a1"} or taken
+
+
+async def test_what_was_there_before_the_subscription_wakes_nobody(open_client: Open) -> None:
+    async with open_client(subscriptions="local") as client:
+        await client.put("events/old", headers=TEXT, content="1")
+        await client.put("wake", headers=JSON)
+        assert (await client.put("__ds/subscriptions/s", json=PULL)).status_code == 201
+        answer = await client.post("__ds/subscriptions/s/claim", json={"worker": "w"})
+        assert answer.json()["error"]["code"] == "NO_PENDING_WORK"
+
+
+# Pull-wake
+
+
+async def test_a_lease_that_is_over_fences_its_worker_and_wakes_another_one(open_client: Open) -> None:
+    async with open_client(subscriptions="local") as client:
+        await client.put("wake", headers=JSON)
+        assert (await client.put("__ds/subscriptions/s", json=PULL)).status_code == 201
+        await client.put("events/a", headers=TEXT, content="1")
+        first = (await client.post("__ds/subscriptions/s/claim", json={"worker": "one"})).json()
+        with anyio.fail_after(BOUND_SECONDS):
+            while (second := await client.post("__ds/subscriptions/s/claim", json={"worker": "two"})).status_code != 200:
+                assert second.json()["error"]["current_holder"] == "one"
+        assert second.json()["generation"] > first["generation"]
+        for what in ["ack", "release"]:
+            late = await client.post(
+                f"__ds/subscriptions/s/{what}",
+                json={"wake_id": first["wake_id"], "generation": first["generation"], "done": True},
+                headers={"authorization": f"Bearer {first['token']}"},
+            )
+            assert (late.status_code, late.json()["error"]["code"]) == (409, "FENCED")
+        with anyio.fail_after(BOUND_SECONDS):
+            while len((await client.get("wake")).json()) < 1:
+                pass
+
+
+async def test_a_deleted_subscriptions_worker_changes_nothing(open_client: Open) -> None:
+    async with open_client(subscriptions="local") as client:
+        await client.put("wake", headers=JSON)
+        await client.put("__ds/subscriptions/s", json=PULL)
+        await client.put("events/a", headers=TEXT, content="1")
+        claimed = (await client.post("__ds/subscriptions/s/claim", json={"worker": "one"})).json()
+        assert (await client.delete("__ds/subscriptions/s")).status_code == 204
+        ack = {"wake_id": claimed["wake_id"], "generation": claimed["generation"], "done": True}
+        authorized = {"authorization": f"Bearer {claimed['token']}"}
+        assert (await client.post("__ds/subscriptions/s/ack", json=ack, headers=authorized)).status_code == 404
+        await client.put("__ds/subscriptions/s", json=PULL)
+        again = await client.post("__ds/subscriptions/s/ack", json=ack, headers=authorized)
+        assert again.json()["error"]["code"] == "FENCED"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b"[]",
+        b'{"type":"other","pattern":"a"}',
+        b'{"type":"webhook","pattern":"a"}',
+        b'{"type":"pull-wake","pattern":"a"}',
+        b'{"type":"pull-wake","wake_stream":"w"}',
+        b'{"type":"pull-wake","wake_stream":"w","pattern":"a","lease_ttl_ms":999}',
+        b'{"type":"pull-wake","wake_stream":"w","pattern":"a","lease_ttl_ms":600001}',
+        b'{"type":"pull-wake","wake_stream":"w","pattern":"a","lease_ttl_ms":1000.5}',
+        b'{"type":"pull-wake","wake_stream":"../w","pattern":"a"}',
+        b'{"type":"pull-wake","wake_stream":"__ds/w","pattern":"a"}',
+        b'{"type":"pull-wake","wake_stream":"w","streams":["a//b"]}',
+        b'{"type":"pull-wake","wake_stream":"w","pattern":"' + b"a/" * 100 + b'a"}',
+    ],
+)
+async def test_what_can_be_no_subscription_is_refused(open_client: Open, body: bytes) -> None:
+    async with open_client(subscriptions="local") as client:
+        assert (await client.put("__ds/subscriptions/s", content=body)).status_code == 400
+        assert (await client.get("__ds/subscriptions/s")).status_code == 404
+
+
+async def test_a_subscription_needs_permission_for_each_stream_and_for_its_wake_stream(open_client: Open) -> None:
+    asked: list[tuple[str, str]] = []
+    async with open_client(subscriptions="local", authorize=lambda access: not asked.append((access.action, access.path))) as client:
+        await client.put("__ds/subscriptions/s", json={**PULL, "streams": ["b", "a"]})
+        await client.post("__ds/subscriptions/s/claim", json={"worker": "w"})
+    assert asked == [
+        ("subscribe", "__ds/subscriptions/s"),
+        ("subscribe", "events/*"),
+        ("subscribe", "a"),
+        ("subscribe", "b"),
+        ("append", "wake"),
+        ("claim", "__ds/subscriptions/s"),
+    ]
+
+
+# The rules, through random histories
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_generations_only_grow_and_nobody_acks_in_the_place_of_another(seed: int) -> None:
+    chance = random.Random(seed)
+    there = Subscription("s", "life", "by", Config("pull-wake", "**", (), "", "wake", 1_000), 0.0, is_backfilled=True)
+    tails, now, holders = dict[str, int](), 0.0, list[tuple[str, str, int]]()
+    for step in range(500):
+        before, now = there, now + chance.random() * 0.4
+        match chance.randrange(5):
+            case 0 | 1:
+                path = chance.choice("abc")
+                old = tails.get(path, 0)
+                tails[path] = old + 1
+                there = _wakes.notice(there, {path: Noticed(_offset(old), _offset(old + 1))})
+            case 2:
+                there = _wakes.advance(there, now, f"w{step}")
+            case 3:
+                claimed = _wakes.claim(there, f"worker{step}", now, f"w{step}")
+                if isinstance(claimed, Subscription):
+                    assert claimed.wake is not None
+                    assert not _wakes.is_leased(there, now)
+                    there = claimed
+                    holders.append((f"worker{step}", claimed.wake.id, claimed.generation))
+            case _ if holders:
+                worker, wake_id, generation = chance.choice(holders)
+                acks = {path: link.tail for path, link in there.links.items()}
+                acked = _wakes.ack(there, wake_id, generation, acks, now, done=chance.random() < 0.5)
+                if isinstance(acked, Refusal):
+                    assert acked.name == "FENCED"
+                else:
+                    assert before.wake is not None
+                    assert before.wake.holder == worker
+                    there = acked
+            case _:
+                pass
+        assert there.generation >= before.generation
+        for path, link in before.links.items():
+            assert there.links[path].acked >= link.acked
+            assert there.links[path].tail == _offset(tails[path])
+
+
+def _offset(position: int) -> str:
+    return f"{position:016d}_{'a' * 16}"
+
