@@ -43,11 +43,13 @@ async def produce(client: httpx.AsyncClient, history: History, name: str) -> Non
             epoch, seq = epoch + 1, 0
         text = f"{name}.{epoch}.{seq}.{step}"
         closes = {"stream-closed": "true"} if history.random.random() < 0.005 else {}
-        for tries in range(TRIES):
-            answer = await client.post("s", headers={**headers_of(name, epoch, seq), **closes}, content=f'["{text}"]')
-            if answer.status_code != 503:
-                break
-            history.unknown_answers += 1
+        tries = 0
+        while (
+            answer := await client.post("s", headers={**headers_of(name, epoch, seq), **closes}, content=f'["{text}"]')
+        ).status_code == 503:
+            tries += 1
+            assert tries < TRIES
+        history.unknown_answers += tries
         if answer.status_code in {200, 204}:
             history.certain.append(text)
             history.is_closed |= answer.headers.get("stream-closed") == "true"
@@ -101,7 +103,8 @@ async def follow(client: httpx.AsyncClient, seen: list[str]) -> None:
             assert answer.status_code == 503
             continue
         seen += answer.json() if answer.status_code == 200 else []
-        assert offset <= (offset := answer.headers["stream-next-offset"]) or offset == "-1"
+        before, offset = offset, answer.headers["stream-next-offset"]
+        assert before <= offset
         if answer.headers.get("stream-closed") == "true":
             return
 

@@ -13,6 +13,9 @@ import httpx
 import pytest
 from tests.durable_streams.served import Server
 from tests.engines.process import free_port
+from tests.test_cli import serving
+
+from streamkeep import StreamManager
 
 BOUND_SECONDS: Final = 20
 TEXT: Final = {"content-type": "text/plain"}
@@ -116,7 +119,10 @@ async def webhook(answer: bytes) -> AsyncGenerator[tuple[str, "list[tuple[dict[s
                 came.set()
 
     port = free_port()
-    async with await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=port) as listener, anyio.create_task_group() as tasks:
+    async with (
+        await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=port) as listener,
+        anyio.create_task_group() as tasks,
+    ):
         tasks.start_soon(listener.serve, handle)
         yield f"http://127.0.0.1:{port}/hook?x=1", taken, came
         tasks.cancel_scope.cancel()
@@ -153,3 +159,15 @@ async def test_a_wake_that_was_not_delivered_when_the_server_died_is_delivered_b
                 tasks.cancel_scope.cancel()
             assert not came.is_set()
             assert taken == []
+
+
+async def test_the_command_serves_the_protocol_if_it_is_told_to(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'streams.db'}"
+    async with StreamManager.connect(url) as streams:
+        await streams.list()
+    for arguments, code in [(["--durable-streams"], 201), ([], 404)]:
+        with serving("--storage", url, *arguments) as (_, base):
+            async with httpx.AsyncClient(base_url=base, timeout=BOUND_SECONDS) as client:
+                answer = await client.put("/v1/stream/a", headers=TEXT, content="1")
+                assert answer.status_code == code
+                assert "access-control-allow-origin" not in answer.headers

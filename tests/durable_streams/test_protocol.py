@@ -55,7 +55,8 @@ async def test_any_other_value_of_stream_closed_is_as_none(client: httpx.AsyncCl
 
 
 @pytest.mark.parametrize(
-    ("stale", "closed", "other_type", "old_seq"), [pytest.param(*case, id=str(case)) for case in product([True, False], repeat=4)]
+    ("stale", "closed", "other_type", "old_seq"),
+    [pytest.param(*case, id=str(case)) for case in product([True, False], repeat=4)],
 )
 async def test_errors_come_in_the_order_of_the_text(
     client: httpx.AsyncClient, *, stale: bool, closed: bool, other_type: bool, old_seq: bool
@@ -112,7 +113,15 @@ async def test_what_is_repeated_is_answered_with_the_highest_number_that_was_acc
 
 @pytest.mark.parametrize(
     "body",
-    ['{ "a" :\t1.0e2 }', '"\\ud83d\\ude00"', "[[], [1, 2]]", '[{"a":1},{"a":1}]', "12345678901234567890123", " \n[1]\n ", '[" , "]'],
+    [
+        '{ "a" :\t1.0e2 }',
+        '"\\ud83d\\ude00"',
+        "[[], [1, 2]]",
+        '[{"a":1},{"a":1}]',
+        "12345678901234567890123",
+        " \n[1]\n ",
+        '[" , "]',
+    ],
 )
 async def test_messages_come_back_byte_for_byte(client: httpx.AsyncClient, body: str) -> None:
     await made(client, headers=JSON)
@@ -121,7 +130,9 @@ async def test_messages_come_back_byte_for_byte(client: httpx.AsyncClient, body:
     assert re.sub(r",\s*", ",", (await client.get("s")).text) == re.sub(r",\s*", ",", f"[{inner.strip()}]")
 
 
-@pytest.mark.parametrize("body", [b"{", b"[1,]", b"[1 2]", b"NaN", b"'a'", b'"\xff"', b"\xef\xbb\xbf1", b"[" * 300 + b"]" * 300, b"1 2"])
+@pytest.mark.parametrize(
+    "body", [b"{", b"[1,]", b"[1 2]", b"NaN", b"'a'", b'"\xff"', b"\xef\xbb\xbf1", b"[" * 300 + b"]" * 300, b"1 2"]
+)
 async def test_what_is_not_json_is_refused_and_leaves_nothing(client: httpx.AsyncClient, body: bytes) -> None:
     await made(client, headers=JSON)
     assert (await client.post("s", headers=JSON, content=body)).status_code == 400
@@ -206,7 +217,7 @@ async def test_managers_of_the_same_storage_neither_see_nor_touch_these_streams(
 async def test_a_stream_that_has_expired_is_removed_and_its_path_is_free(open_client: Open) -> None:
     storage = FaultyStorage(MemoryStorage())
     async with StreamManager(storage) as streams, durable_streams(streams) as app:
-        there = app._there  # noqa: SLF001
+        there = app._there
         assert there is not None
         from tests.durable_streams.conftest import client_of
 
@@ -222,7 +233,7 @@ async def test_a_stream_that_has_expired_is_removed_and_its_path_is_free(open_cl
 async def test_what_is_kept_for_forks_goes_when_the_last_of_them_expires(open_client: Open) -> None:
     storage = FaultyStorage(MemoryStorage())
     async with StreamManager(storage) as streams, durable_streams(streams) as app:
-        there = app._there  # noqa: SLF001
+        there = app._there
         assert there is not None
         from tests.durable_streams.conftest import client_of
 
@@ -402,7 +413,9 @@ async def test_a_path_that_two_may_take_for_different_streams_names_none(client:
         assert (await client.send(request)).status_code == 400
 
 
-@pytest.mark.parametrize("path", ["a/b/c", "über/straße", "a b", "a~~b", "x" * 400, "x" * 400 + "y", "a%2525b", "..a", ".ds.s.a"])
+@pytest.mark.parametrize(
+    "path", ["a/b/c", "über/straße", "a b", "a~~b", "x" * 400, "x" * 400 + "y", "a%2525b", "..a", ".ds.s.a"]
+)
 async def test_each_path_is_a_stream_of_its_own(client: httpx.AsyncClient, path: str) -> None:
     await made(client, "x" * 300)
     answer = await client.put(path, headers=TEXT, content=path.encode())

@@ -92,7 +92,9 @@ def test_a_webhook_goes_to_https_and_public_hosts_only(url: str) -> None:
         _webhooks.check_url(url, allow_local=False)
 
 
-@pytest.mark.parametrize("url", ["http://10.0.0.1/", "http://127.0.1.1/", "https://[::1]/", "http://0.0.0.0/", "http://localhost.evil.com/"])
+@pytest.mark.parametrize(
+    "url", ["http://10.0.0.1/", "http://127.0.1.1/", "https://[::1]/", "http://0.0.0.0/", "http://localhost.evil.com/"]
+)
 def test_development_lets_this_machine_be_reached_and_nothing_else(url: str) -> None:
     _webhooks.check_url("http://localhost:8080/hook", allow_local=True)
     _webhooks.check_url("http://127.0.0.1:8080/hook", allow_local=True)
@@ -111,7 +113,7 @@ async def test_a_name_that_leads_into_this_network_is_not_followed(monkeypatch: 
 
 @given(st.ip_addresses())
 def test_no_address_is_public_that_is_not_global(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
-    if _webhooks._is_public(address):  # noqa: SLF001
+    if _webhooks._is_public(address):
         assert address.is_global
         assert not address.is_private
 
@@ -260,7 +262,9 @@ async def test_what_can_be_no_subscription_is_refused(open_client: Open, body: b
 
 async def test_a_subscription_needs_permission_for_each_stream_and_for_its_wake_stream(open_client: Open) -> None:
     asked: list[tuple[str, str]] = []
-    async with open_client(subscriptions="local", authorize=lambda access: not asked.append((access.action, access.path))) as client:
+    async with open_client(
+        subscriptions="local", authorize=lambda access: not asked.append((access.action, access.path))
+    ) as client:
         await client.put("__ds/subscriptions/s", json={**PULL, "streams": ["b", "a"]})
         await client.post("__ds/subscriptions/s/claim", json={"worker": "w"})
     assert asked == [
@@ -318,4 +322,3 @@ def test_generations_only_grow_and_nobody_acks_in_the_place_of_another(seed: int
 
 def _offset(position: int) -> str:
     return f"{position:016d}_{'a' * 16}"
-

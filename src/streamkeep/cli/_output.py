@@ -147,7 +147,11 @@ class Output:
             f"  curl -N {url}/streams/ID              a stream's events as SSE; ?after=N to go on",
             f"  curl {url}/streams/ID/info            what is known of it",
             f"  curl -X DELETE {url}/streams/ID       stop it",
-            *([] if protocol_root is None else [f"  {url}{protocol_root}/PATH            a stream of the Durable Streams protocol"]),
+            *(
+                []
+                if protocol_root is None
+                else [f"  {url}{protocol_root}/PATH            a stream of the Durable Streams protocol"]
+            ),
             "",
             "Whoever has an id may do that. Ctrl-C stops.",
         )

@@ -24,6 +24,7 @@ from ._requests import RefusedError, append_of, config_of, fork_of, is_true, rea
 from ._rules import Answer, Bounds, Headers, Stream
 from ._streams import Streams
 from ._subscriptions import Subscriptions
+from ._webhooks import check_installed
 
 logger: Final = logging.getLogger("streamkeep")
 
@@ -73,6 +74,8 @@ class DurableStreams:
         self._limits = limits or DurableStreamsLimits()
         self._manner = Manner(self._limits, cors, cache, None if public_url is None else public_url.rstrip("/"))
         self._webhooks = None if subscriptions == "off" else subscriptions
+        if self._webhooks is not None:
+            check_installed()
         self._shutdown = shutdown_of(self.streams)
         self._readers = Readers(self._limits, self._shutdown)
         self._ours = AsyncExitStack()
@@ -182,6 +185,7 @@ class DurableStreams:
         there = self._there
         if there is None:
             raise StreamManagerClosedError("the server is not running: enter it, or give its `lifespan` to the outermost app")
+        _ = self.streams.storage  # raises where it cannot be used
         path = answering.path()
         method = answering.scope["method"]
         if path.split("/")[0] == _paths.CONTROL:

@@ -7,7 +7,7 @@ from typing import Final
 
 import anyio
 
-from ..errors import StorageError
+from ..errors import StorageError, StreamNotFoundError
 from ..http.response import Receive, disconnected, shown_error
 from ..http.shutdown import Shutdown
 from . import _messages, _rules
@@ -36,7 +36,10 @@ class Readers:
             raise RefusedError(429, "there are as many live readers as there may be", headers=(("retry-after", "1"),))
         self._count += 1
         try:
-            with self._shutdown.listening(), self._shutdown.responding():  # a server may have put its signal handlers on top of ours
+            with (
+                self._shutdown.listening(),
+                self._shutdown.responding(),
+            ):  # a server may have put its signal handlers on top of ours
                 yield
         finally:
             self._count -= 1
@@ -132,6 +135,8 @@ class SSE:
                     await self._follow(records)
                 except StorageError as error:
                     shown_error(error)  # its reader comes back, and is told
+                except StreamNotFoundError:
+                    pass
                 # It ends like that for whoever is to come back, too: only a control event says that a stream is closed.
                 await self._answering.write(b"", more=False)
 

@@ -85,6 +85,8 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
     base: int = 0
     """How many records it has inherited; its own are behind them."""
     origin: Origin | None = None
+    depth: int = 0
+    """How many forks of forks it is."""
     is_deleted: bool = False
     """It is gone but for its forks (4.2)."""
     is_pinned: bool = False
@@ -211,6 +213,20 @@ def is_expired(stream: Stream, now: float) -> bool:
     return stream.state.expires_at <= now
 
 
+def ancestor(state: State) -> State:
+    """Give what of a state never changes, and who reads a fork needs to know."""
+    return State(
+        life=state.life,
+        lineage=state.lineage,
+        path=state.path,
+        content_type=state.content_type,
+        created_at=state.created_at,
+        by="",
+        base=state.base,
+        origin=state.origin,
+    )
+
+
 def before_its_end(state: State) -> State:
     """Give the state as who has not read all of the stream may know it."""
     return replace(state, is_closed=False)
@@ -301,6 +317,7 @@ def fork(
         size=sum(map(len, records)),
         base=base,
         origin=origin,
+        depth=old.depth + 1,
     )
     return _made(state, expiry, records, now, after_version)
 

@@ -13,12 +13,12 @@ import msgspec
 from .._background import Background
 from .._guard import GuardedStorage, commit_once
 from .._lifecycle import version_after
-from ..errors import StorageCorruptError, StorageError
+from ..errors import StorageCorruptError, StorageError, StreamNotFoundError
 from ..storage import PAGE_BYTES, Head
 from . import _paths, _rules
 from ._log import Log
 from ._messages import first_of, is_continued, is_json, same_type
-from ._rules import Answer, Append, Bounds, Config, Decision, Origin, Stream
+from ._rules import Answer, Append, Bounds, Config, Decision, Origin, State, Stream
 
 logger: Final = logging.getLogger("streamkeep")
 
@@ -27,6 +27,9 @@ PAGE_RECORDS: Final = 4_096
 IDLE_LOGS: Final = 1_000
 SWEEP_SECONDS: Final = 30.0
 SWEEP_STREAMS: Final = 500
+KNOWN_ANCESTORS: Final = 10_000
+MAX_DEPTH: Final = 1_000
+"""How many forks of forks there may be: a read of the last one goes through all of them, once."""
 LINK_SECONDS: Final = 60.0
 """How long a fork may take to be made after its link; a link to nothing is removed then."""
 
@@ -70,6 +73,7 @@ class Streams:
         self._bounds = bounds
         self._changed = changed
         self._logs: OrderedDict[str, Log] = OrderedDict()
+        self._ancestors: dict[tuple[str, str], State] = {}
 
     def log(self, path: str) -> Log:
         """Give the one log that this process has of a stream."""
@@ -107,7 +111,7 @@ class Streams:
     async def read(self, stream: Stream, position: int) -> Sequence[bytes]:
         """Give a page of what is behind a position, inherited records as well; it may be more than the stream was known to have.
 
-        StorageCorruptError: it is not there, or not any more.
+        StreamNotFoundError: the stream was deleted. StorageCorruptError: what it has inherited is missing.
         """
         records: list[bytes] = []
         size = 0
@@ -126,16 +130,27 @@ class Streams:
         while position < state.base:
             origin, limit = state.origin, min(limit, state.base - position)
             assert origin is not None
+            state = await self._ancestor(origin)
+        page = await self.storage.read(_paths.stream_id(state.path), position - state.base, limit)
+        is_there = page is not None and _rules.stream_of(page.head).state.life == state.life
+        if page is not None and is_there and (is_own or page.records):
+            return page.records, is_own
+        if is_own:
+            raise StreamNotFoundError("the stream was deleted while it was read")
+        raise StorageCorruptError("what the stream has inherited is missing")
+
+    async def _ancestor(self, origin: Origin) -> State:
+        """Give what a stream was forked from, as far as that never changes; the rest may be out of date."""
+        there = self._ancestors.get((origin.path, origin.life))
+        if there is None:
             source = await self.find(origin.path)
             if source is None or source.state.life != origin.life:
                 raise StorageCorruptError("what the stream was forked from is missing")
-            state = source.state
-        page = await self.storage.read(_paths.stream_id(state.path), position - state.base, limit)
-        if page is None or _rules.stream_of(page.head).state.life != state.life:
-            raise StorageCorruptError("the stream is missing")
-        if not is_own and not page.records:
-            raise StorageCorruptError("what the stream has inherited is missing")
-        return page.records, is_own
+            there = _rules.ancestor(source.state)
+            if len(self._ancestors) >= KNOWN_ANCESTORS:
+                self._ancestors.clear()
+            self._ancestors[origin.path, origin.life] = there
+        return there
 
     # Creating
 
@@ -230,6 +245,8 @@ class Streams:
             return Answer(409, reason="the content type is not the source's")
         if position is None or position > source.tail:
             return Answer(400, reason="the source has no such offset")
+        if state.depth >= MAX_DEPTH:
+            return Answer(409, reason="forks of forks go no deeper")
         origin = Origin(state.path, state.life, position, asked.sub, asked.offset is None)
         return await self._refined(source, origin)
 

@@ -34,6 +34,9 @@ RETRY_SECONDS: Final = 1.0
 MAX_WITHIN_SECONDS: Final = 30.0
 REFRESHED_LINKS: Final = 256
 READS_AT_ONCE: Final = 16
+LOADED_SECONDS: Final = 10.0
+BUSY_SECONDS: Final = 0.05
+"""How often at most it is noted what is appended while a wake is in flight anyway."""
 _NOT_FOUND: Final = Refusal(404, "SUBSCRIPTION_NOT_FOUND", "there is no such subscription")
 KNOWN_PATHS: Final = 10_000
 
@@ -134,7 +137,8 @@ class Subscriptions:
         """Create a subscription, or find it as it is asked for; give the HTTP status. Raises StorageError."""
         id = _paths.subscription_id(name)
         while True:
-            await self._loaded.wait()
+            with anyio.move_on_after(LOADED_SECONDS):
+                await self._loaded.wait()
             page = await self._storage.read(id)
             if page is not None:
                 there = _wakes.subscription_of(page.head)
@@ -425,6 +429,7 @@ class _Worker:
         self._due_at = _wakes.due_at(there)
         self._pushed = anyio.Event()
         self._turn = anyio.Lock()
+        self._is_busy = False
         self._task: Task | None = None
 
     def start(self, background: Background) -> None:
@@ -486,6 +491,8 @@ class _Worker:
                 logger.warning("a subscription cannot be seen to now: %s", error)
                 await anyio.sleep(RETRY_SECONDS)
                 continue
+            if self._is_busy:
+                await anyio.sleep(BUSY_SECONDS)
             with anyio.move_on_after(min(LOOK_SECONDS, max(0.0, self._due_at - self._subscriptions.now()))):
                 await self._pushed.wait()
 
@@ -503,6 +510,7 @@ class _Worker:
             return
         self._due_at = _wakes.due_at(there)
         wake, now = there.wake, self._subscriptions.now()
+        self._is_busy = wake is not None
         if wake is None or wake.is_announced:
             return
         is_ours = wake.id == wake_id

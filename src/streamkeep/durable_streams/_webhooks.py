@@ -11,7 +11,6 @@ import socket
 import ssl
 from collections.abc import Mapping
 from hashlib import sha256
-from types import ModuleType
 from typing import TYPE_CHECKING, Final
 from urllib.parse import SplitResult, urlsplit
 
@@ -20,7 +19,7 @@ import msgspec
 from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
 
-from ..errors import StorageError
+from ..errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from h11 import Connection
@@ -29,6 +28,16 @@ MAX_URL: Final = 2_048
 MAX_ANSWER_BYTES: Final = 1 << 16
 TOKEN_SECONDS: Final = 86_400.0
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+
+
+def check_installed() -> None:
+    """Raise InvalidArgumentError unless all is installed that subscriptions need."""
+    try:
+        import cryptography
+        import h11
+    except ImportError as error:
+        raise InvalidArgumentError('subscriptions need packages more: pip install "streamkeep[durable-streams]"') from error
+    del cryptography, h11
 
 
 class WebhookRejectedError(Exception):
@@ -126,7 +135,8 @@ async def _connect(parts: SplitResult, address: str, port: int) -> ByteStream:
 
 
 async def _exchange(stream: ByteStream, parts: SplitResult, body: bytes, headers: Mapping[str, str]) -> bytes:
-    h11 = _h11()
+    import h11
+
     connection = h11.Connection(our_role=h11.CLIENT)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     ours = {"host": parts.netloc, "content-length": str(len(body)), "connection": "close", "user-agent": "streamkeep"}
@@ -134,7 +144,7 @@ async def _exchange(stream: ByteStream, parts: SplitResult, body: bytes, headers
     for event in (request, h11.Data(data=body), h11.EndOfMessage()):
         await stream.send(connection.send(event) or b"")
     try:
-        code, answer = await _response(h11, connection, stream)
+        code, answer = await _response(connection, stream)
     except h11.RemoteProtocolError as error:
         raise WebhookFailedError("the webhook's answer is no HTTP") from error
     if not 200 <= code < 300:
@@ -142,7 +152,9 @@ async def _exchange(stream: ByteStream, parts: SplitResult, body: bytes, headers
     return answer
 
 
-async def _response(h11: ModuleType, connection: "Connection", stream: ByteStream) -> tuple[int, bytes]:
+async def _response(connection: "Connection", stream: ByteStream) -> tuple[int, bytes]:
+    import h11
+
     code, answer = 0, bytearray()
     while True:
         match connection.next_event():
@@ -181,10 +193,8 @@ class Signer:
     """Signs webhooks, and makes tokens, with one private key: 32 bytes."""
 
     def __init__(self, private: bytes) -> None:
-        try:
-            from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-        except ImportError as error:
-            raise StorageError('subscriptions need a package more: pip install "streamkeep[durable-streams]"') from error
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
         self._key = Ed25519PrivateKey.from_private_bytes(private)
         self._secret = hmac.digest(private, b"streamkeep durable streams tokens", "sha256")
         x = _text(self._key.public_key().public_bytes_raw())
@@ -219,11 +229,3 @@ class Signer:
 
 def _text(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def _h11() -> ModuleType:
-    try:
-        import h11
-    except ImportError as error:
-        raise WebhookFailedError('webhooks need a package more: pip install "streamkeep[durable-streams]"') from error
-    return h11
