@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.durable_streams.conftest import Open
 from tests.durable_streams.test_processes import webhook
 
-from streamkeep.durable_streams import _wakes, _webhooks
+from streamkeep.durable_streams import Access, _wakes, _webhooks
 from streamkeep.durable_streams._wakes import Config, Noticed, Refusal, Subscription
 from streamkeep.storages.memory import MemoryStorage
 
@@ -262,9 +262,12 @@ async def test_what_can_be_no_subscription_is_refused(open_client: Open, body: b
 
 async def test_a_subscription_needs_permission_for_each_stream_and_for_its_wake_stream(open_client: Open) -> None:
     asked: list[tuple[str, str]] = []
-    async with open_client(
-        subscriptions="local", authorize=lambda access: not asked.append((access.action, access.path))
-    ) as client:
+
+    def allow(access: Access) -> bool:
+        asked.append((access.action, access.path))
+        return True
+
+    async with open_client(subscriptions="local", authorize=allow) as client:
         await client.put("__ds/subscriptions/s", json={**PULL, "streams": ["b", "a"]})
         await client.post("__ds/subscriptions/s/claim", json={"worker": "w"})
     assert asked == [
