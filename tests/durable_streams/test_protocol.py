@@ -1,5 +1,6 @@
 """What the protocol's text says, and its suite does not ask."""
 
+import json
 import re
 from collections.abc import Mapping
 from datetime import timedelta
@@ -334,6 +335,37 @@ async def test_what_another_server_appends_is_read_live(open_client: Open, live:
                     async for line in response.aiter_lines():
                         if line in {"news", "data:news"}:
                             break
+
+
+async def test_what_comes_from_elsewhere_while_something_is_appended_here_is_read_once(open_client: Open) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with open_client(storage) as here, open_client(storage._storage) as there:
+        await made(here, headers=JSON)
+        got: list[str] = []
+
+        async def read(began: anyio.Event) -> None:
+            async with here.stream("GET", "s", params={"offset": "-1", "live": "sse"}) as response:
+                async for line in response.aiter_lines():
+                    began.set()
+                    if line.startswith("data:["):
+                        got.extend(json.loads(line.removeprefix("data:")))
+                    if got[-1:] == ["end"]:
+                        return
+
+        with anyio.fail_after(BOUND_SECONDS):
+            async with anyio.create_task_group() as tasks:
+                began = anyio.Event()
+                tasks.start_soon(read, began)
+                await began.wait()
+                held = storage.hold(
+                    "read", after=True
+                )  # the reader's, which has seen what came from elsewhere, and not said so yet
+                await there.post("s", headers=JSON, content='["elsewhere"]')
+                await held.reached.wait()
+                await here.post("s", headers=JSON, content='["here"]')  # on what it knows, which is refused; then it reads
+                held.release()
+                await here.post("s", headers=JSON, content='["end"]')
+    assert got == ["elsewhere", "here", "end"]
 
 
 async def test_a_reader_that_goes_is_noticed_at_once(open_client: Open) -> None:

@@ -280,7 +280,17 @@ async def test_a_subscription_needs_permission_for_each_stream_and_for_its_wake_
     ]
 
 
-# The rules, through random histories
+# The rules
+
+
+def test_a_lease_that_is_over_is_no_lease_although_nobody_has_another_one() -> None:
+    there = Subscription("s", "life", "by", Config("pull-wake", "**", (), "", "wake", 1_000), 0.0, is_backfilled=True)
+    there = _wakes.notice(there, {"a": Noticed(_offset(0), _offset(1))})
+    claimed = _wakes.claim(there, "worker", 10.0, "w")
+    assert isinstance(claimed, Subscription)
+    assert isinstance(_wakes.ack(claimed, "w", 1, {"a": _offset(1)}, 10.9, done=False), Subscription)
+    assert _wakes.ack(claimed, "w", 1, {"a": _offset(1)}, 11.1, done=True) == _wakes.FENCED
+    assert _wakes.release(claimed, "w", 1, 11.1) == _wakes.FENCED
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -7,6 +7,9 @@ from datetime import timedelta
 from typing import Final, Literal
 from urllib.parse import quote
 
+import anyio
+from anyio.lowlevel import checkpoint
+
 from ..errors import StorageError
 from ..events import encode_json
 from ..http.response import BodyRefusedError, Receive, Scope, Send, code_of, headers_of, read_body, refusal_of, shown_error
@@ -14,6 +17,8 @@ from . import _messages, _paths, _rules
 from ._requests import Reading, RefusedError, cursor_after
 from ._rules import Answer, Stream
 
+THROWN_AWAY_BYTES: Final = 32 << 20
+THROWN_AWAY_SECONDS: Final = 10.0
 METHODS: Final = "GET, HEAD, POST, PUT, DELETE, OPTIONS"
 
 
@@ -94,9 +99,25 @@ class Answering:
         return base
 
     async def body(self) -> bytes | None:
-        """Give the request's body; None: the client has gone."""
+        """Give the request's body; None: the client has gone. BodyRefusedError: it is too long, or takes too long."""
         limits = self._manner.limits
-        return await read_body(self.scope, self.receive, max_bytes=limits.max_append_bytes, within=limits.body)
+        try:
+            return await read_body(self.scope, self.receive, max_bytes=limits.max_append_bytes, within=limits.body)
+        except BodyRefusedError as error:
+            if error.code == 413:
+                await self._throw_away_the_rest()
+            raise
+
+    async def _throw_away_the_rest(self) -> None:
+        """Read what is left of a body, within bounds: a client that still sends may not see its answer before it is cut."""
+        size = 0
+        with anyio.move_on_after(THROWN_AWAY_SECONDS):
+            while size < THROWN_AWAY_BYTES:
+                message = await self.receive()
+                size += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+                await checkpoint()
 
     # Whole answers
 
