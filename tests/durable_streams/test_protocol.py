@@ -357,15 +357,14 @@ async def test_what_comes_from_elsewhere_while_something_is_appended_here_is_rea
                 began = anyio.Event()
                 tasks.start_soon(read, began)
                 await began.wait()
-                held = storage.hold(
-                    "read", after=True
-                )  # the reader's, which has seen what came from elsewhere, and not said so yet
-                await there.post("s", headers=JSON, content='["elsewhere"]')
+                held = storage.hold("read")  # the readers', when the first append has rung
+                await here.post("s", headers=JSON, content='["first"]')
                 await held.reached.wait()
-                await here.post("s", headers=JSON, content='["here"]')  # on what it knows, which is refused; then it reads
+                await here.post("s", headers=JSON, content='["here"]')
+                await there.post("s", headers=JSON, content='["elsewhere"]')
                 held.release()
                 await here.post("s", headers=JSON, content='["end"]')
-    assert got == ["elsewhere", "here", "end"]
+    assert got == ["first", "here", "elsewhere", "end"]
 
 
 async def test_a_reader_that_goes_is_noticed_at_once(open_client: Open) -> None:
