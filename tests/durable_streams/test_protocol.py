@@ -341,6 +341,7 @@ async def test_what_comes_from_elsewhere_while_something_is_appended_here_is_rea
     storage = FaultyStorage(MemoryStorage())
     async with open_client(storage) as here, open_client(storage._storage) as there:
         await made(here, headers=JSON)
+        await here.post("s", headers=JSON, content='["zero"]')
         got: list[str] = []
 
         async def read(began: anyio.Event) -> None:
@@ -364,7 +365,7 @@ async def test_what_comes_from_elsewhere_while_something_is_appended_here_is_rea
                 await there.post("s", headers=JSON, content='["elsewhere"]')
                 held.release()
                 await here.post("s", headers=JSON, content='["end"]')
-    assert got == ["first", "here", "elsewhere", "end"]
+    assert got == ["zero", "first", "here", "elsewhere", "end"]
 
 
 async def test_a_reader_that_goes_is_noticed_at_once(open_client: Open) -> None:
