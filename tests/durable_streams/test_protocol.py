@@ -250,6 +250,47 @@ async def test_what_is_kept_for_forks_goes_when_the_last_of_them_expires(open_cl
             assert [id for id, _ in await storage.scan() if id.startswith(".ds.")] == []
 
 
+@pytest.mark.parametrize("failing", range(3))
+async def test_a_fork_that_could_not_be_made_keeps_nothing_of_its_source(open_client: Open, failing: int) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with open_client(storage) as client:
+        await made(client, body="source")
+        storage.skip("commit", times=failing)
+        storage.refuse("commit")
+        assert (await client.put("f", headers={"stream-forked-from": "s"})).status_code == 503
+        assert (await client.get("f")).status_code == 404
+        assert (await client.delete("s")).status_code == 204
+        assert [id for id, _ in await storage.scan() if id.startswith(".ds.")] == []
+
+
+async def test_a_fork_that_was_made_has_all_of_its_source_whoever_deletes_that_meanwhile(open_client: Open) -> None:
+    storage = MemoryStorage()
+    outcomes = set[tuple[int, int]]()
+    async with open_client(storage) as one, open_client(storage) as other:
+        for number in range(60):
+            source, fork, answers = f"s{number}", f"f{number}", dict[str, int]()
+            await made(one, source, body="source")
+
+            async def make(source: str = source, fork: str = fork, answers: dict[str, int] = answers) -> None:
+                answers["fork"] = (await one.put(fork, headers={"stream-forked-from": source}, content="+")).status_code
+
+            async def delete(source: str = source, answers: dict[str, int] = answers) -> None:
+                answers["delete"] = (await other.delete(source)).status_code
+
+            async with anyio.create_task_group() as tasks:
+                for start in [make, delete] if number % 2 else [delete, make]:
+                    tasks.start_soon(start)
+            outcomes.add((answers["fork"], answers["delete"]))
+            if answers["fork"] == 201:
+                assert (await other.get(fork)).text == "source+"
+                assert (await one.get(source)).status_code == 410
+                assert (await other.delete(fork)).status_code == 204
+            else:
+                assert answers["fork"] in {404, 409}
+            assert [id for id, _ in await storage.scan() if id.startswith(".ds.")] == []
+    assert {delete for _, delete in outcomes} == {204}
+
+
 # Answers that were lost
 
 
@@ -380,6 +421,19 @@ async def test_a_reader_that_goes_is_noticed_at_once(open_client: Open) -> None:
                             assert (second.status_code, second.headers["retry-after"]) == (429, "1")
                             break
                     await anyio.lowlevel.checkpoint()
+
+
+async def test_a_stream_with_a_live_reader_does_not_expire(open_client: Open) -> None:
+    async with open_client() as client:
+        await made(client, headers={**TEXT, "stream-ttl": "1"})
+        beats = 0
+        async with client.stream("GET", "s", params={"offset": "-1", "live": "sse"}) as response:
+            with anyio.fail_after(BOUND_SECONDS):
+                async for line in response.aiter_lines():
+                    beats += line == ":"
+                    if beats == 4:  # twice the TTL
+                        break
+        assert (await client.head("s")).status_code == 200
 
 
 async def test_a_response_of_events_ends_after_its_time_and_its_reader_comes_back(open_client: Open) -> None:
