@@ -12,7 +12,18 @@ from anyio.lowlevel import checkpoint
 
 from ..errors import StorageError
 from ..events import encode_json
-from ..http.response import BodyRefusedError, Receive, Scope, Send, code_of, headers_of, read_body, refusal_of, shown_error
+from ..http.response import (
+    Message,
+    Receive,
+    RequestRefusedError,
+    Scope,
+    Send,
+    code_of,
+    headers_of,
+    read_body,
+    refusal_of,
+    shown_error,
+)
 from . import _messages, _paths, _rules
 from ._requests import Reading, RefusedError, cursor_after
 from ._rules import Answer, Stream
@@ -65,7 +76,8 @@ class Answering:
     def __init__(self, manner: Manner, scope: Scope, receive: Receive, send: Send) -> None:
         self._manner = manner
         self.scope = scope
-        self.receive = receive
+        self._receive = receive
+        self._has_all = False  # of the request's body
         self.headers = headers_of(scope)
         self.root: str = scope.get("root_path", "")
         self.has_begun = False
@@ -99,24 +111,27 @@ class Answering:
         return base
 
     async def body(self) -> bytes | None:
-        """Give the request's body; None: the client has gone. BodyRefusedError: it is too long, or takes too long."""
+        """Give the request's body; None: the client has gone. RequestRefusedError: it is too long, or takes too long."""
         limits = self._manner.limits
         try:
             return await read_body(self.scope, self.receive, max_bytes=limits.max_append_bytes, within=limits.body)
-        except BodyRefusedError as error:
+        except RequestRefusedError as error:
             if error.code == 413:
                 await self._throw_away_the_rest()
             raise
+
+    async def receive(self) -> Message:
+        """Receive a message of the server's (ASGI)."""
+        message = await self._receive()
+        self._has_all = not message.get("more_body", False)
+        return message
 
     async def _throw_away_the_rest(self) -> None:
         """Read what is left of a body, within bounds: a client that still sends may not see its answer before it is cut."""
         size = 0
         with anyio.move_on_after(THROWN_AWAY_SECONDS):
-            while size < THROWN_AWAY_BYTES:
-                message = await self.receive()
-                size += len(message.get("body", b""))
-                if not message.get("more_body", False):
-                    return
+            while size < THROWN_AWAY_BYTES and not self._has_all:
+                size += len((await self.receive()).get("body", b""))
                 await checkpoint()
 
     # Whole answers
@@ -166,7 +181,7 @@ class Answering:
         match error:
             case RefusedError():
                 await self.send(Answer(error.code, error.headers, str(error)), name=error.name)
-            case BodyRefusedError():
+            case RequestRefusedError():
                 await self.send(Answer(error.code, tuple(error.headers), str(error)))
             case _:
                 refusal = refusal_of(error)
