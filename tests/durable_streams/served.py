@@ -33,7 +33,10 @@ async def app(scope, receive, send):
 
 async def main():
     async with served:
-        config = uvicorn.Config(app, port=port, lifespan="off", log_level="warning", access_log=False, timeout_graceful_shutdown=5)
+        # On a busy machine the suite is silent for seconds, and then sends on a connection that it takes for open.
+        config = uvicorn.Config(
+            app, port=port, lifespan="off", log_level="warning", access_log=False, timeout_graceful_shutdown=5, timeout_keep_alive=75
+        )
         await uvicorn.Server(config).serve()
 
 asyncio.run(main())
