@@ -15,7 +15,7 @@ def suite(requires: Callable[[str], str]) -> None:
     install_packages(requires("npm"), CONFORMANCE, optional=True)
 
 
-@pytest.mark.promise("P26")
+@pytest.mark.promise("P27")
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("suite")

@@ -109,7 +109,7 @@ async def follow(client: httpx.AsyncClient, seen: list[str]) -> None:
             return
 
 
-@pytest.mark.promise("P26")
+@pytest.mark.promise("P27")
 @pytest.mark.parametrize("seed", [pytest.param(seed, marks=pytest.mark.slow if seed > 2 else []) for seed in range(12)])
 async def test_each_append_is_stored_once_in_its_producers_order_whatever_is_lost(open_client: Open, seed: int) -> None:
     storage, history = FaultyStorage(MemoryStorage()), History(random.Random(seed))

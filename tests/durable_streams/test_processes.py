@@ -35,7 +35,7 @@ def client_of(server: Server) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=server.url, timeout=BOUND_SECONDS)
 
 
-@pytest.mark.promise("P26")
+@pytest.mark.promise("P27")
 async def test_a_producers_session_goes_on_when_its_server_was_killed_in_the_middle(server: Server) -> None:
     async with client_of(server) as client:
         assert (await client.put("s", headers=TEXT)).status_code == 201
@@ -129,7 +129,7 @@ async def webhook(answer: bytes) -> AsyncGenerator[tuple[str, "list[tuple[dict[s
         tasks.cancel_scope.cancel()
 
 
-@pytest.mark.promise("P26")
+@pytest.mark.promise("P27")
 async def test_a_wake_that_was_not_delivered_when_the_server_died_is_delivered_by_the_next_one(server: Server) -> None:
     async with webhook(b'{"done": true}') as (url, taken, came):
         silent = free_port()  # nobody listens there yet

@@ -199,7 +199,7 @@ async def test_an_offset_of_an_earlier_stream_is_not_one_of_this(client: httpx.A
     assert (await client.get("s", params={"offset": "9" * 16 + old[16:]})).status_code in {400, 410}
 
 
-@pytest.mark.promise("P26")
+@pytest.mark.promise("P27")
 async def test_managers_of_the_same_storage_neither_see_nor_touch_these_streams(
     open_client: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -264,7 +264,7 @@ async def test_a_fork_that_could_not_be_made_keeps_nothing_of_its_source(open_cl
         assert [id for id, _ in await storage.scan() if id.startswith(".ds.")] == []
 
 
-@pytest.mark.promise("P26")
+@pytest.mark.promise("P27")
 async def test_a_fork_that_was_made_has_all_of_its_source_whoever_deletes_that_meanwhile(open_client: Open) -> None:
     storage = MemoryStorage()
     outcomes = set[tuple[int, int]]()
@@ -299,7 +299,7 @@ async def test_a_fork_that_was_made_has_all_of_its_source_whoever_deletes_that_m
 # Answers that were lost
 
 
-@pytest.mark.promise("P26")
+@pytest.mark.promise("P27")
 async def test_an_append_whose_answer_was_lost_is_stored_once_and_says_so(open_client: Open) -> None:
     storage = FaultyStorage(MemoryStorage())
     async with open_client(storage) as client:
@@ -344,7 +344,7 @@ async def test_what_the_storage_says_when_it_fails_is_not_shown(open_client: Ope
         assert "hunter2" not in answer.text
 
 
-@pytest.mark.promise("P26")
+@pytest.mark.promise("P27")
 async def test_two_servers_of_one_storage_store_each_append_once_and_in_the_order_of_its_producer(open_client: Open) -> None:
     storage = MemoryStorage()
     async with open_client(storage) as one, open_client(storage) as other:
