@@ -255,7 +255,10 @@ class Background:
 
 def not_ours() -> tuple[type[BaseException], ...]:
     """Give what is passed on by whoever catches everything else: the end of the program, and cancellation."""
-    return (KeyboardInterrupt, SystemExit, GeneratorExit, anyio.get_cancelled_exc_class())
+    try:
+        return (KeyboardInterrupt, SystemExit, GeneratorExit, anyio.get_cancelled_exc_class())
+    except RuntimeError:  # what is left of a task is closed when its event loop is no more
+        return (KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
 def loop_here() -> Loop:

@@ -28,7 +28,7 @@ from streamkeep import (
     Subscription,
     WrongEventLoopError,
 )
-from streamkeep._background import Background, LastingExecutor, ran
+from streamkeep._background import Background, LastingExecutor, not_ours, ran
 from streamkeep._lifecycle import session_id, session_of
 from streamkeep.storage import Head
 from streamkeep.storages.memory import MemoryStorage
@@ -672,3 +672,7 @@ def test_what_blocks_is_done_at_the_end_of_the_program_too() -> None:
     assert executor.submit(max, 1, 2).result(BOUND_SECONDS) == 2
     with pytest.raises(ZeroDivisionError):
         executor.submit(divmod, 1, 0).result(BOUND_SECONDS)
+
+
+def test_what_is_left_of_a_task_is_closed_without_an_event_loop() -> None:
+    assert GeneratorExit in not_ours()
