@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 PROGRAMS: Final = Path(__file__).with_name("programs")
 EXTRAS: Final = sorted(metadata("streamkeep").get_all("Provides-Extra") or [])
-MISSING: Final = re.compile(r"ModuleNotFoundError: .+ needs \w+, which is not installed: pip install 'streamkeep\[(\w+)\]'")
+MISSING: Final = re.compile(r"ModuleNotFoundError: .+ needs \w+, which is not installed: pip install 'streamkeep\[([\w-]+)\]'")
 INSTALLS: Final = re.compile(r"pip install (?!-)([^`\n]+)")
 SHOWN: Final = [page for page in PAGES if page not in ASKING and any(map(is_program, blocks(page)))]
 
@@ -105,7 +105,7 @@ def installs_of(page: Path) -> tuple[list[str], list[str]]:
             *re.findall(r'"(streamkeep\[.+?\])"', comment),
             *re.findall(r"\bpytest\b", comment),
         ]:
-            if ours := re.fullmatch(r"streamkeep(?:\[([\w,]+)\])?", name):
+            if ours := re.fullmatch(r"streamkeep(?:\[([\w,-]+)\])?", name):
                 extras.update(ours[1].split(",") if ours[1] else [])
             else:
                 beside.add(name)
