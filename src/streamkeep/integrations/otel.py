@@ -15,16 +15,14 @@ from contextvars import Token
 from typing import Final, final
 from weakref import WeakKeyDictionary
 
-try:
+from .._extras import needed_by
+
+with needed_by(__name__, "otel"):
     from opentelemetry import trace
     from opentelemetry.context import Context, attach, detach
     from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Meter, MeterProvider, Observation, get_meter
     from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, TracerProvider
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-except ImportError as error:
-    raise ImportError(
-        "streamkeep.integrations.otel needs opentelemetry-api: pip install 'streamkeep[otel]'", name=error.name
-    ) from error
 
 from .._info import StreamInfo
 from ..hooks import Commit, Delivery, Hooks, Outcome, Reader, Sample, StorageFailure

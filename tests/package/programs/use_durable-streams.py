@@ -30,7 +30,10 @@ async def ask(method, path, body=b"", **headers):
         "raw_path": path.encode(),
         "root_path": "",
         "query_string": b"",
-        "headers": [(b"host", b"localhost"), *((name.replace("_", "-").encode(), text.encode()) for name, text in headers.items())],
+        "headers": [
+            (b"host", b"localhost"),
+            *((name.replace("_", "-").encode(), text.encode()) for name, text in headers.items()),
+        ],
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 2),
     }
