@@ -6,6 +6,8 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.durable_streams.clients import PACKAGES
+from tests.http.conftest import install_packages
 from tests.http.servers import serving
 
 from streamkeep import StreamManager
@@ -45,3 +47,9 @@ async def client(open_client: Open) -> AsyncGenerator[httpx.AsyncClient]:
     """Give a client of a server over memory."""
     async with open_client() as client:
         yield client
+
+
+@pytest.fixture
+def packages(requires: Callable[[str], str]) -> None:
+    """Install the protocol's own clients for Node where they are missing."""
+    install_packages(requires("npm"), PACKAGES)

@@ -1,6 +1,10 @@
-"""The Durable Streams protocol over every storage: `durable_streams(streams)` is an ASGI app that serves it."""
+"""The Durable Streams protocol over every storage: `durable_streams(streams)` is an ASGI app that serves it.
+
+`bridge(streams)` is another one, through which clients of the protocol read the streams that a manager writes.
+"""
 
 from ._answering import DurableStreamsLimits
 from ._app import Access, Authorize, DurableStreams, durable_streams
+from ._bridge import Bridge, bridge
 
-__all__ = ["Access", "Authorize", "DurableStreams", "DurableStreamsLimits", "durable_streams"]
+__all__ = ["Access", "Authorize", "Bridge", "DurableStreams", "DurableStreamsLimits", "bridge", "durable_streams"]

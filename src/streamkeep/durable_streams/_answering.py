@@ -167,14 +167,14 @@ class Answering:
         """Send a part of the body."""
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
-    async def preflight(self) -> None:
+    async def preflight(self, methods: str = METHODS) -> None:
         """Answer what a browser asks before it asks for something."""
         asked = (
-            ("access-control-allow-methods", METHODS),
+            ("access-control-allow-methods", methods),
             ("access-control-allow-headers", _ALLOWED),
             ("access-control-max-age", "86400"),
         )
-        await self.send(Answer(204, (("allow", METHODS), *(asked if self._manner.cors is not None else ()))))
+        await self.send(Answer(204, (("allow", methods), *(asked if self._manner.cors is not None else ()))))
 
     async def refuse(self, error: Exception) -> None:
         """Answer with an error."""
@@ -219,7 +219,7 @@ class Answering:
             headers.append(("etag", etag))
             # What is empty, of an open stream, is so for no time.
             cache = f"{self._manner.cache}, max-age=60, stale-while-revalidate=300" if records or is_over else "no-cache"
-            if _is_among(etag, self.headers.get("if-none-match", "")):
+            if is_among(etag, self.headers.get("if-none-match", "")):
                 await self.send(Answer(304, tuple(headers)), cache=cache)
                 return
         await self.send(Answer(200, tuple(headers)), _messages.body_of(records, json=json), cache)
@@ -238,7 +238,7 @@ def _code(error: Exception) -> int:
     return code if isinstance(code, int) else 500
 
 
-def _is_among(etag: str, given: str) -> bool:
+def is_among(etag: str, given: str) -> bool:
     """Say whether an If-None-Match names an entity tag (RFC 9110, 13.1.2)."""
     return given.strip() == "*" or etag in {part.strip().removeprefix("W/") for part in given.split(",")}
 
