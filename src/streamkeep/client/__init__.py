@@ -11,13 +11,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from ..events import ReadAs, StreamEvent
 from ..wire import ServerSentEvent
 from ._calls import READ_TIMEOUT, body_of, events_dialect, flow_dialect, flow_output, output_of, stopped, subscribe_dialect
-from ._handles import EventsHandle, FlowHandle, Handle
+from ._handles import AwaitedHandle, EventsHandle, FlowHandle
 from ._network import AsyncNetwork
 from ._reading import Reading
 from ._retry import Retry
@@ -277,32 +276,7 @@ async def stop(
     return await stopped(_over(client, read_timeout), url, stream_id, method, headers, retry or Retry())
 
 
-class _Awaited(Handle[E]):
-    async def __aenter__(self) -> Self:
-        await self._enter()
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Close the connection, as leaving the block does; any task may, at any time, and again.
-
-        Who iterates, or waits for the output, in another task is woken, and told by a RuntimeError, for this is no end of the stream (as
-        anyio's and httpx2's streams tell it). `cursor` and `seen` say how far it came. Who enters it behind that is told so, too.
-        """
-        await self._leave()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> E:
-        return await self._entered.next()
-
-
-class Events(_Awaited[E], EventsHandle[E]):
+class Events(AwaitedHandle[E], EventsHandle[E]):
     """The events of a stream of another server, as `events` and `subscribe` give them.
 
     Enter it with `async with`, which raises RefusedError if the server refuses it, and iterate. Leaving the block closes the connection.
@@ -311,7 +285,7 @@ class Events(_Awaited[E], EventsHandle[E]):
     """
 
 
-class FlowRun(_Awaited[T], FlowHandle[T]):
+class FlowRun(AwaitedHandle[T], FlowHandle[T]):
     """A run of a flow, as `stream_flow` gives it: `async for` gives its chunks, `await run.output()` its output.
 
     Enter it with `async with`, which starts it; leaving the block closes the connection, and stops nothing: `stop` does.

@@ -81,7 +81,7 @@ class Flow(Generic[C]):
         self._decoder = GenkitDecoder()
         self._replayed = 0
 
-    def no_content(self) -> None:
+    def no_content(self, answer: Answer) -> None:  # noqa: ARG002 - it has nothing to say
         """There is no such stream: RefusedError, as Genkit's own client has it."""
         raise RefusedError("Stream not found.", status="NOT_FOUND", http_status=204)
 
@@ -95,7 +95,7 @@ class Flow(Generic[C]):
                 self.seen += 1
                 yield chunk, self.position
 
-    def end(self, *, has_end: bool) -> None:  # noqa: ARG002 - a frame or the JSON tells
+    def end(self, *, has_end: bool) -> Iterator[tuple[C, str | None]]:  # noqa: ARG002 - a frame or the JSON tells
         """There is no end without a result or an error: LostError."""
         raise LostError from UnexpectedAnswerError("the answer has ended without a result")
 
@@ -156,7 +156,7 @@ class JSONAnswer:
         """Begin to read."""
         self._body.clear()
 
-    def no_content(self) -> None:
+    def no_content(self, answer: Answer) -> None:  # noqa: ARG002 - it has nothing to say
         """There should be some: UnexpectedAnswerError."""
         raise UnexpectedAnswerError("the server's answer is empty")
 
@@ -167,9 +167,10 @@ class JSONAnswer:
             raise LimitExceededError(f"the server's answer has more than {MAX_FRAME_BYTES} bytes")
         return iter(())
 
-    def end(self, *, has_end: bool) -> None:  # noqa: ARG002 - a frame or the JSON tells
+    def end(self, *, has_end: bool) -> Iterator[tuple[Never, str | None]]:  # noqa: ARG002 - a frame or the JSON tells
         """Take it for the end: whether it is will be seen by the JSON."""
         self.is_over = True
+        return iter(())
 
     def field(self, name: str) -> bytes:
         """Give the JSON of a field. RefusedError: there is an error in its place. UnexpectedAnswerError: there is neither."""

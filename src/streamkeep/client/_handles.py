@@ -1,8 +1,10 @@
 """What users hold of a stream that is read, as far as it is the same whether they await or not."""
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
 
+from .._background import ran
 from ..events import ReadAs
 from ._flows import Flow
 from ._reading import Reading
@@ -42,6 +44,62 @@ class Handle(Generic[E]):
         if self._reading is None:
             raise RuntimeError("enter this with `with`, or with `async with`, first")
         return self._reading
+
+
+class AwaitedHandle(Handle[E]):
+    """One that is awaited."""
+
+    async def __aenter__(self) -> Self:
+        await self._enter()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connection, as leaving the block does; any task may, at any time, and again.
+
+        Who iterates, or waits for the output, in another task is woken, and told by a RuntimeError, for this is no end of the stream (as
+        anyio's and httpx2's streams tell it). `cursor` and `seen` say how far it came. Who enters it behind that is told so, too.
+        """
+        await self._leave()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> E:
+        return await self._entered.next()
+
+
+class BlockingHandle(Handle[E]):
+    """One that blocks."""
+
+    def __enter__(self) -> Self:
+        ran(self._enter())
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection, as leaving the block does; any thread may, at any time, and again.
+
+        Who reads in another thread is woken, and told by a RuntimeError, for this is no end of the stream. While a connection is made that
+        takes until it is, 10 seconds at most; over a `client` of your own until the head of an answer is there, and with HTTP/2 until
+        anything comes, such as a heartbeat. Who enters it behind that is told so, too.
+        """
+        ran(self._leave())
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> E:
+        try:
+            return ran(self._entered.next())
+        except StopAsyncIteration:
+            raise StopIteration from None
 
 
 class EventsHandle(Handle[E]):

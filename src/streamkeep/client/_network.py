@@ -131,6 +131,10 @@ class AsyncNetwork:
         self._scope = anyio.CancelScope()
         self._closed = anyio.Event()
 
+    def another(self) -> "AsyncNetwork":
+        """Give one over the same client, that is closed and interrupted by itself, and does not close the client."""
+        return AsyncNetwork(self._client, self._timeout.read)
+
     async def send(self, call: Call) -> Answer:
         """See `Network`."""
         request = _request(self._client, call, self._timeout)

@@ -33,14 +33,16 @@ MAX_SILENT_BYTES: Final = 2 * MAX_FRAME_BYTES
 """So much may come without anything in it that a dialect knows; heartbeats need months for that."""
 TOLD_SECONDS: Final = 1.0
 """So long a pause is told at once; else the second one in a row, for a connection that is lost once is everyday."""
+SPARED_SECONDS: Final = 1.0
+"""Between two requests, if the first one has brought nothing new."""
 MAX_ERROR_BYTES: Final = 64 * 1024
 MAX_ERROR_PIECES: Final = 64
 ERROR_SECONDS: Final = 3.0
 """So long an error's body is read, and each piece of it waited for; what is told by then, or its code alone, has to do."""
-_REFUSED_FOR_NOW: Final = frozenset({408, 425, 429, 503, 507})
+REFUSED_FOR_NOW: Final = frozenset({408, 425, 429, 503, 507})
 """Nothing was done, and later it may be."""
 _MAX_DIGITS: Final = 9
-_FAILED: Final = frozenset({500, 502, 504})
+FAILED: Final = frozenset({500, 502, 504})
 """It may have been done, or not."""
 _STATUSES: Final[Mapping[int, Status]] = {
     401: "UNAUTHENTICATED",
@@ -54,8 +56,8 @@ class Dialect(Protocol[E_co]):
     """What is asked for, and what the answers mean."""
 
     @property
-    def media_types(self) -> frozenset[str]:
-        """What an answer may be; an empty one: it does not say."""
+    def media_types(self) -> frozenset[str] | None:
+        """What an answer may be; an empty one: it does not say. None: anything."""
         ...
 
     @property
@@ -106,8 +108,8 @@ class Dialect(Protocol[E_co]):
         """Take the head of an answer. RemoteError: it is none for this request."""
         ...
 
-    def no_content(self) -> None:
-        """Take a 204, for the end. RemoteError: there should be something."""
+    def no_content(self, answer: Answer) -> None:
+        """Take a 204. Unless it was the end, the next request follows. RemoteError: there should be something."""
         ...
 
     def feed(self, data: bytes) -> Iterator[tuple[E_co, str | None]]:
@@ -117,8 +119,11 @@ class Dialect(Protocol[E_co]):
         """
         ...
 
-    def end(self, *, has_end: bool) -> None:
-        """Take the end of an answer's body. LostError: that was not all."""
+    def end(self, *, has_end: bool) -> Iterator[tuple[E_co, str | None]]:
+        """Take the end of an answer's body, and give the events that it completes. Unless it was the end, the next request follows.
+
+        LostError: that was not all.
+        """
         ...
 
 
@@ -149,6 +154,8 @@ class Reading(Generic[E]):
         self._is_read = False
         self._is_left = False
         self._is_told = False  # that it waits, since something new has come
+        self._asked_at = 0.0
+        self._asked_from: str | None = None
 
     @property
     def position(self) -> str | None:
@@ -245,10 +252,11 @@ class Reading(Generic[E]):
         if not dialect.can_go_on or (self._may_run and not dialect.is_repeatable):
             raise LostError  # by whoever was told so before, or has cancelled, and asks again
         self._may_run = True
+        self._asked_at, self._asked_from = time.monotonic(), dialect.position
         answer = await self._network.send(dialect.request())
         try:
             if answer.status == 204:
-                self.dialect.no_content()
+                self.dialect.no_content(answer)
             elif 200 <= answer.status < 300:
                 self._check_is_readable(answer)
                 self.dialect.begin(answer)
@@ -259,24 +267,32 @@ class Reading(Generic[E]):
             await answer.close()
             raise
         await answer.close()
+        self._budget.progress()
+        await self._spare()
         return None
+
+    async def _spare(self) -> None:
+        """Wait, where an answer has brought nothing new at once: to ask again at once would be to ask for ever."""
+        if not self.dialect.is_over and self.dialect.position == self._asked_from:
+            await self._network.sleep(max(0.0, self._asked_at + SPARED_SECONDS - time.monotonic()))
 
     def _check_is_readable(self, answer: Answer) -> None:
         media_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type not in self.dialect.media_types:
+        media_types = self.dialect.media_types
+        if media_types is not None and media_type not in media_types:
             raise UnexpectedAnswerError(
-                f"the server's answer is {media_type or 'of no type'!r}, not {min(filter(None, self.dialect.media_types))}"
+                f"the server's answer is {media_type or 'of no type'!r}, not {min(filter(None, media_types))}"
             )
         if (coding := answer.headers.get("content-encoding", "identity").strip().lower()) != "identity":
             raise UnexpectedAnswerError(f"the server's answer is compressed ({coding}), though it was not asked to be")
 
     async def _refuse(self, answer: Answer) -> None:
         error = await _refusal(answer)
-        asked_seconds = _asked_seconds(answer)
-        if answer.status in _REFUSED_FOR_NOW and self.dialect.takes_refusals:
-            raise LostError(is_sent=False, asked_seconds=asked_seconds) from error
-        if answer.status in _FAILED and self.dialect.is_repeatable and self.dialect.takes_refusals:
-            raise LostError(asked_seconds=asked_seconds) from error
+        asked = asked_seconds(answer.headers)
+        if answer.status in REFUSED_FOR_NOW and self.dialect.takes_refusals:
+            raise LostError(is_sent=False, asked_seconds=asked) from error
+        if answer.status in FAILED and self.dialect.is_repeatable and self.dialect.takes_refusals:
+            raise LostError(asked_seconds=asked) from error
         raise error
 
     async def _fill(self, answer: Answer) -> None:
@@ -284,11 +300,14 @@ class Reading(Generic[E]):
         while not (self._ready or self.dialect.is_over or self._is_left):
             data = await answer.read()
             if not data:
-                self.dialect.end(has_end=answer.has_end)
+                self._collect(self.dialect.end(has_end=answer.has_end))
+                await self._drop()
+                self._budget.progress()
+                await self._spare()
                 return
             self._budget.heard()
             silent_bytes += len(data)
-            self._take(data)
+            self._collect(self.dialect.feed(data))
             if frames != self.dialect.frames:
                 frames, silent_bytes = self.dialect.frames, 0
             if silent_bytes > MAX_SILENT_BYTES:
@@ -296,9 +315,9 @@ class Reading(Generic[E]):
             if position != self.dialect.position:
                 self._budget.progress()
 
-    def _take(self, data: bytes) -> None:
+    def _collect(self, events: Iterator[tuple[E, str | None]]) -> None:
         try:
-            for event in self.dialect.feed(data):
+            for event in events:
                 self._ready.append(event)  # one by one, for what comes then may raise
         except (InvalidArgumentError, LimitExceededError) as error:
             unexpected = UnexpectedAnswerError(str(error))
@@ -379,12 +398,12 @@ async def _beginning(answer: Answer) -> bytes:
     return body
 
 
-def _asked_seconds(answer: Answer) -> float:
+def asked_seconds(headers: Mapping[str, str]) -> float:
     """Give how long the server wants to be left alone: `Retry-After`, in seconds or as a date (RFC 9110, 10.2.3)."""
-    asked = answer.headers.get("retry-after", "").strip()
+    asked = headers.get("retry-after", "").strip()
     if asked.isascii() and asked.isdigit():
         return float(asked[:_MAX_DIGITS])
-    until, now = _date(asked), _date(answer.headers.get("date", ""))
+    until, now = _date(asked), _date(headers.get("date", ""))
     return 0.0 if until is None else max(0.0, until - (time.time() if now is None else now))
 
 

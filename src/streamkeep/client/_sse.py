@@ -67,7 +67,7 @@ class AnyEvents:
         self.stream = answer.headers.get(STREAM_ID_HEADER, self.stream)
         self._decoder = SSEDecoder(last_event_id=self.position or "")
 
-    def no_content(self) -> None:
+    def no_content(self, answer: Answer) -> None:  # noqa: ARG002 - it has nothing to say
         """There is nothing left."""
         self.is_over = True
 
@@ -83,11 +83,12 @@ class AnyEvents:
                 return
         self._note(self._decoder.last_event_id, self._decoder.retry)
 
-    def end(self, *, has_end: bool) -> None:
+    def end(self, *, has_end: bool) -> Iterator[tuple[ServerSentEvent, str | None]]:
         """Take a clean end for the end, unless something else was said to be, or it may be a lost connection."""
         if not (has_end and self._ends_cleanly):
             raise LostError from _EndedError("the answer has ended, and the stream has not")
         self.is_over = True
+        return iter(())
 
     def _note(self, position: str, retry_ms: int | None) -> None:
         self.frames += (position or None) != self.position or retry_ms is not None
@@ -170,7 +171,7 @@ class OurEvents(Generic[T]):
         self._decoder = SSEDecoder()
         self._last_id = ""
 
-    def no_content(self) -> None:
+    def no_content(self, answer: Answer) -> None:  # noqa: ARG002 - it has nothing to say
         """There is nothing left."""
         self.is_over = True
 
@@ -192,11 +193,12 @@ class OurEvents(Generic[T]):
         if self._decoder.retry is not None:
             self.retry_seconds = self._decoder.retry / 1000
 
-    def end(self, *, has_end: bool) -> None:
+    def end(self, *, has_end: bool) -> Iterator[tuple[StreamEvent[T], str | None]]:
         """Take a clean end for the end only where what is stored was asked for."""
         if self._follow or not has_end:
             raise LostError from _EndedError("the answer has ended, and the stream has not")
         self.is_over = True
+        return iter(())
 
     def _begin_at(self, offset: int) -> None:
         self.next_offset = self.first_offset = offset

@@ -12,13 +12,13 @@ here: it is the same loop, over a client that blocks. There is no thread and no 
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from .._background import ran
 from ..events import ReadAs, StreamEvent
 from ..wire import ServerSentEvent
 from ._calls import READ_TIMEOUT, body_of, events_dialect, flow_dialect, flow_output, output_of, stopped, subscribe_dialect
-from ._handles import EventsHandle, FlowHandle, Handle
+from ._handles import BlockingHandle, EventsHandle, FlowHandle
 from ._network import BlockingNetwork
 from ._reading import Reading
 from ._retry import Retry
@@ -196,41 +196,14 @@ def stop(
     return ran(stopped(_over(client, read_timeout), url, stream_id, method, headers, retry or Retry()))
 
 
-class _Blocking(Handle[E]):
-    def __enter__(self) -> Self:
-        ran(self._enter())
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection, as leaving the block does; any thread may, at any time, and again.
-
-        Who reads in another thread is woken, and told by a RuntimeError, for this is no end of the stream. While a connection is made that
-        takes until it is, 10 seconds at most; over a `client` of your own until the head of an answer is there, and with HTTP/2 until
-        anything comes, such as a heartbeat. Who enters it behind that is told so, too.
-        """
-        ran(self._leave())
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> E:
-        try:
-            return ran(self._entered.next())
-        except StopAsyncIteration:
-            raise StopIteration from None
-
-
-class Events(_Blocking[E], EventsHandle[E]):
+class Events(BlockingHandle[E], EventsHandle[E]):
     """The events of a stream of another server: see `streamkeep.client.Events`.
 
     Enter it with `with`, and iterate in one thread; any may `close` it.
     """
 
 
-class FlowRun(_Blocking[T], FlowHandle[T]):
+class FlowRun(BlockingHandle[T], FlowHandle[T]):
     """A run of a flow: see `streamkeep.client.FlowRun`. Enter it with `with`; `for` gives its chunks, `run.output()` its output."""
 
     def output(self) -> Any:

@@ -1,0 +1,267 @@
+"""What is asked of a server of the Durable Streams protocol, and what its answers mean, in each of the three ways to read. No I/O.
+
+Offsets are the server's, and opaque: nothing here makes one, or compares two but for being the same.
+"""
+
+import base64
+import binascii
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Generic, Literal, TypeVar
+
+import msgspec
+
+from ...errors import InvalidArgumentError, LimitExceededError, UnexpectedAnswerError
+from ...wire import SSEDecoder
+from .._flows import checked
+from .._network import Answer, Call, LostError
+from .._sse import EVENT_STREAM
+
+T = TypeVar("T")
+
+Mode = Literal["catch-up", "long-poll", "sse"]
+
+START: Final = "-1"
+NOW: Final = "now"
+MAX_PAGE_BYTES: Final = 256 << 20
+"""The longest answer that is taken; some servers send all that a stream has as one."""
+MAX_TEXT: Final = 1_024
+_RAWS: Final = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(Generic[T]):
+    """What was read at once: some messages or bytes, and the offset behind them.
+
+    Attributes:
+        data: the bytes; of a stream of JSON an array with the messages.
+        offset: what goes on behind these, as `offset`. Store it together with what was made of them, and each comes once.
+        is_up_to_date: whether there was nothing more, then.
+    """
+
+    data: bytes
+    offset: str
+    is_up_to_date: bool
+    _decode: Callable[[bytes], T] = field(default=msgspec.json.decode, repr=False, compare=False)
+
+    @property
+    def messages(self) -> list[T]:
+        """The messages of a stream of JSON, decoded anew at each call. UnexpectedAnswerError: they are not of the type asked for."""
+        decode = checked(self._decode)
+        return [decode(bytes(raw)) for raw in checked(_RAWS.decode)(self.data)]
+
+
+class _Control(msgspec.Struct, rename="camel"):
+    stream_next_offset: str
+    stream_cursor: str | None = None
+    up_to_date: bool = False
+    stream_closed: bool = False
+
+
+_control_decoder: Final = msgspec.json.Decoder(_Control)
+
+
+class _Batches(Generic[T]):
+    """What both dialects are."""
+
+    stream: str | None = None
+    takes_refusals = True
+    can_go_on = True
+    is_repeatable = True
+
+    def __init__(self, call: Call, offset: str, decode: Callable[[bytes], T]) -> None:
+        self.position: str | None = checked_offset(offset)
+        self.frames = 0
+        self.is_over = False
+        self.is_closed = False
+        self.is_up_to_date = False
+        self.retry_seconds: float | None = None
+        self._call = call
+        self._cursor = ""
+        self._decode = decode
+
+    def _asked(self, live: str) -> Call:
+        query = {"offset": self.position or START, **({"live": live} if live else {})}
+        if live and self._cursor:
+            query["cursor"] = self._cursor
+        return replace(self._call, query=query)
+
+    def _go_on(self, offset: str, *, has_data: bool) -> None:
+        """Take where to go on. UnexpectedAnswerError: it is nowhere, or where it was."""
+        if not offset or len(offset) > MAX_TEXT or not offset.isprintable():
+            raise UnexpectedAnswerError("the server does not say where to go on")
+        if has_data and offset == self.position:
+            raise UnexpectedAnswerError("the server has sent data, and says that nothing has changed")
+        self.position = offset
+
+    def _batch(self, data: bytes) -> tuple[Batch[T], str | None]:
+        assert self.position is not None
+        return Batch(data, self.position, self.is_up_to_date, self._decode), self.position
+
+
+class Pages(_Batches[T]):
+    """Whole answers, one after the other: to what there is now, or with `polls` on and on. A `Dialect`."""
+
+    media_types: frozenset[str] | None = None
+
+    def __init__(self, call: Call, offset: str, decode: Callable[[bytes], T], *, polls: bool) -> None:
+        super().__init__(call, offset, decode)
+        self._polls = polls
+        self._headers: Mapping[str, str] = {}
+        self._is_json = False
+        self._body = bytearray()
+
+    def request(self) -> Call:
+        """Give the request for what is behind the offset. A long-poll begins when there is nothing more to catch up with."""
+        return self._asked("long-poll" if self._polls and (self.is_up_to_date or self.position == NOW) else "")
+
+    def begin(self, answer: Answer) -> None:
+        """Begin to read."""
+        self._headers = answer.headers
+        self._is_json = is_json(answer.headers.get("content-type", ""))
+        self._body = bytearray()
+
+    def no_content(self, answer: Answer) -> None:
+        """Nothing came in time, or nothing will come any more."""
+        self._headers = answer.headers
+        self._take_head(has_data=False)
+
+    def feed(self, data: bytes) -> Iterator[tuple[Batch[T], str | None]]:
+        """Keep it, until all is there: only then it can be gone on behind."""
+        self.frames += 1
+        self._body += data
+        if len(self._body) > MAX_PAGE_BYTES:
+            raise LimitExceededError(f"the server's answer has more than {MAX_PAGE_BYTES} bytes")
+        return iter(())
+
+    def end(self, *, has_end: bool) -> Iterator[tuple[Batch[T], str | None]]:
+        """Give what has come."""
+        if not has_end:
+            raise LostError from UnexpectedAnswerError("whether the answer is whole cannot be told")
+        data, self._body = bytes(self._body), bytearray()
+        has_data = bool(checked(_RAWS.decode)(data)) if self._is_json else bool(data)
+        self._take_head(has_data=has_data)
+        if has_data:
+            yield self._batch(data)
+
+    def _take_head(self, *, has_data: bool) -> None:
+        headers = self._headers
+        before = self.position
+        self._go_on(headers.get("stream-next-offset", ""), has_data=has_data)
+        self._cursor = headers.get("stream-cursor", self._cursor)[:MAX_TEXT]
+        self.is_closed = is_true(headers, "stream-closed")
+        self.is_up_to_date = "stream-up-to-date" in headers or self.is_closed
+        if not (has_data or self.is_up_to_date) and before == self.position:
+            raise UnexpectedAnswerError("the server has sent nothing, and says that there is more")
+        self.is_over = self.is_closed or (self.is_up_to_date and not self._polls)
+
+
+class Events(_Batches[T]):
+    """Server-sent events: data, and behind it where to go on. A `Dialect`."""
+
+    media_types = frozenset({EVENT_STREAM})
+
+    def __init__(self, call: Call, offset: str, decode: Callable[[bytes], T], *, is_json: bool) -> None:
+        super().__init__(call, offset, decode)
+        self._is_json = is_json
+        self._decoder = SSEDecoder()
+        self._is_base64 = False
+        self._has_begun = False
+        self._held: list[str] = []
+
+    def request(self) -> Call:
+        """Give the request for what is behind the offset."""
+        return self._asked("sse")
+
+    def begin(self, answer: Answer) -> None:
+        """Begin to read. What came without a place to go on behind comes again."""
+        encoding = answer.headers.get("stream-sse-data-encoding", "").strip().lower()
+        if encoding not in {"", "base64"}:
+            raise UnexpectedAnswerError(f"the server's events are of an unknown encoding ({encoding[:40]!r})")
+        self._is_base64 = bool(encoding)
+        self._has_begun = False
+        self._decoder = SSEDecoder()
+        self._held = []
+
+    def no_content(self, answer: Answer) -> None:  # noqa: ARG002 - whatever it says
+        """There should be events: UnexpectedAnswerError."""
+        raise UnexpectedAnswerError("the server has answered a request for events with nothing")
+
+    def feed(self, data: bytes) -> Iterator[tuple[Batch[T], str | None]]:
+        """Give the data that is followed by where to go on."""
+        for event in self._decoder.decode(data):
+            self.frames += 1
+            match event.event:
+                case "data":
+                    self._held.append(event.data)
+                    if sum(map(len, self._held)) > MAX_PAGE_BYTES:
+                        raise LimitExceededError("the server sends data, and does not say where to go on")
+                case "control":
+                    yield from self._controlled(event.data)
+                    if self.is_over:
+                        return
+                case _:
+                    pass  # of a later version of the protocol
+        if self._decoder.retry is not None:
+            self.retry_seconds = self._decoder.retry / 1000
+
+    def end(self, *, has_end: bool) -> Iterator[tuple[Batch[T], str | None]]:
+        """A server may end an answer at any time, and the next one goes on. LostError: it has said nothing, or was cut."""
+        if self._held or not (has_end and self._has_begun):
+            raise LostError from UnexpectedAnswerError("the answer has ended, and the stream has not")
+        return iter(())
+
+    def _controlled(self, text: str) -> Iterator[tuple[Batch[T], str | None]]:
+        try:
+            control = _control_decoder.decode(text)
+        except (ValueError, RecursionError) as error:
+            raise UnexpectedAnswerError("the server has sent a control event that is none") from error
+        held, self._held = self._held, []
+        data = self._decoded(held)
+        self._go_on(control.stream_next_offset, has_data=bool(data))
+        self._cursor = (control.stream_cursor or self._cursor)[:MAX_TEXT]
+        self._has_begun = True
+        self.is_closed = self.is_over = control.stream_closed
+        self.is_up_to_date = control.up_to_date or control.stream_closed
+        if data:
+            yield self._batch(data)
+
+    def _decoded(self, held: list[str]) -> bytes:
+        if self._is_base64:
+            try:
+                return b"".join(base64.b64decode(text.replace("\n", ""), validate=True) for text in held)
+            except (binascii.Error, ValueError) as error:
+                raise UnexpectedAnswerError("the server has sent data that is not base64") from error
+        if not self._is_json:
+            return "".join(held).encode()
+        messages = [bytes(raw) for text in held for raw in checked(_RAWS.decode)(text.encode())]
+        return b"[" + b",".join(messages) + b"]" if messages else b""
+
+
+def dialect_of(
+    call: Call, offset: str, mode: Mode, decode: Callable[[bytes], Any], *, is_json: bool
+) -> "Pages[Any] | Events[Any]":
+    """Give what reads in one of the ways. InvalidArgumentError: there is no such way."""
+    match mode:
+        case "catch-up":
+            return Pages(call, offset, decode, polls=False)
+        case "long-poll":
+            return Pages(call, offset, decode, polls=True)
+        case "sse":
+            return Events(call, offset, decode, is_json=is_json)
+        case _:
+            raise InvalidArgumentError("a stream is read by catch-up, long-poll or sse")
+
+
+def checked_offset(offset: str) -> str:
+    if not offset or len(offset) > MAX_TEXT or not offset.isprintable():
+        raise InvalidArgumentError("an offset is what a server has given as one, -1 or now")
+    return offset
+
+
+def is_json(content_type: str) -> bool:
+    return content_type.partition(";")[0].strip().lower() == "application/json"
+
+
+def is_true(headers: Mapping[str, str], name: str) -> bool:
+    return headers.get(name, "").strip().lower() == "true"

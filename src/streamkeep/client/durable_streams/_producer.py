@@ -1,0 +1,210 @@
+"""Producer: what is appended through it is in the stream once and in order, whatever becomes of connections and of the server.
+
+Batches are made of what is there when one may be sent, so that who appends much sends few. Several may be on their way; the server
+takes them in order, and one that overtook another is sent again. A batch that cannot be stored ends the producer: what comes behind it
+would leave a gap.
+"""
+
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Final, Self
+
+import anyio
+from anyio.abc import TaskGroup
+
+from ...errors import InvalidArgumentError, StreamkeepError, UnexpectedAnswerError, fresh
+from .._network import Network
+from ._rules import Claim, Failed, Stored, Tag, TooSoon, check_producer, meaning
+from ._stream import Target
+from ._writing import encoded, joined
+
+MAX_BATCH_BYTES: Final = 1 << 20
+MAX_WAITING_BYTES: Final = 4 << 20
+MAX_IN_FLIGHT: Final = 5
+
+
+class Producer:
+    """An idempotent producer of one stream, as `DurableStream.producer` gives it.
+
+    Enter it with `async with`. Leaving the block waits until all is stored; if an exception leaves it, what was not sent is dropped, and
+    what was on its way may be stored or not. Any task may append.
+
+    Once something could not be stored, everything raises what was the reason: RefusedError (`ABORTED`: another producer of this id has
+    taken over, `FAILED_PRECONDITION`: the stream is closed), StreamLostError, UnexpectedAnswerError.
+
+    Attributes:
+        id: the producer's id.
+        epoch: the one that it writes in.
+        offset: behind what is known to be stored; empty before anything is.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        target: Target,
+        id: str,
+        epoch: int,
+        *,
+        claims: bool,
+        max_batch_bytes: int,
+        max_in_flight: int,
+    ) -> None:
+        check_producer(id, epoch)
+        if max_batch_bytes < 1 or max_in_flight < 1:
+            raise InvalidArgumentError("a batch has at least a byte, and at least one is on its way at a time")
+        self.id: Final = id
+        self.epoch = epoch
+        self.offset = ""
+        self._network = network
+        self._target = target
+        self._claims = claims
+        self._max_batch_bytes = max_batch_bytes
+        self._max_in_flight = max_in_flight
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
+        self._next_seq = 0
+        self._offsets: dict[int, str] = {}  # behind stored batches, before which others are not
+        self._stored_below = 0
+        """All batches before this one are stored."""
+        self._failure: StreamkeepError | None = None
+        self._is_over = False
+        self._changed = anyio.Event()
+        self._tasks: TaskGroup | None = None
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        if self._tasks is not None:
+            raise RuntimeError("this producer was entered already; ask for another one")
+        self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._tasks is not None
+        failure: StreamkeepError | None = None
+        try:
+            if exc is None:
+                try:
+                    await self.flush()
+                except StreamkeepError as error:  # raised below, where no task group makes another one of it
+                    failure = error
+        finally:
+            self._is_over = True
+            self._tasks.cancel_scope.cancel()
+            await self._stack.__aexit__(None, None, None)
+        if failure is not None:
+            raise failure
+
+    async def append(self, *messages: object) -> None:
+        """Append messages: JSON values, or bytes and text. It returns when they are on their way, and waits only if too many are.
+
+        InvalidArgumentError: one of them cannot be appended; then none is.
+        """
+        some = [encoded(message, self._target.content_type) for message in messages]
+        self._check()
+        while self._waiting_bytes > MAX_WAITING_BYTES:
+            await self._changed.wait()
+            self._check()
+        self._waiting += some
+        self._waiting_bytes += sum(map(len, some))
+        self._send_more()
+
+    async def flush(self) -> str:
+        """Return when all that was appended is stored, and give the offset behind it."""
+        self._check()
+        while self._waiting or self._stored_below < self._next_seq:
+            await self._changed.wait()
+            self._check()
+        return self.offset
+
+    async def close(self, *messages: object) -> str:
+        """Append these, if there are any, and close the stream, once; give its last offset. Nothing can be appended behind it."""
+        last = [encoded(message, self._target.content_type) for message in messages]
+        await self.flush()
+        self._is_over = True
+        await self._store(last, self._take_seq(), closes=True)
+        self._check(may_be_over=True)
+        return self.offset
+
+    # Sending
+
+    def _check(self, *, may_be_over: bool = False) -> None:
+        if self._failure is not None:
+            raise fresh(self._failure)
+        if self._tasks is None or (self._is_over and not may_be_over):
+            raise RuntimeError("this producer is not entered, or has closed the stream, or was left")
+
+    def _send_more(self) -> None:
+        """Send what waits, as long as more batches may be on their way."""
+        assert self._tasks is not None
+        # Until the first one is stored the epoch is not sure, and those behind it would be of another one.
+        most = self._max_in_flight if self._stored_below else 1
+        while self._waiting and self._failure is None and self._next_seq - self._stored_below < most:
+            self._tasks.start_soon(self._store, self._batch(), self._take_seq())
+
+    def _batch(self) -> Sequence[bytes]:
+        """Take what is sent next: at least one message, and no more bytes than a batch may have if that can be."""
+        count, size = 0, 0
+        for message in self._waiting:
+            if count and size + len(message) > self._max_batch_bytes:
+                break
+            count, size = count + 1, size + len(message) + 1
+        batch, self._waiting = self._waiting[:count], self._waiting[count:]
+        self._waiting_bytes -= sum(map(len, batch))
+        return batch
+
+    def _take_seq(self) -> int:
+        self._next_seq += 1
+        return self._next_seq - 1
+
+    async def _store(self, batch: Sequence[bytes], seq: int, *, closes: bool = False) -> None:
+        """Send a batch until it is stored, or cannot be. Nothing is raised: whoever waits is told."""
+        try:
+            self._stored(seq, await self._until_stored(batch, seq, closes=closes))
+        except StreamkeepError as error:
+            self._failure = self._failure or error
+        self._tell()
+        if not closes and not self._is_over:
+            self._send_more()
+
+    async def _until_stored(self, batch: Sequence[bytes], seq: int, *, closes: bool) -> str:
+        """Give the offset behind it."""
+        content_type = self._target.content_type
+        own = {"Stream-Closed": "true"} if closes else {}
+        if batch:
+            own["Content-Type"] = content_type
+        body = joined(batch, content_type) if batch else b""
+        while True:
+            tag = Tag(self.id, self.epoch, seq)
+            call = self._target.call("POST", {**tag.headers(), **own}, body)
+            reply = await self._target.reply(self._network, call, is_repeatable=True)
+            match meaning(reply, tag, claims=self._claims and not self._stored_below):
+                case Stored(offset):
+                    return offset
+                case TooSoon(expected):
+                    await self._until_before(seq, expected)
+                case Claim(epoch):
+                    self.epoch = epoch
+                case Failed(error):
+                    raise error
+
+    async def _until_before(self, seq: int, expected: int) -> None:
+        """Wait until all batches before this one are stored. UnexpectedAnswerError: the server has lost one that was."""
+        if expected < self._stored_below:
+            raise UnexpectedAnswerError(f"the server has lost what it had stored: it wants batch {expected} again")
+        while self._stored_below < seq:
+            if self._failure is not None:
+                raise fresh(self._failure)
+            await self._changed.wait()
+
+    def _stored(self, seq: int, offset: str) -> None:
+        self._offsets[seq] = offset
+        while self._stored_below in self._offsets:
+            self.offset = self._offsets.pop(self._stored_below) or self.offset
+            self._stored_below += 1
+
+    def _tell(self) -> None:
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()

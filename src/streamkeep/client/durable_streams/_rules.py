@@ -1,0 +1,95 @@
+"""The rules of an idempotent producer: what an answer to one of its batches means. Pure: it sends nothing, and waits for nothing."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from ...errors import InvalidArgumentError, RefusedError, StreamkeepError, UnexpectedAnswerError
+from ._writing import Reply
+
+MAX_SAFE: Final = (1 << 53) - 1
+_MAX_DIGITS: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """What a batch is known by, so that a server takes it once."""
+
+    producer: str
+    epoch: int
+    seq: int
+
+    def headers(self) -> dict[str, str]:
+        """Give it as a request's headers."""
+        return {"Producer-Id": self.producer, "Producer-Epoch": str(self.epoch), "Producer-Seq": str(self.seq)}
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The batch is in the stream, which ends here now; by this try, or by an earlier one."""
+
+    offset: str
+
+
+@dataclass(frozen=True, slots=True)
+class TooSoon:
+    """A batch before it has not arrived yet: this one is to be sent again when it has."""
+
+    expected: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Another producer had the id before: it is to be sent in this epoch."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The batch is not in the stream, and will not be."""
+
+    error: StreamkeepError
+
+
+Meaning = Stored | TooSoon | Claim | Failed
+
+
+def meaning(reply: Reply, tag: Tag, *, claims: bool) -> Meaning:
+    """Say what the answer to a batch means. `claims`: whether the producer may still take over from another one."""
+    if reply.is_ok:
+        return Stored(reply.offset)
+    if reply.code == 403 and (current := _number(reply, "producer-epoch")) is not None:
+        return _fenced(reply, tag, current, claims=claims)
+    if reply.code == 409 and (expected := _number(reply, "producer-expected-seq")) is not None:
+        if expected < tag.seq:
+            return TooSoon(expected)
+        return Failed(UnexpectedAnswerError(f"the server wants batch {expected}, and was sent {tag.seq}"))
+    error = reply.refusal()
+    if reply.is_closed:
+        error = RefusedError(
+            "the stream is closed", status="FAILED_PRECONDITION", details={"offset": reply.offset}, http_status=409
+        )
+    return Failed(error)
+
+
+def _fenced(reply: Reply, tag: Tag, current: int, *, claims: bool) -> Meaning:
+    if claims and not reply.is_doubtful and tag.epoch <= current < MAX_SAFE:
+        return Claim(current + 1)
+    doubt = "; whether its last batch was stored is unknown" if reply.is_doubtful else ""
+    error = RefusedError(
+        f"another producer of this id has taken over{doubt}", status="ABORTED", details={"epoch": current}, http_status=403
+    )
+    return Failed(error)
+
+
+def _number(reply: Reply, name: str) -> int | None:
+    text = reply.headers.get(name, "").strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else None
+
+
+def check_producer(producer: str, epoch: int) -> None:
+    """InvalidArgumentError: there is no such producer."""
+    if not producer or not producer.isprintable():
+        raise InvalidArgumentError("a producer's id is printable text")
+    if not 0 <= epoch <= MAX_SAFE:
+        raise InvalidArgumentError("an epoch is a whole number from 0 to 2**53 - 1")
