@@ -172,8 +172,7 @@ class DurableStream:
         self,
         id: str,
         *,
-        epoch: int = 0,
-        auto_claim: bool = False,
+        epoch: int | None = None,
         max_batch_bytes: int = MAX_BATCH_BYTES,
         max_in_flight: int = MAX_IN_FLIGHT,
     ) -> Producer:
@@ -181,9 +180,9 @@ class DurableStream:
 
         Args:
             id: the producer's; one producer at a time writes under it.
-            epoch: greater than any that was used under this id before. Who had a smaller one cannot write any more.
-            auto_claim: if the server knows a greater epoch, take the next one, at the beginning: for a producer that was restarted. It is
-                fenced itself by the next one.
+            epoch: greater than any that was used under this id before. Who had a smaller one cannot write any more. None: one is made of the
+                time, and if the server knows a greater one, or the same, that is followed by the next; so a producer that is restarted
+                takes over from itself, and is fenced by the next one.
             max_batch_bytes: about how much is sent at once.
             max_in_flight: how many batches are on their way at a time.
         """
@@ -192,7 +191,6 @@ class DurableStream:
             self._target,
             id,
             epoch,
-            claims=auto_claim,
             max_batch_bytes=max_batch_bytes,
             max_in_flight=max_in_flight,
         )

@@ -15,7 +15,7 @@ from anyio.abc import TaskGroup
 
 from ...errors import InvalidArgumentError, StreamkeepError, UnexpectedAnswerError, fresh
 from .._network import Network
-from ._rules import Claim, Failed, Stored, Tag, TooSoon, check_producer, meaning
+from ._rules import Claim, Failed, Stored, Tag, TooSoon, check_producer, epoch_now, meaning
 from ._stream import Target
 from ._writing import encoded, joined
 
@@ -44,21 +44,20 @@ class Producer:
         network: Network,
         target: Target,
         id: str,
-        epoch: int,
+        epoch: int | None,
         *,
-        claims: bool,
         max_batch_bytes: int,
         max_in_flight: int,
     ) -> None:
-        check_producer(id, epoch)
+        self.epoch = epoch_now() if epoch is None else epoch
+        check_producer(id, self.epoch)
         if max_batch_bytes < 1 or max_in_flight < 1:
             raise InvalidArgumentError("a batch has at least a byte, and at least one is on its way at a time")
         self.id: Final = id
-        self.epoch = epoch
         self.offset = ""
         self._network = network
         self._target = target
-        self._claims = claims
+        self._claims = epoch is None
         self._max_batch_bytes = max_batch_bytes
         self._max_in_flight = max_in_flight
         self._waiting: list[bytes] = []
@@ -85,7 +84,7 @@ class Producer:
         assert self._tasks is not None
         failure: StreamkeepError | None = None
         try:
-            if exc is None:
+            if exc is None and not self._is_over:
                 try:
                     await self.flush()
                 except StreamkeepError as error:  # raised below, where no task group makes another one of it

@@ -1,11 +1,13 @@
-"""The rules of an idempotent producer: what an answer to one of its batches means. Pure: it sends nothing, and waits for nothing."""
+"""The rules of an idempotent producer: what an answer to one of its batches means. It sends nothing, and waits for nothing."""
 
+import time
 from dataclasses import dataclass
 from typing import Final
 
 from ...errors import InvalidArgumentError, RefusedError, StreamkeepError, UnexpectedAnswerError
 from ._writing import Reply
 
+ALREADY_STORED: Final = 204
 MAX_SAFE: Final = (1 << 53) - 1
 _MAX_DIGITS: Final = 16
 
@@ -54,10 +56,15 @@ class Failed:
 Meaning = Stored | TooSoon | Claim | Failed
 
 
+def epoch_now() -> int:
+    """Give an epoch that is greater than those of producers that began before, as far as clocks go forward."""
+    return time.time_ns() // 1_000_000
+
+
 def meaning(reply: Reply, tag: Tag, *, claims: bool) -> Meaning:
-    """Say what the answer to a batch means. `claims`: whether the producer may still take over from another one."""
+    """Say what the answer to a batch means. `claims`: whether the producer may take over, of which nothing is stored yet."""
     if reply.is_ok:
-        return Stored(reply.offset)
+        return _fenced(reply, tag, tag.epoch, claims=claims) if _is_anothers(reply, tag) else Stored(reply.offset)
     if reply.code == 403 and (current := _number(reply, "producer-epoch")) is not None:
         return _fenced(reply, tag, current, claims=claims)
     if reply.code == 409 and (expected := _number(reply, "producer-expected-seq")) is not None:
@@ -72,10 +79,17 @@ def meaning(reply: Reply, tag: Tag, *, claims: bool) -> Meaning:
     return Failed(error)
 
 
+def _is_anothers(reply: Reply, tag: Tag) -> bool:
+    """Say whether a batch was taken for one that another producer has sent in the same epoch: it is not in the stream then."""
+    if tag.seq or reply.code != ALREADY_STORED:
+        return False
+    return not reply.is_doubtful or (_number(reply, "producer-seq") or 0) > 0
+
+
 def _fenced(reply: Reply, tag: Tag, current: int, *, claims: bool) -> Meaning:
-    if claims and not reply.is_doubtful and tag.epoch <= current < MAX_SAFE:
+    if claims and (not reply.is_doubtful or reply.is_ok) and tag.epoch <= current < MAX_SAFE:
         return Claim(current + 1)
-    doubt = "; whether its last batch was stored is unknown" if reply.is_doubtful else ""
+    doubt = "; whether its last batch was stored is unknown" if reply.is_doubtful and not reply.is_ok else ""
     error = RefusedError(
         f"another producer of this id has taken over{doubt}", status="ABORTED", details={"epoch": current}, http_status=403
     )

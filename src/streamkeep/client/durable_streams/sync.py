@@ -27,7 +27,7 @@ from .._reading import Reading
 from .._retry import Retry
 from ._batches import START, Batch, Events, Mode, Pages, dialect_of, is_json
 from ._producer import MAX_BATCH_BYTES
-from ._rules import Claim, Failed, Stored, Tag, TooSoon, check_producer, meaning
+from ._rules import Claim, Failed, Stored, Tag, TooSoon, check_producer, epoch_now, meaning
 from ._stream import JSON, StreamHead, Target
 from ._writing import encoded, joined
 
@@ -130,10 +130,10 @@ class DurableStream:
         return Batches(lambda: Reading(BlockingNetwork(self._client, self._seconds), dialect, self._target.retry), dialect)
 
     def producer(
-        self, id: str, *, epoch: int = 0, auto_claim: bool = False, max_batch_bytes: int = MAX_BATCH_BYTES
+        self, id: str, *, epoch: int | None = None, max_batch_bytes: int = MAX_BATCH_BYTES
     ) -> "Producer":
         """Give what appends messages once and in order, although connections are lost and servers restarted."""
-        return Producer(self._entered, self._target, id, epoch, claims=auto_claim, max_batch_bytes=max_batch_bytes)
+        return Producer(self._entered, self._target, id, epoch, max_batch_bytes=max_batch_bytes)
 
 
 class Producer:
@@ -145,16 +145,16 @@ class Producer:
         offset: behind what is known to be stored; empty before anything is.
     """
 
-    def __init__(self, network: Network, target: Target, id: str, epoch: int, *, claims: bool, max_batch_bytes: int) -> None:
-        check_producer(id, epoch)
+    def __init__(self, network: Network, target: Target, id: str, epoch: int | None, *, max_batch_bytes: int) -> None:
+        self.epoch = epoch_now() if epoch is None else epoch
+        check_producer(id, self.epoch)
         if max_batch_bytes < 1:
             raise InvalidArgumentError("a batch has at least a byte")
         self.id: Final = id
-        self.epoch = epoch
         self.offset = ""
         self._network = network
         self._target = target
-        self._claims = claims
+        self._claims = epoch is None
         self._max_batch_bytes = max_batch_bytes
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0

@@ -1,0 +1,480 @@
+"""The client of the protocol, against servers that behave, connections that are cut, and servers that do not behave."""
+
+import re
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import anyio.to_thread
+import pytest
+from msgspec import Struct
+from tests.durable_streams.conftest import Open
+from tests.durable_streams.served import Server
+from tests.http.servers import serving, until
+from tests.network.proxy import End, Fate, bad_network
+
+from streamkeep import InMemoryStreamManager
+from streamkeep.client import Retry
+from streamkeep.client.durable_streams import DurableStream, Mode
+from streamkeep.client.durable_streams import sync as blocking
+from streamkeep.durable_streams import DurableStreamsLimits, bridge
+from streamkeep.errors import InvalidArgumentError, RefusedError, StreamLostError, UnexpectedAnswerError
+from streamkeep.http.response import Receive, Scope, Send
+
+BOUND_SECONDS: Final = 40
+MODES: Final[tuple[Mode, ...]] = ("catch-up", "long-poll", "sse")
+SOON: Final = Retry(first=timedelta(milliseconds=1), longest=timedelta(milliseconds=20), tries=200)
+NO_RETRY: Final = Retry(tries=0)
+TEXT: Final = "text/plain"
+BYTES: Final = "application/octet-stream"
+
+
+@pytest.fixture
+async def url(open_client: Open) -> AsyncGenerator[str]:
+    """Give where a stream may be."""
+    limits = DurableStreamsLimits(long_poll=timedelta(milliseconds=300))
+    async with open_client(limits=limits) as client:
+        yield f"{client.base_url}/s"
+
+
+async def read_all(stream: DurableStream, mode: Mode, offset: str = "-1") -> list[Any]:
+    """Read until the iteration ends."""
+    seen: list[Any] = []
+    with anyio.fail_after(BOUND_SECONDS):
+        async with stream.read(offset=offset, mode=mode) as batches:
+            async for batch in batches:
+                seen += batch.messages
+    return seen
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_closed_stream_is_read_to_its_end_and_no_further(url: str, mode: Mode) -> None:
+    async with DurableStream(url) as stream:
+        assert await stream.create({"n": 0}, [1, 2])
+        assert not await stream.create()
+        offset = await stream.append("é\n", None)
+        assert await stream.close("last") > offset
+
+        assert await read_all(stream, mode) == [{"n": 0}, [1, 2], "é\n", None, "last"]
+        assert await read_all(stream, mode, offset) == ["last"]
+        assert await read_all(stream, mode, (await stream.head()).offset) == []
+        assert await read_all(stream, mode, "now") == []
+
+
+@pytest.mark.parametrize("mode", ["long-poll", "sse"])
+async def test_what_is_appended_comes_and_its_offset_leads_behind_it(url: str, mode: Mode) -> None:
+    async with DurableStream(url) as stream:
+        await stream.create(0)
+        with anyio.fail_after(BOUND_SECONDS):
+            async with stream.read(mode=mode) as batches:
+                first = await anext(batches)
+                await stream.append(1)
+                second = await anext(batches)
+                assert (first.messages, second.messages) == ([0], [1])
+                assert batches.offset == second.offset
+            await stream.close(2)
+        assert await read_all(stream, mode, first.offset) == [1, 2]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("content_type", "said"), [(BYTES, bytes(range(256))), (TEXT, "ä\n\nevent: control\ndata: {}\n\n".encode())]
+)
+async def test_bytes_come_as_they_were_appended(url: str, mode: Mode, content_type: str, said: bytes) -> None:
+    async with DurableStream(url, content_type=content_type) as stream:
+        await stream.create()
+        await stream.append(said[:7], said[7:])
+        await stream.close(said)
+        with anyio.fail_after(BOUND_SECONDS):
+            async with stream.read(mode=mode) as batches:
+                assert b"".join([batch.data async for batch in batches]) == said * 2
+                assert batches.is_closed
+
+
+async def test_messages_are_decoded_into_what_is_asked_for(url: str) -> None:
+    class Point(Struct):
+        x: int
+
+    async with DurableStream(url) as stream:
+        await stream.create({"x": 1}, {"x": 2})
+        async with stream.read(mode="catch-up", message_type=Point) as batches:
+            assert (await anext(batches)).messages == [Point(1), Point(2)]
+        await stream.append("none")
+        async with stream.read(mode="catch-up", message_type=Point) as batches:
+            batch = await anext(batches)
+            with pytest.raises(UnexpectedAnswerError):
+                _ = batch.messages
+
+
+async def test_the_head_says_what_was_asked_for(url: str) -> None:
+    async with DurableStream(url, content_type=TEXT) as stream:
+        await stream.create(ttl=timedelta(minutes=5))
+        head = await stream.head()
+        assert (head.content_type, head.ttl, head.is_closed) == (TEXT, timedelta(minutes=5), False)
+        await stream.delete()
+        await stream.create(expires_at=datetime(2100, 1, 1, tzinfo=UTC), is_closed=True)
+        head = await stream.head()
+        assert (head.expires_at, head.ttl, head.is_closed) == ("2100-01-01T00:00:00Z", None, True)
+
+
+async def test_what_is_refused_says_why(url: str) -> None:
+    async with DurableStream(url, retry=NO_RETRY) as stream:
+        for ask in (stream.head, partial(stream.append, 1), stream.delete, partial(read_all, stream, "sse")):
+            with pytest.raises(RefusedError) as none:
+                await ask()
+            assert (none.value.status, none.value.http_status) == ("NOT_FOUND", 404)
+        await stream.create()
+        async with DurableStream(url, content_type=TEXT) as other:
+            with pytest.raises(RefusedError) as conflict:
+                await other.append("text")
+        assert (conflict.value.status, conflict.value.http_status) == ("FAILED_PRECONDITION", 409)
+        await stream.append(1, seq="b")
+        with pytest.raises(RefusedError):
+            await stream.append(1, seq="a")
+        await stream.close()
+        await stream.close()
+        with pytest.raises(RefusedError) as closed:
+            await stream.append(1)
+        assert closed.value.status == "FAILED_PRECONDITION"
+
+
+async def test_what_cannot_be_sent_is_not(url: str) -> None:
+    async with DurableStream(url, content_type=BYTES) as stream:
+        with pytest.raises(InvalidArgumentError):
+            await stream.append({"a": 1})
+        with pytest.raises(InvalidArgumentError):
+            await stream.create(ttl=timedelta(seconds=1.5))
+        with pytest.raises(InvalidArgumentError):
+            await stream.create(expires_at=datetime(2100, 1, 1))  # noqa: DTZ001 - that is the point
+        with pytest.raises(InvalidArgumentError):
+            stream.producer("")
+
+
+@pytest.mark.parametrize("mode", ["long-poll", "sse"])
+async def test_an_answer_of_a_manager_is_followed_over_the_bridge(mode: Mode) -> None:
+    async with InMemoryStreamManager() as streams, serving(bridge(streams)) as url, DurableStream(f"{url}/answer") as stream:
+        async with streams.open("answer") as answer:
+            await answer.write("hello")
+            with anyio.fail_after(BOUND_SECONDS):
+                async with stream.read(mode=mode) as batches:
+                    assert (await anext(batches)).messages == [{"chunk": "hello"}]
+                    await answer.done("end")
+                    assert [batch.messages async for batch in batches] == [[{"result": "end"}]]
+        with pytest.raises(RefusedError):
+            await stream.append(1)
+
+
+# Over bad networks
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_read_that_is_cut_again_and_again_gives_each_message_once(url: str, mode: Mode) -> None:
+    async with bad_network(url.removesuffix("/s")) as network, DurableStream(url) as there:
+        await there.create(*range(500))
+        for start in range(500, 1_000, 50):
+            await there.append(*range(start, start + 50))
+        await there.close()
+        fates = [Fate(end, after=100 + 700 * number) for number in range(6) for end in (End.FIN, End.RST)]
+        async with DurableStream(network.path(fates) + "/s", retry=SOON) as stream:
+            assert await read_all(stream, mode) == list(range(1_000))
+        assert network.struck.total() > 3
+
+
+async def test_a_producer_whose_connections_are_cut_has_each_message_there_once(url: str) -> None:
+    def fates() -> Iterator[Fate]:
+        for number in range(30):
+            of_request = number % 3 == 0
+            yield Fate(
+                (End.FIN, End.RST)[number % 2],
+                after=150 + 37 * number if of_request else 20 * (number % 7),
+                of_request=of_request,
+            )
+
+    async with bad_network(url.removesuffix("/s")) as network, DurableStream(url) as there:
+        await there.create()
+        async with DurableStream(network.path(fates()) + "/s", retry=SOON) as stream:
+            with anyio.fail_after(BOUND_SECONDS):
+                async with stream.producer("p", max_batch_bytes=40) as producer:
+                    for number in range(600):
+                        await producer.append(number)
+                        if number % 50 == 0:
+                            await producer.flush()
+                    await producer.close("end")
+        assert network.struck.total() > 10
+        assert await read_all(there, "catch-up") == [*range(600), "end"]
+
+
+async def test_an_append_whose_answer_is_lost_is_not_sent_again(url: str) -> None:
+    async with bad_network(url.removesuffix("/s")) as network, DurableStream(url) as there:
+        await there.create()
+        async with DurableStream(network.path([Fate(End.RST, after=0)]) + "/s", retry=SOON) as stream:
+            with pytest.raises(StreamLostError):
+                await stream.append("once")
+        assert await read_all(there, "catch-up") in ([], ["once"])
+
+
+async def test_a_producers_session_outlives_a_server_that_is_killed(tmp_path: Path) -> None:
+    with Server(f"sqlite:///{tmp_path / 'streams.db'}", tmp_path / "server") as server:
+        async with DurableStream(f"{server.url}/s", retry=Retry(tries=None, longest=timedelta(milliseconds=200))) as stream:
+            await stream.create()
+            sent = 0
+            stops = anyio.Event()
+
+            async def append_on() -> None:
+                nonlocal sent
+                async with stream.producer("p", max_batch_bytes=64) as producer:
+                    while not stops.is_set():
+                        await producer.append(sent)
+                        sent += 1
+                        if sent % 20 == 0:
+                            await producer.flush()
+                    await producer.close()
+
+            with anyio.fail_after(BOUND_SECONDS):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(append_on)
+                    for kills in range(1, 4):
+                        await until(lambda kills=kills: sent > 100 * kills)  # type: ignore[misc]  # it is inferred where it is called
+                        await anyio.to_thread.run_sync(server.kill)
+                        await anyio.to_thread.run_sync(server.start)
+                    stops.set()
+            assert await read_all(stream, "sse") == list(range(sent))
+
+
+async def test_an_answer_of_503_is_asked_again_when_it_says_and_one_of_400_is_not(url: str) -> None:
+    answers = [(503, {"retry-after": "0"}), (429, {}), (503, {}), (200, {"stream-next-offset": "1_a"}), (400, {})]
+    async with scripted(answers) as (there, asked), DurableStream(there, retry=SOON) as stream:
+        assert (await stream.head()).offset == "1_a"
+        assert len(asked) == 4
+        with pytest.raises(RefusedError):
+            await stream.append(1)
+        assert len(asked) == 5
+    async with scripted([(503, {"retry-after": "600"})]) as (there, _), DurableStream(there, retry=SOON) as stream:
+        with pytest.raises(StreamLostError) as lost:
+            await stream.head()
+        assert lost.value.retry_after == 600
+
+
+# Producers
+
+
+async def test_a_producer_that_was_restarted_claims_its_id_and_fences_the_one_before(url: str) -> None:
+    async with DurableStream(url) as stream:
+        await stream.create()
+        old = stream.producer("p")
+        with pytest.raises(RefusedError):
+            async with old:
+                await old.append("a")
+                await old.flush()
+                async with stream.producer("p") as new:
+                    for number in range(10):
+                        await new.append(number)
+                    await new.flush()
+                    assert new.epoch > old.epoch
+                await old.append("b")
+                for ask in (old.flush, partial(old.append, "c"), old.close):
+                    with pytest.raises(RefusedError) as fenced:
+                        await ask()
+                    assert (fenced.value.status, fenced.value.details) == ("ABORTED", {"epoch": new.epoch})
+        assert await read_all(stream, "catch-up") == ["a", *range(10)]
+
+
+@pytest.mark.parametrize("there", [3, 2**45])
+async def test_what_is_appended_in_an_epoch_that_was_used_is_not_taken_for_what_is_there(url: str, there: int) -> None:
+    async with DurableStream(url) as stream:
+        await stream.create()
+        async with stream.producer("p", epoch=there) as first:
+            await first.append("first")
+        with pytest.raises(RefusedError) as used:
+            async with stream.producer("p", epoch=there) as second:
+                await second.append("second")
+        async with stream.producer("p") as third:
+            await third.append("third")
+        assert used.value.status == "ABORTED"
+        assert third.epoch > there
+        assert await read_all(stream, "catch-up") == ["first", "third"]
+
+
+async def test_what_a_producer_could_not_store_is_told_when_it_is_left(url: str) -> None:
+    async with DurableStream(url) as stream:
+        await stream.create(is_closed=True)
+        with pytest.raises(RefusedError) as closed:
+            async with stream.producer("p") as producer:
+                await producer.append(1)
+        assert closed.value.status == "FAILED_PRECONDITION"
+
+
+async def test_a_server_that_forgets_what_it_has_stored_is_noticed(open_client: Open) -> None:
+    async with open_client() as client, DurableStream(f"{client.base_url}/s") as stream:
+        await stream.create()
+        with pytest.raises(UnexpectedAnswerError, match="lost"):
+            async with stream.producer("p") as producer:
+                await producer.append(0)
+                await producer.flush()
+                await producer.append(1)
+                await producer.flush()
+                await stream.delete()
+                await stream.create()
+                await producer.append(2)
+
+
+async def test_batches_that_overtake_one_another_are_stored_in_order(url: str) -> None:
+    """A server in front holds the first of several batches back until others have been refused."""
+    async with bad_network(url.removesuffix("/s")) as network, DurableStream(url) as there:
+        await there.create()
+        fates = [Fate(), *([Fate(piece=16, pause_seconds=0.01), Fate()] * 20)]
+        async with (
+            DurableStream(network.path(fates) + "/s", retry=SOON) as stream,
+            stream.producer("p", max_batch_bytes=8) as producer,
+        ):
+            for number in range(300):
+                await producer.append(number)
+        assert await read_all(there, "catch-up") == list(range(300))
+
+
+async def test_a_producer_that_is_left_by_an_exception_does_not_wait(url: str) -> None:
+    async with DurableStream(url, retry=SOON) as stream:
+        await stream.create()
+        with anyio.fail_after(BOUND_SECONDS), pytest.raises(ZeroDivisionError):
+            async with stream.producer("p") as producer:
+                await producer.append(1)
+                raise ZeroDivisionError
+
+
+# Servers that do not behave
+
+
+Script = Sequence[tuple[int, dict[str, str]] | tuple[int, dict[str, str], bytes]]
+
+
+@asynccontextmanager
+async def scripted(answers: Script) -> AsyncGenerator[tuple[str, list[str]]]:
+    """Give a server that answers so, the last of it again and again; and what it was asked."""
+    asked: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http"
+        while (await receive()).get("more_body"):
+            pass
+        code, headers, *body = answers[min(len(asked), len(answers) - 1)]
+        asked.append(f"{scope['method']} {scope['query_string'].decode()}")
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": code, "headers": raw})
+        await send({"type": "http.response.body", "body": body[0] if body else b""})
+
+    async with serving(app) as url:
+        yield f"{url}/s", asked
+
+
+JSON: Final = {"content-type": "application/json", "stream-next-offset": "1"}
+EVENTS: Final = {"content-type": "text/event-stream"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "answer"),
+    [
+        ("catch-up", (200, {"content-type": "application/json"}, b"[1]")),
+        ("catch-up", (200, JSON, b"[]")),
+        ("catch-up", (200, JSON, b"[1")),
+        ("long-poll", (200, JSON, b"{}")),
+        ("sse", (200, JSON, b"[1]")),
+        ("sse", (204, {}, b"")),
+        ("sse", (200, EVENTS, b"event: control\ndata: nonsense\n\n")),
+        ("sse", (200, EVENTS, b"event: control\ndata: {}\n\n")),
+        ("sse", (200, EVENTS, b'event: data\ndata: [1\n\nevent: control\ndata: {"streamNextOffset":"2"}\n\n')),
+        (
+            "sse",
+            (
+                200,
+                {**EVENTS, "stream-sse-data-encoding": "base64"},
+                b'event: data\ndata: %\n\nevent: control\ndata: {"streamNextOffset":"2"}\n\n',
+            ),
+        ),
+        ("sse", (200, {**EVENTS, "stream-sse-data-encoding": "rot13"}, b"")),
+    ],
+)
+async def test_an_answer_that_is_none_of_the_protocol_is_told_and_not_asked_for_again(
+    mode: Mode, answer: tuple[int, dict[str, str], bytes]
+) -> None:
+    async with scripted([answer]) as (url, asked), DurableStream(url, retry=SOON) as stream:
+        with pytest.raises(UnexpectedAnswerError):
+            await read_all(stream, mode, "1" if mode == "catch-up" else "-1")
+        assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "answer"),
+    [
+        ("long-poll", (204, {"stream-next-offset": "1", "stream-up-to-date": "true"}, b"")),
+        ("sse", (200, EVENTS, b'event: control\ndata: {"streamNextOffset":"1","upToDate":true}\n\n')),
+    ],
+)
+async def test_a_server_that_answers_at_once_with_nothing_is_not_asked_for_ever(
+    mode: Mode, answer: tuple[int, dict[str, str], bytes]
+) -> None:
+    async with scripted([answer]) as (url, asked), DurableStream(url, retry=SOON) as stream:
+        with anyio.move_on_after(1.5):
+            await read_all(stream, mode, "1")
+        assert 1 <= len(asked) <= 3
+
+
+async def test_data_that_is_not_followed_by_where_to_go_on_comes_again(url: str) -> None:
+    data = b"event: data\ndata: [1]\n\n"
+    control = b'event: control\ndata: {"streamNextOffset":"2","streamCursor":"7"}\n\n'
+    closed = b'event: data\ndata: [2]\n\nevent: control\ndata: {"streamNextOffset":"3","streamClosed":true}\n\n'
+    answers: Script = [(200, EVENTS, data), (200, EVENTS, data + control + data), (200, EVENTS, closed)]
+    async with scripted(answers) as (there, asked), DurableStream(there, retry=SOON) as stream:
+        assert await read_all(stream, "sse") == [1, 2]
+    assert asked == ["GET offset=-1&live=sse", "GET offset=-1&live=sse", "GET offset=2&live=sse&cursor=7"]
+
+
+# Without await
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_it_is_the_same_without_await(url: str, mode: Mode) -> None:
+    def work() -> list[Any]:
+        with blocking.DurableStream(url, retry=SOON) as stream:
+            assert stream.create("first")
+            with stream.producer("p", max_batch_bytes=30) as producer:
+                producer.append(*range(100))
+                producer.flush()
+            with stream.producer("p") as producer:
+                producer.append("claimed")
+                producer.close("last")
+            assert stream.head().is_closed
+            with pytest.raises(RefusedError):
+                stream.append(1)
+            with stream.read(mode=mode) as batches:
+                seen = [message for batch in batches for message in batch.messages]
+                assert batches.is_closed
+            stream.delete()
+            return seen
+
+    assert await anyio.to_thread.run_sync(work) == ["first", *range(100), "claimed", "last"]
+
+
+async def test_a_producer_without_await_whose_connections_are_cut_has_each_message_there_once(url: str) -> None:
+    async with bad_network(url.removesuffix("/s")) as network, DurableStream(url) as there:
+        await there.create()
+        fates = [Fate((End.FIN, End.RST)[number % 2], after=20 * (number % 9)) for number in range(20)]
+        path = network.path(fates) + "/s"
+
+        def work() -> None:
+            with blocking.DurableStream(path, retry=SOON) as stream, stream.producer("p", max_batch_bytes=40) as producer:
+                for number in range(300):
+                    producer.append(number)
+
+        with anyio.fail_after(BOUND_SECONDS):
+            await anyio.to_thread.run_sync(work)
+        assert network.struck.total() > 10
+        assert await read_all(there, "catch-up") == list(range(300))
+
+
+def test_offsets_are_the_servers_and_none_is_made_here() -> None:
+    sources = (Path(blocking.__file__).parent).glob("*.py")
+    assert not any(re.search(r"int\([a-z_.]*offset|offset\[", source.read_text()) for source in sources)
