@@ -268,21 +268,25 @@ def ways(node: str, rakaia: str) -> list[Served]:
     return found
 
 
-def row(name: str, rounds: Sequence[Figures]) -> str:
-    """Give the medians of a server as a row."""
-    of = statistics.median
-    appended, read, delivered = (
-        of([getattr(each, field) for each in rounds]) for field in ("appends", "megabytes", "deliveries")
+def medians(rounds: Sequence[Figures]) -> Figures:
+    """Give the median of each figure."""
+    return Figures(
+        statistics.median([each.appends for each in rounds]),
+        statistics.median([each.megabytes for each in rounds]),
+        statistics.median([each.deliveries for each in rounds]),
     )
-    return f"| {name} | {appended:,.0f} | {read:,.0f} | {delivered:,.0f} |"
 
 
-def goals(seen: dict[str, list[Figures]]) -> list[str]:
+def row(name: str, middle: Figures) -> str:
+    """Give a server's figures as a row."""
+    return f"| {name} | {middle.appends:,.0f} | {middle.megabytes:,.0f} | {middle.deliveries:,.0f} |"
+
+
+def goals(middle: dict[str, Figures]) -> list[str]:
     """Say how far the goals are reached; none is said without the reference."""
 
-    if "Node reference, file" not in seen:
+    if "Node reference, file" not in middle:
         return []
-    middle = {name: medians(rounds) for name, rounds in seen.items()}
     stored = middle["streamkeep, SQLite `FULL`"].appends / middle["Node reference, file"].appends
     delivered = middle["streamkeep, memory"].deliveries / middle["Node reference, memory"].deliveries
     return [
@@ -304,7 +308,8 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for served in found:
             seen[served.name].append(uvloop.run(measured(served, arguments.seconds)))
-    print(HEADER, *(row(name, rounds) for name, rounds in seen.items()), "", *goals(seen), sep="\n")
+    middle = {name: medians(rounds) for name, rounds in seen.items()}
+    print(HEADER, *(row(name, figures) for name, figures in middle.items()), "", *goals(middle), sep="\n")
 
 
 if __name__ == "__main__":
