@@ -180,9 +180,9 @@ class DurableStream:
 
         Args:
             id: the producer's; one producer at a time writes under it.
-            epoch: greater than any that was used under this id before. Who had a smaller one cannot write any more. None: one is made of the
-                time, and if the server knows a greater one, or the same, that is followed by the next; so a producer that is restarted
-                takes over from itself, and is fenced by the next one.
+            epoch: greater than any that was used under this id before. Who had a smaller one cannot write any more. None: it is made of
+                the time; if the server knows a greater one, or that one, the next is taken. So a producer that is restarted takes over
+                from itself.
             max_batch_bytes: about how much is sent at once.
             max_in_flight: how many batches are on their way at a time.
         """

@@ -89,11 +89,17 @@ def _is_anothers(reply: Reply, tag: Tag) -> bool:
 def _fenced(reply: Reply, tag: Tag, current: int, *, claims: bool) -> Meaning:
     if claims and (not reply.is_doubtful or reply.is_ok) and tag.epoch <= current < MAX_SAFE:
         return Claim(current + 1)
-    doubt = "; whether its last batch was stored is unknown" if reply.is_doubtful and not reply.is_ok else ""
     error = RefusedError(
-        f"another producer of this id has taken over{doubt}", status="ABORTED", details={"epoch": current}, http_status=403
+        f"another producer of this id has taken over{_doubt(reply)}",
+        status="ABORTED",
+        details={"epoch": current},
+        http_status=403,
     )
     return Failed(error)
+
+
+def _doubt(reply: Reply) -> str:
+    return "; whether its last batch was stored is unknown" if reply.is_doubtful and not reply.is_ok else ""
 
 
 def _number(reply: Reply, name: str) -> int | None:

@@ -129,9 +129,7 @@ class DurableStream:
         # Over connections of its own unless the client is the user's, so that closing it from another thread ends only its own.
         return Batches(lambda: Reading(BlockingNetwork(self._client, self._seconds), dialect, self._target.retry), dialect)
 
-    def producer(
-        self, id: str, *, epoch: int | None = None, max_batch_bytes: int = MAX_BATCH_BYTES
-    ) -> "Producer":
+    def producer(self, id: str, *, epoch: int | None = None, max_batch_bytes: int = MAX_BATCH_BYTES) -> "Producer":
         """Give what appends messages once and in order, although connections are lost and servers restarted."""
         return Producer(self._entered, self._target, id, epoch, max_batch_bytes=max_batch_bytes)
 
