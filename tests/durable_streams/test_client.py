@@ -21,9 +21,9 @@ from streamkeep import InMemoryStreamManager
 from streamkeep.client import Retry
 from streamkeep.client.durable_streams import DurableStream, Mode
 from streamkeep.client.durable_streams import sync as blocking
-from streamkeep.durable_streams import DurableStreamsLimits, bridge
+from streamkeep.durable_streams import DurableStreamsLimits, bridge, durable_streams
 from streamkeep.errors import InvalidArgumentError, RefusedError, StreamLostError, UnexpectedAnswerError
-from streamkeep.http.response import Receive, Scope, Send
+from streamkeep.http.response import Message, Receive, Scope, Send
 
 BOUND_SECONDS: Final = 40
 MODES: Final[tuple[Mode, ...]] = ("catch-up", "long-poll", "sse")
@@ -327,18 +327,38 @@ async def test_a_server_that_forgets_what_it_has_stored_is_noticed(open_client: 
                 await producer.append(2)
 
 
-async def test_batches_that_overtake_one_another_are_stored_in_order(url: str) -> None:
-    """A server in front holds the first of several batches back until others have been refused."""
-    async with bad_network(url.removesuffix("/s")) as network, DurableStream(url) as there:
-        await there.create()
-        fates = [Fate(), *([Fate(piece=16, pause_seconds=0.01), Fate()] * 20)]
-        async with (
-            DurableStream(network.path(fates) + "/s", retry=SOON) as stream,
-            stream.producer("p", max_batch_bytes=8) as producer,
-        ):
-            for number in range(300):
-                await producer.append(number)
-        assert await read_all(there, "catch-up") == list(range(300))
+async def test_batches_that_overtake_one_another_are_stored_in_order() -> None:
+    codes: list[int] = []
+    overtaken = anyio.Event()
+
+    async with InMemoryStreamManager() as streams, durable_streams(streams) as served:
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            """Hold every third batch back until another one was refused because of that."""
+            nonlocal overtaken
+            seq = int(dict(scope["headers"]).get(b"producer-seq", b"0"))
+            if seq % 3 == 1 and not overtaken.is_set():
+                await overtaken.wait()
+                overtaken = anyio.Event()
+
+            async def noted(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    codes.append(message["status"])
+                    if message["status"] == 409:
+                        overtaken.set()
+                await send(message)
+
+            await served(scope, receive, noted)
+
+        async with serving(app) as url, DurableStream(f"{url}/s", retry=SOON) as stream:
+            await stream.create()
+            with anyio.fail_after(BOUND_SECONDS):
+                async with stream.producer("p", max_batch_bytes=2) as producer:
+                    for number in range(30):
+                        await producer.append(number)
+                    await producer.append(*range(30, 60))
+            assert await read_all(stream, "catch-up") == list(range(60))
+    assert codes.count(409) > 5
 
 
 async def test_a_producer_that_is_left_by_an_exception_does_not_wait(url: str) -> None:
