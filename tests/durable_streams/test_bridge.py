@@ -1,16 +1,21 @@
 """Streams that a manager writes, read through the bridge: by the protocol's own client, and by hand."""
 
 import json
+import os
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Final
 
 import anyio
+import anyio.to_thread
 import httpx
 import pytest
 from tests.durable_streams.clients import reader
+from tests.durable_streams.served import ROOT
+from tests.engines.process import Process, answers, free_port
 from tests.http.servers import serving, until
 from tests.inside import feeds_of
 
@@ -430,3 +435,37 @@ async def test_what_authorize_raises_for_a_connection_of_its_own_is_answered(cap
     assert answer.status_code == 500
     assert "10.0.0.9" not in answer.text
     assert "10.0.0.9" in caplog.text
+
+
+SERVER: Final = """
+import asyncio, sys
+import uvicorn
+from streamkeep import InMemoryStreamManager
+from streamkeep.durable_streams import bridge
+
+async def main():
+    async with InMemoryStreamManager() as streams:
+        async with streams.open("answer") as stream:
+            await uvicorn.Server(uvicorn.Config(bridge(streams), port=int(sys.argv[1]), lifespan="off", log_level="error")).serve()
+            await stream.done()
+
+asyncio.run(main())
+"""
+
+
+async def test_a_server_with_open_readers_stops_at_once_when_it_is_told_to(tmp_path: Path) -> None:
+    port = free_port()
+    environment = {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+    process = Process([sys.executable, "-c", SERVER, str(port)], tmp_path, lambda: answers(port), environment=environment)
+    await anyio.to_thread.run_sync(process.start)
+    try:
+        url = f"http://127.0.0.1:{port}/answer?offset=now&live=sse"
+        async with httpx.AsyncClient(timeout=BOUND_SECONDS) as client, client.stream("GET", url) as answer:
+            with anyio.fail_after(BOUND_SECONDS):
+                lines = answer.aiter_lines()
+                assert await anext(lines) == "event: control"
+                await anyio.to_thread.run_sync(process.stop)
+                rest = [line async for line in lines]
+        assert "streamClosed" not in "".join(rest)
+    finally:
+        await anyio.to_thread.run_sync(process.kill)

@@ -447,6 +447,27 @@ async def test_a_server_that_answers_at_once_with_nothing_is_not_asked_for_ever(
         assert 1 <= len(asked) <= 3
 
 
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [(403, {"producer-epoch": str(2**52 + number)}) for number in range(100)],
+        [(204, {"stream-next-offset": "1"})],
+        [(200, {"stream-next-offset": "1"}), (409, {"producer-expected-seq": "0"})],
+        [(409, {"producer-expected-seq": "7"})],
+        [(403, {"producer-epoch": "9" * 400})],
+        [(409, {"producer-expected-seq": "-1"})],
+    ],
+)
+async def test_a_server_that_never_takes_a_batch_is_not_asked_for_ever(answers: Script) -> None:
+    async with scripted(answers) as (url, asked), DurableStream(url, retry=SOON) as stream:
+        with anyio.fail_after(BOUND_SECONDS), pytest.raises((RefusedError, UnexpectedAnswerError)):
+            async with stream.producer("p") as producer:
+                await producer.append(0)
+                await producer.flush()
+                await producer.append(1)
+        assert len(asked) < 20
+
+
 async def test_data_that_is_not_followed_by_where_to_go_on_comes_again(url: str) -> None:
     data = b"event: data\ndata: [1]\n\n"
     control = b'event: control\ndata: {"streamNextOffset":"2","streamCursor":"7"}\n\n'

@@ -15,7 +15,7 @@ from anyio.abc import TaskGroup
 
 from ...errors import InvalidArgumentError, StreamkeepError, UnexpectedAnswerError, fresh
 from .._network import Network
-from ._rules import Claim, Failed, Stored, Tag, TooSoon, check_producer, epoch_now, meaning
+from ._rules import MAX_CLAIMS, Claim, Failed, Stored, Tag, TooSoon, check_producer, epoch_now, meaning
 from ._stream import Target
 from ._writing import encoded, joined
 
@@ -57,7 +57,7 @@ class Producer:
         self.offset = ""
         self._network = network
         self._target = target
-        self._claims = epoch is None
+        self._claims = MAX_CLAIMS if epoch is None else 0
         self._max_batch_bytes = max_batch_bytes
         self._max_in_flight = max_in_flight
         self._waiting: list[bytes] = []
@@ -179,13 +179,14 @@ class Producer:
             tag = Tag(self.id, self.epoch, seq)
             call = self._target.call("POST", {**tag.headers(), **own}, body)
             reply = await self._target.reply(self._network, call, is_repeatable=True)
-            match meaning(reply, tag, claims=self._claims and not self._stored_below):
+            match meaning(reply, tag, claims=self._claims > 0 and not self._stored_below):
                 case Stored(offset):
                     return offset
                 case TooSoon(expected):
                     await self._until_before(seq, expected)
                 case Claim(epoch):
                     self.epoch = epoch
+                    self._claims -= 1
                 case Failed(error):
                     raise error
 

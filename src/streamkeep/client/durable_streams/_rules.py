@@ -8,6 +8,8 @@ from ...errors import InvalidArgumentError, RefusedError, StreamkeepError, Unexp
 from ._writing import Reply
 
 ALREADY_STORED: Final = 204
+MAX_CLAIMS: Final = 8
+"""So often an epoch is taken that is another's when it arrives; a server that goes on saying so does not mean it."""
 MAX_SAFE: Final = (1 << 53) - 1
 _MAX_DIGITS: Final = 16
 

@@ -27,7 +27,7 @@ from .._reading import Reading
 from .._retry import Retry
 from ._batches import START, Batch, Events, Mode, Pages, dialect_of, is_json
 from ._producer import MAX_BATCH_BYTES
-from ._rules import Claim, Failed, Stored, Tag, TooSoon, check_producer, epoch_now, meaning
+from ._rules import MAX_CLAIMS, Claim, Failed, Stored, Tag, TooSoon, check_producer, epoch_now, meaning
 from ._stream import JSON, StreamHead, Target
 from ._writing import encoded, joined
 
@@ -152,7 +152,7 @@ class Producer:
         self.offset = ""
         self._network = network
         self._target = target
-        self._claims = epoch is None
+        self._claims = MAX_CLAIMS if epoch is None else 0
         self._max_batch_bytes = max_batch_bytes
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
@@ -219,11 +219,12 @@ class Producer:
             tag = Tag(self.id, self.epoch, self._next_seq)
             call = self._target.call("POST", {**tag.headers(), **own}, body)
             reply = await self._target.reply(self._network, call, is_repeatable=True)
-            match meaning(reply, tag, claims=self._claims and not self._next_seq):
+            match meaning(reply, tag, claims=self._claims > 0 and not self._next_seq):
                 case Stored(offset):
                     return offset
                 case Claim(epoch):
                     self.epoch = epoch
+                    self._claims -= 1
                 case TooSoon(expected):
                     raise UnexpectedAnswerError(f"the server has lost what it had stored: it wants batch {expected} again")
                 case Failed(error):
