@@ -130,6 +130,7 @@ async def test_what_was_read_is_not_sent_again_unless_it_has_ended_since() -> No
     assert same.headers["stream-next-offset"] == first.headers["stream-next-offset"]
     assert ended.json() == [{"chunk": 0}, {"result": None}]
     assert ended.headers["cache-control"].startswith("private")
+    assert "authorization" in ended.headers["vary"]
 
 
 async def test_a_long_poll_waits_and_says_when_nothing_came() -> None:

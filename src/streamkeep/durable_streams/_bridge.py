@@ -153,7 +153,7 @@ class Bridge:
         """Answer with what is behind a position."""
         end = position + len(records)
         is_over = _ends(records) or (not records and info.status != "open")
-        headers = [("content-type", JSON), ("stream-next-offset", offset_of(info, end))]
+        headers = [("content-type", JSON), ("stream-next-offset", offset_of(info, end)), ("vary", "authorization, cookie")]
         if end >= info.tail:
             headers.append(("stream-up-to-date", "true"))
         if is_over:
@@ -165,7 +165,7 @@ class Bridge:
             return
         etag = f'"{info.life}:{position}:{end}{":c" if is_over else ""}"'
         headers.append(("etag", etag))
-        # What is empty, of an open stream, is so for no time. Nobody else is to be given what one reader may have.
+        # What is empty, of an open stream, is so for no time. Who asks next in the same browser may be somebody else (`vary`).
         cache = "private, max-age=60, stale-while-revalidate=300" if records or is_over else "no-cache"
         if is_among(etag, answering.headers.get("if-none-match", "")):
             await answering.send(Answer(304, tuple(headers)), cache=cache)
