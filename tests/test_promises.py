@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs/explanation/promises.md"
 SUITE = ROOT / "src/streamkeep/testing/_streams_suite.py"
-PROMISES = [f"P{number}" for number in range(1, 28)]
+PROMISES = [f"P{number}" for number in range(1, 29)]
 
 
 @cache

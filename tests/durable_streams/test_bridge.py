@@ -70,7 +70,7 @@ async def test_the_protocols_own_client_has_an_answer_that_is_done(mode: str) ->
 
 @pytest.mark.usefixtures("packages")
 @pytest.mark.parametrize("mode", LIVE)
-@pytest.mark.promise("P27")
+@pytest.mark.promise("P28")
 async def test_the_protocols_own_client_follows_an_answer_and_comes_back_where_it_was(mode: str) -> None:
     async with InMemoryStreamManager() as streams, bridged(streams) as client, streams.open("answer") as stream:
         await stream.write(0)
@@ -203,7 +203,7 @@ async def test_an_answer_that_has_begun_again_is_read_from_its_new_beginning() -
     assert went_on.json() == [{"restarted": {}}, {"chunk": "new"}, {"result": None}]
 
 
-@pytest.mark.promise("P27")
+@pytest.mark.promise("P28")
 async def test_of_a_failure_readers_see_what_is_for_them_and_never_the_exceptions_text() -> None:
     async with InMemoryStreamManager() as streams, bridged(streams) as client:
         for id, error in (
@@ -263,7 +263,7 @@ asyncio.run(main())
     assert done.returncode == -9, done.stderr.decode()
 
 
-@pytest.mark.promise("P27")
+@pytest.mark.promise("P28")
 async def test_a_stream_of_somebody_else_does_not_exist() -> None:
     def authorize(access: Access) -> object:
         if "authorization" not in access.headers:
@@ -298,7 +298,7 @@ async def test_without_authorize_nobody_reads_what_somebody_owns() -> None:
 
 
 @pytest.mark.parametrize("method", ["PUT", "POST", "DELETE", "PATCH"])
-@pytest.mark.promise("P27")
+@pytest.mark.promise("P28")
 async def test_nothing_can_be_written_through_it(method: str) -> None:
     async with InMemoryStreamManager() as streams, bridged(streams) as client:
         await write(streams, "answer", 0)

@@ -52,7 +52,7 @@ async def read_all(stream: DurableStream, mode: Mode, offset: str = "-1") -> lis
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.promise("P27")
+@pytest.mark.promise("P28")
 async def test_a_closed_stream_is_read_to_its_end_and_no_further(url: str, mode: Mode) -> None:
     async with DurableStream(url) as stream:
         assert await stream.create({"n": 0}, [1, 2])
@@ -173,7 +173,7 @@ async def test_an_answer_of_a_manager_is_followed_over_the_bridge(mode: Mode) ->
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.promise("P27")
+@pytest.mark.promise("P28")
 async def test_a_read_that_is_cut_again_and_again_gives_each_message_once(url: str, mode: Mode) -> None:
     async with bad_network(url.removesuffix("/s")) as network, DurableStream(url) as there:
         await there.create(*range(500))
@@ -186,7 +186,7 @@ async def test_a_read_that_is_cut_again_and_again_gives_each_message_once(url: s
         assert network.struck.total() > 3
 
 
-@pytest.mark.promise("P27")
+@pytest.mark.promise("P28")
 async def test_a_producer_whose_connections_are_cut_has_each_message_there_once(url: str) -> None:
     def fates() -> Iterator[Fate]:
         for number in range(30):
@@ -220,7 +220,7 @@ async def test_an_append_whose_answer_is_lost_is_not_sent_again(url: str) -> Non
         assert await read_all(there, "catch-up") in ([], ["once"])
 
 
-@pytest.mark.promise("P27")
+@pytest.mark.promise("P28")
 async def test_a_producers_session_outlives_a_server_that_is_killed(tmp_path: Path) -> None:
     with Server(f"sqlite:///{tmp_path / 'streams.db'}", tmp_path / "server") as server:
         async with DurableStream(f"{server.url}/s", retry=Retry(tries=None, longest=timedelta(milliseconds=200))) as stream:
@@ -288,7 +288,7 @@ async def test_a_producer_that_was_restarted_claims_its_id_and_fences_the_one_be
 
 
 @pytest.mark.parametrize("there", [3, 2**45])
-@pytest.mark.promise("P27")
+@pytest.mark.promise("P28")
 async def test_what_is_appended_in_an_epoch_that_was_used_is_not_taken_for_what_is_there(url: str, there: int) -> None:
     async with DurableStream(url) as stream:
         await stream.create()
