@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, TypeVar
 import anyio
 
 from .._feed import Records
-from .._listing import StreamInfo
+from .._info import StreamInfo
 from .._manager import StreamManager
 from .._subscription import Subscription
 from ..errors import (
