@@ -20,6 +20,7 @@ from .._sse import EVENT_STREAM
 T = TypeVar("T")
 
 Mode = Literal["catch-up", "long-poll", "sse"]
+"""How a stream is read: to what there is now, or on and on, by one request after the other or by server-sent events."""
 
 START: Final = "-1"
 NOW: Final = "now"
