@@ -77,7 +77,7 @@ from .response import (
     send_response,
     shown_error,
 )
-from .runner import MAX_PRODUCERS, OpenOptions, Producer, Runner
+from .runner import MAX_PRODUCERS, ChunkWriter, OpenOptions, Producer, Runner
 from .shutdown import shutdown_of
 from .sources import AS_IT_IS, Setting, Source, close, events_of, producer_of
 from .tokens import TokenKeys, TokenUse, check_expiry, check_use, discreet, expiry, token_of, tokens_in
@@ -404,7 +404,7 @@ class StreamsHTTP:
 
         async def go_on(stream: StreamInput, stop: anyio.Event) -> object:
             if stream.checkpoint is None:
-                await stream.restart()
+                await ChunkWriter(stream).restart()
             return await produce(stream, stop)
 
         return go_on

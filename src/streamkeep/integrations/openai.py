@@ -28,6 +28,7 @@ from ..http.framing import parse_offset
 from ..http.kept import ANSWER, ENDPOINTS_OWN
 from ..http.place import Place, query_of
 from ..http.response import Receive, Scope, Send, disconnected, errors_answered, send_response
+from ..http.runner import ChunkWriter
 from ..http.sources import Source, producer_of
 from ..http.tokens import discreet
 from ..wire import parse_object
@@ -249,12 +250,13 @@ class OpenAIResponses:
 
 
 async def _write(stream: StreamInput, stop: anyio.Event, source: Source, writer: Writer) -> Json:
-    await stream.write(writer.begin())
+    storing = ChunkWriter(stream)
+    await storing.write(writer.begin())
     try:
         made = await producer_of(source, expand=writer.expand)(stream, stop)
         chunks = made if isinstance(made, list | tuple) else () if made is None else (made,)
         for event in chain(chain.from_iterable(map(writer.expand, chunks)), writer.end()):
-            await stream.write(event)
+            await storing.write(event)
     except Exception as error:
         if _is_upstream_limit(error):
             info = shown_info(error)
