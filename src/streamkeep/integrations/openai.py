@@ -26,7 +26,7 @@ from ..http.access import Action
 from ..http.app import StreamsHTTP, path_below
 from ..http.framing import parse_offset
 from ..http.kept import ANSWER, ENDPOINTS_OWN
-from ..http.place import Place, query_of
+from ..http.place import START, Place, in_life, query_of
 from ..http.response import Receive, Scope, Send, disconnected, errors_answered, send_response
 from ..http.runner import ChunkWriter
 from ..http.sources import Source, producer_of
@@ -184,7 +184,7 @@ class OpenAIResponses:
         except KeyInUseError as error:
             stream = error.stream
         if fields.get("stream"):
-            await self._show(call, stream, None)
+            await self._show(call, stream, START)
             return
         is_waited_for = not fields.get("background")
         if (is_waited_for or SAID not in kept) and not await self._waited(call, stream, whole=is_waited_for):
@@ -219,9 +219,9 @@ class OpenAIResponses:
         after = parse_offset(query.get("starting_after"))
         if after is not None and after >= info.tail:
             raise OffsetOutOfRangeError(f"`starting_after` is beyond the response's last event, {info.tail - 1}")
-        await self._show(call, stream, after)
+        await self._show(call, stream, in_life(Place(after), info))
 
-    async def _show(self, call: _Call, stream: str, after: int | None) -> None:
+    async def _show(self, call: _Call, stream: str, place: Place) -> None:
         framing = ResponsesFraming(stream)
 
         async def before_error() -> None:
@@ -232,7 +232,7 @@ class OpenAIResponses:
             call.receive,
             call.send,
             stream,
-            Place(after),
+            place,
             framing=framing,
             headers=(),
             before_error=before_error,
