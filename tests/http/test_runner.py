@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import warnings
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
@@ -28,6 +28,7 @@ from streamkeep.errors import (
 from streamkeep.events import RESTARTED_RECORD, ErrorInfo
 from streamkeep.http import DurableStreaming, Producer, Runner, StreamsHTTP
 from streamkeep.http.runner import MOST_QUEUED, ChunkWriter
+from streamkeep.http.sources import MOST_AHEAD, producer_of
 from streamkeep.integrations.openai import OpenAIResponses, ResponseRequest
 from streamkeep.storage import Head
 from streamkeep.storages.memory import MemoryStorage
@@ -618,6 +619,25 @@ async def test_when_a_storage_is_back_a_producer_is_as_far_ahead_of_it_as_ever()
             await writer.write(number)
             assert 100 + number - stream.tail < 2 * MOST_QUEUED
         await stream.done()
+
+
+async def test_what_does_not_await_goes_on_as_well_while_a_storage_is_away() -> None:
+    read: list[int] = []
+
+    def numbers() -> Generator[int]:
+        for number in range(8 * MOST_AHEAD):
+            read.append(number)
+            yield number
+
+    limits = Limits(max_queued_events=3 * MOST_AHEAD)
+    async with AwayStorage(MemoryStorage()) as storage, running(StreamManager(storage, limits=limits)) as (runner, streams):
+        await runner.start("s", producer_of(numbers))
+        storage.is_away = True
+        await until(lambda: len(read) >= 3 * MOST_AHEAD)
+        assert len(read) < 8 * MOST_AHEAD  # there is no more room
+        storage.is_away = False
+        async with streams.subscribe("s") as events:
+            assert [event.chunk async for event in events if event.type == "chunk"] == [*range(8 * MOST_AHEAD)]
 
 
 @pytest.mark.parametrize("end", ["done", "error"])
