@@ -232,6 +232,9 @@ async def test_a_token_of_ours_in_a_url_is_sent_as_a_header_and_shown_nowhere(
         ("token=mine", {}),
         ("token=eyJh.bGci.OiJI", {}),
         (f"token={TOKEN}&token=mine", {}),
+        ("token=skt1.%C3%A9", {}),  # what no header can hold
+        ("token=skt1.%0D%0AX-Other%3A1", {}),
+        ("token=skt1.%00", {}),
         (f"token={TOKEN}", {"Authorization": "Bearer mine"}),
     ],
 )

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Collection, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +14,7 @@ from typing import Any, Final
 import anyio
 import httpx
 import pytest
+from fastapi import HTTPException
 from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
@@ -60,7 +61,8 @@ async def test_the_endpoint_gives_tokens_to_who_owns_a_stream_and_to_nobody_else
             of_bob = await http.post("/ask/bobs/tokens", headers=ANN)
         read = await http.get(f"/streams/{stream}", params={"token": tokens["read"]})
         unread = await http.get(f"/streams/{stream}", params={"token": tokens["stop"]})
-    assert [answer.status_code for answer in (refused, unknown, of_bob)] == [401, 404, 404]
+        unasked = await http.post("/ask", params={"question": "Nothing is lost"})
+    assert [answer.status_code for answer in (refused, unknown, of_bob, unasked)] == [401, 404, 404, 401]
     assert [answer.status_code for answer in (read, unread)] == [200, 404]
     assert re.fullmatch(r"skt1\.read\.\d{10}\.[\w-]{43}", tokens["read"])
 
@@ -81,8 +83,12 @@ def page_of(api: str) -> str:
 
 
 @asynccontextmanager
-async def followed(executable: str) -> AsyncGenerator[tuple[Any, Paced, Network, FakeClock, list[str], StreamManager]]:
-    """Serve the page from one origin and its streams from another, over a network; and note what tokens were asked for."""
+async def followed(
+    executable: str, *, failing: Collection[int] = ()
+) -> AsyncGenerator[tuple[Any, Paced, Network, FakeClock, list[str], StreamManager]]:
+    """Serve the page from one origin and its streams from another, over a network; and note what tokens were asked for, of which some
+    cannot be given.
+    """
     clock, pages, asked = FakeClock(), dict[str, str](), list[str]()
 
     async def page_html(_: object) -> Response:
@@ -97,6 +103,8 @@ async def followed(executable: str) -> AsyncGenerator[tuple[Any, Paced, Network,
 
         async def noted(stream: str, **options: Any) -> str:
             asked.append(options["can"])
+            if len(asked) in failing:
+                raise HTTPException(503, "the storage cannot be reached")
             given: str = await token(stream, **options)
             return given
 
@@ -118,6 +126,15 @@ async def test_an_event_source_of_another_origin_reads_by_a_token_and_comes_back
         await until(lambda: network.struck)
         assert asked == ["read", "stop"] * 2
     assert paced.runs == 1
+
+
+async def test_the_page_asks_again_for_a_token_where_the_server_could_give_none(chromium: str) -> None:
+    async with followed(chromium, failing={3}) as (page, paced, network, clock, asked, _):
+        clock.advance(301)
+        network.meet(Fate(End.FIN, b"data: {"))
+        paced.may_go_on.set()
+        await text_of(page, "Nothing is lost")
+        assert asked == ["read", "stop", "read", "read", "stop"]
 
 
 @pytest.mark.parametrize("how", ["button", "leave"])

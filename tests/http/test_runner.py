@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import warnings
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
@@ -12,9 +12,12 @@ from typing import Any, Final
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
-from tests.http.servers import events_of, until
+from fastapi import FastAPI, Request
+from fastapi.responses import StreamingResponse
+from starlette.background import BackgroundTask
+from tests.http.servers import STREAMING, Reading, events_of, http_to, until
 
-from streamkeep import InMemoryStreamManager, Limits, StreamEvent, StreamInput, StreamManager
+from streamkeep import InMemoryStreamManager, Limits, Recovery, StreamEvent, StreamInput, StreamManager
 from streamkeep.errors import (
     LimitExceededError,
     PublicError,
@@ -22,8 +25,11 @@ from streamkeep.errors import (
     StreamAlreadyExistsError,
     StreamManagerClosedError,
 )
-from streamkeep.http import Producer, Runner, StreamsHTTP
-from streamkeep.http.runner import ChunkWriter
+from streamkeep.events import RESTARTED_RECORD, ErrorInfo
+from streamkeep.http import DurableStreaming, Producer, Runner, StreamsHTTP
+from streamkeep.http.runner import MOST_QUEUED, ChunkWriter
+from streamkeep.http.sources import MOST_AHEAD, producer_of
+from streamkeep.integrations.openai import OpenAIResponses, ResponseRequest
 from streamkeep.storage import Head
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
@@ -549,18 +555,33 @@ async def test_where_the_storage_is_slow_chunks_go_out_together_and_where_it_is_
                 assert [event.chunk async for event in events if event.type == "chunk"] == [*range(100)]
 
 
+class AwayStorage(FaultyStorage):
+    """One that cannot be reached for a while, or is slow."""
+
+    is_away = False
+    leaves_at: bytes | None = None
+    refused = 0
+    seconds = 0.0
+
+    async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
+        if self.leaves_at in records:
+            self.is_away, self.leaves_at = True, None
+        if self.is_away:
+            self.refused += bool(records)
+            raise StorageUnavailableError("it cannot be reached")
+        await anyio.sleep(self.seconds)
+        return await super().commit(stream, seen, head, records)
+
+    async def come_back(self) -> None:
+        """Be reached again, when something was to be stored meanwhile."""
+        await until(lambda: self.refused > 0)
+        self.is_away = False
+
+
 async def test_a_storage_that_is_away_for_long_holds_an_answer_up_and_ends_nothing() -> None:
     """For as long as there is room in the queue, the model is read on; what it has said is stored once, and in order, afterwards."""
 
-    class Away(FaultyStorage):
-        is_away = False
-
-        async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
-            if self.is_away:
-                raise StorageUnavailableError("it cannot be reached")
-            return await super().commit(stream, seen, head, records)
-
-    async with Away(MemoryStorage()) as storage, StreamManager(storage, limits=Limits(max_queued_events=100)) as streams:
+    async with AwayStorage(MemoryStorage()) as storage, StreamManager(storage, limits=Limits(max_queued_events=100)) as streams:
         stream = await streams.open("s")
         writer = ChunkWriter(stream)
         written = 0
@@ -582,6 +603,134 @@ async def test_a_storage_that_is_away_for_long_holds_an_answer_up_and_ends_nothi
         await stream.done()
         async with streams.subscribe("s") as events:
             assert [event.chunk async for event in events if event.type == "chunk"] == ["first", *range(300)]
+
+
+async def test_when_a_storage_is_back_a_producer_is_as_far_ahead_of_it_as_ever() -> None:
+    async with AwayStorage(MemoryStorage()) as storage, StreamManager(storage) as streams:
+        stream = await streams.open("s")
+        writer = ChunkWriter(stream)
+        storage.is_away = True
+        for number in range(100):
+            await writer.write(number)
+        storage.is_away = False
+        await stream.flush()
+        storage.seconds = 0.01
+        for number in range(500):
+            await writer.write(number)
+            assert 100 + number - stream.tail < 2 * MOST_QUEUED
+        await stream.done()
+
+
+async def test_what_does_not_await_goes_on_as_well_while_a_storage_is_away() -> None:
+    read: list[int] = []
+
+    def numbers() -> Generator[int]:
+        for number in range(8 * MOST_AHEAD):
+            read.append(number)
+            yield number
+
+    limits = Limits(max_queued_events=3 * MOST_AHEAD)
+    async with AwayStorage(MemoryStorage()) as storage, running(StreamManager(storage, limits=limits)) as (runner, streams):
+        await runner.start("s", producer_of(numbers))
+        storage.is_away = True
+        await until(lambda: len(read) >= 3 * MOST_AHEAD)
+        assert len(read) < 8 * MOST_AHEAD  # there is no more room
+        storage.is_away = False
+        async with streams.subscribe("s") as events:
+            assert [event.chunk async for event in events if event.type == "chunk"] == [*range(8 * MOST_AHEAD)]
+
+
+@pytest.mark.parametrize("end", ["done", "error"])
+async def test_a_restart_and_an_end_that_met_a_storage_that_was_away_are_stored_in_order(end: str) -> None:
+    async with AwayStorage(MemoryStorage()) as storage, StreamManager(storage) as streams:
+        stream = await streams.open("s")
+        await stream.write("old")
+        storage.is_away = True
+        writer = ChunkWriter(stream)
+        await writer.restart()
+        await writer.write("new")
+        await (writer.done(1) if end == "done" else writer.error(ErrorInfo("ABORTED", "it ends")))
+        storage.is_away = False
+        with anyio.fail_after(10):
+            async with streams.subscribe("s") as events:
+                assert [event.type async for event in events][-3:] == ["restarted", "chunk", end]
+
+
+@pytest.mark.parametrize("is_genkits", [True, False])
+@pytest.mark.parametrize("frames", [['{"message":1}', '{"result":2}'], ['{"result":2}'], ['{"error":{"status":"ABORTED"}}']])
+async def test_a_storage_that_is_away_breaks_off_no_answer_of_an_app_that_knows_nothing_of_streams(
+    frames: list[str], *, is_genkits: bool
+) -> None:
+    gate, is_whole = anyio.Event(), anyio.Event()
+    app = FastAPI()
+
+    @app.post("/answer")
+    async def answer(request: Request) -> StreamingResponse:
+        if is_genkits:  # and then it has looked at what was asked
+            await request.body()
+
+        async def sent() -> AsyncGenerator[str]:
+            yield 'data: {"message":0}\n\n'
+            await gate.wait()
+            for frame in frames:
+                yield f"data: {frame}\n\n"
+
+        # What is done behind an answer is not done where sending it has failed.
+        return StreamingResponse(sent(), media_type="text/event-stream", background=BackgroundTask(is_whole.set))
+
+    async with AwayStorage(MemoryStorage()) as storage, http_to(DurableStreaming(app, StreamManager(storage))) as http:
+        async with http.stream("POST", "/answer", json={"data": None}, headers=STREAMING) as shown:
+            reading = Reading(shown)
+            await reading.until()
+            storage.is_away = True
+            gate.set()
+            with anyio.fail_after(5):
+                await is_whole.wait()  # while it is away
+            await storage.come_back()
+            whole = await reading.whole()
+        assert whole.count(b"data: ") == 1 + len(frames)
+
+
+async def test_a_storage_that_is_away_as_a_response_of_openais_api_is_completed_makes_no_failure_of_it() -> None:
+    gate = anyio.Event()
+
+    async def words(_: ResponseRequest) -> AsyncGenerator[str]:
+        yield "one"
+        await gate.wait()
+
+    async with AwayStorage(MemoryStorage()) as storage:
+        serve = StreamsHTTP(StreamManager(storage))
+        app = FastAPI(lifespan=serve.lifespan)
+        app.mount("/v1", OpenAIResponses(serve, words))
+        async with http_to(app) as http:
+            begun = await http.post("/v1/responses", json={"model": "m", "input": "", "background": True})
+            storage.is_away = True
+            gate.set()
+            await storage.come_back()
+            with anyio.fail_after(10):
+                async with serve.streams.subscribe(begun.json()["id"]) as events:
+                    end = [event async for event in events][-1]
+            assert (end.type, end.output["status"]) == ("done", "completed")
+
+
+async def test_a_storage_that_is_away_as_a_stream_is_gone_on_with_ends_nothing() -> None:
+    async with AwayStorage(MemoryStorage()) as storage, StreamManager(storage) as streams:
+        serve = StreamsHTTP(streams)
+
+        @serve.recoverable("answer")
+        async def answer() -> AsyncGenerator[str]:
+            yield "new"
+
+        lost = await streams.open("s", recovery=Recovery("answer", {}, backoff=timedelta(0)))
+        await lost.write("old")
+        await lost.close()
+        storage.leaves_at = RESTARTED_RECORD
+        async with serve:
+            await storage.come_back()
+            with anyio.fail_after(10):
+                async with streams.subscribe("s", 0) as events:
+                    types = [event.type async for event in events]
+        assert types[-3:] == ["restarted", "chunk", "done"]
 
 
 async def test_a_chunk_that_met_a_storage_that_was_away_is_stored_although_nothing_follows_it() -> None:

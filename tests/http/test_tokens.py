@@ -6,7 +6,7 @@ import logging
 import secrets
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any, Final
 
@@ -393,11 +393,27 @@ def test_a_weak_key_is_refused_and_not_repeated(key: str | bytes) -> None:
     assert len(key) < 3 or str(key) not in str(refused.value)
 
 
-@pytest.mark.parametrize("keys", [KEY, OLD_KEY, [None], [32], [SecretStr(KEY)], [list(OLD_KEY)]])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        *(KEY, OLD_KEY, [None], [32], [SecretStr(KEY)], [list(OLD_KEY)], None, bytearray(OLD_KEY)),
+        *(map(str, [KEY]), iter([KEY]), {KEY}, {KEY: 1}),  # which can be read once only, or have no first one
+    ],
+)
 def test_what_is_no_list_of_keys_is_told_at_once(keys: Any) -> None:
     with pytest.raises(TypeError) as refused:
         StreamsHTTP("memory://", token_keys=keys)
     assert KEY not in str(refused.value)
+
+
+@pytest.mark.parametrize("written", [f" {KEY}", f"{KEY}\n", f"\t{KEY}\r\n"])
+def test_a_key_is_the_same_whatever_is_blank_around_it(written: str) -> None:
+    """Such as of `"old, new"`, which is split at the comma, and is turned round to `"new, old"`."""
+    token = token_of([TokenKeys([written]).sign("read", 1_000_060, "s", "life")])
+    assert token is not None
+    assert TokenKeys([KEY]).has_signed(token, "s", "life")
+    with pytest.raises(InvalidArgumentError):
+        TokenKeys([" " * 20 + KEY[:20]])
 
 
 def test_keys_of_many_kinds_are_strong_enough() -> None:
@@ -498,11 +514,45 @@ async def test_what_a_url_with_a_token_answers_is_kept_nowhere_and_tells_nobody_
         for method in ("GET", "HEAD"):
             for text in (token, "skt1.forged"):
                 answer = await at.http.request(method, path, params={**httpx.URL(path).params, "token": text})
-                assert answer.headers.get_list("referrer-policy") == ["no-referrer"] or answer.status_code == 204
+                assert answer.headers.get_list("referrer-policy") == ["no-referrer"]
                 (kept,) = answer.headers.get_list("cache-control")
                 assert "no-store" in kept
             by_header = await at.http.request(method, path, headers={"Authorization": f"Bearer {token}"})
             assert "referrer-policy" not in by_header.headers
+
+
+@pytest.mark.parametrize("app_of", [None, durable_app, wrapped_app], ids=["endpoints", "durable_flow", "DurableStreaming"])
+async def test_so_is_what_a_resume_and_a_stop_are_answered_with_and_every_refusal(app_of: Any) -> None:
+    async def talk(_: None) -> int:
+        return 1
+
+    async with house() as at:
+        path = "/chat" if app_of is None else "/talk"
+        async with at.streams.open("s", owner="Ada", metadata={"route": path}) as writing:
+            await writing.write(0)
+        async with at.streams.open("u", owner="Ada", metadata={"route": path}) as writing:
+            await writing.done(0)
+        app = app_of and app_of(talk, streams=StreamsHTTP(at.streams, authorize=authorize, token_keys=[KEY]))
+        async with http_to(app) if app else nullcontext(at.http) as http:
+            stop = await at.serve.token("s", can="stop", expires_in=MINUTE)
+            read = await at.serve.token("u", can="read", expires_in=MINUTE)
+            cursor = f"u/{(await at.streams.info('u')).life[:8]}/0"
+            asked = [
+                ("DELETE", path if app else "/chat/s", {STREAM_ID: "s"}, stop, 200),
+                ("DELETE", path if app else "/chat/s", {STREAM_ID: "s"}, "skt1.forged", 404),
+                ("POST", path, {STREAM_ID: "u"}, read, 200),
+                ("POST", path, {STREAM_ID: "u"}, stop, 204),
+                *([("POST", path, {"Last-Event-ID": cursor}, "skt1.forged", 200)] if app_of is not durable_app else []),
+                *([("GET", "/chat/u", {"Last-Event-ID": cursor}, read, 204)] if app is None else []),
+            ]
+            for method, url, headers, token, code in asked:
+                answer = await http.request(method, url, params={"token": token}, headers=headers)
+                assert answer.status_code == code
+                assert answer.headers.get_list("referrer-policy") == ["no-referrer"]
+                assert "no-store" in answer.headers["cache-control"]
+            at.clock.advance(60)
+            expired = await http.request("POST", path, params={"token": read}, headers={STREAM_ID: "u"})
+            assert (expired.status_code, expired.headers["referrer-policy"]) == (401, "no-referrer")
 
 
 async def test_neither_the_log_nor_the_storage_has_a_token(caplog: pytest.LogCaptureFixture) -> None:
@@ -588,6 +638,32 @@ async def test_who_was_let_in_to_a_stream_is_shown_and_stops_no_later_one_under_
         assert answer.status_code in {204, 400, 404}
         info = await at.streams.info("s")
         assert (info.owner, info.status) == ("Bob", "open")
+
+
+@pytest.mark.promise("P21")
+@pytest.mark.parametrize("status", ["open", "done"])
+@pytest.mark.parametrize("query", ["", "?stream=true"])
+async def test_who_was_let_in_to_a_response_is_shown_no_later_one_under_its_id(query: str, status: str) -> None:
+    async def replacing(access: Access) -> str:
+        if access.stream is not None and access.stream.owner == "Ada":
+            await serve.streams.delete("resp_1")
+            await respond("Bob")
+        return "Ada"
+
+    async def respond(owner: str) -> None:
+        async with serve.streams.open("resp_1", owner=owner, metadata={"route": "/v1/responses"}) as writing:
+            await writing.write({"type": "response.created", "response": {"id": "resp_1", "output": [], "user": owner}})
+            if status == "done":
+                await writing.done({"id": "resp_1", "status": "completed", "output": [], "user": owner})
+
+    serve = StreamsHTTP(InMemoryStreamManager(), authorize=replacing)
+    app = FastAPI(lifespan=serve.lifespan)
+    app.mount("/v1", OpenAIResponses(serve, lambda _: iter(())))
+    async with http_to(app) as http:
+        await respond("Ada")
+        with anyio.fail_after(10):
+            answer = await http.get(f"/v1/responses/resp_1{query}")
+        assert (answer.status_code, "Bob" in answer.text) in {(404, False), (400, False)}
 
 
 async def test_of_openais_api_a_token_reads_responses_and_stops_and_deletes_none() -> None:

@@ -517,6 +517,31 @@ def test_what_a_process_leaves_another_one_makes_the_rest_of(tmp_path: Path, url
 
 
 @pytest.mark.parametrize("middleware", [[], [CSRF]])
+async def test_a_token_of_a_holder_whom_a_cookie_names_is_checked_for_csrf(urls: list[Any], middleware: list[str]) -> None:
+    """Who has found it could have the holder's browser send it otherwise."""
+
+    def page(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(get_token(request).encode())
+
+    def who(access: Access) -> str:
+        return access.cookies.get("user", "")
+
+    with DjangoStreams("memory://", authorize=who, token_keys=["django-key-ZGphbmdvLTAxMjM0NTY3ODlhYmM"]) as streams:
+        urls.append(path("streams/", include((streams.urls, "streams"))))
+        urls.append(path("ask", csrf_exempt(lambda request: streams.respond(request, WORDS, id="s"))))
+        urls.append(path("page", csrf_protect(page)))
+        with override_settings(MIDDLEWARE=middleware):
+            http: Any = AsyncClient(enforce_csrf_checks=True)
+            http.cookies["user"] = "bob"
+            await http.post("/ask")
+            held = await streams.atoken("s", can="stop", expires_in=timedelta(minutes=1), holder="bob")
+            forged = await http.post(f"/streams/s/cancel?token={held}")
+            csrf = (await http.get("/page")).content.decode()
+            sound = await http.post(f"/streams/s/cancel?token={held}", headers={"X-CSRFToken": csrf})
+    assert (forged.status_code, sound.status_code) == (403, 200)
+
+
+@pytest.mark.parametrize("middleware", [[], [CSRF]])
 async def test_a_token_stops_by_the_urls_without_a_csrf_token_and_nothing_else_does(
     urls: list[Any], middleware: list[str]
 ) -> None:

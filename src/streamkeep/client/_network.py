@@ -350,7 +350,8 @@ def _take_credentials(request: httpx2.Request, call: Call, *, has_auth: bool) ->
             request.headers["Authorization"] = f"Basic {base64.b64encode(user).decode()}"
         request.url = url.copy_with(userinfo=b"")
     tokens = request.url.params.get_list("token")
-    if not has_auth and "authorization" not in request.headers and len(tokens) == 1 and means_to_be_token(tokens[0]):
+    is_one = len(tokens) == 1 and means_to_be_token(tokens[0]) and tokens[0].isascii() and is_header_value(tokens[0])
+    if is_one and not has_auth and "authorization" not in request.headers:
         request.headers["Authorization"] = f"Bearer {tokens[0]}"
         request.url = request.url.copy_remove_param("token")
 

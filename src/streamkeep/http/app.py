@@ -77,7 +77,7 @@ from .response import (
     send_response,
     shown_error,
 )
-from .runner import MAX_PRODUCERS, OpenOptions, Producer, Runner
+from .runner import MAX_PRODUCERS, ChunkWriter, OpenOptions, Producer, Runner
 from .shutdown import shutdown_of
 from .sources import AS_IT_IS, Setting, Source, close, events_of, producer_of
 from .tokens import TokenKeys, TokenUse, check_expiry, check_use, discreet, expiry, token_of, tokens_in
@@ -404,7 +404,7 @@ class StreamsHTTP:
 
         async def go_on(stream: StreamInput, stop: anyio.Event) -> object:
             if stream.checkpoint is None:
-                await stream.restart()
+                await ChunkWriter(stream).restart()
             return await produce(stream, stop)
 
         return go_on
@@ -472,6 +472,7 @@ class StreamsHTTP:
 
         What `provide` gives is added to the context, before anything else is done.
         """
+        send = discreet(scope, send)
         async with errors_answered(send):
             await self._post(scope, receive, send, work, context, provide)
 
@@ -485,6 +486,7 @@ class StreamsHTTP:
         provide: Provide | None = None,
     ) -> None:
         """Answer a POST by what a call gives, as JSON. What tells of a stream that is somebody else's does not exist."""
+        send = discreet(scope, send)
         async with errors_answered(send):
             body = await self.read_body(scope, receive)
             if body is None:
@@ -502,6 +504,7 @@ class StreamsHTTP:
 
     async def stop(self, scope: Scope, send: Send, context: Mapping[str, Any], provide: Provide | None = None) -> None:
         """Answer a DELETE on a POST's URL: stop the stream that the header names."""
+        send = discreet(scope, send)
         async with errors_answered(send):
             context = await _with_provided(context, provide, None)
             stream = headers_of(scope).get(STREAM_ID_HEADER, "")
@@ -780,8 +783,8 @@ class StreamsHTTP:
         except Exception as error:
             return Answer(_failed(error))
 
-        async def answer(_scope: Scope, _receive: Receive, send: Send) -> None:
-            await send_response(send, 200, encode_json({"stopped": stopped}))
+        async def answer(scope: Scope, _receive: Receive, send: Send) -> None:
+            await send_response(discreet(scope, send), 200, encode_json({"stopped": stopped}))
 
         return Answer(answer)
 
@@ -1305,6 +1308,7 @@ def _told(framing: Framing, body: bytes) -> ASGIApp:
     async def app(scope: Scope, _receive: Receive, send: Send) -> None:
         if (mark := scope.get(OWN_ANSWER)) is not None:
             mark.set()
+        send = discreet(scope, send)
         await send_head(send, framing, framing.head("", {}))
         await send({"type": "http.response.body", "body": body})
 
@@ -1328,13 +1332,13 @@ def _not_found(framing: Framing | None, scope: Scope, error: StreamNotFoundError
     return _nothing_in(framing) if is_by_key or framing is None or framing.takes_no_content else _failed(error)
 
 
-async def _nothing(_scope: Scope, _receive: Receive, send: Send) -> None:
-    await send_response(send, 204)
+async def _nothing(scope: Scope, _receive: Receive, send: Send) -> None:
+    await send_response(discreet(scope, send), 204)
 
 
 def _failed(error: Exception) -> ASGIApp:
-    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
-        async with errors_answered(send):
+    async def app(scope: Scope, _receive: Receive, send: Send) -> None:
+        async with errors_answered(discreet(scope, send)):
             raise error
 
     return app

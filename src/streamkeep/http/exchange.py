@@ -108,6 +108,7 @@ class Exchange:
         self._over = anyio.Event()
         self._stop: anyio.Event | None = None
         self._stream: StreamInput | None = None
+        self._writer: ChunkWriter | None = None
         self._decode: _Decode | None = None
         self._parser: _Parser | None = None
         self._own_answer = anyio.Event()
@@ -240,6 +241,7 @@ class Exchange:
 
     async def _produce(self, stream: StreamInput, stop: anyio.Event) -> None:
         self._stream, self._stop = stream, stop
+        self._writer = ChunkWriter(stream)
         self._messages.leave()
         self._begun.set()
         try:
@@ -250,7 +252,7 @@ class Exchange:
         if self._failure is not None:
             raise self._failure
         if not stream.is_closed:
-            await stream.error(SHUT_DOWN if stop.is_set() else NO_TERMINAL_FRAME)
+            await self._writer.error(SHUT_DOWN if stop.is_set() else NO_TERMINAL_FRAME)
 
     # In the app's task
 
@@ -348,14 +350,14 @@ class Exchange:
         return True
 
     async def _store(self, body: bytes) -> None:
-        assert self._stream is not None
+        assert self._writer is not None
         assert self._parser is not None
         assert self._decode is not None
         try:
-            await self._parser.store(self._stream, self._decode(body, is_last=self._is_whole), is_last=self._is_whole)
+            await self._parser.store(self._writer, self._decode(body, is_last=self._is_whole), is_last=self._is_whole)
             if self._is_whole and self._parser.ends_with_body:
                 # Here, for the app may go on for long behind its answer, and may fail then.
-                await self._stream.done()
+                await self._writer.done()
         except StreamkeepError as error:
             self._failure = self._failure or error  # also if the app does not mind
             raise
@@ -497,7 +499,7 @@ class _Parser(Protocol):
     ends_with_body: bool
     """Whether a body that ends well is all that it takes to complete the stream."""
 
-    async def store(self, stream: StreamInput, body: bytes, *, is_last: bool) -> None:
+    async def store(self, writer: ChunkWriter, body: bytes, *, is_last: bool) -> None:
         """Store what these bytes complete. Raises StreamkeepError."""
         ...
 
@@ -510,17 +512,17 @@ class _GenkitParser:
     def __init__(self, most_bytes: int) -> None:
         self._decoder = GenkitDecoder(max_frame_bytes=most_bytes)
 
-    async def store(self, stream: StreamInput, body: bytes, *, is_last: bool) -> None:  # noqa: ARG002 - a frame says so
+    async def store(self, writer: ChunkWriter, body: bytes, *, is_last: bool) -> None:  # noqa: ARG002 - a frame says so
         for frame in self._decoder.decode(body):
             match frame:
                 case Chunk(data, _):
-                    await stream.write(_in_utf8(data))
+                    await writer.write(_in_utf8(data))
                 case Result(data, _):
-                    await stream.done(_in_utf8(data))
+                    await writer.done(_in_utf8(data))
                 case Failure(error, _):
                     # The inner app puts exceptions' texts into its frames; only the status is for everybody.
-                    logger.error("stream %s failed: %s: %s", stream.id, error.status, error.message)
-                    await stream.error(hidden_error(error.status, error.message))
+                    logger.error("stream %s failed: %s: %s", writer.stream.id, error.status, error.message)
+                    await writer.error(hidden_error(error.status, error.message))
 
 
 class _EventsParser:
@@ -533,16 +535,14 @@ class _EventsParser:
     def __init__(self, most_bytes: int, *, hides_errors: bool) -> None:
         self._hides_errors = hides_errors
         self._decoder = SSEDecoder(max_event_bytes=most_bytes)
-        self._writer: ChunkWriter | None = None
 
-    async def store(self, stream: StreamInput, body: bytes, *, is_last: bool) -> None:  # noqa: ARG002 - half an event is none
-        self._writer = self._writer or ChunkWriter(stream)
+    async def store(self, writer: ChunkWriter, body: bytes, *, is_last: bool) -> None:  # noqa: ARG002 - half an event is none
         for event in self._decoder.decode(body):
             block = block_of(event)
             if self._hides_errors and '"error"' in event.data and (told := _genkit_error_in(event.data)) is not None:
-                logger.error("stream %s: its producer failed: %s", stream.id, event.data)
+                logger.error("stream %s: its producer failed: %s", writer.stream.id, event.data)
                 block = Block(told, block.event)
-            await self._writer.write(block)
+            await writer.write(block)
 
 
 class _TextParser:
@@ -552,16 +552,14 @@ class _TextParser:
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self._writer: ChunkWriter | None = None
 
-    async def store(self, stream: StreamInput, body: bytes, *, is_last: bool) -> None:
-        self._writer = self._writer or ChunkWriter(stream)
+    async def store(self, writer: ChunkWriter, body: bytes, *, is_last: bool) -> None:
         try:
             text = self._decoder.decode(body, final=is_last)
         except UnicodeDecodeError as error:
             raise InvalidArgumentError("an answer that is kept as text is not UTF-8") from error
         if text:
-            await self._writer.write(text)
+            await writer.write(text)
 
 
 def _parser_of(answer: KeptAnswer, most_bytes: int, *, hides_errors: bool) -> _Parser:

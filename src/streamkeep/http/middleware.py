@@ -15,6 +15,7 @@ from .exchange import EVENT_STREAM, Exchange
 from .lifespan import Lifespan
 from .place import run_of, stream_named_in
 from .response import STREAM_ID_HEADER, ASGIApp, Receive, Scope, Send, errors_answered, headers_of
+from .tokens import discreet
 from .ui_messages import MARK
 
 KEPT_HEADERS: Final = (MARK,)
@@ -76,6 +77,7 @@ class DurableStreaming:
 
     async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
         if (named := stream_named_in(scope)[0]) is not None and not await self._is_endpoints(named):
+            send = discreet(scope, send)
             async with errors_answered(send):
                 if await self._http.skip_body(scope, receive):
                     await self._http.resume(scope, receive, send, {})

@@ -86,24 +86,43 @@ class ChunkWriter:
     """
 
     def __init__(self, stream: StreamInput) -> None:
-        self._stream = stream
+        self.stream = stream
         self._queued = 0
         self._is_away = False
 
     async def write(self, chunk: object) -> None:
         """Store a chunk, or queue it behind what is being stored. Raises as `StreamInput.write` does, but StorageUnavailableError."""
-        stream = self._stream
+        stream = self.stream
+        if self._is_away and stream.idle_since is not None:  # all is stored
+            self._queued, self._is_away = 0, False
         if self._queued or stream.is_slow:
             await self._queue(chunk)
-            return
+        else:
+            await self._stored_or_queued(stream.write(chunk))
+
+    async def restart(self) -> None:
+        """Begin the answer again, as `StreamInput.restart` does; where the storage cannot be reached, as soon as it can."""
+        await self._stored_or_queued(self.stream.restart())
+
+    async def done(self, output: object = None) -> None:
+        """Complete the stream, as `StreamInput.done` does; where the storage cannot be reached, as soon as it can."""
+        with suppress(StorageUnavailableError):  # it is given, and is stored in the background
+            await self.stream.done(output)
+
+    async def error(self, error: ErrorInfo) -> None:
+        """Complete the stream with an error, in the same way."""
+        with suppress(StorageUnavailableError):
+            await self.stream.error(error)
+
+    async def _stored_or_queued(self, storing: Awaitable[object]) -> None:
         try:
-            await stream.write(chunk)
-        except StorageUnavailableError:  # the chunk keeps its place, and is stored in the background
-            stream.flush_soon()
+            await storing
+        except StorageUnavailableError:  # what was written keeps its place, and is stored in the background
+            self.stream.flush_soon()
             self._queued, self._is_away = 1, True
 
     async def _queue(self, chunk: object) -> None:
-        stream = self._stream
+        stream = self.stream
         try:
             stream.write_soon(chunk)
         except LimitExceededError:
@@ -111,14 +130,12 @@ class ChunkWriter:
                 await self._flush()
             stream.write_soon(chunk)
         self._queued += 1
-        if self._is_away and stream.idle_since is not None:  # all is stored
-            self._queued, self._is_away = 0, False
         if self._queued >= MOST_QUEUED and not self._is_away:
             await self._flush()
 
     async def _flush(self) -> None:
         try:
-            await self._stream.flush()
+            await self.stream.flush()
         except StorageUnavailableError:
             self._is_away = True
             await anyio.sleep(AWAY_SECONDS)  # not every storage has tried for long

@@ -40,6 +40,8 @@ CLOSE_SECONDS: Final = 5.0
 MOST_AHEAD: Final = 256
 PAUSE_SECONDS: Final = 0.002
 """How far a thread may be ahead of the storage, and how long it waits when it is."""
+AWAY_SECONDS: Final = 2.0
+"""When nothing has been stored for so long, a thread goes on, as far as the queue has room: the storage may be away for long."""
 
 
 Expand = Callable[[object], Iterable[object]]
@@ -358,11 +360,16 @@ async def in_thread(name: str, function: Callable[[], T], setting: Setting = AS_
 
 def _write_here(stream: StreamInput, chunks: Iterable[object]) -> object:
     offset = stream.tail - 1
+    left_at: int | None = None
+    """How much was stored when it was waited for in vain."""
     try:
         for chunk in (those := _Returning(chunks)):
             offset = _write_when_there_is_room(stream, chunk, offset)
-            while offset - stream.tail >= MOST_AHEAD and not stream.is_closed:
+            began_at, tail = time.monotonic(), stream.tail
+            while offset - stream.tail >= MOST_AHEAD and stream.tail != left_at and not stream.is_closed:
                 time.sleep(PAUSE_SECONDS)
+                if stream.tail == tail and time.monotonic() - began_at >= AWAY_SECONDS:
+                    left_at = tail
         return those.returned
     finally:
         close_here(chunks)

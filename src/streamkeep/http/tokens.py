@@ -60,13 +60,15 @@ class TokenKeys:
     """What tokens are signed with: the first of the keys signs, all are believed.
 
     Args:
-        keys: secrets of at least 32 bytes; text counts as UTF-8.
+        keys: secrets of at least 32 bytes; text counts as UTF-8, without what is blank around it: a key is the same out of a file that
+            ends with a line, and behind a comma and a space.
 
-    Raises InvalidArgumentError: one is too short, or no secret. TypeError: they are no keys.
+    Raises InvalidArgumentError: one is too short, or no secret. TypeError: they are no keys, or have no order, or can be read once only.
     """
 
     def __init__(self, keys: Sequence[str | bytes]) -> None:
-        if isinstance(keys, str | bytes):
+        given: object = keys
+        if not isinstance(given, Sequence) or isinstance(given, str | bytes):
             raise TypeError("`token_keys` is a list of keys, the one that signs first")
         self._keys = tuple(map(_derived, keys))
 
@@ -159,7 +161,7 @@ def _query(scope: Scope) -> list[tuple[str, str]]:
 def _derived(key: str | bytes) -> bytes:
     if not isinstance(key, str | bytes):
         raise TypeError(f"a key of tokens is str or bytes, not {type(key).__name__}")
-    secret = key.encode() if isinstance(key, str) else key
+    secret = key.strip().encode() if isinstance(key, str) else key
     if len(secret) < MIN_KEY_BYTES or len({*secret}) < _MIN_DIFFERENT_BYTES:
         raise InvalidArgumentError(
             f"a key of tokens is a secret of at least {MIN_KEY_BYTES} random bytes, such as `secrets.token_urlsafe(32)` gives"

@@ -11,7 +11,8 @@ from anyio.lowlevel import checkpoint
 
 from .._info import StreamInfo
 from .._manager import StreamManager
-from ..errors import HTTP_CODES, OffsetOutOfRangeError
+from .._subscription import Subscription
+from ..errors import HTTP_CODES, OffsetOutOfRangeError, StreamNotFoundError
 from ..events import ErrorInfo, StreamEvent, StreamEventType, encode_json
 from ..http.framing import one_line
 from ._responses import ENDED, Answer, Json, failed, new_response
@@ -65,6 +66,7 @@ class Responses:
 
     async def _last(self, info: StreamInfo) -> StreamEvent[Any] | None:
         async with self._streams.subscribe(info.id, info.tail - 2 if info.tail > 1 else None, follow=False) as events:
+            _check_life(events, info.life)
             batch = await events.batch()
         return batch[-1] if batch and batch[-1].type is StreamEventType.DONE else None
 
@@ -85,6 +87,7 @@ class Responses:
             fold.lock,
             self._streams.subscribe(stream, fold.tail - 1 if fold.tail else None, follow=False) as events,
         ):
+            _check_life(events, fold.life)
             while batch := await events.batch():
                 for event in batch:
                     if event.is_terminal:
@@ -103,6 +106,11 @@ class Responses:
             self._folds.move_to_end(stream)
         while len(self._folds) > MAX_KEPT or sum(kept.size for kept in self._folds.values()) > MAX_KEPT_BYTES:
             self._folds.popitem(last=False)
+
+
+def _check_life(events: Subscription[Any], life: str) -> None:
+    if events.life != life:
+        raise StreamNotFoundError("the response was deleted, and another one has its id now")
 
 
 class _Event(msgspec.Struct):

@@ -48,7 +48,7 @@ from ..http.threads import (
     context_without,
     scope_of,
 )
-from ..http.tokens import tokens_in
+from ..http.tokens import token_of, tokens_in
 
 if TYPE_CHECKING:
     from genkit.plugin_api import Action
@@ -170,7 +170,7 @@ class DjangoStreams:
 
         Whose a stream is, `authorize` says. What stops one (DELETE, or POST to `/cancel`) is checked for CSRF as Django does it, whether
         the site has its middleware or not: a page sends its token as `X-CSRFToken`. A request that bears a token of ours is judged by that
-        alone, which no other site has, and is not checked.
+        alone, which no other site has, and is not checked; unless the token is for its holder alone, for then a cookie may say who asks.
         """
 
         def read(request: HttpRequest, rest: str = "") -> HttpResponseBase:
@@ -181,7 +181,10 @@ class DjangoStreams:
         checked = csrf_protect(read)
 
         def read_by_token(request: HttpRequest, rest: str = "") -> Any:
-            return read(request, rest) if tokens_in(_scope(request)) else checked(request, rest)
+            borne = tokens_in(_scope(request))
+            token = token_of(borne)
+            is_enough = bool(borne) and not (token is not None and token.is_held)
+            return read(request, rest) if is_enough else checked(request, rest)
 
         methods = ("GET", "HEAD", "POST", "DELETE")
         takes_tokens = bool(self._options.get("token_keys"))

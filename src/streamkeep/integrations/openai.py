@@ -26,8 +26,9 @@ from ..http.access import Action
 from ..http.app import StreamsHTTP, path_below
 from ..http.framing import parse_offset
 from ..http.kept import ANSWER, ENDPOINTS_OWN
-from ..http.place import Place, query_of
+from ..http.place import START, Place, in_life, query_of
 from ..http.response import Receive, Scope, Send, disconnected, errors_answered, send_response
+from ..http.runner import ChunkWriter
 from ..http.sources import Source, producer_of
 from ..http.tokens import discreet
 from ..wire import parse_object
@@ -183,7 +184,7 @@ class OpenAIResponses:
         except KeyInUseError as error:
             stream = error.stream
         if fields.get("stream"):
-            await self._show(call, stream, None)
+            await self._show(call, stream, START)
             return
         is_waited_for = not fields.get("background")
         if (is_waited_for or SAID not in kept) and not await self._waited(call, stream, whole=is_waited_for):
@@ -218,9 +219,9 @@ class OpenAIResponses:
         after = parse_offset(query.get("starting_after"))
         if after is not None and after >= info.tail:
             raise OffsetOutOfRangeError(f"`starting_after` is beyond the response's last event, {info.tail - 1}")
-        await self._show(call, stream, after)
+        await self._show(call, stream, in_life(Place(after), info))
 
-    async def _show(self, call: _Call, stream: str, after: int | None) -> None:
+    async def _show(self, call: _Call, stream: str, place: Place) -> None:
         framing = ResponsesFraming(stream)
 
         async def before_error() -> None:
@@ -231,7 +232,7 @@ class OpenAIResponses:
             call.receive,
             call.send,
             stream,
-            Place(after),
+            place,
             framing=framing,
             headers=(),
             before_error=before_error,
@@ -249,12 +250,13 @@ class OpenAIResponses:
 
 
 async def _write(stream: StreamInput, stop: anyio.Event, source: Source, writer: Writer) -> Json:
-    await stream.write(writer.begin())
+    storing = ChunkWriter(stream)
+    await storing.write(writer.begin())
     try:
         made = await producer_of(source, expand=writer.expand)(stream, stop)
         chunks = made if isinstance(made, list | tuple) else () if made is None else (made,)
         for event in chain(chain.from_iterable(map(writer.expand, chunks)), writer.end()):
-            await stream.write(event)
+            await storing.write(event)
     except Exception as error:
         if _is_upstream_limit(error):
             info = shown_info(error)
