@@ -1019,7 +1019,7 @@ async def test_a_subscription_says_which_life_of_an_id_it_reads(streams: StreamM
         async with streams.open("s") as stream:
             await stream.done()
         subscription = streams.subscribe("s")
-        for name in ("life", "first_offset"):
+        for name in ("life", "first_offset", "updated_at"):
             with pytest.raises(RuntimeError, match="enter the subscription"):
                 getattr(subscription, name)
         async with subscription:

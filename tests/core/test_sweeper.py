@@ -9,7 +9,7 @@ from anyio import wait_all_tasks_blocked
 from tests.core.helpers import Process
 
 from streamkeep import Recovery, StorageError, StorageFullError, StreamInput, StreamManager
-from streamkeep._lifecycle import FORGET_OPEN_SECONDS, SESSION_PREFIX
+from streamkeep._lifecycle import FORGET_OPEN_SECONDS, PROTOCOL_PREFIX, SESSION_PREFIX
 from streamkeep._recovery import entries_of
 from streamkeep._sweeper import ROOM_STREAMS, SWEEP_STREAMS
 from streamkeep.storage import Head
@@ -431,3 +431,17 @@ async def test_sweeps_do_not_overlap(streams: StreamManager, storage: FaultyStor
         hold.release()
 
     assert storage.calls["delete"] == 10
+
+
+async def test_what_belongs_to_another_part_is_left_to_it_and_hides_nothing(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    theirs = [f"{PROTOCOL_PREFIX}{number:05}" for number in range(2 * SWEEP_STREAMS)]
+    for stream in theirs:
+        assert await storage.commit(stream, None, Head(1, 0, b"theirs", 0.0))
+    await complete(streams, 1)
+    await anyio.sleep(HOUR)
+    await streams.sweep()
+
+    assert await kept(storage) == []
+    assert [stream for stream, _ in await storage.scan(PROTOCOL_PREFIX, len(theirs))] == theirs
