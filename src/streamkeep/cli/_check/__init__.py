@@ -10,9 +10,10 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from .._output import CommandError
+from .advice import Finding
 from .exchange import Asking, Target
 from .report import as_json, lines
-from .rules import Finding, judge
+from .rules import judge
 from .seen import Options, Seen
 from .steps import observe
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
+
+Level = Literal["failure", "warning", "note"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,3 +214,28 @@ ADVICE: Final[Mapping[str, Advice]] = {
         ("nginx: keepalive_timeout; the balancer's keep-alive",),
     ),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is wrong.
+
+    Attributes:
+        id: which of the known things it is; the section of the page on checks has its name.
+        level: a failure: users lose something; a warning: they may, some day; a note: nothing is lost.
+        seen: what was seen.
+    """
+
+    id: str
+    level: Level
+    seen: str
+
+    @property
+    def means(self) -> str:
+        """What it means for users."""
+        return ADVICE[self.id].means
+
+    @property
+    def mend(self) -> Sequence[str]:
+        """How to mend it, one way each."""
+        return ADVICE[self.id].mend

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from .._output import printable, shown_url
-from .advice import ADVICE
+from .advice import ADVICE, Finding
 from .exchange import Exchange
-from .rules import Finding, delays, strangers
+from .rules import delays, strangers
 from .seen import Seen
 
 PAGE: Final = "docs/how-to/check.md"

@@ -2,19 +2,17 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
-from typing import Final, Literal
+from typing import Final
 
 from ...errors import InvalidArgumentError
 from ...events import ErrorInfo
 from ...wire import error_of
-from .advice import ADVICE
+from .advice import Finding, Level
+from .cors import cors
 from .exchange import MAX_EVENTS, Event, Exchange
-from .seen import Greeting, Options, Preflight, Resumed, Seen
-
-Level = Literal["failure", "warning", "note"]
+from .seen import Greeting, Options, Resumed, Seen
 
 HELD_SECONDS: Final = 0.18
 HELD_PAUSES: Final = 0.9
@@ -24,31 +22,6 @@ SILENCE_SECONDS: Final = 1.0
 """From how long a silence on it may be what cut a connection."""
 CLOCK_SECONDS: Final = 2.0
 SLOW_STORAGE_SECONDS: Final = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What is wrong.
-
-    Attributes:
-        id: which of the known things it is; the section of the page on checks has its name.
-        level: a failure: users lose something; a warning: they may, some day; a note: nothing is lost.
-        seen: what was seen.
-    """
-
-    id: str
-    level: Level
-    seen: str
-
-    @property
-    def means(self) -> str:
-        """What it means for users."""
-        return ADVICE[self.id].means
-
-    @property
-    def mend(self) -> Sequence[str]:
-        """How to mend it, one way each."""
-        return ADVICE[self.id].mend
 
 
 def judge(seen: Seen) -> list[Finding]:
@@ -446,62 +419,6 @@ def _keep_alive(seen: Seen) -> Iterator[Finding]:
         yield Finding("keep-alive", "note", "each answer closes its connection")
 
 
-def _cors(seen: Seen) -> Iterator[Finding]:
-    origin = seen.options.origin
-    for preflight in seen.preflights:
-        yield from _preflight(preflight, origin)
-    start = seen.cors_start
-    if start is not None and start.status == 200:
-        if why := _not_allowed(start, origin):
-            yield Finding("cors", "failure", f"the answer to a start {why}")
-        exposed = _list(start.header("access-control-expose-headers"))
-        if not exposed & {"x-genkit-stream-id", "*"}:
-            yield Finding("cors-exposed", "failure", "X-Genkit-Stream-Id is not among Access-Control-Expose-Headers")
-    missing = seen.cors_missing
-    if (
-        missing is not None
-        and missing.status
-        and not _not_allowed(start or missing, origin)
-        and (why := _not_allowed(missing, origin))
-    ):
-        yield Finding("cors-errors", "warning", f"an error's answer ({missing.status}) {why}")
-
-
-def _preflight(preflight: Preflight, origin: str) -> Iterator[Finding]:
-    exchange, method = preflight.exchange, preflight.method
-    if not 200 <= exchange.status <= 299:
-        yield Finding("cors", "failure", f"the preflight of a {method} is answered {exchange.status or exchange.why}")
-        return
-    if why := _not_allowed(exchange, origin):
-        yield Finding("cors", "failure", f"the preflight of a {method} {why}")
-        return
-    methods = {name.upper() for name in _list(exchange.header("access-control-allow-methods"))}
-    if method not in {"GET", "POST"} and not methods & {method, "*"}:
-        yield Finding("cors-methods", "failure", f"a page may not send {method}")
-    allowed = _list(exchange.header("access-control-allow-headers"))
-    lacking = [name for name in preflight.names if name not in allowed and ("*" not in allowed or name == "authorization")]
-    if lacking:
-        yield Finding("cors-headers", "failure", f"a page may not send {', '.join(lacking)}")
-
-
-def _not_allowed(exchange: Exchange, origin: str) -> str:
-    """Give why a page of an origin may not read an answer; empty if it may."""
-    given = exchange.all_of("access-control-allow-origin")
-    match given:
-        case []:
-            return f"has no Access-Control-Allow-Origin for {origin}"
-        case [one] if one in {"*", origin}:
-            return ""
-        case [one] if "," not in one:
-            return f"allows {one}, and not {origin}"
-        case _:
-            return f"has Access-Control-Allow-Origin more than once ({', '.join(given)}), which browsers refuse"
-
-
-def _list(text: str) -> set[str]:
-    return {part.strip().lower() for part in text.split(",") if part.strip()}
-
-
 RULES: Final[Sequence[Callable[[Seen], Iterator[Finding]]]] = (
     _instances,
     _headers,
@@ -514,7 +431,7 @@ RULES: Final[Sequence[Callable[[Seen], Iterator[Finding]]]] = (
     _caching,
     _stopping,
     _answers_headers,
-    _cors,
+    cors,
     _protocol,
     _missing,
     _body,
