@@ -32,13 +32,14 @@ from streamkeep import StreamManager
 from streamkeep.http import CheckHTTP, DurableStreaming, StreamsHTTP, Timeouts
 
 streams = StreamManager.connect(os.environ["DEPLOY_STORAGE"])
+short = StreamsHTTP(streams, timeouts=Timeouts(longest=timedelta(seconds=3)))
 often = StreamsHTTP(streams, timeouts=Timeouts(heartbeat=timedelta(milliseconds=500)))
 rarely = StreamsHTTP(streams, timeouts=Timeouts(heartbeat=timedelta(seconds=30)))
 
 
 @asynccontextmanager
 async def lifespan(_app):
-    async with often, rarely:
+    async with often, rarely, short:
         yield
 
 
@@ -61,6 +62,7 @@ def process() -> int:
 
 app.mount("/check", CheckHTTP(often, trust="{TOKEN}"))
 app.mount("/rare/check", CheckHTTP(rarely, trust="{TOKEN}"))
+app.mount("/short/check", CheckHTTP(short, trust="{TOKEN}"))
 app.mount("/cors", cors)
 durable = DurableStreaming(app, often)
 """
@@ -107,13 +109,14 @@ async def check(url: str, *options: str, token: str = TOKEN, idle: float = 2, **
 
 @asynccontextmanager
 async def nginx_before(
-    directory: Path, urls: Sequence[str], settings: str = USUAL, *, outside: str = ""
+    directory: Path, urls: Sequence[str], settings: str = USUAL, *, outside: str = "", balanced: str = ""
 ) -> AsyncGenerator[str]:
     """Give the URL of an nginx before some servers."""
     program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
         assert not os.environ.get("CI"), "nginx is not installed"
         pytest.skip("nginx is not installed")
+    await anyio.Path(directory).mkdir(exist_ok=True)
     port, configuration = free_port(), directory / "nginx.conf"
     servers = " ".join(f"server {url.removeprefix('http://')};" for url in urls)
     configuration.write_text(
@@ -121,7 +124,7 @@ async def nginx_before(
         "events {}\n"
         f"http {{ access_log off; client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy;\n"
         f"fastcgi_temp_path {directory}/f; uwsgi_temp_path {directory}/u; scgi_temp_path {directory}/s; {outside}\n"
-        f"upstream app {{ {servers} }}\n"
+        f"upstream app {{ {balanced} {servers} }}\n"
         f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://app; {settings} }} }} }}\n"
     )
     nginx = subprocess.Popen([program, "-c", configuration, "-p", directory, "-e", "stderr"])  # noqa: ASYNC220

@@ -113,6 +113,21 @@ async def test_a_proxy_that_cuts_silent_connections_is_found(server: Server, tmp
         pytest.param(
             "proxy_set_header Idempotency-Key '';", "", {"request-headers": "failure", "idempotency": "failure"}, id="key"
         ),
+        pytest.param(
+            "sub_filter_types text/event-stream; sub_filter_once off; sub_filter fox cat;",
+            "",
+            {"lost": "failure"},
+            id="text altered",
+        ),
+        pytest.param(
+            "if ($broken) { return 502; }",
+            'map "$connection $uri" $broken { default 0; "~[02468] .*/info$" 1; }',
+            {"refused": "failure"},
+            id="some not answered",
+        ),
+        pytest.param(
+            "if ($request_method = POST) { return 502; }", "", {"refused": "failure", "body": "warning"}, id="no starts"
+        ),
         pytest.param("keepalive_timeout 0;", "", {"keep-alive": "note"}, id="connections closed"),
         pytest.param("proxy_hide_header Content-Type; default_type text/plain;", "", {"content-type": "failure"}, id="type"),
     ],
@@ -166,6 +181,44 @@ async def test_another_origin_than_the_one_that_is_let_in_is_found(server: Serve
     checked = await check(f"{server.url}/cors/check", "--origin", "https://other.example")
     assert checked.code == 1
     assert checked.found["cors"] == "failure"
+
+
+async def test_a_preflight_that_is_let_in_only_with_a_token_is_found(server: Server, tmp_path: Path) -> None:
+    """Browsers send none with it."""
+    settings = f"{USUAL} if ($refused) {{ return 401; }}"
+    outside = 'map "$request_method $http_authorization" $refused { default 0; "OPTIONS " 1; }'
+    async with nginx_before(tmp_path, [server.url], settings, outside=outside) as url:
+        checked = await check(f"{url}/cors/check", "--origin", ORIGIN)
+    assert checked.found == {"cors": "failure"}
+    assert "401" in checked.seen("cors")
+
+
+@pytest.mark.slow
+async def test_an_app_that_ends_long_answers_by_itself_is_sound(server: Server) -> None:
+    checked = await check(f"{server.url}/short/check", idle=4)
+    assert checked.found == {}
+
+
+@pytest.mark.slow
+async def test_two_storages_are_found_behind_a_balancer_that_goes_by_the_path(server: Server, tmp_path: Path) -> None:
+    async with (
+        running(H11, tmp_path / "other", SOURCE) as other,
+        nginx_before(tmp_path, [server.url, other.url], balanced="hash $uri;") as url,
+    ):
+        checked = await check(f"{url}/check")
+    assert checked.code == 1
+    assert "another-storage" in checked.found
+    assert not set(checked.found) & {"refused", "delete"}
+
+
+@pytest.mark.slow
+async def test_one_of_two_ways_that_holds_back_is_found(server: Server, tmp_path: Path) -> None:
+    async with (
+        nginx_before(tmp_path / "slow", [server.url], f"{USUAL} {BUFFERING}") as holding,
+        nginx_before(tmp_path, [server.url, holding]) as url,
+    ):
+        checked = await check(f"{url}/check", "--seconds", "5")
+    assert checked.found.get("buffered") == "failure", checked.report["findings"]
 
 
 @pytest.mark.slow
@@ -251,6 +304,13 @@ async def test_a_wrong_call_is_told_at_once_and_repeats_no_secret(arguments: lis
     assert ran.returncode == 2, ran
     assert b"secret" not in ran.stderr
     assert b"Traceback" not in ran.stderr
+
+
+async def test_a_proxy_whose_app_is_away_is_no_wrong_call(tmp_path: Path) -> None:
+    async with nginx_before(tmp_path, [f"http://127.0.0.1:{free_port()}"]) as url:
+        checked = await check(f"{url}/check")
+    assert checked.code == 1
+    assert "502" in checked.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,15 @@
 
 import random
 from collections.abc import Sequence
+from typing import Final
 
 import pytest
+from msgspec.structs import replace
 
 from streamkeep.cli._check.advice import ADVICE
-from streamkeep.cli._check.exchange import Event, Exchange, Made, Request
+from streamkeep.cli._check.exchange import CLEANING_UP, End, Event, Exchange, Made, Request
 from streamkeep.cli._check.rules import delays, flaws, is_held, judge
-from streamkeep.cli._check.seen import Greeting, Hello, Options, Resumed, Seen
+from streamkeep.cli._check.seen import PROBED_HEADERS, PROBED_QUERY, Greeting, Hello, Options, Resumed, Seen, idle_seconds
 
 OPTIONS = Options(seconds=5)
 SSE = [("content-type", "text/event-stream"), ("x-genkit-stream-id", "s"), ("transfer-encoding", "chunked")]
@@ -20,7 +22,13 @@ def chunk(number: int, came: float, *, took: float = 0.0) -> Event:
 
 def answer(came: Sequence[float], *, ends: bool = True, took: float = 0.0) -> Exchange:
     """Give an answer whose chunks were made at a steady pace, and came then."""
-    exchange = Exchange(Request("POST", "/streams"), status=200, version="1.1", headers=SSE, head=0.01)
+    exchange = Exchange(
+        Request("POST", "/streams"),
+        status=200,
+        version="1.1",
+        headers=[*SSE, ("x-streamkeep-answer", f"{random.random()}")],
+        head=0.01,
+    )
     exchange.events = [chunk(number, at, took=took) for number, at in enumerate(came)]
     exchange.reads = [(at, 130) for at in came]
     exchange.ended = came[-1] + 0.01
@@ -30,13 +38,20 @@ def answer(came: Sequence[float], *, ends: bool = True, took: float = 0.0) -> Ex
     return exchange
 
 
+def cancelled() -> Exchange:
+    """Give the answer of a reader whose stream was stopped."""
+    exchange = answer(made_at()[:3], ends=False)
+    exchange.events.append(Event("error", 3, "s/00000000/3", 0.7, None, '{"status":"CANCELLED"}'))
+    exchange.end = "whole"
+    return exchange
+
+
 def seen_of(**steps: object) -> Seen:
     hello = Hello("a/1", 0.0, "/check/hello", "http", "1.1", {}, {}, 15.0, 3600.0, 4 << 20)
     exchange = Exchange(Request("GET", "/hello"), status=200, version="1.1", headers=[("retry-after", "0")], end="whole")
     greeting = Greeting(exchange, hello, 0.0)
     seen = Seen(OPTIONS, greeting, 20.0, [greeting])
-    names = ("last-event-id", "idempotency-key", "x-genkit-stream-id", "x-genkit-stream-offset")
-    probed = Hello("a/1", 0, "/", "http", "1.1", dict.fromkeys(names, "x"), {"lastEventId": "x", "after": "7"}, 15, 3600, 1)
+    probed = Hello("a/1", 0, "/", "http", "1.1", dict(PROBED_HEADERS), dict(PROBED_QUERY), 15, 3600, 1)
     seen.probe = Greeting(exchange, probed, 0.0)
     for name, value in steps.items():
         setattr(seen, name, value)
@@ -143,6 +158,126 @@ def test_heartbeats_that_are_due_and_do_not_come_are_found() -> None:
     assert list(found(idle=idle, idle_seconds=30.0)) == ["heartbeats"]
     idle.reads = [(0.2, 130), (15.2, 3), (30.4, 260)]
     assert found(idle=idle, idle_seconds=30.0) == {}
+
+
+def test_a_heartbeat_that_came_late_has_come() -> None:
+    idle = answer([0.0, 30.2])
+    idle.reads = [(0.1, 130), (29.0, 3), (30.4, 260)]
+    assert found(idle=idle, idle_seconds=30.0) == {}
+
+
+def test_the_usual_silence_is_long_enough_for_a_heartbeat_to_be_missed() -> None:
+    quiet = idle_seconds(OPTIONS, 15.0)
+    idle = answer([0.0, quiet + 0.2])
+    assert list(found(idle=idle, idle_seconds=quiet)) == ["heartbeats"]
+
+
+@pytest.mark.parametrize("step", ["paces", "readers", "idle"])
+def test_an_answer_that_the_app_ends_as_it_has_said_is_no_defect(step: str) -> None:
+    exchange = answer(made_at()[:10], ends=False)
+    exchange.ended = 25.2
+    seen = seen_of(**{step: exchange if step == "idle" else [exchange]})
+    assert judge(seen) != []
+    seen.first = Greeting(seen.first.exchange, replace(seen.first.hello, longest=25.0), 0.0)
+    assert judge(seen) == []
+
+
+def test_a_stream_that_some_path_does_not_lead_to_is_another_storage_and_nothing_else() -> None:
+    """A balancer that goes by the path always asks the same instance about the same stream."""
+    named = [("x-streamkeep-instance", "b/2")]
+    reader = Exchange(Request("GET", "/streams/s"), status=204, headers=named, end="whole")
+    stop = Exchange(Request("DELETE", "/streams/s"), status=404, headers=named, end="whole")
+    by_post = Exchange(
+        Request("POST", "/streams/s/cancel"), status=200, headers=[("x-streamkeep-instance", "a/1")], end="whole"
+    )
+    told = found(readers=[reader], stops=[stop, by_post], stopped_after=0.1, stopped=cancelled())
+    assert list(told) == ["another-storage"]
+    assert "b/2" in told["another-storage"]
+
+
+def test_an_answer_without_a_chunk_is_no_trouble() -> None:
+    exchange = Exchange(Request("POST", "/streams"), status=502, version="1.1", end="whole")
+    assert delays(exchange) == []
+    assert list(found(paces=[exchange])) == ["refused"]
+
+
+def test_a_stop_that_met_a_gateway_without_its_app_is_not_refused_for_its_method() -> None:
+    away = Exchange(Request("DELETE", "/streams/s"), status=502, end="whole")
+    by_post = Exchange(Request("POST", "/streams/s/cancel"), status=200, end="whole")
+    told = found(stops=[away, by_post], stopped_after=0.1, stopped=cancelled(), exchanges=[away, by_post])
+    assert list(told) == ["refused"]
+
+
+UNLUCKY: Final = [
+    ("GET /hello", 502, "whole", "refused"),
+    ("GET /hello", 0, "late", "hang"),
+    ("GET /hello", 200, "cut", "cut-short"),
+    ("GET /streams/s/info", 401, "whole", "refused"),
+    ("GET /streams/s/info", 503, "whole", "turned-away"),
+    ("POST /streams?chunks=1", 0, "failed", "refused"),
+]
+
+
+@pytest.mark.parametrize(("asked", "status", "end", "id"), UNLUCKY)
+def test_one_of_many_requests_that_is_not_answered_is_found(asked: str, status: int, end: End, id: str) -> None:
+    method, _, path = asked.partition(" ")
+    fine = Exchange(Request(method, path, about="asking"), status=200, end="whole")
+    bad = Exchange(Request(method, path, about="asking"), status=status, end=end)
+    told = found(exchanges=[fine] * 7 + [bad])
+    assert list(told) == [id]
+    assert "asking" in told[id]
+    assert "1 of 8 times" in told[id]
+
+
+def test_what_is_asked_to_clean_up_may_be_answered_as_it_likes() -> None:
+    assert found(exchanges=[Exchange(Request("DELETE", "/streams/s", about=CLEANING_UP), status=404, end="whole")]) == {}
+
+
+def test_one_of_two_ways_that_holds_back_is_found_and_one_late_answer_is_not() -> None:
+    def left() -> Resumed:
+        first = answer(made_at()[:8], ends=False)
+        first.end = "left"
+        rest = answer(made_at())
+        rest.events = rest.events[8:]
+        return Resumed("Last-Event-ID", first, rest)
+
+    def held() -> Resumed:
+        first = answer([5.0] * OPTIONS.chunks)
+        return Resumed("reload", first, first)
+
+    assert "buffered" in found(resumed=[left(), held(), left(), held()])
+    assert found(resumed=[left(), held()]) == {}
+    assert found(resumed=[held(), held()]) == {}, "all of them, at once: the machine that checks has slept"
+
+
+@pytest.mark.parametrize(
+    ("headers", "query", "said"),
+    [
+        (
+            {"last-event-id": "STREAMKEEP-CHECK"},
+            {},
+            "last-event-id is 'streamkeep-check', and 'STREAMKEEP-CHECK' when it arrives",
+        ),
+        ({}, {"after": "7 "}, "?after= is '7', and '7 ' when it arrives"),
+    ],
+)
+def test_a_header_that_arrives_as_another_is_found(headers: dict[str, str], query: dict[str, str], said: str) -> None:
+    seen = seen_of()
+    assert seen.probe is not None
+    arrived = replace(seen.probe.hello, headers=dict(PROBED_HEADERS) | headers, query=dict(PROBED_QUERY) | query)
+    assert found(probe=Greeting(seen.probe.exchange, arrived, 0.0)) == {"request-headers": said}
+
+
+def test_events_without_ids_are_found() -> None:
+    exchange = answer(made_at())
+    exchange.events = [Event(each.name, None, "", each.came, each.made, each.data) for each in exchange.events]
+    assert found(paces=[exchange]) == {"lost": f"an answer: without an id: {OPTIONS.chunks + 1} events"}
+
+
+def test_answers_whose_marks_are_taken_away_are_found_since_caches_cannot_be() -> None:
+    exchange = answer(made_at())
+    exchange.headers = SSE
+    assert list(found(paces=[exchange])) == ["answer-headers"]
 
 
 def test_clocks_of_instances_are_compared_with_each_other_and_not_with_ours() -> None:

@@ -9,6 +9,7 @@ import re
 import socket
 import time
 import uuid
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -50,7 +51,8 @@ SHOWN_HEADERS: Final = (
 )
 """Headers of a request of which the answer says how they have arrived."""
 _PATH: Final = re.compile(r"/(?:(?P<what>hello|body|streams)|streams/(?P<stream>[^/]+)(?P<sub>/info|/cancel)?)")
-_TEXT: Final = "the quick brown fox jumps over the lazy dog and "
+_TEXT: Final = "a “fox” of http://localhost/ <b>runs</b>, "
+"""What is on the way and rewrites links, mark-up or characters meets some here."""
 _NUMBER: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
@@ -219,16 +221,20 @@ def pace_of(query: Mapping[str, str]) -> Pace:
 
 
 async def produce(stream: StreamInput, pace: Pace) -> object:
-    """Write numbered chunks. Each says when it was made, by a clock that does not jump, and how long it took to store the one before."""
+    """Write numbered chunks.
+
+    Each says when it was made, by a clock that does not jump, how long it took to store the one before, and the CRC-32 of its text.
+    """
     began, took = anyio.current_time(), 0.0
     text = (_TEXT * (pace.bytes // len(_TEXT) + 1))[: pace.bytes]
+    check = zlib.crc32(text.encode())
     for number in range(pace.chunks):
         if number:
             await anyio.sleep(pace.pause)
         if number == (pace.chunks + 1) // 2:
             await anyio.sleep(pace.quiet)
         at = anyio.current_time()
-        await stream.write({"n": number, "at": round(at - began, 4), "took": round(took, 4), "text": text})
+        await stream.write({"n": number, "at": round(at - began, 4), "took": round(took, 4), "text": text, "crc": check})
         took = anyio.current_time() - at
     return {"chunks": pace.chunks}
 

@@ -37,6 +37,7 @@ MAX_EVENTS: Final = 10_000
 SMALL_BUFFER_BYTES: Final = 64 << 10
 """What a slow reader's system takes for it; less makes TCP crawl."""
 BODY_PART_BYTES: Final = 1 << 16
+CLEANING_UP: Final = "cleaning up"
 BROWSERS_ENCODINGS: Final = "gzip, deflate, br, zstd"
 
 
@@ -80,6 +81,7 @@ class Request:
         headers: headers of this request.
         body: its body.
         about: what it is for, in the history.
+        is_anonymous: whether it goes without the target's headers, as browsers send what they ask before a page's own request.
     """
 
     method: str
@@ -87,6 +89,7 @@ class Request:
     headers: Sequence[tuple[str, str]] = ()
     body: bytes = b""
     about: str = ""
+    is_anonymous: bool = False
 
 
 class Made(msgspec.Struct, frozen=True):
@@ -97,7 +100,12 @@ class Made(msgspec.Struct, frozen=True):
     took: float
 
 
-_made: Final = msgspec.json.Decoder(Made)
+class _Sent(Made, frozen=True):
+    text: str
+    crc: int
+
+
+_sent: Final = msgspec.json.Decoder(_Sent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +193,10 @@ class Exchange:
 
     @property
     def terminal(self) -> Event | None:
-        """The event that ends the stream, if it came."""
-        return next((event for event in self.events if event.name in {"done", "error"} and event.offset is not None), None)
+        """The event that ends the stream, if it came. An `error` without a cursor is of the answer alone."""
+        return next(
+            (each for each in self.events if each.name == "done" or (each.name == "error" and each.offset is not None)), None
+        )
 
     @property
     def is_delimited(self) -> bool:
@@ -301,7 +311,7 @@ async def _send(target: Target, stream: ByteStream, connection: h11.Connection, 
         ("user-agent", "streamkeep-check"),
         ("accept", "*/*"),
         *length,
-        *(header for header in target.headers if header[0].lower() not in own),
+        *(header for header in target.headers if not request.is_anonymous and header[0].lower() not in own),
         *request.headers,
     ]
     body = request.body
@@ -396,6 +406,7 @@ class _Body:
 
 def _made_of(data: str) -> Made | None:
     try:
-        return _made.decode(data)
+        sent = _sent.decode(data)
     except (msgspec.MsgspecError, ValueError):
         return None
+    return Made(sent.n, sent.at, sent.took) if zlib.crc32(sent.text.encode()) == sent.crc else None

@@ -11,13 +11,16 @@ from ...events import ErrorInfo
 from ...wire import error_of
 from .advice import Finding, Level
 from .cors import cors
-from .exchange import MAX_EVENTS, Event, Exchange
-from .seen import Greeting, Options, Resumed, Seen
+from .exchange import CLEANING_UP, MAX_EVENTS, Event, Exchange
+from .seen import IDLE_SPARE_SECONDS, PROBED_HEADERS, PROBED_QUERY, Greeting, Options, Resumed, Seen
 
 HELD_SECONDS: Final = 0.18
 HELD_PAUSES: Final = 0.9
 HELD_PIECES: Final = 0.3
 """An answer is held back where half of its chunks are later than that, and it comes in at most so many pieces for each chunk."""
+HELD_FOR_SURE_SECONDS: Final = 2.0
+HELD_MEANWHILE: Final = 4
+"""How many pieces of another answer have to come while one is held back, where others are not."""
 SILENCE_SECONDS: Final = 1.0
 """From how long a silence on it may be what cut a connection."""
 CLOCK_SECONDS: Final = 2.0
@@ -45,8 +48,8 @@ def is_shown(exchange: Exchange) -> bool:
 def delays(exchange: Exchange) -> list[float]:
     """Give how many seconds each chunk was on its way, beyond the quickest one; the time that storing it took is not counted."""
     came = [(event.came, event.made) for event in exchange.events if event.made is not None]
-    took = [made.took for _, made in came[1:]] + [0.0]
-    late = [at - made.at - stored for (at, made), stored in zip(came, took, strict=True)]
+    took = [*(made.took for _, made in came[1:]), 0.0]  # nobody says it of the last one
+    late = [at - made.at - stored for (at, made), stored in zip(came, took, strict=False)]
     return [each - min(late) for each in late] if late else []
 
 
@@ -80,29 +83,41 @@ def flaws(events: Sequence[Event], *, first: int = 0) -> list[str]:
         found.append(f"came twice: {_numbers(repeated)}")
     elif offsets != sorted(offsets):
         found.append("out of order")
-    if altered := [
-        event.offset for event in events if event.name == "chunk" and (event.made is None or event.made.n != event.offset)
-    ]:
-        found.append(f"altered: {_numbers([offset for offset in altered if offset is not None])}")
+    if altered := [event.offset for event in events if event.name == "chunk" and _is_altered(event)]:
+        found.append(f"altered: {_numbers(altered)}")
+    if count := sum(event.offset is None for event in events if event.name in {"chunk", "done"}):
+        found.append(f"without an id: {count} events")
     return found
 
 
-def _numbers(numbers: Sequence[int]) -> str:
+def _is_altered(event: Event) -> bool:
+    return event.made is None or (event.offset is not None and event.made.n != event.offset)
+
+
+def _numbers(numbers: Sequence[int | None]) -> str:
     shown = ", ".join(str(number) for number in numbers[:5])
     return f"{len(numbers)} events ({shown}{', …' if len(numbers) > 5 else ''})"
 
 
 def strangers(seen: Seen) -> dict[str, tuple[int, int]]:
-    """Give how often each instance knew a stream that ran, and how often not."""
+    """Give how often each instance knew a stream that was there, and how often not."""
     answers: dict[str, tuple[int, int]] = {}
-    for exchange in seen.known:
+    for exchange in [*seen.known, *_asked_of(seen)]:
         name = exchange.instance or "one that does not say its name"
         known, unknown = answers.get(name, (0, 0))
         if exchange.status == 200:
             answers[name] = known + 1, unknown
-        elif exchange.status == 404:
+        elif exchange.status in {204, 404}:
             answers[name] = known, unknown + 1
     return answers
+
+
+def _asked_of(seen: Seen) -> list[Exchange]:
+    """Give what an app has answered, in the other steps, to who asked for a stream by its path: a balancer may go by that."""
+    gone_on = [
+        each.rest for each in seen.resumed if each.rest is not each.first and each.how != "POST" and not each.first.terminal
+    ]
+    return [exchange for exchange in [*seen.readers, *gone_on, *seen.stops] if exchange.instance]
 
 
 def _is_split(seen: Seen) -> bool:
@@ -115,10 +130,17 @@ def _is_unknown(exchange: Exchange) -> bool:
     return exchange.status in {204, 404} or (told is not None and told.offset is None and "NOT_FOUND" in told.data)
 
 
+def _is_ended_by_app(exchange: Exchange, seen: Seen) -> bool:
+    """Say whether it has lasted as long as the app lets an answer last, as `Timeouts(longest=…)` says; clients come back then."""
+    return exchange.end in {"cut", "whole"} and exchange.ended >= seen.first.hello.longest
+
+
 def _not_whole(exchange: Exchange, what: str, seen: Seen) -> Iterator[Finding]:
     """Give why an answer has no end, if it has none."""
     code = exchange.status
     if exchange.terminal is not None or (_is_split(seen) and _is_unknown(exchange)):
+        return
+    if code == 200 and _is_ended_by_app(exchange, seen):
         return
     if code == 0:
         yield Finding("refused", "failure", f"{what} was not answered: {exchange.why or 'nothing came'}")
@@ -144,13 +166,9 @@ def _not_whole(exchange: Exchange, what: str, seen: Seen) -> Iterator[Finding]:
 
 def _is_unread(exchange: Exchange) -> bool:
     """Say whether there is nothing that we can read in it."""
-    return exchange.header("content-encoding") not in {
-        "",
-        "identity",
-        "gzip",
-        "x-gzip",
-        "deflate",
-    } or "event-stream" not in exchange.header("content-type")
+    readable = {"", "identity", "gzip", "x-gzip", "deflate"}
+    kind = exchange.header("content-type").lower()
+    return exchange.header("content-encoding").lower() not in readable or "event-stream" not in kind
 
 
 def _error_text(exchange: Exchange) -> str:
@@ -176,15 +194,14 @@ def _headers(seen: Seen) -> Iterator[Finding]:
             "request-headers", "failure", "a request with the headers by which readers go on got no answer of the app"
         )
         return
-    arrived = probe.hello.headers
-    lost = [
-        name
-        for name in ("last-event-id", "idempotency-key", "x-genkit-stream-id", "x-genkit-stream-offset")
-        if name not in arrived
+    sent = [(name, text, probe.hello.headers.get(name)) for name, text in PROBED_HEADERS]
+    sent += [(f"?{name}=", text, probe.hello.query.get(name)) for name, text in PROBED_QUERY]
+    told = [
+        *([f"what the app never gets: {', '.join(lost)}"] if (lost := [name for name, _, got in sent if got is None]) else []),
+        *(f"{name} is {text!r}, and {got!r} when it arrives" for name, text, got in sent if got is not None and got != text),
     ]
-    lost += [f"?{name}=" for name in ("lastEventId", "after") if name not in probe.hello.query]
-    if lost:
-        yield Finding("request-headers", "failure", f"what the app never gets: {', '.join(lost)}")
+    if told:
+        yield Finding("request-headers", "failure", "; ".join(told))
 
 
 def _answers_headers(seen: Seen) -> Iterator[Finding]:
@@ -250,6 +267,34 @@ def _buffering(seen: Seen) -> Iterator[Finding]:
     yield Finding("buffered", "failure", sentence)
 
 
+def _buffering_by_some(seen: Seen) -> Iterator[Finding]:
+    """Find what holds back on one of several ways. Two answers, and while one was held others came: no busy machine does that."""
+    firsts = [resumed.first for resumed in seen.resumed]
+    plain = [exchange for exchange in seen.paces if exchange.header("content-encoding") in {"", "identity"}]
+    held = [exchange for exchange in [*plain, *firsts] if _comes_at_its_end(exchange, seen.options)]
+    if len(held) > 1 and any(_came_meanwhile(other, exchange, seen.options) for exchange in held for other in firsts):
+        count = len(plain) + len(firsts)
+        yield Finding(
+            "buffered", "failure", f"{len(held)} of {count} answers came all at once, others meanwhile as they were made"
+        )
+
+
+def _comes_at_its_end(exchange: Exchange, options: Options) -> bool:
+    late = delays(exchange)
+    return (
+        exchange.terminal is not None
+        and bool(late)
+        and max(late) > HELD_FOR_SURE_SECONDS
+        and len(_bursts(exchange, options)) == 1
+    )
+
+
+def _came_meanwhile(other: Exchange, held: Exchange, options: Options) -> bool:
+    """Say whether bytes of another answer came again and again while nothing came of this one."""
+    until = held.began + held.reads[0][0]
+    return sum(held.began < other.began + at < until for at in _bursts(other, options)) >= HELD_MEANWHILE
+
+
 def _held(exchange: Exchange, options: Options) -> str:
     late, bursts = delays(exchange), len(_bursts(exchange, options))
     pieces = "all at once, when it has ended" if bursts == 1 else f"in {bursts} pieces"
@@ -299,6 +344,59 @@ def _ends(seen: Seen) -> Iterator[Finding]:
         yield from _not_whole(exchange, f"{exchange.request.about} ({len(seen.readers)} at once)", seen)
 
 
+def _others(seen: Seen) -> Iterator[Finding]:
+    """Give what was not answered as it should be, of all that no other rule looks at: one of many requests may be the unlucky one."""
+    asked: dict[str, list[Exchange]] = {}
+    for exchange in seen.exchanges:
+        asked.setdefault(exchange.request.about, []).append(exchange)
+    judged = {id(exchange) for exchange in _judged_elsewhere(seen)}
+    for about, exchanges in asked.items():
+        of_how_many = f", {{}} of {len(exchanges)} times" if len(exchanges) > 1 else ""
+        bad: dict[str, list[tuple[str, str]]] = {}
+        for exchange in exchanges:
+            if id(exchange) not in judged and (why := _why_not_answered(exchange, seen)):
+                bad.setdefault(why[0], []).append(why)
+        for kind, reasons in bad.items():
+            yield Finding(kind, "failure", f"{about}: {reasons[0][1]}{of_how_many.format(len(reasons))}")
+
+
+def _judged_elsewhere(seen: Seen) -> Iterator[Exchange | None]:
+    yield from seen.paces
+    yield from seen.readers
+    yield from (stop for stop in seen.stops if not _is_unlucky(stop) or stop is seen.stops[-1])
+    for resumed in seen.resumed:
+        yield from (resumed.first, resumed.rest)
+    yield from (preflight.exchange for preflight in seen.preflights)
+    yield from (seen.started, seen.idle, seen.idle_rest, seen.body, seen.probe.exchange if seen.probe else None)
+    yield from (exchange for exchange in (seen.missing, seen.cors_missing) if exchange is not None and exchange.status)
+    if seen.stops:
+        yield seen.stopped
+
+
+def _is_unlucky(exchange: Exchange) -> bool:
+    """Say whether a request was not refused for what it is: who was to answer it was away, or had too much to do."""
+    return exchange.status in {0, 429, 500, 502, 503, 504}
+
+
+def _why_not_answered(exchange: Exchange, seen: Seen) -> tuple[str, str] | None:
+    """Give what kind of finding it is that an answer is not what it should be, and what it is instead."""
+    code, request = exchange.status, exchange.request
+    why: tuple[str, str] | None = None
+    if request.about == CLEANING_UP or (code == 404 and request.path.startswith("/streams/")):
+        pass  # that is for `_instances`
+    elif exchange.end == "late":
+        why = "hang", f"no answer, or no end of it, within {exchange.ended:.0f} s"
+    elif code == 0:
+        why = "refused", exchange.why or "nothing came"
+    elif code != 200:
+        why = "turned-away" if code in {429, 503} else "refused", f"answered {code}{_error_text(exchange)}"
+    elif exchange.end == "whole" and exchange.why:
+        why = "refused", f"answered 200, but {exchange.why}"
+    elif exchange.end == "cut" and not exchange.terminal and not _is_ended_by_app(exchange, seen):
+        why = "cut-short", f"cut {exchange.ended:.1f} s after it was asked for"
+    return why
+
+
 def _twice(seen: Seen) -> Iterator[Finding]:
     streams = {exchange.stream for exchange in seen.twice if exchange.status == 200 and exchange.stream}
     if len(streams) > 1 and not _is_split(seen):
@@ -307,6 +405,12 @@ def _twice(seen: Seen) -> Iterator[Finding]:
 
 def _caching(seen: Seen) -> Iterator[Finding]:
     marks = Counter(mark for exchange in seen.exchanges if (mark := exchange.header("x-streamkeep-answer")))
+    if unmarked := [exchange for exchange in seen.paces if is_shown(exchange) and not exchange.header("x-streamkeep-answer")]:
+        yield Finding(
+            "answer-headers",
+            "warning",
+            f"{len(unmarked)} answers have no X-Streamkeep-Answer any more: whether they come from a cache, and by whom, cannot be seen",
+        )
     if again := [mark for mark, count in marks.items() if count > 1]:
         what = next(exchange for exchange in seen.exchanges if exchange.header("x-streamkeep-answer") in again)
         yield Finding(
@@ -325,11 +429,13 @@ def _stopping(seen: Seen) -> Iterator[Finding]:
             "stop", "failure", f"stopping was answered {first.status or first.why}; by POST {last.status or last.why}"
         )
         return
-    if first.status != 200 and not (_is_split(seen) and first.status == 404):
+    if first.status != 200 and not _is_unlucky(first) and not (_is_split(seen) and first.status == 404):
         yield Finding("delete", "warning", f"DELETE was answered {first.status or first.why}; POST …/cancel works")
     end = seen.stopped.terminal if seen.stopped else None
     if seen.stopped_after is None:
         yield Finding("stop", "failure", "a stream was stopped, and its reader was not told within 10 s")
+    elif end is None and seen.stopped is not None and _is_ended_by_app(seen.stopped, seen):
+        return
     elif end is None or end.name != "error" or "CANCELLED" not in end.data:
         yield Finding(
             "stop", "failure", f"a stream was stopped, and its reader got {end.name if end else 'no end'} instead of CANCELLED"
@@ -338,7 +444,7 @@ def _stopping(seen: Seen) -> Iterator[Finding]:
 
 def _idle(seen: Seen) -> Iterator[Finding]:
     idle = seen.idle
-    if idle is None:
+    if idle is None or (idle.terminal is None and _is_ended_by_app(idle, seen)):
         return
     heartbeat = seen.first.hello.heartbeat
     if idle.status == 200 and idle.terminal is None and idle.end in {"cut", "whole"}:
@@ -351,8 +457,8 @@ def _idle(seen: Seen) -> Iterator[Finding]:
         return
     yield from _not_whole(idle, "a silent answer", seen)
     quiet = seen.idle_seconds
-    gap = _longest_silence(idle)
-    if idle.terminal is not None and quiet > 1.4 * heartbeat + 1 and gap >= 0.9 * quiet:
+    is_due = quiet >= heartbeat + min(0.4 * heartbeat + 1, IDLE_SPARE_SECONDS)
+    if idle.terminal is not None and is_due and _longest_silence(idle) >= 0.9 * quiet and not _came_in_silence(idle):
         yield Finding(
             "heartbeats",
             "failure",
@@ -364,6 +470,13 @@ def _gone_on(rest: Exchange | None) -> str:
     if rest is None or rest.status != 200:
         return "it could not be gone on with" + (f" ({rest.status or rest.why})" if rest else "")
     return "it could be gone on with" + ("" if rest.terminal else ", and was cut again")
+
+
+def _came_in_silence(exchange: Exchange) -> bool:
+    """Say whether anything came apart from events, between the two that are farthest apart."""
+    times = [event.came for event in exchange.events]
+    before, after = max(pairwise(times), key=lambda pair: pair[1] - pair[0], default=(0.0, 0.0))
+    return any(before < at < after for at, _ in exchange.reads)
 
 
 def _longest_silence(exchange: Exchange) -> float:
@@ -423,6 +536,7 @@ RULES: Final[Sequence[Callable[[Seen], Iterator[Finding]]]] = (
     _instances,
     _headers,
     _buffering,
+    _buffering_by_some,
     _compression,
     _idle,
     _ends,
@@ -439,4 +553,5 @@ RULES: Final[Sequence[Callable[[Seen], Iterator[Finding]]]] = (
     _paths,
     _storage,
     _keep_alive,
+    _others,
 )

@@ -12,6 +12,15 @@ MAX_PAUSE_SECONDS: Final = 0.5
 MIN_PAUSE_SECONDS: Final = 0.05
 CHUNKS: Final = 25
 IDLE_SPARE_SECONDS: Final = 5.0
+PROBE: Final = "streamkeep-check"
+PROBED_HEADERS: Final = (
+    ("last-event-id", PROBE),
+    ("x-genkit-stream-id", PROBE),
+    ("x-genkit-stream-offset", "7"),
+    ("idempotency-key", PROBE),
+)
+PROBED_QUERY: Final = (("lastEventId", PROBE), ("after", "7"))
+"""What is sent to see whether it arrives as it is."""
 MAX_USUAL_IDLE_SECONDS: Final = 60.0
 
 

@@ -4,14 +4,15 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
+from urllib.parse import urlencode
 
 import anyio
 import msgspec
 
 from .._output import CommandError
-from .exchange import BROWSERS_ENCODINGS, Asking, Exchange, Reading, Request
+from .exchange import BROWSERS_ENCODINGS, CLEANING_UP, Asking, Exchange, Reading, Request
 from .rules import is_held, is_shown
-from .seen import Greeting, Hello, Options, Preflight, Resumed, Seen, idle_seconds
+from .seen import PROBE, PROBED_HEADERS, PROBED_QUERY, Greeting, Hello, Options, Preflight, Resumed, Seen, idle_seconds
 
 GREETINGS: Final = 8
 KNOWN: Final = 16
@@ -22,16 +23,10 @@ SPARE_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 10.0
 """How long it may take until the reader of a stopped stream is told."""
 CLEAN_UP_SECONDS: Final = 10.0
+SOME_BYTES: Final = 48
 COARSE_BYTES: Final = 4096
 SLOW_BYTES: Final = 40_000
 LARGE_BODY_BYTES: Final = 2 << 20
-PROBE: Final = "streamkeep-check"
-PROBED: Final = (
-    ("last-event-id", PROBE),
-    ("x-genkit-stream-id", PROBE),
-    ("x-genkit-stream-offset", "7"),
-    ("idempotency-key", PROBE),
-)
 _SSE: Final = ("accept", "text/event-stream")
 PAGES_HEADERS: Final = ("authorization", "content-type", "idempotency-key", "last-event-id", "x-genkit-stream-id")
 
@@ -88,6 +83,8 @@ def _greeting(said: tuple[Exchange, float], url: str) -> Greeting:
         raise CommandError(f"{url} cannot be reached: {exchange.why or 'it does not answer'}")
     if code in {401, 403}:
         raise CommandError(f"{url} does not let us in ({code}): the `trust` of its CheckHTTP is to be in STREAMKEEP_TOKEN", 2)
+    if code >= 500 or code == 429:
+        raise CommandError(f"{url} cannot be reached: {code}, as whoever is before the app says where it does not answer")
     if 300 <= code < 400:
         raise CommandError(f"{url} is somewhere else: it answers {code}, {exchange.header('location')!r}", 2)
     sentence = f"there is no CheckHTTP at {url}: /hello below it is answered {code}"
@@ -104,12 +101,15 @@ def _greeting_of(exchange: Exchange, sent: float) -> Greeting | None:
 
 async def _look_around(asking: Asking, seen: Seen) -> None:
     async def greet() -> None:
-        if greeting := _greeting_of(*await _hello_to(asking)):
+        exchange, sent = await _hello_to(asking)
+        if greeting := _greeting_of(exchange, sent):
             seen.greetings.append(greeting)
+        elif exchange.status == 200 and exchange.end == "whole":
+            exchange.why = "this is no hello of a CheckHTTP"
 
     async def probe() -> None:
         sent = time.time()
-        request = Request("GET", f"/hello?lastEventId={PROBE}&after=7", PROBED, about="which headers arrive")
+        request = Request("GET", f"/hello?{urlencode(PROBED_QUERY)}", PROBED_HEADERS, about="which headers arrive")
         seen.probe = _greeting_of(await asking.ask(request), sent)
 
     async def miss() -> None:
@@ -132,7 +132,8 @@ async def _ask_as_a_page(asking: Asking, seen: Seen) -> None:
     for method, path in (("POST", "/streams"), ("GET", stream), ("DELETE", stream)):
         names = PAGES_HEADERS if method != "DELETE" else PAGES_HEADERS[:1]
         headers = [origin, ("access-control-request-method", method), ("access-control-request-headers", ",".join(names))]
-        exchange = await asking.ask(Request("OPTIONS", path, headers, about=f"preflight of a {method}"))
+        preflight = Request("OPTIONS", path, headers, about=f"preflight of a {method}", is_anonymous=True)
+        exchange = await asking.ask(preflight)
         seen.preflights.append(Preflight(method, names, exchange))
     start = Request("POST", "/streams?chunks=2&pause=0.05", [_SSE, origin], about="a start from another origin")
     seen.cors_start = await asking.ask(start, _within(SPARE_SECONDS))
@@ -293,7 +294,7 @@ async def _clean_up(asking: Asking) -> None:
 
     async def stop(stream: str) -> None:
         for _ in range(2 * TRIES):  # another instance may know more
-            exchange = await asking.ask(Request("DELETE", f"/streams/{stream}", about="cleaning up"))
+            exchange = await asking.ask(Request("DELETE", f"/streams/{stream}", about=CLEANING_UP))
             if exchange.status == 200:
                 return
 
@@ -326,7 +327,7 @@ class _Told:
 
 
 async def _start(
-    asking: Asking, options: Options, about: str, headers: Sequence[tuple[str, str]] = (), *, size: int = 0
+    asking: Asking, options: Options, about: str, headers: Sequence[tuple[str, str]] = (), *, size: int = SOME_BYTES
 ) -> Exchange:
     request = Request("POST", _path(options, size=size), [_SSE, *headers], about=about)
     return await asking.ask(request, _within(options.seconds + SPARE_SECONDS))
@@ -339,7 +340,7 @@ async def _start_and_leave(asking: Asking, options: Options, after: int | None =
     return await asking.ask(request, reading)
 
 
-def _path(options: Options, *, size: int = 0) -> str:
+def _path(options: Options, *, size: int = SOME_BYTES) -> str:
     return f"/streams?chunks={options.chunks}&pause={options.pause:.3f}&bytes={size}"
 
 
