@@ -88,9 +88,21 @@ class Checked:
         return next(str(finding["seen"]) for finding in self.report["findings"] if finding["id"] == id)
 
 
-def command(url: str, *options: str, idle: float = 2) -> list[str]:
+def command(url: str, *options: str, idle: float = 2, seconds: float = 1.5) -> list[str]:
     """Give the command, with quick answers unless told otherwise."""
-    return [sys.executable, "-m", "streamkeep.cli", "check", url, "--json", "--seconds", "1.5", "--idle", str(idle), *options]
+    return [
+        sys.executable,
+        "-m",
+        "streamkeep.cli",
+        "check",
+        url,
+        "--json",
+        "--seconds",
+        str(seconds),
+        "--idle",
+        str(idle),
+        *options,
+    ]
 
 
 def environment_with(token: str) -> dict[str, str]:
@@ -98,11 +110,13 @@ def environment_with(token: str) -> dict[str, str]:
     return {**environment(), "STREAMKEEP_TOKEN": token}
 
 
-async def check(url: str, *options: str, token: str = TOKEN, idle: float = 2, **environment: str) -> Checked:
+async def check(
+    url: str, *options: str, token: str = TOKEN, idle: float = 2, seconds: float = 1.5, **environment: str
+) -> Checked:
     """Run the command, with quick answers unless told otherwise."""
     with anyio.fail_after(RUN_SECONDS):
         ran = await anyio.run_process(
-            command(url, *options, idle=idle), env={**environment_with(token), **environment}, check=False
+            command(url, *options, idle=idle, seconds=seconds), env={**environment_with(token), **environment}, check=False
         )
     return Checked(ran.returncode, json.loads(ran.stdout or b"{}"), ran.stderr.decode())
 

@@ -70,6 +70,7 @@ async def test_much_that_is_wrong_is_found_at_once(server: Server, tmp_path: Pat
     assert checked.found == {
         "buffered": "failure",
         "request-headers": "failure",
+        "resume": "failure",
         "answer-headers": "failure",
         "cors": "failure",
         "body": "warning",
@@ -214,10 +215,10 @@ async def test_two_storages_are_found_behind_a_balancer_that_goes_by_the_path(se
 @pytest.mark.slow
 async def test_one_of_two_ways_that_holds_back_is_found(server: Server, tmp_path: Path) -> None:
     async with (
-        nginx_before(tmp_path / "slow", [server.url], f"{USUAL} {BUFFERING}") as holding,
+        nginx_before(tmp_path / "holding", [server.url], f"{HTTP_1_0} {BUFFERING}") as holding,
         nginx_before(tmp_path, [server.url, holding]) as url,
     ):
-        checked = await check(f"{url}/check", "--seconds", "5")
+        checked = await check(f"{url}/check", seconds=5)
     assert checked.found.get("buffered") == "failure", checked.report["findings"]
 
 

@@ -208,6 +208,11 @@ def test_a_stop_that_met_a_gateway_without_its_app_is_not_refused_for_its_method
     assert list(told) == ["refused"]
 
 
+def test_a_stream_that_was_over_before_its_id_was_known_was_held_back_and_no_stop_has_failed() -> None:
+    stop = Exchange(Request("DELETE", "/streams/s"), status=200, body=bytearray(b'{"stopped":false}'), end="whole")
+    assert list(found(stops=[stop], stopped_after=0.1, stopped=answer(made_at(45)))) == ["buffered"]
+
+
 UNLUCKY: Final = [
     ("GET /hello", 502, "whole", "refused"),
     ("GET /hello", 0, "late", "hang"),
@@ -234,20 +239,12 @@ def test_what_is_asked_to_clean_up_may_be_answered_as_it_likes() -> None:
 
 
 def test_one_of_two_ways_that_holds_back_is_found_and_one_late_answer_is_not() -> None:
-    def left() -> Resumed:
-        first = answer(made_at()[:8], ends=False)
-        first.end = "left"
-        rest = answer(made_at())
-        rest.events = rest.events[8:]
-        return Resumed("Last-Event-ID", first, rest)
-
-    def held() -> Resumed:
-        first = answer([5.0] * OPTIONS.chunks)
-        return Resumed("reload", first, first)
-
-    assert "buffered" in found(resumed=[left(), held(), left(), held()])
-    assert found(resumed=[left(), held()]) == {}
-    assert found(resumed=[held(), held()]) == {}, "all of them, at once: the machine that checks has slept"
+    comes, later = answer(made_at()), answer(made_at())
+    one, other = answer([5.0] * OPTIONS.chunks), answer([5.0] * OPTIONS.chunks)
+    assert list(found(exchanges=[comes, one, other])) == ["buffered"]
+    assert found(exchanges=[comes, one]) == {}
+    later.began = 4.5
+    assert found(exchanges=[one, other, later]) == {}, "the machine that checks may have slept"
 
 
 @pytest.mark.parametrize(

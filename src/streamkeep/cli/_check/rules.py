@@ -268,25 +268,21 @@ def _buffering(seen: Seen) -> Iterator[Finding]:
 
 
 def _buffering_by_some(seen: Seen) -> Iterator[Finding]:
-    """Find what holds back on one of several ways. Two answers, and while one was held others came: no busy machine does that."""
-    firsts = [resumed.first for resumed in seen.resumed]
-    plain = [exchange for exchange in seen.paces if exchange.header("content-encoding") in {"", "identity"}]
-    held = [exchange for exchange in [*plain, *firsts] if _comes_at_its_end(exchange, seen.options)]
-    if len(held) > 1 and any(_came_meanwhile(other, exchange, seen.options) for exchange in held for other in firsts):
-        count = len(plain) + len(firsts)
-        yield Finding(
-            "buffered", "failure", f"{len(held)} of {count} answers came all at once, others meanwhile as they were made"
-        )
+    """Find what holds back on one of several ways: two answers are late, while another comes. No busy machine does that."""
+    started = [
+        exchange
+        for exchange in seen.exchanges
+        if exchange.request.method == "POST" and is_shown(exchange) and exchange.header("content-encoding") in {"", "identity"}
+    ]
+    held = [exchange for exchange in started if _is_held_for_sure(exchange, seen.options)]
+    if len(held) > 1 and any(_came_meanwhile(other, exchange, seen.options) for exchange in held for other in started):
+        told = f"{len(held)} of {len(started)} answers were held back, while others came as they were made"
+        yield Finding("buffered", "failure", told)
 
 
-def _comes_at_its_end(exchange: Exchange, options: Options) -> bool:
+def _is_held_for_sure(exchange: Exchange, options: Options) -> bool:
     late = delays(exchange)
-    return (
-        exchange.terminal is not None
-        and bool(late)
-        and max(late) > HELD_FOR_SURE_SECONDS
-        and len(_bursts(exchange, options)) == 1
-    )
+    return bool(late) and max(late) > HELD_FOR_SURE_SECONDS and len(_bursts(exchange, options)) <= 2
 
 
 def _came_meanwhile(other: Exchange, held: Exchange, options: Options) -> bool:
@@ -432,6 +428,9 @@ def _stopping(seen: Seen) -> Iterator[Finding]:
     if first.status != 200 and not _is_unlucky(first) and not (_is_split(seen) and first.status == 404):
         yield Finding("delete", "warning", f"DELETE was answered {first.status or first.why}; POST …/cancel works")
     end = seen.stopped.terminal if seen.stopped else None
+    if end is not None and end.name == "done" and b"true" not in last.body:  # {"stopped": false}
+        yield Finding("buffered", "failure", "an answer was over before its head came, so that it could not be stopped")
+        return
     if seen.stopped_after is None:
         yield Finding("stop", "failure", "a stream was stopped, and its reader was not told within 10 s")
     elif end is None and seen.stopped is not None and _is_ended_by_app(seen.stopped, seen):
