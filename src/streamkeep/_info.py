@@ -67,12 +67,12 @@ def info_of(stream: str, life: Life) -> StreamInfo:
         updated_at=_lifecycle.committed_at(head),
         session=state.session,
         expires_at=head.expires_at,
-        metadata=state.described,
+        metadata=dict(state.described),  # copies: who is told of a stream must not change it
         owner=state.owner,
         key=state.key,
         is_recovering=_lifecycle.is_left(state),
         attempt=state.attempt,
         superseded=state.superseded,
         writer=state.writer,
-        carrier=state.carried,
+        carrier=dict(state.carried),
     )

@@ -96,22 +96,28 @@ class Running:
             if self.is_closed:
                 return
             try:
-                await self._release_all()
-                with anyio.move_on_after(RELEASE_SECONDS):
-                    await self.core.observer.finish()
-                await self.core.session.stop()
+                await self._end_all()
+                self.is_closed = True
             finally:
-                # asyncio's own `Task.cancel` goes through shields, and must not leave anything behind.
-                self.core.session.give_up()
-                self.background.stop()
-                if self._has_storage:
-                    self._has_storage = False
-                    with CancelScope(shield=True):
-                        await self.core.storage.__aexit__(None, None, None)
-            await self.background.wait()
-            self.is_closed = True
-            if self.telling is not None:
-                self._tell_of_end(self.telling)
+                is_storage_gone = self._owns_storage and not self._has_storage
+                if self.telling is not None and (self.is_closed or is_storage_gone):
+                    self._tell_of_end(self.telling)
+
+    async def _end_all(self) -> None:
+        try:
+            await self._release_all()
+            with anyio.move_on_after(RELEASE_SECONDS):
+                await self.core.observer.finish()
+            await self.core.session.stop()
+        finally:
+            # asyncio's own `Task.cancel` goes through shields, and must not leave anything behind.
+            self.core.session.give_up()
+            self.background.stop()
+            if self._has_storage:
+                self._has_storage = False
+                with CancelScope(shield=True):
+                    await self.core.storage.__aexit__(None, None, None)
+        await self.background.wait()
 
     def _tell_of_end(self, telling: Telling) -> None:
         for outbox in self.core.outboxes():

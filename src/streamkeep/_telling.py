@@ -82,7 +82,10 @@ class Telling:
         self._opening.add(writer)
         carrier: dict[str, str] = {}
         for given in self._tell("opening", stream, writer):
-            carrier.update(_checked_carrier(given))
+            try:
+                carrier.update(_checked_carrier(given))
+            except BaseException as error:  # of a mapping of the hook's own
+                self._report(type(given), error)
         if sum(len(name) + len(text) for name, text in carrier.items()) > MAX_CARRIER:
             logger.warning(
                 "hooks have given more than %d characters to be kept with a stream, and nothing is kept", MAX_CARRIER

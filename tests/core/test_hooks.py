@@ -4,7 +4,8 @@ import asyncio
 import functools
 import gc
 import sys
-from collections.abc import Mapping, Sequence
+from collections import UserDict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
@@ -251,6 +252,25 @@ async def test_a_manager_that_is_closed_while_its_storage_is_away_tells_that_it_
             await stream.done()
     assert told == ["one: s started", "one: s's writer left: unknown"]
     storage.is_down = False
+
+
+async def test_a_manager_whose_storage_cannot_be_closed_tells_its_end_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, told: list[str]
+) -> None:
+    async def fail(*_: object) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(MemoryStorage, "__aexit__", fail)
+    notes = Notes("one", told)
+    streams = StreamManager.connect("memory://", hooks=[notes])
+    await streams.__aenter__()
+    await streams.open("s")
+    await streams.subscribe("s").__aenter__()
+    monkeypatch.setattr(MemoryStorage, "commit", fail)
+    with pytest.raises(OSError, match="disk"):
+        await streams.aclose()
+    assert told[-2:] == ["one: s's writer left: unknown", "one: s left"]
+    assert notes.samples[-1] == Sample(notes.samples[-1].session, 0, 0, 0, 0, None, None)
 
 
 @pytest.mark.promise("P26")
@@ -508,7 +528,33 @@ async def test_what_hooks_keep_with_a_stream_is_there_for_hooks_of_other_process
         await plain.done()
 
 
-@pytest.mark.parametrize("given", [{"a": "b" * 2_000}, {"a": 1}, {"a": "\ud800"}, ["a"], None])
+async def test_what_a_hook_is_told_of_a_stream_cannot_be_used_to_change_it(memory: MemoryStorage) -> None:
+    class Changing(Hooks):
+        def opening(self, stream: str, writer: str) -> Mapping[str, str]:
+            return {"a": "of the hook"}
+
+        def started(self, stream: StreamInfo) -> None:
+            for values in (stream.metadata, stream.carrier):
+                values["a"] = "changed"  # type: ignore[index]
+
+        def reader_entered(self, reader: Reader) -> None:
+            self.started(reader.stream)
+
+    async with StreamManager(memory, hooks=[Changing()]) as streams:
+        async with streams.open("s", metadata={"a": "of the app"}) as stream, streams.subscribe("s"):
+            await stream.done()
+        info = await streams.info("s")
+    assert (info.metadata, info.carrier) == ({"a": "of the app"}, {"a": "of the hook"})
+
+
+class Lazy(UserDict[str, str]):
+    """A mapping that is made when it is read, and cannot be."""
+
+    def __iter__(self) -> Iterator[str]:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("given", [{"a": "b" * 2_000}, {"a": 1}, {"a": "\ud800"}, ["a"], None, Lazy(a="b")])
 async def test_what_cannot_be_kept_is_not(given: Any, quiet_logs: pytest.LogCaptureFixture) -> None:
     class Wrong(Hooks):
         def opening(self, stream: str, writer: str) -> Mapping[str, str]:

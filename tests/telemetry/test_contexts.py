@@ -96,6 +96,38 @@ async def test_a_block_that_writes_is_below_the_run_and_what_comes_behind_it_is_
     assert linked(telemetry.spans(RUN)[0]) == [id_of(telemetry.spans("job")[0])]
 
 
+async def test_blocks_that_are_left_in_any_order_leave_no_span_behind() -> None:
+    telemetry = Telemetry()
+    async with InMemoryStreamManager(hooks=[telemetry.hooks]) as streams:
+        with telemetry.tracer.start_as_current_span("job") as job:
+            first, second, third = (streams.open(name) for name in "abc")
+            for block in (first, second, third):
+                await block.__aenter__()
+            run = trace.get_current_span()
+            for block in (first, second):
+                await block.__aexit__(None, None, None)
+                assert trace.get_current_span() is run
+            await third.__aexit__(None, None, None)
+            assert trace.get_current_span() is job
+
+
+async def test_a_block_that_is_left_in_another_task_leaves_no_span_there_and_logs_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    telemetry = Telemetry()
+    async with InMemoryStreamManager(hooks=[telemetry.hooks]) as streams:
+        with telemetry.tracer.start_as_current_span("job") as job:
+            block = streams.open("s")
+            await block.__aenter__()
+
+            async def leave() -> trace.Span:
+                await block.__aexit__(None, None, None)
+                return trace.get_current_span()
+
+            assert await asyncio.create_task(leave()) is job
+    assert not caplog.records
+
+
 def test_code_that_does_not_await_has_its_spans_linked_and_its_readers_below_it() -> None:
     telemetry = Telemetry()
     with sync.StreamManager.connect("memory://", hooks=[telemetry.hooks]) as streams:

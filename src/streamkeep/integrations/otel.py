@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from contextvars import Token
 from typing import Final, final
 from weakref import WeakKeyDictionary
 
@@ -19,7 +18,7 @@ from .._extras import needed_by
 
 with needed_by(__name__, "otel"):
     from opentelemetry import trace
-    from opentelemetry.context import Context, attach, detach
+    from opentelemetry.context import Context, attach, create_key, get_current, get_value, set_value
     from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Meter, MeterProvider, Observation, get_meter
     from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, TracerProvider
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -230,20 +229,35 @@ class _Run(_Spanned):
 _Read = _Spanned
 
 
+_current_key: Final = create_key("streamkeep-run")
+
+
 class _Current:
-    """Has a span be the current one within, and what else the context has, such as baggage, be as it was."""
+    """Has a span be the current one within, and what else the context has, such as baggage, be as it was.
+
+    What was before comes back without a token: blocks may be left in another order, or in another task, than they were entered.
+    """
 
     def __init__(self, span: Span) -> None:
         self._span = span
-        self._token: Token[Context] | None = None
+        self.before = Context()
+        self._is_over = False
 
     def __enter__(self) -> None:
-        self._token = attach(trace.set_span_in_context(self._span))
+        self.before = get_current()
+        attach(set_value(_current_key, self, trace.set_span_in_context(self._span)))
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._token is not None and trace.get_current_span() is self._span:
-            detach(self._token)
-        self._token = None
+        self._is_over = True
+        here = context = get_current()
+        while isinstance(inner := get_value(_current_key, context), _Current) and inner.is_over_in(context):
+            context = inner.before
+        if context is not here:
+            attach(context)
+
+    def is_over_in(self, context: Context) -> bool:
+        """Whether this was left, and its span is still the current one in a context."""
+        return self._is_over and trace.get_current_span(context) is self._span
 
 
 class _Samples:
