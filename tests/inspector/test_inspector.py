@@ -1,7 +1,7 @@
 """The inspector over HTTP, on a real server: who is let in, what is shown, and that neither many nor long streams are too much."""
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI, HTTPException
 from tests.http.servers import http_to, until
 
-from streamkeep import InMemoryStreamManager, PublicError, StreamManager
+from streamkeep import Hooks, InMemoryStreamManager, PublicError, StreamManager
 from streamkeep.http import Access
 from streamkeep.inspector import Authorize, Inspector
 from streamkeep.inspector import app as inspector_app
@@ -298,6 +298,17 @@ async def test_what_is_known_of_a_stream_is_told_with_its_writer_and_readers(str
     assert (about["stream"]["owner"], about["stream"]["key"], about["stream"]["tail"]) == ("ann", "chat", 1)
     assert about["writer"] == {"where": "here", "silent": 0.0, "dead_after": 15.0}
     assert about["readers"] == {"app": 1, "pages": 1}
+
+
+async def test_what_hooks_keep_with_a_stream_is_not_shown() -> None:
+    class Keeping(Hooks):
+        def opening(self, stream: str, writer: str) -> Mapping[str, str]:
+            return {"traceparent": f"of {stream}"}
+
+    async with InMemoryStreamManager(hooks=[Keeping()]) as streams, inspected(streams) as http, streams.open("one"):
+        assert (await streams.info("one")).carrier
+        answers = [(await http.get(path)).text for path in ("api/streams", "api/streams/one", "api/streams/one/events")]
+    assert [answer for answer in answers if "traceparent" in answer or "carrier" in answer] == []
 
 
 async def test_a_window_of_events_is_bounded_and_each_event_can_be_had_whole(streams: StreamManager) -> None:

@@ -10,6 +10,8 @@ from .._presence import Presence
 from ..events import StreamEvent, StreamEventType, encode_json
 
 PREVIEW_BYTES: Final = 320
+OF_HOOKS: Final = frozenset({"writer", "carrier"})
+"""What is known of a stream for hooks, and for nobody else."""
 
 Row = tuple[int, str, str, int, float | None]
 """An event's offset, its type, how its JSON begins, how many bytes of JSON it has, and when it arrived, if that was seen."""
@@ -33,8 +35,9 @@ def listed(stream: StreamInfo) -> Mapping[str, object]:
 def known(stream: StreamInfo, presence: Presence, own_readers: int, now: float) -> Mapping[str, object]:
     """Say all that is known of a stream, at a moment of the storage's clock. `own_readers` follow it for pages like this one."""
     metadata = {name: text for name, text in stream.metadata.items() if name != "owner"}
+    shown = {name: value for name, value in asdict(stream).items() if name not in OF_HOOKS}
     return {
-        "stream": {**asdict(stream), "metadata": metadata},
+        "stream": {**shown, "metadata": metadata},
         "writer": {
             "where": presence.writer,
             "silent": None if isinf(presence.silent) else round(presence.silent, 1),
