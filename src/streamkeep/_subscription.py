@@ -8,6 +8,7 @@ feed. What a stream may become is decided in `_lifecycle`.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from operator import length_hint
 from typing import Generic, Self, TypeVar
 
 import anyio
@@ -113,7 +114,7 @@ class Subscription(Generic[T]):
             return 0
         life = self._life if self._feed is None else self._feed.life
         tail = life.head.tail if self._end is None else self._end
-        return 0 if self._is_over else max(0, tail - self._next)
+        return length_hint(self._ready) + (0 if self._is_over else max(0, tail - self._next))
 
     async def __aenter__(self) -> Self:
         if self._life is not None:

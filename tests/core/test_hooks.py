@@ -783,7 +783,10 @@ async def test_who_wants_to_know_of_readers_alone_is_told_of_them_and_a_reader_s
         await stream.write("a")
         async with events:
             assert events.lag == 1
-            await anext(events)
-            assert events.lag == 0
-        await stream.done()
+            for chunk in "bcd":
+                await stream.write(chunk)
+            await stream.done()
+            for lag in (4, 3, 2, 1, 0):  # also of what is at hand, and not given yet
+                await anext(events)
+                assert events.lag == lag
     assert len(left) == 1

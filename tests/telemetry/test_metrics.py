@@ -1,23 +1,29 @@
 """What is measured, by OpenTelemetry's real SDK; and what Prometheus finds at its exporter's endpoint."""
 
 import re
+import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from threading import Barrier
 from types import ModuleType
 from typing import Any
 
 import prometheus_client
 import pytest
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.metrics import Meter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes, messaging_attributes  # pyright: ignore[reportMissingTypeStubs]
 from opentelemetry.semconv._incubating.metrics import gen_ai_metrics, messaging_metrics  # pyright: ignore[reportMissingTypeStubs]
 from opentelemetry.semconv.attributes import error_attributes
 from tests.http.servers import http_to, until
 from tests.telemetry.app import SECRET, Telemetry
 
-from streamkeep import InMemoryStreamManager, StorageError, StorageUnavailableError, StreamManager
+from streamkeep import InMemoryStreamManager, StorageError, StorageUnavailableError, StreamManager, sync
 from streamkeep.integrations import _otel_names
 from streamkeep.integrations._otel_names import Metric
 from streamkeep.storages.memory import MemoryStorage
@@ -98,6 +104,29 @@ async def test_gauges_say_how_all_managers_of_the_process_are_doing_and_forget_t
         await until(lambda: value(telemetry, "streamkeep.readers", "") == 0)
     assert value(telemetry, "streamkeep.streams.open", "") == 0
     assert value(telemetry, "streamkeep.session.age", "") is None
+
+
+def test_nothing_is_lost_of_what_threads_count_that_begin_at_once() -> None:
+    telemetry, threads = Telemetry(), 4
+    begun = Barrier(threads)
+
+    class Slow(MeterProvider):
+        def get_meter(self, *args: Any, **options: Any) -> Meter:
+            time.sleep(0.05)  # for others to begin
+            return super().get_meter(*args, **options)
+
+    telemetry.reader = InMemoryMetricReader()
+    telemetry.metrics = Slow([telemetry.reader])
+
+    def write() -> None:
+        begun.wait()
+        with sync.StreamManager.connect("memory://", hooks=[telemetry.hooks]) as streams, streams.open("s") as stream:
+            stream.done()
+
+    with ThreadPoolExecutor(threads) as pool:
+        for written in [pool.submit(write) for _ in range(threads)]:
+            written.result()
+    assert value(telemetry, "messaging.client.sent.messages", "commit") == threads
 
 
 async def test_errors_of_the_storage_and_retries_are_counted_by_kind() -> None:

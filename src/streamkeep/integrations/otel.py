@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from threading import Lock
 from typing import Final, final
 from weakref import WeakKeyDictionary
 
@@ -196,16 +197,18 @@ class _Measured:
 
 _measured: Final = WeakKeyDictionary[MeterProvider, _Measured]()
 _measured_globally: list[_Measured] = []
+_measuring: Final = Lock()
 
 
 def _measured_by(provider: MeterProvider | None) -> _Measured:
-    if provider is None:
-        if not _measured_globally:
-            _measured_globally.append(_Measured(get_meter(names.SCOPE)))
-        return _measured_globally[0]
-    if provider not in _measured:
-        _measured[provider] = _Measured(provider.get_meter(names.SCOPE))
-    return _measured[provider]
+    with _measuring:  # managers are made in many threads
+        if provider is None:
+            if not _measured_globally:
+                _measured_globally.append(_Measured(get_meter(names.SCOPE)))
+            return _measured_globally[0]
+        if provider not in _measured:
+            _measured[provider] = _Measured(provider.get_meter(names.SCOPE))
+        return _measured[provider]
 
 
 class _Spanned:
