@@ -171,8 +171,8 @@ class Outbox:
 
     @property
     def queued(self) -> int:
-        """How many records wait to be stored, and are not on their way."""
-        return len(self._queue)
+        """How many records wait to be stored; also those that a storage has been given, and has not acknowledged."""
+        return self._next - self.life.head.tail
 
     def producing(self) -> AbstractContextManager[None]:
         """Give what hooks want its producer to run in."""

@@ -112,7 +112,7 @@ class Sample:
     Attributes:
         session: the name of the manager's session, which tells it from other managers.
         streams: how many streams are being written here.
-        queued: how many of their events wait to be stored.
+        queued: how many of their events wait to be stored; also those that the storage has not acknowledged yet.
         readers: how many subscriptions are entered here.
         lag: how many events the slowest of them has not been given that are known here.
         session_seconds: how long ago the session began; None: it has not, for nothing was written yet.

@@ -455,7 +455,7 @@ async def test_samples_say_how_the_manager_is_doing_and_end_with_it(storage: Fau
             hold.release()
             sample = notes.samples[-1]
     name = notes.samples[0].session
-    assert (sample.session, sample.streams, sample.queued, sample.readers, sample.lag) == (name, 1, 1, 1, 1)
+    assert (sample.session, sample.streams, sample.queued, sample.readers, sample.lag) == (name, 1, 2, 1, 1)
     assert sample.session_seconds is not None
     assert sample.renewed_seconds is not None
     assert sample.renewed_seconds <= sample.session_seconds
