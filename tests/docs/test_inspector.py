@@ -26,6 +26,6 @@ async def test_an_operator_is_let_in_by_the_password() -> None:
 )
 async def test_whatever_else_is_sent_is_a_401_that_asks_for_the_password(sent: str) -> None:
     async with http_to(shown_with("Inspector(", page=PAGE)["app"]) as http:
-        answer = await http.get("/inspector/", headers={"Authorization": sent.encode("latin-1")})
+        answer = await http.get("/inspector/", headers={b"Authorization": sent.encode("latin-1")})
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == 'Basic realm="inspector"'
