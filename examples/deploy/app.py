@@ -7,7 +7,7 @@ import anyio
 from fastapi import FastAPI, Request, Response
 
 from streamkeep import StorageError, StreamInput
-from streamkeep.http import SSEFraming, StreamsHTTP, Timeouts
+from streamkeep.http import CheckHTTP, SSEFraming, StreamsHTTP, Timeouts
 
 DRAIN = timedelta(seconds=float(os.environ.get("DRAIN_SECONDS", "20")))
 HEARTBEAT = timedelta(seconds=float(os.environ.get("HEARTBEAT_SECONDS", "15")))
@@ -15,6 +15,8 @@ WORDS_PER_SECOND = float(os.environ.get("WORDS_PER_SECOND", "20"))
 
 streams_http = StreamsHTTP(os.environ["STREAMS_URL"], drain=DRAIN, timeouts=Timeouts(heartbeat=HEARTBEAT))
 app = FastAPI(lifespan=streams_http.lifespan)
+if check_token := os.environ.get("STREAMKEEP_CHECK_TOKEN"):  # for `streamkeep check`; off unless it is set
+    app.mount("/check", CheckHTTP(streams_http, trust=check_token))
 
 
 @streams_http.recoverable("answer")

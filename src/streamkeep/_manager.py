@@ -22,6 +22,7 @@ from . import _lifecycle, _names
 from ._cancel import ASK_EVERY, cancel, read_life, same_life
 from ._claims import Claims
 from ._core import Core, Limits, new_name
+from ._durations import check_durations
 from ._encoding import Encode, checked
 from ._guard import GuardedStorage
 from ._info import StreamInfo, StreamStatus, info_of
@@ -116,6 +117,7 @@ class StreamManager:
         encode: Encode | None = None,
         hooks: Sequence[Hooks] = (),
     ) -> None:
+        check_durations(ttl=ttl, lease=lease, grace=grace)
         if min(ttl, grace) < timedelta(0) or lease <= timedelta(0):
             raise InvalidArgumentError("ttl and grace must not be negative, and lease must be positive")
         self._storage = GuardedStorage(storage)
@@ -241,6 +243,7 @@ class StreamManager:
         manager was taken for dead meanwhile. A stream whose start has died before its key and run were its own
         is gone on with under the same conditions. When it raises, or is cancelled, it leaves no stream behind.
         """
+        check_durations(ttl=ttl)
         ttl_seconds = self._terms.ttl if ttl is None else ttl.total_seconds()
         if not 0 <= ttl_seconds < float("inf"):
             raise InvalidArgumentError("ttl must not be negative")
@@ -335,6 +338,7 @@ class StreamManager:
         stream = checked_id(stream)
         check_offset(after)
         check_last(last)
+        check_durations(idle_timeout=idle_timeout)
         if None not in {after, last}:
             raise InvalidArgumentError("`after` and `last` each say where to begin; give one of them")
         return Subscription(

@@ -15,6 +15,10 @@ import anyio
 import httpx
 import pytest
 from fastapi import HTTPException
+from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
@@ -246,3 +250,25 @@ async def test_the_settings_leave_tokens_out_of_a_proxys_access_log(
             process.wait()
     assert code == 404
     assert "skt1" not in log.read_text()
+
+
+@pytest.mark.parametrize("conventions", ["", "http", "http/dup"])
+async def test_the_hook_leaves_tokens_out_of_the_spans_of_requests(conventions: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SEMCONV_STABILITY_OPT_IN", conventions)
+    monkeypatch.setattr("opentelemetry.instrumentation._semconv._OpenTelemetrySemanticConventionStability._initialized", False)
+    (program,) = [block for block in blocks(PAGE) if "server_request_hook" in block]
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    instrument = FastAPIInstrumentor.instrument_app
+    monkeypatch.setattr(
+        FastAPIInstrumentor, "instrument_app", lambda app, **options: instrument(app, tracer_provider=provider, **options)
+    )
+    shown: dict[str, Any] = {}
+    exec(compile(program, str(PAGE), "exec", dont_inherit=True), shown)
+    async with http_to(shown["app"]) as http:
+        await http.get(
+            "/streams/s", params={"token": "skt1.read.1795983761.w-JbhkHF7NBA5hs1NxMgFnyR7mSrfG5mAiWC9rJ7pxg", "last": "3"}
+        )
+    (span,) = exporter.get_finished_spans()
+    assert "token=skt" in str(dict(span.attributes or {}))
+    assert "skt1" not in str(dict(span.attributes or {}))

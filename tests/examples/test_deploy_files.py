@@ -14,6 +14,8 @@ import yaml
 from tests.engines.process import Process, free_port
 from tests.examples.deployed import EXAMPLE, is_ready, program_of
 
+from streamkeep.http import StreamsHTTP
+
 PAGE: Final = Path(__file__).parents[2] / "docs/how-to/deploy.md"
 DRAIN_SECONDS: Final = 20
 """The app's `drain`, unless the environment says otherwise."""
@@ -65,6 +67,10 @@ def test_each_who_stops_the_service_waits_longer_than_whom_it_stops() -> None:
 def test_heartbeats_come_several_times_while_a_proxy_waits(name: str, pattern: str) -> None:
     heartbeat = number_in("app.py", r'"HEARTBEAT_SECONDS", "(\d+)"')
     assert number_in(name, pattern) >= 3 * heartbeat
+
+
+def test_nginx_lets_bodies_through_that_the_app_takes() -> None:
+    assert number_in("nginx.conf", r"client_max_body_size (\d+)m;") * 2**20 == StreamsHTTP("memory://").max_body_bytes
 
 
 def test_kubernetes_asks_what_the_app_answers_where_the_image_listens() -> None:

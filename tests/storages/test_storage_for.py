@@ -69,3 +69,16 @@ def test_sqlite_names_a_file(url: str, path: str, tmp_path: Path, monkeypatch: p
 def test_anything_else_is_refused_and_the_known_ones_are_named(url: str) -> None:
     with pytest.raises(InvalidArgumentError, match=r"memory://, sqlite:///relative\.db"):
         storage_for(url)
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite:///streams.db?timeout=5", "sqlite://streams.db", "memory://host", "nats://host?replica=3"]
+)
+def test_of_a_known_storage_the_mistake_is_behind_the_scheme(url: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=f"^what follows '{url.partition('//')[0]}//' names no storage"):
+        storage_for(url)
+
+
+def test_of_another_storage_the_scheme_is_the_mistake() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"^'mongodb://\.\.\.' names no storage"):
+        storage_for("mongodb://localhost")

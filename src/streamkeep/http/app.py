@@ -20,6 +20,7 @@ import msgspec
 from anyio.lowlevel import checkpoint
 
 from .._background import not_ours
+from .._durations import check_durations
 from .._encoding import Encode
 from .._info import StreamInfo, StreamStatus
 from .._input import StreamInput
@@ -38,7 +39,7 @@ from ..wire import GenkitRequest, parse_body, wants_stream
 from .access import REQUEST, Access, Action, Authorize, check_owner, check_route, name_of, owner_of, owner_text
 from .bounds import Bounds
 from .ended import OnEnd
-from .framing import Framing, GenkitFraming, PassThroughFraming, SSEFraming, result_body
+from .framing import Framing, GenkitFraming, PassThroughFraming, SSEFraming, check_framing, result_body
 from .kept import ANSWER, ENDPOINTS_OWN, kept_framing
 from .place import (
     OFFSET_HEADER,
@@ -306,6 +307,7 @@ class StreamsHTTP:
         on_end: OnEnd | None = None,
         token_keys: Sequence[str | bytes] = (),
     ) -> None:
+        check_durations(drain=drain)
         self._token_keys = TokenKeys(token_keys)
         self.streams = StreamManager.connect(streams) if isinstance(streams, str) else streams
         self._authorize = authorize
@@ -620,6 +622,11 @@ class StreamsHTTP:
         if when_running not in get_args(WhenRunning) or (when_running != "join" and key is None):
             await close(source, setting)
             raise TypeError('when_running is "join", or with a key "replace" or "refuse"')
+        try:
+            check_framing(options.get("framing"))
+        except TypeError:
+            await close(source, setting)
+            raise
         frames, known = options.get("framing") or GenkitFraming(), options.get("context") or {}
         recovery: Recovery | None = None
         if isinstance(source, RecoverableCall):
@@ -732,6 +739,7 @@ class StreamsHTTP:
         """Do what `follow` does, for whatever framework; raises as it does."""
         self.runner  # noqa: B018 - raises if this was not entered
         stream, key, run = _which(stream, options.get("key"), options.get("run"))
+        check_framing(options.get("framing"))
         owner, known, framing = options.get("owner"), options.get("context") or {}, options.get("framing")
         try:
             if key is not None and (cursor := cursor_in(scope)) is not None:

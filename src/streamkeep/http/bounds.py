@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Final
 
+from .._durations import check_durations
 from .._input import StreamInput
 from ..errors import InvalidArgumentError, Status
 from ..events import ErrorInfo
@@ -38,6 +39,7 @@ class Bounds:
     def __post_init__(self) -> None:
         for field in fields(self):
             bound: timedelta | None = getattr(self, field.name)
+            check_durations(**{field.name: bound})
             if bound is not None and bound <= timedelta(0):
                 raise InvalidArgumentError(f"{field.name} must be positive, or None")
 

@@ -87,6 +87,12 @@ class Framing(Protocol):
         ...
 
 
+def check_framing(framing: object) -> None:
+    """Raise TypeError for what is no framing: a class, above all, or the name of one. None is left to who calls."""
+    if framing is not None and (isinstance(framing, type) or not hasattr(framing, "preamble")):
+        raise TypeError(f"`framing` is an object, such as SSEFraming(), and not {framing!r}")
+
+
 def kind_of(framing: Framing, own: type[Framing], *settings: object) -> object:
     """Give the kind of a class's framings with these settings; None for a subclass, whose frames may depend on more."""
     return (own, *settings) if type(framing) is own else None

@@ -15,6 +15,7 @@ import anyio
 from anyio import CancelScope
 from anyio.lowlevel import checkpoint
 
+from .._durations import check_durations
 from .._feed import NO_RECORDS, Records
 from .._subscription import Subscription
 from ..errors import (
@@ -73,6 +74,9 @@ class Timeouts:
     longest: timedelta = timedelta(hours=1)
     idle: timedelta | None = None
     body: timedelta = timedelta(seconds=30)
+
+    def __post_init__(self) -> None:
+        check_durations(heartbeat=self.heartbeat, longest=self.longest, idle=self.idle, body=self.body)
 
 
 class RequestRefusedError(StreamkeepError):

@@ -16,6 +16,7 @@ from math import ceil
 from typing import Final, Literal, get_args
 from urllib.parse import parse_qsl
 
+from .._durations import check_durations
 from ..errors import InvalidArgumentError
 from ..wire import means_to_be_token
 from .access import Action
@@ -125,6 +126,7 @@ def check_use(can: str) -> None:
 
 def expiry(now: float, expires_in: timedelta) -> int:
     """Give when a token expires that is made now. InvalidArgumentError: it would be at once, or in more than a week."""
+    check_durations(expires_in=expires_in)
     if not timedelta(0) < expires_in <= MAX_EXPIRES_IN:
         raise InvalidArgumentError(f"a token expires in more than no time, and in {MAX_EXPIRES_IN.days} days at most")
     return ceil(now + expires_in.total_seconds())

@@ -19,6 +19,9 @@ _KNOWN = (
     "nats://USER:PASSWORD@HOST1:4222,HOST2:4222?stream=streamkeep&replicas=3&creds=FILE"
 )
 
+_SCHEMES = frozenset(re.findall(r"[a-z]+://", _KNOWN))
+"""Those of which a known storage has a URL: one that is refused has a mistake behind it."""
+
 
 def storage_for(url: str) -> Storage:
     """Give the storage that a URL names, not yet entered.
@@ -142,5 +145,5 @@ def _missing(error: ModuleNotFoundError) -> StorageError:
 def _unknown(url: str) -> InvalidArgumentError:
     # Whatever follows the scheme may be a password, and a message goes to terminals and logs.
     scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", url)
-    what = f"'{scheme[0]}...'" if scheme else "this"
+    what = "this" if scheme is None else f"what follows '{scheme[0]}'" if scheme[0].lower() in _SCHEMES else f"'{scheme[0]}...'"
     return InvalidArgumentError(f"{what} names no storage; known are {_KNOWN}")
