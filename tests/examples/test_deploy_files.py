@@ -97,8 +97,10 @@ def test_systemd_takes_the_unit(requires: Callable[[str], str], tmp_path: Path) 
     """With programs that are there in place of those that it names, for systemd looks."""
     verify = [requires("systemd-analyze"), "verify", "--man=no"]
     unit = tmp_path / "answers@8001.service"
-    there = text_of("answers@.service").replace("/srv/answers/.venv/bin/uvicorn", sys.executable)
-    unit.write_text(re.sub(r"/usr/bin/curl", sys.executable, there))
+    program = tmp_path / "program"  # a path without blanks, as the unit's are
+    program.symlink_to(sys.executable)
+    there = text_of("answers@.service").replace("/srv/answers/.venv/bin/uvicorn", str(program))
+    unit.write_text(there.replace("/usr/bin/curl", str(program)))
     said = subprocess.run([*verify, unit], check=False, capture_output=True, text=True, timeout=50)
     ours = [line for line in (said.stdout + said.stderr).splitlines() if "answers@" in line]
     assert (said.returncode, ours) == (0, [])

@@ -18,6 +18,7 @@ from streamkeep.errors import InvalidArgumentError, PublicError
 from streamkeep.events import MAX_ERROR_TEXT
 from streamkeep.http import Access, Bounds, Runner, StorageHTTP, StreamsHTTP
 from streamkeep.http.app import MAX_SKIPPED_BYTES
+from streamkeep.http.check import MAX_STREAMS
 from streamkeep.http.response import Timeouts
 from streamkeep.http.runner import ON_END_SECONDS, SAVE_SECONDS
 from streamkeep.storage import PAGE_BYTES
@@ -44,6 +45,7 @@ FIXED: Final = {
     "what is kept of an exception's text": MAX_ERROR_TEXT,
     "and how long it may then take for what it does at its end": timedelta(seconds=SAVE_SECONDS),
     "how long `on_end` may take": timedelta(seconds=ON_END_SECONDS),
+    "streams of [checks](check.md) at a time, in one process": MAX_STREAMS,
 }
 
 

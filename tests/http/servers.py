@@ -228,7 +228,8 @@ def _listen() -> socket.socket:
 async def serving(app: ASGIApp, *, timeout_graceful_shutdown: int | None = 1, **config: Any) -> AsyncGenerator[str]:
     """Serve an app on a free port, and give the URL; leaving stops the server as SIGTERM would."""
     listener = _listen()
-    config = {"log_config": None, "access_log": False, **config}
+    # On a busy machine a client may be idle for longer than the 5 seconds after which uvicorn closes connections.
+    config = {"log_config": None, "access_log": False, "timeout_keep_alive": 75, **config}
     options = uvicorn.Config(cast("Any", app), timeout_graceful_shutdown=timeout_graceful_shutdown, **config)
     server = _Server(options)
     _forgive_genkit(asyncio.get_running_loop())

@@ -267,7 +267,7 @@ except StorageError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=BOUND_SECONDS)
-    assert 'pip install "streamkeep[postgres]"' in done.stdout
+    assert "pip install 'streamkeep[postgres]'" in done.stdout
 
 
 async def test_a_full_disk_fails_whom_it_meets_and_nobody_else(here: Postgres) -> None:

@@ -191,7 +191,7 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     for module in [name for name in sys.modules if name.startswith("streamkeep.storages.")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "redis.exceptions", None)
-    with pytest.raises(Exception, match=r"pip install \"streamkeep\[redis\]\""):
+    with pytest.raises(Exception, match=r"pip install 'streamkeep\[redis\]'"):
         storage_for("redis://localhost")
 
 
