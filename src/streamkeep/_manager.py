@@ -365,36 +365,42 @@ class StreamManager:
         stream = checked_id(stream)
         return await cancel(core, stream, life)
 
-    async def delete(self, stream: str) -> None:
+    async def delete(self, stream: str, *, life: str | None = None) -> None:
         """Forget a stream and its events at once, open or not, and also if its head cannot be read.
 
         One that is written so fast that this is always too late is cancelled first.
+
+        Args:
+            stream: its id.
+            life: what `StreamInfo.life` says of the stream that is meant; a later one under its id is left alone, and is not found.
+
         Raises StreamNotFoundError, InvalidArgumentError, StorageError, StreamManagerClosedError, WrongEventLoopError.
         """
         core = self._check_running().core
         stream = checked_id(stream)
-        first: str | None = None
-        lost = 0
+        meant, lost, is_found = life, 0, False
         while True:
             try:
-                life = await read_life(core, stream)
+                found = await read_life(core, stream)
             except StorageCorruptError:
+                if life is not None:
+                    raise  # nobody can say whether it is the one that is meant
                 await _delete_unreadable(core, stream)
                 return
             except StreamNotFoundError:
-                if first is None:
+                if not is_found:
                     raise
                 return  # somebody else has deleted it meanwhile
-            first = same_life(first, life)
-            if await _delete_once(core, stream, life):
+            meant, is_found = same_life(meant, found), True
+            if await _delete_once(core, stream, found):
                 if core.telling is not None:
-                    core.telling.removed(stream, life, "deleted")
-                core.forget_names_soon(stream, life)
-                await core.tell_writer(stream, life)
+                    core.telling.removed(stream, found, "deleted")
+                core.forget_names_soon(stream, found)
+                await core.tell_writer(stream, found)
                 return
             lost += 1
-            if lost % ASK_EVERY == 0 and life.state.status == "open":
-                await core.ask_writer_to_cancel(stream, life)
+            if lost % ASK_EVERY == 0 and found.state.status == "open":
+                await core.ask_writer_to_cancel(stream, found)
 
     async def info(self, stream: str) -> StreamInfo:
         """Say what is known of a stream. One whose writer is known to have died is ended with ABORTED first.

@@ -201,10 +201,10 @@ class StreamManager:
         loop = self._running()
         return loop.call(partial(loop.entered.cancel, stream, life=life))
 
-    def delete(self, stream: str) -> None:
+    def delete(self, stream: str, *, life: str | None = None) -> None:
         """See `streamkeep.StreamManager.delete`."""
         loop = self._running()
-        loop.call(loop.entered.delete, stream)
+        loop.call(partial(loop.entered.delete, stream, life=life))
 
     def info(self, stream: str) -> StreamInfo:
         """See `streamkeep.StreamManager.info`."""

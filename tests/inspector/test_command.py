@@ -1,5 +1,6 @@
 """`streamkeep inspect`: on this machine only, for whoever has the URL that it prints."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -75,6 +76,20 @@ def test_it_stops_when_it_is_asked_to_though_a_page_follows(database: str, tmp_p
                 assert command.stop() == 0
         assert streams.info("open").status == "open"
     assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_it_answers_a_browser_that_is_waited_for(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(fifo := tmp_path / "fifo")
+    (browser := tmp_path / "browser").write_text(f'#!/bin/sh\nexec cat "{fifo}" >/dev/null 2>&1\n')
+    browser.chmod(0o700)
+    monkeypatch.setenv("BROWSER", f"{browser} %s")
+    held = os.open(fifo, os.O_RDWR)
+    try:
+        with (tmp_path / "log").open("w") as log, InspectCommand(database, log, "--open") as command:
+            assert httpx.get(f"{command.url}/", timeout=10).status_code == 200
+            assert command.stop() == 0
+    finally:
+        os.close(held)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -253,6 +254,35 @@ async def test_a_mount_without_its_slash_leads_to_the_page(streams: StreamManage
         assert (await http.get("/a b/")).status_code == 200
 
 
+@pytest.mark.parametrize("mount", ["/inspector", "/admin/inspector"])
+async def test_a_proxy_may_take_a_prefix_off_the_path(streams: StreamManager, mount: str) -> None:
+    inspector = Inspector(streams, authorize=everybody)
+
+    async def behind_proxy(scope: Any, receive: Any, send: Any) -> None:
+        await inspector({**scope, "root_path": f"/prefix{mount}"}, receive, send)
+
+    async with http_to(behind_proxy, lifespan="off") as http:
+        for prefix in ["", "/prefix"]:
+            assert (await http.get(f"{prefix}{mount}")).headers["location"] == "inspector/"
+            assert (await http.get(f"{prefix}{mount}/main.js")).status_code == 200
+            assert (await http.get(f"{prefix}{mount}/api/streams", headers=OURS)).status_code == 200
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "api/streams/one/stop"), ("DELETE", "api/streams/one")])
+async def test_who_is_let_in_to_a_stream_does_nothing_to_one_that_takes_its_id_meanwhile(
+    streams: StreamManager, method: str, path: str
+) -> None:
+    async def slow(_: Access) -> bool:
+        await streams.delete("one")
+        await write(streams, "one", "another", done=False)
+        return True
+
+    await write(streams, "one", 1, done=False)
+    async with inspected(streams, slow) as http:
+        assert (await http.request(method, path)).status_code == 404
+    assert (await streams.info("one")).status == "open"
+
+
 # What is shown
 
 
@@ -336,6 +366,16 @@ async def test_a_preview_that_ends_within_a_character_is_text(streams: StreamMan
     assert row[2] == '"' + "é" * 159
 
 
+async def test_a_copied_number_has_all_its_digits_in_a_browser_too(streams: StreamManager) -> None:
+    await write(streams, "one", 9007199254740993, 1.0)
+    async with inspected(streams) as http:
+        lines = (await http.get("api/streams/one/copy")).json()["lines"]
+    assert lines[:2] == [
+        '{"offset":0,"type":"chunk","chunk":9007199254740993}',
+        '{"offset":1,"type":"chunk","chunk":1.0}',
+    ]
+
+
 async def test_all_of_a_stream_can_be_copied_a_part_at_a_time(streams: StreamManager) -> None:
     chunks = [{"n": number, "text": "x" * 700_000 if number % 2 else ""} for number in range(8)]
     await write(streams, "one", *chunks)
@@ -345,7 +385,7 @@ async def test_all_of_a_stream_can_be_copied_a_part_at_a_time(streams: StreamMan
         while len(lines) < 9:
             part = (await http.get("api/streams/one/copy", params={"from": len(lines)})).json()
             assert len(part["lines"]) < 9
-            lines += part["lines"]
+            lines += [json.loads(line) for line in part["lines"]]
             assert part["next"] == len(lines)
 
     assert [line["chunk"] for line in lines[:8]] == chunks
@@ -502,6 +542,27 @@ async def test_a_page_that_leaves_is_counted_no_more_and_a_page_too_many_is_refu
         await until(lambda: streams.presence(info).readers == 0)
         async with following(http, "one") as live:
             await live.next("begin")
+
+
+async def test_pages_too_many_that_come_at_once_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(inspector_app, "MAX_PAGES", 2)
+    codes: list[int] = []
+
+    async with StreamManager.connect(f"sqlite:///{tmp_path / 'streams.db'}") as streams:
+        await write(streams, "one", 1, done=False)
+        async with inspected(streams) as http, anyio.create_task_group() as tasks:
+
+            async def follow() -> None:
+                async with http.stream("GET", "api/streams/one/live") as response:
+                    codes.append(response.status_code)
+                    await anyio.sleep_forever()
+
+            for _ in range(6):
+                tasks.start_soon(follow)
+            await until(lambda: len(codes) == 6)
+            tasks.cancel_scope.cancel()
+
+    assert sorted(codes) == [200, 200, 429, 429, 429, 429]
 
 
 async def test_pages_that_follow_do_not_hold_up_a_shutdown(streams: StreamManager) -> None:

@@ -345,7 +345,7 @@ def test_all_can_be_done_by_the_keyboard(page: Page, command: InspectCommand, st
     expect(rows(page).nth(1).locator("pre")).to_have_text("2")
     page.keyboard.press("Escape")
     expect(page.locator("#nothing")).to_be_visible()
-    expect(page.locator("#list a").first).to_be_focused()
+    expect(page.locator("#list a").nth(1)).to_be_focused()
 
 
 def test_a_server_that_is_away_is_waited_for(
@@ -359,6 +359,117 @@ def test_a_server_that_is_away_is_waited_for(
     expect(page.locator("#why")).to_contain_text("The server does not answer")
     expect(page.locator("#list-state")).to_contain_text("The server does not answer")
     expect(rows(page)).to_have_count(1)
+
+
+def test_numbers_are_shown_and_copied_with_all_their_digits(
+    page: Page, context: BrowserContext, command: InspectCommand, streams: StreamManager
+) -> None:
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    write(streams, "answer", {"id": 9007199254740993, "x": 1.0, "none": [], "é": "a\n"})
+    go_to(page, command, "answer")
+    rows(page).first.locator("summary").click()
+    expected = '{\n  "id": 9007199254740993,\n  "x": 1.0,\n  "none": [],\n  "é": "a\\n"\n}'
+    expect(rows(page).first.locator("pre")).to_contain_text("9007199254740993")
+    assert rows(page).first.locator("pre").text_content() == expected
+    page.get_by_role("button", name="Copy JSON").click()
+    expect(page.locator("#toast")).to_have_text("Copied 2 events")
+    assert json.loads(page.evaluate("navigator.clipboard.readText()"))["events"][0]["chunk"]["id"] == 9007199254740993
+
+
+def test_a_long_event_is_shown_as_far_as_it_fits(page: Page, command: InspectCommand, streams: StreamManager) -> None:
+    deep: object = list(range(100_000))
+    for _ in range(200):
+        deep = [deep]
+    write(streams, "answer", deep)
+    go_to(page, command, "answer")
+    rows(page).first.locator("summary").click()
+    expect(rows(page).first.locator("pre")).to_contain_text("…")
+    assert rows(page).first.locator("pre").evaluate("pre => pre.textContent.length") <= 200_010
+
+
+def test_characters_that_nobody_sees_are_shown_escaped(page: Page, command: InspectCommand, streams: StreamManager) -> None:
+    hidden = ["\U000e0041", "\u3164", "\u115f", "\ufe01", "\U000e0101", "\u034f", "\u2062", "\u00ad"]
+    write(streams, "answer", {"text": "❤\ufe0f|" + "|".join(hidden)})
+    go_to(page, command, "answer")
+    text = rows(page).first.locator(".preview").text_content() or ""
+    assert not any(character in text for character in hidden)
+    assert "❤\ufe0f|\\u{e0041}|\\u3164|\\u115f|\\ufe01|\\u{e0101}|\\u034f|\\u2062|\\u00ad" in text
+
+
+def test_a_stream_that_is_opened_anew_under_its_id_is_one_click_away(
+    page: Page, command: InspectCommand, streams: StreamManager
+) -> None:
+    write(streams, "answer", "first", done=False)
+    go_to(page, command, "answer")
+    expect(rows(page)).to_have_count(1)
+    streams.delete("answer")
+    expect(page.locator("#state")).to_have_text("gone")
+    write(streams, "answer", "second")
+    row = page.get_by_role("link", name="answer")
+    expect(row).to_contain_text("done")
+    row.click()
+    expect(page.locator("#state")).to_have_text("done")
+    expect(rows(page).first).to_contain_text("second")
+
+
+def test_the_focus_stays_where_what_had_it_goes(page: Page, command: InspectCommand, streams: StreamManager) -> None:
+    for name in ("a", "b", "c"):
+        write(streams, name, 1)
+    page.goto(command.page)
+    page.locator("#list a").nth(1).focus()
+    streams.delete("b")
+    expect(page.locator("#list a")).to_have_count(2)
+    expect(page.locator("#list a").nth(1)).to_be_focused()
+
+    for number in range(60):
+        write(streams, f"d-{number}")
+    expect(page.get_by_role("button", name="Next")).to_be_enabled()
+    page.get_by_role("button", name="Next").press("Enter")
+    expect(page.locator("#page-number")).to_have_text("Page 2")
+    expect(page.get_by_role("button", name="Previous")).to_be_focused()
+
+    with streams.open("answer") as stream:
+        go_to(page, command, "answer")
+        expect(page.locator("#state")).to_have_text("open")
+        stream.write(0)
+        rows(page).first.locator("summary").focus()
+        for number in range(1000):
+            stream.write_soon(number)
+        stream.flush()
+        expect(page.locator("#events .offset", has_text="1,000")).to_have_count(1)
+        expect(page.locator("#events")).to_be_focused()
+
+
+def test_what_changes_all_the_time_is_not_read_out(page: Page, command: InspectCommand, streams: StreamManager) -> None:
+    with writing(streams, "answer"):
+        go_to(page, command, "answer")
+        expect(page.locator("#why")).to_contain_text("alive")
+        read_out = page.evaluate(
+            """() => new Promise((resolve) => {
+                const changed = [];
+                const all = { childList: true, subtree: true, characterData: true };
+                for (const region of document.querySelectorAll("[role=status], output:not([aria-live=off])"))
+                    new MutationObserver(() => changed.push(region.id)).observe(region, all);
+                let updates = 0;
+                const count = new MutationObserver(() => ++updates > 5 && resolve(changed));
+                count.observe(document.getElementById("log-note"), all);
+            })"""
+        )
+        assert read_out == []
+
+
+def test_events_that_could_not_be_read_are_asked_for_again(page: Page, command: InspectCommand, streams: StreamManager) -> None:
+    write(streams, "answer", 1, 2)
+    page.route("**/answer/events?*", lambda route: route.fulfill(status=503, body="{}"), times=1)
+    go_to(page, command, "answer")
+    expect(page.locator("#toast")).to_contain_text("Events could not be read")
+    expect(rows(page)).to_have_count(3)
+
+
+def test_an_address_with_a_password_works(page: Page, command: InspectCommand, streams: StreamManager) -> None:
+    write(streams, "answer", 1)
+    page.goto(command.page.replace("http://", "http://operator:password@"))
+    expect(page.get_by_role("link", name="answer")).to_be_visible()
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])

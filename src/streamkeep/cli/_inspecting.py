@@ -3,6 +3,7 @@
 import hmac
 import html
 import tempfile
+import threading
 import webbrowser
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -51,5 +52,6 @@ def opened_in_browser(url: str) -> Generator[None]:
     with tempfile.NamedTemporaryFile("w", prefix="streamkeep-", suffix=".html") as file:
         file.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(url)}">')
         file.flush()
-        webbrowser.open(f"file://{file.name}")
+        # Some browsers are waited for, and this one is to be answered meanwhile.
+        threading.Thread(target=webbrowser.open, args=(f"file://{file.name}",), daemon=True).start()
         yield

@@ -23,6 +23,7 @@ from ..errors import (
 )
 from ..events import MAX_OFFSET, StreamEvent, encode_json
 from ..http.access import Access, Action
+from ..http.app import path_below
 from ..http.place import query_of
 from ..http.response import Receive, Scope, Send, disconnected, errors_answered, headers_of, send_response
 from ..http.shutdown import shutdown_of
@@ -105,7 +106,7 @@ class Inspector:
         self._shutdown.begun.set()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = path_below(scope)
         if path.startswith("/api/"):
             await self._answer_api(path, scope, receive, send)
         else:
@@ -196,9 +197,10 @@ class Inspector:
         return stream
 
     async def _delete(self, scope: Scope, id: str, send: Send) -> None:
+        life: str | None = None
         with suppress(StorageCorruptError):  # it is deleted all the same; who asks was let in
-            await self._stream(scope, id, "delete")
-        await self._streams.delete(id)
+            life = (await self._stream(scope, id, "delete")).life
+        await self._streams.delete(id, life=life)
         await send_response(send, 200, encode_json({"deleted": True}))
 
     # What is shown
@@ -244,9 +246,9 @@ class Inspector:
         raise PublicError("NOT_FOUND", "there is no event at this offset")
 
     async def _send_lines(self, stream: StreamInfo, query: Mapping[str, str], send: Send) -> None:
-        """Send events as lines, as many as fit, and one at least."""
+        """Send events as lines, as many as fit, and one at least; as text, for a browser's numbers hold fewer digits than JSON's."""
         first = _number(query, "from", 0)
-        lines: list[bytes] = []
+        lines: list[str] = []
         size = 0
         async with aclosing(self._events(stream, first)) as events:
             async for event in events:
@@ -254,9 +256,8 @@ class Inspector:
                 size += len(line)
                 if lines and size > MAX_COPIED_BYTES:
                     break
-                lines.append(line)
-        body = b'{"lines":[%b],"next":%d,"tail":%d}' % (b",".join(lines), first + len(lines), stream.tail)
-        await send_response(send, 200, body)
+                lines.append(line.decode())
+        await send_response(send, 200, encode_json({"lines": lines, "next": first + len(lines), "tail": stream.tail}))
 
     async def _events(self, stream: StreamInfo, first: int) -> AsyncGenerator[StreamEvent[Any]]:
         """Give the events that are stored, from an offset on; of long ones a page at a time is in memory."""
@@ -272,27 +273,31 @@ class Inspector:
     async def _send_live(self, stream: StreamInfo, receive: Receive, send: Send) -> None:
         if self._pages.total() >= MAX_PAGES:
             raise PublicError("RESOURCE_EXHAUSTED", f"{MAX_PAGES} pages follow streams already")
-        async with self._streams.subscribe(stream.id, last=0) as events:
-            _check_life(events.life, stream)
-            following = Following(events, self._sightings(stream), self._now, self._shown)
-            with self._counted(stream.id), self._shutdown.listening(), self._shutdown.responding():
-                async with anyio.create_task_group() as tasks:
+        with self._counted(stream.id):  # from here on: many may be about to follow
+            async with self._streams.subscribe(stream.id, last=0) as events:
+                _check_life(events.life, stream)
+                following = Following(events, self._sightings(stream), self._now, self._shown)
+                await self._follow(stream, events.first_offset, following, receive, send)
 
-                    async def end_when_left() -> None:
-                        await disconnected(receive)
-                        tasks.cancel_scope.cancel()
+    async def _follow(self, stream: StreamInfo, first: int, following: Following, receive: Receive, send: Send) -> None:
+        with self._shutdown.listening(), self._shutdown.responding():
+            async with anyio.create_task_group() as tasks:
 
-                    async def end_in_time() -> None:
-                        await self._time_to_end()
-                        following.close()
-                        await anyio.sleep(LAST_SECONDS)  # whoever does not read is not waited for
-                        tasks.cancel_scope.cancel()
-
-                    tasks.start_soon(end_when_left)
-                    tasks.start_soon(end_in_time)
-                    tasks.start_soon(following.run)
-                    await self._send_messages(stream, events.first_offset, following, send)
+                async def end_when_left() -> None:
+                    await disconnected(receive)
                     tasks.cancel_scope.cancel()
+
+                async def end_in_time() -> None:
+                    await self._time_to_end()
+                    following.close()
+                    await anyio.sleep(LAST_SECONDS)  # whoever does not read is not waited for
+                    tasks.cancel_scope.cancel()
+
+                tasks.start_soon(end_when_left)
+                tasks.start_soon(end_in_time)
+                tasks.start_soon(following.run)
+                await self._send_messages(stream, first, following, send)
+                tasks.cancel_scope.cancel()
 
     async def _send_messages(self, stream: StreamInfo, first: int, following: Following, send: Send) -> None:
         async def say(message: Message) -> None:

@@ -26,7 +26,9 @@ function headers() {
 async function request(path, query, options) {
   const given = Object.entries(query).filter(([, value]) => value !== null && value !== "");
   const search = new URLSearchParams(given).toString();
-  const response = await fetch(`api/streams${path}${search ? `?${search}` : ""}`, { headers: headers(), cache: "no-store", ...options });
+  const url = new URL(`api/streams${path}${search ? `?${search}` : ""}`, location.href);
+  url.username = url.password = ""; // as in a link that has them; nothing may be fetched from such an address
+  const response = await fetch(url, { headers: headers(), cache: "no-store", ...options });
   if (response.ok) return response;
   const body = await response.json().catch(() => null);
   throw new Refused(response.status, body?.error?.message || `the server answers ${response.status}`);
@@ -34,6 +36,10 @@ async function request(path, query, options) {
 
 export async function ask(path, query = {}, options = {}) {
   return (await request(path, query, options)).json();
+}
+
+export async function askText(path, query) {
+  return (await request(path, query, {})).text();
 }
 
 export const streamPath = (id, rest = "") => `/${encodeURIComponent(id)}${rest}`;

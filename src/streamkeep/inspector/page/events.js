@@ -1,13 +1,15 @@
 // The events of a stream: a window of rows, one behind the other, that follows the newest ones, or is moved by scrolling.
 
-import { ask, streamPath, toClipboard } from "./api.js";
-import { $, element, number, size, span, textIn, visible, write } from "./words.js";
+import { ask, askText, streamPath, toClipboard } from "./api.js";
+import { $, element, laidOut, number, size, span, textIn, visible, write } from "./words.js";
 
 const WINDOW = 400;
 const PAGE = 200;
 const EDGE = 120; // pixels before an end at which more is loaded
 const SILENCE = 1; // seconds that are worth a line of their own
 const SHOWN_CHARACTERS = 200_000;
+const RETRY_MS = 2000;
+const CONTENT = /^\{"offset":\d+,"type":"\w+","\w+":/; // what of an event's line comes before its JSON
 
 export class Events {
   constructor(say) {
@@ -40,9 +42,21 @@ export class Events {
     this.rows = [];
     this.first = this.end = first;
     this.generation = (this.generation ?? 0) + 1;
-    this.list.replaceChildren();
+    this.keepFocus(() => this.list.replaceChildren());
     this.textRows = [];
     $("text").replaceChildren();
+  }
+
+  // Waits for no window any more: the stream is left.
+  leave() {
+    this.came = null;
+  }
+
+  // Whoever is at a row that goes is at the list from then on, and not at the page's beginning.
+  keepFocus(remove) {
+    const wasHere = this.list.contains(document.activeElement);
+    remove();
+    if (wasHere && !this.list.contains(document.activeElement)) this.list.focus({ preventScroll: true });
   }
 
   openAt(tail) {
@@ -54,10 +68,15 @@ export class Events {
   async load(first, count = PAGE) {
     this.clear(first);
     const came = (this.came = []);
-    const rows = await this.fetch(first, count);
-    if (came !== this.came) return; // another window has been asked for
+    let rows = null;
+    while (rows === null) {
+      rows = await this.fetch(first, count);
+      if (came !== this.came) return; // another window has been asked for
+      if (rows === null) await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+      if (came !== this.came) return;
+    }
     this.came = null;
-    this.append(rows ?? []);
+    this.append(rows);
     this.take(this.tail, came);
   }
 
@@ -68,8 +87,9 @@ export class Events {
       const answer = await ask(streamPath(this.id, "/events"), { from: first, limit: Math.min(count, WINDOW), life: this.life });
       return generation === this.generation ? answer.rows : null;
     } catch (error) {
-      if (generation === this.generation) this.say(`Events could not be read: ${error.message}`);
-      return null;
+      if (generation !== this.generation) return null;
+      this.say(`Events could not be read: ${error.message}`);
+      return error.code < 500 ? [] : null; // what is refused is not asked for again
     } finally {
       this.isBusy = false;
     }
@@ -113,7 +133,7 @@ export class Events {
     const extra = this.rows.length - 2 * WINDOW;
     if (extra > 0) {
       this.rows.splice(-extra);
-      for (let left = extra; left > 0; left--) this.list.lastElementChild.remove();
+      this.keepFocus(() => [...this.list.children].slice(-extra).forEach((item) => item.remove()));
       this.end = this.rows.at(-1)[0] + 1;
     }
     this.allText();
@@ -124,7 +144,7 @@ export class Events {
     const before = this.list.scrollHeight;
     const wasAt = this.list.scrollTop;
     this.rows.splice(0, extra);
-    for (let left = extra; left > 0; left--) this.list.firstElementChild.remove();
+    this.keepFocus(() => [...this.list.children].slice(0, extra).forEach((item) => item.remove()));
     this.first = this.rows[0][0];
     if (!this.isFollowing && !this.replaying) this.list.scrollTop = wasAt - (before - this.list.scrollHeight);
     this.trimText();
@@ -214,14 +234,13 @@ export class Events {
     const shown = element("pre", { tabindex: "0" }, "…");
     details.append(shown);
     try {
-      const { offset: _, type, ...content } = await ask(streamPath(this.id, `/events/${offset}`), { life: this.life });
-      const whole = Object.values(content)[0];
-      const { internal, ...told } = type === "error" ? whole : { told: whole };
-      const text = JSON.stringify(type === "error" ? told : whole, null, 2);
-      const kept = internal ? `\n\nNot shown to readers:\n${internal}` : "";
-      write(shown, visible(text.slice(0, SHOWN_CHARACTERS) + (text.length > SHOWN_CHARACTERS ? "\n…" : "") + kept));
+      const line = await askText(streamPath(this.id, `/events/${offset}`), { life: this.life });
+      const whole = line.slice(line.match(CONTENT)[0].length, -1);
+      const { internal, ...told } = details.parentElement.dataset.type === "error" ? JSON.parse(whole) : {};
+      const text = laidOut(internal ? JSON.stringify(told) : whole, SHOWN_CHARACTERS);
+      write(shown, visible(internal ? `${text}\n\nNot shown to readers:\n${internal}` : text));
       const copy = element("button", { type: "button", class: "small" }, "Copy");
-      copy.addEventListener("click", () => this.copy(JSON.stringify(whole), `event ${offset}`));
+      copy.addEventListener("click", () => this.copy(whole, `event ${offset}`));
       details.append(copy);
     } catch (error) {
       write(shown, `This event could not be read: ${error.message}`);

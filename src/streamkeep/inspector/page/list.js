@@ -87,8 +87,8 @@ export class List {
     this.streams = streams;
     this.next = next;
     $("mode").hidden = !read_only;
-    $("next").disabled = next === null;
-    $("previous").disabled = this.cursors.length === 1;
+    setDisabled($("next"), next === null, $("previous"));
+    setDisabled($("previous"), this.cursors.length === 1, $("next"));
     const number_ = this.cursors.length;
     write($("page-number"), number_ === 1 && next === null ? "" : `Page ${number_}`);
     write($("list-state"), this.words(streams.length));
@@ -104,8 +104,10 @@ export class List {
     const shown = $("list").children;
     if (rows.length !== shown.length || rows.some((row, place) => shown[place] !== row)) {
       const focused = document.activeElement;
+      const place = [...shown].findIndex((row) => row.contains(focused));
       $("list").replaceChildren(...rows);
-      if (focused && focused !== document.activeElement && focused.isConnected) focused.focus({ preventScroll: true });
+      const next = focused?.isConnected ? focused : rows[Math.min(place, rows.length - 1)]?.querySelector("a"); // the row may be gone
+      if (place >= 0) (next ?? $("id")).focus({ preventScroll: true });
     }
     this.mark();
   }
@@ -150,6 +152,15 @@ export class List {
     if (to) to.focus();
     event.preventDefault();
   }
+}
+
+// Whoever is at a button that can be pressed no more is at the other one then.
+function setDisabled(button, isDisabled, other) {
+  const wasHere = document.activeElement === button;
+  button.disabled = isDisabled;
+  if (!wasHere || !isDisabled) return;
+  other.disabled = false;
+  other.focus();
 }
 
 function makeRow({ id }) {

@@ -79,9 +79,15 @@ document.addEventListener("keydown", (event) => {
     location.hash = address(matchMedia("(max-width: 60rem)").matches ? null : stream.id, list.filter);
     $("id").focus();
   } else if (event.key === "Escape" && !isTyping && stream.id) {
+    const from = $("list").querySelector("[aria-current]") ?? $("list").querySelector("a");
     location.hash = address(null, list.filter);
-    requestAnimationFrame(() => $("list").querySelector("a")?.focus());
+    requestAnimationFrame(() => from?.focus());
   }
+});
+
+// A stream that is gone may have been opened anew under its id, and its row leads to where the page is already.
+$("list").addEventListener("click", (event) => {
+  if (stream.isOver && event.target.closest("[aria-current]")) stream.open(stream.id);
 });
 
 addEventListener("hashchange", route);

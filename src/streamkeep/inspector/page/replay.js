@@ -109,6 +109,7 @@ export class Replay {
     const { duration } = this.schedule;
     $("seek").value = duration > 0 ? Math.round((STEPS * this.position) / duration) : STEPS;
     write($("place"), `${timer(this.position)} of ${timer(duration)}`);
+    $("seek").setAttribute("aria-valuetext", $("place").textContent);
   }
 
   async fetch(count) {

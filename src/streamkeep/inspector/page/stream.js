@@ -54,6 +54,7 @@ export class Stream {
   close() {
     this.leaving.abort();
     this.leaving = new AbortController();
+    this.events.leave();
     this.id = null;
     $("stream").hidden = true;
     $("nothing").hidden = false;
@@ -259,8 +260,8 @@ export class Stream {
         const got = await ask(streamPath(id, "/copy"), { from: next, life: stream.life });
         if (got.lines.length === 0) break;
         for (const line of got.lines) {
-          lines.push(JSON.stringify(line));
-          characters += lines.at(-1).length;
+          lines.push(line);
+          characters += line.length;
         }
         next = got.next;
       }

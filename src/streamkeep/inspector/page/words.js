@@ -1,14 +1,43 @@
 // How values read. Whatever others wrote (chunks, ids, owners) is shown as text, and nothing in it is obeyed or hidden.
 
 const whole = new Intl.NumberFormat("en");
-const SECRETLY_ACTIVE = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
+// But for tabs, ends of lines, and what says that a symbol is to have colours.
+const SECRETLY_ACTIVE = /(?![\t\n]|(?<=\p{Extended_Pictographic})\ufe0f)[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}]/gu;
 
 export const $ = (id) => document.getElementById(id);
 
 export const number = (value) => whole.format(value);
 
 // Gives text without what turns its direction, has no width, or is a control character: that becomes an escape sequence.
-export const visible = (text) => text.replace(SECRETLY_ACTIVE, (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`);
+export const visible = (text) => text.replace(SECRETLY_ACTIVE, (character) => escaped(character.codePointAt(0).toString(16)));
+
+const escaped = (hex) => (hex.length > 4 ? `\\u{${hex}}` : `\\u${hex.padStart(4, "0")}`);
+
+// Lays the beginning of JSON out in lines. Numbers stay as they are written: they may have more digits than numbers hold here.
+export function laidOut(json, characters) {
+  let text = "";
+  let depth = 0;
+  let before = "";
+  for (const [token] of json.slice(0, characters).matchAll(/"[^"\\]*(?:\\.[^"\\]*)*"?|[[\]{}:,]|[^\s"[\]{}:,]+/gs)) {
+    const isEnd = token === "]" || token === "}";
+    if (isEnd) depth--;
+    const isEmpty = isEnd && (before === "[" || before === "{");
+    if ((isEnd && !isEmpty) || (!isEnd && ["[", "{", ","].includes(before))) text += `\n${"  ".repeat(depth)}`;
+    text += token[0] === '"' ? unescaped(token) : token === ":" ? ": " : token;
+    if (token === "[" || token === "{") depth++;
+    before = token;
+    if (text.length > characters) break;
+  }
+  return text.length > characters || json.length > characters ? `${text.slice(0, characters)}\n…` : text;
+}
+
+function unescaped(token) {
+  try {
+    return JSON.stringify(JSON.parse(token));
+  } catch {
+    return token; // its end is not here
+  }
+}
 
 export function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
