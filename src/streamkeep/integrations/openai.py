@@ -159,7 +159,7 @@ class OpenAIResponses:
                     await self._send_snapshot(call, info.id)
                 case "DELETE", str(stream), None:
                     info = await self._admit(call, "stop", stream)
-                    await self._http.streams.delete(info.id)
+                    await self._http.streams.delete(info.id, life=info.life)
                     await send_response(send, 200, encode_json({"id": info.id, "object": "response", "deleted": True}))
                 case _:
                     allowed = "POST" if path["id"] is None or path["cancel"] else "GET, DELETE"
