@@ -73,13 +73,19 @@ async def _wait(there: Streams, readers: Readers, stream: Stream, position: int)
             while True:
                 changes, newest = live.changes, live.newest
                 if live.is_over or newest is None or newest.state.life != stream.state.life:
-                    return newest if readers.are_ending else None
+                    return _unless_more(newest, stream, position) if readers.are_ending else None
                 if newest.tail > position:
                     return live.piece(position) or Piece(position, await there.read(newest, position), newest)
                 if newest.state.is_closed or readers.are_ending:
                     return newest
                 await changes.wait()
-    return newest
+    return _unless_more(newest, stream, position)
+
+
+def _unless_more(newest: Stream | None, stream: Stream, position: int) -> Stream | None:
+    """Give the newest stream, or, if it has what its reader would skip, the one that ended where its reader is."""
+    is_same = newest is not None and newest.state.life == stream.state.life
+    return stream if newest is not None and not (is_same and newest.tail <= position) else newest
 
 
 @asynccontextmanager
@@ -116,6 +122,7 @@ class SSE:
         self._reading = reading
         self._is_told = False  # its reader knows where it is
         self._takes_all = False  # also the beginning of a character
+        self._has_ended = False  # its reader knows that nothing more comes
         self._ends_at = 0.0
 
     async def run(self, records: Sequence[bytes]) -> None:
@@ -143,6 +150,8 @@ class SSE:
     async def _follow(self, records: Sequence[bytes]) -> None:
         if records:
             await self._give(Piece(self._position, records, self._stream), self._stream)
+            if self._has_ended:
+                return
         async with self._there.log(self._stream.state.path).following() as live:
             while await self._go_on(live):
                 pass
@@ -157,7 +166,7 @@ class SSE:
             if piece is None:
                 piece = Piece(self._position, await self._there.read(newest, self._position), newest)
             if await self._give(piece, newest):
-                return not (newest.state.is_closed and self._position >= newest.tail)
+                return not self._has_ended
         elif newest.state.is_closed:
             await self._say(newest)
             return False
@@ -202,7 +211,7 @@ class SSE:
             control = _messages.control_event(offset, cursor, is_up_to_date=is_whole, is_closed=is_over)
             body = piece.made[key] = _messages.data_event(piece.records, state.content_type) + control
         await self._answering.write(body)
-        self._position, self._is_told, self._takes_all = piece.end, True, False
+        self._position, self._is_told, self._takes_all, self._has_ended = piece.end, True, False, is_over
         return True
 
     async def _whole(self, piece: Piece, newest: Stream) -> Piece | None:
