@@ -15,7 +15,7 @@ import pytest
 from tests.durable_streams.conftest import Open
 
 from streamkeep import StreamManager
-from streamkeep.durable_streams import DurableStreamsLimits, durable_streams
+from streamkeep.durable_streams import DurableStreamsLimits, _readers, durable_streams
 from streamkeep.durable_streams._live import Live
 from streamkeep.durable_streams._log import Log
 from streamkeep.errors import StorageError
@@ -682,3 +682,22 @@ async def test_bodies_that_wait_are_bounded_all_streams_together(open_client: Op
                     tasks.start_soon(append, number)
         assert codes == {204: 2, 429: 4}
         assert (await client.post("s0", headers=TEXT, content="x" * 300_000)).status_code == 204  # alone
+
+
+async def test_who_does_not_read_is_no_reader_for_longer_than_others(
+    open_client: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_readers, "STALLED_SECONDS", 0.1)
+    async with open_client(limits=DurableStreamsLimits(max_readers=1, sse=timedelta(seconds=0.1))) as client:
+        await made(client, body="x" * (4 << 20))
+        await client.post("s", headers=TEXT, content="x" * (4 << 20))
+        live = "s?offset=-1&live=sse"
+        url = client.base_url.join(live)
+        with anyio.fail_after(BOUND_SECONDS):
+            async with await anyio.connect_tcp(url.host, url.port or 80) as stream:
+                await stream.send(b"GET " + url.raw_path + b" HTTP/1.1\r\nhost: x\r\n\r\n")
+                await stream.receive(1)
+                while True:
+                    async with client.stream("GET", live) as response:
+                        if response.status_code == 200:
+                            break

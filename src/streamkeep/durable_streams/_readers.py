@@ -1,5 +1,6 @@
 """Readers: those who wait for what is appended, by long-poll or server-sent events (5.7, 5.8)."""
 
+import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -18,6 +19,8 @@ from ._rules import Answer, Stream
 from ._streams import Streams
 
 HEARTBEAT_SECONDS: Final = 15.0
+STALLED_SECONDS: Final = 10.0
+"""How long after its end a response waits for a client that does not read."""
 
 
 class Readers:
@@ -89,10 +92,11 @@ def _unless_more(newest: Stream | None, stream: Stream, position: int) -> Stream
 
 
 @asynccontextmanager
-async def _while_connected(receive: Receive) -> AsyncGenerator[None]:
-    """Leave the block when the client goes. What is raised in it comes bare."""
+async def _while_connected(receive: Receive, until: float = math.inf) -> AsyncGenerator[None]:
+    """Leave the block when the client goes, or at a time of the event loop's. What is raised in it comes bare."""
     failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
+        tasks.cancel_scope.deadline = until
 
         async def leave() -> None:
             await disconnected(receive)
@@ -137,7 +141,8 @@ class SSE:
         self._ends_at = anyio.current_time() + self._readers.limits.sse.total_seconds()
         with suppress(OSError):  # the client is gone (ASGI 2.4)
             await self._answering.start(200, headers)
-            async with _while_connected(self._answering.receive):
+            # Whoever does not read what is sent is no reader for longer than others are.
+            async with _while_connected(self._answering.receive, self._ends_at + STALLED_SECONDS):
                 try:
                     await self._follow(records)
                 except StorageError as error:

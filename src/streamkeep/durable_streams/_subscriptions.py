@@ -99,7 +99,7 @@ class Subscriptions:
         return worker
 
     def _relink(self, worker: "_Worker", there: Subscription) -> None:
-        if worker.config != there.config or worker.linked != there.links.keys():
+        if worker.config != there.config or worker.linked != set(there.links):
             worker.config, worker.linked = there.config, set(there.links)
             self._by_path.clear()  # who wants a path's changes may be somebody else now
 
