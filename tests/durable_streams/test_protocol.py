@@ -701,3 +701,10 @@ async def test_who_does_not_read_is_no_reader_for_longer_than_others(
                     async with client.stream("GET", live) as response:
                         if response.status_code == 200:
                             break
+
+
+async def test_a_stream_does_not_expire_while_a_long_poll_waits_for_it(open_client: Open) -> None:
+    async with open_client(limits=DurableStreamsLimits(long_poll=timedelta(seconds=2))) as client:
+        offset = await made(client, headers={**TEXT, "stream-ttl": "1"})
+        assert (await client.get("s", params={"offset": offset, "live": "long-poll"})).status_code == 204
+        assert (await client.head("s")).status_code == 200

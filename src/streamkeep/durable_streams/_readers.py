@@ -81,8 +81,19 @@ async def _wait(there: Streams, readers: Readers, stream: Stream, position: int)
                     return live.piece(position) or Piece(position, await there.read(newest, position), newest)
                 if newest.state.is_closed or readers.are_ending:
                     return newest
-                await changes.wait()
+                with anyio.move_on_after(renewal_after(newest)):
+                    await changes.wait()
+                    continue
+                if _rules.is_expired(newest, there.storage.time()):
+                    return None
+                await there.renew(newest)  # a stream with a live reader does not expire (5.1)
     return _unless_more(newest, stream, position)
+
+
+def renewal_after(stream: Stream) -> float:
+    """Give after how many seconds whoever waits for a stream has to put off its expiry."""
+    ttl = stream.state.ttl
+    return math.inf if ttl is None else max(ttl / 2, 0.1)
 
 
 def _unless_more(newest: Stream | None, stream: Stream, position: int) -> Stream | None:
@@ -183,10 +194,7 @@ class SSE:
 
     async def _wait(self, changed: Callable[[], Awaitable[object]], newest: Stream) -> bool:
         """Wait for a change, as long as may be; False: this response has lasted long enough, or the stream has."""
-        ttl = newest.state.ttl
-        pause = min(
-            self._ends_at - anyio.current_time(), HEARTBEAT_SECONDS, HEARTBEAT_SECONDS if ttl is None else max(ttl / 2, 0.1)
-        )
+        pause = min(self._ends_at - anyio.current_time(), HEARTBEAT_SECONDS, renewal_after(newest))
         with anyio.move_on_after(pause):
             await changed()
             return True
