@@ -58,4 +58,4 @@ def _is_too_deep(data: bytes) -> bool:
     except RecursionError:
         return True
     steps = array("b", _STRING.sub(b"", data).translate(_STEPS, _OTHERS))  # 1 and -1
-    return max(accumulate(steps)) > MAX_DEPTH
+    return max(accumulate(steps), default=0) > MAX_DEPTH
