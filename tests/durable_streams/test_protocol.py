@@ -2,7 +2,9 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from itertools import product
 from typing import Final
@@ -13,8 +15,11 @@ import pytest
 from tests.durable_streams.conftest import Open
 
 from streamkeep import StreamManager
-from streamkeep.durable_streams import DurableStreamsLimits, durable_streams
+from streamkeep.durable_streams import DurableStreamsLimits, _readers, durable_streams
+from streamkeep.durable_streams._live import Live
+from streamkeep.durable_streams._log import Log
 from streamkeep.errors import StorageError
+from streamkeep.storage import Head, Page
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
 
@@ -563,3 +568,143 @@ async def test_what_is_not_of_the_protocol_is_refused(client: httpx.AsyncClient)
         {"content-type": "text"},
     ]:
         assert (await client.put("t", headers=headers)).status_code == 400, headers
+
+
+# What was found by who wanted it to fail
+
+
+@pytest.mark.parametrize("offset", [None, "tail"])
+async def test_a_fork_that_is_there_is_found_again_although_its_source_was_deleted(
+    client: httpx.AsyncClient, offset: str | None
+) -> None:
+    tail = await made(client, body="abc")
+    asked = {"stream-forked-from": "/s", **({} if offset is None else {"stream-fork-offset": tail})}
+    assert (await client.put("f", headers=asked)).status_code == 201
+    assert (await client.delete("s")).status_code == 204
+    assert (await client.put("f", headers=asked)).status_code == 200
+    assert (await client.put("f", headers={**asked, "stream-ttl": "60"})).status_code == 409
+    assert (await client.put("f", headers={**asked, "stream-forked-from": "/other"})).status_code == 409
+    assert (await client.put("f", headers={**asked, "stream-fork-offset": "-1"})).status_code == 409
+    assert (await client.put("g", headers=asked)).status_code == 409
+
+
+async def test_a_fork_is_made_from_the_path_that_clients_see_behind_a_proxy(open_client: Open) -> None:
+    async with open_client(public_url="https://example.com/api/my%20streams/") as client:
+        await made(client, body="1")
+        for number, source in enumerate(["/api/my%20streams/s", "https://example.com/api/my%20streams/s", "/s", "s"]):
+            assert (await client.put(f"f{number}", headers={"stream-forked-from": source})).status_code == 201
+
+
+class SlowReads(MemoryStorage):
+    """Takes long for a read of records, when it is told to."""
+
+    is_slow = False
+
+    async def read(self, stream: str, start: int = 0, limit: int = 0) -> Page | None:
+        if self.is_slow and limit:
+            await anyio.sleep(1)
+        return await super().read(stream, start, limit)
+
+
+async def test_a_long_poll_whose_time_is_over_while_it_reads_skips_nothing(
+    open_client: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, following = SlowReads(), Log.following
+    async with open_client(storage, limits=DurableStreamsLimits(long_poll=timedelta(seconds=0.2))) as client:
+        offset = await made(client, body="1")
+
+        @asynccontextmanager
+        async def late(log: Log) -> AsyncGenerator[Live]:
+            await client.post("s", headers=TEXT, content="2")  # since the head was read
+            storage.is_slow = True
+            async with following(log) as live:
+                yield live
+
+        monkeypatch.setattr(Log, "following", late)
+        answer = await client.get("s", params={"offset": offset, "live": "long-poll"})
+        assert (answer.status_code, answer.headers["stream-next-offset"]) == (204, offset)
+        storage.is_slow = False
+        assert (await client.get("s", params={"offset": offset})).text == "2"
+
+
+@pytest.mark.parametrize("body", ["", "1"])
+async def test_nothing_follows_the_event_that_says_that_a_stream_is_closed(client: httpx.AsyncClient, body: str) -> None:
+    await made(client, headers={**TEXT, "stream-closed": "true"}, body=body)
+    events = (await client.get("s", params={"offset": "-1", "live": "sse"})).text
+    assert events.count("event: control") == events.count("streamClosed") == 1
+
+
+@pytest.mark.parametrize("text", ['"\\ud83d"', '{"\\uDC00": "\\\\ud800 \\ud83d\\ude00"}', '"\\\\\\ud800"'])
+async def test_half_a_character_is_json_as_javascript_writes_it(client: httpx.AsyncClient, text: str) -> None:
+    await made(client, headers=JSON, body=f"[ {text} , 1,{text}]")
+    await client.post("s", headers=JSON, content=text)
+    assert (await client.get("s")).text == f"[{text},1,{text},{text}]"
+    fork = {"stream-forked-from": "s", "stream-fork-offset": "-1", "stream-fork-sub-offset": "1"}
+    assert (await client.put("f", headers=fork)).status_code == 201
+    assert (await client.get("f")).text == f"[{text}]"
+    assert (await client.post("s", headers=JSON, content='"\\ud83d\\q"')).status_code == 400
+
+
+@pytest.mark.parametrize("cursor", ["9" * 16, "9" * 255])
+async def test_no_cursor_is_answered_with_an_older_one(client: httpx.AsyncClient, cursor: str) -> None:
+    await made(client, body="1")
+    answer = await client.get("s", params={"offset": "-1", "live": "long-poll", "cursor": cursor})
+    assert int(answer.headers["stream-cursor"]) > int(cursor)
+
+
+class StuckCommits(MemoryStorage):
+    """Stores nothing until it may."""
+
+    may = anyio.Event()
+
+    async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
+        await self.may.wait()
+        return await super().commit(stream, seen, head, records)
+
+
+async def test_bodies_that_wait_are_bounded_all_streams_together(open_client: Open) -> None:
+    storage, codes = StuckCommits(), Counter[int]()
+    storage.may = anyio.Event()
+    storage.may.set()
+    async with open_client(storage, limits=DurableStreamsLimits(max_waiting_bytes=250_000)) as client:
+        for number in range(6):
+            await made(client, f"s{number}")
+        storage.may = anyio.Event()
+
+        async def append(number: int) -> None:
+            codes[(await client.post(f"s{number}", headers=TEXT, content="x" * 100_000)).status_code] += 1
+            if codes[429] == 4:
+                storage.may.set()
+
+        with anyio.fail_after(BOUND_SECONDS):
+            async with anyio.create_task_group() as tasks:
+                for number in range(6):
+                    tasks.start_soon(append, number)
+        assert codes == {204: 2, 429: 4}
+        assert (await client.post("s0", headers=TEXT, content="x" * 300_000)).status_code == 204  # alone
+
+
+async def test_who_does_not_read_is_no_reader_for_longer_than_others(
+    open_client: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_readers, "STALLED_SECONDS", 0.1)
+    async with open_client(limits=DurableStreamsLimits(max_readers=1, sse=timedelta(seconds=0.1))) as client:
+        await made(client, body="x" * (4 << 20))
+        await client.post("s", headers=TEXT, content="x" * (4 << 20))
+        live = "s?offset=-1&live=sse"
+        url = client.base_url.join(live)
+        with anyio.fail_after(BOUND_SECONDS):
+            async with await anyio.connect_tcp(url.host, url.port or 80) as stream:
+                await stream.send(b"GET " + url.raw_path + b" HTTP/1.1\r\nhost: x\r\n\r\n")
+                await stream.receive(1)
+                while True:
+                    async with client.stream("GET", live) as response:
+                        if response.status_code == 200:
+                            break
+
+
+async def test_a_stream_does_not_expire_while_a_long_poll_waits_for_it(open_client: Open) -> None:
+    async with open_client(limits=DurableStreamsLimits(long_poll=timedelta(seconds=2))) as client:
+        offset = await made(client, headers={**TEXT, "stream-ttl": "1"})
+        assert (await client.get("s", params={"offset": offset, "live": "long-poll"})).status_code == 204
+        assert (await client.head("s")).status_code == 200

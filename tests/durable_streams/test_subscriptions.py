@@ -1,9 +1,15 @@
 """Subscriptions: which streams, who may be woken where, and what fences whom."""
 
+import asyncio
 import base64
+import gc
 import ipaddress
 import json
 import random
+import ssl
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import anyio
@@ -14,8 +20,10 @@ from hypothesis import strategies as st
 from tests.durable_streams.conftest import Open
 from tests.durable_streams.test_processes import webhook
 
-from streamkeep.durable_streams import Access, _wakes, _webhooks
+from streamkeep.durable_streams import Access, _paths, _wakes, _webhooks
 from streamkeep.durable_streams._wakes import Config, Noticed, Refusal, Subscription
+from streamkeep.errors import StorageError
+from streamkeep.storage import Page
 from streamkeep.storages.memory import MemoryStorage
 
 BOUND_SECONDS: Final = 10
@@ -335,3 +343,115 @@ def test_generations_only_grow_and_nobody_acks_in_the_place_of_another(seed: int
 
 def _offset(position: int) -> str:
     return f"{position:016d}_{'a' * 16}"
+
+
+# What was found by who wanted it to fail
+
+
+async def test_a_stream_that_is_added_wakes_although_it_was_written_to_before(open_client: Open) -> None:
+    async with open_client(subscriptions="local") as client:
+        for path, headers in [("wake", JSON), ("a", TEXT), ("b", TEXT)]:
+            await client.put(path, headers=headers)
+        subscription = {"type": "pull-wake", "streams": ["a"], "wake_stream": "wake"}
+        assert (await client.put("__ds/subscriptions/s", json=subscription)).status_code == 201
+        await client.post("b", headers=TEXT, content="1")
+        assert (await client.post("__ds/subscriptions/s/streams", json={"streams": ["b"]})).status_code == 204
+        await client.post("b", headers=TEXT, content="2")
+        with anyio.fail_after(BOUND_SECONDS):
+            assert (await client.get("wake?offset=-1&live=long-poll")).json()[0]["stream"] == "b"
+
+
+class Away(MemoryStorage):
+    """Cannot read a stream, once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failed = anyio.Event()
+        self.failed.set()
+
+    async def read(self, stream: str, start: int = 0, limit: int = 0) -> Page | None:
+        if not self.failed.is_set() and stream == _paths.stream_id("a"):
+            self.failed.set()
+            raise StorageError("the storage is away")
+        return await super().read(stream, start, limit)
+
+
+async def test_a_subscription_goes_on_when_a_storage_was_away_while_its_streams_were_looked_at(open_client: Open) -> None:
+    storage = Away()
+    async with open_client(storage, subscriptions="local") as client:
+        await client.put("wake", headers=JSON)
+        await client.put("a", headers=TEXT)
+        subscription = {"type": "pull-wake", "streams": ["a"], "wake_stream": "wake"}
+        assert (await client.put("__ds/subscriptions/s", json=subscription)).status_code == 201
+    storage.failed = anyio.Event()
+    async with open_client(storage, subscriptions="local") as client:
+        with anyio.fail_after(BOUND_SECONDS):
+            await storage.failed.wait()
+            await client.post("a", headers=TEXT, content="1")
+            assert (await client.get("wake?offset=-1&live=long-poll")).json()[0]["stream"] == "a"
+        storage.failed = anyio.Event()
+        assert (await client.post("__ds/subscriptions/s/streams", json={"streams": ["a"]})).status_code == 503
+
+
+async def test_the_streams_of_a_subscription_are_bounded(open_client: Open) -> None:
+    async with open_client(subscriptions="local") as client:
+        subscription = {"type": "pull-wake", "streams": ["a"], "wake_stream": "wake"}
+        assert (await client.put("__ds/subscriptions/s", json=subscription)).status_code == 201
+        streams = "__ds/subscriptions/s/streams"
+        assert (await client.post(streams, json={"streams": [f"b{number}" for number in range(999)]})).status_code == 204
+        assert (await client.post(streams, json={"streams": ["a", "b1"]})).status_code == 204
+        assert (await client.post(streams, json={"streams": ["c"]})).status_code == 429
+
+
+async def test_nothing_is_read_of_who_may_not_subscribe(open_client: Open) -> None:
+    async with open_client(subscriptions="local", authorize=lambda _: False) as client:
+        assert (await client.put("__ds/subscriptions/s", content=b"x" * (8 << 20))).status_code == 403
+
+
+@pytest.mark.parametrize("host", ["2130706433", "0x7f000001", "127.1", "0177.0.0.1", "localhost.", "a.local.", "10.0.0.1."])
+def test_a_host_of_this_network_is_refused_however_it_is_written(host: str) -> None:
+    with pytest.raises(_webhooks.WebhookRejectedError):
+        _webhooks.check_url(f"https://{host}/", allow_local=False)
+
+
+@pytest.fixture
+def authority(tmp_path: Path, requires: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """Give a certificate for localhost, of an authority that is trusted here."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = [requires("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    names = ["-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run([*command, *names, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+@pytest.mark.parametrize("is_trusted", [True, False])
+async def test_a_webhook_goes_over_tls_to_whom_it_can_trust(
+    authority: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, *, is_trusted: bool
+) -> None:
+    _webhooks._trusted.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    if not is_trusted:
+        monkeypatch.delenv("SSL_CERT_FILE")
+    ended: list[bytes] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ended.append(await reader.readuntil(b"{}"))
+        writer.write(b'HTTP/1.1 200 OK\r\ncontent-length: 13\r\n\r\n{"done":true}')
+        await writer.drain()
+        writer.close()
+
+    try:
+        server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=authority)
+        async with server:
+            url = f"https://localhost:{server.sockets[0].getsockname()[1]}/hook"
+            if is_trusted:
+                assert await _webhooks.post(url, b"{}", {}, within=BOUND_SECONDS, allow_local=True) == b'{"done":true}'
+                assert ended[0].startswith(b"POST /hook HTTP/1.1\r\nhost: localhost:")
+            else:
+                with pytest.raises(_webhooks.WebhookFailedError, match="SSLCertVerificationError"):  # and no socket is left
+                    await _webhooks.post(url, b"{}", {}, within=BOUND_SECONDS, allow_local=True)
+                gc.collect()
+    finally:
+        _webhooks._trusted.cache_clear()  # pyright: ignore[reportPrivateUsage]

@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final, Literal
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -41,6 +41,7 @@ class DurableStreamsLimits:
         max_append_bytes: the body of one request; a longer one is answered 413.
         max_stream_bytes: all that is appended to a stream, as it is stored; then 413.
         max_stream_records: how many appends a stream may hold; one of more than a mebibyte counts as several. Then 413.
+        max_waiting_bytes: bodies of requests that are not answered yet, all streams together; then 429.
         max_producers: idempotent producers of a stream; then 429, unless some have been silent for a week.
         max_readers: live readers of this app, all streams together; then 429.
         max_subscriptions: subscriptions of the storage; then 429.
@@ -52,12 +53,20 @@ class DurableStreamsLimits:
     max_append_bytes: int = 4 << 20
     max_stream_bytes: int = 256 << 20
     max_stream_records: int = 1_000_000
+    max_waiting_bytes: int = 256 << 20
     max_producers: int = 1_000
     max_readers: int = 10_000
     max_subscriptions: int = 1_000
     body: timedelta = timedelta(seconds=60)
     long_poll: timedelta = timedelta(seconds=20)
     sse: timedelta = timedelta(seconds=60)
+
+
+@dataclass(slots=True)
+class Waiting:
+    """How many bytes of bodies are held for requests that are not answered yet."""
+
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +77,7 @@ class Manner:
     cors: str | None
     cache: Literal["public", "private"]
     public_url: str | None
+    waiting: Waiting = field(default_factory=Waiting)
 
 
 class Answering:
@@ -78,6 +88,7 @@ class Answering:
         self.scope = scope
         self._receive = receive
         self._has_all = False  # of the request's body
+        self._held = 0  # of its bytes
         self.headers = headers_of(scope)
         self.root: str = scope.get("root_path", "")
         self.has_begun = False
@@ -102,6 +113,11 @@ class Answering:
         """Give the URL of a stream, as the client knows it."""
         return f"{self.base_url()}/{quote(path)}"
 
+    def roots(self) -> Sequence[str]:
+        """Give the paths that all streams are under: as clients know it, and as it is here, if a proxy has changed it."""
+        public = self._manner.public_url
+        return (self.root,) if public is None else (unquote(urlsplit(public).path), self.root)
+
     def base_url(self) -> str:
         """Give the URL of the root of all streams, as the client knows it."""
         base = self._manner.public_url
@@ -111,14 +127,29 @@ class Answering:
         return base
 
     async def body(self) -> bytes | None:
-        """Give the request's body; None: the client has gone. RequestRefusedError: it is too long, or takes too long."""
+        """Give the request's body; None: the client has gone. RequestRefusedError: it is too long, or takes too long, or too many wait."""
         limits = self._manner.limits
         try:
-            return await read_body(self.scope, self.receive, max_bytes=limits.max_append_bytes, within=limits.body)
+            return await read_body(self.scope, self._hold, max_bytes=limits.max_append_bytes, within=limits.body)
         except RequestRefusedError as error:
-            if error.code == 413:
+            self.let_go()
+            if error.code in {413, 429}:
                 await self._throw_away_the_rest()
             raise
+
+    async def _hold(self) -> Message:
+        message, waiting = await self.receive(), self._manner.waiting
+        size = len(message.get("body", b""))
+        self._held += size
+        waiting.size += size
+        if waiting.size > self._manner.limits.max_waiting_bytes and waiting.size > self._held:
+            raise RequestRefusedError("RESOURCE_EXHAUSTED", 429, "too many bytes wait to be stored", [("retry-after", "1")])
+        return message
+
+    def let_go(self) -> None:
+        """Hold the request's body no longer: it is answered."""
+        self._manner.waiting.size -= self._held
+        self._held = 0
 
     async def receive(self) -> Message:
         """Receive a message of the server's (ASGI)."""

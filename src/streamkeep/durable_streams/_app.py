@@ -4,7 +4,7 @@ import inspect
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
@@ -177,6 +177,8 @@ class DurableStreams:
                 logger.exception("a response was cut")
             else:
                 await answering.refuse(error)
+        finally:
+            answering.let_go()
 
     async def _route(self, answering: Answering) -> None:
         if answering.scope["method"] == "OPTIONS":
@@ -228,12 +230,16 @@ class DurableStreams:
             headers = (("content-type", "application/jwk-set+json"),)
             await answering.send(Answer(200, headers), encode_json(signer.jwks), "public, max-age=300")
             return
+        below = what.removeprefix("subscriptions/")
+        request = _control.request_of(method, below, answering.headers, answering.base_url())
+        await self._allow_control(answering, request)
         body = await answering.body()
         if body is None:
             return
-        below = what.removeprefix("subscriptions/")
-        request = _control.request_of(method, below, answering.headers, body, answering.base_url())
-        await self._allow_control(answering, request)
+        request = replace(request, body=body)
+        if self._authorize is not None:
+            for action, stream in _control.streams_in(request, allow_local=self._webhooks == "local"):
+                await self._allow(answering, action, stream)
         reply = await _control.answer(subscriptions, request, allow_local=self._webhooks == "local")
         if reply.value is None:
             await answering.send(Answer(reply.code))
@@ -246,12 +252,10 @@ class DurableStreams:
             return
         where = f"{_paths.CONTROL}/subscriptions/{request.name}"
         await self._allow(answering, "claim" if request.what == "claim" else "subscribe", where)
-        for action, stream in _control.streams_in(request, allow_local=self._webhooks == "local"):
-            await self._allow(answering, action, stream)
 
     async def _put(self, answering: Answering, there: Streams, path: str) -> None:
         config = config_of(answering.headers)
-        asked = fork_of(answering.headers, answering.root)
+        asked = fork_of(answering.headers, answering.roots())
         if asked is not None:
             if (why := _paths.why_refused(asked.source)) is not None:
                 raise RefusedError(400, why)

@@ -10,7 +10,7 @@ import msgspec
 from . import _paths
 from ._requests import RefusedError
 from ._subscriptions import Subscriptions, linked
-from ._wakes import MAX_SEGMENTS, Config, Refusal, Subscription
+from ._wakes import MAX_EXPLICIT, MAX_SEGMENTS, Config, Refusal, Subscription
 from ._webhooks import Signer, WebhookRejectedError, check_url
 
 T = TypeVar("T")
@@ -19,7 +19,6 @@ MIN_LEASE_MS: Final = 1_000
 MAX_LEASE_MS: Final = 600_000
 MAX_NAME: Final = 256
 MAX_TEXT: Final = 1_024
-MAX_STREAMS: Final = 1_000
 
 
 class Webhook(msgspec.Struct):
@@ -95,8 +94,8 @@ def config_of(body: bytes, *, allow_local: bool) -> Config:
     pattern = _checked_pattern(asked.pattern or "")
     if not pattern and not streams:
         raise refused("there is neither a pattern nor a stream")
-    if len(streams) > MAX_STREAMS:
-        raise refused(f"there are more than {MAX_STREAMS} streams")
+    if len(streams) > MAX_EXPLICIT:
+        raise refused(f"there are more than {MAX_EXPLICIT} streams")
     lease = 30_000 if asked.lease_ttl_ms is None else asked.lease_ttl_ms
     if not MIN_LEASE_MS <= lease <= MAX_LEASE_MS:
         raise refused(f"lease_ttl_ms is between {MIN_LEASE_MS} and {MAX_LEASE_MS}")
@@ -166,15 +165,15 @@ class Request:
     """`streams`, `claim`, …; empty: the subscription itself."""
     linked_path: str
     headers: Mapping[str, str]
-    body: bytes
     base_url: str
+    body: bytes = b""
 
 
-def request_of(method: str, path: str, headers: Mapping[str, str], body: bytes, base_url: str) -> Request:
+def request_of(method: str, path: str, headers: Mapping[str, str], base_url: str) -> Request:
     """Read which subscription a request is of; `path` is what follows `__ds/subscriptions/`. Raises RefusedError."""
     name, _, rest = path.partition("/")
     what, _, linked_path = rest.partition("/")
-    return Request(method, checked_name(name), what, linked_path, headers, body, base_url)
+    return Request(method, checked_name(name), what, linked_path, headers, base_url)
 
 
 async def answer(subscriptions: Subscriptions, request: Request, *, allow_local: bool) -> Reply:
@@ -209,8 +208,8 @@ async def _answer_base(subscriptions: Subscriptions, request: Request, *, allow_
 async def _answer_streams(subscriptions: Subscriptions, request: Request) -> Reply:
     if request.method == "POST" and not request.linked_path:
         paths = [checked_path(path) for path in _decoded(request.body, AskedStreams).streams]
-        if not 1 <= len(paths) <= MAX_STREAMS:
-            raise refused(f"there are 1 to {MAX_STREAMS} streams")
+        if not 1 <= len(paths) <= MAX_EXPLICIT:
+            raise refused(f"there are 1 to {MAX_EXPLICIT} streams")
         return _done(await subscriptions.add(request.name, paths))
     if request.method == "DELETE" and request.linked_path:
         return _done(await subscriptions.remove(request.name, request.linked_path))

@@ -16,6 +16,8 @@ RECORD_BYTES: Final = 1 << 20
 _RAWS: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _RAW: Final = msgspec.json.Decoder(msgspec.Raw)
 _WHITE: Final = b" \t\r\n"
+_HALF: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+_ESCAPED: Final = re.compile(rb"\\(?:(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL)
 _LINE_END: Final = re.compile(rb"\r\n|\r|\n")
 TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+[ \t]*(;[\x20-\x7e\t]*)?")
 
@@ -47,12 +49,32 @@ def messages_in(body: bytes) -> Sequence[bytes] | None:
     """Give the messages of a body, byte for byte: an array's elements, or the one value that it is; None: it is not JSON."""
     try:
         body.decode()  # the parser does not look into strings
-        check_depth(body)
+        check_depth(_without_halves(body))
         if body.lstrip(_WHITE)[:1] == b"[":
-            return [bytes(raw).strip(_WHITE) for raw in _RAWS.decode(body)]
-        return [bytes(_RAW.decode(body)).strip(_WHITE)]
+            return _elements(body)
+        _RAW.decode(_without_halves(body))
+        return [body.strip(_WHITE)]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, InvalidArgumentError):
         return None
+
+
+def _elements(array: bytes) -> list[bytes]:
+    """Give the elements of a JSON array, byte for byte. Raises MsgspecError."""
+    readable = _without_halves(array)
+    raws = [bytes(raw).strip(_WHITE) for raw in _RAWS.decode(readable)]
+    if readable is array:
+        return raws
+    elements, at = [], 0
+    for raw in raws:  # in between there is only white space, and a comma
+        at = readable.index(raw, at)
+        elements.append(array[at : at + len(raw)])
+        at += len(raw)
+    return elements
+
+
+def _without_halves(text: bytes) -> bytes:
+    """Give JSON, as long as it was, without what our parser refuses, and other languages send: escaped halves of surrogate pairs."""
+    return _ESCAPED.sub(lambda found: b"\\u0000" if found[1] else found[0], text) if _HALF.search(text) else text
 
 
 def split_messages(messages: Sequence[bytes]) -> Sequence[bytes]:
@@ -92,8 +114,8 @@ def first_of(record: bytes, count: int, *, json: bool) -> tuple[bytes, int]:
     """Give the first messages, or bytes, of a record, and how many they are: `count`, or all there are."""
     if not json:
         return record[:count], min(count, len(record))
-    messages = _RAWS.decode(b"[" + record + b"]")
-    return b",".join([bytes(raw).strip(_WHITE) for raw in messages[:count]]), min(count, len(messages))
+    messages = _elements(b"[" + record + b"]")
+    return b",".join(messages[:count]), min(count, len(messages))
 
 
 def body_of(records: Sequence[bytes], *, json: bool) -> bytes:

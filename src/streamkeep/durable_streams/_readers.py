@@ -1,5 +1,6 @@
 """Readers: those who wait for what is appended, by long-poll or server-sent events (5.7, 5.8)."""
 
+import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -18,6 +19,8 @@ from ._rules import Answer, Stream
 from ._streams import Streams
 
 HEARTBEAT_SECONDS: Final = 15.0
+STALLED_SECONDS: Final = 10.0
+"""How long after its end a response waits for a client that does not read."""
 
 
 class Readers:
@@ -73,20 +76,38 @@ async def _wait(there: Streams, readers: Readers, stream: Stream, position: int)
             while True:
                 changes, newest = live.changes, live.newest
                 if live.is_over or newest is None or newest.state.life != stream.state.life:
-                    return newest if readers.are_ending else None
+                    return _unless_more(newest, stream, position) if readers.are_ending else None
                 if newest.tail > position:
                     return live.piece(position) or Piece(position, await there.read(newest, position), newest)
                 if newest.state.is_closed or readers.are_ending:
                     return newest
-                await changes.wait()
-    return newest
+                with anyio.move_on_after(renewal_after(newest)):
+                    await changes.wait()
+                    continue
+                if _rules.is_expired(newest, there.storage.time()):
+                    return None
+                await there.renew(newest)  # a stream with a live reader does not expire (5.1)
+    return _unless_more(newest, stream, position)
+
+
+def renewal_after(stream: Stream) -> float:
+    """Give after how many seconds whoever waits for a stream has to put off its expiry."""
+    ttl = stream.state.ttl
+    return math.inf if ttl is None else max(ttl / 2, 0.1)
+
+
+def _unless_more(newest: Stream | None, stream: Stream, position: int) -> Stream | None:
+    """Give the newest stream, or, if it has what its reader would skip, the one that ended where its reader is."""
+    is_same = newest is not None and newest.state.life == stream.state.life
+    return stream if newest is not None and not (is_same and newest.tail <= position) else newest
 
 
 @asynccontextmanager
-async def _while_connected(receive: Receive) -> AsyncGenerator[None]:
-    """Leave the block when the client goes. What is raised in it comes bare."""
+async def _while_connected(receive: Receive, until: float = math.inf) -> AsyncGenerator[None]:
+    """Leave the block when the client goes, or at a time of the event loop's. What is raised in it comes bare."""
     failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
+        tasks.cancel_scope.deadline = until
 
         async def leave() -> None:
             await disconnected(receive)
@@ -116,6 +137,7 @@ class SSE:
         self._reading = reading
         self._is_told = False  # its reader knows where it is
         self._takes_all = False  # also the beginning of a character
+        self._has_ended = False  # its reader knows that nothing more comes
         self._ends_at = 0.0
 
     async def run(self, records: Sequence[bytes]) -> None:
@@ -130,7 +152,8 @@ class SSE:
         self._ends_at = anyio.current_time() + self._readers.limits.sse.total_seconds()
         with suppress(OSError):  # the client is gone (ASGI 2.4)
             await self._answering.start(200, headers)
-            async with _while_connected(self._answering.receive):
+            # Whoever does not read what is sent is no reader for longer than others are.
+            async with _while_connected(self._answering.receive, self._ends_at + STALLED_SECONDS):
                 try:
                     await self._follow(records)
                 except StorageError as error:
@@ -143,6 +166,8 @@ class SSE:
     async def _follow(self, records: Sequence[bytes]) -> None:
         if records:
             await self._give(Piece(self._position, records, self._stream), self._stream)
+            if self._has_ended:
+                return
         async with self._there.log(self._stream.state.path).following() as live:
             while await self._go_on(live):
                 pass
@@ -157,7 +182,7 @@ class SSE:
             if piece is None:
                 piece = Piece(self._position, await self._there.read(newest, self._position), newest)
             if await self._give(piece, newest):
-                return not (newest.state.is_closed and self._position >= newest.tail)
+                return not self._has_ended
         elif newest.state.is_closed:
             await self._say(newest)
             return False
@@ -169,10 +194,7 @@ class SSE:
 
     async def _wait(self, changed: Callable[[], Awaitable[object]], newest: Stream) -> bool:
         """Wait for a change, as long as may be; False: this response has lasted long enough, or the stream has."""
-        ttl = newest.state.ttl
-        pause = min(
-            self._ends_at - anyio.current_time(), HEARTBEAT_SECONDS, HEARTBEAT_SECONDS if ttl is None else max(ttl / 2, 0.1)
-        )
+        pause = min(self._ends_at - anyio.current_time(), HEARTBEAT_SECONDS, renewal_after(newest))
         with anyio.move_on_after(pause):
             await changed()
             return True
@@ -202,7 +224,7 @@ class SSE:
             control = _messages.control_event(offset, cursor, is_up_to_date=is_whole, is_closed=is_over)
             body = piece.made[key] = _messages.data_event(piece.records, state.content_type) + control
         await self._answering.write(body)
-        self._position, self._is_told, self._takes_all = piece.end, True, False
+        self._position, self._is_told, self._takes_all, self._has_ended = piece.end, True, False, is_over
         return True
 
     async def _whole(self, piece: Piece, newest: Stream) -> Piece | None:

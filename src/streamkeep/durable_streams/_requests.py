@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Literal
@@ -21,7 +21,7 @@ _RFC3339: Final = re.compile(
     re.ASCII,
 )
 _OFFSET: Final = re.compile(r"[A-Za-z0-9_-]{1,255}")
-_CURSOR: Final = re.compile(r"[0-9]{1,15}")
+_CURSOR: Final = re.compile(r"[0-9]{1,255}")
 MAX_NAME: Final = 256
 CURSOR_EPOCH: Final = 1_728_432_000.0
 """2024-10-09T00:00:00Z (10.1)."""
@@ -90,8 +90,8 @@ def config_of(headers: Mapping[str, str]) -> Config:
     return Config(content_type, None if ttl is None else int(ttl), expires or "", at, is_true(headers, "stream-closed"))
 
 
-def fork_of(headers: Mapping[str, str], root: str) -> ForkAsked | None:
-    """Read where a PUT forks from (4.2); None: it does not. `root` is the path that all streams are under."""
+def fork_of(headers: Mapping[str, str], roots: Sequence[str]) -> ForkAsked | None:
+    """Read where a PUT forks from (4.2); None: it does not. `roots` are the paths that all streams are under, here and for clients."""
     named = headers.get("stream-forked-from")
     offset, sub = headers.get("stream-fork-offset"), headers.get("stream-fork-sub-offset")
     if named is None:
@@ -105,18 +105,17 @@ def fork_of(headers: Mapping[str, str], root: str) -> ForkAsked | None:
     count = int(sub or 0)
     if count and offset is None:
         raise RefusedError(400, "Stream-Fork-Sub-Offset needs Stream-Fork-Offset")
-    return ForkAsked(source_of(named, root), offset, count)
+    return ForkAsked(source_of(named, roots), offset, count)
 
 
-def source_of(named: str, root: str) -> str:
-    """Give the path of the stream that a URL's path names: with the root of all streams, or below it if it has no leading slash."""
+def source_of(named: str, roots: Sequence[str]) -> str:
+    """Give the path of the stream that a URL's path names: with a root of all streams, or below it."""
     try:
         path = unquote(urlsplit(named).path if "://" in named else named, errors="strict")
     except ValueError:
         raise RefusedError(400, "the path is not UTF-8") from None
-    if path.startswith("/"):
-        path = path.removeprefix(root) if path.startswith(root + "/") else path
-    return path.removeprefix("/")
+    root = next((root for root in roots if root and path.startswith(root + "/")), "")
+    return path.removeprefix(root).removeprefix("/")
 
 
 def append_of(headers: Mapping[str, str], body: bytes) -> Append:

@@ -334,6 +334,19 @@ def matches(state: State, config: Config, source: Stream | None, origin: Origin 
     if source is None:
         type_matches = same_type(config.content_type or "application/octet-stream", state.content_type)
         return type_matches and config.ttl == state.ttl and _same_time(config, state)
+    return _fork_matches(state, config)
+
+
+def is_fork_as_asked(state: State, config: Config, source: str, offset: str | None, sub: int) -> bool:
+    """Say whether a stream is the fork that a PUT asks for, whose source cannot be forked any more."""
+    there = state.origin
+    if there is None or (there.path, there.sub) != (source, sub) or config.is_closed != state.is_closed:
+        return False
+    is_at = there.is_tail if offset is None else there.position == (0 if offset == "-1" else position_of(state, offset))
+    return is_at and _fork_matches(state, config)
+
+
+def _fork_matches(state: State, config: Config) -> bool:
     inherits = config.ttl is None and not config.expires
     type_matches = config.content_type is None or same_type(config.content_type, state.content_type)
     return type_matches and (inherits or (config.ttl == state.ttl and _same_time(config, state)))

@@ -168,7 +168,7 @@ class Streams:
                 version = there.head.version
                 gone = _rules.absence(there, self.storage.time())
                 if gone is None:
-                    return self._found(there, config, place)
+                    return self._found(there, config, place, asked)
                 if gone.code == 410:
                     self._collect_soon(there)
                     return Answer(409, reason="the path is of a stream that was deleted, and has forks"), None
@@ -177,8 +177,13 @@ class Streams:
             if made is not None:
                 return made
 
-    def _found(self, there: Stream, config: Config, place: "_Place | Answer | None") -> tuple[Answer, Stream | None]:
+    def _found(
+        self, there: Stream, config: Config, place: "_Place | Answer | None", asked: ForkAsked | None
+    ) -> tuple[Answer, Stream | None]:
         if isinstance(place, Answer):
+            # The source may have been deleted since, or refuse forks: one that is there as it is asked for stays what it is.
+            if asked is not None and _rules.is_fork_as_asked(there.state, config, asked.source, asked.offset, asked.sub):
+                return Answer(200), there
             return Answer(409, reason="there is another stream under this path"), None
         source, origin = (None, None) if place is None else (place.source, place.origin)
         if _rules.matches(there.state, config, source, origin):

@@ -95,10 +95,13 @@ class Subscriptions:
             self._drop(id)
             worker = self._workers[id] = _Worker(self, id, there)
             worker.start(self._background)
+        self._relink(worker, there)
+        return worker
+
+    def _relink(self, worker: "_Worker", there: Subscription) -> None:
         if worker.config != there.config or worker.linked != set(there.links):
             worker.config, worker.linked = there.config, set(there.links)
-            self._by_path.clear()
-        return worker
+            self._by_path.clear()  # who wants a path's changes may be somebody else now
 
     def _drop(self, id: str) -> None:
         worker = self._workers.pop(id, None)
@@ -189,7 +192,7 @@ class Subscriptions:
     async def add(self, name: str, paths: Sequence[str]) -> Subscription | Refusal:
         """Link streams explicitly, at their current tails. Raises StorageError."""
         tails = await self._tails(paths)
-        changed = await self.change(name, lambda there, _: _wakes.link(there, tails, explicit=True))
+        changed = await self.change(name, lambda there, _: _wakes.add(there, tails))
         await self._relinked(name, changed)
         return changed
 
@@ -285,6 +288,7 @@ class Subscriptions:
             if await commit_once(self._storage, id, page.head.version, _wakes.head_of(changed, page.head.version, now, by)):
                 worker = self._workers.get(id)
                 if worker is not None:
+                    self._relink(worker, changed)
                     worker.know(changed)
                 return changed
 
@@ -321,9 +325,12 @@ class Subscriptions:
                 if is_there and stream is not None:
                     tails[path] = _rules.offset_of(stream.state, stream.tail)
 
-        async with anyio.create_task_group() as reads:
-            for _ in range(min(len(paths), READS_AT_ONCE)):
-                reads.start_soon(read_rest)
+        try:
+            async with anyio.create_task_group() as reads:
+                for _ in range(min(len(paths), READS_AT_ONCE)):
+                    reads.start_soon(read_rest)
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from group  # who asked knows the errors of a storage, and no groups of them
         return tails
 
     # What a worker does for its subscription
@@ -454,7 +461,6 @@ class _Worker:
 
     def know(self, there: Subscription) -> None:
         self._due_at = _wakes.due_at(there)
-        self.linked.update(there.links)
         self._pushed.set()
 
     async def backfill(self) -> None:

@@ -26,6 +26,8 @@ ANNOUNCE_SECONDS: Final = 5.0
 """After so long a wake whose event may not have been written is announced again."""
 MAX_LINKS: Final = 1_000
 """More links to streams that match a pattern are forgotten where all is processed; the next append links them again."""
+MAX_EXPLICIT: Final = 1_000
+"""How many streams a subscription may have explicitly: all of them are in one head, and in each wake."""
 MAX_SEGMENTS: Final = 64
 
 
@@ -210,6 +212,14 @@ def link(there: Subscription, tails: Mapping[str, str], *, explicit: bool) -> Su
         old = links.get(path) or Link(tail, tail)
         links[path] = replace(old, is_explicit=old.is_explicit or explicit, is_glob=old.is_glob or covers(there.config, path))
     return replace(there, links=_fewer(links), is_backfilled=there.is_backfilled or not explicit)
+
+
+def add(there: Subscription, tails: Mapping[str, str]) -> Subscription | Refusal:
+    """Link streams explicitly, as long as there is room for them."""
+    after = link(there, tails, explicit=True)
+    if after != there and sum(link.is_explicit for link in after.links.values()) > MAX_EXPLICIT:
+        return Refusal(429, "RATE_LIMITED", f"a subscription has at most {MAX_EXPLICIT} streams of its own")
+    return after
 
 
 def unlink(there: Subscription, path: str) -> Subscription:

@@ -10,6 +10,7 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Mapping
+from functools import cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 from urllib.parse import SplitResult, urlsplit
@@ -63,9 +64,10 @@ def check_url(url: str, *, allow_local: bool) -> SplitResult:
         return parts
     if parts.scheme != "https":
         raise WebhookRejectedError("a webhook's URL is https")
+    host = host.rstrip(".")
     if host == "localhost" or host.endswith((".localhost", ".local", ".internal")):
         raise WebhookRejectedError("the URL is of this network")
-    if (address := _address(host)) is not None and not _is_public(address):
+    if (address := _address(host) or _address_as_c_reads_it(host)) is not None and not _is_public(address):
         raise WebhookRejectedError("the URL is of this network")
     return parts
 
@@ -82,6 +84,14 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         return ipaddress.ip_address(text)
     except ValueError:
+        return None
+
+
+def _address_as_c_reads_it(text: str) -> ipaddress.IPv4Address | None:
+    # 2130706433, 0x7f.1 and 127.1 are 127.0.0.1 to whoever connects.
+    try:
+        return ipaddress.IPv4Address(socket.inet_aton(text))
+    except OSError:
         return None
 
 
@@ -129,9 +139,17 @@ async def _connect(parts: SplitResult, address: str, port: int) -> ByteStream:
     stream = await anyio.connect_tcp(address, port)
     if parts.scheme != "https":
         return stream
-    return await TLSStream.wrap(
-        stream, hostname=parts.hostname, ssl_context=ssl.create_default_context(), standard_compatible=False
-    )
+    try:
+        return await TLSStream.wrap(stream, hostname=parts.hostname, ssl_context=_trusted(), standard_compatible=False)
+    except BaseException:
+        await anyio.aclose_forcefully(stream)
+        raise
+
+
+@cache
+def _trusted() -> ssl.SSLContext:
+    # Reading all certificates takes so long that the event loop must not stand still for each webhook.
+    return ssl.create_default_context()
 
 
 async def _exchange(stream: ByteStream, parts: SplitResult, body: bytes, headers: Mapping[str, str]) -> bytes:
