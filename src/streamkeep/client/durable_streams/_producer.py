@@ -17,7 +17,7 @@ from ...errors import InvalidArgumentError, StreamkeepError, UnexpectedAnswerErr
 from .._network import Network
 from ._rules import MAX_CLAIMS, Claim, Failed, Stored, Tag, TooSoon, check_producer, epoch_now, meaning
 from ._stream import Target
-from ._writing import encoded, joined
+from ._writing import batchable, joined
 
 MAX_BATCH_BYTES: Final = 1 << 20
 MAX_WAITING_BYTES: Final = 4 << 20
@@ -101,7 +101,7 @@ class Producer:
 
         InvalidArgumentError: one of them cannot be appended; then none is.
         """
-        some = [encoded(message, self._target.content_type) for message in messages]
+        some = batchable(messages, self._target.content_type)
         self._check()
         while self._waiting_bytes > MAX_WAITING_BYTES:
             await self._changed.wait()
@@ -120,7 +120,7 @@ class Producer:
 
     async def close(self, *messages: object) -> str:
         """Append these, if there are any, and close the stream, once; give its last offset. Nothing can be appended behind it."""
-        last = [encoded(message, self._target.content_type) for message in messages]
+        last = batchable(messages, self._target.content_type)
         await self.flush()
         self._is_over = True
         await self._store(last, self._take_seq(), closes=True)
@@ -177,23 +177,27 @@ class Producer:
         body = joined(batch, content_type) if batch else b""
         while True:
             tag = Tag(self.id, self.epoch, seq)
+            stored_below = (
+                self._stored_below
+            )  # as the server has known when it answers, for answers may overtake one another, too
             call = self._target.call("POST", {**tag.headers(), **own}, body)
             reply = await self._target.reply(self._network, call, is_repeatable=True)
             match meaning(reply, tag, claims=self._claims > 0 and not self._stored_below):
                 case Stored(offset):
                     return offset
                 case TooSoon(expected):
-                    await self._until_before(seq, expected)
+                    if expected < stored_below:
+                        lost = f"the server has lost what it had stored: it wants batch {expected} again"
+                        raise UnexpectedAnswerError(lost)
+                    await self._until_before(seq)
                 case Claim(epoch):
                     self.epoch = epoch
                     self._claims -= 1
                 case Failed(error):
                     raise error
 
-    async def _until_before(self, seq: int, expected: int) -> None:
-        """Wait until all batches before this one are stored. UnexpectedAnswerError: the server has lost one that was."""
-        if expected < self._stored_below:
-            raise UnexpectedAnswerError(f"the server has lost what it had stored: it wants batch {expected} again")
+    async def _until_before(self, seq: int) -> None:
+        """Wait until all batches before this one are stored."""
         while self._stored_below < seq:
             if self._failure is not None:
                 raise fresh(self._failure)
