@@ -466,6 +466,20 @@ async def test_what_is_nothing_does_not_end_a_producer(url: str) -> None:
             assert b"".join([batch.data async for batch in batches]) == b"abcd"
 
 
+async def test_a_stream_whose_closing_was_not_waited_for_is_closed_when_the_producer_is_left(url: str) -> None:
+    async with DurableStream(url, retry=SOON) as stream:
+        await stream.create()
+        async with stream.producer("p") as producer:
+            await producer.append(1)
+            await producer.flush()
+            with anyio.move_on_after(0):
+                await producer.close("end")
+            with pytest.raises(RuntimeError):
+                await producer.append(2)
+        assert (await stream.head()).is_closed
+        assert await read_all(stream, "catch-up") == [1, "end"]
+
+
 async def test_a_producer_that_is_left_by_an_exception_does_not_wait(url: str) -> None:
     async with DurableStream(url, retry=SOON) as stream:
         await stream.create()

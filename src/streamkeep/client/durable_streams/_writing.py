@@ -87,7 +87,7 @@ async def reply_to(network: Network, call: Call, retry: Retry, *, is_repeatable:
             reply = await _once(network, call, is_doubtful=is_doubtful)
             if reply.code in REFUSED_FOR_NOW:
                 lost = LostError(is_sent=False, asked_seconds=_asked(reply))
-            elif reply.code in FAILED and (is_repeatable or reply.code == 503):
+            elif reply.code in FAILED:
                 lost = LostError(asked_seconds=_asked(reply))
             else:
                 return reply
@@ -96,7 +96,7 @@ async def reply_to(network: Network, call: Call, retry: Retry, *, is_repeatable:
             lost = error
         is_doubtful = is_doubtful or lost.is_sent
         if lost.is_sent and not is_repeatable:
-            raise _lost("the connection was lost: whether it was done is unknown, so it is not sent twice", lost)
+            raise _lost(f"whether it was done is unknown, so it is not sent twice: {lost.__cause__ or lost}", lost)
         pause = None if lost.is_final else budget.next_pause(None, lost.asked_seconds)
         if pause is None:
             given_up = _lost(f"given up after {budget.failures} tries: {lost.__cause__ or lost}", lost)
