@@ -266,6 +266,14 @@ async def test_a_producers_session_outlives_a_server_that_is_killed(tmp_path: Pa
             assert await read_all(stream, "sse") == list(range(sent))
 
 
+@pytest.mark.parametrize("code", [500, 502, 503, 504])
+async def test_an_append_that_may_have_been_done_is_not_sent_again_and_not_called_refused(code: int) -> None:
+    async with scripted([(code, {"retry-after": "0"})]) as (there, asked), DurableStream(there, retry=SOON) as stream:
+        with pytest.raises(StreamLostError, match=str(code)):
+            await stream.append(1)
+        assert len(asked) == 1
+
+
 async def test_an_answer_of_503_is_asked_again_when_it_says_and_one_of_400_is_not(url: str) -> None:
     answers = [(503, {"retry-after": "0"}), (429, {}), (503, {}), (200, {"stream-next-offset": "1_a"}), (400, {})]
     async with scripted(answers) as (there, asked), DurableStream(there, retry=SOON) as stream:
