@@ -353,6 +353,27 @@ async def test_from_now_on_gives_only_what_comes() -> None:
     assert rest.json() == [{"chunk": 1}]
 
 
+async def test_a_long_poll_from_now_on_is_answered_with_what_comes() -> None:
+    limits = DurableStreamsLimits(long_poll=timedelta(seconds=BOUND_SECONDS))
+    answers: list[httpx.Response] = []
+    async with InMemoryStreamManager() as streams, bridged(streams, limits=limits) as client, streams.open("answer") as stream:
+        await stream.write(0)
+
+        async def poll() -> None:
+            answers.append(await client.get("/answer?offset=now&live=long-poll"))
+
+        with anyio.fail_after(BOUND_SECONDS):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(poll)
+                await until(lambda: bool(streams_followed(streams)))
+                await stream.write(1)
+        rest = await client.get("/answer", params={"offset": answers[0].headers["stream-next-offset"]})
+        await stream.done()
+
+    assert (answers[0].status_code, answers[0].json(), rest.json()) == (200, [{"chunk": 1}], [])
+    assert "etag" not in answers[0].headers
+
+
 @pytest.mark.parametrize("mode", ["long-poll", "sse"])
 async def test_who_follows_a_stream_that_is_deleted_is_not_left_waiting(mode: str) -> None:
     limits = DurableStreamsLimits(long_poll=timedelta(seconds=BOUND_SECONDS))

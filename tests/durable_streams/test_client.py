@@ -1,8 +1,12 @@
 """The client of the protocol, against servers that behave, connections that are cut, and servers that do not behave."""
 
+import os
 import re
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import asynccontextmanager
+import time
+import tracemalloc
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -10,6 +14,8 @@ from typing import Any, Final
 
 import anyio
 import anyio.to_thread
+import httpx2
+import msgspec
 import pytest
 from msgspec import Struct
 from tests.durable_streams.conftest import Open
@@ -17,13 +23,24 @@ from tests.durable_streams.served import Server
 from tests.http.servers import serving, until
 from tests.network.proxy import End, Fate, bad_network
 
-from streamkeep import InMemoryStreamManager
+from streamkeep import InMemoryStreamManager, StreamManager
 from streamkeep.client import Retry
-from streamkeep.client.durable_streams import DurableStream, Mode
+from streamkeep.client._network import Call
+from streamkeep.client.durable_streams import DurableStream, Mode, _batches
 from streamkeep.client.durable_streams import sync as blocking
+from streamkeep.client.durable_streams._batches import Events, Pages
 from streamkeep.durable_streams import DurableStreamsLimits, bridge, durable_streams
-from streamkeep.errors import InvalidArgumentError, RefusedError, StreamLostError, UnexpectedAnswerError
+from streamkeep.errors import (
+    InvalidArgumentError,
+    LimitExceededError,
+    RefusedError,
+    StorageError,
+    StreamLostError,
+    UnexpectedAnswerError,
+)
 from streamkeep.http.response import Message, Receive, Scope, Send
+from streamkeep.storage import Head, Page
+from streamkeep.storages.memory import MemoryStorage
 
 BOUND_SECONDS: Final = 40
 MODES: Final[tuple[Mode, ...]] = ("catch-up", "long-poll", "sse")
@@ -249,6 +266,14 @@ async def test_a_producers_session_outlives_a_server_that_is_killed(tmp_path: Pa
             assert await read_all(stream, "sse") == list(range(sent))
 
 
+@pytest.mark.parametrize("code", [500, 502, 503, 504])
+async def test_an_append_that_may_have_been_done_is_not_sent_again_and_not_called_refused(code: int) -> None:
+    async with scripted([(code, {"retry-after": "0"})]) as (there, asked), DurableStream(there, retry=SOON) as stream:
+        with pytest.raises(StreamLostError, match=str(code)):
+            await stream.append(1)
+        assert len(asked) == 1
+
+
 async def test_an_answer_of_503_is_asked_again_when_it_says_and_one_of_400_is_not(url: str) -> None:
     answers = [(503, {"retry-after": "0"}), (429, {}), (503, {}), (200, {"stream-next-offset": "1_a"}), (400, {})]
     async with scripted(answers) as (there, asked), DurableStream(there, retry=SOON) as stream:
@@ -361,6 +386,108 @@ async def test_batches_that_overtake_one_another_are_stored_in_order() -> None:
     assert codes.count(409) > 5
 
 
+async def test_an_answer_that_was_overtaken_by_what_it_asks_for_does_not_mean_that_it_was_lost() -> None:
+    is_refused, goes_on = anyio.Event(), anyio.Event()
+
+    async with InMemoryStreamManager() as streams, durable_streams(streams) as served:
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            """Refuse batch 2 because 1 is not there, and say so when the client has heard that 1 is."""
+            seq = dict(scope["headers"]).get(b"producer-seq")
+            if seq == b"1":
+                await is_refused.wait()
+            elif seq == b"3":
+                goes_on.set()
+
+            async def held(message: Message) -> None:
+                if message.get("status") == 409 and not is_refused.is_set():
+                    is_refused.set()
+                    await goes_on.wait()
+                await send(message)
+
+            await served(scope, receive, held)
+
+        async with serving(app) as url, DurableStream(f"{url}/s", retry=SOON) as stream:
+            await stream.create()
+            with anyio.fail_after(BOUND_SECONDS):
+                async with stream.producer("p", max_batch_bytes=1, max_in_flight=2) as producer:
+                    await producer.append(0)
+                    await producer.flush()
+                    await producer.append(1, 2, 3)
+            assert await read_all(stream, "catch-up") == [0, 1, 2, 3]
+
+
+class _LosesAnswers(MemoryStorage):
+    """Commits, and then cannot be asked whether it has."""
+
+    loses_next = False
+    is_away = False
+
+    async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
+        is_there = await super().commit(stream, seen, head, records)
+        if self.loses_next:
+            self.loses_next, self.is_away = False, True
+            raise StorageError("the answer was lost")
+        return is_there
+
+    async def read(self, stream: str, start: int = 0, limit: int = 0) -> Page | None:
+        if self.is_away:
+            self.is_away = False
+            raise StorageError("away")
+        return await super().read(stream, start, limit)
+
+
+async def test_what_a_server_has_stored_that_does_not_know_it_is_not_stored_twice() -> None:
+    storage = _LosesAnswers()
+    async with (
+        StreamManager(storage) as streams,
+        durable_streams(streams) as app,
+        serving(app) as url,
+        DurableStream(f"{url}/s", retry=SOON) as stream,
+    ):
+        await stream.create()
+        storage.loses_next = True
+        with pytest.raises(StreamLostError):
+            await stream.append("a")
+        storage.loses_next = True
+        async with stream.producer("p") as producer:
+            await producer.append("b")
+        assert await read_all(stream, "catch-up") == ["a", "b"]
+
+
+async def test_what_is_nothing_does_not_end_a_producer(url: str) -> None:
+    async with DurableStream(url, content_type=TEXT) as stream:
+        await stream.create()
+        async with stream.producer("p") as producer:
+            for text in ("a", "", "b", ""):
+                await producer.append(text)
+                await producer.flush()
+
+        def without_await() -> None:
+            with blocking.DurableStream(url, content_type=TEXT) as stream, stream.producer("q") as producer:
+                for text in ("c", "", "d", ""):
+                    producer.append(text)
+                    producer.flush()
+
+        await anyio.to_thread.run_sync(without_await)
+        async with stream.read(mode="catch-up") as batches:
+            assert b"".join([batch.data async for batch in batches]) == b"abcd"
+
+
+async def test_a_stream_whose_closing_was_not_waited_for_is_closed_when_the_producer_is_left(url: str) -> None:
+    async with DurableStream(url, retry=SOON) as stream:
+        await stream.create()
+        async with stream.producer("p") as producer:
+            await producer.append(1)
+            await producer.flush()
+            with anyio.move_on_after(0):
+                await producer.close("end")
+            with pytest.raises(RuntimeError):
+                await producer.append(2)
+        assert (await stream.head()).is_closed
+        assert await read_all(stream, "catch-up") == [1, "end"]
+
+
 async def test_a_producer_that_is_left_by_an_exception_does_not_wait(url: str) -> None:
     async with DurableStream(url, retry=SOON) as stream:
         await stream.create()
@@ -447,6 +574,102 @@ async def test_a_server_that_answers_at_once_with_nothing_is_not_asked_for_ever(
         assert 1 <= len(asked) <= 3
 
 
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_server_that_leads_from_nothing_to_nothing_is_not_asked_for_ever(mode: Mode) -> None:
+    def answer(number: int) -> tuple[int, dict[str, str], bytes]:
+        if mode == "sse":
+            return 200, EVENTS, b'event: control\ndata: {"streamNextOffset":"%d"}\n\n' % number
+        return 200, {**JSON, "stream-next-offset": str(number)}, b"[]"
+
+    async with scripted([answer(number % 2) for number in range(1_000)]) as (url, asked):
+        async with DurableStream(url, retry=SOON) as stream:
+            with anyio.move_on_after(1.5):
+                await read_all(stream, mode)
+        assert len(asked) <= 20
+
+
+async def test_what_no_server_of_the_protocol_says_is_not_taken_for_done() -> None:
+    page = (200, {"content-type": "text/html"}, b"<html>Log in</html>")
+    async with scripted([page]) as (url, _), DurableStream(url, retry=SOON) as stream:
+        with pytest.raises(UnexpectedAnswerError):
+            async with stream.producer("p") as producer:
+                await producer.append(1)
+        for ask in (stream.create, partial(stream.append, 1), stream.close, stream.head, stream.delete):
+            with pytest.raises(UnexpectedAnswerError):
+                await ask()
+
+
+@pytest.mark.parametrize("data", [b"event: data\ndata: [1]\n\n", b"event: data\ndata:\n\n"])
+def test_events_without_a_place_to_go_on_cost_no_more_than_there_are_and_are_bounded(
+    monkeypatch: pytest.MonkeyPatch, data: bytes
+) -> None:
+    monkeypatch.setattr(_batches, "MAX_PAGE_BYTES", 4 << 20)
+    events = Events(Call("GET", "http://server"), "-1", msgspec.json.decode, is_json=True)
+    begun_at = time.process_time()
+    with pytest.raises(LimitExceededError):
+        for _ in range(70):
+            assert list(events.feed(data * 1_000)) == []
+    assert time.process_time() - begun_at < BOUND_SECONDS / 4
+
+
+def test_a_long_answer_costs_about_its_length() -> None:
+    pages = Pages(Call("GET", "http://server"), "-1", msgspec.json.decode, polls=False)
+    body = b"[" + b"1," * 500_000 + b"1]"
+    tracemalloc.start()
+    try:
+        pages.begin(Whole(200, {"content-type": "application/json", "stream-next-offset": "5"}))
+        assert list(pages.feed(body)) == []
+        [(batch, _)] = pages.end(has_end=True)
+        assert tracemalloc.get_traced_memory()[1] < 8 * len(body)
+    finally:
+        tracemalloc.stop()
+    assert batch.data == body
+
+
+@dataclass
+class Whole:
+    """The head of an answer whose body is fed by hand."""
+
+    status: int
+    headers: Mapping[str, str]
+    has_end: bool = True
+
+    async def read(self) -> bytes:
+        return b""
+
+    def hasten(self, seconds: float) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_what_comes_after_reading_from_now_on_has_begun_comes_whatever_is_lost() -> None:
+    async with InMemoryStreamManager() as streams, durable_streams(streams) as served:
+        is_cut = False
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            async def cut(message: Message) -> None:
+                nonlocal is_cut
+                if message.get("body") and b"live" in scope["query_string"] and not is_cut:
+                    is_cut = True
+                    raise ConnectionResetError
+                await send(message)
+
+            await served(scope, receive, cut)
+
+        async with serving(app) as url, DurableStream(f"{url}/s", retry=SOON) as stream:
+            for mode in ("long-poll", "sse"):
+                is_cut = False
+                await stream.create("before")
+                with anyio.fail_after(BOUND_SECONDS):
+                    async with stream.read(offset="now", mode=mode) as batches:
+                        await stream.append(mode)
+                        assert (await anext(batches)).messages == [mode]
+                assert is_cut
+                await stream.delete()
+
+
 @pytest.mark.parametrize(
     "answers",
     [
@@ -519,6 +742,77 @@ async def test_a_producer_without_await_whose_connections_are_cut_has_each_messa
             await anyio.to_thread.run_sync(work)
         assert network.struck.total() > 10
         assert await read_all(there, "catch-up") == list(range(300))
+
+
+async def test_a_producer_without_await_that_was_interrupted_does_not_give_its_batchs_number_to_another(url: str) -> None:
+    class Interruption(BaseException):
+        pass
+
+    def work() -> None:
+        class Interrupted(httpx2.BaseTransport):
+            """Interrupts whoever waits for the first answer, when the server has given it."""
+
+            def __init__(self) -> None:
+                self.inner, self.is_done = httpx2.HTTPTransport(), False
+
+            def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+                response = self.inner.handle_request(request)
+                if not self.is_done:
+                    self.is_done = True
+                    response.close()
+                    raise Interruption
+                return response
+
+        with (
+            httpx2.Client(transport=Interrupted()) as client,
+            blocking.DurableStream(url, client=client) as stream,
+            pytest.raises(StreamLostError, match="unknown"),
+            stream.producer("p") as producer,
+        ):
+            producer.append(1)
+            with pytest.raises(Interruption):
+                producer.flush()
+            producer.append(2)
+
+    async with DurableStream(url) as there:
+        await there.create()
+        await anyio.to_thread.run_sync(work)
+        assert await read_all(there, "catch-up") == [1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_process_has_connections_and_producers_of_its_own(tmp_path: Path) -> None:
+    with (
+        Server(f"sqlite:///{tmp_path / 'streams.db'}", tmp_path / "server") as server,
+        blocking.DurableStream(f"{server.url}/s", retry=SOON) as stream,
+        stream.producer("p") as producer,
+    ):
+        stream.create()
+        producer.append("before")
+        producer.flush()
+        child = os.fork()
+        if not child:
+            is_right = False
+            try:
+                with suppress(RuntimeError):
+                    producer.append("in the wrong process")
+                    producer.flush()
+                    os._exit(1)
+                for number in range(50):
+                    stream.append(f"child {number}")
+                is_right = True
+            finally:
+                os._exit(0 if is_right else 2)
+        for number in range(50):
+            stream.append(f"parent {number}")
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        producer.append("after")
+        producer.flush()
+        with stream.read(mode="catch-up") as batches:
+            seen = [message for batch in batches for message in batch.messages]
+    assert len(seen) == 102
+    assert [message for message in seen if message.startswith("child")] == [f"child {number}" for number in range(50)]
+    assert [message for message in seen if message.startswith("parent")] == [f"parent {number}" for number in range(50)]
 
 
 def test_offsets_are_the_servers_and_none_is_made_here() -> None:

@@ -5,6 +5,7 @@ else. So whoever reads streams is written once.
 """
 
 import base64
+import os
 import re
 import socket
 import ssl
@@ -206,13 +207,18 @@ class BlockingNetwork:
 
     def __init__(self, client: httpx2.Client | None, read_seconds: float | None) -> None:
         self._is_ours = client is None
-        self._client = client or httpx2.Client(verify=_tls(), timeout=CONNECT_SECONDS)
+        self._client = client or _blocking_client()
+        self._process = os.getpid()
         self._timeout = _timeout(self._client.timeout, read_seconds)
         self._interrupted = SimpleQueue[None]()  # no Event: a signal's handler must not wait for its lock
         self._socket: socket.socket | None = None  # over which something is waited for, if nobody else uses it
 
     async def send(self, call: Call) -> Answer:
         """See `Network`."""
+        if (
+            self._is_ours and self._process != os.getpid()
+        ):  # whose connections are the other process's, too: answers would be mixed up
+            self._client, self._process, self._socket = _blocking_client(), os.getpid(), None
         request = _request(self._client, call, self._timeout)
         if self._is_ours:
             request.extensions = {**request.extensions, "trace": self._trace}
@@ -267,10 +273,13 @@ class _BlockingAnswer:
         self.has_end = _has_end(response)
         self._response = response
         self._network = network
+        self._process = os.getpid()
         self._pieces = response.iter_raw()
 
     async def read(self) -> bytes:
         """See `Answer`."""
+        if self._process != os.getpid():
+            raise LostError from RuntimeError("it is another process that reads this answer")
         with _translated():
             return next(self._pieces, b"")
 
@@ -306,6 +315,10 @@ def is_header_value(text: str) -> bool:
 
 
 _HEADER_VALUE: Final = re.compile(rb"|[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?")
+
+
+def _blocking_client() -> httpx2.Client:
+    return httpx2.Client(verify=_tls(), timeout=CONNECT_SECONDS)
 
 
 @cache

@@ -35,6 +35,8 @@ TOLD_SECONDS: Final = 1.0
 """So long a pause is told at once; else the second one in a row, for a connection that is lost once is everyday."""
 SPARED_SECONDS: Final = 1.0
 """Between two requests, if the first one has brought nothing new."""
+MAX_IDLE: Final = 8
+"""So many answers in a row may give no event and yet lead somewhere else, before they count as nothing new."""
 MAX_ERROR_BYTES: Final = 64 * 1024
 MAX_ERROR_PIECES: Final = 64
 ERROR_SECONDS: Final = 3.0
@@ -156,6 +158,7 @@ class Reading(Generic[E]):
         self._is_told = False  # that it waits, since something new has come
         self._asked_at = 0.0
         self._asked_from: str | None = None
+        self._idle = 0  # answers in a row that gave no event
 
     @property
     def position(self) -> str | None:
@@ -273,7 +276,8 @@ class Reading(Generic[E]):
 
     async def _spare(self) -> None:
         """Wait, where an answer has brought nothing new at once: to ask again at once would be to ask for ever."""
-        if not self.dialect.is_over and self.dialect.position == self._asked_from:
+        self._idle += 1
+        if not self.dialect.is_over and (self.dialect.position == self._asked_from or self._idle > MAX_IDLE):
             await self._network.sleep(max(0.0, self._asked_at + SPARED_SECONDS - time.monotonic()))
 
     def _check_is_readable(self, answer: Answer) -> None:
@@ -319,6 +323,7 @@ class Reading(Generic[E]):
         try:
             for event in events:
                 self._ready.append(event)  # one by one, for what comes then may raise
+                self._idle = 0
         except (InvalidArgumentError, LimitExceededError) as error:
             unexpected = UnexpectedAnswerError(str(error))
             unexpected.__cause__ = error

@@ -26,8 +26,11 @@ START: Final = "-1"
 NOW: Final = "now"
 MAX_PAGE_BYTES: Final = 256 << 20
 """The longest answer that is taken; some servers send all that a stream has as one."""
+EVENT_BYTES: Final = 64
+"""What is counted for an event that is held, beyond its data: there may be many without any."""
 MAX_TEXT: Final = 1_024
 _RAWS: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_RAW: Final = msgspec.json.Decoder(msgspec.Raw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +116,19 @@ class Pages(_Batches[T]):
         self._body = bytearray()
 
     def request(self) -> Call:
-        """Give the request for what is behind the offset. A long-poll begins when there is nothing more to catch up with."""
-        return self._asked("long-poll" if self._polls and (self.is_up_to_date or self.position == NOW) else "")
+        """Give the request for what is behind the offset. A long-poll begins when there is nothing more to catch up with.
+
+        Nor does it from now on: first is asked where that is. An answer with what has come since might be lost, and all that with it.
+        """
+        return self._asked("long-poll" if self._polls and self.is_up_to_date else "")
 
     def begin(self, answer: Answer) -> None:
         """Begin to read."""
         self._headers = answer.headers
         self._is_json = is_json(answer.headers.get("content-type", ""))
         self._body = bytearray()
+        if self.position == NOW:
+            self._go_on(offset_in(answer), has_data=False)
 
     def no_content(self, answer: Answer) -> None:
         """Nothing came in time, or nothing will come any more."""
@@ -140,7 +148,7 @@ class Pages(_Batches[T]):
         if not has_end:
             raise LostError from UnexpectedAnswerError("whether the answer is whole cannot be told")
         data, self._body = bytes(self._body), bytearray()
-        has_data = bool(checked(_RAWS.decode)(data)) if self._is_json else bool(data)
+        has_data = _has_messages(data) if self._is_json else bool(data)
         self._take_head(has_data=has_data)
         if has_data:
             yield self._batch(data)
@@ -160,8 +168,6 @@ class Pages(_Batches[T]):
 class Events(_Batches[T]):
     """Server-sent events: data, and behind it where to go on. A `Dialect`."""
 
-    media_types = frozenset({EVENT_STREAM})
-
     def __init__(self, call: Call, offset: str, decode: Callable[[bytes], T], *, is_json: bool) -> None:
         super().__init__(call, offset, decode)
         self._is_json = is_json
@@ -169,20 +175,31 @@ class Events(_Batches[T]):
         self._is_base64 = False
         self._has_begun = False
         self._held: list[str] = []
+        self._held_bytes = 0
+        self._tells_place = False
+
+    @property
+    def media_types(self) -> frozenset[str] | None:
+        """What an answer may be."""
+        return None if self.position == NOW else frozenset({EVENT_STREAM})
 
     def request(self) -> Call:
-        """Give the request for what is behind the offset."""
-        return self._asked("sse")
+        """Give the request for what is behind the offset. From now on: first for where that is, so that no lost answer moves it."""
+        return self._asked("" if self.position == NOW else "sse")
 
     def begin(self, answer: Answer) -> None:
         """Begin to read. What came without a place to go on behind comes again."""
+        self._tells_place = self.position == NOW
+        if self._tells_place:
+            self._go_on(offset_in(answer), has_data=False)
+            return
         encoding = answer.headers.get("stream-sse-data-encoding", "").strip().lower()
         if encoding not in {"", "base64"}:
             raise UnexpectedAnswerError(f"the server's events are of an unknown encoding ({encoding[:40]!r})")
         self._is_base64 = bool(encoding)
         self._has_begun = False
         self._decoder = SSEDecoder()
-        self._held = []
+        self._held, self._held_bytes = [], 0
 
     def no_content(self, answer: Answer) -> None:  # noqa: ARG002 - whatever it says
         """There should be events: UnexpectedAnswerError."""
@@ -190,12 +207,15 @@ class Events(_Batches[T]):
 
     def feed(self, data: bytes) -> Iterator[tuple[Batch[T], str | None]]:
         """Give the data that is followed by where to go on."""
+        if self._tells_place:
+            return
         for event in self._decoder.decode(data):
             self.frames += 1
             match event.event:
                 case "data":
                     self._held.append(event.data)
-                    if sum(map(len, self._held)) > MAX_PAGE_BYTES:
+                    self._held_bytes += len(event.data) + EVENT_BYTES
+                    if self._held_bytes > MAX_PAGE_BYTES:
                         raise LimitExceededError("the server sends data, and does not say where to go on")
                 case "control":
                     yield from self._controlled(event.data)
@@ -208,7 +228,7 @@ class Events(_Batches[T]):
 
     def end(self, *, has_end: bool) -> Iterator[tuple[Batch[T], str | None]]:
         """A server may end an answer at any time, and the next one goes on. LostError: it has said nothing, or was cut."""
-        if self._held or not (has_end and self._has_begun):
+        if not self._tells_place and (self._held or not (has_end and self._has_begun)):
             raise LostError from UnexpectedAnswerError("the answer has ended, and the stream has not")
         return iter(())
 
@@ -217,7 +237,7 @@ class Events(_Batches[T]):
             control = _control_decoder.decode(text)
         except (ValueError, RecursionError) as error:
             raise UnexpectedAnswerError("the server has sent a control event that is none") from error
-        held, self._held = self._held, []
+        held, self._held, self._held_bytes = self._held, [], 0
         data = self._decoded(held)
         self._go_on(control.stream_next_offset, has_data=bool(data))
         self._cursor = (control.stream_cursor or self._cursor)[:MAX_TEXT]
@@ -254,10 +274,22 @@ def dialect_of(
             raise InvalidArgumentError("a stream is read by catch-up, long-poll or sse")
 
 
+def _has_messages(data: bytes) -> bool:
+    """Say whether an array of JSON has elements, without making them. UnexpectedAnswerError: it is none."""
+    array = bytes(checked(_RAW.decode)(data)).strip()
+    if not array.startswith(b"["):
+        raise UnexpectedAnswerError("the server's answer is no array of messages")
+    return bool(array[1:-1].strip())
+
+
 def checked_offset(offset: str) -> str:
     if not offset or len(offset) > MAX_TEXT or not offset.isprintable():
         raise InvalidArgumentError("an offset is what a server has given as one, -1 or now")
     return offset
+
+
+def offset_in(answer: Answer) -> str:
+    return answer.headers.get("stream-next-offset", "")
 
 
 def is_json(content_type: str) -> bool:

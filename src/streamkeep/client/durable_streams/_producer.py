@@ -7,6 +7,7 @@ would leave a gap.
 
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
@@ -17,7 +18,7 @@ from ...errors import InvalidArgumentError, StreamkeepError, UnexpectedAnswerErr
 from .._network import Network
 from ._rules import MAX_CLAIMS, Claim, Failed, Stored, Tag, TooSoon, check_producer, epoch_now, meaning
 from ._stream import Target
-from ._writing import encoded, joined
+from ._writing import batchable, joined
 
 MAX_BATCH_BYTES: Final = 1 << 20
 MAX_WAITING_BYTES: Final = 4 << 20
@@ -84,9 +85,9 @@ class Producer:
         assert self._tasks is not None
         failure: StreamkeepError | None = None
         try:
-            if exc is None and not self._is_over:
+            if exc is None:
                 try:
-                    await self.flush()
+                    await self._until_all_is_stored()
                 except StreamkeepError as error:  # raised below, where no task group makes another one of it
                     failure = error
         finally:
@@ -101,7 +102,7 @@ class Producer:
 
         InvalidArgumentError: one of them cannot be appended; then none is.
         """
-        some = [encoded(message, self._target.content_type) for message in messages]
+        some = batchable(messages, self._target.content_type)
         self._check()
         while self._waiting_bytes > MAX_WAITING_BYTES:
             await self._changed.wait()
@@ -113,26 +114,35 @@ class Producer:
     async def flush(self) -> str:
         """Return when all that was appended is stored, and give the offset behind it."""
         self._check()
-        while self._waiting or self._stored_below < self._next_seq:
-            await self._changed.wait()
-            self._check()
-        return self.offset
+        return await self._until_all_is_stored()
 
     async def close(self, *messages: object) -> str:
-        """Append these, if there are any, and close the stream, once; give its last offset. Nothing can be appended behind it."""
-        last = [encoded(message, self._target.content_type) for message in messages]
+        """Append these, if there are any, and close the stream, once; give its last offset. Nothing can be appended behind it.
+
+        If this is cancelled when all before it is stored, the stream is closed nevertheless, and leaving the block waits for that.
+        """
+        last = batchable(messages, self._target.content_type)
         await self.flush()
+        self._check()
+        assert self._tasks is not None
         self._is_over = True
-        await self._store(last, self._take_seq(), closes=True)
-        self._check(may_be_over=True)
-        return self.offset
+        self._tasks.start_soon(partial(self._store, last, self._take_seq(), closes=True))
+        return await self._until_all_is_stored()
 
     # Sending
 
-    def _check(self, *, may_be_over: bool = False) -> None:
+    async def _until_all_is_stored(self) -> str:
+        """Give the offset behind it. Raises the reason if it cannot be."""
+        while self._failure is None and (self._waiting or self._stored_below < self._next_seq):
+            await self._changed.wait()
         if self._failure is not None:
             raise fresh(self._failure)
-        if self._tasks is None or (self._is_over and not may_be_over):
+        return self.offset
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise fresh(self._failure)
+        if self._tasks is None or self._is_over:
             raise RuntimeError("this producer is not entered, or has closed the stream, or was left")
 
     def _send_more(self) -> None:
@@ -177,23 +187,27 @@ class Producer:
         body = joined(batch, content_type) if batch else b""
         while True:
             tag = Tag(self.id, self.epoch, seq)
+            stored_below = (
+                self._stored_below
+            )  # as the server has known when it answers, for answers may overtake one another, too
             call = self._target.call("POST", {**tag.headers(), **own}, body)
             reply = await self._target.reply(self._network, call, is_repeatable=True)
             match meaning(reply, tag, claims=self._claims > 0 and not self._stored_below):
                 case Stored(offset):
                     return offset
                 case TooSoon(expected):
-                    await self._until_before(seq, expected)
+                    if expected < stored_below:
+                        lost = f"the server has lost what it had stored: it wants batch {expected} again"
+                        raise UnexpectedAnswerError(lost)
+                    await self._until_before(seq)
                 case Claim(epoch):
                     self.epoch = epoch
                     self._claims -= 1
                 case Failed(error):
                     raise error
 
-    async def _until_before(self, seq: int, expected: int) -> None:
-        """Wait until all batches before this one are stored. UnexpectedAnswerError: the server has lost one that was."""
-        if expected < self._stored_below:
-            raise UnexpectedAnswerError(f"the server has lost what it had stored: it wants batch {expected} again")
+    async def _until_before(self, seq: int) -> None:
+        """Wait until all batches before this one are stored."""
         while self._stored_below < seq:
             if self._failure is not None:
                 raise fresh(self._failure)

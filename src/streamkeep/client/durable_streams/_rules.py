@@ -66,6 +66,10 @@ def epoch_now() -> int:
 def meaning(reply: Reply, tag: Tag, *, claims: bool) -> Meaning:
     """Say what the answer to a batch means. `claims`: whether the producer may take over, of which nothing is stored yet."""
     if reply.is_ok:
+        if not (reply.offset or "producer-seq" in reply.headers):  # which of a repeated batch some servers say instead
+            return Failed(
+                UnexpectedAnswerError("the server does not say what became of a batch; it may not speak this protocol")
+            )
         return _fenced(reply, tag, tag.epoch, claims=claims) if _is_anothers(reply, tag) else Stored(reply.offset)
     if reply.code == 403 and (current := _number(reply, "producer-epoch")) is not None:
         return _fenced(reply, tag, current, claims=claims)

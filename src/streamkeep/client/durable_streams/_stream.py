@@ -86,6 +86,7 @@ class Target:
             headers["Stream-Closed"] = "true"
         body = body_of(messages, self.content_type) if messages else b""
         reply = await self.done(network, self.call("PUT", headers, body), is_repeatable=True)
+        offset_in(reply)
         return reply.code == 201
 
     async def append(self, network: Network, messages: Sequence[object], seq: str | None, *, closes: bool) -> str:
@@ -117,6 +118,8 @@ class Target:
         reply = await self.reply(network, self.call("DELETE"), is_repeatable=True)
         if not reply.is_ok and not (reply.is_doubtful and reply.code in {404, 410}):  # which an earlier try has seen to
             raise reply.refusal()
+        if reply.is_ok and reply.code != 204:
+            raise UnexpectedAnswerError(f"the server has answered a DELETE with {reply.code}; it may not speak this protocol")
 
 
 def offset_in(reply: Reply) -> str:

@@ -10,13 +10,17 @@ from ...errors import InvalidArgumentError, RefusedError, Status, StreamLostErro
 from ...events import encode_json
 from ...wire import error_of
 from .._network import Answer, Call, LostError, Network
-from .._reading import ERROR_SECONDS, FAILED, MAX_ERROR_BYTES, REFUSED_FOR_NOW, asked_seconds
+from .._reading import ERROR_SECONDS, MAX_ERROR_BYTES, asked_seconds
 from .._retry import Budget, Retry
 from ._batches import is_json, is_true
 
 logger: Final = logging.getLogger("streamkeep")
 
 MAX_ERROR_PIECES: Final = 64
+REFUSED_FOR_NOW: Final = frozenset({408, 425, 429, 507})
+"""Nothing was done, and later it may be."""
+FAILED: Final = frozenset({500, 502, 503, 504})
+"""It may have been done, or not. A server whose storage was lost in the midst of it says 503."""
 _STATUSES: Final[Mapping[int, Status]] = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
@@ -83,7 +87,7 @@ async def reply_to(network: Network, call: Call, retry: Retry, *, is_repeatable:
             reply = await _once(network, call, is_doubtful=is_doubtful)
             if reply.code in REFUSED_FOR_NOW:
                 lost = LostError(is_sent=False, asked_seconds=_asked(reply))
-            elif reply.code in FAILED and is_repeatable:
+            elif reply.code in FAILED:
                 lost = LostError(asked_seconds=_asked(reply))
             else:
                 return reply
@@ -92,7 +96,7 @@ async def reply_to(network: Network, call: Call, retry: Retry, *, is_repeatable:
             lost = error
         is_doubtful = is_doubtful or lost.is_sent
         if lost.is_sent and not is_repeatable:
-            raise _lost("the connection was lost: whether it was done is unknown, so it is not sent twice", lost)
+            raise _lost(f"whether it was done is unknown, so it is not sent twice: {lost.__cause__ or lost}", lost)
         pause = None if lost.is_final else budget.next_pause(None, lost.asked_seconds)
         if pause is None:
             given_up = _lost(f"given up after {budget.failures} tries: {lost.__cause__ or lost}", lost)
@@ -136,6 +140,14 @@ def _lost(message: str, lost: LostError) -> StreamLostError:
 
 
 # Bodies and headers
+
+
+def batchable(messages: Sequence[object], content_type: str) -> list[bytes]:
+    """Give messages as bytes, of which batches are made, without those that are nothing: no server takes an empty body.
+
+    InvalidArgumentError: one is none.
+    """
+    return [message for message in (encoded(message, content_type) for message in messages) if message]
 
 
 def body_of(messages: Sequence[object], content_type: str) -> bytes:

@@ -11,6 +11,7 @@ Arguments and errors are those of the same names there, but that a `client` is a
 time, and sends it when it is full, when it is flushed, and when it is left.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 import msgspec
 
 from ..._background import ran
-from ...errors import InvalidArgumentError, StreamkeepError, UnexpectedAnswerError, fresh
+from ...errors import InvalidArgumentError, StreamkeepError, StreamLostError, UnexpectedAnswerError, fresh
 from ...events import ReadAs, decoder_of
 from .._calls import READ_TIMEOUT
 from .._handles import BlockingHandle
@@ -29,7 +30,7 @@ from ._batches import START, Batch, Events, Mode, Pages, dialect_of, is_json
 from ._producer import MAX_BATCH_BYTES
 from ._rules import MAX_CLAIMS, Claim, Failed, Stored, Tag, TooSoon, check_producer, epoch_now, meaning
 from ._stream import JSON, StreamHead, Target
-from ._writing import encoded, joined
+from ._writing import batchable, joined
 
 if TYPE_CHECKING:
     import httpx2
@@ -159,6 +160,7 @@ class Producer:
         self._next_seq = 0
         self._failure: StreamkeepError | None = None
         self._is_open = False
+        self._process = os.getpid()
 
     def __enter__(self) -> Self:
         self._is_open = True
@@ -171,7 +173,7 @@ class Producer:
 
     def append(self, *messages: object) -> None:
         """Append messages. They are sent when a batch is full. InvalidArgumentError: one of them cannot be appended; then none is."""
-        some = [encoded(message, self._target.content_type) for message in messages]
+        some = batchable(messages, self._target.content_type)
         self._check()
         for message in some:
             if self._waiting and self._waiting_bytes + len(message) > self._max_batch_bytes:
@@ -188,7 +190,7 @@ class Producer:
 
     def close(self, *messages: object) -> str:
         """Append these, if there are any, and close the stream, once; give its last offset."""
-        last = [encoded(message, self._target.content_type) for message in messages]
+        last = batchable(messages, self._target.content_type)
         self.flush()
         self._waiting = last
         self._send(closes=True)
@@ -198,6 +200,10 @@ class Producer:
     def _check(self) -> None:
         if self._failure is not None:
             raise fresh(self._failure)
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "this producer is another process's: its batches and those of this one would have the same numbers"
+            )
         if not self._is_open:
             raise RuntimeError("this producer is not entered, or has closed the stream, or was left")
 
@@ -206,6 +212,10 @@ class Producer:
             self.offset = ran(self._until_stored(self._waiting, closes=closes)) or self.offset
         except StreamkeepError as error:
             self._failure = error
+            raise
+        except BaseException:
+            # What is in the next batch would have the number of this one, which may be there.
+            self._failure = StreamLostError("sending was interrupted; whether the last batch was stored is unknown")
             raise
         self._waiting, self._waiting_bytes = [], 0
         self._next_seq += 1
