@@ -220,6 +220,25 @@ async def test_a_head_that_cannot_be_read_is_listed_with_what_is_known(streams: 
     assert info.updated_at == pytest.approx(before.updated_at, abs=1)
 
 
+async def test_a_head_that_cannot_be_read_is_not_deleted_as_one_life_of_it(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    await streams.open("s")
+    before = await streams.info("s")
+    await spoil(storage, "s")
+
+    with pytest.raises(StorageCorruptError):
+        await streams.delete("s", life=before.life)
+    assert await storage.read("s") is not None
+
+
+@pytest.mark.parametrize("wrong", [{"ttl": 30}, {"lease": 10.0}])
+def test_a_number_for_a_duration_is_refused_by_name(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(TypeError, match=f"`{name}` is a timedelta"):
+        StreamManager(MemoryStorage(), **wrong)
+
+
 async def test_a_head_that_cannot_be_read_may_be_deleted_by_several_at_once(
     streams: StreamManager, storage: FaultyStorage
 ) -> None:
