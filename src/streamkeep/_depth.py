@@ -2,7 +2,6 @@
 
 import re
 from array import array
-from collections.abc import Iterable
 from itertools import accumulate
 from typing import Final
 
@@ -21,29 +20,14 @@ TOO_DEEP: Final = f"the value is circular, or nested more than {MAX_DEPTH} level
 
 def check_depth(data: bytes) -> None:
     """Raise InvalidArgumentError if JSON is nested more than MAX_DEPTH levels deep."""
-    # What is short, or has few brackets, is not deep: only the rest is worth walking through.
-    if len(data) > MAX_SHALLOW and data.count(b"[") + data.count(b"{") > MAX_DEPTH and _is_too_deep(data):
+    if is_deep(data):
         raise InvalidArgumentError(TOO_DEEP)
 
 
-def is_deep(value: object) -> bool:
-    """Say whether decoded JSON is nested more than MAX_DEPTH levels deep."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [item for container in level for item in _items(container) if isinstance(item, dict | list)]
-        if not level:
-            return False
-    return any(isinstance(container, dict | list) for container in level)
-
-
-def _items(container: object) -> Iterable[object]:
-    match container:
-        case dict():
-            return container.values()
-        case list():
-            return container
-        case _:
-            return ()
+def is_deep(data: bytes) -> bool:
+    """Say whether JSON is nested more than MAX_DEPTH levels deep."""
+    # What is short, or has few brackets, is not deep: only the rest is worth walking through.
+    return len(data) > MAX_SHALLOW and data.count(b"[") + data.count(b"{") > MAX_DEPTH and _is_deep(data)
 
 
 _STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
@@ -51,7 +35,7 @@ _OTHERS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS: Final = bytes.maketrans(b"[]{}", b"\x01\xff\x01\xff")
 
 
-def _is_too_deep(data: bytes) -> bool:
+def _is_deep(data: bytes) -> bool:
     # Brackets are counted, and no values made: walking through millions of them would hold up who else is served.
     try:
         msgspec.json.decode(data, type=msgspec.Raw)

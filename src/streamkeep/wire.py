@@ -360,8 +360,7 @@ def parse_object(body: bytes) -> dict[str, object]:
         fields = _body_decoder.decode(body)
     except (ValueError, RecursionError) as error:
         raise InvalidArgumentError("the request's body is not a JSON object") from error
-    # What has few brackets is not deep: only the rest is worth walking through.
-    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and is_deep(fields):
+    if is_deep(body):
         raise InvalidArgumentError(f"the request's body is nested more than {MAX_DEPTH} levels deep")
     return fields
 
