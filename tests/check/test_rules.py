@@ -190,7 +190,10 @@ def test_a_stream_that_some_path_does_not_lead_to_is_another_storage_and_nothing
     by_post = Exchange(
         Request("POST", "/streams/s/cancel"), status=200, headers=[("x-streamkeep-instance", "a/1")], end="whole"
     )
-    told = found(readers=[reader], stops=[stop, by_post], stopped_after=0.1, stopped=cancelled())
+    again = Exchange(
+        Request("GET", "/streams/s", about="reading it from its beginning"), status=204, headers=named, end="whole"
+    )
+    told = found(readers=[reader], stops=[stop, by_post], stopped_after=0.1, stopped=cancelled(), exchanges=[again])
     assert list(told) == ["another-storage"]
     assert "b/2" in told["another-storage"]
 

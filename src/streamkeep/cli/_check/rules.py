@@ -378,7 +378,8 @@ def _why_not_answered(exchange: Exchange, seen: Seen) -> tuple[str, str] | None:
     """Give what kind of finding it is that an answer is not what it should be, and what it is instead."""
     code, request = exchange.status, exchange.request
     why: tuple[str, str] | None = None
-    if request.about == CLEANING_UP or (code == 404 and request.path.startswith("/streams/")):
+    is_unknown = (code == 404 and request.path.startswith("/streams/")) or (_is_split(seen) and _is_unknown(exchange))
+    if request.about == CLEANING_UP or is_unknown:
         pass  # that is for `_instances`
     elif exchange.end == "late":
         why = "hang", f"no answer, or no end of it, within {exchange.ended:.0f} s"
