@@ -1,5 +1,6 @@
 """A storage of one's own, here memory, with the suites of contract and promises: run, it has pytest on itself."""
 
+import os
 import subprocess
 import sys
 
@@ -25,5 +26,17 @@ class TestOwnStreams(StreamsSuite):
 
 if __name__ == "__main__":
     # In a process of its own: pytest warns of modules that are imported before it can rewrite their assertions.
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x", "-k", "order or ends or whole", __file__]
-    sys.exit(subprocess.run(command, check=False).returncode)
+    options = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        os.devnull,
+        "--rootdir",
+        ".",
+        "--noconftest",
+        "-x",
+        "-k",
+        "order or ends or whole",
+    ]
+    sys.exit(subprocess.run([sys.executable, "-m", "pytest", *options, __file__], check=False).returncode)
