@@ -118,7 +118,7 @@ def nginx(program: str, directory: Path, listens: int, ports: Sequence[int], rea
 def caddy(program: str, directory: Path, listens: int, ports: Sequence[int], read_timeout_seconds: int) -> Process:
     """Give Caddy with the example's file; what is other is in the environment that the file asks, but for the port of its admin."""
     directory.mkdir()
-    (directory / "Caddyfile").write_text(f"{{\n\tadmin off\n}}\nimport {EXAMPLE}/Caddyfile\n")
+    (directory / "Caddyfile").write_text(f'{{\n\tadmin off\n}}\nimport "{EXAMPLE}/Caddyfile"\n')
     environment = {
         "SITE": f"http://127.0.0.1:{listens}",
         "INSTANCES": " ".join(f"127.0.0.1:{port}" for port in ports),
