@@ -1,7 +1,8 @@
 """A workload: everything a StreamManager does, over SQLite, in an order that the seed decides.
 
 It goes step by step: what one step asks for is asked at once, so that it is committed as a group, and the next one begins when all of
-it is answered. So the same seed writes the same to the files. Each step tells the ledger what it writes and what it was told.
+it is answered. So the same seed asks for the same, and on a machine that is not busy it also writes the same to the files. Each step
+tells the ledger what it writes and what it was told.
 """
 
 import math
