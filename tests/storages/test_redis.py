@@ -356,7 +356,7 @@ async def test_keys_of_somebody_else_are_reported_and_left_alone(valkey: Server,
 
 async def test_what_a_newer_streamkeep_has_written_is_refused(valkey: Server, url: str, prefix: str) -> None:
     await enter(url)
-    valkey.ask("SET", f"{{{prefix}:0}}:format", "3")
+    valkey.ask("SET", f"{{{prefix}:0}}:format", "4")
     with pytest.raises(StorageCorruptError, match="newer streamkeep"):
         await enter(url)
 

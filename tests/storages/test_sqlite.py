@@ -204,7 +204,7 @@ async def test_what_is_behind_missing_records_does_not_take_their_place(path: Pa
 async def test_a_database_of_a_newer_streamkeep_is_refused(path: Path) -> None:
     await fill(path)
     with sqlite3.connect(path) as db:
-        db.execute("PRAGMA user_version = 3")
+        db.execute("PRAGMA user_version = 4")
     db.close()
     with pytest.raises(StorageCorruptError, match="newer streamkeep"):
         await enter(path)
