@@ -278,7 +278,9 @@ class Reader:
 
 
 def _heads(rows: Sequence[tuple[bytes, int, int, bytes, float, int]]) -> Sequence[tuple[str, Head]]:
-    return [(id.decode(), Head(*values)) for id, *values in rows]
+    return [
+        (id.decode(), Head(version, tail, state, expires_at, first)) for id, version, tail, state, expires_at, first in rows
+    ]
 
 
 def _page(
