@@ -620,6 +620,16 @@ async def test_tables_that_were_made_before_there_was_that_index_and_that_column
     assert here.run(f"SELECT count(*) FROM pg_indexes WHERE schemaname = '{here.schema}'") == "4"
 
 
+async def test_what_a_log_forgets_is_not_in_the_table_any_more(here: Postgres) -> None:
+    async with PostgresStorage(here.url) as storage:
+        for stream in ("s", "other"):
+            assert await storage.commit(stream, None, a_head(1, 10), [b"record"] * 10)
+        assert await storage.commit("s", 1, Head(2, 12, b"", 9e9, first=11), [b"record"] * 2)
+        assert here.run(f"SELECT count(*) FROM {here.schema}.records") == "11"
+        assert await storage.commit("s", 2, Head(3, 13, b"", 9e9, first=12), [b"record"])
+        assert here.run(f"SELECT count(*) FROM {here.schema}.records") == "11"
+
+
 # -- the clock
 
 
