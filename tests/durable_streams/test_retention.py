@@ -61,7 +61,8 @@ async def appended(client: httpx.AsyncClient, begin: int, end: int, path: str = 
 async def read(client: httpx.AsyncClient, offset: str, path: str = "s") -> list[int]:
     answer = await client.get(path, params={"offset": offset})
     assert answer.status_code == 200, answer.text
-    return answer.json()
+    numbers: list[int] = answer.json()
+    return numbers
 
 
 # What a reader meets
@@ -208,6 +209,17 @@ async def test_what_is_older_is_forgotten(open_client: Open) -> None:
             now += 3600
 
 
+async def test_an_append_for_which_there_would_be_no_room_forgets_all_that_it_may(open_client: Open) -> None:
+    """Records that are much larger than those before them come faster than a hundred at a time make room."""
+    limits = DurableStreamsLimits(max_stream_bytes=15_000, max_append_bytes=3_000)
+    async with open_client(retention=Retention(max_bytes=10_000), limits=limits) as client:
+        await client.put("s", headers=TEXT)
+        for _ in range(10_000 // 5):
+            assert (await client.post("s", headers=TEXT, content="small")).status_code == 204
+        for _ in range(20):
+            assert (await client.post("s", headers=TEXT, content="L" * 3_000)).status_code == 204
+
+
 async def test_without_a_retention_nothing_is_forgotten(open_client: Open) -> None:
     storage = MemoryStorage()
     async with open_client(storage) as client:
@@ -303,13 +315,13 @@ def test_marks_are_bounded_while_nothing_may_be_forgotten() -> None:
     kept, there = Kept((Mark(0, 0, 0.0),), 0), Mark(0, 0, 0.0)
     for number in range(1, 5_000):
         after = Mark(number, 10 * number, float(number))
-        kept = kept_after(kept, there, after, TEN, forgets=False)
+        kept = kept_after(kept, there, after, TEN, most=0)
         there = after
         assert (kept.first, kept.forgotten_bytes) == (0, 0)
         assert len(kept.marks) <= MAX_MARKS
     for number in range(5_000, 5_100):
         after = Mark(number, 10 * number, float(number))
-        kept = kept_after(kept, there, after, TEN, forgets=True)
+        kept = kept_after(kept, there, after, TEN, most=FORGET_RECORDS)
         there = after
     assert 10 <= there.position - kept.first <= 12
     assert kept.forgotten_bytes <= 10 * kept.first

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 FORGET_RECORDS: Final = 100
-"""How many records an append forgets at most, so that none takes long, whatever there is to be forgotten."""
+"""How many records an append forgets, so that none takes long; one for which there would be no room forgets all that it may."""
 MARK_PART: Final = 8
 """A mark is made when an eighth of what is kept has come since the last one: so much more may be kept."""
 MAX_MARKS: Final = 64
@@ -61,16 +61,16 @@ class Kept:
         return self.marks[0].size if self.marks and self.marks[0].position <= self.first else 0
 
 
-def kept_after(kept: Kept, before: Mark, after: Mark, retention: Retention, *, forgets: bool) -> Kept:
-    """Give what is kept of a log that an append takes from one end to another. `forgets`: it may forget what it need not keep."""
+def kept_after(kept: Kept, before: Mark, after: Mark, retention: Retention, *, most: int) -> Kept:
+    """Give what is kept of a log that an append takes from one end to another. `most`: how many records it may forget."""
     marks, first = tuple(kept.marks), kept.first
     if retention.is_full(marks[-1], before, MARK_PART):
         marks = (*marks, before)
     beyond = [mark.position for mark in marks if retention.is_full(mark, after)]
-    if beyond and forgets:
-        first = max(first, min(beyond[-1], first + FORGET_RECORDS))
+    if beyond:
+        first = max(first, min(beyond[-1], first + most))
     passed = sum(mark.position <= first for mark in marks)
     marks = marks[max(passed - 1, 0) :]
-    if len(marks) > MAX_MARKS:  # nothing was forgotten for long: places that are further apart will do
+    if len(marks) > MAX_MARKS:  # nothing was forgotten for long: fewer places will do
         marks = (*marks[:1], *marks[1::2])
     return Kept(marks, first)

@@ -19,7 +19,7 @@ from .._lifecycle import version_after
 from ..errors import StorageCorruptError
 from ..storage import Head
 from ._messages import is_json, messages_in, same_type, split_bytes, split_messages
-from ._retention import Kept, Mark, Retention, kept_after
+from ._retention import FORGET_RECORDS, Kept, Mark, Retention, kept_after
 
 NEVER: Final = 1e12
 """When a stream expires that does not; later than any time that a header can say."""
@@ -429,12 +429,8 @@ def _grow(stream: Stream, asked: Append, records: Sequence[bytes], now: float, b
     if asked.seq is not None and state.seq is not None and asked.seq.encode("latin-1") <= state.seq.encode("latin-1"):
         return Decision(Answer(409, (("stream-next-offset", offset_of(state, stream.tail)),), "Stream-Seq has not grown"))
     tail, size = stream.head.tail + len(records), state.size + sum(map(len, records))
-    kept = Kept(state.marks, stream.head.first)
-    if records and bounds.retention is not None:
-        begin, end = Mark(0, 0, state.created_at), Mark(tail, size, now)
-        there = Mark(stream.head.tail, state.size, now)
-        kept = kept_after(Kept(state.marks or (begin,), kept.first), there, end, bounds.retention, forgets=not state.is_pinned)
-    if size - kept.forgotten_bytes > bounds.max_bytes or tail - kept.first > bounds.max_records:
+    kept = _kept(stream, Mark(tail, size, now), bounds)
+    if kept is None:
         return Decision(Answer(413, reason="the stream is as long as it may be"))
     producers = state.producers if tag is None else _producers_with(tag, state.producers, now, bounds)
     if producers is None:
@@ -451,6 +447,20 @@ def _grow(stream: Stream, asked: Append, records: Sequence[bytes], now: float, b
     grown = _changed(stream, after, now, by, len(records), kept.first)
     code = 200 if tag is not None and asked.body else 204
     return Decision(Answer(code, _told(grown, tag, None if tag is None else tag.seq)), grown, records)
+
+
+def _kept(stream: Stream, end: Mark, bounds: Bounds) -> Kept | None:
+    """Give what is kept of a stream that grows to an end; None: that is too long."""
+    state, kept = stream.state, Kept(stream.state.marks, stream.head.first)
+    if end.position == stream.head.tail:
+        return kept
+    begin, there = Mark(0, 0, state.created_at), Mark(stream.head.tail, state.size, end.at)
+    for most in (0,) if state.is_pinned else (FORGET_RECORDS, end.position):
+        if bounds.retention is not None:
+            kept = kept_after(Kept(state.marks or (begin,), stream.head.first), there, end, bounds.retention, most=most)
+        if end.size - kept.forgotten_bytes <= bounds.max_bytes and end.position - kept.first <= bounds.max_records:
+            return kept
+    return None
 
 
 def _append_to_closed(stream: Stream, asked: Append) -> Decision:
