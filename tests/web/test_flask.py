@@ -681,6 +681,13 @@ def test_a_token_reads_and_stops_by_the_blueprint_and_the_views(app: Flask) -> N
     assert (again.status_code, again.headers["Referrer-Policy"]) == (200, "no-referrer")
 
 
+@pytest.mark.parametrize("streams", ["memory://", None])
+def test_a_setting_that_is_none_is_told_before_the_first_request(streams: str | None) -> None:
+    misspelled: Any = {"drian": timedelta(seconds=1)}
+    with pytest.raises(TypeError, match="drian"):
+        FlaskStreams(streams, **misspelled)
+
+
 def test_a_weak_key_is_told_before_the_first_request() -> None:
     with pytest.raises(InvalidArgumentError, match="key of tokens"):
         FlaskStreams("memory://", token_keys=["weak"])

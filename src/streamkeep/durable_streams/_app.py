@@ -13,7 +13,7 @@ import anyio
 from .._background import Background
 from .._guard import GuardedStorage
 from .._manager import StreamManager
-from ..errors import PublicError, StorageError, StreamManagerClosedError
+from ..errors import InvalidArgumentError, PublicError, StorageError, StreamManagerClosedError
 from ..events import encode_json
 from ..http.response import Receive, Scope, Send
 from ..http.shutdown import shutdown_of
@@ -72,7 +72,9 @@ class DurableStreams:
         self.streams: Final = StreamManager.connect(streams) if isinstance(streams, str) else streams
         self._authorize = authorize
         self._limits = limits or DurableStreamsLimits()
-        self._manner = Manner(self._limits, cors, cache, None if public_url is None else public_url.rstrip("/"))
+        self._manner = Manner(self._limits, cors, cache, public_url.rstrip("/") if isinstance(public_url, str) else public_url)
+        if subscriptions not in ("off", "public", "local"):  # False must not mean that they are on
+            raise InvalidArgumentError(f"`subscriptions` is 'off', 'public' or 'local', and not {subscriptions!r}")
         self._webhooks = None if subscriptions == "off" else subscriptions
         if self._webhooks is not None:
             check_installed()

@@ -45,6 +45,7 @@ from ..http.threads import (
     StreamsThread,
     Taken,
     View,
+    check_options,
     context_without,
     scope_of,
 )
@@ -83,6 +84,7 @@ class DjangoStreams:
     """
 
     def __init__(self, streams: Streams | None = None, **options: Unpack[ServingOptions]) -> None:
+        check_options(**options)
         self._options = options
         self._threads = None if streams is None else StreamsThread(streams, call_blocking=_in_views_thread, **options)
 

@@ -24,7 +24,18 @@ from ..http.app import MAX_BODY_BYTES, Call, FollowOptions, Provide, StartOption
 from ..http.recovery import Recoverable, Register, Terms, registering
 from ..http.response import ASGIApp, Scope
 from ..http.sources import AS_IT_IS, Setting, Source
-from ..http.threads import CALLER, Body, ServingOptions, Streams, StreamsThread, Taken, View, context_without, scope_of
+from ..http.threads import (
+    CALLER,
+    Body,
+    ServingOptions,
+    Streams,
+    StreamsThread,
+    Taken,
+    View,
+    check_options,
+    context_without,
+    scope_of,
+)
 
 if TYPE_CHECKING:
     from genkit.plugin_api import Action
@@ -69,6 +80,7 @@ class FlaskStreams:
     """
 
     def __init__(self, streams: Streams | None = None, app: Flask | None = None, **options: Unpack[ServingOptions]) -> None:
+        check_options(**options)
         self._options = options
         self._ours = None if streams is None else StreamsThread(streams, **options)
         self._of_apps = WeakKeyDictionary[Flask, StreamsThread]()
