@@ -10,7 +10,7 @@ import socket
 import time
 import uuid
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -199,6 +199,22 @@ class CheckHTTP:
     async def _shown(self, answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
         app: ASGIApp = answer.app
         await app(scope, receive, send)
+
+
+def checks(trust: str | Trust) -> Callable[[StreamsHTTP], CheckHTTP]:
+    """Give what has a `StreamsHTTP` be checked that may be started anew: one CheckHTTP for each, so that it knows what it has started.
+
+    Raises InvalidArgumentError: the token is too short.
+    """
+    trust_of(trust)
+    newest: list[tuple[StreamsHTTP, CheckHTTP]] = []
+
+    def checked(http: StreamsHTTP) -> CheckHTTP:
+        if not newest or newest[0][0] is not http:
+            newest[:] = [(http, CheckHTTP(http, trust=trust))]
+        return newest[0][1]
+
+    return checked
 
 
 def instance() -> str:
