@@ -15,7 +15,7 @@ import pytest
 from tests.durable_streams.conftest import Open
 
 from streamkeep import StreamManager
-from streamkeep.durable_streams import DurableStreamsLimits, _readers, bridge, durable_streams
+from streamkeep.durable_streams import Access, DurableStreamsLimits, _readers, bridge, durable_streams
 from streamkeep.durable_streams._live import Live
 from streamkeep.durable_streams._log import Log
 from streamkeep.errors import InvalidArgumentError, StorageError
@@ -526,13 +526,30 @@ async def test_each_path_is_a_stream_of_its_own(client: httpx.AsyncClient, path:
 
 async def test_nothing_is_done_that_is_not_allowed(open_client: Open) -> None:
     asked: list[tuple[str, str]] = []
-    async with open_client(authorize=lambda access: asked.append((access.action, access.path))) as client:
+
+    def authorize(access: Access) -> bool:
+        asked.append((access.action, access.path))
+        return False
+
+    async with open_client(authorize=authorize) as client:
         for method in ["PUT", "GET", "HEAD", "POST", "DELETE"]:
             answer = await client.request(method, "s", headers={**TEXT, "stream-closed": "true"})
             assert answer.status_code == 403
             assert answer.headers["x-content-type-options"] == "nosniff"
         assert (await client.put("f", headers={"stream-forked-from": "s"})).status_code == 403
     assert asked == [(action, "s") for action in ["create", "read", "head", "append", "delete", "fork"]]
+
+
+@pytest.mark.parametrize("said", ["ann", 1, None, object()])
+@pytest.mark.parametrize("awaits", [False, True])
+async def test_what_is_neither_true_nor_false_lets_nobody_in(open_client: Open, said: object, *, awaits: bool) -> None:
+    async def later(_: object) -> object:
+        return said
+
+    async with open_client(authorize=later if awaits else lambda _: said) as client:
+        answers = [await client.request(method, "a", headers=TEXT) for method in ("PUT", "POST", "GET", "DELETE")]
+    assert [answer.status_code for answer in answers] == [500] * 4
+    assert "ann" not in "".join(answer.text for answer in answers)
 
 
 async def test_a_fork_needs_permission_for_its_source(open_client: Open) -> None:
