@@ -54,8 +54,8 @@ class Access:
 
 
 Authorize = Callable[[Access], "bool | Awaitable[bool]"]
-"""Says whether a request is allowed; others are answered 403. It may raise `PublicError`, or Starlette's or FastAPI's `HTTPException`, to
-say more."""
+"""Says whether a request is allowed, by True or False; others are answered 403. It may raise `PublicError`, or Starlette's or FastAPI's
+`HTTPException`, to say more."""
 
 
 class DurableStreams:
@@ -77,7 +77,9 @@ class DurableStreams:
         self._authorize = authorize
         self._limits = limits or DurableStreamsLimits()
         self._retention = _checked(retention, self._limits)
-        self._manner = Manner(self._limits, cors, cache, None if public_url is None else public_url.rstrip("/"))
+        self._manner = Manner(self._limits, cors, cache, public_url.rstrip("/") if isinstance(public_url, str) else public_url)
+        if subscriptions not in ("off", "public", "local"):  # False must not mean that they are on
+            raise InvalidArgumentError(f"`subscriptions` is 'off', 'public' or 'local', and not {subscriptions!r}")
         self._webhooks = None if subscriptions == "off" else subscriptions
         if self._webhooks is not None:
             check_installed()
@@ -218,8 +220,12 @@ class DurableStreams:
         if self._authorize is None:
             return
         allowed = self._authorize(Access(action, path, answering.headers, answering.scope))
-        if not (await allowed if inspect.isawaitable(allowed) else allowed):
-            raise PublicError("PERMISSION_DENIED", "this is not allowed")
+        allowed = await allowed if inspect.isawaitable(allowed) else allowed
+        if allowed is True:
+            return
+        if allowed is not False:  # such as a user's name: of a `StreamsHTTP` it says whose, and does not let in everywhere
+            raise TypeError(f"`authorize` of durable_streams gives True or False, not {type(allowed).__name__}")
+        raise PublicError("PERMISSION_DENIED", "this is not allowed")
 
     async def _see_to_subscriptions(self, answering: Answering, path: str) -> None:
         """Answer a request about subscriptions (6)."""

@@ -6,7 +6,7 @@ decided by the commit of the subscription's head; when one dies, its leases end,
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 import anyio
@@ -210,6 +210,8 @@ class Subscriptions:
     async def claim(self, name: str, worker: str) -> tuple[Subscription, str] | Refusal:
         """Give a worker the lease, and its token. Raises StorageError."""
         await self._refresh(name)
+        if isinstance(there := await self.get(name), Subscription):
+            await self.look(_paths.subscription_id(name), there)
         wake_id = _new_wake()
 
         def change(there: Subscription, now: float) -> Subscription | Refusal:
@@ -332,6 +334,18 @@ class Subscriptions:
         except ExceptionGroup as group:
             raise group.exceptions[0] from group  # who asked knows the errors of a storage, and no groups of them
         return tails
+
+    async def look(
+        self, id: str, there: Subscription, *, but: Collection[str] = (), wake_id: str = ""
+    ) -> Subscription | Refusal:
+        """Note which streams that wait for a worker are gone, or are others by now; `but` have just grown here. Raises StorageError."""
+        waiting = {path: link.tail for path, link in there.links.items() if link.is_pending and path not in but}
+        tails = await self._tails(list(waiting))
+        moved = {path: Noticed(_wakes.ZERO_OFFSET, tail) for path, tail in tails.items() if tail != _wakes.ZERO_OFFSET}
+        gone = {path: waiting[path] for path in waiting.keys() - moved.keys()}
+        if not gone and _wakes.notice(there, moved) == there:
+            return there
+        return await self.change_by_id(id, lambda there, now: _wakes.forget(_wakes.notice(there, moved), gone, now, wake_id))
 
     # What a worker does for its subscription
 
@@ -508,9 +522,12 @@ class _Worker:
 
     async def _step(self) -> None:
         async with self._turn:
+            grown = set(self._noticed)
             await self._flush()
             wake_id = _new_wake()
             there = await self._subscriptions.change_by_id(self._id, lambda there, now: _wakes.advance(there, now, wake_id))
+            if isinstance(there, Subscription) and there.wake is not None and there.wake.id == wake_id:
+                there = await self._subscriptions.look(self._id, there, but=grown, wake_id=wake_id)
         if isinstance(there, Refusal):
             self._due_at = _rules.NEVER
             return
