@@ -578,10 +578,10 @@ async def test_a_server_that_answers_at_once_with_nothing_is_not_asked_for_ever(
 async def test_a_server_that_leads_from_nothing_to_nothing_is_not_asked_for_ever(mode: Mode) -> None:
     def answer(number: int) -> tuple[int, dict[str, str], bytes]:
         if mode == "sse":
-            return 200, EVENTS, b'event: control\ndata: {"streamNextOffset":"%d"}\n\n' % number
-        return 200, {**JSON, "stream-next-offset": str(number)}, b"[]"
+            return 200, EVENTS, b'event: control\ndata: {"streamNextOffset":"%04d"}\n\n' % number
+        return 200, {**JSON, "stream-next-offset": f"{number:04d}"}, b"[]"
 
-    async with scripted([answer(number % 2) for number in range(1_000)]) as (url, asked):
+    async with scripted([answer(number) for number in range(1_000)]) as (url, asked):
         async with DurableStream(url, retry=SOON) as stream:
             with anyio.move_on_after(1.5):
                 await read_all(stream, mode)
@@ -698,7 +698,7 @@ async def test_data_that_is_not_followed_by_where_to_go_on_comes_again(url: str)
     answers: Script = [(200, EVENTS, data), (200, EVENTS, data + control + data), (200, EVENTS, closed)]
     async with scripted(answers) as (there, asked), DurableStream(there, retry=SOON) as stream:
         assert await read_all(stream, "sse") == [1, 2]
-    assert asked == ["GET offset=-1&live=sse", "GET offset=-1&live=sse", "GET offset=2&live=sse&cursor=7"]
+    assert asked == ["GET live=sse&offset=-1", "GET live=sse&offset=-1", "GET cursor=7&live=sse&offset=2"]
 
 
 # Without await

@@ -5,6 +5,8 @@ takes them in order, and one that overtook another is sent again. A batch that c
 would leave a gap.
 """
 
+import logging
+from collections import deque
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -14,15 +16,19 @@ from typing import Final, Self
 import anyio
 from anyio.abc import TaskGroup
 
-from ...errors import InvalidArgumentError, StreamkeepError, UnexpectedAnswerError, fresh
+from ...errors import InvalidArgumentError, StreamkeepError, StreamLostError, UnexpectedAnswerError, fresh
 from .._network import Network
 from ._rules import MAX_CLAIMS, Claim, Failed, Stored, Tag, TooSoon, check_producer, epoch_now, meaning
 from ._stream import Target
-from ._writing import batchable, joined
+from ._writing import batchable, fits, joined
 
 MAX_BATCH_BYTES: Final = 1 << 20
 MAX_WAITING_BYTES: Final = 4 << 20
 MAX_IN_FLIGHT: Final = 5
+MESSAGE_BYTES: Final = 64
+"""What is counted for a message that waits, beyond its own bytes."""
+
+logger: Final = logging.getLogger("streamkeep")
 
 
 class Producer:
@@ -61,7 +67,7 @@ class Producer:
         self._claims = MAX_CLAIMS if epoch is None else 0
         self._max_batch_bytes = max_batch_bytes
         self._max_in_flight = max_in_flight
-        self._waiting: list[bytes] = []
+        self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
         self._next_seq = 0
         self._offsets: dict[int, str] = {}  # behind stored batches, before which others are not
@@ -108,7 +114,7 @@ class Producer:
             await self._changed.wait()
             self._check()
         self._waiting += some
-        self._waiting_bytes += sum(map(len, some))
+        self._waiting_bytes += sum(map(_weight, some))
         self._send_more()
 
     async def flush(self) -> str:
@@ -155,13 +161,13 @@ class Producer:
 
     def _batch(self) -> Sequence[bytes]:
         """Take what is sent next: at least one message, and no more bytes than a batch may have if that can be."""
-        count, size = 0, 0
-        for message in self._waiting:
-            if count and size + len(message) > self._max_batch_bytes:
-                break
-            count, size = count + 1, size + len(message) + 1
-        batch, self._waiting = self._waiting[:count], self._waiting[count:]
-        self._waiting_bytes -= sum(map(len, batch))
+        batch: list[bytes] = []
+        size = 0
+        while self._waiting and (not batch or fits(size, self._waiting[0], self._max_batch_bytes)):
+            message = self._waiting.popleft()
+            batch.append(message)
+            size += len(message) + 1
+            self._waiting_bytes -= _weight(message)
         return batch
 
     def _take_seq(self) -> int:
@@ -174,6 +180,11 @@ class Producer:
             self._stored(seq, await self._until_stored(batch, seq, closes=closes))
         except StreamkeepError as error:
             self._failure = self._failure or error
+        except Exception as error:  # of a client or a transport of the user's; it is no reason to end other tasks
+            logger.exception("a producer could not send a batch")
+            lost = StreamLostError(f"whether the last batches were stored is unknown: {error!r}")
+            lost.__cause__ = error
+            self._failure = self._failure or lost
         self._tell()
         if not closes and not self._is_over:
             self._send_more()
@@ -222,3 +233,7 @@ class Producer:
     def _tell(self) -> None:
         changed, self._changed = self._changed, anyio.Event()
         changed.set()
+
+
+def _weight(message: bytes) -> int:
+    return len(message) + MESSAGE_BYTES

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ...errors import InvalidArgumentError, RefusedError, StreamkeepError, UnexpectedAnswerError
+from .._network import is_header_value
 from ._writing import Reply
 
 ALREADY_STORED: Final = 204
@@ -77,12 +78,7 @@ def meaning(reply: Reply, tag: Tag, *, claims: bool) -> Meaning:
         if expected < tag.seq:
             return TooSoon(expected)
         return Failed(UnexpectedAnswerError(f"the server wants batch {expected}, and was sent {tag.seq}"))
-    error = reply.refusal()
-    if reply.is_closed:
-        error = RefusedError(
-            "the stream is closed", status="FAILED_PRECONDITION", details={"offset": reply.offset}, http_status=409
-        )
-    return Failed(error)
+    return Failed(reply.refusal())
 
 
 def _is_anothers(reply: Reply, tag: Tag) -> bool:
@@ -115,7 +111,7 @@ def _number(reply: Reply, name: str) -> int | None:
 
 def check_producer(producer: str, epoch: int) -> None:
     """InvalidArgumentError: there is no such producer."""
-    if not producer or not producer.isprintable():
-        raise InvalidArgumentError("a producer's id is printable text")
+    if not (producer and producer.isprintable() and is_header_value(producer)):
+        raise InvalidArgumentError("a producer's id is printable text that neither begins nor ends with a blank")
     if not 0 <= epoch <= MAX_SAFE:
         raise InvalidArgumentError("an epoch is a whole number from 0 to 2**53 - 1")
