@@ -2,14 +2,18 @@
 
 import os
 import re
+import sys
+import threading
 import time
 import tracemalloc
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 import anyio
@@ -24,13 +28,14 @@ from tests.http.servers import serving, until
 from tests.network.proxy import End, Fate, bad_network
 
 from streamkeep import InMemoryStreamManager, StreamManager
-from streamkeep.client import Retry
+from streamkeep.client import Retry, _reading
 from streamkeep.client._network import Call
 from streamkeep.client.durable_streams import DurableStream, Mode, _batches
 from streamkeep.client.durable_streams import sync as blocking
 from streamkeep.client.durable_streams._batches import Events, Pages
 from streamkeep.durable_streams import DurableStreamsLimits, bridge, durable_streams
 from streamkeep.errors import (
+    GoneError,
     InvalidArgumentError,
     LimitExceededError,
     RefusedError,
@@ -155,9 +160,98 @@ async def test_what_is_refused_says_why(url: str) -> None:
             await stream.append(1, seq="a")
         await stream.close()
         await stream.close()
-        with pytest.raises(RefusedError) as closed:
+        with pytest.raises(RefusedError, match="closed") as closed:
             await stream.append(1)
         assert closed.value.status == "FAILED_PRECONDITION"
+        assert closed.value.details == {"offset": (await stream.head()).offset}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.promise("P28")
+async def test_what_the_server_does_not_keep_any_more_is_told_by_an_error_of_its_own(mode: Mode) -> None:
+    gone = (410, {"content-type": "application/json"}, b'{"error":{"code":"GONE","message":"forgotten"}}')
+
+    def without_await(there: str) -> GoneError:
+        with (
+            blocking.DurableStream(there, retry=SOON) as stream,
+            pytest.raises(GoneError) as told,
+            stream.read(offset="5", mode=mode) as batches,
+        ):
+            list(batches)
+        return told.value
+
+    async with scripted([gone]) as (there, asked), DurableStream(there, retry=SOON) as stream:
+        with pytest.raises(GoneError) as forgotten:
+            await read_all(stream, mode, "5")
+        with pytest.raises(GoneError) as deleted:
+            await read_all(stream, mode)
+        errors = [forgotten.value, await anyio.to_thread.run_sync(without_await, there), deleted.value]
+        assert [error.cursor for error in errors] == ["-1", "-1", None]
+        for error in errors:
+            assert (error.status, error.http_status, error.message) == ("NOT_FOUND", 410, "forgotten")
+        assert len(asked) == 3
+        for ask in (stream.head, partial(stream.append, 1), stream.close, stream.delete, stream.create):
+            with pytest.raises(GoneError):
+                await ask()
+        with pytest.raises(GoneError):
+            async with stream.producer("p") as producer:
+                await producer.append(1)
+
+
+@pytest.mark.parametrize("mode", ["long-poll", "sse"])
+async def test_a_reader_that_is_overtaken_by_what_is_forgotten_is_told_where_to_go_on(mode: Mode) -> None:
+    first = b'event: data\ndata: [1]\n\nevent: control\ndata: {"streamNextOffset":"2"}\n\n'
+    page = (200, EVENTS, first) if mode == "sse" else (200, {**JSON, "stream-next-offset": "2"}, b"[1]")
+    gone = (410, {"content-type": "text/plain"}, b"compacted\n")
+    async with (
+        scripted([page, gone]) as (there, _),
+        DurableStream(there, retry=SOON) as stream,
+        stream.read(mode=mode) as batches,
+    ):
+        assert (await anext(batches)).messages == [1]
+        for _ in range(2):
+            with pytest.raises(GoneError, match=rf"compacted \(GET {there}\)") as told:
+                await anext(batches)
+            assert told.value.cursor == "-1"
+        assert batches.offset == "2"
+
+
+async def test_what_is_refused_is_told_in_the_servers_words_and_with_what_was_asked() -> None:
+    for kind, body, words in (
+        ("text/plain; charset=utf-8", b"no such\nstr\xc3\xa9am\x1b[0m", "no such stréam [0m"),
+        ("text/html", b"<p>no</p>", "HTTP 404"),
+        ("application/json", b'{"message":"not here"}', "not here"),
+    ):
+        async with scripted([(404, {"content-type": kind}, body)]) as (there, _):
+            secret = there.replace("//", "//me:secret@") + "?token=secret"
+            async with DurableStream(secret, retry=SOON) as stream:
+                for ask in (partial(stream.append, 1), partial(read_all, stream, "catch-up")):
+                    with pytest.raises(RefusedError) as told:
+                        await ask()
+                    assert told.value.message == words
+                    assert f" {there})" in str(told.value)
+                    assert "secret" not in str(told.value)
+
+
+async def test_more_streams_are_followed_at_once_than_a_client_has_connections_for_otherwise(url: str) -> None:
+    async with DurableStream(url) as stream:
+        await stream.create()
+        seen: list[Any] = []
+        follows = 0
+
+        async def follow() -> None:
+            nonlocal follows
+            async with stream.read() as batches:
+                follows += 1
+                seen.extend([batch.messages async for batch in batches])
+
+        with anyio.fail_after(BOUND_SECONDS):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(120):
+                    tasks.start_soon(follow)
+                await until(lambda: follows == 120)
+                await stream.close("end")
+        assert seen == [["end"]] * 120
 
 
 async def test_what_cannot_be_sent_is_not(url: str) -> None:
@@ -168,8 +262,9 @@ async def test_what_cannot_be_sent_is_not(url: str) -> None:
             await stream.create(ttl=timedelta(seconds=1.5))
         with pytest.raises(InvalidArgumentError):
             await stream.create(expires_at=datetime(2100, 1, 1))  # noqa: DTZ001 - that is the point
-        with pytest.raises(InvalidArgumentError):
-            stream.producer("")
+        for id in ("", " p", "p ", "p\n"):
+            with pytest.raises(InvalidArgumentError):
+                stream.producer(id)
 
 
 @pytest.mark.parametrize("mode", ["long-poll", "sse"])
@@ -497,6 +592,24 @@ async def test_a_producer_that_is_left_by_an_exception_does_not_wait(url: str) -
                 raise ZeroDivisionError
 
 
+async def test_what_a_client_of_the_users_raises_ends_its_producer_and_no_other_task(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(httpx2.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+            raise ZeroDivisionError("of the user's transport")
+
+    async with httpx2.AsyncClient(transport=Broken()) as client, DurableStream(url, client=client) as stream:
+        with anyio.fail_after(BOUND_SECONDS), pytest.raises(StreamLostError, match="of the user's transport") as lost:
+            async with stream.producer("p") as producer:
+                await producer.append(1)
+                with pytest.raises(StreamLostError):
+                    await producer.flush()
+    assert isinstance(lost.value.__cause__, ZeroDivisionError)
+    assert "ZeroDivisionError" in caplog.text
+    caplog.clear()
+
+
 # Servers that do not behave
 
 
@@ -531,6 +644,10 @@ EVENTS: Final = {"content-type": "text/event-stream"}
     [
         ("catch-up", (200, {"content-type": "application/json"}, b"[1]")),
         ("catch-up", (200, JSON, b"[]")),
+        ("catch-up", (200, {**JSON, "stream-next-offset": "now"}, b"[1]")),
+        ("long-poll", (200, {**JSON, "stream-next-offset": "-1"}, b"[]")),
+        ("sse", (200, EVENTS, b'event: data\ndata: [1]\n\nevent: control\ndata: {"streamNextOffset":"now"}\n\n')),
+        ("sse", (200, EVENTS, b'event: data\ndata: words\n\nevent: control\ndata: {"streamNextOffset":"2"}\n\n')),
         ("catch-up", (200, JSON, b"[1")),
         ("long-poll", (200, JSON, b"{}")),
         ("sse", (200, JSON, b"[1]")),
@@ -588,6 +705,56 @@ async def test_a_server_that_leads_from_nothing_to_nothing_is_not_asked_for_ever
         assert len(asked) <= 20
 
 
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_stream_that_ends_before_what_was_read_is_noticed(mode: Mode) -> None:
+    said = b'event: control\ndata: {"streamNextOffset":"3","upToDate":true}\n\n'
+    page = (200, {**JSON, "stream-next-offset": "3", "stream-up-to-date": "true"}, b"[]")
+    async with scripted([(200, EVENTS, said) if mode == "sse" else page]) as (url, asked):
+        async with DurableStream(url, retry=SOON) as stream:
+            with pytest.raises(UnexpectedAnswerError, match="before '5'"):
+                await read_all(stream, mode, "5")
+        assert len(asked) == 1
+
+
+async def test_what_comes_between_the_end_of_a_long_poll_and_its_answer_is_not_skipped() -> None:
+    closed = {"stream-closed": "true", "stream-up-to-date": "true"}
+    answers: Script = [
+        (200, {**JSON, "stream-up-to-date": "true"}, b"[1]"),
+        (204, {"stream-next-offset": "3", **closed}),  # nothing came in time, and then this did
+        (200, {**JSON, "stream-next-offset": "3", **closed}, b"[2]"),
+    ]
+    async with scripted(answers) as (url, asked), DurableStream(url, retry=SOON) as stream:
+        assert await read_all(stream, "long-poll") == [1, 2]
+    assert asked == ["GET offset=-1", "GET live=long-poll&offset=1", "GET offset=1"]
+
+
+async def test_an_event_may_be_as_long_as_an_append_of_a_large_server() -> None:
+    body = b'event: data\ndata: ["%s"]\n\nevent: control\ndata: {"streamNextOffset":"2","streamClosed":true}\n\n'
+    async with scripted([(200, EVENTS, body % (b"x" * (20 << 20)))]) as (url, _), DurableStream(url, retry=SOON) as stream:
+        assert [len(message) for message in await read_all(stream, "sse")] == [20 << 20]
+
+
+async def test_a_body_that_never_ends_holds_up_nobody_who_has_what_its_head_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_reading, "ERROR_SECONDS", 0.3)
+    sent, is_answered = 0, False
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal sent
+        assert scope["type"] == "http"
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"stream-next-offset", b"1")]})
+        while not is_answered:
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+            sent += 1
+            await anyio.sleep(0.01)
+        await send({"type": "http.response.body"})
+
+    async with serving(app) as url, DurableStream(f"{url}/s") as stream:
+        with anyio.fail_after(BOUND_SECONDS):
+            assert await stream.append(1) == "1"
+        is_answered = True
+        assert sent < 50
+
+
 async def test_what_no_server_of_the_protocol_says_is_not_taken_for_done() -> None:
     page = (200, {"content-type": "text/html"}, b"<html>Log in</html>")
     async with scripted([page]) as (url, _), DurableStream(url, retry=SOON) as stream:
@@ -610,6 +777,39 @@ def test_events_without_a_place_to_go_on_cost_no_more_than_there_are_and_are_bou
         for _ in range(70):
             assert list(events.feed(data * 1_000)) == []
     assert time.process_time() - begun_at < BOUND_SECONDS / 4
+
+
+async def test_no_body_is_longer_than_a_batch_may_be_and_many_that_wait_cost_no_more_each() -> None:
+    lengths: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http"
+        size, more = 0, True
+        while more:
+            message = await receive()
+            size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+        lengths.append(size)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"stream-next-offset", b"1")]})
+        await send({"type": "http.response.body"})
+
+    def without_await(url: str) -> None:
+        with blocking.DurableStream(url) as stream, stream.producer("p", max_batch_bytes=100) as producer:
+            for number in range(200):
+                producer.append(number)
+
+    async with serving(app) as url, DurableStream(url) as stream:
+        async with stream.producer("p", max_batch_bytes=100) as producer:
+            await producer.append(*range(200))
+        await anyio.to_thread.run_sync(without_await, url)
+        assert 90 < max(lengths) <= 100
+        begun_at = time.process_time()
+        with suppress(ZeroDivisionError):
+            async with stream.producer("p", max_batch_bytes=2) as producer:
+                await producer.append(*range(300_000))
+                for _ in range(20_000):
+                    producer._batch()  # type: ignore[reportPrivateUsage]  # over a network it takes longer
+                raise ZeroDivisionError
+        assert time.process_time() - begun_at < BOUND_SECONDS / 4
 
 
 def test_a_long_answer_costs_about_its_length() -> None:
@@ -778,6 +978,86 @@ async def test_a_producer_without_await_that_was_interrupted_does_not_give_its_b
         await there.create()
         await anyio.to_thread.run_sync(work)
         assert await read_all(there, "catch-up") == [1]
+
+
+def test_a_producer_without_await_that_is_interrupted_anywhere_in_sending_gives_no_number_twice() -> None:
+    numbers: list[str] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        numbers.append(request.headers["producer-seq"])
+        return httpx2.Response(200, headers={"stream-next-offset": "1"}, stream=httpx2.ByteStream(b""))
+
+    class Interruption(BaseException):
+        pass
+
+    def interrupted_at(line: int) -> bool:
+        """Say whether there was such a line."""
+        lines = 0
+
+        def trace(frame: FrameType, event: str, _arg: object) -> Any:
+            nonlocal lines
+            if frame.f_code is not blocking.Producer._send.__code__:
+                return None
+            lines += event == "line"
+            if lines == line and event == "line":
+                raise Interruption
+            return trace
+
+        is_interrupted = False
+        with suppress(StreamLostError), stream.producer("p") as producer:
+            producer.append(1)
+            before = sys.gettrace()
+            sys.settrace(trace)
+            try:
+                producer.flush()
+            except Interruption:
+                is_interrupted = True
+            finally:
+                sys.settrace(before)
+            producer.append(2)
+        return is_interrupted
+
+    with (
+        httpx2.Client(transport=httpx2.MockTransport(answer)) as client,
+        blocking.DurableStream("http://server/s", client=client) as stream,
+    ):
+        for line in range(1, 100):
+            numbers.clear()
+            if not interrupted_at(line):
+                break
+            assert len(numbers) == len(set(numbers)), line
+    assert 5 < line < 100
+
+
+async def test_a_producer_without_await_is_for_one_thread_and_entered_once(url: str) -> None:
+    is_asked, goes_on = threading.Event(), threading.Event()
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        is_asked.set()
+        assert goes_on.wait(BOUND_SECONDS)
+        return httpx2.Response(200, headers={"stream-next-offset": "1"}, stream=httpx2.ByteStream(b""))
+
+    def work() -> None:
+        with (
+            httpx2.Client(transport=httpx2.MockTransport(answer)) as client,
+            blocking.DurableStream(url, client=client) as stream,
+            ThreadPoolExecutor() as threads,
+        ):
+            with stream.producer("p") as producer:
+                producer.append(1)
+                flushed = threads.submit(producer.flush)
+                assert is_asked.wait(BOUND_SECONDS)
+                for ask in (partial(producer.append, 2), producer.flush, producer.close):
+                    with pytest.raises(RuntimeError, match="in use"):
+                        ask()
+                goes_on.set()
+                assert flushed.result(BOUND_SECONDS) == "1"
+            with pytest.raises(RuntimeError, match="entered"), producer:
+                pass
+            with pytest.raises(RuntimeError):
+                producer.append(3)
+
+    await anyio.to_thread.run_sync(work)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
