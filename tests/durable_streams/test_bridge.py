@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from functools import partial
@@ -455,10 +455,10 @@ async def test_who_does_not_take_what_is_sent_holds_no_place_of_others(
         if isinstance(app, DurableStreams):
             await stack.enter_async_context(app)
             await asked(app, codes, "PUT", "content-type: text/plain", body=b"")
-            write = partial(asked, app, codes, "POST", "content-type: text/plain", body=b"x")
+            write: Callable[[], Awaitable[object]] = partial(asked, app, codes, "POST", "content-type: text/plain", body=b"x")
         else:
             stream = await stack.enter_async_context(streams.open("answer"))
-            write = partial(stream.write, "x")
+            write = partial[Coroutine[Any, Any, object]](stream.write, "x")
         await write()
 
         async def stuck(message: Message) -> None:

@@ -807,7 +807,7 @@ async def test_no_body_is_longer_than_a_batch_may_be_and_many_that_wait_cost_no_
             async with stream.producer("p", max_batch_bytes=2) as producer:
                 await producer.append(*range(300_000))
                 for _ in range(20_000):
-                    producer._batch()  # type: ignore[reportPrivateUsage]  # over a network it takes longer
+                    producer._batch()  # over a network it takes longer
                 raise ZeroDivisionError
         assert time.process_time() - begun_at < BOUND_SECONDS / 4
 

@@ -164,7 +164,7 @@ class DurableStream:
             epoch: greater than any that was used under this id before. Who had a smaller one cannot write any more. None: it is made of
                 the time; if the server knows a greater one, or that one, the next is taken. So a producer that is restarted takes over
                 from itself.
-            max_batch_bytes: about how much is sent at once.
+            max_batch_bytes: how much is sent at once; a message that is longer is sent alone.
             max_in_flight: how many batches are on their way at a time.
         """
         return Producer(
