@@ -33,7 +33,7 @@ from streamkeep.client._network import Call
 from streamkeep.client.durable_streams import DurableStream, Mode, _batches
 from streamkeep.client.durable_streams import sync as blocking
 from streamkeep.client.durable_streams._batches import Events, Pages
-from streamkeep.durable_streams import DurableStreamsLimits, bridge, durable_streams
+from streamkeep.durable_streams import DurableStreamsLimits, Retention, bridge, durable_streams
 from streamkeep.errors import (
     GoneError,
     InvalidArgumentError,
@@ -214,6 +214,33 @@ async def test_a_reader_that_is_overtaken_by_what_is_forgotten_is_told_where_to_
                 await anext(batches)
             assert told.value.cursor == "-1"
         assert batches.offset == "2"
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_reader_of_a_stream_that_forgets_its_beginning_misses_nothing_without_being_told(
+    open_client: Open, mode: Mode
+) -> None:
+    limits = DurableStreamsLimits(long_poll=timedelta(milliseconds=300), sse=timedelta(seconds=2))
+    seen: list[int] = []
+    async with (
+        open_client(limits=limits, retention=Retention(max_records=16)) as client,
+        DurableStream(f"{client.base_url}/s") as stream,
+    ):
+        await stream.create({"n": 0})
+        with anyio.fail_after(BOUND_SECONDS), pytest.raises(GoneError) as gone:
+            async with stream.read(mode=mode) as batches:
+                seen += [message["n"] for message in (await anext(batches)).messages]
+                for number in range(1, 400):
+                    await stream.append({"n": number, "pad": "x" * 65_536})
+                async for batch in batches:
+                    seen += [message["n"] for message in batch.messages]
+            seen += [message["n"] for message in await read_all(stream, mode, batches.offset)]
+        await stream.close()
+        assert gone.value.cursor is not None
+        kept = [message["n"] for message in await read_all(stream, mode, gone.value.cursor)]
+    assert seen == list(range(len(seen)))
+    assert kept == list(range(kept[0], 400))
+    assert kept[0] > len(seen)
 
 
 async def test_what_is_refused_is_told_in_the_servers_words_and_with_what_was_asked() -> None:
