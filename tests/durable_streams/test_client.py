@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any, Final
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import httpx2
 import msgspec
@@ -575,6 +576,24 @@ async def test_what_a_server_has_stored_that_does_not_know_it_is_not_stored_twic
         async with stream.producer("p") as producer:
             await producer.append("b")
         assert await read_all(stream, "catch-up") == ["a", "b"]
+
+
+async def test_who_waits_for_what_was_appended_does_not_wait_for_what_others_go_on_appending(url: str) -> None:
+    async with DurableStream(url) as stream:
+        await stream.create()
+        async with stream.producer("p", max_batch_bytes=100) as producer, anyio.create_task_group() as tasks:
+
+            async def append_on() -> None:
+                while True:
+                    await producer.append(*range(100))
+                    await anyio.lowlevel.checkpoint()
+
+            tasks.start_soon(append_on)
+            with anyio.fail_after(BOUND_SECONDS):
+                await producer.append("mine")
+                offset = await producer.flush()
+                tasks.cancel_scope.cancel()
+        assert "mine" not in await read_all(stream, "catch-up", offset)
 
 
 async def test_what_is_nothing_does_not_end_a_producer(url: str) -> None:
