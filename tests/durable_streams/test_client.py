@@ -1,6 +1,7 @@
 """The client of the protocol, against servers that behave, connections that are cut, and servers that do not behave."""
 
 import os
+import random
 import re
 import sys
 import threading
@@ -435,7 +436,19 @@ async def test_a_producer_that_was_restarted_claims_its_id_and_fences_the_one_be
         assert await read_all(stream, "catch-up") == ["a", *range(10)]
 
 
-@pytest.mark.parametrize("there", [3, 2**45])
+async def test_no_two_producers_claim_the_same_epoch() -> None:
+    other = 2**53 - 2**30
+    answers: Script = [(403, {"producer-epoch": str(other)}), (200, {"stream-next-offset": "1"})] * 2
+    async with scripted(answers) as (url, _), DurableStream(url) as stream:
+        producers = [stream.producer("p") for _ in range(2)]
+        for producer in producers:
+            async with producer:
+                await producer.append(1)
+    epochs = [producer.epoch for producer in producers]
+    assert other < min(epochs) < max(epochs)
+
+
+@pytest.mark.parametrize("there", [3, 2**53 - 2**30])
 @pytest.mark.promise("P28")
 async def test_what_is_appended_in_an_epoch_that_was_used_is_not_taken_for_what_is_there(url: str, there: int) -> None:
     async with DurableStream(url) as stream:
@@ -459,6 +472,63 @@ async def test_what_a_producer_could_not_store_is_told_when_it_is_left(url: str)
             async with stream.producer("p") as producer:
                 await producer.append(1)
         assert closed.value.status == "FAILED_PRECONDITION"
+
+
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8))])
+async def test_producers_that_take_an_id_from_one_another_store_all_that_they_were_told_is_stored_once_and_in_order(
+    seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    chance = random.Random(seed)
+    told: list[str] = []
+    print("seed", seed)
+
+    async with InMemoryStreamManager() as streams, durable_streams(streams) as served:
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            """Answer late, not at all, that it is busy, or that it failed when it has not."""
+            is_told = scope["method"] != "POST" or chance.random() < 0.7
+
+            async def unheard(message: Message) -> None:
+                pass
+
+            if scope["method"] == "POST":
+                await anyio.sleep(chance.random() / 100)
+            if is_told or chance.random() < 0.5:
+                await served(scope, receive, send if is_told else unheard)
+            if is_told:
+                return
+            code = chance.choice([None, 500, 503])
+            if code is None:
+                raise ConnectionResetError
+            await send({"type": "http.response.start", "status": code, "headers": []})
+            await send({"type": "http.response.body"})
+
+        async def produce(stream: DurableStream, name: str) -> None:
+            await anyio.sleep(chance.random() / 2)
+            number = 0
+            with suppress(RefusedError):
+                async with stream.producer("p", max_batch_bytes=40, max_in_flight=chance.choice([1, 5])) as producer:
+                    for _ in range(chance.randrange(1, 12)):
+                        waiting = [f"{name}-{number + more}" for more in range(chance.randrange(1, 9))]
+                        number += len(waiting)
+                        for message in waiting:
+                            await producer.append(message)
+                        await producer.flush()
+                        told.extend(waiting)
+
+        async with serving(app) as url, DurableStream(f"{url}/s", retry=SOON) as stream:
+            await stream.create()
+            with anyio.fail_after(BOUND_SECONDS):
+                async with anyio.create_task_group() as tasks:
+                    for number in range(12):
+                        tasks.start_soon(produce, stream, str(number))
+            there = await read_all(stream, "catch-up")
+    caplog.clear()
+    assert told
+    assert set(told) <= set(there)
+    for name in range(12):
+        numbers = [int(message.partition("-")[2]) for message in there if message.startswith(f"{name}-")]
+        assert numbers == list(range(len(numbers)))
 
 
 async def test_a_server_that_forgets_what_it_has_stored_is_noticed(open_client: Open) -> None:

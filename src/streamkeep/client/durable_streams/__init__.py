@@ -56,8 +56,9 @@ class DurableStream:
         retry: when to come back, and when to give up. What a server asks for by `Retry-After` is waited.
         read_timeout: a connection that brings nothing for so long, not even a heartbeat, is lost. None: never.
 
-    What is asked raises RefusedError (with `http_status`, and `status`: NOT_FOUND, also for a stream that is gone; FAILED_PRECONDITION for
-    one that is closed, or is of another type), StreamLostError, UnexpectedAnswerError, InvalidArgumentError.
+    What is asked raises RefusedError (with `http_status`, and `status`: NOT_FOUND; FAILED_PRECONDITION for a stream that is closed, whose
+    end `details` has, or is of another type), GoneError for a stream that is gone, StreamLostError, UnexpectedAnswerError,
+    InvalidArgumentError.
     """
 
     def __init__(
@@ -162,7 +163,7 @@ class DurableStream:
         Args:
             id: the producer's; one producer at a time writes under it.
             epoch: greater than any that was used under this id before. Who had a smaller one cannot write any more. None: it is made of
-                the time; if the server knows a greater one, or that one, the next is taken. So a producer that is restarted takes over
+                the time; if the server knows a greater one, or that one, one above is taken. So a producer that is restarted takes over
                 from itself.
             max_batch_bytes: how much is sent at once; a message that is longer is sent alone.
             max_in_flight: how many batches are on their way at a time.

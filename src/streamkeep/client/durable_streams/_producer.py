@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 
 from ...errors import InvalidArgumentError, StreamkeepError, StreamLostError, UnexpectedAnswerError, fresh
 from .._network import Network
-from ._rules import MAX_CLAIMS, Claim, Failed, Stored, Tag, TooSoon, check_producer, epoch_now, meaning
+from ._rules import MAX_CLAIMS, Claim, Failed, Stored, Tag, TooSoon, check_producer, epoch_above, epoch_now, meaning
 from ._stream import Target
 from ._writing import batchable, fits, joined
 
@@ -220,8 +220,8 @@ class Producer:
                         lost = f"the server has lost what it had stored: it wants batch {expected} again"
                         raise UnexpectedAnswerError(lost)
                     await self._until_before(seq)
-                case Claim(epoch):
-                    self.epoch = epoch
+                case Claim(other):
+                    self.epoch = epoch_above(other)
                     self._claims -= 1
                 case Failed(error):
                     raise error

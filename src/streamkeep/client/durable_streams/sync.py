@@ -28,7 +28,7 @@ from .._reading import Reading
 from .._retry import Retry
 from ._batches import START, Batch, BatchesHandle, Mode
 from ._producer import MAX_BATCH_BYTES
-from ._rules import MAX_CLAIMS, Claim, Failed, Stored, Tag, TooSoon, check_producer, epoch_now, meaning
+from ._rules import MAX_CLAIMS, Claim, Failed, Stored, Tag, TooSoon, check_producer, epoch_above, epoch_now, meaning
 from ._stream import JSON, StreamHead, Target
 from ._writing import batchable, fits, joined
 
@@ -233,8 +233,8 @@ class Producer:
             match meaning(reply, tag, claims=self._claims > 0 and not self._next_seq):
                 case Stored(offset):
                     return offset
-                case Claim(epoch):
-                    self.epoch = epoch
+                case Claim(other):
+                    self.epoch = epoch_above(other)
                     self._claims -= 1
                 case TooSoon(expected):
                     raise UnexpectedAnswerError(f"the server has lost what it had stored: it wants batch {expected} again")
