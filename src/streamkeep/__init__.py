@@ -23,6 +23,7 @@ from ._recoveries import Recoveries
 from ._recovery import Recovery
 from ._subscription import Subscription
 from .errors import (
+    GoneError,
     InvalidArgumentError,
     KeyInUseError,
     LimitExceededError,
@@ -52,6 +53,7 @@ from .hooks import Hooks
 
 __all__ = [
     "ErrorInfo",
+    "GoneError",
     "Hooks",
     "InMemoryStreamManager",
     "InvalidArgumentError",

@@ -20,6 +20,7 @@
     │   └── StorageCorruptError       DATA_LOSS            the storage is damaged, foreign, or from a newer version
     ├── RemoteError                   UNAVAILABLE          what another server has could not be had; see `streamkeep.client`
     │   ├── RefusedError              the server's own     it has answered with an error, or its flow has failed
+    │   │   └── GoneError             NOT_FOUND            it was there, and is not kept any more; it says what still is
     │   ├── UnexpectedAnswerError     UNKNOWN              what it has answered cannot be read
     │   └── StreamLostError           UNAVAILABLE          the connection was lost, and so was every try to go on
     └── PublicError                   any                  raised by a producer: its message is for readers
@@ -31,6 +32,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Final, Literal, TypeVar, get_args
 
 __all__ = [
+    "GoneError",
     "InvalidArgumentError",
     "KeyInUseError",
     "LimitExceededError",
@@ -256,16 +258,30 @@ class RefusedError(RemoteError):
     """The server has answered with an error, or its flow has failed: the same request will not do better.
 
     `status`, `message` and `details` are what the server says. `http_status` is the answer's code; None: it began well, and ended so.
+    `place`, which only the error's text has, is what was asked.
     """
 
     def __init__(
-        self, message: str, *, status: Status = "UNKNOWN", details: object = None, http_status: int | None = None
+        self,
+        message: str,
+        *,
+        status: Status = "UNKNOWN",
+        details: object = None,
+        http_status: int | None = None,
+        place: str = "",
     ) -> None:
-        super().__init__(f"{status}: {message}")
+        super().__init__(f"{status}: {message}{place and f' ({place})'}")
         self.status = status
         self.message = message
         self.details = details
         self.http_status = http_status
+
+
+class GoneError(RefusedError):
+    """What was asked for was there, and the server does not keep it any more (HTTP 410). To ask again does not help.
+
+    `cursor` is where to begin with what is still kept; what was before that, and had not been read, is lost. None: the stream is gone.
+    """
 
 
 class UnexpectedAnswerError(RemoteError):

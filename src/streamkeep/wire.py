@@ -170,6 +170,10 @@ class _Lines:
                 yield from self._append(text, ends=ends)
             self._after_cr = line.endswith(b"\r")
 
+    @property
+    def begun_bytes(self) -> int:
+        return len(self._open)
+
     def _append(self, text: bytes, *, ends: bool) -> Iterator[bytes]:
         if len(self._open) + len(text) > self._max_line_bytes:
             raise LimitExceededError(f"the server sent a frame of more than {self._max_line_bytes} bytes")
@@ -246,6 +250,11 @@ class SSEDecoder:
         except LimitExceededError as error:
             self._broken = error
             raise
+
+    @property
+    def begun_bytes(self) -> int:
+        """How much there is of the event that is not complete yet, about."""
+        return self._data_bytes + self._lines.begun_bytes
 
     def _take_line(self, line: bytes) -> ServerSentEvent | None:
         if self._at_start:

@@ -1,7 +1,7 @@
 import pytest
 
 import streamkeep
-from streamkeep import KeyInUseError, PublicError, StreamBusyError, StreamkeepError, errors
+from streamkeep import GoneError, KeyInUseError, PublicError, RefusedError, StreamBusyError, StreamkeepError, errors
 
 
 def every_error() -> list[type[StreamkeepError]]:
@@ -22,6 +22,12 @@ def test_every_error_is_exported_and_drawn_in_the_tree(error: type[StreamkeepErr
 
 def test_every_status_has_a_code() -> None:
     assert errors.STATUSES.keys() == errors.HTTP_CODES.keys()
+
+
+def test_a_refusal_says_what_was_asked_if_that_is_known() -> None:
+    refused = RefusedError("not here", status="NOT_FOUND", place="GET http://server/s")
+    assert (str(refused), refused.message) == ("NOT_FOUND: not here (GET http://server/s)", "not here")
+    assert str(GoneError("not here")) == "UNKNOWN: not here"
 
 
 def test_a_busy_stream_says_when_to_try_again() -> None:

@@ -3,9 +3,10 @@
 import json
 import os
 import sys
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,9 +21,17 @@ from tests.http.servers import serving, until
 from tests.inside import feeds_of
 
 from streamkeep import InMemoryStreamManager, PublicError, Recovery, StreamManager
-from streamkeep.durable_streams import DurableStreamsLimits, bridge
+from streamkeep.durable_streams import (
+    DurableStreams,
+    DurableStreamsLimits,
+    _bridge,
+    _readers,
+    bridge,
+    durable_streams,
+)
+from streamkeep.durable_streams._bridge import Bridge
 from streamkeep.http import Access
-from streamkeep.http.response import Receive, Scope, Send
+from streamkeep.http.response import Message, Receive, Scope, Send
 
 BOUND_SECONDS: Final = 30
 LIMITS: Final = DurableStreamsLimits(long_poll=timedelta(milliseconds=300))
@@ -427,6 +436,75 @@ async def test_a_reader_that_leaves_is_noticed_at_once(mode: str) -> None:
 
     assert busy.status_code == 429
     assert busy.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("live", ["long-poll", "sse"])
+@pytest.mark.parametrize("served", [bridge, durable_streams])
+async def test_who_does_not_take_what_is_sent_holds_no_place_of_others(
+    monkeypatch: pytest.MonkeyPatch, served: Callable[..., Bridge | DurableStreams], live: str
+) -> None:
+    for module in (_bridge, _readers):
+        monkeypatch.setattr(module, "STALLED_SECONDS", 0.1)
+    monkeypatch.setattr(_bridge, "LAST_SECONDS", 0.1)
+    limits = DurableStreamsLimits(max_readers=1, long_poll=timedelta(seconds=BOUND_SECONDS), sse=timedelta(seconds=0.1))
+    codes: list[int] = []
+    is_stuck = anyio.Event()
+
+    async with InMemoryStreamManager() as streams, AsyncExitStack() as stack, anyio.create_task_group() as tasks:
+        app = served(streams, limits=limits)
+        if isinstance(app, DurableStreams):
+            await stack.enter_async_context(app)
+            await asked(app, codes, "PUT", "content-type: text/plain", body=b"")
+            write: Callable[[], Awaitable[object]] = partial(asked, app, codes, "POST", "content-type: text/plain", body=b"x")
+        else:
+            stream = await stack.enter_async_context(streams.open("answer"))
+            write = partial[Coroutine[Any, Any, object]](stream.write, "x")
+        await write()
+
+        async def stuck(message: Message) -> None:
+            if message.get("body"):
+                is_stuck.set()
+                await anyio.sleep_forever()
+
+        with anyio.fail_after(BOUND_SECONDS):
+            tasks.start_soon(partial(asked, app, codes, "GET", query=f"offset=now&live={live}", send=stuck))
+            while not is_stuck.is_set():
+                await write()
+                await anyio.sleep(0.01)
+            codes.clear()
+            while 200 not in codes:
+                tasks.start_soon(partial(asked, app, codes, "GET", query=f"offset=now&live={live}"))
+                await write()
+                await anyio.sleep(0.01)
+        tasks.cancel_scope.cancel()
+
+
+async def asked(
+    app: Bridge | DurableStreams,
+    codes: list[int],
+    method: str,
+    *headers: str,
+    query: str = "",
+    body: bytes = b"",
+    send: Send | None = None,
+) -> None:
+    """Ask an app itself, and note the code of its answer."""
+    has_sent = False
+
+    async def receive() -> Message:
+        nonlocal has_sent
+        if has_sent:
+            await anyio.sleep_forever()
+        has_sent = True
+        return {"type": "http.request", "body": body}
+
+    async def noted(message: Message) -> None:
+        if "status" in message:
+            codes.append(message["status"])
+
+    raw = [(name.encode(), value.encode()) for name, _, value in (header.partition(": ") for header in headers)]
+    scope: Scope = {"type": "http", "method": method, "path": "/answer", "query_string": query.encode(), "headers": raw}
+    await app(scope, receive, send or noted)
 
 
 async def test_a_browser_may_ask_and_others_are_told_nothing_of_the_manager() -> None:

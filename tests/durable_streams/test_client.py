@@ -1,18 +1,24 @@
 """The client of the protocol, against servers that behave, connections that are cut, and servers that do not behave."""
 
 import os
+import random
 import re
+import sys
+import threading
 import time
 import tracemalloc
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import httpx2
 import msgspec
@@ -24,13 +30,14 @@ from tests.http.servers import serving, until
 from tests.network.proxy import End, Fate, bad_network
 
 from streamkeep import InMemoryStreamManager, StreamManager
-from streamkeep.client import Retry
+from streamkeep.client import Retry, _reading
 from streamkeep.client._network import Call
 from streamkeep.client.durable_streams import DurableStream, Mode, _batches
 from streamkeep.client.durable_streams import sync as blocking
 from streamkeep.client.durable_streams._batches import Events, Pages
-from streamkeep.durable_streams import DurableStreamsLimits, bridge, durable_streams
+from streamkeep.durable_streams import DurableStreamsLimits, Retention, bridge, durable_streams
 from streamkeep.errors import (
+    GoneError,
     InvalidArgumentError,
     LimitExceededError,
     RefusedError,
@@ -155,9 +162,125 @@ async def test_what_is_refused_says_why(url: str) -> None:
             await stream.append(1, seq="a")
         await stream.close()
         await stream.close()
-        with pytest.raises(RefusedError) as closed:
+        with pytest.raises(RefusedError, match="closed") as closed:
             await stream.append(1)
         assert closed.value.status == "FAILED_PRECONDITION"
+        assert closed.value.details == {"offset": (await stream.head()).offset}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.promise("P28")
+async def test_what_the_server_does_not_keep_any_more_is_told_by_an_error_of_its_own(mode: Mode) -> None:
+    gone = (410, {"content-type": "application/json"}, b'{"error":{"code":"GONE","message":"forgotten"}}')
+
+    def without_await(there: str) -> GoneError:
+        with (
+            blocking.DurableStream(there, retry=SOON) as stream,
+            pytest.raises(GoneError) as told,
+            stream.read(offset="5", mode=mode) as batches,
+        ):
+            list(batches)
+        return told.value
+
+    async with scripted([gone]) as (there, asked), DurableStream(there, retry=SOON) as stream:
+        with pytest.raises(GoneError) as forgotten:
+            await read_all(stream, mode, "5")
+        with pytest.raises(GoneError) as deleted:
+            await read_all(stream, mode)
+        errors = [forgotten.value, await anyio.to_thread.run_sync(without_await, there), deleted.value]
+        assert [error.cursor for error in errors] == ["-1", "-1", None]
+        for error in errors:
+            assert (error.status, error.http_status, error.message) == ("NOT_FOUND", 410, "forgotten")
+        assert len(asked) == 3
+        for ask in (stream.head, partial(stream.append, 1), stream.close, stream.delete, stream.create):
+            with pytest.raises(GoneError):
+                await ask()
+        with pytest.raises(GoneError):
+            async with stream.producer("p") as producer:
+                await producer.append(1)
+
+
+@pytest.mark.parametrize("mode", ["long-poll", "sse"])
+async def test_a_reader_that_is_overtaken_by_what_is_forgotten_is_told_where_to_go_on(mode: Mode) -> None:
+    first = b'event: data\ndata: [1]\n\nevent: control\ndata: {"streamNextOffset":"2"}\n\n'
+    page = (200, EVENTS, first) if mode == "sse" else (200, {**JSON, "stream-next-offset": "2"}, b"[1]")
+    gone = (410, {"content-type": "text/plain"}, b"compacted\n")
+    async with (
+        scripted([page, gone]) as (there, _),
+        DurableStream(there, retry=SOON) as stream,
+        stream.read(mode=mode) as batches,
+    ):
+        assert (await anext(batches)).messages == [1]
+        for _ in range(2):
+            with pytest.raises(GoneError, match=rf"compacted \(GET {there}\)") as told:
+                await anext(batches)
+            assert told.value.cursor == "-1"
+        assert batches.offset == "2"
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_reader_of_a_stream_that_forgets_its_beginning_misses_nothing_without_being_told(
+    open_client: Open, mode: Mode
+) -> None:
+    limits = DurableStreamsLimits(long_poll=timedelta(milliseconds=300), sse=timedelta(seconds=2))
+    seen: list[int] = []
+    async with (
+        open_client(limits=limits, retention=Retention(max_records=16)) as client,
+        DurableStream(f"{client.base_url}/s") as stream,
+    ):
+        await stream.create({"n": 0})
+        with anyio.fail_after(BOUND_SECONDS), pytest.raises(GoneError) as gone:
+            async with stream.read(mode=mode) as batches:
+                seen += [message["n"] for message in (await anext(batches)).messages]
+                for number in range(1, 400):
+                    await stream.append({"n": number, "pad": "x" * 65_536})
+                async for batch in batches:
+                    seen += [message["n"] for message in batch.messages]
+            seen += [message["n"] for message in await read_all(stream, mode, batches.offset)]
+        await stream.close()
+        assert gone.value.cursor is not None
+        kept = [message["n"] for message in await read_all(stream, mode, gone.value.cursor)]
+    assert seen == list(range(len(seen)))
+    assert kept == list(range(kept[0], 400))
+    assert kept[0] > len(seen)
+
+
+async def test_what_is_refused_is_told_in_the_servers_words_and_with_what_was_asked() -> None:
+    for kind, body, words in (
+        ("text/plain; charset=utf-8", b"no such\nstr\xc3\xa9am\x1b[0m", "no such stréam [0m"),
+        ("text/html", b"<p>no</p>", "HTTP 404"),
+        ("application/json", b'{"message":"not here"}', "not here"),
+    ):
+        async with scripted([(404, {"content-type": kind}, body)]) as (there, _):
+            secret = there.replace("//", "//me:secret@") + "?token=secret"
+            async with DurableStream(secret, retry=SOON) as stream:
+                for ask in (partial(stream.append, 1), partial(read_all, stream, "catch-up")):
+                    with pytest.raises(RefusedError) as told:
+                        await ask()
+                    assert told.value.message == words
+                    assert f" {there})" in str(told.value)
+                    assert "secret" not in str(told.value)
+
+
+async def test_more_streams_are_followed_at_once_than_a_client_has_connections_for_otherwise(url: str) -> None:
+    async with DurableStream(url) as stream:
+        await stream.create()
+        seen: list[Any] = []
+        follows = 0
+
+        async def follow() -> None:
+            nonlocal follows
+            async with stream.read() as batches:
+                follows += 1
+                seen.extend([batch.messages async for batch in batches])
+
+        with anyio.fail_after(BOUND_SECONDS):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(120):
+                    tasks.start_soon(follow)
+                await until(lambda: follows == 120)
+                await stream.close("end")
+        assert seen == [["end"]] * 120
 
 
 async def test_what_cannot_be_sent_is_not(url: str) -> None:
@@ -168,8 +291,9 @@ async def test_what_cannot_be_sent_is_not(url: str) -> None:
             await stream.create(ttl=timedelta(seconds=1.5))
         with pytest.raises(InvalidArgumentError):
             await stream.create(expires_at=datetime(2100, 1, 1))  # noqa: DTZ001 - that is the point
-        with pytest.raises(InvalidArgumentError):
-            stream.producer("")
+        for id in ("", " p", "p ", "p\n"):
+            with pytest.raises(InvalidArgumentError):
+                stream.producer(id)
 
 
 @pytest.mark.parametrize("mode", ["long-poll", "sse"])
@@ -312,7 +436,19 @@ async def test_a_producer_that_was_restarted_claims_its_id_and_fences_the_one_be
         assert await read_all(stream, "catch-up") == ["a", *range(10)]
 
 
-@pytest.mark.parametrize("there", [3, 2**45])
+async def test_no_two_producers_claim_the_same_epoch() -> None:
+    other = 2**53 - 2**30
+    answers: Script = [(403, {"producer-epoch": str(other)}), (200, {"stream-next-offset": "1"})] * 2
+    async with scripted(answers) as (url, _), DurableStream(url) as stream:
+        producers = [stream.producer("p") for _ in range(2)]
+        for producer in producers:
+            async with producer:
+                await producer.append(1)
+    epochs = [producer.epoch for producer in producers]
+    assert other < min(epochs) < max(epochs)
+
+
+@pytest.mark.parametrize("there", [3, 2**53 - 2**30])
 @pytest.mark.promise("P28")
 async def test_what_is_appended_in_an_epoch_that_was_used_is_not_taken_for_what_is_there(url: str, there: int) -> None:
     async with DurableStream(url) as stream:
@@ -336,6 +472,63 @@ async def test_what_a_producer_could_not_store_is_told_when_it_is_left(url: str)
             async with stream.producer("p") as producer:
                 await producer.append(1)
         assert closed.value.status == "FAILED_PRECONDITION"
+
+
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8))])
+async def test_producers_that_take_an_id_from_one_another_store_all_that_they_were_told_is_stored_once_and_in_order(
+    seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    chance = random.Random(seed)
+    told: list[str] = []
+    print("seed", seed)
+
+    async with InMemoryStreamManager() as streams, durable_streams(streams) as served:
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            """Answer late, not at all, that it is busy, or that it failed when it has not."""
+            is_told = scope["method"] != "POST" or chance.random() < 0.7
+
+            async def unheard(message: Message) -> None:
+                pass
+
+            if scope["method"] == "POST":
+                await anyio.sleep(chance.random() / 100)
+            if is_told or chance.random() < 0.5:
+                await served(scope, receive, send if is_told else unheard)
+            if is_told:
+                return
+            code = chance.choice([None, 500, 503])
+            if code is None:
+                raise ConnectionResetError
+            await send({"type": "http.response.start", "status": code, "headers": []})
+            await send({"type": "http.response.body"})
+
+        async def produce(stream: DurableStream, name: str) -> None:
+            await anyio.sleep(chance.random() / 2)
+            number = 0
+            with suppress(RefusedError):
+                async with stream.producer("p", max_batch_bytes=40, max_in_flight=chance.choice([1, 5])) as producer:
+                    for _ in range(chance.randrange(1, 12)):
+                        waiting = [f"{name}-{number + more}" for more in range(chance.randrange(1, 9))]
+                        number += len(waiting)
+                        for message in waiting:
+                            await producer.append(message)
+                        await producer.flush()
+                        told.extend(waiting)
+
+        async with serving(app) as url, DurableStream(f"{url}/s", retry=SOON) as stream:
+            await stream.create()
+            with anyio.fail_after(BOUND_SECONDS):
+                async with anyio.create_task_group() as tasks:
+                    for number in range(12):
+                        tasks.start_soon(produce, stream, str(number))
+            there = await read_all(stream, "catch-up")
+    caplog.clear()
+    assert told
+    assert set(told) <= set(there)
+    for name in range(12):
+        numbers = [int(message.partition("-")[2]) for message in there if message.startswith(f"{name}-")]
+        assert numbers == list(range(len(numbers)))
 
 
 async def test_a_server_that_forgets_what_it_has_stored_is_noticed(open_client: Open) -> None:
@@ -455,6 +648,24 @@ async def test_what_a_server_has_stored_that_does_not_know_it_is_not_stored_twic
         assert await read_all(stream, "catch-up") == ["a", "b"]
 
 
+async def test_who_waits_for_what_was_appended_does_not_wait_for_what_others_go_on_appending(url: str) -> None:
+    async with DurableStream(url) as stream:
+        await stream.create()
+        async with stream.producer("p", max_batch_bytes=100) as producer, anyio.create_task_group() as tasks:
+
+            async def append_on() -> None:
+                while True:
+                    await producer.append(*range(100))
+                    await anyio.lowlevel.checkpoint()
+
+            tasks.start_soon(append_on)
+            with anyio.fail_after(BOUND_SECONDS):
+                await producer.append("mine")
+                offset = await producer.flush()
+                tasks.cancel_scope.cancel()
+        assert "mine" not in await read_all(stream, "catch-up", offset)
+
+
 async def test_what_is_nothing_does_not_end_a_producer(url: str) -> None:
     async with DurableStream(url, content_type=TEXT) as stream:
         await stream.create()
@@ -497,6 +708,24 @@ async def test_a_producer_that_is_left_by_an_exception_does_not_wait(url: str) -
                 raise ZeroDivisionError
 
 
+async def test_what_a_client_of_the_users_raises_ends_its_producer_and_no_other_task(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(httpx2.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+            raise ZeroDivisionError("of the user's transport")
+
+    async with httpx2.AsyncClient(transport=Broken()) as client, DurableStream(url, client=client) as stream:
+        with anyio.fail_after(BOUND_SECONDS), pytest.raises(StreamLostError, match="of the user's transport") as lost:
+            async with stream.producer("p") as producer:
+                await producer.append(1)
+                with pytest.raises(StreamLostError):
+                    await producer.flush()
+    assert isinstance(lost.value.__cause__, ZeroDivisionError)
+    assert "ZeroDivisionError" in caplog.text
+    caplog.clear()
+
+
 # Servers that do not behave
 
 
@@ -531,6 +760,10 @@ EVENTS: Final = {"content-type": "text/event-stream"}
     [
         ("catch-up", (200, {"content-type": "application/json"}, b"[1]")),
         ("catch-up", (200, JSON, b"[]")),
+        ("catch-up", (200, {**JSON, "stream-next-offset": "now"}, b"[1]")),
+        ("long-poll", (200, {**JSON, "stream-next-offset": "-1"}, b"[]")),
+        ("sse", (200, EVENTS, b'event: data\ndata: [1]\n\nevent: control\ndata: {"streamNextOffset":"now"}\n\n')),
+        ("sse", (200, EVENTS, b'event: data\ndata: words\n\nevent: control\ndata: {"streamNextOffset":"2"}\n\n')),
         ("catch-up", (200, JSON, b"[1")),
         ("long-poll", (200, JSON, b"{}")),
         ("sse", (200, JSON, b"[1]")),
@@ -578,14 +811,64 @@ async def test_a_server_that_answers_at_once_with_nothing_is_not_asked_for_ever(
 async def test_a_server_that_leads_from_nothing_to_nothing_is_not_asked_for_ever(mode: Mode) -> None:
     def answer(number: int) -> tuple[int, dict[str, str], bytes]:
         if mode == "sse":
-            return 200, EVENTS, b'event: control\ndata: {"streamNextOffset":"%d"}\n\n' % number
-        return 200, {**JSON, "stream-next-offset": str(number)}, b"[]"
+            return 200, EVENTS, b'event: control\ndata: {"streamNextOffset":"%04d"}\n\n' % number
+        return 200, {**JSON, "stream-next-offset": f"{number:04d}"}, b"[]"
 
-    async with scripted([answer(number % 2) for number in range(1_000)]) as (url, asked):
+    async with scripted([answer(number) for number in range(1_000)]) as (url, asked):
         async with DurableStream(url, retry=SOON) as stream:
             with anyio.move_on_after(1.5):
                 await read_all(stream, mode)
         assert len(asked) <= 20
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_stream_that_ends_before_what_was_read_is_noticed(mode: Mode) -> None:
+    said = b'event: control\ndata: {"streamNextOffset":"3","upToDate":true}\n\n'
+    page = (200, {**JSON, "stream-next-offset": "3", "stream-up-to-date": "true"}, b"[]")
+    async with scripted([(200, EVENTS, said) if mode == "sse" else page]) as (url, asked):
+        async with DurableStream(url, retry=SOON) as stream:
+            with pytest.raises(UnexpectedAnswerError, match="before '5'"):
+                await read_all(stream, mode, "5")
+        assert len(asked) == 1
+
+
+async def test_what_comes_between_the_end_of_a_long_poll_and_its_answer_is_not_skipped() -> None:
+    closed = {"stream-closed": "true", "stream-up-to-date": "true"}
+    answers: Script = [
+        (200, {**JSON, "stream-up-to-date": "true"}, b"[1]"),
+        (204, {"stream-next-offset": "3", **closed}),  # nothing came in time, and then this did
+        (200, {**JSON, "stream-next-offset": "3", **closed}, b"[2]"),
+    ]
+    async with scripted(answers) as (url, asked), DurableStream(url, retry=SOON) as stream:
+        assert await read_all(stream, "long-poll") == [1, 2]
+    assert asked == ["GET offset=-1", "GET live=long-poll&offset=1", "GET offset=1"]
+
+
+async def test_an_event_may_be_as_long_as_an_append_of_a_large_server() -> None:
+    body = b'event: data\ndata: ["%s"]\n\nevent: control\ndata: {"streamNextOffset":"2","streamClosed":true}\n\n'
+    async with scripted([(200, EVENTS, body % (b"x" * (20 << 20)))]) as (url, _), DurableStream(url, retry=SOON) as stream:
+        assert [len(message) for message in await read_all(stream, "sse")] == [20 << 20]
+
+
+async def test_a_body_that_never_ends_holds_up_nobody_who_has_what_its_head_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_reading, "ERROR_SECONDS", 0.3)
+    sent, is_answered = 0, False
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal sent
+        assert scope["type"] == "http"
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"stream-next-offset", b"1")]})
+        while not is_answered:
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+            sent += 1
+            await anyio.sleep(0.01)
+        await send({"type": "http.response.body"})
+
+    async with serving(app) as url, DurableStream(f"{url}/s") as stream:
+        with anyio.fail_after(BOUND_SECONDS):
+            assert await stream.append(1) == "1"
+        is_answered = True
+        assert sent < 50
 
 
 async def test_what_no_server_of_the_protocol_says_is_not_taken_for_done() -> None:
@@ -610,6 +893,39 @@ def test_events_without_a_place_to_go_on_cost_no_more_than_there_are_and_are_bou
         for _ in range(70):
             assert list(events.feed(data * 1_000)) == []
     assert time.process_time() - begun_at < BOUND_SECONDS / 4
+
+
+async def test_no_body_is_longer_than_a_batch_may_be_and_many_that_wait_cost_no_more_each() -> None:
+    lengths: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http"
+        size, more = 0, True
+        while more:
+            message = await receive()
+            size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+        lengths.append(size)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"stream-next-offset", b"1")]})
+        await send({"type": "http.response.body"})
+
+    def without_await(url: str) -> None:
+        with blocking.DurableStream(url) as stream, stream.producer("p", max_batch_bytes=100) as producer:
+            for number in range(200):
+                producer.append(number)
+
+    async with serving(app) as url, DurableStream(url) as stream:
+        async with stream.producer("p", max_batch_bytes=100) as producer:
+            await producer.append(*range(200))
+        await anyio.to_thread.run_sync(without_await, url)
+        assert 90 < max(lengths) <= 100
+        begun_at = time.process_time()
+        with suppress(ZeroDivisionError):
+            async with stream.producer("p", max_batch_bytes=2) as producer:
+                await producer.append(*range(300_000))
+                for _ in range(20_000):
+                    producer._batch()  # over a network it takes longer
+                raise ZeroDivisionError
+        assert time.process_time() - begun_at < BOUND_SECONDS / 4
 
 
 def test_a_long_answer_costs_about_its_length() -> None:
@@ -698,7 +1014,7 @@ async def test_data_that_is_not_followed_by_where_to_go_on_comes_again(url: str)
     answers: Script = [(200, EVENTS, data), (200, EVENTS, data + control + data), (200, EVENTS, closed)]
     async with scripted(answers) as (there, asked), DurableStream(there, retry=SOON) as stream:
         assert await read_all(stream, "sse") == [1, 2]
-    assert asked == ["GET offset=-1&live=sse", "GET offset=-1&live=sse", "GET offset=2&live=sse&cursor=7"]
+    assert asked == ["GET live=sse&offset=-1", "GET live=sse&offset=-1", "GET cursor=7&live=sse&offset=2"]
 
 
 # Without await
@@ -778,6 +1094,86 @@ async def test_a_producer_without_await_that_was_interrupted_does_not_give_its_b
         await there.create()
         await anyio.to_thread.run_sync(work)
         assert await read_all(there, "catch-up") == [1]
+
+
+def test_a_producer_without_await_that_is_interrupted_anywhere_in_sending_gives_no_number_twice() -> None:
+    numbers: list[str] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        numbers.append(request.headers["producer-seq"])
+        return httpx2.Response(200, headers={"stream-next-offset": "1"}, stream=httpx2.ByteStream(b""))
+
+    class Interruption(BaseException):
+        pass
+
+    def interrupted_at(line: int) -> bool:
+        """Say whether there was such a line."""
+        lines = 0
+
+        def trace(frame: FrameType, event: str, _arg: object) -> Any:
+            nonlocal lines
+            if frame.f_code is not blocking.Producer._send.__code__:
+                return None
+            lines += event == "line"
+            if lines == line and event == "line":
+                raise Interruption
+            return trace
+
+        is_interrupted = False
+        with suppress(StreamLostError), stream.producer("p") as producer:
+            producer.append(1)
+            before = sys.gettrace()
+            sys.settrace(trace)
+            try:
+                producer.flush()
+            except Interruption:
+                is_interrupted = True
+            finally:
+                sys.settrace(before)
+            producer.append(2)
+        return is_interrupted
+
+    with (
+        httpx2.Client(transport=httpx2.MockTransport(answer)) as client,
+        blocking.DurableStream("http://server/s", client=client) as stream,
+    ):
+        for line in range(1, 100):
+            numbers.clear()
+            if not interrupted_at(line):
+                break
+            assert len(numbers) == len(set(numbers)), line
+    assert 5 < line < 100
+
+
+async def test_a_producer_without_await_is_for_one_thread_and_entered_once(url: str) -> None:
+    is_asked, goes_on = threading.Event(), threading.Event()
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        is_asked.set()
+        assert goes_on.wait(BOUND_SECONDS)
+        return httpx2.Response(200, headers={"stream-next-offset": "1"}, stream=httpx2.ByteStream(b""))
+
+    def work() -> None:
+        with (
+            httpx2.Client(transport=httpx2.MockTransport(answer)) as client,
+            blocking.DurableStream(url, client=client) as stream,
+            ThreadPoolExecutor() as threads,
+        ):
+            with stream.producer("p") as producer:
+                producer.append(1)
+                flushed = threads.submit(producer.flush)
+                assert is_asked.wait(BOUND_SECONDS)
+                for ask in (partial(producer.append, 2), producer.flush, producer.close):
+                    with pytest.raises(RuntimeError, match="in use"):
+                        ask()
+                goes_on.set()
+                assert flushed.result(BOUND_SECONDS) == "1"
+            with pytest.raises(RuntimeError, match="entered"), producer:
+                pass
+            with pytest.raises(RuntimeError):
+                producer.append(3)
+
+    await anyio.to_thread.run_sync(work)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")

@@ -35,6 +35,7 @@ class Flow(Generic[C]):
     # Genkit's Express handler says the second where it starts a flow, and nothing where it goes on.
     media_types = frozenset({EVENT_STREAM, "text/plain", ""})
     takes_refusals = True
+    oldest: str | None = None
 
     def __init__(self, call: Call, stream: str | None, seen: int, decode_chunk: Callable[[bytes], C]) -> None:
         if seen < 0 or (seen and stream is None):
@@ -137,6 +138,7 @@ class JSONAnswer:
     media_types = frozenset({"application/json"})
     stream: str | None = None
     position: str | None = None
+    oldest: str | None = None
     can_go_on = True
     retry_seconds: float | None = None
 

@@ -36,6 +36,8 @@ _AT: Final = (
     "with a token or a password, an @ behind the server's name has to be written %40; what is special in a user's name or password has to "
     "be percent-encoded, too"
 )
+# Each stream that is followed holds a connection; at httpx2's own limit, 100, the next request would wait for one of them to end.
+_LIMITS: Final = httpx2.Limits(max_connections=None, max_keepalive_connections=20)
 _NOT_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
 
 
@@ -127,7 +129,7 @@ class AsyncNetwork:
 
     def __init__(self, client: httpx2.AsyncClient | None, read_seconds: float | None) -> None:
         self._is_ours = client is None
-        self._client = client or httpx2.AsyncClient(verify=_tls(), timeout=CONNECT_SECONDS)
+        self._client = client or httpx2.AsyncClient(verify=_tls(), timeout=CONNECT_SECONDS, limits=_LIMITS)
         self._timeout = _timeout(self._client.timeout, read_seconds)
         self._scope = anyio.CancelScope()
         self._closed = anyio.Event()
@@ -318,7 +320,7 @@ _HEADER_VALUE: Final = re.compile(rb"|[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\x
 
 
 def _blocking_client() -> httpx2.Client:
-    return httpx2.Client(verify=_tls(), timeout=CONNECT_SECONDS)
+    return httpx2.Client(verify=_tls(), timeout=CONNECT_SECONDS, limits=_LIMITS)
 
 
 @cache

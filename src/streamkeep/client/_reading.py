@@ -12,6 +12,7 @@ from typing import Final, Generic, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from ..errors import (
+    GoneError,
     InvalidArgumentError,
     LimitExceededError,
     RefusedError,
@@ -47,11 +48,17 @@ _MAX_DIGITS: Final = 9
 FAILED: Final = frozenset({500, 502, 504})
 """It may have been done, or not."""
 _STATUSES: Final[Mapping[int, Status]] = {
+    400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
     403: "PERMISSION_DENIED",
     404: "NOT_FOUND",
     408: "DEADLINE_EXCEEDED",
+    409: "FAILED_PRECONDITION",
+    410: "NOT_FOUND",
+    413: "RESOURCE_EXHAUSTED",
+    429: "RESOURCE_EXHAUSTED",
 }
+MAX_WORDS: Final = 200
 
 
 class Dialect(Protocol[E_co]):
@@ -100,6 +107,11 @@ class Dialect(Protocol[E_co]):
     @property
     def retry_seconds(self) -> float | None:
         """What the server has said by `retry:`."""
+        ...
+
+    @property
+    def oldest(self) -> str | None:
+        """Where what is still kept begins, if what is behind `position` is not; None: that is not known."""
         ...
 
     def request(self) -> Call:
@@ -216,7 +228,8 @@ class Reading(Generic[E]):
             self._check_is_in()
         except RemoteError as error:
             self._check_is_in()  # it was lost because it was left
-            error.stream, error.cursor, error.events = self.dialect.stream, self.position, self.events
+            error.stream, error.events = self.dialect.stream, self.events
+            error.cursor = self.dialect.oldest if isinstance(error, GoneError) else self.position
             await self._drop()
             raise
         except BaseException:
@@ -291,13 +304,14 @@ class Reading(Generic[E]):
             raise UnexpectedAnswerError(f"the server's answer is compressed ({coding}), though it was not asked to be")
 
     async def _refuse(self, answer: Answer) -> None:
-        error = await _refusal(answer)
+        body = await beginning(answer)
+        error = refused(answer.status, answer.headers, body)
         asked = asked_seconds(answer.headers)
         if answer.status in REFUSED_FOR_NOW and self.dialect.takes_refusals:
             raise LostError(is_sent=False, asked_seconds=asked) from error
         if answer.status in FAILED and self.dialect.is_repeatable and self.dialect.takes_refusals:
             raise LostError(asked_seconds=asked) from error
-        raise error
+        raise refused(answer.status, answer.headers, body, self.dialect.request())
 
     async def _fill(self, answer: Answer) -> None:
         frames, position, silent_bytes = self.dialect.frames, self.dialect.position, 0
@@ -381,25 +395,43 @@ def _words(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-async def _refusal(answer: Answer) -> RefusedError:
-    """Give the error that an answer tells, in Genkit's form if that is its body."""
-    status: Status = _STATUSES.get(answer.status, "UNAVAILABLE" if answer.status >= 500 else "UNKNOWN")
+def refused(code: int, headers: Mapping[str, str], body: bytes, call: Call | None = None) -> RefusedError:
+    """Give the error that an answer tells, in Genkit's form or as text if that is its body; a GoneError for what is not kept any more."""
+    status: Status = _STATUSES.get(code, "UNAVAILABLE" if code >= 500 else "UNKNOWN")
+    words, details = "", None
     try:
-        told = error_of(await _beginning(answer))
-    except (LostError, InvalidArgumentError):
-        return RefusedError(f"HTTP {answer.status}", status=status, http_status=answer.status)
-    status = status if told.status == "UNKNOWN" else told.status
-    return RefusedError(told.message or f"HTTP {answer.status}", status=status, details=told.details, http_status=answer.status)
+        told = error_of(body)
+    except InvalidArgumentError:
+        if headers.get("content-type", "").partition(";")[0].strip().lower() == "text/plain":
+            words = "".join(
+                letter if letter.isprintable() else " " for letter in body[:MAX_WORDS].decode(errors="replace")
+            ).strip()
+    else:
+        words, details = told.message, told.details
+        status = status if told.status == "UNKNOWN" else told.status
+    kind = GoneError if code == 410 else RefusedError
+    place = "" if call is None else _place_of(call)
+    return kind(words or f"HTTP {code}", status=status, details=details, http_status=code, place=place)
 
 
-async def _beginning(answer: Answer) -> bytes:
+def _place_of(call: Call) -> str:
+    """Say what was asked, without what may be secret in its URL."""
+    url = urlsplit(call.url)
+    return f"{call.method} {url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"[:MAX_WORDS]
+
+
+async def beginning(answer: Answer) -> bytes:
+    """Give what comes of a body soon, which is small if it tells an error; whatever becomes of it, the head has told what was done."""
     answer.hasten(ERROR_SECONDS)
     body, begun_at = b"", time.monotonic()
-    for _ in range(MAX_ERROR_PIECES):
-        data = await answer.read()
-        body += data
-        if not data or len(body) > MAX_ERROR_BYTES or time.monotonic() - begun_at > ERROR_SECONDS:
-            break
+    try:
+        for _ in range(MAX_ERROR_PIECES):
+            data = await answer.read()
+            body += data
+            if not data or len(body) > MAX_ERROR_BYTES or time.monotonic() - begun_at > ERROR_SECONDS:
+                break
+    except LostError:
+        logger.debug("an answer was cut behind its head")
     return body
 
 

@@ -32,6 +32,7 @@ class AnyEvents:
 
     media_types = frozenset({EVENT_STREAM})
     takes_refusals = True
+    oldest: str | None = None
     first_offset: int | None = None
 
     def __init__(
@@ -110,6 +111,7 @@ class OurEvents(Generic[T]):
 
     media_types = frozenset({EVENT_STREAM})
     takes_refusals = True
+    oldest: str | None = None
     can_go_on = True
 
     def __init__(

@@ -327,8 +327,7 @@ class DurableStreams:
         elif stream.state.is_closed:
             await answering.nothing(stream, None)
         else:
-            with self._readers.one_more():
-                await long_poll(answering, there, self._readers, stream, position, reading)
+            await long_poll(answering, there, self._readers, stream, position, reading)
 
 
 def durable_streams(

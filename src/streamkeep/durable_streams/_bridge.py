@@ -6,9 +6,10 @@ they are said in this protocol.
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 import anyio
@@ -32,7 +33,7 @@ from ..http.response import Receive, Scope, Send, disconnected, headers_of
 from ..http.shutdown import shutdown_of
 from . import _messages
 from ._answering import Answering, DurableStreamsLimits, Manner, is_among
-from ._readers import HEARTBEAT_SECONDS
+from ._readers import HEARTBEAT_SECONDS, STALLED_SECONDS, Readers
 from ._requests import Reading, RefusedError, cursor_after, reading_of
 from ._rules import Answer, Headers
 
@@ -44,6 +45,8 @@ METHODS: Final = "GET, HEAD, OPTIONS"
 JSON: Final = "application/json"
 PAGE_BYTES: Final = 1 << 20
 """How much one answer of a catch-up read has, about: its reader asks for what is behind it."""
+LAST_SECONDS: Final = 2.0
+"""How long the end of a response waits for a client that does not read."""
 LIFE_CHARACTERS: Final = 8
 LATEST_SECONDS: Final = 253_402_300_799.0
 """The last second that RFC 3339 can say."""
@@ -66,7 +69,7 @@ class Bridge:
         self._limits = limits or DurableStreamsLimits()
         self._manner = Manner(self._limits, cors, "private", None)
         self._shutdown = shutdown_of(streams)
-        self._readers = 0
+        self._readers = Readers(self._limits, self._shutdown)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request (ASGI)."""
@@ -112,7 +115,7 @@ class Bridge:
         info = await self._admit(answering.scope)
         position = position_of(info, reading.offset)
         if reading.live == "sse":
-            with self._live_reader():
+            with self._readers.one_more():
                 await self._sse(answering, info, position, reading)
         elif reading.live == "" or position < info.tail:
             records = await self._stored(info, position) if position < info.tail else ()
@@ -120,19 +123,7 @@ class Bridge:
         elif info.status != "open":
             await answering.send(Answer(204, (*_at(info, position), ("stream-closed", "true"))))
         else:
-            with self._live_reader():
-                await self._long_poll(answering, info, position, reading)
-
-    @contextmanager
-    def _live_reader(self) -> Generator[None]:
-        """Count one."""
-        if self._readers >= self._limits.max_readers:
-            raise RefusedError(429, "there are as many live readers as there may be", headers=(("retry-after", "1"),))
-        self._readers += 1
-        try:
-            yield
-        finally:
-            self._readers -= 1
+            await self._long_poll(answering, info, position, reading)
 
     def _subscribe(self, info: StreamInfo, position: int, *, follow: bool = True) -> Subscription[Any]:
         return self.streams.subscribe(info.id, position - 1 if position else None, follow=follow)
@@ -182,7 +173,7 @@ class Bridge:
             return got
 
         waiting = _Doing(wait)
-        with self._shutdown.listening(), self._shutdown.responding():
+        with self._readers.one_more():
             await waiting.until(lambda: disconnected(answering.receive), self._shutdown.time_to_end)
         got = waiting.result
         if got is None:  # nothing came in time
@@ -202,11 +193,13 @@ class Bridge:
                     await self._follow(answering, info, events, position, reading)
 
         following = _Doing(follow)
-        with self._shutdown.listening(), self._shutdown.responding():
-            await following.until(lambda: disconnected(answering.receive), self._shutdown.time_to_end)
+        # Whoever does not read what is sent is no reader for longer than others are.
+        longest = partial(anyio.sleep, self._limits.sse.total_seconds() + STALLED_SECONDS)
+        await following.until(lambda: disconnected(answering.receive), self._shutdown.time_to_end, longest)
         if not answering.has_begun:
             raise StreamManagerClosedError("the server is shutting down")
-        await answering.write(b"", more=False)
+        with anyio.move_on_after(LAST_SECONDS):
+            await answering.write(b"", more=False)
 
     async def _follow(
         self, answering: Answering, info: StreamInfo, events: Subscription[Any], position: int, reading: Reading

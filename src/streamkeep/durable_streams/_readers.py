@@ -53,8 +53,10 @@ async def long_poll(
 ) -> None:
     """Answer with what comes behind the end of a stream, or that nothing did."""
     waited: list[Piece | Stream | None] = []
-    async with _while_connected(answering.receive):
-        waited.append(await _wait(there, readers, stream, position))
+    # Who is only sent what has come waits no more, however slowly it is taken.
+    with readers.one_more():
+        async with _while_connected(answering.receive):
+            waited.append(await _wait(there, readers, stream, position))
     match waited:
         case [Piece() as piece]:
             await answering.page(piece.stream, position, piece.records, reading, is_now=False)

@@ -11,21 +11,19 @@
 `streamkeep.errors.RemoteError`. Extra: `streamkeep[client]`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
-import msgspec
-
 from ..._durations import check_durations
-from ...events import ReadAs, decoder_of
+from ...events import ReadAs
 from .._calls import READ_TIMEOUT
 from .._handles import AwaitedHandle
 from .._network import AsyncNetwork
 from .._reading import Reading
 from .._retry import Retry
-from ._batches import START, Batch, Events, Mode, Pages, dialect_of, is_json
+from ._batches import START, Batch, BatchesHandle, Mode
 from ._producer import MAX_BATCH_BYTES, MAX_IN_FLIGHT, Producer
 from ._stream import JSON, StreamHead, Target
 
@@ -37,27 +35,13 @@ __all__ = ["Batch", "Batches", "DurableStream", "Mode", "Producer", "Retry", "St
 T = TypeVar("T")
 
 
-class Batches(AwaitedHandle[Batch[T]]):
+class Batches(AwaitedHandle[Batch[T]], BatchesHandle[T]):
     """What is read of a stream, as `DurableStream.read` gives it.
 
     Enter it with `async with`, which raises RefusedError if the server refuses it, and iterate. The iteration ends where the stream is
     closed; of a catch-up also where there is nothing more yet. One task at a time may iterate, and any may leave, by `aclose()`; a
     cancelled wait loses nothing. After a StreamLostError, iterating goes on trying.
     """
-
-    def __init__(self, read: Callable[[], Reading[Batch[T]]], dialect: Pages[T] | Events[T]) -> None:
-        super().__init__(read)
-        self._dialect = dialect
-
-    @property
-    def offset(self) -> str:
-        """Where to go on behind what was given."""
-        return (self._dialect.position if self._reading is None else self._reading.position) or START
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether the stream is known to be closed."""
-        return self._dialect.is_closed
 
 
 class DurableStream:
@@ -73,8 +57,9 @@ class DurableStream:
         retry: when to come back, and when to give up. What a server asks for by `Retry-After` is waited.
         read_timeout: a connection that brings nothing for so long, not even a heartbeat, is lost. None: never.
 
-    What is asked raises RefusedError (with `http_status`, and `status`: NOT_FOUND, also for a stream that is gone; FAILED_PRECONDITION for
-    one that is closed, or is of another type), StreamLostError, UnexpectedAnswerError, InvalidArgumentError.
+    What is asked raises RefusedError (with `http_status`, and `status`: NOT_FOUND; FAILED_PRECONDITION for a stream that is closed, whose
+    end `details` has, or is of another type), GoneError for a stream that is gone, StreamLostError, UnexpectedAnswerError,
+    InvalidArgumentError.
     """
 
     def __init__(
@@ -160,13 +145,10 @@ class DurableStream:
             mode: `sse` and `long-poll` follow; `catch-up` ends at what there is. Line ends of text are kept by the latter two only.
             message_type: what `batch.messages` are decoded into: a pydantic model, a dataclass, …; JSON values otherwise.
 
-        Each batch comes once. RefusedError, when entered or later: there is no such stream, or it is gone, or none of what is behind
-        the offset is there any more (`http_status` 410).
+        Each batch comes once. RefusedError, when entered or later: there is no such stream. GoneError: the server does not keep what
+        is behind the offset any more, and `cursor` is the offset of what it still has; or, if that is None, the stream is gone.
         """
-        accept = {"Accept": "text/event-stream"} if mode == "sse" else {}
-        decode: Callable[[bytes], Any] = msgspec.json.decode if message_type is None else decoder_of(message_type)
-        call = self._target.call("GET", accept)
-        dialect = dialect_of(call, offset, mode, decode, is_json=is_json(self._target.content_type))
+        dialect = self._target.dialect(offset, mode, message_type)
         network = self._entered
         return Batches(lambda: Reading(network.another(), dialect, self._target.retry), dialect)
 
@@ -183,9 +165,9 @@ class DurableStream:
         Args:
             id: the producer's; one producer at a time writes under it.
             epoch: greater than any that was used under this id before. Who had a smaller one cannot write any more. None: it is made of
-                the time; if the server knows a greater one, or that one, the next is taken. So a producer that is restarted takes over
+                the time; if the server knows a greater one, or that one, one above is taken. So a producer that is restarted takes over
                 from itself.
-            max_batch_bytes: about how much is sent at once.
+            max_batch_bytes: how much is sent at once; a message that is longer is sent alone.
             max_in_flight: how many batches are on their way at a time.
         """
         return Producer(

@@ -1,6 +1,6 @@
 """What is asked of a server of the Durable Streams protocol, and what its answers mean, in each of the three ways to read. No I/O.
 
-Offsets are the server's, and opaque: nothing here makes one, or compares two but for being the same.
+Offsets are the server's, and opaque: nothing here makes one. That of an end may be compared with where a reader is (8.).
 """
 
 import base64
@@ -14,7 +14,9 @@ import msgspec
 from ...errors import InvalidArgumentError, LimitExceededError, UnexpectedAnswerError
 from ...wire import SSEDecoder
 from .._flows import checked
+from .._handles import Handle
 from .._network import Answer, Call, LostError
+from .._reading import Reading
 from .._sse import EVENT_STREAM
 
 T = TypeVar("T")
@@ -26,6 +28,8 @@ START: Final = "-1"
 NOW: Final = "now"
 MAX_PAGE_BYTES: Final = 256 << 20
 """The longest answer that is taken; some servers send all that a stream has as one."""
+MAX_EVENT_BYTES: Final = 64 << 20
+"""The longest server-sent event, whose data may be base64."""
 EVENT_BYTES: Final = 64
 """What is counted for an event that is held, beyond its data: there may be many without any."""
 MAX_TEXT: Final = 1_024
@@ -84,18 +88,29 @@ class _Batches(Generic[T]):
         self._cursor = ""
         self._decode = decode
 
+    @property
+    def oldest(self) -> str | None:
+        """See `Dialect`. Who has begun at the beginning, or now, would not find more there."""
+        return START if self._is_somewhere else None
+
+    @property
+    def _is_somewhere(self) -> bool:
+        return self.position not in {None, START, NOW}
+
     def _asked(self, live: str) -> Call:
-        query = {"offset": self.position or START, **({"live": live} if live else {})}
-        if live and self._cursor:
-            query["cursor"] = self._cursor
-        return replace(self._call, query=query)
+        asked = {"cursor": self._cursor, "live": live} if live and self._cursor else {"live": live} if live else {}
+        return replace(self._call, query={**asked, "offset": self.position or START})  # in this order for caches (10.1)
 
     def _go_on(self, offset: str, *, has_data: bool) -> None:
-        """Take where to go on. UnexpectedAnswerError: it is nowhere, or where it was."""
-        if not offset or len(offset) > MAX_TEXT or not offset.isprintable():
+        """Take where to go on. UnexpectedAnswerError: it is nowhere, or where it was, or the stream ends before that."""
+        if not offset or len(offset) > MAX_TEXT or not offset.isprintable() or offset in {START, NOW}:
             raise UnexpectedAnswerError("the server does not say where to go on")
         if has_data and offset == self.position:
             raise UnexpectedAnswerError("the server has sent data, and says that nothing has changed")
+        if not has_data and self.position is not None and self._is_somewhere and offset < self.position:
+            raise UnexpectedAnswerError(
+                f"the stream ends at {offset!r}, before {self.position!r}: it is another one now, or the server has lost a part of it"
+            )
         self.position = offset
 
     def _batch(self, data: bytes) -> tuple[Batch[T], str | None]:
@@ -131,9 +146,12 @@ class Pages(_Batches[T]):
             self._go_on(offset_in(answer), has_data=False)
 
     def no_content(self, answer: Answer) -> None:
-        """Nothing came in time, or nothing will come any more."""
+        """Nothing came in time, or nothing will come any more; what came between that and the answer is asked for."""
         self._headers = answer.headers
-        self._take_head(has_data=False)
+        if self._is_somewhere and offset_in(answer) not in {"", self.position}:
+            self.is_up_to_date = False
+        else:
+            self._take_head(has_data=False)
 
     def feed(self, data: bytes) -> Iterator[tuple[Batch[T], str | None]]:
         """Keep it, until all is there: only then it can be gone on behind."""
@@ -171,7 +189,7 @@ class Events(_Batches[T]):
     def __init__(self, call: Call, offset: str, decode: Callable[[bytes], T], *, is_json: bool) -> None:
         super().__init__(call, offset, decode)
         self._is_json = is_json
-        self._decoder = SSEDecoder()
+        self._decoder = SSEDecoder(max_event_bytes=MAX_EVENT_BYTES)
         self._is_base64 = False
         self._has_begun = False
         self._held: list[str] = []
@@ -198,7 +216,7 @@ class Events(_Batches[T]):
             raise UnexpectedAnswerError(f"the server's events are of an unknown encoding ({encoding[:40]!r})")
         self._is_base64 = bool(encoding)
         self._has_begun = False
-        self._decoder = SSEDecoder()
+        self._decoder = SSEDecoder(max_event_bytes=MAX_EVENT_BYTES)
         self._held, self._held_bytes = [], 0
 
     def no_content(self, answer: Answer) -> None:  # noqa: ARG002 - whatever it says
@@ -209,6 +227,7 @@ class Events(_Batches[T]):
         """Give the data that is followed by where to go on."""
         if self._tells_place:
             return
+        begun_bytes = self._decoder.begun_bytes
         for event in self._decoder.decode(data):
             self.frames += 1
             match event.event:
@@ -223,6 +242,7 @@ class Events(_Batches[T]):
                         return
                 case _:
                     pass  # of a later version of the protocol
+        self.frames += self._decoder.begun_bytes > begun_bytes
         if self._decoder.retry is not None:
             self.retry_seconds = self._decoder.retry / 1000
 
@@ -255,8 +275,31 @@ class Events(_Batches[T]):
                 raise UnexpectedAnswerError("the server has sent data that is not base64") from error
         if not self._is_json:
             return "".join(held).encode()
-        messages = [bytes(raw) for text in held for raw in checked(_RAWS.decode)(text.encode())]
+        try:
+            messages = [bytes(raw) for text in held for raw in _RAWS.decode(text.encode())]
+        except (ValueError, RecursionError) as error:
+            raise UnexpectedAnswerError(
+                f"the server has sent what is no array of JSON ({error}); of a stream of another type, `content_type` says which"
+            ) from error
         return b"[" + b",".join(messages) + b"]" if messages else b""
+
+
+class BatchesHandle(Handle[Batch[T]]):
+    """What users hold of a stream that is read, whether they await or not."""
+
+    def __init__(self, read: Callable[[], Reading[Batch[T]]], dialect: Pages[T] | Events[T]) -> None:
+        super().__init__(read)
+        self._dialect = dialect
+
+    @property
+    def offset(self) -> str:
+        """Where to go on behind what was given."""
+        return (self._dialect.position if self._reading is None else self._reading.position) or START
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the stream is known to be closed."""
+        return self._dialect.is_closed
 
 
 def dialect_of(

@@ -5,7 +5,9 @@ takes them in order, and one that overtook another is sent again. A batch that c
 would leave a gap.
 """
 
-from collections.abc import Sequence
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from types import TracebackType
@@ -14,15 +16,19 @@ from typing import Final, Self
 import anyio
 from anyio.abc import TaskGroup
 
-from ...errors import InvalidArgumentError, StreamkeepError, UnexpectedAnswerError, fresh
+from ...errors import InvalidArgumentError, StreamkeepError, StreamLostError, UnexpectedAnswerError, fresh
 from .._network import Network
-from ._rules import MAX_CLAIMS, Claim, Failed, Stored, Tag, TooSoon, check_producer, epoch_now, meaning
+from ._rules import MAX_CLAIMS, Claim, Failed, Stored, Tag, TooSoon, check_producer, epoch_above, epoch_now, meaning
 from ._stream import Target
-from ._writing import batchable, joined
+from ._writing import batchable, fits, joined
 
 MAX_BATCH_BYTES: Final = 1 << 20
 MAX_WAITING_BYTES: Final = 4 << 20
 MAX_IN_FLIGHT: Final = 5
+MESSAGE_BYTES: Final = 64
+"""What is counted for a message that waits, beyond its own bytes."""
+
+logger: Final = logging.getLogger("streamkeep")
 
 
 class Producer:
@@ -61,10 +67,13 @@ class Producer:
         self._claims = MAX_CLAIMS if epoch is None else 0
         self._max_batch_bytes = max_batch_bytes
         self._max_in_flight = max_in_flight
-        self._waiting: list[bytes] = []
+        self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
         self._next_seq = 0
-        self._offsets: dict[int, str] = {}  # behind stored batches, before which others are not
+        self._appended = 0  # how many messages there have been
+        self._sent = 0  # how many of them are in batches
+        self._stored = 0  # how many of them are stored, and all before them
+        self._ahead: dict[int, tuple[str, int]] = {}  # of stored batches, before which others are not: what is behind them
         self._stored_below = 0
         """All batches before this one are stored."""
         self._failure: StreamkeepError | None = None
@@ -87,7 +96,7 @@ class Producer:
         try:
             if exc is None:
                 try:
-                    await self._until_all_is_stored()
+                    await self._until(lambda: not self._waiting and self._stored_below == self._next_seq)
                 except StreamkeepError as error:  # raised below, where no task group makes another one of it
                     failure = error
         finally:
@@ -108,13 +117,15 @@ class Producer:
             await self._changed.wait()
             self._check()
         self._waiting += some
-        self._waiting_bytes += sum(map(len, some))
+        self._appended += len(some)
+        self._waiting_bytes += sum(map(_weight, some))
         self._send_more()
 
     async def flush(self) -> str:
-        """Return when all that was appended is stored, and give the offset behind it."""
+        """Return when all that was appended before this is stored, and give an offset behind it."""
         self._check()
-        return await self._until_all_is_stored()
+        appended = self._appended
+        return await self._until(lambda: self._stored >= appended)
 
     async def close(self, *messages: object) -> str:
         """Append these, if there are any, and close the stream, once; give its last offset. Nothing can be appended behind it.
@@ -122,18 +133,20 @@ class Producer:
         If this is cancelled when all before it is stored, the stream is closed nevertheless, and leaving the block waits for that.
         """
         last = batchable(messages, self._target.content_type)
-        await self.flush()
+        self._check()
+        await self._until(lambda: not self._waiting and self._stored_below == self._next_seq)
         self._check()
         assert self._tasks is not None
         self._is_over = True
-        self._tasks.start_soon(partial(self._store, last, self._take_seq(), closes=True))
-        return await self._until_all_is_stored()
+        self._appended += len(last)
+        self._send(last, closes=True)
+        return await self._until(lambda: self._stored_below == self._next_seq)
 
     # Sending
 
-    async def _until_all_is_stored(self) -> str:
-        """Give the offset behind it. Raises the reason if it cannot be."""
-        while self._failure is None and (self._waiting or self._stored_below < self._next_seq):
+    async def _until(self, is_stored: Callable[[], bool]) -> str:
+        """Wait until so much is stored, and give the offset behind it. Raises the reason if it cannot be."""
+        while self._failure is None and not is_stored():
             await self._changed.wait()
         if self._failure is not None:
             raise fresh(self._failure)
@@ -147,33 +160,40 @@ class Producer:
 
     def _send_more(self) -> None:
         """Send what waits, as long as more batches may be on their way."""
-        assert self._tasks is not None
         # Until the first one is stored the epoch is not sure, and those behind it would be of another one.
         most = self._max_in_flight if self._stored_below else 1
         while self._waiting and self._failure is None and self._next_seq - self._stored_below < most:
-            self._tasks.start_soon(self._store, self._batch(), self._take_seq())
+            self._send(self._batch())
+
+    def _send(self, batch: Sequence[bytes], *, closes: bool = False) -> None:
+        assert self._tasks is not None
+        self._sent += len(batch)
+        self._tasks.start_soon(partial(self._store, batch, self._next_seq, self._sent, closes=closes))
+        self._next_seq += 1
 
     def _batch(self) -> Sequence[bytes]:
         """Take what is sent next: at least one message, and no more bytes than a batch may have if that can be."""
-        count, size = 0, 0
-        for message in self._waiting:
-            if count and size + len(message) > self._max_batch_bytes:
-                break
-            count, size = count + 1, size + len(message) + 1
-        batch, self._waiting = self._waiting[:count], self._waiting[count:]
-        self._waiting_bytes -= sum(map(len, batch))
+        batch: list[bytes] = []
+        size = 0
+        while self._waiting and (not batch or fits(size, self._waiting[0], self._max_batch_bytes)):
+            message = self._waiting.popleft()
+            batch.append(message)
+            size += len(message) + 1
+            self._waiting_bytes -= _weight(message)
         return batch
 
-    def _take_seq(self) -> int:
-        self._next_seq += 1
-        return self._next_seq - 1
-
-    async def _store(self, batch: Sequence[bytes], seq: int, *, closes: bool = False) -> None:
+    async def _store(self, batch: Sequence[bytes], seq: int, sent: int, *, closes: bool) -> None:
         """Send a batch until it is stored, or cannot be. Nothing is raised: whoever waits is told."""
         try:
-            self._stored(seq, await self._until_stored(batch, seq, closes=closes))
+            self._ahead[seq] = await self._until_stored(batch, seq, closes=closes), sent
+            self._go_on()
         except StreamkeepError as error:
             self._failure = self._failure or error
+        except Exception as error:  # of a client or a transport of the user's; it is no reason to end other tasks
+            logger.exception("a producer could not send a batch")
+            lost = StreamLostError(f"whether the last batches were stored is unknown: {error!r}")
+            lost.__cause__ = error
+            self._failure = self._failure or lost
         self._tell()
         if not closes and not self._is_over:
             self._send_more()
@@ -200,8 +220,8 @@ class Producer:
                         lost = f"the server has lost what it had stored: it wants batch {expected} again"
                         raise UnexpectedAnswerError(lost)
                     await self._until_before(seq)
-                case Claim(epoch):
-                    self.epoch = epoch
+                case Claim(other):
+                    self.epoch = epoch_above(other)
                     self._claims -= 1
                 case Failed(error):
                     raise error
@@ -213,12 +233,17 @@ class Producer:
                 raise fresh(self._failure)
             await self._changed.wait()
 
-    def _stored(self, seq: int, offset: str) -> None:
-        self._offsets[seq] = offset
-        while self._stored_below in self._offsets:
-            self.offset = self._offsets.pop(self._stored_below) or self.offset
+    def _go_on(self) -> None:
+        """Note what is stored with all that is before it."""
+        while self._stored_below in self._ahead:
+            offset, self._stored = self._ahead.pop(self._stored_below)
+            self.offset = offset or self.offset
             self._stored_below += 1
 
     def _tell(self) -> None:
         changed, self._changed = self._changed, anyio.Event()
         changed.set()
+
+
+def _weight(message: bytes) -> int:
+    return len(message) + MESSAGE_BYTES

@@ -1,13 +1,18 @@
 """One stream of a server, as both forms of the client ask about it: what is sent, and what is made of the answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 from ...errors import UnexpectedAnswerError
+from ...events import ReadAs, decoder_of
 from .._network import Call, Network
 from .._retry import Retry
+from .._sse import EVENT_STREAM
+from ._batches import Events, Mode, Pages, dialect_of, is_json
 from ._writing import Reply, body_of, reply_to, seconds_text, time_text
 
 JSON: Final = "application/json"
@@ -55,6 +60,12 @@ class Target:
         names = {name.lower() for name in own}
         theirs = {name: value for name, value in self.headers.items() if name.lower() not in names}
         return Call(method, self.url, {**theirs, **own}, body=body)
+
+    def dialect(self, offset: str, mode: Mode, message_type: ReadAs[Any] | None) -> Pages[Any] | Events[Any]:
+        """Give what reads it. See `DurableStream.read`."""
+        accept = {"Accept": EVENT_STREAM} if mode == "sse" else {}
+        decode: Callable[[bytes], Any] = msgspec.json.decode if message_type is None else decoder_of(message_type)
+        return dialect_of(self.call("GET", accept), offset, mode, decode, is_json=is_json(self.content_type))
 
     async def reply(self, network: Network, call: Call, *, is_repeatable: bool) -> Reply:
         """Send a request, and give its answer, whatever it is."""

@@ -1,36 +1,22 @@
 """What is sent to a server of the Durable Streams protocol that changes a stream: one request, until it is answered."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from ..._durations import check_durations
-from ...errors import InvalidArgumentError, RefusedError, Status, StreamLostError
+from ...errors import InvalidArgumentError, RefusedError, StreamLostError
 from ...events import encode_json
-from ...wire import error_of
-from .._network import Answer, Call, LostError, Network
-from .._reading import ERROR_SECONDS, MAX_ERROR_BYTES, asked_seconds
+from .._network import Call, LostError, Network
+from .._reading import asked_seconds, beginning, refused
 from .._retry import Budget, Retry
 from ._batches import is_json, is_true
 
-logger: Final = logging.getLogger("streamkeep")
-
-MAX_ERROR_PIECES: Final = 64
 REFUSED_FOR_NOW: Final = frozenset({408, 425, 429, 507})
 """Nothing was done, and later it may be."""
 FAILED: Final = frozenset({500, 502, 503, 504})
 """It may have been done, or not. A server whose storage was lost in the midst of it says 503."""
-_STATUSES: Final[Mapping[int, Status]] = {
-    400: "INVALID_ARGUMENT",
-    401: "UNAUTHENTICATED",
-    403: "PERMISSION_DENIED",
-    404: "NOT_FOUND",
-    409: "FAILED_PRECONDITION",
-    410: "NOT_FOUND",
-    413: "RESOURCE_EXHAUSTED",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +27,14 @@ class Reply:
         code: its HTTP status.
         headers: names in any case.
         body: what it says, or the beginning of that.
+        call: what it answers.
         is_doubtful: whether an earlier try may have been obeyed, whose answer is not known.
     """
 
     code: int
     headers: Mapping[str, str]
     body: bytes
+    call: Call
     is_doubtful: bool
 
     @property
@@ -66,12 +54,10 @@ class Reply:
 
     def refusal(self) -> RefusedError:
         """Give the error that it is."""
-        status: Status = _STATUSES.get(self.code, "UNAVAILABLE" if self.code >= 500 else "UNKNOWN")
-        try:
-            told = error_of(self.body)
-        except InvalidArgumentError:
-            return RefusedError(f"HTTP {self.code}", status=status, http_status=self.code)
-        return RefusedError(told.message or f"HTTP {self.code}", status=status, details=told.details, http_status=self.code)
+        error = refused(self.code, self.headers, self.body, self.call)
+        if self.code == 409 and self.is_closed:
+            return RefusedError("the stream is closed", status=error.status, details={"offset": self.offset}, http_status=409)
+        return error
 
 
 async def reply_to(network: Network, call: Call, retry: Retry, *, is_repeatable: bool) -> Reply:
@@ -109,25 +95,10 @@ async def reply_to(network: Network, call: Call, retry: Retry, *, is_repeatable:
 async def _once(network: Network, call: Call, *, is_doubtful: bool) -> Reply:
     answer = await network.send(call)
     try:
-        body = b"" if call.method == "HEAD" else await _beginning(answer)
-        return Reply(answer.status, dict(answer.headers), body, is_doubtful)
+        body = b"" if call.method == "HEAD" else await beginning(answer)
+        return Reply(answer.status, answer.headers, body, call, is_doubtful)
     finally:
         await answer.close()
-
-
-async def _beginning(answer: Answer) -> bytes:
-    """Read what an answer says; its head has told what was done, so that this may fail."""
-    answer.hasten(ERROR_SECONDS)
-    body = b""
-    try:
-        for _ in range(MAX_ERROR_PIECES):
-            data = await answer.read()
-            body += data
-            if not data or len(body) > MAX_ERROR_BYTES:
-                break
-    except LostError:
-        logger.debug("an answer was cut behind its head")
-    return body
 
 
 def _asked(reply: Reply) -> float:
@@ -173,6 +144,11 @@ def joined(messages: Sequence[bytes], content_type: str) -> bytes:
     """Give encoded messages as a body."""
     # In an array, for the protocol takes the elements of an array as messages, and a message may be one.
     return b"[" + b",".join(messages) + b"]" if is_json(content_type) else b"".join(messages)
+
+
+def fits(size: int, message: bytes, max_batch_bytes: int) -> bool:
+    """Say whether a message may be in a batch of others that are so long, each counted with a comma, and brackets around all of them."""
+    return size + len(message) + 2 <= max_batch_bytes
 
 
 def seconds_text(ttl: timedelta) -> str:

@@ -12,26 +12,26 @@ time, and sends it when it is full, when it is flushed, and when it is left.
 """
 
 import os
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
-
-import msgspec
 
 from ..._background import ran
 from ..._durations import check_durations
 from ...errors import InvalidArgumentError, StreamkeepError, StreamLostError, UnexpectedAnswerError, fresh
-from ...events import ReadAs, decoder_of
+from ...events import ReadAs
 from .._calls import READ_TIMEOUT
 from .._handles import BlockingHandle
 from .._network import BlockingNetwork, Network
 from .._reading import Reading
 from .._retry import Retry
-from ._batches import START, Batch, Events, Mode, Pages, dialect_of, is_json
+from ._batches import START, Batch, BatchesHandle, Mode
 from ._producer import MAX_BATCH_BYTES
-from ._rules import MAX_CLAIMS, Claim, Failed, Stored, Tag, TooSoon, check_producer, epoch_now, meaning
+from ._rules import MAX_CLAIMS, Claim, Failed, Stored, Tag, TooSoon, check_producer, epoch_above, epoch_now, meaning
 from ._stream import JSON, StreamHead, Target
-from ._writing import batchable, joined
+from ._writing import batchable, fits, joined
 
 if TYPE_CHECKING:
     import httpx2
@@ -41,22 +41,8 @@ __all__ = ["Batch", "Batches", "DurableStream", "Mode", "Producer", "Retry", "St
 T = TypeVar("T")
 
 
-class Batches(BlockingHandle[Batch[T]]):
+class Batches(BlockingHandle[Batch[T]], BatchesHandle[T]):
     """What is read of a stream: see `streamkeep.client.durable_streams.Batches`. Iterate in one thread; any may `close` it."""
-
-    def __init__(self, read: Callable[[], Reading[Batch[T]]], dialect: Pages[T] | Events[T]) -> None:
-        super().__init__(read)
-        self._dialect = dialect
-
-    @property
-    def offset(self) -> str:
-        """Where to go on behind what was given."""
-        return (self._dialect.position if self._reading is None else self._reading.position) or START
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether the stream is known to be closed."""
-        return self._dialect.is_closed
 
 
 class DurableStream:
@@ -124,10 +110,7 @@ class DurableStream:
 
     def read(self, *, offset: str = START, mode: Mode = "sse", message_type: ReadAs[Any] | None = None) -> Batches[Any]:
         """Give what the stream has behind an offset, batch by batch, and what comes, until it is closed."""
-        accept = {"Accept": "text/event-stream"} if mode == "sse" else {}
-        decode: Callable[[bytes], Any] = msgspec.json.decode if message_type is None else decoder_of(message_type)
-        call = self._target.call("GET", accept)
-        dialect = dialect_of(call, offset, mode, decode, is_json=is_json(self._target.content_type))
+        dialect = self._target.dialect(offset, mode, message_type)
         _ = self._entered
         # Over connections of its own unless the client is the user's, so that closing it from another thread ends only its own.
         return Batches(lambda: Reading(BlockingNetwork(self._client, self._seconds), dialect, self._target.retry), dialect)
@@ -161,66 +144,84 @@ class Producer:
         self._waiting_bytes = 0
         self._next_seq = 0
         self._failure: StreamkeepError | None = None
+        self._was_entered = False
         self._is_open = False
         self._process = os.getpid()
+        self._used = threading.Lock()
 
     def __enter__(self) -> Self:
-        self._is_open = True
+        if self._was_entered:
+            raise RuntimeError("this producer was entered already; ask for another one")
+        self._was_entered = self._is_open = True
         return self
 
     def __exit__(self, exc_type: type[BaseException] | None, *exc_info: object) -> None:
-        if exc_type is None and self._is_open:
-            self.flush()
-        self._is_open = False
+        try:
+            if exc_type is None and self._is_open:
+                self.flush()
+        finally:
+            self._is_open = False
 
     def append(self, *messages: object) -> None:
         """Append messages. They are sent when a batch is full. InvalidArgumentError: one of them cannot be appended; then none is."""
         some = batchable(messages, self._target.content_type)
-        self._check()
-        for message in some:
-            if self._waiting and self._waiting_bytes + len(message) > self._max_batch_bytes:
-                self._send(closes=False)
-            self._waiting.append(message)
-            self._waiting_bytes += len(message) + 1
+        with self._alone():
+            for message in some:
+                if self._waiting and not fits(self._waiting_bytes, message, self._max_batch_bytes):
+                    self._send(closes=False)
+                self._waiting.append(message)
+                self._waiting_bytes += len(message) + 1
 
     def flush(self) -> str:
         """Return when all that was appended is stored, and give the offset behind it."""
-        self._check()
-        if self._waiting:
-            self._send(closes=False)
+        with self._alone():
+            self._flush()
         return self.offset
 
     def close(self, *messages: object) -> str:
         """Append these, if there are any, and close the stream, once; give its last offset."""
         last = batchable(messages, self._target.content_type)
-        self.flush()
-        self._waiting = last
-        self._send(closes=True)
-        self._is_open = False
+        with self._alone():
+            self._flush()
+            self._waiting = last
+            self._send(closes=True)
+            self._is_open = False
         return self.offset
 
-    def _check(self) -> None:
-        if self._failure is not None:
-            raise fresh(self._failure)
+    @contextmanager
+    def _alone(self) -> Generator[None]:
+        """Raises why nothing can be appended."""
         if os.getpid() != self._process:
             raise RuntimeError(
                 "this producer is another process's: its batches and those of this one would have the same numbers"
             )
-        if not self._is_open:
-            raise RuntimeError("this producer is not entered, or has closed the stream, or was left")
+        if not self._used.acquire(blocking=False):  # to wait would be for ever in a signal's handler
+            raise RuntimeError("this producer is in use, by another thread or by what a signal's handler has interrupted")
+        try:
+            if self._failure is not None:
+                raise fresh(self._failure)
+            if not self._is_open:
+                raise RuntimeError("this producer is not entered, or has closed the stream, or was left")
+            yield
+        finally:
+            self._used.release()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._send(closes=False)
 
     def _send(self, *, closes: bool) -> None:
+        # It is taken back behind all else: whatever interrupts this, the next batch would have the number of one that may be there.
+        self._failure = StreamLostError("sending was interrupted; whether the last batch was stored is unknown")
         try:
-            self.offset = ran(self._until_stored(self._waiting, closes=closes)) or self.offset
+            offset = ran(self._until_stored(self._waiting, closes=closes))
         except StreamkeepError as error:
             self._failure = error
             raise
-        except BaseException:
-            # What is in the next batch would have the number of this one, which may be there.
-            self._failure = StreamLostError("sending was interrupted; whether the last batch was stored is unknown")
-            raise
+        self.offset = offset or self.offset
         self._waiting, self._waiting_bytes = [], 0
         self._next_seq += 1
+        self._failure = None
 
     async def _until_stored(self, batch: list[bytes], *, closes: bool) -> str:
         own = {"Stream-Closed": "true"} if closes else {}
@@ -234,8 +235,8 @@ class Producer:
             match meaning(reply, tag, claims=self._claims > 0 and not self._next_seq):
                 case Stored(offset):
                     return offset
-                case Claim(epoch):
-                    self.epoch = epoch
+                case Claim(other):
+                    self.epoch = epoch_above(other)
                     self._claims -= 1
                 case TooSoon(expected):
                     raise UnexpectedAnswerError(f"the server has lost what it had stored: it wants batch {expected} again")
