@@ -1,7 +1,8 @@
 """The two lines that the log has of each run, when it starts and when it has ended. Nothing of a chunk is in them.
 
 Their `extra` has the same for programs that read logs: `stream`, `route`, `owner`, `key`, `recovery` and `attempt` (how many of its writers
-have died); at the end also `outcome`, `seconds` and `events`.
+have died); at the end also `outcome`, `seconds`, `events` (how many the storage has) and `stored` (whether that is all, the end
+among them: not so while the storage is away).
 """
 
 import logging
@@ -10,6 +11,7 @@ from typing import Any, Final
 
 from .._input import StreamInput
 from ..events import ErrorInfo, StreamEventType
+from .logged import OneLine
 
 logger: Final = logging.getLogger("streamkeep")
 
@@ -26,9 +28,11 @@ def log_end(stream: StreamInput, seconds: float, end_as: ErrorInfo) -> None:
     """Say how a run has ended, as far as is known here: `end_as` is what ends it if nothing else has."""
     if logger.isEnabledFor(logging.INFO):
         outcome = _outcome(stream, end_as)
-        known = {**_known(stream), "outcome": outcome, "seconds": round(seconds, 3), "events": stream.tail}
-        sentence = "stream %s: its run has ended%s: %s, after %.1f seconds and %d events"
-        logger.info(sentence, stream.id, _where(known), outcome, seconds, stream.tail, extra=known)
+        stored = _is_stored(stream)
+        known = {**_known(stream), "outcome": outcome, "seconds": round(seconds, 3), "events": stream.tail, "stored": stored}
+        sentence = "stream %s: its run has ended%s: %s, after %.1f seconds and %d events%s"
+        rest = "" if stored else "; not all of it is stored"
+        logger.info(sentence, stream.id, _where(known), outcome, seconds, stream.tail, rest, extra=known)
 
 
 def _known(stream: StreamInput) -> dict[str, Any]:
@@ -44,8 +48,13 @@ def _known(stream: StreamInput) -> dict[str, Any]:
 
 
 def _where(known: Mapping[str, Any]) -> str:
-    named = ", ".join(filter(None, (known["route"], known["recovery"])))
+    named = ", ".join(str(OneLine(name)) for name in (known["route"], known["recovery"]) if name)
     return f" ({named})" if named else ""
+
+
+def _is_stored(stream: StreamInput) -> bool:
+    end = stream.end
+    return stream.idle_since is not None and (end is None or end.offset < stream.tail)
 
 
 def _outcome(stream: StreamInput, end_as: ErrorInfo) -> str:
