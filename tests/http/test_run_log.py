@@ -114,6 +114,49 @@ async def test_what_a_client_has_sent_is_on_one_line(streams: StreamManager, cap
         assert "\\x1b[31m\\u2028\\udcff é" in record.getMessage()
 
 
+async def test_names_that_the_apps_own_records_have_stay_the_apps(
+    streams: StreamManager, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = logging.getLogRecordFactory()
+
+    def with_route(*args: Any, **options: Any) -> logging.LogRecord:
+        record = make(*args, **options)
+        record.route, record.stream = "the app's", "the app's"
+        return record
+
+    logging.setLogRecordFactory(with_route)
+    try:
+        async with Runner(streams) as runner:
+            await runner.start("s", writes, metadata={"route": "/ask"}, owner="ada")
+    finally:
+        logging.setLogRecordFactory(make)
+    (begun, begun_extra), (ended, ended_extra) = lines_in(caplog)
+    assert begun == "stream s: its run has started (/ask)"
+    assert begun_extra == {"stream": "the app's", "route": "the app's", "owner": "ada", "key": ""}
+    assert ended.startswith("stream s: its run has ended (/ask): done")
+    assert ended_extra == {**begun_extra, "outcome": "done", "events": 2, "stored": True}
+
+
+async def test_what_a_handler_of_the_apps_raises_ends_no_run_and_is_told_on_stderr(
+    streams: StreamManager, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Raises(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise KeyError("no space left")
+
+    logger, handler = logging.getLogger("streamkeep"), Raises()
+    logger.addHandler(handler)
+    try:
+        async with Runner(streams, max_producers=1) as runner:
+            for name in ("one", "two"):
+                await runner.start(name, writes)
+                await until(lambda: not runner._runs)
+    finally:
+        logger.removeHandler(handler)
+    assert [(await streams.info(name)).status for name in ("one", "two")] == ["done", "done"]
+    assert capfd.readouterr().err.count("KeyError: 'no space left'\n") >= 4
+
+
 async def test_what_is_not_stored_when_a_run_has_ended_is_said(caplog: pytest.LogCaptureFixture) -> None:
     """Its producer has ended, and the storage has not what it gave."""
     caplog.set_level(logging.INFO, "streamkeep")

@@ -6,6 +6,7 @@ among them: not so while the storage is away).
 """
 
 import logging
+import traceback
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ def log_start(stream: StreamInput) -> None:
     if logger.isEnabledFor(logging.INFO):
         known = _known(stream)
         what = "goes on here" if stream.tail else "has started"
-        logger.info("stream %s: its run %s%s", stream.id, what, _where(known), extra=known)
+        _log(known, "stream %s: its run %s%s", stream.id, what, _where(known))
 
 
 def log_end(stream: StreamInput, seconds: float, end_as: ErrorInfo) -> None:
@@ -32,7 +33,23 @@ def log_end(stream: StreamInput, seconds: float, end_as: ErrorInfo) -> None:
         known = {**_known(stream), "outcome": outcome, "seconds": round(seconds, 3), "events": stream.tail, "stored": stored}
         sentence = "stream %s: its run has ended%s: %s, after %.1f seconds and %d events%s"
         rest = "" if stored else "; not all of it is stored"
-        logger.info(sentence, stream.id, _where(known), outcome, seconds, stream.tail, rest, extra=known)
+        _log(known, sentence, stream.id, _where(known), outcome, seconds, stream.tail, rest)
+
+
+def _log(known: Mapping[str, Any], sentence: str, *values: object) -> None:
+    try:
+        _log_with_extra(known, sentence, *values)
+    except Exception:  # of a handler, or a filter, of the app's: no run may end by that, nor keep its place
+        if logging.raiseExceptions:  # as logging's own handlers do
+            traceback.print_exc()
+
+
+def _log_with_extra(known: Mapping[str, Any], sentence: str, *values: object) -> None:
+    try:
+        logger.info(sentence, *values, extra=known)
+    except KeyError:  # the app's own record factory has given records one of these names already: that stays the app's
+        there = vars(logger.makeRecord(logger.name, logging.INFO, "", 0, "", (), None))
+        logger.info(sentence, *values, extra={name: value for name, value in known.items() if name not in there})
 
 
 def _known(stream: StreamInput) -> dict[str, Any]:
