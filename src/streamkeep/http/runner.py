@@ -615,8 +615,9 @@ class Runner:
         await anyio.sleep(SAVE_SECONDS)
         with anyio.move_on_after(END_SECONDS):
             await _cancel_for_good([run])
-        logger.error("the producer of %s does not end, whatever is done, and keeps its place", _named([run]))
-        self._give_up(run)
+        if not run.over.is_set():  # else this is about to be cancelled
+            logger.error("the producer of %s does not end, whatever is done, and keeps its place", _named([run]))
+            self._give_up(run)
 
     async def _unwanted(self, run: _Run) -> None:
         """Return when somebody else has ended the stream, or when it has been ended because a bound is met."""
