@@ -10,7 +10,7 @@ import pytest
 from fastapi import HTTPException
 from tests.http.servers import until
 
-from streamkeep import InMemoryStreamManager, PublicError, Recovery, StreamInput, StreamManager
+from streamkeep import ErrorInfo, InMemoryStreamManager, PublicError, Recovery, StreamInput, StreamManager
 from streamkeep.http.bounds import Bounds
 from streamkeep.http.response import errors_answered
 from streamkeep.http.runner import Runner
@@ -77,6 +77,22 @@ async def test_a_run_that_is_stopped_or_meets_a_bound_says_so(streams: StreamMan
         await until(lambda: len(lines_in(caplog)) == 4)
     outcomes = {extra["stream"]: extra["outcome"] for _, extra in lines_in(caplog) if "outcome" in extra}
     assert outcomes == {"cancelled": "stopped", "silent": "DEADLINE_EXCEEDED"}
+
+
+async def test_a_run_whose_writer_is_asked_to_stop_it_is_stopped_as_one_that_others_end(
+    streams: StreamManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def is_asked(stream: StreamInput, _stop: anyio.Event) -> None:
+        stream.end_soon(ErrorInfo("CANCELLED", "the stream was cancelled"))  # as by a note in the mailbox of its session
+
+    async def gives_up(stream: StreamInput, _stop: anyio.Event) -> None:
+        await stream.error(ErrorInfo("CANCELLED", "the user has left"))
+
+    async with Runner(streams) as runner:
+        await runner.start("asked", is_asked)
+        await runner.start("given-up", gives_up)
+    outcomes = {extra["stream"]: extra["outcome"] for _, extra in lines_in(caplog) if "outcome" in extra}
+    assert outcomes == {"asked": "stopped", "given-up": "CANCELLED"}
 
 
 async def test_a_run_that_is_handed_over_goes_on_elsewhere(caplog: pytest.LogCaptureFixture) -> None:

@@ -78,7 +78,11 @@ def _outcome(stream: StreamInput, end_as: ErrorInfo) -> str:
     """Give `done`; the status of the error that ended it; `stopped`: by somebody else; or `handed over`, for another process."""
     end = stream.end
     if end is not None:
-        return "done" if end.type is StreamEventType.DONE else end.error.status
+        if end.type is StreamEventType.DONE:
+            return "done"
+        # A writer that is too quick to be stopped from outside has ended the stream itself, as it was asked to.
+        is_asked_to = stream.is_stopped and (end.error.status, end.error.message) != (end_as.status, end_as.message)
+        return "stopped" if is_asked_to else end.error.status
     if stream.is_stopped:
         return "stopped"
     return "handed over" if stream.is_closed else end_as.status
