@@ -159,6 +159,21 @@ async def test_an_end_by_others_is_told_by_them_and_the_writer_is_told_to_have_l
         assert len(told) == 3
 
 
+async def test_a_writer_may_be_told_to_have_left_before_the_end_that_has_stopped_it(
+    storage: FaultyStorage, told: list[str]
+) -> None:
+    async with StreamManager(storage, hooks=[Notes("one", told)]) as streams:
+        stream = await streams.open("s")
+        hold = storage.hold("commit", after=True)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(streams.cancel, "s")
+            await hold.reached.wait()
+            with pytest.raises(StreamCompletedError):
+                await stream.write(1)
+            hold.release()
+    assert told == ["one: s started", "one: s's writer left: stopped", "one: s ended: CANCELLED"]
+
+
 @pytest.mark.promise("P26")
 async def test_a_death_is_told_once_by_whoever_has_found_it(
     both: tuple[StreamManager, StreamManager], told: list[str], mortal: Process
