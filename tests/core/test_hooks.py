@@ -5,7 +5,7 @@ import functools
 import gc
 import sys
 from collections import UserDict
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
@@ -391,7 +391,7 @@ async def _gives_later(*values: object) -> AsyncIterator[None]:
     yield
 
 
-def _yields(*values: object) -> Iterator[None]:
+def _yields(*values: object) -> Generator[None]:
     yield
 
 
