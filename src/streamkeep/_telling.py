@@ -42,14 +42,14 @@ class Reading(Protocol):
 
 
 def checked_hooks(hooks: Sequence[Hooks]) -> Sequence[Hooks]:
-    """Give hooks. InvalidArgumentError: one is none, or awaits."""
+    """Give hooks. InvalidArgumentError: one is none, or awaits, or does nothing before somebody iterates."""
     those = (None,) if isinstance(hooks, Hooks) else tuple(hooks)
     if not all(isinstance(hook, Hooks) for hook in those):
         raise InvalidArgumentError("hooks are a list of objects of classes that are derived from `streamkeep.Hooks`")
     for hook in those:
         for name in _NAMES:
-            if inspect.iscoroutinefunction(getattr(hook, name)):
-                raise InvalidArgumentError(f"`{type(hook).__name__}.{name}` is a coroutine function, and hooks are plain ones")
+            if (kind := _other_kind(getattr(hook, name))) is not None:
+                raise InvalidArgumentError(f"`{type(hook).__name__}.{name}` is {kind}, and hooks are plain functions")
     return [hook for hook in those if hook is not None]
 
 
@@ -258,6 +258,18 @@ class _Within:
     def __exit__(self, *exc_info: object) -> None:
         while self._entered:
             self._telling.left(self._entered.pop())
+
+
+def _other_kind(hook: object) -> str | None:
+    """Say what a hook is that is no plain function, nor anything else that does at a call what it does."""
+    if not callable(hook):
+        return "nothing that can be called"
+    for function in (hook, getattr(type(hook), "__call__", None)):  # noqa: B004 - it is looked at, and not asked for
+        if inspect.iscoroutinefunction(function):
+            return "a coroutine function"
+        if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+            return "a generator function (a context manager is made of one by `contextlib.contextmanager`)"
+    return None
 
 
 def _overridden(hooks: Sequence[Hooks], name: str) -> Sequence[Callable[..., object]]:

@@ -244,13 +244,18 @@ def _shown_info(error: BaseException) -> ErrorInfo:
     status = _status_of(error)
     if not is_public(error):
         return hidden_error(status, "")
-    message = _storable(str(getattr(error, "original_message", None) or error))
+    message = str(getattr(error, "original_message", None) or error)
     details: Any = getattr(error, "details", None)
     if isinstance(details, dict) and not isinstance(error, StreamkeepError):
         details = {
             key: value for key, value in details.items() if key != "stack"
         }  # Genkit adds it, and it is for nobody outside
-    return ErrorInfo(status, message[:MAX_ERROR_TEXT], _json_or_none(details))
+    return public_info(status, message, details)
+
+
+def public_info(status: Status, message: str, details: object = None) -> ErrorInfo:
+    """Give an error that readers are told in full, as far as it can be: text of Unicode that is not too long, details that are JSON."""
+    return ErrorInfo(status, _storable(message)[:MAX_ERROR_TEXT], _json_or_none(details))
 
 
 def _status_of(error: BaseException) -> Status:

@@ -153,7 +153,10 @@ class Hooks:
         """
 
     def writer_left(self, stream: StreamInfo, outcome: Outcome) -> None:
-        """A writer of this manager's writes no more: told once for each `started` and `taken_over`, and after `ended`."""
+        """A writer of this manager's writes no more: told once for each `started` and `taken_over`.
+
+        After `ended`, if this writer has ended its stream itself. Where somebody else has, also by this manager, either may come first.
+        """
 
     def opening(self, stream: str, writer: str) -> Mapping[str, str]:
         """A stream is about to be created, or taken over: `stream` is its id. In the context of who opens it.

@@ -5,7 +5,7 @@ import functools
 import gc
 import sys
 from collections import UserDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
@@ -157,6 +157,21 @@ async def test_an_end_by_others_is_told_by_them_and_the_writer_is_told_to_have_l
         await both[where].cancel("s")
         await both[where].delete("s")
         assert len(told) == 3
+
+
+async def test_a_writer_may_be_told_to_have_left_before_the_end_that_has_stopped_it(
+    storage: FaultyStorage, told: list[str]
+) -> None:
+    async with StreamManager(storage, hooks=[Notes("one", told)]) as streams:
+        stream = await streams.open("s")
+        hold = storage.hold("commit", after=True)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(streams.cancel, "s")
+            await hold.reached.wait()
+            with pytest.raises(StreamCompletedError):
+                await stream.write(1)
+            hold.release()
+    assert told == ["one: s started", "one: s's writer left: stopped", "one: s ended: CANCELLED"]
 
 
 @pytest.mark.promise("P26")
@@ -365,6 +380,45 @@ def test_a_hook_that_awaits_is_refused() -> None:
 
     with pytest.raises(InvalidArgumentError, match=r"`Awaits\.ended` is a coroutine function"):
         StreamManager(MemoryStorage(), hooks=[Awaits()])
+
+
+class _AwaitsWhenCalled:
+    async def __call__(self, *values: object) -> None:
+        pass
+
+
+async def _gives_later(*values: object) -> AsyncIterator[None]:
+    yield
+
+
+def _yields(*values: object) -> Generator[None]:
+    yield
+
+
+@pytest.mark.parametrize(
+    ("hook", "kind"),
+    [
+        (_AwaitsWhenCalled(), "a coroutine function"),
+        (functools.partial(_gives_later, 1), "a generator function"),
+        (_yields, "a generator function"),
+        (None, "nothing that can be called"),
+    ],
+)
+def test_what_would_do_nothing_when_it_is_called_is_refused(hook: Any, kind: str) -> None:
+    class Mistaken(Hooks):
+        producing = hook
+
+    with pytest.raises(InvalidArgumentError, match=rf"`Mistaken\.producing` is {kind}"):
+        StreamManager(MemoryStorage(), hooks=[Mistaken()])
+
+
+@pytest.mark.parametrize(
+    "hook", [contextmanager(_yields), functools.partial(print, "ended"), Notes, Notes().note, list[str]().append]
+)
+def test_any_other_callable_is_a_hook(hook: Any) -> None:
+    good = Hooks()
+    good.ended = hook  # type: ignore[method-assign]  # that is what is tested
+    StreamManager(MemoryStorage(), hooks=[good])
 
 
 # What is told of commits, readers and the storage

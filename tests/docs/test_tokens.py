@@ -183,9 +183,10 @@ async def test_the_filter_leaves_tokens_out_of_uvicorns_access_log() -> None:
                 await http.get("/streams/s", params={"token": "skt1.read.1.before", "after": "1"})
                 exec(compile(blocks(PAGE)[2], str(PAGE), "exec", dont_inherit=True), {})
                 await http.get("/streams/s", params={"token": "skt1.read.1.A_-b", "after": "1"})
+                await http.get("/streams/s?token=skt1%2Eread%2E1%2EA_-b&after=1")  # as what rewrites links may write it
         lines = written.getvalue().splitlines()
     assert "before" in lines[0]
-    assert '"GET /streams/s?token=skt…&after=1 HTTP/1.1" 404' in lines[1]
+    assert all('"GET /streams/s?token=skt…&after=1 HTTP/1.1" 404' in line for line in lines[1:3])
 
 
 def shown_settings(language: str) -> str:
@@ -269,6 +270,8 @@ async def test_the_hook_leaves_tokens_out_of_the_spans_of_requests(conventions: 
         await http.get(
             "/streams/s", params={"token": "skt1.read.1795983761.w-JbhkHF7NBA5hs1NxMgFnyR7mSrfG5mAiWC9rJ7pxg", "last": "3"}
         )
-    (span,) = exporter.get_finished_spans()
-    assert "token=skt" in str(dict(span.attributes or {}))
-    assert "skt1" not in str(dict(span.attributes or {}))
+        await http.get("/streams/s?token=skt1%2Eread%2E1%2EA_-b&last=3")
+    for span in exporter.get_finished_spans():
+        assert "token=skt" in str(dict(span.attributes or {}))
+        assert "last=3" in str(dict(span.attributes or {}))
+        assert "skt1" not in str(dict(span.attributes or {}))

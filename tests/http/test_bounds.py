@@ -327,6 +327,27 @@ async def test_a_thread_keeps_its_place_also_when_its_stream_was_stopped_by_a_re
             await until(lambda: not runner._runs)
 
 
+async def test_of_a_producer_that_ends_when_it_is_cancelled_again_nobody_says_that_it_does_not_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("streamkeep.http.runner.SAVE_SECONDS", 0.05)
+
+    async def swallows_one(stream: StreamInput, _stop: anyio.Event) -> None:
+        await stream.write("begun")
+        for _ in range(2):
+            with suppress(anyio.get_cancelled_exc_class()):
+                await anyio.sleep_forever()
+
+    with anyio.fail_after(30):
+        async with running() as (runner, streams):
+            await runner.start("s", swallows_one)
+            async with streams.subscribe("s") as events:
+                await anext(events)
+            await streams.cancel("s")
+            await until(lambda: not runner._runs)
+    assert "does not end" not in caplog.text
+
+
 async def test_a_bound_leaves_a_producer_time_for_what_it_does_at_its_end() -> None:
     saved: list[str] = []
 

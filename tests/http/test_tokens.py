@@ -28,6 +28,7 @@ from streamkeep.http.tokens import MAX_EXPIRES_IN, TokenKeys, TokenUse, token_of
 from streamkeep.integrations.openai import OpenAIResponses, ResponseRequest
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.clock import FakeClock
+from streamkeep.wire import cursor_prefix
 
 KEY: Final = "the-first-key-Zmlyc3QtMDEyMzQ1Njc4OWFiY2RlZg"
 OLD_KEY: Final = b"the-second-key-c2Vjb25kLTAxMjM0NTY3ODlhYmNkZWY"
@@ -86,6 +87,11 @@ REFUSED: Final = [404, 404, 404, 204, 404, 404, 404, 401]
 EXPIRED: Final = [401, 401, 401, 401, 404, 404, 404, 401]
 
 
+def altered(token: str) -> str:
+    """Give a token with another signature."""
+    return token[:-1] + ("A" if token[-1] != "A" else "B")
+
+
 def app_of(serve: StreamsHTTP) -> ASGIApp:
     app = FastAPI(lifespan=serve.lifespan)
     app.mount("/streams", serve)
@@ -104,6 +110,18 @@ def app_of(serve: StreamsHTTP) -> ASGIApp:
     @app.delete("/chat/{stream}")
     async def stop(request: Request, stream: str) -> Response:
         return await serve.cancel(request, stream)
+
+    @app.api_route("/keys/{key}/{stream}", methods=["GET", "HEAD"])
+    async def show_either(request: Request, key: str, stream: str) -> Response:
+        return await serve.follow(request, stream, key=key)
+
+    @app.delete("/keys/{key}/{stream}")
+    async def stop_either(request: Request, key: str, stream: str) -> Response:
+        return await serve.cancel(request, stream, key=key)
+
+    @app.api_route("/keys/{key}", methods=["GET", "HEAD"])
+    async def show_key(request: Request, key: str) -> Response:
+        return await serve.follow(request, key=key)
 
     @app.get("/mine/{stream}")
     async def mine(request: Request, stream: str) -> Response:
@@ -386,7 +404,10 @@ def test_a_signature_that_a_secret_has_made_for_something_else_is_none_here() ->
     assert not TokenKeys([KEY]).has_signed(token, "s", "life")
 
 
-@pytest.mark.parametrize("key", ["", "hunter2", b"short", "a" * 64, "changeme" * 8, b"\0" * 32, "x" * 31])
+@pytest.mark.parametrize(
+    "key",
+    ["", "hunter2", b"short", "a" * 64, "changeme" * 8, b"\0" * 32, "x" * 31, f"\udcff{OLD_KEY.decode()}", f"{KEY}\ud800"],
+)
 def test_a_weak_key_is_refused_and_not_repeated(key: str | bytes) -> None:
     with pytest.raises(InvalidArgumentError) as refused:
         TokenKeys([KEY, key])
@@ -465,6 +486,40 @@ async def test_an_endpoint_that_says_who_is_asking_looks_at_no_token() -> None:
         assert (await at.http.get("/mine/s", params={"token": token})).status_code == 204
         async with at.http.stream("GET", "/mine/s", params={"token": "skt1.x"}, headers={"X-Name": "Ada"}) as answer:
             assert answer.status_code == 200
+
+
+async def test_where_a_key_is_named_beside_the_stream_a_token_that_is_refused_is_not_made_good_by_who_asks() -> None:
+    async with house() as at:
+        async with at.streams.open("s", owner="Ada", key="k") as writing:
+            await writing.write({"n": 0})
+        read = await at.serve.token("s", can="read", expires_in=MINUTE)
+        ada, forged = {"X-Name": "Ada"}, altered(read)
+        for token, stream in ((read, "other"), (forged, "s"), (forged, "other")):
+            assert (await at.http.head(f"/keys/k/{stream}", params={"token": token}, headers=ada)).status_code == 204
+        for token in (read, forged):
+            assert (await at.http.delete("/keys/k/s", params={"token": token}, headers=ada)).status_code == 404
+        assert (await at.streams.info("s")).status == "open"
+        assert (await at.http.head("/keys/k/s", params={"token": read})).status_code == 200
+        assert (await at.http.head("/keys/k/other", headers=ada)).status_code == 200
+        assert (await at.http.delete("/keys/k/other", headers=ada)).json() == {"stopped": True}
+
+
+async def test_where_a_key_alone_is_named_tokens_mean_nothing_also_to_who_comes_back_with_a_cursor() -> None:
+    async with house() as at:
+        async with at.streams.open("s", owner="Ada", key="k") as writing:
+            await writing.write({"n": 0})
+            await writing.write({"n": 1})
+        async with at.streams.subscribe("s", follow=False) as events:
+            cursor = f"{cursor_prefix('s', events.life)}0"
+        read = await at.serve.token("s", can="read", expires_in=MINUTE)
+        for token in (read, altered(read)):
+            for place in ({}, {"Last-Event-ID": cursor}):
+                nobody = await at.http.head("/keys/k", params={"token": token}, headers=place)
+                ada = await at.http.head("/keys/k", params={"token": token}, headers={"X-Name": "Ada", **place})
+                assert (nobody.status_code, ada.status_code) == (401, 200)
+        at.clock.advance(60)
+        back = {"X-Name": "Ada", "Last-Event-ID": cursor}
+        assert (await at.http.head("/keys/k", params={"token": read}, headers=back)).status_code == 200
 
 
 @pytest.mark.parametrize(

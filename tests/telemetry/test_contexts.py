@@ -20,6 +20,7 @@ from streamkeep import InMemoryStreamManager, Recovery, StreamInput, sync
 from streamkeep.http import DurableStreaming, Ended, StreamsHTTP
 from streamkeep.http.runner import Runner
 from streamkeep.integrations.flask import FlaskStreams
+from streamkeep.integrations.otel import OpenTelemetryHooks
 
 pytestmark = pytest.mark.anyio
 
@@ -94,6 +95,15 @@ async def test_a_block_that_writes_is_below_the_run_and_what_comes_behind_it_is_
             assert trace.get_current_span() is job
     assert parent_of(telemetry.spans("asking")[0]) == only(telemetry, RUN).span_id
     assert linked(telemetry.spans(RUN)[0]) == [id_of(telemetry.spans("job")[0])]
+
+
+async def test_where_nobody_traces_what_came_with_the_request_goes_on_to_whom_the_producer_asks() -> None:
+    remote = trace.NonRecordingSpan(trace.SpanContext(1, 2, is_remote=True))
+    async with InMemoryStreamManager(hooks=[OpenTelemetryHooks(tracer_provider=trace.NoOpTracerProvider())]) as streams:
+        with trace.use_span(remote):
+            async with streams.open("s") as stream:
+                assert trace.get_current_span() is remote
+                await stream.done()
 
 
 async def test_blocks_that_are_left_in_any_order_leave_no_span_behind() -> None:

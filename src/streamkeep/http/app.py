@@ -741,10 +741,11 @@ class StreamsHTTP:
         stream, key, run = _which(stream, options.get("key"), options.get("run"))
         check_framing(options.get("framing"))
         owner, known, framing = options.get("owner"), options.get("context") or {}, options.get("framing")
+        takes_tokens = stream is not None  # a token is for a stream: by a key alone whoever asks is asked for
         try:
             if key is not None and (cursor := cursor_in(scope)) is not None:
                 # A stream of this key that is not the newest any more is gone on with all the same.
-                found = await self.admit("resume", scope, cursor.stream, None, known, owner)
+                found = await self.admit("resume", scope, cursor.stream, None, known, owner, takes_tokens=takes_tokens)
                 if found.key != key and found.id != stream:
                     return Answer(_nothing_in(framing))
             else:
@@ -753,7 +754,10 @@ class StreamsHTTP:
             is_over = key is not None and found.id != stream and found.status != "open" and not shown.replays
             if is_over and place_of(scope, found) == START:
                 return Answer(_nothing_in(shown))
-            return Answer(*await self._rest(scope, found.id, known, owner=owner, route=None, by_cursor=False, framing=shown))
+            rest = await self._rest(
+                scope, found.id, known, owner=owner, route=None, by_cursor=False, framing=shown, takes_tokens=takes_tokens
+            )
+            return Answer(*rest)
         except StreamNotFoundError as error:
             return Answer(_not_found(framing, scope, error, is_by_key=key is not None))
         except Exception as error:
@@ -850,7 +854,8 @@ class StreamsHTTP:
             try:
                 return await self.admit(action, scope, stream, None, context, owner)
             except (StreamNotFoundError, InvalidArgumentError):
-                if key is None:
+                # A token that is refused is not made good by who asks, nor by a stream that it is not for.
+                if key is None or self._bears_token(scope, owner):
                     raise
         asking = await self._owner_or(owner, action, scope, context)
         if run is not None:
@@ -881,6 +886,7 @@ class StreamsHTTP:
         by_cursor: bool,
         framing: Framing | None,
         default: Callable[[], Framing] = SSEFraming,
+        takes_tokens: bool = True,
     ) -> tuple[ASGIApp, str | None]:
         """Give what answers a request with the rest of a stream, and the id of the stream that it shows, if it shows one.
 
@@ -888,7 +894,7 @@ class StreamsHTTP:
         repeats its request until it gets one.
         """
         try:
-            info = await self.admit("resume", scope, stream, route, context, owner)
+            info = await self.admit("resume", scope, stream, route, context, owner, takes_tokens=takes_tokens)
             place = place_of(scope, info)
             if place.after is not None and place.after >= info.tail:  # such as of a storage that was restored
                 raise _beyond(place.after, info.tail)
@@ -1228,8 +1234,8 @@ class StreamsHTTP:
 
         A request that bears a token of ours is judged by that alone, unless the endpoint says who is asking.
         """
-        if owner is None and takes_tokens and self._token_keys and (borne := tokens_in(scope)):
-            return await self._admit_bearer(borne, action, scope, stream, route, context)
+        if takes_tokens and self._bears_token(scope, owner):
+            return await self._admit_bearer(tokens_in(scope), action, scope, stream, route, context)
         try:
             info = await self.streams.info(stream)
             check_route(info, route)
@@ -1239,6 +1245,9 @@ class StreamsHTTP:
             raise
         await self._owner_or(owner, action, scope, context, info)
         return info
+
+    def _bears_token(self, scope: Scope, owner: object) -> bool:
+        return owner is None and bool(self._token_keys) and bool(tokens_in(scope))
 
     async def _admit_bearer(
         self, borne: Iterable[str], action: Action, scope: Scope, stream: str, route: str | None, context: Mapping[str, Any]

@@ -18,6 +18,7 @@ from .._manager import StreamManager
 from ..errors import KeyInUseError, StorageError, StreamkeepError, StreamNotFoundError
 from ..events import ErrorInfo
 from .kept import ANSWER, ENDPOINTS_OWN
+from .logged import OneLine
 from .place import run_of
 from .response import Scope
 
@@ -62,7 +63,9 @@ class Claim:
                     await self._wait(other, client_gone)
         except StreamkeepError as error:
             logger.warning(
-                "POST %s: whether it was sent before cannot be told, and it may run twice: %s", self._scope["path"], error
+                "POST %s: whether it was sent before cannot be told, and it may run twice: %s",
+                OneLine(self._scope["path"]),
+                error,
             )
             return None
         return None if started is None or is_endpoints_own(started) else started.id

@@ -30,6 +30,7 @@ from .cancellation import Cancellation
 from .claim import Claim
 from .framing import Block, GenkitFraming, block_of, media_type_of
 from .kept import ANSWER, KeptAnswer, keep_answer
+from .logged import OneLine
 from .place import query_of
 from .response import (
     OWN_ANSWER,
@@ -343,8 +344,8 @@ class Exchange:
             logger.warning(
                 "the answer of POST %s is in the encoding %s, which cannot be read here, and so is not made durable: put what"
                 " compresses around DurableStreaming, not inside",
-                self._scope["path"],
-                encoding,
+                OneLine(self._scope["path"]),
+                OneLine(encoding),
             )
             return False
         return True
@@ -521,7 +522,7 @@ class _GenkitParser:
                     await writer.done(_in_utf8(data))
                 case Failure(error, _):
                     # The inner app puts exceptions' texts into its frames; only the status is for everybody.
-                    logger.error("stream %s failed: %s: %s", writer.stream.id, error.status, error.message)
+                    logger.error("stream %s failed: %s: %s", writer.stream.id, error.status, OneLine(error.message))
                     await writer.error(hidden_error(error.status, error.message))
 
 
@@ -540,7 +541,7 @@ class _EventsParser:
         for event in self._decoder.decode(body):
             block = block_of(event)
             if self._hides_errors and '"error"' in event.data and (told := _genkit_error_in(event.data)) is not None:
-                logger.error("stream %s: its producer failed: %s", writer.stream.id, event.data)
+                logger.error("stream %s: its producer failed: %s", writer.stream.id, OneLine(event.data))
                 block = Block(told, block.event)
             await writer.write(block)
 

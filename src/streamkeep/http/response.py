@@ -28,9 +28,10 @@ from ..errors import (
     StreamkeepError,
     StreamManagerClosedError,
 )
-from ..events import ErrorInfo, StreamEvent, StreamEventType, is_error, shown_info
+from ..events import ErrorInfo, StreamEvent, StreamEventType, is_error, public_info, shown_info
 from ..wire import cursor_prefix
 from .framing import Framing, GenkitFraming, error_body
+from .logged import OneLine
 from .pulse import SHUTTING_DOWN, TOO_LONG, Pulse
 
 logger: Final = logging.getLogger("streamkeep")
@@ -178,7 +179,7 @@ def shown_error(error: Exception) -> ErrorInfo:
     if isinstance(error, StreamManagerClosedError):
         logger.info("a request came too late: %s", error)  # at every shutdown under load, and its client is told
     elif isinstance(error, PublicError):
-        logger.info("a request was refused: %s", error)
+        logger.info("a request was refused: %s", OneLine(error))
     elif isinstance(error, StorageFullError):
         logger.error("a request failed: %s", error)
     elif info.status in ("INTERNAL", "UNKNOWN", "DATA_LOSS", "UNAVAILABLE"):
@@ -215,12 +216,9 @@ def refusal_of(error: Exception) -> tuple[ErrorInfo, int, Iterable[tuple[str, st
         return None
     status = _STATUSES.get(code, "UNKNOWN")
     detail, headers = getattr(error, "detail", ""), getattr(error, "headers", None) or {}
-    logger.info("a request was refused: %s", error)
-    return (
-        ErrorInfo(status, detail if isinstance(detail, str) else "", None if isinstance(detail, str) else detail),
-        code,
-        headers.items(),
-    )
+    logger.info("a request was refused: %s", OneLine(error))
+    info = public_info(status, detail) if isinstance(detail, str) else public_info(status, "", detail)
+    return info, code, headers.items()
 
 
 async def disconnected(receive: Receive) -> None:

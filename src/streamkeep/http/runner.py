@@ -40,6 +40,7 @@ from ..events import ErrorInfo, error_info, hidden_error
 from .bounds import Bounds, Due
 from .cancellation import Cancellation
 from .ended import Ended, OnEnd, ended_of
+from .logged import OneLine
 from .run_log import log_end, log_start
 
 logger: Final = logging.getLogger("streamkeep")
@@ -557,7 +558,7 @@ class Runner:
         except BaseException as error:  # what native libraries raise may be no Exception
             # What a producer raises because it was told to stop says less than why it was told.
             if isinstance(error, PublicError):
-                logger.info("stream %s failed: %s", stream.id, error)
+                logger.info("stream %s failed: %s", stream.id, OneLine(error))
             else:
                 expected = run.stop.is_set() or stream.cancelled.is_set()
                 logger.log(logging.DEBUG if expected else logging.ERROR, "stream %s failed", stream.id, exc_info=error)
@@ -617,8 +618,9 @@ class Runner:
         await anyio.sleep(SAVE_SECONDS)
         with anyio.move_on_after(END_SECONDS):
             await _cancel_for_good([run])
-        logger.error("the producer of %s does not end, whatever is done, and keeps its place", _named([run]))
-        self._give_up(run)
+        if not run.over.is_set():  # else this is about to be cancelled
+            logger.error("the producer of %s does not end, whatever is done, and keeps its place", _named([run]))
+            self._give_up(run)
 
     async def _unwanted(self, run: _Run) -> None:
         """Return when somebody else has ended the stream, or when it has been ended because a bound is met."""

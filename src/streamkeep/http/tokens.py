@@ -163,7 +163,10 @@ def _query(scope: Scope) -> list[tuple[str, str]]:
 def _derived(key: str | bytes) -> bytes:
     if not isinstance(key, str | bytes):
         raise TypeError(f"a key of tokens is str or bytes, not {type(key).__name__}")
-    secret = key.strip().encode() if isinstance(key, str) else key
+    try:
+        secret = key.strip().encode() if isinstance(key, str) else key
+    except UnicodeEncodeError:  # such as what Python makes of bytes in the environment that are no UTF-8; it holds the key
+        raise InvalidArgumentError("a key of tokens that is text is text of Unicode; give others as bytes") from None
     if len(secret) < MIN_KEY_BYTES or len({*secret}) < _MIN_DIFFERENT_BYTES:
         raise InvalidArgumentError(
             f"a key of tokens is a secret of at least {MIN_KEY_BYTES} random bytes, such as `secrets.token_urlsafe(32)` gives;"

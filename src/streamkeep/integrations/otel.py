@@ -91,9 +91,9 @@ class OpenTelemetryHooks(Hooks):
             self._measured.taken_over.add(1, names.OURS, run.context)
 
     def producing(self, stream: StreamInfo) -> AbstractContextManager[object] | None:
-        """Have what the producer does be below the run's span."""
+        """Have what the producer does be below the run's span; where nobody traces, it stays below what its request is below."""
         run = self._runs.get(stream.writer)
-        return None if run is None else _Current(run.span)
+        return None if run is None or not run.span.get_span_context().is_valid else _Current(run.span)
 
     def committed(self, commit: Commit) -> None:
         """See `Hooks.committed`."""
