@@ -1,11 +1,13 @@
 """Django: durable streams in its views, those that await and those that do not, under WSGI and ASGI; and Genkit flows as views.
 
-streams = DjangoStreams("sqlite:///answers.db")
+A view:
 
-@login_required
-@require_POST
-def ask(request, chat):
-    return streams.respond(request, words(request.POST["question"]), key=chat, owner=request.user.pk)
+    streams = DjangoStreams("sqlite:///answers.db")
+
+    @login_required
+    @require_POST
+    def ask(request, chat):
+        return streams.respond(request, words(request.POST["question"]), key=chat, owner=request.user.pk)
 """
 
 # pyright: reportMissingTypeStubs=false
