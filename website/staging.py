@@ -59,7 +59,7 @@ def pages() -> dict[str, str]:
     beside = {source: (ROOT / source).read_text() for source in _BESIDE if source.endswith(".md") and source != "README.md"}
     sources = {**docs, **beside, "README.md": (ROOT / "README.md").read_text()}
     reference = {f"reference/{name}": text for name, text in reference_pages(ROOT / "src").items()}
-    problems = [f"{source}: {problem}" for source, text in sources.items() for problem in _gone(text, source)]
+    problems = [f"{source}: {problem}" for source, text in sources.items() for problem in gone_from(text, source)]
     problems += [
         f"{page}: {words} is no Markdown of ours"
         for page, text in {**sources, **reference}.items()
@@ -108,7 +108,7 @@ def _place(source: str) -> str:
     return _BESIDE.get(source) or source.removeprefix("docs/")
 
 
-def _gone(text: str, source: str) -> list[str]:
+def gone_from(text: str, source: str) -> list[str]:
     """Say which links of a page lead to no file, and no directory, of the repository; of those the site would show the words only."""
     targets = [target for target in targets_of(text) if not re.match(r"#|[a-z]+:", target)]
     paths = {target: os.path.normpath(PurePosixPath(source).parent / target.partition("#")[0]) for target in targets}

@@ -12,6 +12,7 @@ import anyio
 import anyio.to_thread
 import httpx
 import pytest
+from tests.deploy.servers import until
 from tests.engines.postgres import Postgres
 from tests.examples.deployed import ProxyName, deployed, program_of
 
@@ -137,6 +138,28 @@ async def test_of_an_instance_that_is_killed_under_load_no_word_is_lost_or_shown
             next(iter(service.instances.values())).kill()
     assert [reader.words for reader in readers] == [words] * len(readers)
     assert {reader.ended for reader in readers} == {"done"}
+
+
+@each_proxy
+async def test_an_instance_learns_of_a_client_that_is_gone_before_it_next_says_something(
+    proxy: ProxyName, storage: str, tmp_path: Path
+) -> None:
+    question, _ = question_of(2)
+    with deployed(proxy, program_of(proxy), tmp_path, storage, words_per_second=0.001, drain_seconds=0.5) as service:
+        async with (
+            httpx.AsyncClient(base_url=service.url, timeout=30) as http,
+            http.stream("POST", f"/chat/c?question={question}") as answer,
+        ):
+            port = int(answer.headers["X-Instance"])
+            assert connections_to(port)
+        with anyio.fail_after(10):  # a heartbeat comes after 15 seconds
+            await until(lambda: not connections_to(port))
+
+
+def connections_to(port: int) -> int:
+    """Count the established connections of a server of this machine."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[1].endswith(f":{port:04X}") and row[3] == "01" for row in rows)
 
 
 @each_proxy
