@@ -3,6 +3,7 @@
 import json
 import time
 import uuid
+from collections import Counter
 from collections.abc import Generator
 from contextlib import suppress
 from pathlib import Path
@@ -120,6 +121,30 @@ async def test_a_rolling_restart_under_load_loses_no_word_and_shows_none_twice(
     assert {reader.ended for reader in [*starters, *followers]} == {"done"}
     assert logs.count("Shutting down") == 2
     assert "Traceback" not in logs
+
+
+@each_proxy
+async def test_while_instances_are_restarted_one_right_after_the_other_the_proxy_always_finds_one(
+    proxy: ProxyName, storage: str, tmp_path: Path
+) -> None:
+    """With starts that nobody repeats. One that reaches an instance in the moment in which that is told to stop is refused by it."""
+    answers = Counter[str]()
+    with deployed(proxy, program_of(proxy), tmp_path, storage, words_per_second=100, drain_seconds=0.5) as service:
+        async with httpx.AsyncClient(base_url=service.url, timeout=30) as http, anyio.create_task_group() as starting:
+
+            async def start() -> None:
+                while True:
+                    answer = await http.post(f"/chat/{uuid.uuid4()}?question=word")
+                    is_ours = answer.status_code == 200 or '"status":"UNAVAILABLE"' in answer.text
+                    answers["an instance's" if is_ours else f"{answer.status_code} {answer.text[:80]}"] += 1
+                    await anyio.sleep(0.05)
+
+            for _ in range(4):
+                starting.start_soon(start)
+            for name in service.instances:
+                await anyio.to_thread.run_sync(service.restart, name)
+            starting.cancel_scope.cancel()
+    assert set(answers) == {"an instance's"}
 
 
 @each_proxy
