@@ -28,7 +28,7 @@ def main() -> None:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
-        is_missing = isinstance(error, ModuleNotFoundError) and package == error.name
+        is_missing = isinstance(error, ModuleNotFoundError) and sys.modules.get(package) is None
         what = (
             f"{package}, which is not installed"
             if is_missing
