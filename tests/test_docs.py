@@ -2,11 +2,14 @@
 
 A block of Python that begins with an import, or with a comment that names its file (`# app.py`), is a whole program, and is run. One
 that has tests in it is run by pytest. All others are fragments, and must compile; so must JavaScript. A block of `py` wants what is not
-here, a broker or another server: it must compile as well.
+here, a broker or another server: it must compile as well. A block in no language of `LANGUAGES` would be looked at by nobody, and so
+would Python that is in a list.
 """
 
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -16,9 +19,27 @@ from textwrap import dedent, indent
 
 import pytest
 
+from streamkeep.cli._commands import app
+
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]
 ASKING = {ROOT / "docs/how-to/sdks.md"}  # its programs ask a provider: tests/sdks/test_page.py has one, and runs them
+LANGUAGES = {
+    "caddyfile",
+    "console",
+    "dockerfile",
+    "html",
+    "ini",
+    "js",
+    "json",
+    "jsx",
+    "nginx",
+    "py",
+    "python",
+    "sh",
+    "sql",
+    "text",
+}
 FILE_NAME = re.compile(r"# ([a-z_]+\.py)\n")
 
 
@@ -96,6 +117,53 @@ def test_a_how_to_says_what_to_install(page: Path) -> None:
 def test_the_python_that_a_page_shows_is_python(page: Path) -> None:
     for block in blocks(page):
         compile("async def shown():\n" + re.sub("^", "    ", block, flags=re.MULTILINE), str(page), "exec", dont_inherit=True)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_page_has_no_block_of_code_that_nobody_looks_at(page: Path) -> None:
+    """It is in a language that is known, as it is written here; and it has an end."""
+    assert blocks_that_nobody_looks_at(page.read_text()) == []
+
+
+def blocks_that_nobody_looks_at(text: str) -> list[str]:
+    known = re.compile(rf"^( *)```({'|'.join(sorted(LANGUAGES))})\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+    in_lists = [f"{found[1]}```python" for found in known.finditer(text) if found[1] and found[2] == "python"]
+    return in_lists + re.findall(r"^[ >*-]*(?:```|~~~).*$", known.sub("", text), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "fence",
+    ["```", "```pyhton", "```Python", "```python title", "``` python", "````python", "~~~python", "  ```python", "> ```python"],
+)
+def test_a_block_that_nobody_looks_at_is_found(fence: str) -> None:
+    marks = re.sub(r"\w.*", "", fence).rstrip()
+    assert blocks_that_nobody_looks_at(f"# A\n\n{fence}\nimport nothing\n{marks}\n") != []
+    assert blocks_that_nobody_looks_at("# A\n\n```python\nimport nothing\n```\n\n- b\n\n  ```js\n  c\n  ```\n") == []
+    assert blocks_that_nobody_looks_at("# A\n\n```python\nimport nothing\n") != []
+
+
+def test_the_json_that_a_page_shows_is_json() -> None:
+    assert fragments("json")
+    for _, code in fragments("json"):
+        json.loads(code)
+
+
+def test_the_commands_of_ours_that_a_page_shows_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`streamkeep` with its arguments, and the verbs of `./dev`."""
+    typed = [line for _, code in fragments("sh") for line in code.splitlines()]
+    typed += [
+        line.removeprefix("$ ") for _, code in fragments("console") for line in code.splitlines() if line.startswith("$ ")
+    ]
+    ours = [found[1] for line in typed if (found := re.match(r"(?:\w+=\S+ )*streamkeep ([a-z].*)", line))]
+    commands = [shlex.split(re.split(r" [>|#&]", words)[0]) for words in ours]
+    assert len(commands) > 20
+    monkeypatch.setenv("STREAMKEEP_STORAGE", "memory://")  # as the page has one set it
+    for words in commands:
+        app.parse_args(words, exit_on_error=False, print_error=False)
+    verbs = set(re.findall(r"^    ([a-z-]+)\)$", (ROOT / "dev").read_text(), re.MULTILINE))
+    assert {
+        (page, verb) for page in PAGES for verb in re.findall(r"\./dev ([a-z-]+)", page.read_text()) if verb not in verbs
+    } == set()
 
 
 def fragments(language: str) -> list[tuple[str, str]]:

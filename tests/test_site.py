@@ -14,10 +14,12 @@ from threading import Thread
 
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
+from website.__main__ import main
 from website.checking import page_of, problems_of
-from website.markdown import headings_of, targets_of
-from website.reference import public_modules
-from website.staging import navigation, pages, sections_of
+from website.llms import full_text
+from website.markdown import anchors_of, headings_of, targets_of, unknown_in
+from website.reference import public_modules, reference_pages
+from website.staging import gone_from, navigation, pages, sections_of
 
 ROOT = Path(__file__).parents[1]
 # Their pages are lists of their own, which are made with the site.
@@ -87,9 +89,10 @@ def test_what_is_wrong_with_a_site_is_said(tmp_path: Path) -> None:
         '<a href="b.html">gone</a> <a href="#b">none</a> <a href="/a.html">root</a> <a href="http:/x">form</a></html>'
     )
     (tmp_path / "a.md").write_text("# A\n\n[gone](b.md) [none](#b)\n")
-    (tmp_path / "a.css").write_text("@font-face { src: url(https://fonts.example/x.woff2) }")
+    (tmp_path / "a.css").write_text("@font-face { src: url(https://fonts.example/x.woff2) } p { background: url('none.png') }")
     assert sorted(problems_of(tmp_path)) == [
-        "a.css: loads from elsewhere",
+        "a.css: https://fonts.example/x.woff2 is not of this site",
+        "a.css: none.png is not there",
         "a.html: #b has no such anchor",
         "a.html: /a.html leaves the site",
         "a.html: 1 images have no alternative text",
@@ -102,6 +105,152 @@ def test_what_is_wrong_with_a_site_is_said(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "loading",
+    [
+        '<video src="https://host.example/x"></video>',
+        '<video poster="//host.example/x"></video>',
+        '<object data="https://host.example/x"></object>',
+        '<img alt="x" srcset="https://host.example/x 2x">',
+        '<link rel="preconnect" href="https://host.example/x">',
+        '<svg><use href="https://host.example/x"></use></svg>',
+        '<base href="https://host.example/x">',
+        '<div style="background: url(https://host.example/x)"></div>',
+        '<meta http-equiv="refresh" content="0; url=https://host.example/x">',
+    ],
+)
+def test_whatever_a_page_loads_from_elsewhere_is_said(loading: str, tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(f'<html lang="en"><h1>A</h1>{loading}</html>')
+    (said,) = problems_of(tmp_path)
+    assert re.fullmatch(r"a\.html: (https:)?//host\.example/x is not of this site", said)
+
+
+def test_what_a_keyboard_or_a_screen_reader_cannot_find_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(
+        '<html lang="en"><p role="heading">A</p><h1 id="a">A</h1><pre>wide</pre><div id="a" class="table-wrapper"></div></html>'
+    )
+    assert problems_of(tmp_path) == [
+        "a.html: more than one element has the id a",
+        "a.html: 2 elements that may scroll cannot be reached with the keyboard",
+        "a.html: 1 headings do not say their level",
+    ]
+
+
+def test_a_link_to_what_is_not_in_the_repository_is_said_not_taken_away() -> None:
+    text = (
+        "[a](gone.md) [b](../../src/streamkeep/gone.py#x) ![c](../images/gone.png) [two\nlines](gone2.md) [out](../../../x.md)"
+    )
+    there = " [d](write.md#errors) [e](../../src/streamkeep/events.py) [f](#here) [g](https://host.example/) `[h](gone.md)`"
+    assert [said.partition(" ")[0] for said in gone_from(text + there, "docs/how-to/read.md")] == [
+        "gone.md",
+        "../../src/streamkeep/gone.py#x",
+        "../images/gone.png",
+        "gone2.md",
+        "../../../x.md",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[a](b.md "title")',
+        "[a](<b.md>)",
+        "[a][b]",
+        "[b]: b.md",
+        "[a](b c.md)",
+        '<a href="b.md">',
+        "<br/>",
+        "</div>",
+        "<!DOCTYPE x>",
+    ],
+)
+def test_markdown_that_the_sites_maker_does_not_know_is_said(text: str) -> None:
+    assert list(unknown_in(f"# A\n\nSome words {text}" if "]:" not in text else f"# A\n\n{text}\n"))
+    for code in (f"`{text}`", f"``` `{text}` ```", f"```text\n{text}\n```", f"- x\n\n  ```text\n  {text}\n  ```"):
+        assert list(unknown_in(f"# A\n\n{code}\n")) == []
+
+
+def test_links_and_comments_that_it_knows_are_not() -> None:
+    text = "[a](b.md#c) ![d](e.png) <https://host.example/a?b> <name@host.example> <!-- said --> a < b > c [x] (y) `a[0]`"
+    assert list(unknown_in(text)) == []
+
+
+def test_headings_with_the_same_words_have_anchors_of_their_own() -> None:
+    assert list(anchors_of("# Events\n\n## events\n\n```text\n# code\n```\n\n## Other\n\n## `Events`\n")) == [
+        "events",
+        "events-1",
+        "other",
+        "events-2",
+    ]
+
+
+def test_links_of_the_file_with_all_pages_lead_to_the_pages() -> None:
+    all_pages = {
+        "index.md": "# I\n\n[a](how-to/a.md)\n",
+        "how-to/a.md": "# A\n\n[i](../index.md) [b](b.md#c) [own](#a) [e](https://x)\n",
+    }
+    assert list(targets_of(full_text([], all_pages))) == [
+        "how-to/a.md",
+        "index.md",
+        "how-to/b.md#c",
+        "how-to/a.md#a",
+        "https://x",
+    ]
+
+
+def test_a_name_is_linked_to_its_own_description_where_another_differs_in_case_only(tmp_path: Path) -> None:
+    source = package(
+        tmp_path,
+        '''class Feed:
+    """What `feed` gives."""
+
+
+def feed() -> Feed:
+    """Give a `Feed`."""
+    return Feed()
+''',
+    )
+    page = reference_pages(source)["streamkeep.md"]
+    assert "What [`feed`](#feed-1) gives." in page
+    assert "Give a [`Feed`](#feed)." in page
+
+
+@pytest.mark.parametrize(
+    "docstring",
+    [
+        "Give it.\n\n    Needs much. Args:\n        a: b.",
+        "Give it.\n\n    Raises:\n        ValueError: never.",
+        "Give it.\n\n    Example:\n        feed()",
+        "Give it.\n\n        with feed() as it:\n            pass",
+        "Give it.\n\n    it = feed()\n\n    Then more.",
+    ],
+)
+def test_a_docstring_of_which_a_page_would_show_code_or_a_section_as_prose_is_refused(docstring: str, tmp_path: Path) -> None:
+    source = package(tmp_path, f'def feed() -> None:\n    """{docstring}\n    """\n')
+    with pytest.raises(TypeError, match=r"streamkeep\.feed: "):
+        reference_pages(source)
+
+
+def package(directory: Path, text: str) -> Path:
+    """Write a package of the reference's name with what each of its modules has to have."""
+    names = re.findall(r"^(?:def|class) (\w+)", text, re.MULTILINE)
+    (directory / "streamkeep").mkdir()
+    (directory / "streamkeep/__init__.py").write_text(f'"""A package."""\n\n__all__ = {names}\n\n\n{text}')
+    return directory
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".git/HEAD", "index.html", ".hidden"])
+def test_a_directory_with_something_else_than_a_site_is_left_alone(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(SystemExit) as refused:
+        main([str(tmp_path)])
+    assert (refused.value.code, (tmp_path / name).read_text()) == (2, "mine")
+    assert "name a new directory, or an empty one" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """Give the site as `./dev docs` makes it, once for all processes that test."""
@@ -110,6 +259,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     with (shared / "site.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (shared / "site/llms.txt").exists():
+            (shared / ".site").mkdir()
             made = subprocess.run(
                 [sys.executable, "-m", "website", shared / "site"],
                 cwd=ROOT,
@@ -128,6 +278,13 @@ def test_the_site_is_made_without_a_warning_and_every_link_in_it_leads_somewhere
     assert problems_of(site) == []
     made = {path.relative_to(site).as_posix() for path in site.rglob("*.html")}
     assert {page.replace(".md", ".html") for page in all_pages} <= made
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_directory_that_is_named_as_the_site_with_a_dot_is_left_alone(site: Path) -> None:
+    assert site.with_name(".site").is_dir()  # were the site `git`, this would be the repository
+    assert [path.name for path in site.parent.glob(".site-*")] == []
 
 
 @pytest.mark.slow
@@ -184,8 +341,10 @@ def test_the_site_works_below_a_path(site: Path, page: Page, tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("width", [390, 1280])
-def test_no_page_is_wider_than_the_window(site: Path, page: Page, width: int) -> None:
+def test_no_page_is_wider_than_the_window_or_asks_another_host(site: Path, page: Page, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 900})
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
     wide = []
     for path in sorted(site.rglob("*.html")):
         page.goto(path.as_uri())
@@ -196,6 +355,7 @@ def test_no_page_is_wider_than_the_window(site: Path, page: Page, width: int) ->
         if beyond > 0:
             wide.append((path.name, beyond))
     assert wide == []
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
 
 
 @contextmanager

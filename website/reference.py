@@ -15,9 +15,12 @@ from typing import Final
 
 import griffe
 
-from .markdown import anchor_of, outside_code
+from .markdown import anchors_of, outside_code, prose_of
 
 _WIDE: Final = 88
+_SECTION: Final = re.compile(
+    r"(?:^|[.:] )(?:Args|Attributes|Returns|Raises|Yields|Examples?|Notes?|Warnings?):[ \t]*$", re.MULTILINE
+)
 _DUNDERS: Final = ("__aiter__", "__iter__", "__call__")
 
 
@@ -46,10 +49,16 @@ def reference_pages(source: Path) -> dict[str, str]:
     missing = [f"{path}.{name}" for path, module in modules.items() for name in _names(module) if not _text(module[name])]
     if missing:
         raise SystemExit(f"public, and without a docstring: {', '.join(missing)}")
+    texts = {module.page: _page(modules[module.path], module) for module in described}
+    anchors = {page: {words: anchor for anchor, words in anchors_of(text).items()} for page, text in texts.items()}
     # A class is linked wherever it is named; what has a name in lower case, such as `stop`, in its own module only.
     classes = {name: home for module in reversed(described) for name, home in module.homes.items() if name[0].isupper()}
     return {
-        module.page: _linked(_page(modules[module.path], module), {**classes, **module.homes}, module.page)
+        module.page: _linked(
+            texts[module.page],
+            {name: f"{home}#{anchors[home][name]}" for name, home in {**classes, **module.homes}.items()},
+            module.page,
+        )
         for module in described
     }
 
@@ -249,13 +258,33 @@ def _prose(member: griffe.Object) -> str:
     for section in member.docstring.parse("google", warnings=False):
         match section:
             case griffe.DocstringSectionText():
-                parts.append(_fenced(section.value).strip("\n"))
+                text = _fenced(section.value).strip("\n")
+                if lost := _lost_in(text):
+                    raise TypeError(f"{member.path}: its docstring has in prose what is code, or begins a section: {lost}")
+                parts.append(text)
             case griffe.DocstringSectionParameters() | griffe.DocstringSectionAttributes():
                 parts.append("Parameters:" if isinstance(section, griffe.DocstringSectionParameters) else "Attributes:")
                 parts.append("\n".join(f"- `{item.name}`: {' '.join(item.description.split())}" for item in section.value))
             case _:
                 raise TypeError(f"{member.path}: a section of its docstring is {section.kind.value}, which no page shows yet")
     return "\n\n".join(parts)
+
+
+def _lost_in(text: str) -> str:
+    """Give what of a docstring a page would show as prose and is not: code that is not indented, a section that is not set apart."""
+    paragraphs = re.split(r"\n\s*\n", prose_of(text))
+    sections = [paragraph for paragraph in paragraphs if _SECTION.search(paragraph)]
+    return next(iter([*sections, *filter(_is_code, paragraphs)]), "")
+
+
+def _is_code(paragraph: str) -> bool:
+    try:
+        statements = ast.parse(paragraph).body
+    except SyntaxError:
+        return False
+    return any(
+        not isinstance(statement, ast.Expr) or isinstance(statement.value, ast.Call | ast.Await) for statement in statements
+    )
 
 
 def _fenced(text: str) -> str:
@@ -278,13 +307,13 @@ def _language(block: str) -> str:
     return "text"
 
 
-def _linked(page: str, homes: Mapping[str, str], here: str) -> str:
+def _linked(page: str, places: Mapping[str, str], here: str) -> str:
     """Make each public name that stands between backticks in prose a link to its description."""
 
     def link(code: re.Match[str]) -> str:
         name = code[1].removesuffix("()").rpartition(".")[2]
-        home = homes.get(name)
-        return code[0] if home is None else f"[{code[0]}]({home.removeprefix(here)}#{anchor_of(name)})"
+        place = places.get(name)
+        return code[0] if place is None else f"[{code[0]}]({place.removeprefix(here)})"
 
     def prose(text: str) -> str:
         return "\n".join(

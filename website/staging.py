@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from .markdown import title_of, with_links
+from .markdown import targets_of, title_of, unknown_in, with_links
 from .reference import reference_pages
 
 ROOT: Final = Path(__file__).parent.parent
@@ -51,11 +51,23 @@ def sections_of(index: str) -> list[Section]:
 
 
 def pages() -> dict[str, str]:
-    """Give the Markdown of all pages of the site, by their paths in it; links between them are relative."""
+    """Give the Markdown of all pages of the site, by their paths in it; links between them are relative.
+
+    Raises SystemExit naming what links lead to nothing, and what is written in a way that no page may have.
+    """
     docs = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted(ROOT.glob("docs/**/*.md"))}
     beside = {source: (ROOT / source).read_text() for source in _BESIDE if source.endswith(".md") and source != "README.md"}
-    staged = {_place(source): _relinked(text, source) for source, text in (docs | beside).items()}
+    sources = {**docs, **beside, "README.md": (ROOT / "README.md").read_text()}
     reference = {f"reference/{name}": text for name, text in reference_pages(ROOT / "src").items()}
+    problems = [f"{source}: {problem}" for source, text in sources.items() for problem in gone_from(text, source)]
+    problems += [
+        f"{page}: {words} is no Markdown of ours"
+        for page, text in {**sources, **reference}.items()
+        for words in unknown_in(text)
+    ]
+    if problems:
+        raise SystemExit("\n".join(problems))
+    staged = {_place(source): _relinked(text, source) for source, text in (docs | beside).items()}
     decisions = [page for page in staged if page.startswith("decisions/") and page != DECISIONS]
     staged[REFERENCE] += _list("Modules", {name: _about(text) for name, text in reference.items()}, REFERENCE)
     staged[DECISIONS] += _list("All notes", dict.fromkeys(decisions, ""), DECISIONS, titles=staged)
@@ -94,6 +106,14 @@ def stage(directory: Path, all_pages: dict[str, str]) -> None:
 
 def _place(source: str) -> str:
     return _BESIDE.get(source) or source.removeprefix("docs/")
+
+
+def gone_from(text: str, source: str) -> list[str]:
+    """Say which links of a page lead to no file, and no directory, of the repository; of those the site would show the words only."""
+    targets = [target for target in targets_of(text) if not re.match(r"#|[a-z]+:", target)]
+    paths = {target: os.path.normpath(PurePosixPath(source).parent / target.partition("#")[0]) for target in targets}
+    outside = {target for target, path in paths.items() if path.startswith(("..", "/"))}
+    return [f"{target} is not there" for target, path in paths.items() if target in outside or not (ROOT / path).exists()]
 
 
 def _relinked(text: str, source: str) -> str:

@@ -20,6 +20,14 @@ def test_a_module_of_ours_that_is_missing_is_a_fault_and_no_extra() -> None:
         import streamkeep.nothing  # type: ignore[import-not-found]  # pyright: ignore[reportMissingImports]  # noqa: F401
 
 
-def test_what_else_an_import_raises_stays_what_it_is() -> None:
+def test_of_a_package_that_is_installed_and_has_not_what_is_imported_another_version_is_asked_for() -> None:
+    said = r"^streamkeep\.part needs another version of msgspec than the one that is installed \(.+\): pip install 'streamkeep\[part\]'$"
+    with pytest.raises(ImportError, match=said), needed_by("streamkeep.part", "part"):
+        import msgspec.nowhere  # type: ignore[import-not-found]  # pyright: ignore[reportMissingImports]  # noqa: F401
+    with pytest.raises(ImportError, match=said), needed_by("streamkeep.part", "part"):
+        from msgspec import nobody  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]  # noqa: F401
+
+
+def test_an_import_of_ours_that_fails_is_a_fault_and_no_extra() -> None:
     with pytest.raises(ImportError, match="cannot import name"), needed_by("streamkeep.part", "part"):
         from streamkeep import nobody  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]  # noqa: F401

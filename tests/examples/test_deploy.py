@@ -3,6 +3,7 @@
 import json
 import time
 import uuid
+from collections import Counter
 from collections.abc import Generator
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ import anyio
 import anyio.to_thread
 import httpx
 import pytest
+from tests.deploy.servers import until
 from tests.engines.postgres import Postgres
 from tests.examples.deployed import ProxyName, deployed, program_of
 
@@ -122,6 +124,30 @@ async def test_a_rolling_restart_under_load_loses_no_word_and_shows_none_twice(
 
 
 @each_proxy
+async def test_while_instances_are_restarted_one_right_after_the_other_the_proxy_always_finds_one(
+    proxy: ProxyName, storage: str, tmp_path: Path
+) -> None:
+    """With starts that nobody repeats. One that reaches an instance in the moment in which that is told to stop is refused by it."""
+    answers = Counter[str]()
+    with deployed(proxy, program_of(proxy), tmp_path, storage, words_per_second=100, drain_seconds=0.5) as service:
+        async with httpx.AsyncClient(base_url=service.url, timeout=30) as http, anyio.create_task_group() as starting:
+
+            async def start() -> None:
+                while True:
+                    answer = await http.post(f"/chat/{uuid.uuid4()}?question=word")
+                    is_ours = answer.status_code == 200 or '"status":"UNAVAILABLE"' in answer.text
+                    answers["an instance's" if is_ours else f"{answer.status_code} {answer.text[:80]}"] += 1
+                    await anyio.sleep(0.05)
+
+            for _ in range(4):
+                starting.start_soon(start)
+            for name in service.instances:
+                await anyio.to_thread.run_sync(service.restart, name)
+            starting.cancel_scope.cancel()
+    assert set(answers) == {"an instance's"}
+
+
+@each_proxy
 async def test_of_an_instance_that_is_killed_under_load_no_word_is_lost_or_shown_twice(
     proxy: ProxyName, storage: str, tmp_path: Path
 ) -> None:
@@ -137,6 +163,28 @@ async def test_of_an_instance_that_is_killed_under_load_no_word_is_lost_or_shown
             next(iter(service.instances.values())).kill()
     assert [reader.words for reader in readers] == [words] * len(readers)
     assert {reader.ended for reader in readers} == {"done"}
+
+
+@each_proxy
+async def test_an_instance_learns_of_a_client_that_is_gone_before_it_next_says_something(
+    proxy: ProxyName, storage: str, tmp_path: Path
+) -> None:
+    question, _ = question_of(2)
+    with deployed(proxy, program_of(proxy), tmp_path, storage, words_per_second=0.001, drain_seconds=0.5) as service:
+        async with (
+            httpx.AsyncClient(base_url=service.url, timeout=30) as http,
+            http.stream("POST", f"/chat/c?question={question}") as answer,
+        ):
+            port = int(answer.headers["X-Instance"])
+            assert connections_to(port)
+        with anyio.fail_after(10):  # a heartbeat comes after 15 seconds
+            await until(lambda: not connections_to(port))
+
+
+def connections_to(port: int) -> int:
+    """Count the established connections of a server of this machine."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[1].endswith(f":{port:04X}") and row[3] == "01" for row in rows)
 
 
 @each_proxy

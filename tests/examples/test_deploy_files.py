@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import uvicorn
 import yaml
 from tests.engines.process import Process, free_port
 from tests.examples.deployed import EXAMPLE, is_ready, program_of
@@ -71,6 +72,41 @@ def test_heartbeats_come_several_times_while_a_proxy_waits(name: str, pattern: s
 
 def test_nginx_lets_bodies_through_that_the_app_takes() -> None:
     assert number_in("nginx.conf", r"client_max_body_size (\d+)m;") * 2**20 == StreamsHTTP("memory://").max_body_bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"), [("nginx.conf", r"keepalive_timeout (\d+)s;"), ("Caddyfile", r"\tkeepalive (\d+)s\n")]
+)
+def test_a_proxy_closes_an_idle_connection_before_the_instance_does(name: str, pattern: str) -> None:
+    """A POST on a connection that is being closed is lost, and no proxy sends it again."""
+    by_default = uvicorn.Config("app:app").timeout_keep_alive
+    assert all("--timeout-keep-alive" not in text_of(file) for file in ("answers@.service", "Containerfile"))
+    assert number_in(name, pattern) < by_default
+
+
+def test_probes_wait_longer_than_the_app_looks_at_its_storage() -> None:
+    looks = number_in("app.py", r"anyio\.fail_after\((\d+)\)")
+    (container,) = pod()["containers"]
+    assert all(container[name]["timeoutSeconds"] > looks for name in ("startupProbe", "readinessProbe", "livenessProbe"))
+
+
+def test_a_unit_that_cannot_start_yet_is_tried_for_ever_and_has_room_for_readers() -> None:
+    assert "\nStartLimitIntervalSec=0\n" in text_of("answers@.service").partition("[Service]")[0]
+    assert "\nRestart=always\n" in text_of("answers@.service")
+    assert number_in("answers@.service", r"LimitNOFILE=(\d+)") > 10_000
+
+
+def test_the_pod_is_what_the_restricted_standard_of_kubernetes_asks_for() -> None:
+    (container,) = pod()["containers"]
+    assert pod()["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert number_in("Containerfile", r"\nUSER (\d+)\n") > 0  # of a name Kubernetes cannot say whether it is root's
+
+
+def test_the_port_of_a_container_is_open_to_the_proxy_only() -> None:
+    (published,) = re.findall(r"--publish (\S+)", text_of("Containerfile"))
+    assert published.startswith("127.0.0.1:")
 
 
 def test_kubernetes_asks_what_the_app_answers_where_the_image_listens() -> None:

@@ -1,5 +1,6 @@
 """What we would publish, installed into clean environments: alone, with each extra alone, and with all; and used there."""
 
+import json
 import re
 import shlex
 import shutil
@@ -23,6 +24,21 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 PROGRAMS: Final = Path(__file__).with_name("programs")
 EXTRAS: Final = sorted(metadata("streamkeep").get_all("Provides-Extra") or [])
+OPTIONAL: Final = sorted(
+    {
+        re.split(r"[^\w-]", need)[0]
+        for need in metadata("streamkeep").get_all("Requires-Dist") or []
+        if "extra ==" in need and not need.startswith("streamkeep")
+    }
+    | {"hiredis", "pydantic", "sse-starlette", "starlette"}  # what they bring and we import
+)
+MODULE_OF: Final = {
+    "a2a-sdk": "a2a",
+    "genkit-fastapi": "genkit_fastapi",
+    "opentelemetry-api": "opentelemetry",
+    "sse-starlette": "sse_starlette",
+}
+IMPORTS: Final = Path(__file__).with_name("imports.py")
 MISSING: Final = re.compile(r"ModuleNotFoundError: .+ needs \w+, which is not installed: pip install 'streamkeep\[([\w-]+)\]'")
 INSTALLS: Final = re.compile(r"pip install (?!-)([^`\n]+)")
 SHOWN: Final = [page for page in PAGES if page not in ASKING and any(map(is_program, blocks(page)))]
@@ -42,6 +58,16 @@ def test_the_extra_that_a_module_names_is_the_one_that_it_needs(workshop: Worksh
     named = {module: named_in(error) for module, error in workshop.environment().imported.items() if error is not None}
     assert set(named.values()) <= set(extras_of(workshop.built().wheel))
     assert [module for module, extra in named.items() if workshop.environment(extra).imported[module] is not None] == []
+
+
+@pytest.mark.parametrize("package", OPTIONAL)
+def test_where_one_package_alone_is_missing_a_module_that_needs_it_says_which_extra_brings_it(
+    package: str, workshop: Workshop, tmp_path: Path
+) -> None:
+    """`redis` without `hiredis`, say, which somebody has installed by hand."""
+    modules = modules_of(workshop.built().wheel)
+    said = workshop.environment(ALL).run(IMPORTS, "--without", MODULE_OF.get(package, package), *modules, cwd=tmp_path)
+    assert [error for error in json.loads(said).values() if error is not None and not MISSING.fullmatch(error)] == []
 
 
 def test_what_needs_no_other_package_is_imported_without_one(workshop: Workshop) -> None:

@@ -24,9 +24,15 @@ def main() -> None:
         from ._commands import run
 
         code = run()
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing not in EXTRAS:
+    except ImportError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
             raise
-        sys.exit(f"streamkeep: this needs {missing}, which is not installed: pip install 'streamkeep[{EXTRAS[missing]}]'")
+        is_missing = isinstance(error, ModuleNotFoundError) and sys.modules.get(package) is None
+        what = (
+            f"{package}, which is not installed"
+            if is_missing
+            else f"another version of {package} than the one that is installed"
+        )
+        sys.exit(f"streamkeep: this needs {what}: pip install 'streamkeep[{EXTRAS[package]}]'")
     sys.exit(code)

@@ -23,9 +23,8 @@ with needed_by(__name__, "demo"):
         Part,
         Role,
     )
-
-from genkit.model import ModelInfo, ModelRequest, Supports, model, model_action_metadata
-from genkit.plugin_api import Action, ActionKind, ActionMetadata, Plugin
+    from genkit.model import ModelInfo, ModelRequest, Supports, model, model_action_metadata
+    from genkit.plugin_api import Action, ActionKind, ActionMetadata, Plugin
 
 TEXT: Final = files("streamkeep.demo").joinpath("alice.txt").read_text(encoding="utf-8").strip()
 """Lewis Carroll, "Alice's Adventures in Wonderland" (1865), from chapter I. In the public domain."""

@@ -260,8 +260,8 @@ def bridge(
     `{"recovering": {"attempt": 1}}` and `{"restarted": {}}`: what came before the latter is superseded, and is not read from the start any
     more. All reads of the protocol: catch-up, long-poll and server-sent events. What would write is refused with 405.
 
-    The manager has to be running. Args:
-        streams: the manager.
+    Args:
+        streams: the manager, which has to be running.
         authorize: says who asks, and rejects who may not, as for `StreamsHTTP`: a stream of somebody else does not exist. None: everybody
             may read what nobody owns.
         limits: `max_readers`, `long_poll` and `sse` count here.

@@ -2,7 +2,7 @@
 
 from .access import Access, Authorize
 from .agui import AGUIFraming
-from .app import StreamsHTTP
+from .app import Answer, StreamsHTTP
 from .bounds import Bounds
 from .check import CheckHTTP
 from .ended import Ended, OnEnd
@@ -18,6 +18,7 @@ from .ui_messages import UIMessagesFraming
 __all__ = [
     "AGUIFraming",
     "Access",
+    "Answer",
     "Authorize",
     "Bounds",
     "CheckHTTP",

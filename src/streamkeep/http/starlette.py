@@ -18,7 +18,7 @@ from ..errors import HTTP_CODES, StreamkeepError
 from .framing import error_body
 from .response import ASGIApp, Message, code_of, shown_error
 
-__all__ = ["answer_errors"]
+__all__ = ["ASGIResponse", "answer_errors"]
 
 OURS: Final = {b"content-length", b"content-type", b"transfer-encoding"}
 """Headers that say how the body is sent, and are not the endpoint's."""

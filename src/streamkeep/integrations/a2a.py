@@ -21,26 +21,26 @@ from .._extras import needed_by
 
 with needed_by(__name__, "a2a"):
     from a2a.server.agent_execution import AgentExecutor, RequestContext, RequestContextBuilder
-from a2a.server.cluster import ConcurrentTaskModificationError
-from a2a.server.context import ServerCallContext
-from a2a.server.events import Event, EventQueue
-from a2a.server.request_handlers import DefaultRequestHandler
-from a2a.server.request_handlers.request_handler import RequestHandler, validate_request_params
-from a2a.server.tasks import PushNotificationConfigStore, PushNotificationSender, TaskStore
-from a2a.types import (
-    AgentCard,
-    CancelTaskRequest,
-    SubscribeToTaskRequest,
-    Task,
-    TaskState,
-)
-from a2a.utils.errors import (
-    A2AError,
-    InternalError,
-    TaskNotCancelableError,
-    TaskNotFoundError,
-    UnsupportedOperationError,
-)
+    from a2a.server.cluster import ConcurrentTaskModificationError
+    from a2a.server.context import ServerCallContext
+    from a2a.server.events import Event, EventQueue
+    from a2a.server.request_handlers import DefaultRequestHandler
+    from a2a.server.request_handlers.request_handler import RequestHandler, validate_request_params
+    from a2a.server.tasks import PushNotificationConfigStore, PushNotificationSender, TaskStore
+    from a2a.types import (
+        AgentCard,
+        CancelTaskRequest,
+        SubscribeToTaskRequest,
+        Task,
+        TaskState,
+    )
+    from a2a.utils.errors import (
+        A2AError,
+        InternalError,
+        TaskNotCancelableError,
+        TaskNotFoundError,
+        UnsupportedOperationError,
+    )
 
 from .._manager import StreamManager
 from ..events import shown_info

@@ -1,11 +1,13 @@
 """Django: durable streams in its views, those that await and those that do not, under WSGI and ASGI; and Genkit flows as views.
 
-streams = DjangoStreams("sqlite:///answers.db")
+A view:
 
-@login_required
-@require_POST
-def ask(request, chat):
-    return streams.respond(request, words(request.POST["question"]), key=chat, owner=request.user.pk)
+    streams = DjangoStreams("sqlite:///answers.db")
+
+    @login_required
+    @require_POST
+    def ask(request, chat):
+        return streams.respond(request, words(request.POST["question"]), key=chat, owner=request.user.pk)
 """
 
 # pyright: reportMissingTypeStubs=false
@@ -22,12 +24,11 @@ from .._extras import needed_by
 with needed_by(__name__, "django"):
     from asgiref.sync import ThreadSensitiveContext, sync_to_async
     from django.conf import settings
-
-from django.core.exceptions import ImproperlyConfigured
-from django.db import connections
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseNotAllowed, StreamingHttpResponse
-from django.urls import URLPattern, URLResolver, path
-from django.views.decorators.csrf import csrf_exempt, csrf_protect
+    from django.core.exceptions import ImproperlyConfigured
+    from django.db import connections
+    from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseNotAllowed, StreamingHttpResponse
+    from django.urls import URLPattern, URLResolver, path
+    from django.views.decorators.csrf import csrf_exempt, csrf_protect
 
 from .._background import is_asyncio_here
 from .._info import StreamInfo

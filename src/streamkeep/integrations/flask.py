@@ -1,10 +1,12 @@
 """Flask: durable streams in views that do not await, whatever WSGI server runs them; and Genkit flows as blueprints.
 
-streams = FlaskStreams("sqlite:///answers.db")
+A view:
 
-@app.post("/chat/<chat>")
-def ask(chat: str) -> Response:
-    return streams.respond(words(request.form["question"]), key=chat)
+    streams = FlaskStreams("sqlite:///answers.db")
+
+    @app.post("/chat/<chat>")
+    def ask(chat: str) -> Response:
+        return streams.respond(words(request.form["question"]), key=chat)
 """
 
 from collections.abc import AsyncGenerator, Callable, Mapping

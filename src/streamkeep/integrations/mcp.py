@@ -23,16 +23,15 @@ from .._extras import needed_by
 with needed_by(__name__, "mcp"):
     from mcp.server.auth.middleware.auth_context import auth_context_var
     from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser, authorization_context
-
-from mcp.server.streamable_http import (
-    LAST_EVENT_ID_HEADER,
-    MCP_SESSION_ID_HEADER,
-    EventCallback,
-    EventMessage,
-    EventStore,
-)
-from mcp.types import INTERNAL_ERROR, INVALID_REQUEST, ErrorData, JSONRPCError, JSONRPCMessage, jsonrpc_message_adapter
-from sse_starlette import EventSourceResponse
+    from mcp.server.streamable_http import (
+        LAST_EVENT_ID_HEADER,
+        MCP_SESSION_ID_HEADER,
+        EventCallback,
+        EventMessage,
+        EventStore,
+    )
+    from mcp.types import INTERNAL_ERROR, INVALID_REQUEST, ErrorData, JSONRPCError, JSONRPCMessage, jsonrpc_message_adapter
+    from sse_starlette import EventSourceResponse
 
 from .._background import Background
 from .._manager import StreamManager

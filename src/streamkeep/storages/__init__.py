@@ -59,7 +59,7 @@ def http_storage(url: str, headers: Mapping[str, str] | None = None, ssl_context
     """Give what keeps streams where another server does. Raises InvalidArgumentError, and StorageError as `storage_for` does."""
     try:
         from streamkeep.storages.http import HTTPStorage
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise _missing(error) from error
     return RetryingStorage(HTTPStorage(url, headers=headers, ssl_context=ssl_context))
 
@@ -84,7 +84,7 @@ def _sqlite_storage(parts: SplitResult, url: str) -> Storage:
 def _redis_storage(url: str) -> Storage:
     try:
         from streamkeep.storages.redis import RedisStorage
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise _missing(error) from error
     return RetryingStorage(RedisStorage(url))
 
@@ -92,7 +92,7 @@ def _redis_storage(url: str) -> Storage:
 def _postgres_storage(url: str) -> Storage:
     try:
         from streamkeep.storages.postgres import PostgresStorage
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise _missing(error) from error
     return RetryingStorage(PostgresStorage(url))
 
@@ -138,8 +138,8 @@ def _nats_storage(parts: SplitResult, url: str) -> Storage:
     )
 
 
-def _missing(error: ModuleNotFoundError) -> StorageError:
-    return StorageError(str(error))  # it says which extra brings the module
+def _missing(error: ImportError) -> StorageError:
+    return StorageError(str(error))  # it says which extra brings what is missing
 
 
 def _unknown(url: str) -> InvalidArgumentError:

@@ -44,7 +44,7 @@ ADVICE: Final[Mapping[str, Advice]] = {
         "Users see nothing, and then much at once; also heartbeats are held back, so that connections look idle.",
         (
             "nginx: proxy_buffering off; or do not ignore X-Accel-Buffering (proxy_ignore_headers)",
-            "Caddy: flush_interval -1 in reverse_proxy",
+            "Caddy: no response_buffers in reverse_proxy; it passes a stream on at once unless it is told to wait",
             "Apache: SetEnv proxy-sendchunked 1, and flushpackets=on at ProxyPass",
             "CDN, or a scanner of content: pass text/event-stream through",
             "the app: a middleware that collects whole answers (BaseHTTPMiddleware of others, ETag, logging of bodies)",
@@ -71,7 +71,7 @@ ADVICE: Final[Mapping[str, Advice]] = {
     "heartbeats": Advice(
         "heartbeats that do not come through",
         "Something on the way holds small pieces back; connections look idle, and are cut some day.",
-        ("mend what holds back, as for an answer that is held back (nginx: proxy_buffering off; Caddy: flush_interval -1)",),
+        ("mend what holds back, as for an answer that is held back (nginx: proxy_buffering off; Caddy: no response_buffers)",),
     ),
     "cut-short": Advice(
         "answers that are cut",

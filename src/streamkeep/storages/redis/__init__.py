@@ -15,6 +15,7 @@ from typing import Final
 from streamkeep._extras import needed_by
 
 with needed_by(__name__, "redis"):
+    import hiredis as hiredis  # as what others use, for `_net` does; `redis` is often installed without it
     from redis.exceptions import AskError, OutOfMemoryError, ResponseError, TryAgainError
 
 from streamkeep.errors import (
