@@ -15,6 +15,7 @@ from ._batches import is_json, is_true
 
 REFUSED_FOR_NOW: Final = frozenset({408, 425, 429, 507})
 """Nothing was done, and later it may be."""
+_CLOSED: Final = b'{"message":"the stream is closed"}'
 FAILED: Final = frozenset({500, 502, 503, 504})
 """It may have been done, or not. A server whose storage was lost in the midst of it says 503."""
 
@@ -54,10 +55,11 @@ class Reply:
 
     def refusal(self) -> RefusedError:
         """Give the error that it is."""
-        error = refused(self.code, self.headers, self.body, self.call)
         if self.code == 409 and self.is_closed:
-            return RefusedError("the stream is closed", status=error.status, details={"offset": self.offset}, http_status=409)
-        return error
+            error = refused(self.code, self.headers, _CLOSED, self.call)
+            error.details = {"offset": self.offset}
+            return error
+        return refused(self.code, self.headers, self.body, self.call)
 
 
 async def reply_to(network: Network, call: Call, retry: Retry, *, is_repeatable: bool) -> Reply:
