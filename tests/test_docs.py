@@ -18,6 +18,7 @@ from pathlib import Path
 from textwrap import dedent, indent
 
 import pytest
+from website.markdown import anchors_of, targets_of
 
 from streamkeep.cli._commands import app
 
@@ -80,8 +81,7 @@ def test_the_loop_around_genkits_client_is_the_one_that_is_tested() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_what_a_page_links_to_is_there(page: Path) -> None:
-    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
-    assert [target for target in targets if not (page.parent / target).exists()] == []
+    assert [target for target, _ in links_of(page) if not (page.parent / target).exists()] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -93,19 +93,19 @@ def test_what_looks_like_a_table_is_one(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_the_section_that_a_page_links_to_is_there(page: Path) -> None:
-    targets = re.findall(r"\]\(([^)#:]*)#([^)]*)\)", page.read_text())
+    there = {target: page.parent / target if target else page for target, _ in links_of(page)}
     missing = [
-        f"{path}#{section}" for path, section in targets if section not in sections(page.parent / path if path else page)
+        f"{target}#{section}"
+        for target, section in links_of(page)
+        if section and section not in anchors_of(there[target].read_text())
     ]
     assert missing == []
 
 
-def sections(page: Path) -> set[str]:
-    """Give the anchors of a page's headings, as GitHub makes them."""
-    headings = re.findall(
-        r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL), re.MULTILINE
-    )
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+def links_of(page: Path) -> list[tuple[str, str]]:
+    """Give the files that a page links to, and the section of each; "" for the page itself, and for the whole file."""
+    targets = [target.partition("#") for target in targets_of(page.read_text()) if not re.match(r"[a-z]+:", target)]
+    return [(path, section) for path, _, section in targets]
 
 
 @pytest.mark.parametrize("page", sorted(ROOT.glob("docs/how-to/*.md")), ids=name_of)

@@ -40,6 +40,7 @@ __all__ = [
     "PublicError",
     "RefusedError",
     "RemoteError",
+    "Status",
     "StorageCorruptError",
     "StorageError",
     "StorageFullError",
@@ -78,6 +79,7 @@ Status = Literal[
     "UNAVAILABLE",
     "DATA_LOSS",
 ]
+"""What an error's `status` may be: Genkit's statuses, which are gRPC's. Each has the HTTP code that Genkit gives it."""
 
 STATUSES: Final[Mapping[str, Status]] = {status: status for status in get_args(Status)}
 
