@@ -708,3 +708,50 @@ async def test_a_stream_does_not_expire_while_a_long_poll_waits_for_it(open_clie
         offset = await made(client, headers={**TEXT, "stream-ttl": "1"})
         assert (await client.get("s", params={"offset": offset, "live": "long-poll"})).status_code == 204
         assert (await client.head("s")).status_code == 200
+
+
+class Late(MemoryStorage):
+    """Its clock stands still, and one of its commits, that has failed, happens when the next one comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_next_late = False
+        self._late: tuple[str, int | None, Head, Sequence[bytes]] | None = None
+
+    def time(self) -> float:
+        return 1_000_000.0
+
+    async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
+        if self.is_next_late:
+            self.is_next_late, self._late = False, (stream, seen, head, records)
+            raise StorageError("the storage is away")
+        if self._late is not None:
+            late, self._late = self._late, None
+            await super().commit(*late)
+        return await super().commit(stream, seen, head, records)
+
+
+@pytest.mark.promise("P27")
+async def test_an_append_that_happens_late_is_not_taken_for_the_one_that_follows(open_client: Open) -> None:
+    storage = Late()
+    async with open_client(storage) as client:
+        await made(client)
+        storage.is_next_late = True
+        assert (await client.post("s", headers=TEXT, content="1")).status_code == 503
+        assert (await client.post("s", headers=TEXT, content="2")).status_code == 204
+        assert (await client.get("s")).text == "12"
+
+
+@pytest.mark.promise("P27")
+async def test_a_deletion_that_has_failed_is_not_taken_for_one_of_another_stream(open_client: Open) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with open_client(storage) as one, open_client(storage) as other:
+        await made(one, body="1")
+        assert (await one.post("s", headers=TEXT, content="2")).status_code == 204  # so that it is known there
+        assert (await other.delete("s")).status_code == 204
+        await made(other, body="3")
+        storage.refuse("delete")
+        assert (await one.delete("s")).status_code == 503
+        assert (await other.get("s")).text == "3"
+        assert (await one.delete("s")).status_code == 204
+        assert (await other.get("s")).status_code == 404
