@@ -34,11 +34,9 @@ class _Request:
 
 
 class Log:
-    """One stream, while anybody asks for it here. `changed` is told from which position on it has grown."""
+    """One stream, while anybody asks for it here. `changed` is told when it has grown."""
 
-    def __init__(
-        self, storage: GuardedStorage, background: Background, id: str, changed: Callable[[int, Stream], object]
-    ) -> None:
+    def __init__(self, storage: GuardedStorage, background: Background, id: str, changed: Callable[[Stream], object]) -> None:
         self.id: Final = id
         self._storage = storage
         self._background = background
@@ -184,7 +182,7 @@ class Log:
         if self._live is not None:
             self._live.take(before, after, batch.records)
         if after.tail > before.tail:
-            self._changed(before.tail, after)
+            self._changed(after)
         return True
 
     async def _delete(self, stream: Stream) -> bool:

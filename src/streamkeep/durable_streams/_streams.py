@@ -62,10 +62,10 @@ class _Place:
 
 
 class Streams:
-    """The streams of one storage, for one event loop. `changed` is told of streams that have grown here, and from which position on."""
+    """The streams of one storage, for one event loop. `changed` is told of streams that have grown here."""
 
     def __init__(
-        self, storage: GuardedStorage, background: Background, bounds: Bounds, changed: Callable[[int, Stream], object]
+        self, storage: GuardedStorage, background: Background, bounds: Bounds, changed: Callable[[Stream], object]
     ) -> None:
         self.storage = storage
         self.by: Final = uuid.uuid4().hex[:16]
@@ -231,7 +231,7 @@ class Streams:
         if not await commit_once(self.storage, _paths.stream_id(path), None, sealed.head, records):
             return None
         if sealed.head.tail:
-            self._changed(sealed.state.base, sealed)
+            self._changed(sealed)
         return Answer(201), sealed
 
     async def _place(self, asked: ForkAsked, config: Config) -> _Place | Answer:
