@@ -7,12 +7,12 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from itertools import product
-from typing import Final
+from typing import Final, Literal
 
 import anyio
 import httpx
 import pytest
-from tests.durable_streams.conftest import Open
+from tests.durable_streams.conftest import Open, client_of
 
 from streamkeep import StreamManager
 from streamkeep.durable_streams import DurableStreamsLimits, _readers, durable_streams
@@ -226,8 +226,6 @@ async def test_a_stream_that_has_expired_is_removed_and_its_path_is_free(open_cl
     async with StreamManager(storage) as streams, durable_streams(streams) as app:
         there = app._there
         assert there is not None
-        from tests.durable_streams.conftest import client_of
-
         async with client_of(app) as client:
             await made(client, headers={**TEXT, "stream-ttl": "10"})
             await made(client, "kept", headers={**TEXT, "stream-ttl": "10000"})
@@ -242,8 +240,6 @@ async def test_what_is_kept_for_forks_goes_when_the_last_of_them_expires(open_cl
     async with StreamManager(storage) as streams, durable_streams(streams) as app:
         there = app._there
         assert there is not None
-        from tests.durable_streams.conftest import client_of
-
         async with client_of(app) as client:
             await made(client, body="source")
             forked = {"stream-forked-from": "s", "stream-ttl": "10"}
@@ -458,26 +454,23 @@ async def test_a_response_of_events_ends_after_its_time_and_its_reader_comes_bac
 
 
 async def test_live_readers_end_when_the_server_is_drained(open_client: Open) -> None:
-    async with StreamManager(MemoryStorage()) as streams, durable_streams(streams) as app:
-        from tests.durable_streams.conftest import client_of
+    async with StreamManager(MemoryStorage()) as streams, durable_streams(streams) as app, client_of(app) as client:
+        offset = await made(client)
+        answers: list[httpx.Response] = []
 
-        async with client_of(app) as client:
-            offset = await made(client)
-            answers: list[httpx.Response] = []
+        async def read(live: str) -> None:
+            answers.append(await client.get("s", params={"offset": offset, "live": live}))
 
-            async def read(live: str) -> None:
-                answers.append(await client.get("s", params={"offset": offset, "live": live}))
-
-            with anyio.fail_after(BOUND_SECONDS):
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(read, "long-poll")
-                    async with client.stream("GET", "s", params={"offset": offset, "live": "sse"}) as response:
-                        lines = response.aiter_lines()
-                        assert await anext(lines) == "event: control"
-                        await app.drain()
-                        assert not [line async for line in lines if "streamClosed" in line]
-            assert [answer.status_code for answer in answers] == [204]
-            assert "stream-closed" not in answers[0].headers
+        with anyio.fail_after(BOUND_SECONDS):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(read, "long-poll")
+                async with client.stream("GET", "s", params={"offset": offset, "live": "sse"}) as response:
+                    lines = response.aiter_lines()
+                    assert await anext(lines) == "event: control"
+                    await app.drain()
+                    assert not [line async for line in lines if "streamClosed" in line]
+        assert [answer.status_code for answer in answers] == [204]
+        assert "stream-closed" not in answers[0].headers
 
 
 # Limits and paths
@@ -755,3 +748,51 @@ async def test_a_deletion_that_has_failed_is_not_taken_for_one_of_another_stream
         assert (await other.get("s")).text == "3"
         assert (await one.delete("s")).status_code == 204
         assert (await other.get("s")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("operation", "done"), [("delete", 1), ("delete", 2), ("delete", 3), ("delete", 4), ("scan", 0), ("scan", 1)]
+)
+async def test_nothing_is_kept_for_a_fork_whose_server_died_while_it_removed_it(
+    operation: Literal["delete", "scan"], done: int
+) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with StreamManager(storage) as streams, durable_streams(streams) as app, client_of(app) as client:
+        there = app._there
+        assert there is not None
+        await made(client, body="source")
+        for path, source in [("f", "s"), ("g", "f")]:
+            assert (await client.put(path, headers={"stream-forked-from": source}, content="+")).status_code == 201
+        for path in "sf":
+            assert (await client.delete(path)).status_code == 204
+        storage.skip(operation, times=done)
+        storage.refuse(operation)
+        assert (await client.delete("g")).status_code == 503
+        assert [id for id, _ in await storage.scan() if id.startswith(".ds.")] != []
+        storage.ahead_seconds = 100.0
+        await there.follow_links()
+        assert [id for id, _ in await storage.scan() if id.startswith(".ds.")] == []
+
+
+async def test_a_fork_that_took_very_long_to_be_made_has_its_source_or_is_not_there(open_client: Open) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with open_client(storage) as one, open_client(storage) as other:
+        await made(one, body="source")
+        storage.skip("commit", times=2)
+        hold = storage.hold("commit")
+        codes: list[int] = []
+
+        async def fork() -> None:
+            codes.append((await one.put("f", headers={"stream-forked-from": "s"}, content="+")).status_code)
+
+        with anyio.fail_after(BOUND_SECONDS):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(fork)
+                await hold.reached.wait()
+                storage.ahead_seconds = 100.0
+                assert (await other.delete("s")).status_code == 204
+                assert (await other.head("s")).status_code == 404  # it has no fork that anybody knows of
+                hold.release()
+        assert codes == [404]
+        assert (await other.get("f")).status_code == 404
+        assert [id for id, _ in await storage.scan() if id.startswith(".ds.")] == []

@@ -114,6 +114,7 @@ class DurableStreams:
                 self._background.start(self._subscriptions.run, "knowing all subscriptions")
                 self._background.start(self._subscriptions.look_again, "looking at all streams again")
             self._background.start(self._there.sweep_for_ever, "sweeping what has expired")
+            self._background.start(self._there.follow_links_for_ever, "removing what is kept for forks that are gone")
             self._background.start(self._end_in_time, "waiting for the end")
             stack.push_async_callback(self._end)
             self._ours = stack.pop_all()

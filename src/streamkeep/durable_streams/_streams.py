@@ -3,7 +3,7 @@
 import logging
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,6 +30,9 @@ SWEEP_STREAMS: Final = 500
 KNOWN_ANCESTORS: Final = 10_000
 MAX_DEPTH: Final = 1_000
 """How many forks of forks there may be: a read of the last one goes through all of them, once."""
+FOLLOW_SECONDS: Final = 600.0
+FOLLOW_PAUSE: Final = 20
+"""How many times as long as it takes to follow all links it is not done."""
 LINK_SECONDS: Final = 60.0
 """How long a fork may take to be made after its link; a link to nothing is removed then."""
 
@@ -40,6 +43,15 @@ class Link(msgspec.Struct, frozen=True, array_like=True):
     fork: str
     life: str
     at: float
+    source: str
+    source_life: str
+
+
+def _link_of(head: Head) -> Link:
+    try:
+        return msgspec.json.decode(head.state, type=Link)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise StorageCorruptError("a link to a fork cannot be read") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,14 +217,9 @@ class Streams:
             stream = _rules.create(life, path, config, records, now, self.by, after_version=version)
             return await self._commit(path, stream, records)
         source, origin = place.source.state, place.origin
-        link = _paths.link_id(source.path, source.life, life)
-        entry = Link(path, life, now)
-        await commit_once(
-            self.storage, link, None, Head(version_after(0, now, self.by), 0, msgspec.json.encode(entry), _rules.NEVER)
-        )
         made = None
         try:
-            answer = await self.log(source.path).decide(lambda stream, now: _rules.pin(stream, source.life, now, self.by))
+            answer = await self._keep(source, path, life)
             if answer.code != 200:
                 return answer, None
             all_records = [*place.records, *records]
@@ -220,11 +227,23 @@ class Streams:
                 life, path, config, place.source, origin, place.base, all_records, now, self.by, after_version=version
             )
             made = await self._commit(path, stream, all_records)
+            if made is not None and self.storage.time() >= now + LINK_SECONDS / 2:
+                # For so long nobody knows that it was about to be made: its source may have been removed.
+                answer = await self._keep(source, path, life)
+                if answer.code != 200 and made[1] is not None and await self._remove(made[1]):
+                    return answer, None
             return made
         finally:
             if made is None:  # where it is not known whether it was made, the link is found to lead nowhere, or not
                 with anyio.CancelScope(shield=True), anyio.move_on_after(LINK_SECONDS):
                     await self._unlink_unless_made(path, life, origin)
+
+    async def _keep(self, source: State, fork: str, life: str) -> Answer:
+        """Have a source kept for a fork; 200: it is."""
+        link, now = _paths.link_id(source.path, source.life, life), self.storage.time()
+        entry = msgspec.json.encode(Link(fork, life, now, source.path, source.life))
+        await commit_once(self.storage, link, None, Head(version_after(0, now, self.by), 0, entry, _rules.NEVER))
+        return await self.log(source.path).decide(lambda stream, now: _rules.pin(stream, source.life, now, self.by))
 
     async def _commit(self, path: str, stream: Stream, records: Sequence[bytes]) -> tuple[Answer, Stream | None] | None:
         sealed = _rules.sealed(stream, uuid.uuid4().hex[:16])
@@ -319,11 +338,7 @@ class Streams:
 
     async def _unlink(self, life: str, origin: Origin) -> None:
         """Forget that a stream has a fork, and the stream, if it was kept for that."""
-        link = _paths.link_id(origin.path, origin.life, life)
-        page = await self.storage.read(link)
-        if page is not None:
-            await self.storage.delete(link, page.head.version)
-        await self._collect(origin.path, origin.life)
+        await self._collect(origin.path, origin.life, _paths.link_id(origin.path, origin.life, life))
 
     def _collect_soon(self, stream: Stream) -> None:
         """See whether a stream that is kept for its forks has any."""
@@ -336,51 +351,73 @@ class Streams:
 
         self._background.start(collect, "removing a stream without forks")
 
-    async def _collect(self, path: str, life: str) -> None:
-        """Remove a stream that is kept for its forks, or let it be as others, if it has none any more; and then its source."""
+    async def _collect(self, path: str, life: str, link: str = "") -> None:
+        """Remove a stream that is kept for its forks, or let it be as others, if it has none any more; and then its source.
+
+        `link` is one that leads nowhere. Such links go last: who finds one that was left behind goes on from here.
+        """
         while True:
             stream = await self.find(path)
-            if stream is None or stream.state.life != life or not stream.state.is_pinned:
-                return
-            if await self._has_forks(path, life):
+            is_kept = stream is not None and stream.state.life == life and stream.state.is_pinned
+            has_forks, dead = await self._forks(path, life, link)
+            if stream is None or not is_kept or has_forks:
+                await self._remove_links(dead)
                 return
             version = stream.head.version
             answer = await self.log(path).decide(lambda stream, now: _rules.unpin(stream, version, now, self.by))  # noqa: B023
-            if answer.code == 204:
-                origin = stream.state.origin
-                if origin is None:
-                    return
-                link = _paths.link_id(origin.path, origin.life, life)
-                page = await self.storage.read(link)
-                if page is not None:
-                    await self.storage.delete(link, page.head.version)
-                path, life = origin.path, origin.life
-            elif answer.code == 200:
+            if answer.code == 409:
+                continue
+            await self._remove_links(dead)
+            origin = stream.state.origin
+            if answer.code != 204 or origin is None:
                 return
+            path, life, link = origin.path, origin.life, _paths.link_id(origin.path, origin.life, life)
 
-    async def _has_forks(self, path: str, life: str) -> bool:
-        """Say whether a stream has forks, and remove links that lead nowhere."""
+    async def _remove_links(self, links: Iterable[tuple[str, int]]) -> None:
+        for id, version in links:
+            await self.storage.delete(id, version)
+
+    async def _forks(self, path: str, life: str, gone: str) -> tuple[bool, Sequence[tuple[str, int]]]:
+        """Say whether a stream has forks, and give the links that lead nowhere, as `gone` does."""
         begin = after = _paths.links_of(path, life)
-        while True:
-            found = [(id, head) for id, head in await self.storage.scan(after, 100) if id.startswith(begin)]
-            for id, head in found:
-                if await self._is_fork(head):
-                    return True
-                await self.storage.delete(id, head.version)
-                after = id
-            if not found:
-                return False
+        dead: list[tuple[str, int]] = []
+        while found := [(id, head) for id, head in await self.storage.scan(after, 100) if id.startswith(begin)]:
+            for after, head in found:
+                if after != gone and await self._is_fork(head):
+                    return True, dead
+                dead.append((after, head.version))
+        return False, dead
 
     async def _is_fork(self, head: Head) -> bool:
-        try:
-            link = msgspec.json.decode(head.state, type=Link)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise StorageCorruptError("a link to a fork cannot be read") from error
-        now = self.storage.time()
+        link = _link_of(head)
         fork = await self.find(link.fork)
         if fork is None or fork.state.life != link.life:
-            return now < link.at + LINK_SECONDS  # it may be about to be made
-        return fork.state.is_pinned or not _rules.is_expired(fork, now)
+            return self.storage.time() < link.at + LINK_SECONDS  # it may be about to be made
+        return True  # also if it has expired: until it is removed, somebody may just put that off
+
+    async def follow_links_for_ever(self) -> None:
+        """Remove, again and again, what is kept for forks that are gone: who has removed them may have died before it could do that."""
+        pause = LINK_SECONDS
+        while True:
+            await anyio.sleep(pause)
+            began = anyio.current_time()
+            try:
+                await self.follow_links()
+            except StorageError as error:
+                logger.warning("what is kept for forks cannot be looked at now: %s", error)
+            pause = max(FOLLOW_SECONDS, (anyio.current_time() - began) * FOLLOW_PAUSE)
+
+    async def follow_links(self) -> None:
+        """Remove links to forks that are gone, and what was only kept for these. Raises StorageError."""
+        after = _paths.LINK
+        while found := [(id, head) for id, head in await self.storage.scan(after, 100) if id.startswith(_paths.LINK)]:
+            for after, head in found:
+                try:
+                    if not await self._is_fork(head):
+                        link = _link_of(head)
+                        await self._collect(link.source, link.source_life, after)
+                except StorageCorruptError as error:
+                    logger.warning("a link to a fork cannot be followed: %s", error)
 
     async def sweep_for_ever(self) -> None:
         """Remove what has expired, again and again."""
