@@ -18,7 +18,7 @@ from streamkeep import StreamManager
 from streamkeep.durable_streams import DurableStreamsLimits, _readers, durable_streams
 from streamkeep.durable_streams._live import Live
 from streamkeep.durable_streams._log import Log
-from streamkeep.errors import StorageError
+from streamkeep.errors import StorageError, StorageFullError
 from streamkeep.storage import Head, Page
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
@@ -796,3 +796,16 @@ async def test_a_fork_that_took_very_long_to_be_made_has_its_source_or_is_not_th
         assert codes == [404]
         assert (await other.get("f")).status_code == 404
         assert [id for id, _ in await storage.scan() if id.startswith(".ds.")] == []
+
+
+@pytest.mark.parametrize("live", ["", "long-poll", "sse"])
+async def test_what_is_in_a_full_storage_can_be_read(open_client: Open, live: str) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with open_client(storage) as client:
+        await made(client, headers={**TEXT, "stream-ttl": "100", "stream-closed": "true"}, body="1")
+        storage.ahead_seconds = 50.0
+        storage.refuse("commit", times=3, error=StorageFullError("the disk is full"))
+        answer = await client.get("s", params={"offset": "-1", **({"live": live} if live else {})})
+        assert answer.status_code == 200
+        assert "1" in answer.text
+        assert (await client.delete("s")).status_code == 204

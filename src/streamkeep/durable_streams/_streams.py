@@ -13,7 +13,7 @@ import msgspec
 from .._background import Background
 from .._guard import GuardedStorage, commit_once
 from .._lifecycle import version_after
-from ..errors import StorageCorruptError, StorageError, StreamNotFoundError
+from ..errors import StorageCorruptError, StorageError, StorageFullError, StreamNotFoundError
 from ..storage import PAGE_BYTES, Head
 from . import _paths, _rules
 from ._log import Log
@@ -305,7 +305,10 @@ class Streams:
     async def renew(self, stream: Stream) -> None:
         """Note that a stream is read, if it lives for as long as it is. Raises StorageError."""
         if _rules.is_renewal_due(stream.state, self.storage.time()):
-            await self.log(stream.state.path).decide(lambda stream, now: _rules.renew(stream, now, self.by))
+            try:
+                await self.log(stream.state.path).decide(lambda stream, now: _rules.renew(stream, now, self.by))
+            except StorageFullError as error:
+                logger.warning("a stream that is read cannot be kept for longer: %s", error)  # it can be read
 
     async def delete(self, path: str) -> Answer:
         """Delete a stream. Raises StorageError."""

@@ -136,8 +136,9 @@ class Subscriptions:
         return worker
 
     def _relink(self, worker: "_Worker", there: Subscription) -> None:
-        if worker.config != there.config or worker.linked != set(there.links):
-            worker.config, worker.linked = there.config, set(there.links)
+        explicit = _explicit(there)
+        if worker.config != there.config or worker.explicit != explicit:
+            worker.config, worker.explicit = there.config, explicit
             self._by_path.clear()  # who wants a path's changes may be somebody else now
 
     def _drop(self, id: str) -> None:
@@ -554,7 +555,7 @@ class _Worker:
     def __init__(self, subscriptions: Subscriptions, id: str, there: Subscription) -> None:
         self.life: Final = there.life
         self.config = there.config
-        self.linked = set(there.links)
+        self.explicit = _explicit(there)
         self._subscriptions = subscriptions
         self._id = id
         self._is_backfilled = there.is_backfilled or not there.config.pattern
@@ -574,7 +575,7 @@ class _Worker:
             self._task.cancel()
 
     def wants(self, path: str) -> bool:
-        return path in self.linked or _wakes.covers(self.config, path)
+        return path in self.explicit or _wakes.covers(self.config, path)
 
     def notice(self, path: str, place: Place) -> None:
         self._noticed[path] = place
@@ -680,6 +681,11 @@ async def _for_each(paths: Sequence[str], do: Callable[[str], Awaitable[None]]) 
                 tasks.start_soon(do_rest)
     except ExceptionGroup as group:
         raise group.exceptions[0] from group  # who asked knows the errors of a storage, and no groups of them
+
+
+def _explicit(there: Subscription) -> Collection[str]:
+    """Give the streams that a subscription has, whatever its pattern is."""
+    return {path for path, link in there.links.items() if link.is_explicit}
 
 
 def _place_of(stream: Stream) -> Place:
