@@ -12,12 +12,14 @@ from typing import Final, Literal
 import anyio
 import httpx
 import pytest
+from anyio.lowlevel import checkpoint
 from tests.durable_streams.conftest import Open, client_of
 
 from streamkeep import StreamManager
-from streamkeep.durable_streams import DurableStreamsLimits, _readers, durable_streams
+from streamkeep.durable_streams import DurableStreamsLimits, _readers, _rules, durable_streams
 from streamkeep.durable_streams._live import Live
 from streamkeep.durable_streams._log import Log
+from streamkeep.durable_streams._rules import Append, Config
 from streamkeep.errors import StorageError, StorageFullError
 from streamkeep.storage import Head, Page
 from streamkeep.storages.memory import MemoryStorage
@@ -809,3 +811,29 @@ async def test_what_is_in_a_full_storage_can_be_read(open_client: Open, live: st
         assert answer.status_code == 200
         assert "1" in answer.text
         assert (await client.delete("s")).status_code == 204
+
+
+@pytest.mark.parametrize("method", ["append", "create"])
+async def test_nobody_waits_while_millions_of_messages_are_taken_apart(method: str) -> None:
+    body = b"[" + b"1," * 1_000_000 + b"1]"
+    async with StreamManager(MemoryStorage()) as streams, durable_streams(streams) as app:
+        there = app._there
+        assert there is not None
+        config = Config("application/json", None, "", _rules.NEVER, is_closed=False)
+        await there.create("s", config, b"", None)
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                await checkpoint()
+                turns += 1
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(count)
+            if method == "append":
+                assert (await there.append("s", Append(body, "application/json"))).code == 204
+            else:
+                assert (await there.create("other", config, body, None))[0].code == 201
+            tasks.cancel_scope.cancel()
+        assert turns > 100

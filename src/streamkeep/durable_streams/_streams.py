@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import anyio
+import anyio.to_thread
 import msgspec
 
 from .._background import Background
@@ -24,6 +25,8 @@ logger: Final = logging.getLogger("streamkeep")
 
 PAGE_RECORDS: Final = 4_096
 """How many records are read at once, if they are short; long ones end a page by themselves."""
+LONG_BYTES: Final = 1 << 17
+"""A body of so much is taken apart in a thread: it may be millions of messages, and live readers do not wait for that."""
 IDLE_LOGS: Final = 1_000
 SWEEP_SECONDS: Final = 30.0
 SWEEP_STREAMS: Final = 500
@@ -207,7 +210,11 @@ class Streams:
     ) -> tuple[Answer, Stream | None] | None:
         """Create a stream that is not there; None: somebody else did so meanwhile."""
         kind = config.content_type or "application/octet-stream" if place is None else place.source.state.content_type
-        records = _rules.records_of(body, json=is_json(kind)) if body else ()
+        records: Sequence[bytes] | None = ()
+        if len(body) >= LONG_BYTES:
+            records = await anyio.to_thread.run_sync(lambda: _rules.records_of(body, json=is_json(kind)))
+        elif body:
+            records = _rules.records_of(body, json=is_json(kind))
         if records is None:
             return Answer(400, reason="the body is not JSON"), None
         if sum(map(len, records)) > self._bounds.max_bytes:
@@ -299,6 +306,8 @@ class Streams:
 
     async def append(self, path: str, asked: Append) -> Answer:
         """Append to a stream, or close it. Raises StorageError."""
+        if is_json(asked.content_type or "") and len(asked.body) >= LONG_BYTES:
+            await anyio.to_thread.run_sync(lambda: asked.records(json=True))
         by, bounds = self.by, self._bounds
         return await self.log(path).decide(lambda stream, now: _rules.append(stream, asked, now, by, bounds))
 
