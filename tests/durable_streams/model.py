@@ -253,8 +253,9 @@ def why_impossible(history: Sequence[Request]) -> str | None:
     """Say after which requests no order of a history is possible; None: one is, or nobody knows, because there are too many."""
     every = (1 << len(history)) - 1
     known = sum(1 << index for index, request in enumerate(history) if request.answer is not None)
-    begin = (0, State())
-    tried, stack, furthest = {begin}, [begin], 0
+    begin: tuple[int, State] = (0, State())
+    tried: set[tuple[int, State]] = {begin}
+    stack, furthest = [begin], 0
     while stack:
         done, state = stack.pop()
         if done & known == known:

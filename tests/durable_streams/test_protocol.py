@@ -837,3 +837,22 @@ async def test_nobody_waits_while_millions_of_messages_are_taken_apart(method: s
                 assert (await there.create("other", config, body, None))[0].code == 201
             tasks.cancel_scope.cancel()
         assert turns > 100
+
+
+async def test_a_deletion_whose_client_goes_is_done_to_its_end(open_client: Open) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with StreamManager(storage) as streams, durable_streams(streams) as app, client_of(app) as client:
+        there = app._there
+        assert there is not None
+        await made(client, body="source")
+        assert (await client.put("f", headers={"stream-forked-from": "s"}, content="+")).status_code == 201
+        assert (await client.delete("s")).status_code == 204
+        hold = storage.hold("delete", after=True)
+        with anyio.fail_after(BOUND_SECONDS):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(there.delete, "f")
+                await hold.reached.wait()
+                tasks.cancel_scope.cancel()
+            hold.release()
+            while [id for id, _ in await storage.scan() if id.startswith(".ds.")]:
+                await checkpoint()

@@ -14,7 +14,14 @@ import msgspec
 from .._background import Background
 from .._guard import GuardedStorage, commit_once
 from .._lifecycle import version_after
-from ..errors import StorageCorruptError, StorageError, StorageFullError, StreamNotFoundError
+from ..errors import (
+    StorageCorruptError,
+    StorageError,
+    StorageFullError,
+    StreamkeepError,
+    StreamManagerClosedError,
+    StreamNotFoundError,
+)
 from ..storage import PAGE_BYTES, Head
 from . import _paths, _rules
 from ._log import Log
@@ -320,7 +327,26 @@ class Streams:
                 logger.warning("a stream that is read cannot be kept for longer: %s", error)  # it can be read
 
     async def delete(self, path: str) -> Answer:
-        """Delete a stream. Raises StorageError."""
+        """Delete a stream, and what was only kept for it. If this is cancelled, it goes on. Raises StorageError."""
+        done, became = self._background.loop.event(), list[Answer | StreamkeepError]()
+
+        async def delete() -> None:
+            try:
+                became.append(await self._delete(path))
+            except StreamkeepError as error:
+                became.append(error)
+
+        self._background.start(delete, "deleting a stream", ended=done.set)
+        await done.wait()
+        match became:
+            case [Answer() as answer]:
+                return answer
+            case [StreamkeepError() as error]:
+                raise error
+            case _:
+                raise StreamManagerClosedError("the server is shutting down")
+
+    async def _delete(self, path: str) -> Answer:
         deleted: list[Stream] = []
 
         def decide(stream: Stream | None, now: float) -> Decision:

@@ -564,6 +564,7 @@ class _Worker:
         self._pushed = anyio.Event()
         self._turn = anyio.Lock()
         self._is_busy = False
+        self._is_waiting = there.waiting > 0  # parked links do, as far as is known here
         self._task: Task | None = None
 
     def start(self, background: Background) -> None:
@@ -586,6 +587,7 @@ class _Worker:
         self._pushed.set()
 
     def know(self, there: Subscription) -> None:
+        self._is_waiting = there.waiting > 0
         self._due_at = _wakes.due_at(there)
         self._pushed.set()
 
@@ -643,13 +645,17 @@ class _Worker:
     async def _step(self) -> None:
         async with self._turn:
             await self._flush()
-            await self._subscriptions.unpark(self._id)
+            if self._is_waiting:
+                await self._subscriptions.unpark(self._id)
             wake_id = _new_wake()
             there = await self._subscriptions.change_by_id(self._id, lambda there, now: _wakes.advance(there, now, wake_id))
         if isinstance(there, Refusal):
             self._due_at = _rules.NEVER
             return
         self._due_at = _wakes.due_at(there)
+        if there.waiting and not self._is_waiting:  # another process has parked some
+            self._is_waiting = True
+            self.push()
         wake, now = there.wake, self._subscriptions.now()
         self._is_busy = wake is not None
         if wake is None or wake.is_announced:
