@@ -255,7 +255,8 @@ def why_impossible(history: Sequence[Request]) -> str | None:
     known = sum(1 << index for index, request in enumerate(history) if request.answer is not None)
     begin: tuple[int, State] = (0, State())
     tried: set[tuple[int, State]] = {begin}
-    stack, furthest = [begin], 0
+    stack: list[tuple[int, State]] = [begin]
+    furthest = 0
     while stack:
         done, state = stack.pop()
         if done & known == known:
