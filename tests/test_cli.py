@@ -367,6 +367,12 @@ def test_looking_at_a_database_that_is_not_there_does_not_create_it(sqlite_url: 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("is_in_memory", [False, True])
+def test_serving_the_protocol_makes_a_storage_that_is_not_there(sqlite_url: str, *, is_in_memory: bool) -> None:
+    with serving("--durable-streams", "--storage", "memory://" if is_in_memory else sqlite_url) as (_, url):
+        assert httpx.put(f"{url}/v1/stream/log").status_code == 201
+
+
 def test_a_file_that_is_no_database_is_one_sentence(sqlite_url: str, tmp_path: Path) -> None:
     (tmp_path / "streams.db").write_text("Dear diary, " * 1000)
 

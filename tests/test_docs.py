@@ -64,6 +64,13 @@ def test_what_a_page_links_to_is_there(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_what_looks_like_a_table_is_one(page: Path) -> None:
+    prose = re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    tables = re.findall(r"(?:^\|.*\n)+", prose, re.MULTILINE)
+    assert [table for table in tables if not re.match(r"\|.*\n\|[-:| ]+\|\n", table)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_the_section_that_a_page_links_to_is_there(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#:]*)#([^)]*)\)", page.read_text())
     missing = [

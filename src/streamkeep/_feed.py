@@ -4,6 +4,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from math import inf
 from typing import Final
+from weakref import WeakValueDictionary
 
 import anyio
 from anyio import CancelScope
@@ -29,6 +30,14 @@ class Feeds:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._feeds: dict[str, Feed] = {}
+        self._pages: WeakValueDictionary[tuple[str, int], Records] = WeakValueDictionary()
+
+    def shared(self, stream: str, first: int, records: Sequence[bytes]) -> "Records":
+        """Give the records of a page that a reader has read by itself: the same as to another one who holds the same page now."""
+        there = self._pages.get((stream, first))
+        if there is None or there.records != records:
+            there = self._pages[stream, first] = Records(first, records)
+        return there
 
     def followers_of(self, stream: str) -> int:
         """Say how many follow a stream here."""
@@ -54,7 +63,7 @@ class Feeds:
 
 
 class Records:
-    """Records of a stream, one behind the other. Followers that are equally far are given the same ones.
+    """Records of a stream, one behind the other. Readers that are equally far are given the same ones.
 
     Attributes:
         first: the offset of the first one.
@@ -62,7 +71,7 @@ class Records:
         made: what was made of them, by what it is, for the next one who needs it.
     """
 
-    __slots__ = ("first", "made", "records")
+    __slots__ = ("__weakref__", "first", "made", "records")
 
     def __init__(self, first: int, records: Sequence[bytes]) -> None:
         self.first = first

@@ -45,7 +45,7 @@ class GuardedStorage:
             if self._passes_on("read", error):
                 raise
             raise self._translated("read", error) from error
-        if page is not None and limit and not page.records and start < page.head.tail:
+        if page is not None and limit and not page.records and page.head.first <= start < page.head.tail:
             missing = StorageCorruptError(
                 f"the records from offset {start} on are missing, and the stream should have {page.head.tail}"
             )

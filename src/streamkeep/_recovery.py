@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from . import _names
+from ._durations import check_durations
 from ._lifecycle import FORGET_OPEN_SECONDS, RecoveryTerms, State, longest_wait, version_after
 from .errors import InvalidArgumentError, StorageCorruptError
 from .events import encode_json, recovering_record
@@ -47,6 +48,9 @@ class Recovery:
     attempts: int = 3
     backoff: timedelta = timedelta(seconds=1)
     within: timedelta = timedelta(minutes=5)
+
+    def __post_init__(self) -> None:
+        check_durations(backoff=self.backoff, within=self.within)
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):

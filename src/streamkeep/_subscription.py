@@ -216,7 +216,7 @@ class Subscription(Generic[T]):
         while not self._is_over:
             if self._page:
                 page, self._page = self._page, ()
-                return Records(self._next, page if self._end is None else page[: self._end - self._next])
+                return running.feeds.shared(self.id, self._next, page if self._end is None else page[: self._end - self._next])
             if self._feed is None:
                 if not await self._go_on_alone(running):
                     break

@@ -27,6 +27,9 @@ class Head(msgspec.Struct, frozen=True):
     """Opaque to storages."""
     expires_at: float
     """Seconds since the epoch, by the storage's clock (`Storage.time`): from then on the storage may forget the stream."""
+    first: int = 0
+    """The offset of the oldest record that the log still holds, or its tail if it holds none. The commit that raises it forgets what is
+    before it. It is never lowered."""
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -65,12 +68,12 @@ class Storage(Protocol):
 
         Head and records are of one moment. When there are records from `start` on and `limit` is not 0, at least one comes;
         fewer than `limit` may, to keep a page within about a mebibyte. Where one is missing, the page ends before it, and the next one is
-        empty.
+        empty: so is one from before the log's `first` record.
         """
         ...
 
     async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
-        """Replace the head and append the records, both or neither, if `seen` is still the version.
+        """Replace the head, append the records and forget those before `head.first`, all or nothing, if `seen` is still the version.
 
         `seen=None`: the stream must not exist. `head.tail` counts the new records too. True: they are as durable
         as the storage promises. False: somebody else was first, and nothing changed. Commits that are started in

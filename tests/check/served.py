@@ -27,6 +27,7 @@ from datetime import timedelta
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from starlette.middleware.base import BaseHTTPMiddleware
 
 from streamkeep import StreamManager
 from streamkeep.http import CheckHTTP, DurableStreaming, StreamsHTTP, Timeouts
@@ -64,6 +65,10 @@ app.mount("/check", CheckHTTP(often, trust="{TOKEN}"))
 app.mount("/rare/check", CheckHTTP(rarely, trust="{TOKEN}"))
 app.mount("/short/check", CheckHTTP(short, trust="{TOKEN}"))
 app.mount("/cors", cors)
+ended = FastAPI()  # its middleware ends what the app has broken off
+ended.add_middleware(BaseHTTPMiddleware, dispatch=lambda request, go_on: go_on(request))
+ended.mount("/check", CheckHTTP(often, trust="{TOKEN}"))
+app.mount("/ended", ended)
 durable = DurableStreaming(app, often)
 """
 HTTP_1_0: Final = "proxy_set_header Host $host; client_max_body_size 4m;"

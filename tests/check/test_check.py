@@ -81,6 +81,11 @@ async def test_much_that_is_wrong_is_found_at_once(server: Server, tmp_path: Pat
     }
 
 
+async def test_a_middleware_that_ends_what_was_cut_is_found(server: Server) -> None:
+    checked = await check(f"{server.url}/ended/check")
+    assert (checked.code, checked.found) == (0, {"hidden-cuts": "warning"})
+
+
 async def test_an_instance_with_another_storage_is_found_and_named(server: Server, tmp_path: Path) -> None:
     async with (
         running(H11, tmp_path / "other", SOURCE) as other,

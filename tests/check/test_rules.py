@@ -237,6 +237,23 @@ def test_one_of_many_requests_that_is_not_answered_is_found(asked: str, status: 
     assert "1 of 8 times" in told[id]
 
 
+@pytest.mark.parametrize(
+    ("status", "end", "found_id"),
+    [
+        (200, "cut", None),
+        (200, "whole", "hidden-cuts"),
+        (404, "whole", None),  # of a CheckHTTP that has no such answer
+        (503, "whole", "turned-away"),
+        (0, "failed", "refused"),
+        (200, "late", "hang"),
+    ],
+)
+def test_an_answer_that_the_app_breaks_off_is_to_come_as_a_cut(status: int, end: End, found_id: str | None) -> None:
+    headers = [("transfer-encoding", "chunked")]
+    broken = Exchange(Request("GET", "/broken", about="broken off"), status=status, version="1.1", headers=headers, end=end)
+    assert list(found(broken=broken, exchanges=[broken])) == ([found_id] if found_id else [])
+
+
 def test_what_is_asked_to_clean_up_may_be_answered_as_it_likes() -> None:
     assert found(exchanges=[Exchange(Request("DELETE", "/streams/s", about=CLEANING_UP), status=404, end="whole")]) == {}
 

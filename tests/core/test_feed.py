@@ -7,7 +7,7 @@ from unittest.mock import AsyncMock
 import anyio
 import msgspec
 import pytest
-from tests.core.helpers import BackupStorage, core_of
+from tests.core.helpers import BackupStorage, core_of, running_of
 from trio.testing import wait_all_tasks_blocked
 
 from streamkeep import (
@@ -20,7 +20,7 @@ from streamkeep import (
     StreamNotFoundError,
     StreamTimeoutError,
 )
-from streamkeep._feed import Feed
+from streamkeep._feed import PAGE_RECORDS, Feed
 from streamkeep._lifecycle import Epoch
 from streamkeep._outbox import QUIET_SECONDS
 from streamkeep.storages.memory import MemoryStorage
@@ -257,6 +257,37 @@ async def test_followers_that_are_equally_far_are_given_the_same_records(streams
         while await second.records():
             pass
         assert not await second.records()
+
+
+async def test_readers_that_hold_the_same_page_are_given_the_same_records_of_it(streams: StreamManager) -> None:
+    async with streams.open("s") as stream:
+        for number in range(PAGE_RECORDS + 1):
+            stream.write_soon(number)
+        await stream.done()
+    async with streams.subscribe("s") as first, streams.subscribe("s") as second, streams.subscribe("s", after=0) as third:
+        given = await first.records()
+        assert given is await second.records()
+        assert (given.first, given.end) == (0, PAGE_RECORDS)
+        assert (await third.records()).first == 1
+        assert await first.records() is not given
+        del given
+        assert list(running_of(streams).feeds._pages) == []
+
+
+async def test_of_two_histories_each_reader_is_given_the_records_of_its_own(clock: Callable[[], float]) -> None:
+    storage = BackupStorage(clock=clock)
+    async with StreamManager(storage) as streams:
+        storage.back_up()
+        given = []
+        for word in ("before", "after"):
+            async with streams.open("s") as stream:
+                await stream.write(word)
+                await stream.done()
+            async with streams.subscribe("s") as events:
+                given.append(await events.records())
+                assert events.events_of(given[-1])[0].chunk == word
+            storage.go_back()
+        assert given[0] is not given[1]
 
 
 async def test_what_a_follower_has_lost_is_told_to_it_and_not_to_who_writes(clock: Callable[[], float]) -> None:

@@ -238,6 +238,18 @@ async def test_records_that_are_missing_are_told(storage: FaultyStorage, memory:
     assert await guarded.read("s", 2, 5) is not None
 
 
+async def test_records_that_were_forgotten_are_not_missing(storage: FaultyStorage, memory: MemoryStorage) -> None:
+    guarded = GuardedStorage(storage)
+    head = Head(1, 3, b"", 1e12, first=2)
+    await guarded.commit("s", None, head, [b"a", b"b", b"c"])
+
+    assert (page := await guarded.read("s", 1, 5)) is not None
+    assert (page.head, list(page.records)) == (head, [])
+    memory._streams["s"].records.clear()
+    with pytest.raises(StorageCorruptError, match="offset 2"):
+        await guarded.read("s", 2, 5)
+
+
 # Whether a commit has happened
 
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from itertools import product
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import anyio
 import httpx
@@ -16,11 +16,11 @@ from anyio.lowlevel import checkpoint
 from tests.durable_streams.conftest import Open, client_of
 
 from streamkeep import StreamManager
-from streamkeep.durable_streams import DurableStreamsLimits, _readers, _rules, durable_streams
+from streamkeep.durable_streams import Access, DurableStreamsLimits, _readers, _rules, bridge, durable_streams
 from streamkeep.durable_streams._live import Live
 from streamkeep.durable_streams._log import Log
 from streamkeep.durable_streams._rules import Append, Config
-from streamkeep.errors import StorageError, StorageFullError
+from streamkeep.errors import InvalidArgumentError, StorageError, StorageFullError
 from streamkeep.storage import Head, Page
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
@@ -521,13 +521,30 @@ async def test_each_path_is_a_stream_of_its_own(client: httpx.AsyncClient, path:
 
 async def test_nothing_is_done_that_is_not_allowed(open_client: Open) -> None:
     asked: list[tuple[str, str]] = []
-    async with open_client(authorize=lambda access: asked.append((access.action, access.path))) as client:
+
+    def authorize(access: Access) -> bool:
+        asked.append((access.action, access.path))
+        return False
+
+    async with open_client(authorize=authorize) as client:
         for method in ["PUT", "GET", "HEAD", "POST", "DELETE"]:
             answer = await client.request(method, "s", headers={**TEXT, "stream-closed": "true"})
             assert answer.status_code == 403
             assert answer.headers["x-content-type-options"] == "nosniff"
         assert (await client.put("f", headers={"stream-forked-from": "s"})).status_code == 403
     assert asked == [(action, "s") for action in ["create", "read", "head", "append", "delete", "fork"]]
+
+
+@pytest.mark.parametrize("said", ["ann", 1, None, object()])
+@pytest.mark.parametrize("awaits", [False, True])
+async def test_what_is_neither_true_nor_false_lets_nobody_in(open_client: Open, said: object, *, awaits: bool) -> None:
+    async def later(_: object) -> object:
+        return said
+
+    async with open_client(authorize=later if awaits else lambda _: said) as client:
+        answers = [await client.request(method, "a", headers=TEXT) for method in ("PUT", "POST", "GET", "DELETE")]
+    assert [answer.status_code for answer in answers] == [500] * 4
+    assert "ann" not in "".join(answer.text for answer in answers)
 
 
 async def test_a_fork_needs_permission_for_its_source(open_client: Open) -> None:
@@ -543,6 +560,35 @@ async def test_a_page_of_a_stream_is_no_page_of_the_apps(client: httpx.AsyncClie
     answer = await client.get("s")
     assert answer.headers["content-security-policy"] == "sandbox; default-src 'none'"
     assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("subscriptions", value) for value in (False, None, "", "Public", True)),  # on, they would send requests
+        *(("cache", value) for value in ("Public", None, True)),
+        *(
+            ("cors", value)
+            for value in ("https://app.example/", "https://App.example", "app.example", "", True, ["https://app.example"])
+        ),
+        *(("cors", value) for value in ("https://a.example, https://b.example", "https://app.example\r\nx: y")),
+        *(("public_url", value) for value in ("api.example/v1", "", "https://api.example/v1?a=b", 1)),
+    ],
+)
+def test_a_setting_that_can_mean_nothing_is_refused_by_name(name: str, value: Any) -> None:
+    setting: Any = {name: value}
+    with pytest.raises(InvalidArgumentError, match=f"`{name}`"):
+        durable_streams("memory://", **setting)
+    if name == "cors":
+        with pytest.raises(InvalidArgumentError, match=f"`{name}`"):
+            bridge(StreamManager.connect("memory://"), **setting)
+
+
+@pytest.mark.parametrize(
+    "cors", [None, "*", "null", "https://app.example", "http://localhost:5173", "http://[::1]:80", "tauri://localhost"]
+)
+def test_an_origin_is_one_as_browsers_send_it(cors: str | None) -> None:
+    durable_streams("memory://", cors=cors, public_url="https://api.example/v1/stream/", cache="public", subscriptions="local")
 
 
 async def test_what_is_not_of_the_protocol_is_refused(client: httpx.AsyncClient) -> None:

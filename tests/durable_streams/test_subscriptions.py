@@ -459,3 +459,79 @@ async def test_a_webhook_goes_over_tls_to_whom_it_can_trust(
                 gc.collect()
     finally:
         _webhooks._trusted.cache_clear()  # pyright: ignore[reportPrivateUsage]
+
+
+# Streams that are gone
+
+
+async def test_a_stream_that_was_deleted_is_no_work(open_client: Open) -> None:
+    async with open_client(subscriptions="local") as client:
+        await client.put("wake", headers=JSON)
+        config = {**PULL, "streams": ["named"]}
+        assert (await client.put("__ds/subscriptions/s", json=config)).status_code == 201
+        for path in ["events/a", "events/b", "named"]:
+            await client.put(path, headers=TEXT, content="1")
+        with anyio.fail_after(BOUND_SECONDS):
+            while not (await client.get("wake")).json():
+                pass
+        for path in ["events/a", "named"]:
+            await client.delete(path)
+        lease = (await client.post("__ds/subscriptions/s/claim", json={"worker": "w"})).json()
+        assert {link["path"]: link["has_pending"] for link in lease["streams"]} == {"events/b": True, "named": False}
+
+        authorized = {"authorization": f"Bearer {lease['token']}"}
+        body = {"wake_id": lease["wake_id"], "generation": lease["generation"], "done": True}
+        assert (await client.post("__ds/subscriptions/s/ack", json=body, headers=authorized)).status_code == 200
+        await client.delete("events/b")
+        again = await client.post("__ds/subscriptions/s/claim", json={"worker": "w"})
+        assert again.json()["error"]["code"] == "NO_PENDING_WORK"
+        for path in ["events/a", "named"]:  # later streams are
+            await client.put(path, headers=TEXT, content="2")
+        lease = (await client.post("__ds/subscriptions/s/claim", json={"worker": "w"})).json()
+        assert {link["path"] for link in lease["streams"] if link["has_pending"]} == {"events/a", "named"}
+
+
+async def test_an_empty_stream_in_place_of_one_that_was_deleted_is_no_work(open_client: Open) -> None:
+    async with open_client(subscriptions="local") as client:
+        await client.put("wake", headers=JSON)
+        assert (await client.put("__ds/subscriptions/s", json=PULL)).status_code == 201
+        await client.put("events/a", headers=TEXT, content="1")
+        with anyio.fail_after(BOUND_SECONDS):
+            while not (await client.get("wake")).json():
+                pass
+        await client.delete("events/a")
+        await client.put("events/a", headers=TEXT)
+        claimed = await client.post("__ds/subscriptions/s/claim", json={"worker": "w"})
+        assert claimed.json()["error"]["code"] == "NO_PENDING_WORK"
+
+
+async def test_a_worker_may_say_how_far_it_came_in_a_stream_that_was_deleted_meanwhile(open_client: Open) -> None:
+    async with open_client(subscriptions="local") as client:
+        await client.put("wake", headers=JSON)
+        assert (await client.put("__ds/subscriptions/s", json={**PULL, "lease_ttl_ms": 60_000})).status_code == 201
+        for path in ["events/a", "events/b"]:
+            await client.put(path, headers=TEXT, content="1")
+        lease = (await client.post("__ds/subscriptions/s/claim", json={"worker": "w"})).json()
+        await client.delete("events/a")
+        other = await client.post("__ds/subscriptions/s/claim", json={"worker": "other"})
+        assert other.json()["error"]["code"] == "ALREADY_CLAIMED"
+        acks = [{"stream": link["path"], "offset": link["tail_offset"]} for link in lease["streams"]]
+        answer = await client.post(
+            "__ds/subscriptions/s/ack",
+            json={"wake_id": lease["wake_id"], "generation": lease["generation"], "acks": acks, "done": True},
+            headers={"authorization": f"Bearer {lease['token']}"},
+        )
+        assert (answer.status_code, answer.json()) == (200, {"ok": True, "next_wake": False})
+
+
+async def test_a_webhook_is_not_called_for_ever_for_a_stream_that_was_deleted(open_client: Open) -> None:
+    async with open_client(subscriptions="local") as client, webhook(b"{}") as (url, taken, came):
+        config = {"type": "webhook", "pattern": "events/*", "webhook": {"url": url}, "lease_ttl_ms": 1_000}
+        assert (await client.put("__ds/subscriptions/s", json=config)).status_code == 201
+        await client.put("events/a", headers=TEXT, content="1")
+        with anyio.fail_after(BOUND_SECONDS):
+            await came.wait()
+            await client.delete("events/a")
+            while (await client.get("__ds/subscriptions/s")).json()["streams"]:  # until the lease is over
+                pass
+        assert {json.loads(body)["generation"] for _, body in taken} == {1}

@@ -408,7 +408,7 @@ async def test_draining_ends_in_time_whatever_a_producer_does_and_says_for_whom_
         hangs.let_go()
     assert "4 streams (s0, s1, s2, …) took longer than the 0 seconds of `drain`, and must stop" in caplog.text
     assert ("does not end" in caplog.text) == (kind == "swallows")
-    assert ("a thread of 4 streams" in caplog.text) == (kind != "swallows")
+    assert caplog.text.count("a thread of 4 streams") == (kind != "swallows")  # once, though it is drained again as it is left
 
 
 BLOCKED: Final = """

@@ -512,6 +512,32 @@ async def test_a_deletion_that_was_not_swept_away_is_one_all_the_same(storage: S
         assert await storage.delete("s", head.version)
 
 
+async def test_what_a_log_forgets_is_not_in_jetstream_any_more(storage: Storage, name: str, client: Client) -> None:
+    """Messages are removed whole: the one in which the first record that is kept lies stays."""
+
+    async def messages() -> dict[str, int]:
+        info = await api(client, f"STREAM.INFO.{name}", {"subjects_filter": f"{name}.s.>"})
+        return dict(info["state"]["subjects"])
+
+    head = a_head(3)
+    for stream in ("s", "other"):
+        assert await storage.commit(stream, None, head, [b"a", b"b", b"c"])
+    for number in range(1, 8):
+        new = replace(head, version=head.version + 1, tail=head.tail + 3)
+        assert await storage.commit("s", head.version, new, [b"a", b"b", b"%d" % number])
+        head = new
+    new = replace(head, version=head.version + 1, tail=head.tail + 1, first=14)
+    assert await storage.commit("s", head.version, new, [b"end"])
+    assert await messages() == {f"{name}.s.s": 5, f"{name}.s.other": 1}
+    page = await storage.read("s", 14, 3)
+    assert page is not None
+    assert (page.head, list(page.records)) == (new, [b"4", b"a", b"b"])
+    assert await storage.commit("s", new.version, last := replace(new, version=new.version + 1, first=new.tail))
+    assert await messages() == {f"{name}.s.s": 1, f"{name}.s.other": 1}
+    assert await storage.delete("s", last.version)
+    assert await messages() == {f"{name}.s.other": 1}
+
+
 async def test_heads_that_come_with_much_data_are_all_scanned(storage: Storage) -> None:
     heads = {f"s{number:02}": replace(a_head(1), expires_at=1.5e9) for number in range(20)}
     for stream, head in heads.items():

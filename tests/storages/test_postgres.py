@@ -609,12 +609,25 @@ async def test_what_is_due_is_found_by_an_index(here: Postgres) -> None:
     assert int(here.run(f"SELECT idx_tup_read {statistics}")) <= 2 * 110
 
 
-async def test_tables_that_were_made_before_there_was_that_index_get_it(here: Postgres) -> None:
+async def test_tables_that_were_made_before_there_was_that_index_and_that_column_get_them(here: Postgres) -> None:
     await enter(here.url)
-    here.run(f"DROP INDEX {here.schema}.streams_expires_at; UPDATE {here.schema}.format SET version = 1")
+    here.run(
+        f"DROP INDEX {here.schema}.streams_expires_at; ALTER TABLE {here.schema}.streams DROP COLUMN first;"
+        f" UPDATE {here.schema}.format SET version = 1"
+    )
     await asyncio.gather(*[enter(here.url) for _ in range(4)])
-    assert here.run(f"SELECT version FROM {here.schema}.format") == "2"
+    assert here.run(f"SELECT version FROM {here.schema}.format") == "3"
     assert here.run(f"SELECT count(*) FROM pg_indexes WHERE schemaname = '{here.schema}'") == "4"
+
+
+async def test_what_a_log_forgets_is_not_in_the_table_any_more(here: Postgres) -> None:
+    async with PostgresStorage(here.url) as storage:
+        for stream in ("s", "other"):
+            assert await storage.commit(stream, None, a_head(1, 10), [b"record"] * 10)
+        assert await storage.commit("s", 1, Head(2, 12, b"", 9e9, first=11), [b"record"] * 2)
+        assert here.run(f"SELECT count(*) FROM {here.schema}.records") == "11"
+        assert await storage.commit("s", 2, Head(3, 13, b"", 9e9, first=12), [b"record"])
+        assert here.run(f"SELECT count(*) FROM {here.schema}.records") == "11"
 
 
 # -- the clock
@@ -865,7 +878,7 @@ async def test_processes_go_on_under_a_newer_one_that_has_added_something(here: 
         assert await running.commit("s", None, a_head(1, 1), [b"x"])
         here.run(f"ALTER TABLE {here.schema}.streams ADD COLUMN more integer NOT NULL DEFAULT 1")
         here.run(f"ALTER TABLE {here.schema}.records ADD COLUMN more integer NOT NULL DEFAULT 1")
-        here.run(f"UPDATE {here.schema}.format SET version = 3")
+        here.run(f"UPDATE {here.schema}.format SET version = 4")
         assert await running.commit("s", 1, a_head(2, 2), [b"x"])
         async with PostgresStorage(here.url) as newcomer:
             page = await newcomer.read("s", 0, 9)
@@ -876,8 +889,8 @@ async def test_processes_go_on_under_a_newer_one_that_has_added_something(here: 
 
 async def test_what_a_newer_one_has_changed_is_refused(here: Postgres) -> None:
     await enter(here.url)
-    here.run(f"UPDATE {here.schema}.format SET version = 4, oldest = 3")
-    with pytest.raises(StorageCorruptError, match=r"written by a newer streamkeep \(format 4.*upgrade streamkeep"):
+    here.run(f"UPDATE {here.schema}.format SET version = 5, oldest = 4")
+    with pytest.raises(StorageCorruptError, match=r"written by a newer streamkeep \(format 5.*upgrade streamkeep"):
         await enter(here.url)
 
 

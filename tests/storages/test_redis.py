@@ -356,9 +356,25 @@ async def test_keys_of_somebody_else_are_reported_and_left_alone(valkey: Server,
 
 async def test_what_a_newer_streamkeep_has_written_is_refused(valkey: Server, url: str, prefix: str) -> None:
     await enter(url)
-    valkey.ask("SET", f"{{{prefix}:0}}:format", "3")
+    valkey.ask("SET", f"{{{prefix}:0}}:format", "4")
     with pytest.raises(StorageCorruptError, match="newer streamkeep"):
         await enter(url)
+
+
+async def test_what_a_log_forgets_is_not_in_the_list_any_more_which_expires_as_before(
+    valkey: Server, url: str, prefix: str
+) -> None:
+    log = f"{{{prefix}:{bucket_of(b's')}}}:log:s"
+    expires_at = time.time() + 3600
+    async with RedisStorage(url) as storage:
+        assert await storage.commit("s", None, Head(1, 10, b"", expires_at), [b"record"] * 10)
+        assert await storage.commit("s", 1, Head(2, 12, b"", expires_at, first=11), [b"record"] * 2)
+        assert valkey.ask("LLEN", log) == 1
+        assert await storage.commit("s", 2, Head(3, 12, b"", expires_at, first=12))
+        assert valkey.ask("EXISTS", log) == 0
+        assert await storage.commit("s", 3, Head(4, 13, b"", expires_at, first=12), [b"record"])
+        assert valkey.ask("LLEN", log) == 1
+        assert valkey.ask("PEXPIRETIME", log) == valkey.ask("PEXPIRETIME", log.replace(":log:", ":head:"))
 
 
 async def test_a_log_that_lost_records_is_reported_and_not_written_to(valkey: Server, url: str, prefix: str) -> None:

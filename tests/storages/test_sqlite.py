@@ -204,10 +204,19 @@ async def test_what_is_behind_missing_records_does_not_take_their_place(path: Pa
 async def test_a_database_of_a_newer_streamkeep_is_refused(path: Path) -> None:
     await fill(path)
     with sqlite3.connect(path) as db:
-        db.execute("PRAGMA user_version = 3")
+        db.execute("PRAGMA user_version = 4")
     db.close()
     with pytest.raises(StorageCorruptError, match="newer streamkeep"):
         await enter(path)
+
+
+async def test_what_a_log_forgets_is_not_in_the_file_any_more(path: Path) -> None:
+    async with SQLiteStorage(path) as storage:
+        for stream in ("s", "other"):
+            assert await storage.commit(stream, None, a_head(1, 10), [b"record"] * 10)
+        assert await storage.commit("s", 1, Head(2, 12, b"", 9e9, first=11), [b"record"] * 2)
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT count(*) FROM records").fetchone() == (11,)
 
 
 async def test_a_directory_is_refused(path: Path) -> None:

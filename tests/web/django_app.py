@@ -13,8 +13,8 @@ from django.core.asgi import get_asgi_application
 from django.core.management import execute_from_command_line
 from django.core.wsgi import get_wsgi_application
 from django.http import HttpRequest, HttpResponse
-from django.urls import path
-from tests.web.words import OPTIONS, connected, words
+from django.urls import include, path
+from tests.web.words import CHECK_TOKEN, OPTIONS, connected, words
 
 from streamkeep.http import SSEFraming
 from streamkeep.integrations.django import DjangoStreams
@@ -63,7 +63,12 @@ async def awaiting(request: Any, chat: str) -> Any:
             return await streams.acancel(request, key=chat)
 
 
-urlpatterns: Final = [path("process", process), path("chat/<chat>", chat), path("awaiting/<chat>", awaiting)]
+urlpatterns: Final = [
+    path("process", process),
+    path("chat/<chat>", chat),
+    path("awaiting/<chat>", awaiting),
+    path("check/", include((streams.check_urls(trust=CHECK_TOKEN), "check"))),
+]
 app: Final = get_wsgi_application()
 asgi: Final = get_asgi_application()
 

@@ -4,13 +4,14 @@ import os
 from typing import Final
 
 from flask import Flask, Response, request
-from tests.web.words import OPTIONS, connected, words
+from tests.web.words import CHECK_TOKEN, OPTIONS, connected, words
 
 from streamkeep.http import SSEFraming
 from streamkeep.integrations.flask import FlaskStreams
 
 app: Final = Flask(__name__)
 streams: Final = FlaskStreams(connected, app, **OPTIONS)
+app.register_blueprint(streams.check_blueprint(trust=CHECK_TOKEN), url_prefix="/check")
 
 
 @app.get("/process")

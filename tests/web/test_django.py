@@ -29,6 +29,7 @@ from tests.http.servers import STREAM_ID, STREAMING, flow_of, frames_of
 from tests.inside import threads_of_ours
 from tests.web import site
 from tests.web.test_flask import BOUND_SECONDS, WORDS, Gate, awaited, messages, plain, until
+from tests.web.words import CHECK_TOKEN
 
 from streamkeep import StreamInput, StreamNotFoundError
 from streamkeep.http import Access, Ended, SSEFraming, UIMessagesFraming
@@ -386,6 +387,17 @@ def test_csrf_is_djangos_affair(serve: Callable[..., None]) -> None:
     with override_settings(MIDDLEWARE=[CSRF]):
         assert client(enforce_csrf_checks=True).post("/chat/c").status_code == 403
         assert client().post("/chat/c").status_code == 200
+
+
+def test_a_check_is_for_who_has_its_token_and_needs_no_csrf_token(urls: list[Any], streams: DjangoStreams) -> None:
+    urls.append(path("check/", include((streams.check_urls(trust=CHECK_TOKEN), "check"))))
+    trusted = {"Authorization": f"Bearer {CHECK_TOKEN}"}
+    with override_settings(MIDDLEWARE=[CSRF]):
+        http = client(enforce_csrf_checks=True)
+        assert [http.get("/check/hello", headers=headers).status_code for headers in ({}, trusted)] == [401, 200]
+        assert http.post("/check/streams?chunks=2&pause=0.01").status_code == 401
+        assert body_of(http.post("/check/streams?chunks=2&pause=0.01", headers=trusted)).count(b"event: chunk") == 2
+        assert http.put("/check/hello", headers=trusted).status_code == 405
 
 
 def test_compression_holds_nothing_back(serve: Callable[..., None]) -> None:

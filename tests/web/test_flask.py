@@ -20,6 +20,7 @@ from flask.testing import FlaskClient
 from genkit import ActionRunContext
 from tests.http.servers import STREAM_ID, STREAMING, flow_of, frames_of
 from tests.inside import threads_of_ours
+from tests.web.words import CHECK_TOKEN
 
 from streamkeep import (
     InvalidArgumentError,
@@ -28,6 +29,7 @@ from streamkeep import (
     StreamNotFoundError,
 )
 from streamkeep.http import Access, Ended, SSEFraming
+from streamkeep.http.check import MAX_STREAMS
 from streamkeep.integrations.flask import FlaskStreams, StreamResponse, durable_flow
 
 BOUND_SECONDS: Final = 20
@@ -679,6 +681,33 @@ def test_a_token_reads_and_stops_by_the_blueprint_and_the_views(app: Flask) -> N
     assert codes == [401, 404, 200, 401, 404, 200, 401, 200, 404, 401, 200, 404]
     assert by_header.json == {"stopped": False}
     assert (again.status_code, again.headers["Referrer-Policy"]) == (200, "no-referrer")
+
+
+@pytest.mark.parametrize("streams", ["memory://", None])
+def test_a_setting_that_is_none_is_told_before_the_first_request(streams: str | None) -> None:
+    misspelled: Any = {"drian": timedelta(seconds=1)}
+    with pytest.raises(TypeError, match="drian"):
+        FlaskStreams(streams, **misspelled)
+
+
+def test_a_check_is_for_who_has_its_token_and_for_its_own_streams(
+    app: Flask, streams: FlaskStreams, serve: Callable[..., None]
+) -> None:
+    serve(lambda: iter("ab"))
+    app.register_blueprint(streams.check_blueprint(trust=CHECK_TOKEN), url_prefix="/check")
+    http = app.test_client()
+    other = http.post("/chat/c").headers["X-Genkit-Stream-Id"]
+    trusted = {"Authorization": f"Bearer {CHECK_TOKEN}"}
+    assert [http.get("/check/hello", headers=headers).status_code for headers in ({}, trusted)] == [401, 200]
+    assert http.get(f"/check/streams/{other}", headers=trusted).status_code == 404
+    paces = "chunks=2&pause=60&bytes=10"
+    answers = [http.post(f"/check/streams?{paces}", headers=trusted) for _ in range(MAX_STREAMS + 1)]
+    assert [answer.status_code for answer in answers] == [200] * MAX_STREAMS + [429]  # of all requests together
+    for answer in answers[:-1]:
+        http.delete(f"/check/streams/{answer.headers['X-Genkit-Stream-Id']}", headers=trusted)
+        answer.close()
+    with pytest.raises(InvalidArgumentError, match="16 characters"):
+        streams.check_blueprint(trust="short")
 
 
 def test_a_weak_key_is_told_before_the_first_request() -> None:

@@ -14,9 +14,11 @@ from typing import Final
 import anyio
 import httpx
 import pytest
+from tests.check.served import check
 from tests.deploy.servers import Kind, Server, environment, running, until, uvicorn
 from tests.engines.process import free_port
 from tests.http.servers import Reading
+from tests.web.words import CHECK_TOKEN
 
 FLASK: Final = "from tests.web.flask_app import app\n"
 DJANGO: Final = "from tests.web.django_app import app, asgi, manage\n\nif __name__ == '__main__':\n    manage()\n"
@@ -67,6 +69,7 @@ def command(name: str, *words: str, listens: str, terminated: int = -signal.SIGT
 SYNC: Final = gunicorn("--workers", "2")
 ALONE: Final = gunicorn("--workers", "1")
 THREADS: Final = gunicorn("--worker-class", "gthread", "--threads", "8")
+MANY_THREADS: Final = gunicorn("--worker-class", "gthread", "--threads", "40", "--workers", "2")
 PRELOADED: Final = gunicorn("--preload", "--workers", "2")
 HOOKED: Final = gunicorn("--preload", "--worker-class", "gthread", "--threads", "8", "--config", "served.py")
 UVICORN_WORKER: Final = gunicorn("--worker-class", "uvicorn.workers.UvicornWorker", app="served:asgi")
@@ -248,6 +251,22 @@ async def test_a_run_goes_on_while_a_worker_that_does_one_thing_at_a_time_answer
                 assert chunks(await other.whole()) == [0, 1]
         rest = await followed(http, "a", cursor_in(a))
     assert chunks(rest.content) == [*range(1, 20)]
+
+
+@pytest.mark.parametrize(
+    "served",
+    [
+        Served(MANY_THREADS, FLASK),
+        *(pytest.param(served, marks=pytest.mark.slow) for served in (Served(MANY_THREADS, DJANGO), DJANGO_ASGI)),
+    ],
+    ids=name_of,
+)
+async def test_a_deployment_is_checked(served: Served, tmp_path: Path) -> None:
+    async with running(served.kind, tmp_path, served.source) as server:
+        checked = await check(f"{server.url}/check", token=CHECK_TOKEN)
+        assert (checked.code, checked.found) == (0, {}), checked
+        refused = await check(f"{server.url}/check", token="another token of such a length")
+        assert (refused.code, "STREAMKEEP_TOKEN" in refused.stderr) == (2, True), refused
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ OPTIONS: Final[ServingOptions] = {
     "drain": timedelta(seconds=float(os.environ.get("WEB_DRAIN", "5"))),
 }
 """Quick, for tests."""
+CHECK_TOKEN: Final = "a token for checks only"
 
 
 def connected() -> StreamManager:

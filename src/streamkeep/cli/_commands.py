@@ -130,7 +130,9 @@ def serve(
         Output().welcome_to_serve(url, shown_url(storage), PROTOCOL_ROOT if durable_streams else None)
 
     async def serve_streams() -> None:
-        async with _existing(storage) as streams, StreamsHTTP(streams, drain_on_signal=False) as streams_http:
+        # Of the protocol, streams are made here: a storage that is not there yet is, too.
+        opened = StreamManager.connect(storage) if durable_streams else _existing(storage)
+        async with opened as streams, StreamsHTTP(streams, drain_on_signal=False) as streams_http:
             if not durable_streams:
                 await serve_app(reading_app(streams_http), listener, streams_http.drain, announce)
                 return

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from .._durations import check_durations
 from ..events import ReadAs, StreamEvent
 from ..wire import ServerSentEvent
 from ._calls import READ_TIMEOUT, body_of, events_dialect, flow_dialect, flow_output, output_of, stopped, subscribe_dialect
@@ -298,4 +299,5 @@ class FlowRun(AwaitedHandle[T], FlowHandle[T]):
 
 
 def _over(client: "httpx2.AsyncClient | None", read_timeout: timedelta | None) -> AsyncNetwork:
+    check_durations(read_timeout=read_timeout)
     return AsyncNetwork(client, None if read_timeout is None else read_timeout.total_seconds())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
+from .._durations import check_durations
 from ..errors import InvalidArgumentError
 
 _BIGGEST_EXPONENT: Final = 40
@@ -37,6 +38,7 @@ class Retry:
     longest_asked: timedelta = timedelta(minutes=2)
 
     def __post_init__(self) -> None:
+        check_durations(within=self.within, first=self.first, longest=self.longest, longest_asked=self.longest_asked)
         if self.tries is not None and self.tries < 0:
             raise InvalidArgumentError("a number of tries is not negative")
         if min(self.first, self.longest, self.longest_asked, self.within or timedelta(0)) < timedelta(0):

@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from .._background import ran
+from .._durations import check_durations
 from ..events import ReadAs, StreamEvent
 from ..wire import ServerSentEvent
 from ._calls import READ_TIMEOUT, body_of, events_dialect, flow_dialect, flow_output, output_of, stopped, subscribe_dialect
@@ -213,4 +214,5 @@ class FlowRun(BlockingHandle[T], FlowHandle[T]):
 
 
 def _over(client: "httpx2.Client | None", read_timeout: timedelta | None) -> BlockingNetwork:
+    check_durations(read_timeout=read_timeout)
     return BlockingNetwork(client, None if read_timeout is None else read_timeout.total_seconds())

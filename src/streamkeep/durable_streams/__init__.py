@@ -6,5 +6,15 @@
 from ._answering import DurableStreamsLimits
 from ._app import Access, Authorize, DurableStreams, durable_streams
 from ._bridge import Bridge, bridge
+from ._retention import Retention
 
-__all__ = ["Access", "Authorize", "Bridge", "DurableStreams", "DurableStreamsLimits", "bridge", "durable_streams"]
+__all__ = [
+    "Access",
+    "Authorize",
+    "Bridge",
+    "DurableStreams",
+    "DurableStreamsLimits",
+    "Retention",
+    "bridge",
+    "durable_streams",
+]

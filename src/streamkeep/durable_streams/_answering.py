@@ -1,5 +1,6 @@
 """Answering: one request, and its answer, as the protocol wants its headers."""
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,8 @@ from urllib.parse import quote, unquote, urlsplit
 import anyio
 from anyio.lowlevel import checkpoint
 
-from ..errors import StorageError
+from .._durations import check_durations
+from ..errors import InvalidArgumentError, StorageError
 from ..events import encode_json
 from ..http.response import (
     Message,
@@ -31,6 +33,9 @@ from ._rules import Answer, Stream
 THROWN_AWAY_BYTES: Final = 32 << 20
 THROWN_AWAY_SECONDS: Final = 10.0
 METHODS: Final = "GET, HEAD, POST, PUT, DELETE, OPTIONS"
+_ORIGIN: Final = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#@,A-Z]+")
+"""In lower case, without a path: another one is no page's, and would be let in nowhere."""
+_ROOT: Final = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,9 @@ class DurableStreamsLimits:
     long_poll: timedelta = timedelta(seconds=20)
     sse: timedelta = timedelta(seconds=60)
 
+    def __post_init__(self) -> None:
+        check_durations(body=self.body, long_poll=self.long_poll, sse=self.sse)
+
 
 @dataclass(slots=True)
 class Waiting:
@@ -78,6 +86,18 @@ class Manner:
     cache: Literal["public", "private"]
     public_url: str | None
     waiting: Waiting = field(default_factory=Waiting)
+
+    def __post_init__(self) -> None:
+        if self.cache not in ("public", "private"):
+            raise InvalidArgumentError(f"`cache` is 'public' or 'private', and not {self.cache!r}")
+        if self.cors is not None and not (isinstance(self.cors, str) and _ORIGIN.fullmatch(self.cors)):
+            raise InvalidArgumentError(
+                f"`cors` is None, '*', or one origin as browsers send it, such as 'https://app.example', and not {self.cors!r}"
+            )
+        if not (self.public_url is None or (isinstance(self.public_url, str) and _ROOT.fullmatch(self.public_url))):
+            raise InvalidArgumentError(
+                f"`public_url` is a URL, such as 'https://api.example/v1/stream', and not {self.public_url!r}"
+            )
 
 
 class Answering:

@@ -11,18 +11,21 @@ from typing import Any, Final, Literal, Self
 import anyio
 
 from .._background import Background
+from .._durations import check_durations
 from .._guard import GuardedStorage
 from .._manager import StreamManager
-from ..errors import PublicError, StorageError, StreamManagerClosedError
+from ..errors import InvalidArgumentError, PublicError, StorageError, StreamManagerClosedError
 from ..events import encode_json
 from ..http.response import Receive, Scope, Send
 from ..http.shutdown import shutdown_of
+from ..storage import PAGE_BYTES
 from . import _control, _paths, _rules
 from ._answering import METHODS, Answering, DurableStreamsLimits, Manner
 from ._readers import SSE, Readers, long_poll
 from ._requests import RefusedError, append_of, config_of, fork_of, is_true, reading_of
+from ._retention import MARK_PART, Retention
 from ._rules import Answer, Bounds, Headers, Stream
-from ._streams import Streams
+from ._streams import Streams, forgotten
 from ._subscriptions import Subscriptions
 from ._webhooks import check_installed
 
@@ -51,8 +54,8 @@ class Access:
 
 
 Authorize = Callable[[Access], "bool | Awaitable[bool]"]
-"""Says whether a request is allowed; others are answered 403. It may raise `PublicError`, or Starlette's or FastAPI's `HTTPException`, to
-say more."""
+"""Says whether a request is allowed, by True or False; others are answered 403. It may raise `PublicError`, or Starlette's or FastAPI's
+`HTTPException`, to say more."""
 
 
 class DurableStreams:
@@ -64,6 +67,7 @@ class DurableStreams:
         *,
         authorize: Authorize | None = None,
         limits: DurableStreamsLimits | None = None,
+        retention: Retention | None = None,
         cors: str | None = "*",
         cache: Literal["public", "private"] = "private",
         public_url: str | None = None,
@@ -72,7 +76,10 @@ class DurableStreams:
         self.streams: Final = StreamManager.connect(streams) if isinstance(streams, str) else streams
         self._authorize = authorize
         self._limits = limits or DurableStreamsLimits()
-        self._manner = Manner(self._limits, cors, cache, None if public_url is None else public_url.rstrip("/"))
+        self._retention = _checked(retention, self._limits)
+        self._manner = Manner(self._limits, cors, cache, public_url.rstrip("/") if isinstance(public_url, str) else public_url)
+        if subscriptions not in ("off", "public", "local"):  # False must not mean that they are on
+            raise InvalidArgumentError(f"`subscriptions` is 'off', 'public' or 'local', and not {subscriptions!r}")
         self._webhooks = None if subscriptions == "off" else subscriptions
         if self._webhooks is not None:
             check_installed()
@@ -100,7 +107,7 @@ class DurableStreams:
             self._background = Background()
             self._background.begin()
             limits = self._limits
-            bounds = Bounds(limits.max_stream_bytes, limits.max_stream_records, limits.max_producers)
+            bounds = Bounds(limits.max_stream_bytes, limits.max_stream_records, limits.max_producers, self._retention)
             storage = GuardedStorage(self.streams.storage)
             self._there = Streams(storage, self._background, bounds, self._changed)
             if self._webhooks is not None:
@@ -215,8 +222,12 @@ class DurableStreams:
         if self._authorize is None:
             return
         allowed = self._authorize(Access(action, path, answering.headers, answering.scope))
-        if not (await allowed if inspect.isawaitable(allowed) else allowed):
-            raise PublicError("PERMISSION_DENIED", "this is not allowed")
+        allowed = await allowed if inspect.isawaitable(allowed) else allowed
+        if allowed is True:
+            return
+        if allowed is not False:  # such as a user's name: of a `StreamsHTTP` it says whose, and does not let in everywhere
+            raise TypeError(f"`authorize` of durable_streams gives True or False, not {type(allowed).__name__}")
+        raise PublicError("PERMISSION_DENIED", "this is not allowed")
 
     async def _see_to_subscriptions(self, answering: Answering, path: str) -> None:
         """Answer a request about subscriptions (6)."""
@@ -297,14 +308,18 @@ class DurableStreams:
     async def _get(self, answering: Answering, there: Streams, path: str) -> None:
         reading = reading_of(answering.scope["query_string"])
         await self._allow(answering, "read", path)
-        guess = int(reading.offset[:16]) if reading.offset[:16].isdigit() and len(reading.offset) > 16 else 0
         is_now = reading.offset == "now"
-        stream, records = (await there.find(path), ()) if is_now else await there.find_with(path, guess)
-        gone = _rules.absence(stream, there.storage.time())
-        if gone is not None or stream is None:
-            await answering.send(gone or Answer(404))
-            return
-        position = _position(stream, reading.offset)
+        guess = int(reading.offset[:16]) if reading.offset[:16].isdigit() and len(reading.offset) > 16 else 0
+        while True:
+            stream, records = (await there.find(path), ()) if is_now else await there.find_with(path, guess)
+            gone = _rules.absence(stream, there.storage.time())
+            if gone is not None or stream is None:
+                await answering.send(gone or Answer(404))
+                return
+            position = _position(stream, reading.offset)
+            if is_now or position == guess:
+                break
+            guess = position  # its beginning is forgotten
         await there.renew(stream)
         if reading.live == "sse":
             with self._readers.one_more():
@@ -323,6 +338,7 @@ def durable_streams(
     *,
     authorize: Authorize | None = None,
     limits: DurableStreamsLimits | None = None,
+    retention: Retention | None = None,
     cors: str | None = "*",
     cache: Literal["public", "private"] = "private",
     public_url: str | None = None,
@@ -339,6 +355,7 @@ def durable_streams(
         streams: the manager, or the URL that `StreamManager.connect` makes one of.
         authorize: says whether a request is allowed; see `Access`. None: all are. A stream's path is not a permission.
         limits: see `DurableStreamsLimits`.
+        retention: what streams keep of themselves while they go on; see `Retention`. None: all.
         cors: whom browsers let read the answers (`Access-Control-Allow-Origin`), without cookies; None: only pages of this origin.
         cache: who may keep what was read: `public` only where everybody may read all streams.
         public_url: the URL of the root of all streams as clients know it; None: what the request says.
@@ -349,11 +366,32 @@ def durable_streams(
         streams,
         authorize=authorize,
         limits=limits,
+        retention=retention,
         cors=cors,
         cache=cache,
         public_url=public_url,
         subscriptions=subscriptions,
     )
+
+
+def _checked(retention: Retention | None, limits: DurableStreamsLimits) -> Retention | None:
+    """Give a retention that can be kept. InvalidArgumentError: it cannot, or not within the limits."""
+    if retention is None:
+        return None
+    check_durations(age=retention.age)
+    for name, kept, limit, more in (
+        ("max_bytes", retention.max_bytes, limits.max_stream_bytes, limits.max_append_bytes),
+        ("max_records", retention.max_records, limits.max_stream_records, limits.max_append_bytes // PAGE_BYTES + 1),
+    ):
+        if kept is None:
+            continue
+        if kept < 1:
+            raise InvalidArgumentError(f"a retention's {name} is at least 1")
+        if kept + kept // MARK_PART + more > limit:
+            raise InvalidArgumentError(
+                f"a retention's {name}, an eighth more and an append must fit into a stream: raise its limit"
+            )
+    return retention
 
 
 def _told(stream: Stream) -> Headers:
@@ -364,7 +402,7 @@ def _told(stream: Stream) -> Headers:
 def _position(stream: Stream, offset: str) -> int:
     match offset:
         case "-1":
-            return 0
+            return stream.earliest
         case "now":
             return stream.tail
         case _:
@@ -373,4 +411,6 @@ def _position(stream: Stream, offset: str) -> int:
                 raise RefusedError(410, "the offset is of another stream, such as one that was here before")
             if position is None or position > stream.tail:
                 raise RefusedError(400, "the stream has no such offset")
+            if position < stream.earliest:
+                raise forgotten()
             return position

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import anyio
+from msgspec.structs import replace
 
 from .._background import Background, Event, Task
 from .._guard import GuardedStorage
 from ..errors import StorageError, fresh
-from ..storage import Head
 from . import _rules
 from ._rules import Stream
 
@@ -153,15 +153,25 @@ class Live:
             if stream.state.life != there.state.life:
                 return False
             if stream.head.version > there.head.version:
+                if there.head.tail < stream.head.first:
+                    self._begin_anew(stream)
+                    return True
                 self._add(there, stream, page.records[there.head.tail - start :])
             if start + len(page.records) >= stream.head.tail:
                 return True
 
+    def _begin_anew(self, stream: Stream) -> None:
+        """Go on from the end of a stream that has already forgotten what comes next here."""
+        self._recent.clear()
+        self._recent_bytes = 0
+        self.newest = stream
+        self.wake()
+
     def _add(self, old: Stream, stream: Stream, records: Sequence[bytes]) -> None:
         end = old.head.tail + len(records)
         if end < stream.head.tail:  # a page of more: until the rest is read, the stream is known as if it ended here
-            head = stream.head
-            stream = Stream(Head(old.head.version, end, head.state, head.expires_at), _rules.before_its_end(stream.state))
+            head = replace(stream.head, version=old.head.version, tail=end)
+            stream = Stream(head, _rules.before_its_end(stream.state))
         if records:
             self._recent.append(Piece(old.tail, records, stream))
             self._recent_bytes += sum(map(len, records))

@@ -158,8 +158,8 @@ class SSE:
                     await self._follow(records)
                 except StorageError as error:
                     shown_error(error)  # its reader comes back, and is told
-                except StreamNotFoundError:
-                    pass
+                except (StreamNotFoundError, RefusedError):
+                    pass  # what came next is gone
                 # It ends like that for whoever is to come back, too: only a control event says that a stream is closed.
                 await self._answering.write(b"", more=False)
 

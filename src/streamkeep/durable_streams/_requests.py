@@ -11,8 +11,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from ..errors import Status, StreamkeepError
 from . import _rules
 from ._messages import TOKEN
-from ._rules import Append, Config, Tag
-from ._streams import ForkAsked
+from ._rules import Append, Config, ForkAsked, Tag
 
 MAX_SAFE: Final = (1 << 53) - 1
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]*")

@@ -19,6 +19,7 @@ from .._lifecycle import version_after
 from ..errors import StorageCorruptError
 from ..storage import Head
 from ._messages import is_json, messages_in, same_type, split_bytes, split_messages
+from ._retention import FORGET_RECORDS, Kept, Mark, Retention, kept_after
 
 NEVER: Final = 1e12
 """When a stream expires that does not; later than any time that a header can say."""
@@ -81,9 +82,13 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
     seq: str | None = None
     producers: Mapping[str, Producer] = {}
     size: int = 0
-    """How many bytes its own records have."""
+    """How many bytes have been appended to it, what is forgotten included."""
+    marks: Sequence[Mark] = ()
+    """Places from which on it may be kept, by `Retention`; the first of them may be one before which all is forgotten."""
     base: int = 0
     """How many records it has inherited; its own are behind them."""
+    inherited_from: int = 0
+    """How many of these its source had forgotten."""
     origin: Origin | None = None
     depth: int = 0
     """How many forks of forks it is."""
@@ -104,6 +109,11 @@ class Stream:
     def tail(self) -> int:
         """The position behind its last record, inherited ones included."""
         return self.state.base + self.head.tail
+
+    @property
+    def earliest(self) -> int:
+        """The position of the oldest record that it still has."""
+        return self.state.base + self.head.first if self.head.first else self.state.inherited_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +154,13 @@ class Bounds:
         max_bytes: all its own bytes together.
         max_records: its own appends.
         max_producers: idempotent producers whose state is kept.
+        retention: what it forgets; None: nothing.
     """
 
     max_bytes: int
     max_records: int
     max_producers: int
+    retention: Retention | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +172,15 @@ class Config:
     expires: str
     expires_at: float
     is_closed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ForkAsked:
+    """What a PUT says of where it forks from; `offset` None: at the tail."""
+
+    source: str
+    offset: str | None
+    sub: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +337,7 @@ def fork(
         is_closed=config.is_closed,
         size=sum(map(len, records)),
         base=base,
+        inherited_from=min(source.earliest, base),
         origin=origin,
         depth=old.depth + 1,
     )
@@ -324,7 +346,7 @@ def fork(
 
 def _made(state: State, expiry: Config, records: Sequence[bytes], now: float, after_version: int) -> Stream:
     at = expiry.expires_at if state.ttl is None else _expiry_after(state.ttl, now)
-    return _stream(replace(state, expires_at=at), len(records), after_version, now)
+    return _stream(Head(after_version, len(records), b"", 0), replace(state, expires_at=at), now)
 
 
 def matches(state: State, config: Config, source: Stream | None, origin: Origin | None) -> bool:
@@ -406,8 +428,9 @@ def _grow(stream: Stream, asked: Append, records: Sequence[bytes], now: float, b
     state, tag = stream.state, asked.tag
     if asked.seq is not None and state.seq is not None and asked.seq.encode("latin-1") <= state.seq.encode("latin-1"):
         return Decision(Answer(409, (("stream-next-offset", offset_of(state, stream.tail)),), "Stream-Seq has not grown"))
-    size = state.size + sum(map(len, records))
-    if size > bounds.max_bytes or stream.head.tail + len(records) > bounds.max_records:
+    tail, size = stream.head.tail + len(records), state.size + sum(map(len, records))
+    kept = _kept(stream, Mark(tail, size, now), bounds)
+    if kept is None:
         return Decision(Answer(413, reason="the stream is as long as it may be"))
     producers = state.producers if tag is None else _producers_with(tag, state.producers, now, bounds)
     if producers is None:
@@ -417,12 +440,27 @@ def _grow(stream: Stream, asked: Append, records: Sequence[bytes], now: float, b
         producers=producers,
         seq=state.seq if asked.seq is None else asked.seq,
         size=size,
+        marks=kept.marks,
         is_closed=asked.closes,
         closed_by=Closing(tag.producer, tag.epoch, tag.seq) if tag is not None and asked.closes else None,
     )
-    grown = _changed(stream, after, now, by, len(records))
+    grown = _changed(stream, after, now, by, len(records), kept.first)
     code = 200 if tag is not None and asked.body else 204
     return Decision(Answer(code, _told(grown, tag, None if tag is None else tag.seq)), grown, records)
+
+
+def _kept(stream: Stream, end: Mark, bounds: Bounds) -> Kept | None:
+    """Give what is kept of a stream that grows to an end; None: that is too long."""
+    state, kept = stream.state, Kept(stream.state.marks, stream.head.first)
+    if end.position == stream.head.tail:
+        return kept
+    begin, there = Mark(0, 0, state.created_at), Mark(stream.head.tail, state.size, end.at)
+    for most in (0,) if state.is_pinned else (FORGET_RECORDS, end.position):
+        if bounds.retention is not None:
+            kept = kept_after(Kept(state.marks or (begin,), stream.head.first), there, end, bounds.retention, most=most)
+        if end.size - kept.forgotten_bytes <= bounds.max_bytes and end.position - kept.first <= bounds.max_records:
+            return kept
+    return None
 
 
 def _append_to_closed(stream: Stream, asked: Append) -> Decision:
@@ -503,9 +541,7 @@ def pin(stream: Stream | None, life: str, now: float, by: str) -> Decision:
     if gone is not None or stream is None or stream.state.life != life:
         return Decision(Answer(409 if gone is not None and gone.code == 410 else 404, reason="there is no such source"))
     # Also if it is pinned already: whoever has just seen that it has no forks must not remove it now.
-    return Decision(
-        Answer(200), _stream(replace(stream.state, is_pinned=True, by=by), stream.head.tail, stream.head.version, now)
-    )
+    return Decision(Answer(200), _stream(stream.head, replace(stream.state, is_pinned=True, by=by), now))
 
 
 def unpin(stream: Stream | None, version: int, now: float, by: str) -> Decision:
@@ -514,9 +550,7 @@ def unpin(stream: Stream | None, version: int, now: float, by: str) -> Decision:
         return Decision(Answer(409))
     if stream.state.is_deleted or is_expired(stream, now):
         return Decision(Answer(204), deletes=True)
-    head = stream.head
-    state = replace(stream.state, is_pinned=False)
-    return Decision(Answer(200), _stream(replace(state, by=by), head.tail, head.version, now))
+    return Decision(Answer(200), _stream(stream.head, replace(stream.state, is_pinned=False, by=by), now))
 
 
 def delete(stream: Stream | None, now: float, by: str) -> Decision:
@@ -532,26 +566,28 @@ def delete(stream: Stream | None, now: float, by: str) -> Decision:
 # Heads
 
 
-def _changed(stream: Stream, state: State, now: float, by: str, more: int = 0) -> Stream:
-    """Give what a stream becomes that is used: with what is behind its `more` new records."""
+def _changed(stream: Stream, state: State, now: float, by: str, more: int = 0, first: int | None = None) -> Stream:
+    """Give what a stream becomes that is used: with what is behind its `more` new records, and its first one."""
     if is_renewal_due(state, now):
         assert state.ttl is not None
         state = replace(state, expires_at=_expiry_after(state.ttl, now))
     head = stream.head
-    return _stream(replace(state, by=by), head.tail + more, head.version, now)
+    head = replace(head, tail=head.tail + more, first=head.first if first is None else first)
+    return _stream(head, replace(state, by=by), now)
 
 
-def _stream(state: State, tail: int, after_version: int, now: float) -> Stream:
+def _stream(after: Head, state: State, now: float) -> Stream:
+    """Give a stream with tail and first record as in a head, and a version after that."""
     slack = 0.0 if state.origin is None else FORK_SLACK_SECONDS
     expires_at = NEVER if state.is_pinned else min(state.expires_at + slack, NEVER)
     # The bytes of the state are made when it is to be stored: of many requests in one commit, only the last one's are.
-    return Stream(Head(version_after(after_version, now, state.by), tail, b"", expires_at), state)
+    return Stream(Head(version_after(after.version, now, state.by), after.tail, b"", expires_at, after.first), state)
 
 
 def sealed(stream: Stream, by: str) -> Stream:
     """Give a stream whose head can be stored, by who commits it: two of these never have the same head."""
     head, state = stream.head, replace(stream.state, by=by)
-    return Stream(Head(head.version, head.tail, msgspec.json.encode(state), head.expires_at), state)
+    return Stream(replace(head, state=msgspec.json.encode(state)), state)
 
 
 _decoder: Final = msgspec.json.Decoder(State)

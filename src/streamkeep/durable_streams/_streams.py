@@ -26,7 +26,8 @@ from ..storage import PAGE_BYTES, Head
 from . import _paths, _rules
 from ._log import Log
 from ._messages import first_of, is_continued, is_json, same_type
-from ._rules import Answer, Append, Bounds, Config, Decision, Origin, State, Stream
+from ._requests import RefusedError
+from ._rules import Answer, Append, Bounds, Config, Decision, ForkAsked, Origin, State, Stream
 
 logger: Final = logging.getLogger("streamkeep")
 
@@ -62,15 +63,6 @@ def _link_of(head: Head) -> Link:
         return msgspec.json.decode(head.state, type=Link)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise StorageCorruptError("a link to a fork cannot be read") from error
-
-
-@dataclass(frozen=True, slots=True)
-class ForkAsked:
-    """What a PUT says of where it forks from; `offset` None: at the tail."""
-
-    source: str
-    offset: str | None
-    sub: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +118,15 @@ class Streams:
         if page is None:
             return None, ()
         stream = _rules.stream_of(page.head)
-        if stream.state.base and position < stream.tail:
+        if stream.state.base and stream.earliest <= position < stream.tail:
             return stream, await self.read(stream, position)
         return stream, page.records
 
     async def read(self, stream: Stream, position: int) -> Sequence[bytes]:
         """Give a page of what is behind a position, inherited records as well; it may be more than the stream was known to have.
 
-        StreamNotFoundError: the stream was deleted. StorageCorruptError: what it has inherited is missing.
+        StreamNotFoundError: the stream was deleted. RefusedError: it has forgotten what was there. StorageCorruptError: what it has
+        inherited is missing.
         """
         records: list[bytes] = []
         size = 0
@@ -155,6 +148,8 @@ class Streams:
             state = await self._ancestor(origin)
         page = await self.storage.read(_paths.stream_id(state.path), position - state.base, limit)
         is_there = page is not None and _rules.stream_of(page.head).state.life == state.life
+        if is_own and page is not None and is_there and position - state.base < page.head.first:
+            raise forgotten()
         if page is not None and is_there and (is_own or page.records):
             return page.records, is_own
         if is_own:
@@ -233,18 +228,18 @@ class Streams:
         source, origin = place.source.state, place.origin
         made = None
         try:
-            answer = await self._keep(source, path, life)
-            if answer.code != 200:
+            answer, pinned = await self._keep(source, path, life)
+            if pinned is None:
                 return answer, None
             all_records = [*place.records, *records]
             stream = _rules.fork(
-                life, path, config, place.source, origin, place.base, all_records, now, self.by, after_version=version
+                life, path, config, pinned, origin, place.base, all_records, now, self.by, after_version=version
             )
             made = await self._commit(path, stream, all_records)
             if made is not None and self.storage.time() >= now + LINK_SECONDS / 2:
                 # For so long nobody knows that it was about to be made: its source may have been removed.
-                answer = await self._keep(source, path, life)
-                if answer.code != 200 and made[1] is not None and await self._remove(made[1]):
+                answer, pinned = await self._keep(source, path, life)
+                if pinned is None and made[1] is not None and await self._remove(made[1]):
                     return answer, None
             return made
         finally:
@@ -252,12 +247,20 @@ class Streams:
                 with anyio.CancelScope(shield=True), anyio.move_on_after(LINK_SECONDS):
                     await self._unlink_unless_made(path, life, origin)
 
-    async def _keep(self, source: State, fork: str, life: str) -> Answer:
-        """Have a source kept for a fork; 200: it is."""
+    async def _keep(self, source: State, fork: str, life: str) -> tuple[Answer, Stream | None]:
+        """Have a stream kept for a fork, and give it as it is kept; None: it cannot be."""
         link, now = _paths.link_id(source.path, source.life, life), self.storage.time()
         entry = msgspec.json.encode(Link(fork, life, now, source.path, source.life))
         await commit_once(self.storage, link, None, Head(version_after(0, now, self.by), 0, entry, _rules.NEVER))
-        return await self.log(source.path).decide(lambda stream, now: _rules.pin(stream, source.life, now, self.by))
+        pinned: list[Stream | None] = []
+
+        def decide(stream: Stream | None, now: float) -> Decision:
+            decision = _rules.pin(stream, source.life, now, self.by)
+            pinned[:] = [decision.stream]
+            return decision
+
+        answer = await self.log(source.path).decide(decide)
+        return answer, pinned[0]
 
     async def _commit(self, path: str, stream: Stream, records: Sequence[bytes]) -> tuple[Answer, Stream | None] | None:
         sealed = _rules.sealed(stream, uuid.uuid4().hex[:16])
@@ -274,15 +277,13 @@ class Streams:
         if source is None or (gone is not None and gone.code == 404):
             return Answer(404, reason="there is no such source")
         state = source.state
-        position = source.tail if asked.offset in {None, "now"} else 0 if asked.offset == "-1" else None
-        if position is None:
-            position = _rules.position_of(state, asked.offset or "")
         if gone is not None:
             return Answer(409, reason="the source was deleted, and is only kept for its forks")
         if config.content_type is not None and not same_type(config.content_type, state.content_type):
             return Answer(409, reason="the content type is not the source's")
-        if position is None or position > source.tail:
-            return Answer(400, reason="the source has no such offset")
+        position = _position_in(source, asked.offset)
+        if isinstance(position, Answer):
+            return position
         if state.depth >= MAX_DEPTH:
             return Answer(409, reason="forks of forks go no deeper")
         origin = Origin(state.path, state.life, position, asked.sub, asked.offset is None)
@@ -494,3 +495,20 @@ class Streams:
         if deleted and stream.state.origin is not None:
             await self._unlink(stream.state.life, stream.state.origin)
         return deleted
+
+
+def _position_in(source: Stream, offset: str | None) -> int | Answer:
+    """Give the position at which a fork is asked for."""
+    if offset in {None, "now"}:
+        return source.tail
+    if offset == "-1":
+        return 0
+    position = _rules.position_of(source.state, offset or "")
+    if position is None or position > source.tail:
+        return Answer(400, reason="the source has no such offset")
+    return position if position >= source.earliest else Answer(410, reason="the source has forgotten what was there")
+
+
+def forgotten() -> RefusedError:
+    """Give what a reader is answered whose stream has forgotten what it asks for (5.6)."""
+    return RefusedError(410, "the stream has forgotten what was there; its oldest record is at the offset -1")

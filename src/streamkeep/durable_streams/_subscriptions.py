@@ -248,6 +248,8 @@ class Subscriptions:
     async def claim(self, name: str, worker: str) -> tuple[Subscription, str] | Refusal:
         """Give a worker the lease, and its token. Raises StorageError."""
         await self._refresh(name)
+        if isinstance(there := await self.get(name), Subscription):
+            await self.look(_paths.subscription_id(name), there)
         wake_id = _new_wake()
 
         def change(there: Subscription, now: float) -> Subscription | Refusal:
@@ -421,6 +423,22 @@ class Subscriptions:
 
         await _for_each(paths, read)
         return places
+
+    async def look(
+        self, id: str, there: Subscription, *, but: Collection[str] = (), wake_id: str = ""
+    ) -> Subscription | Refusal:
+        """Note which streams that wait for a worker are gone, or are others by now; `but` have just grown here. Raises StorageError."""
+        waiting = {path: link.tail for path, link in there.links.items() if link.is_pending and path not in but}
+        moved = {path: place for path, place in (await self._places(list(waiting))).items() if place.life}
+        gone = {path: waiting[path] for path in waiting.keys() - moved.keys()}
+        if not gone and _wakes.notice(there, moved, {}).there == there:
+            return there
+
+        def change(there: Subscription, parked: Mapping[str, Link]) -> Noted:
+            noted = _wakes.notice(there, moved, parked)
+            return Noted(_wakes.forget(noted.there, gone, self.now(), wake_id), noted.parked)
+
+        return await self._note(id, list(moved), change)
 
     # What a worker does for its subscription
 
@@ -644,11 +662,14 @@ class _Worker:
 
     async def _step(self) -> None:
         async with self._turn:
+            grown = set(self._noticed)
             await self._flush()
             if self._is_waiting:
                 await self._subscriptions.unpark(self._id)
             wake_id = _new_wake()
             there = await self._subscriptions.change_by_id(self._id, lambda there, now: _wakes.advance(there, now, wake_id))
+            if isinstance(there, Subscription) and there.wake is not None and there.wake.id == wake_id:
+                there = await self._subscriptions.look(self._id, there, but=grown, wake_id=wake_id)
         if isinstance(there, Refusal):
             self._due_at = _rules.NEVER
             return
@@ -696,7 +717,8 @@ def _explicit(there: Subscription) -> Collection[str]:
 
 def _place_of(stream: Stream) -> Place:
     state = stream.state
-    return Place(state.life, _rules.offset_of(state, state.base), _rules.offset_of(state, stream.tail))
+    begin = max(state.base, stream.earliest)
+    return Place(state.life, _rules.offset_of(state, begin), _rules.offset_of(state, stream.tail))
 
 
 def _backfilled(there: Subscription, places: Mapping[str, Place], parked: Mapping[str, Link]) -> Noted:

@@ -305,6 +305,28 @@ def unlink(there: Subscription, path: str) -> Subscription:
     return replace(there, links=links)
 
 
+def forget(there: Subscription, gone: Mapping[str, str], now: float, wake_id: str = "") -> Subscription:
+    """Take note of streams that are gone, each with the tail that it had: nobody can read what is pending there.
+
+    A link that its pattern makes is made again by the next stream under the path; an explicit one stays, and waits for that. While a
+    worker has the lease nothing changes, because it may still say how far it came; `wake_id` is a wake that nobody was told of yet.
+    """
+    wake = there.wake
+    if is_leased(there, now) and (wake is None or wake.id != wake_id):
+        return there
+    links = dict(there.links)
+    for path, tail in gone.items():
+        old = links.get(path)
+        if old is None or old.tail != tail:  # another stream is there now
+            continue
+        if old.is_explicit:
+            links[path] = replace(old, acked=old.tail)
+        else:
+            del links[path]
+    after = replace(there, links=links)
+    return after if after.is_pending else replace(after, wake=None)
+
+
 # Wakes and leases: section 7.3
 
 

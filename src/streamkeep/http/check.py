@@ -10,7 +10,7 @@ import socket
 import time
 import uuid
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -25,7 +25,7 @@ from .bounds import Bounds
 from .ended import Ended
 from .framing import SSEFraming
 from .place import query_of
-from .response import ASGIApp, Message, Receive, Scope, Send, errors_answered, headers_of, read_body, send_response
+from .response import ASGIApp, Message, Receive, Scope, Send, can_be_cut, errors_answered, headers_of, read_body, send_response
 from .trust import Trust, check_trusted, trust_of
 
 INSTANCE_HEADER: Final = "x-streamkeep-instance"
@@ -50,7 +50,7 @@ SHOWN_HEADERS: Final = (
     "x-genkit-stream-offset",
 )
 """Headers of a request of which the answer says how they have arrived."""
-_PATH: Final = re.compile(r"/(?:(?P<what>hello|body|streams)|streams/(?P<stream>[^/]+)(?P<sub>/info|/cancel)?)")
+_PATH: Final = re.compile(r"/(?:(?P<what>hello|body|broken|streams)|streams/(?P<stream>[^/]+)(?P<sub>/info|/cancel)?)")
 _TEXT: Final = "a “fox” of http://localhost/ <b>runs</b>, "
 """What is on the way and rewrites links, mark-up or characters meets some here."""
 _NUMBER: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
@@ -125,6 +125,8 @@ class CheckHTTP:
         match scope["method"], what:
             case ("GET" | "HEAD", "hello"):
                 await send_response(send, 200, encode_json(self._hello(scope)), [("retry-after", "0")])
+            case ("GET", "broken"):
+                await _break_off(scope, send)
             case ("POST", "body"):
                 await self._measure_body(scope, receive, send)
             case ("POST", "streams"):
@@ -201,6 +203,22 @@ class CheckHTTP:
         await app(scope, receive, send)
 
 
+def checks(trust: str | Trust) -> Callable[[StreamsHTTP], CheckHTTP]:
+    """Give what has a `StreamsHTTP` be checked that may be started anew: one CheckHTTP for each, so that it knows what it has started.
+
+    Raises InvalidArgumentError: the token is too short.
+    """
+    trust_of(trust)
+    newest: list[tuple[StreamsHTTP, CheckHTTP]] = []
+
+    def checked(http: StreamsHTTP) -> CheckHTTP:
+        if not newest or newest[0][0] is not http:
+            newest[:] = [(http, CheckHTTP(http, trust=trust))]
+        return newest[0][1]
+
+    return checked
+
+
 def instance() -> str:
     """Give the name of this process among all that answer: its machine's or container's name, and its number there."""
     host = re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:64]
@@ -246,6 +264,17 @@ def _number(query: Mapping[str, str], name: str, default: float) -> float:
     if not _NUMBER.fullmatch(text):
         raise InvalidArgumentError(f"`{name}` is a number in ASCII digits")
     return float(text)
+
+
+async def _break_off(scope: Scope, send: Send) -> None:
+    """Send a part of an answer, as one is cut that is not whole; where the server cannot cut, it ends, as such an answer does."""
+    headers = [
+        (b"content-type", b"text/event-stream"),
+        (b"cache-control", b"no-cache, no-transform"),
+        (b"x-accel-buffering", b"no"),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b": it breaks off here\n\n", "more_body": can_be_cut(scope)})
 
 
 def _named(send: Send) -> Send:

@@ -390,11 +390,15 @@ class _Response:
             await self._write_one_by_one(self._events.events_of(got))
         else:
             await self._write(body)
+            # A server's `send` need not suspend, and a long replay must not freeze everybody else. Who has been given a few records has had
+            # all that there were, and waits for more.
+            if len(got.records) > FEW_RECORDS:
+                await checkpoint()
 
     def _shared(self, got: Records) -> bytes | None:
-        """Give the frames of a few records, made once for all readers that want the same; None: they are not to be sent at once."""
+        """Give the frames of records, made once for all readers that want the same; None: they are not to be sent at once."""
         kind = self._framing.kind
-        if kind is None or got.first <= self._after or len(got.records) > FEW_RECORDS:
+        if kind is None or got.first <= self._after:
             return None
         body = got.made.get(kind)
         if body is None:
@@ -415,8 +419,6 @@ class _Response:
         failure = [event for event in events[-1:] if event.type is StreamEventType.ERROR]
         for some in _in_bodies(events[:-1] if failure else events):
             await self._write(self._frames(some))
-            # A server's `send` need not suspend, and a long replay must not freeze everybody else. Who has been given a few records has had
-            # all that there were, and waits for more.
             await checkpoint()
         if failure:
             await self._pause()

@@ -166,6 +166,7 @@ class _Run:
         self.telling = CancelScope()
         self.told = anyio.Event()
         self.threads = 0
+        self.is_left_alone = False
         self.end_as = DIED
         self._leave: Callable[[], object] = lambda: None
         self._forget = forget
@@ -439,7 +440,9 @@ class Runner:
         with anyio.move_on_after(END_SECONDS + SAVE_SECONDS, shield=True):
             for run in self._left():
                 await run.told.wait()
-        if threads := [run for run in self._runs if run.threads]:
+        if threads := [run for run in self._runs if run.threads and not run.is_left_alone]:  # and not those of an earlier call
+            for run in threads:
+                run.is_left_alone = True
             logger.warning("a thread of %s goes on, and is left alone", _named(threads))
 
     async def _drain_at(self, shutdown: anyio.Event) -> None:

@@ -25,7 +25,7 @@ import anyio
 from .._background import Background, loop_here, ran
 from .._info import StreamInfo
 from .._loop_thread import LoopThread, LoopThreads, Outcome, check_threads
-from .._manager import StreamManager
+from .._manager import InMemoryStreamManager, StreamManager
 from ..errors import (
     PublicError,
     StorageError,
@@ -43,7 +43,6 @@ from .recovery import Recoverable, check_new
 from .response import ASGIApp, Message, Scope, Timeouts, code_of, head_of, refusal_of, shown_error
 from .shutdown import hear_signals
 from .sources import AS_IT_IS, Setting, Source, close, in_thread
-from .tokens import TokenKeys
 
 R = TypeVar("R")
 A = TypeVar("A")
@@ -114,6 +113,11 @@ class View:
     asking_within: Context = field(default_factory=copy_context)
 
 
+def check_options(**options: Unpack[ServingOptions]) -> None:
+    """Raise what `StreamsHTTP` raises for them: where they are given, and not at the first request."""
+    StreamsHTTP(InMemoryStreamManager(), **options)
+
+
 class StreamsThread:
     """A `StreamsHTTP` in an event loop and a thread of its own; a context manager, which closes it.
 
@@ -139,7 +143,6 @@ class StreamsThread:
         make: Callable[[], StreamManager] = (lambda: StreamManager.connect(streams)) if isinstance(streams, str) else streams
         if isinstance(streams, str):
             make()  # a URL that cannot be is told here
-        TokenKeys(options.get("token_keys", ()))  # and so are keys
         self._call_blocking = call_blocking
         self._hears_signals = options.get("drain_on_signal", True)
         told: ServingOptions = {

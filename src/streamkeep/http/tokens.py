@@ -166,7 +166,8 @@ def _derived(key: str | bytes) -> bytes:
     secret = key.strip().encode() if isinstance(key, str) else key
     if len(secret) < MIN_KEY_BYTES or len({*secret}) < _MIN_DIFFERENT_BYTES:
         raise InvalidArgumentError(
-            f"a key of tokens is a secret of at least {MIN_KEY_BYTES} random bytes, such as `secrets.token_urlsafe(32)` gives"
+            f"a key of tokens is a secret of at least {MIN_KEY_BYTES} random bytes, such as `secrets.token_urlsafe(32)` gives;"
+            f" this one has {len(secret)} bytes, {len({*secret})} of them different"
         )
     return hmac.digest(secret, _PURPOSE, hashlib.sha256)
 

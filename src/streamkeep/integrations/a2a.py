@@ -16,6 +16,7 @@ from typing import Any, Final, Self, TypedDict, TypeVar, Unpack
 
 import anyio
 
+from .._durations import check_durations
 from .._extras import needed_by
 
 with needed_by(__name__, "a2a"):
@@ -147,6 +148,7 @@ class StreamRequestHandler(DefaultRequestHandler):
         self._streams = StreamManager.connect(streams) if isinstance(streams, str) else streams
         push = options.get("push_sender")
         self._tasks = Tasks(self._streams, task_store, None if push is None else push.send_notification)
+        check_durations(drain=drain)
         self._drain_seconds = drain.total_seconds()
         self._ours = AsyncExitStack()
         executor = _Executor(agent_executor, self._tasks)

@@ -33,6 +33,7 @@ from .._background import is_asyncio_here
 from .._info import StreamInfo
 from ..http.access import REQUEST, owner_text
 from ..http.app import Call, FollowOptions, Provide, StartOptions, StopOptions, StreamsHTTP, TokenOptions
+from ..http.check import checks
 from ..http.recovery import Register, Terms, registering
 from ..http.response import ASGIApp, Receive, Scope, Send
 from ..http.sources import Source
@@ -45,10 +46,12 @@ from ..http.threads import (
     StreamsThread,
     Taken,
     View,
+    check_options,
     context_without,
     scope_of,
 )
 from ..http.tokens import token_of, tokens_in
+from ..http.trust import Trust
 
 if TYPE_CHECKING:
     from genkit.plugin_api import Action
@@ -83,6 +86,7 @@ class DjangoStreams:
     """
 
     def __init__(self, streams: Streams | None = None, **options: Unpack[ServingOptions]) -> None:
+        check_options(**options)
         self._options = options
         self._threads = None if streams is None else StreamsThread(streams, call_blocking=_in_views_thread, **options)
 
@@ -191,6 +195,25 @@ class DjangoStreams:
         # Exempt of the site's middleware only, which cannot know of tokens.
         view = csrf_exempt(_taking(methods, read_by_token)) if takes_tokens else csrf_protect(_taking(methods, read))
         return [path("", view), path("<path:rest>", view)]
+
+    def check_urls(self, *, trust: str | Trust) -> list[URLPattern | URLResolver]:
+        """Give what `streamkeep check` asks: `path("check/", include((streams.check_urls(trust=token), "check")))`.
+
+        It is not checked for CSRF, because no cookie lets anybody in.
+
+        Args:
+            trust: as `CheckHTTP` takes it: a token of at least 16 characters, or a function of a request's headers.
+
+        Raises InvalidArgumentError: the token is shorter.
+        """
+        checked = checks(trust)
+
+        def check(request: HttpRequest, rest: str) -> HttpResponseBase:
+            scope = _scope(request)
+            scope["root_path"] = scope["path"].removesuffix(rest).rstrip("/")
+            return self.answer(request, scope, checked)
+
+        return [path("<path:rest>", csrf_exempt(_taking(("GET", "HEAD", "POST", "DELETE"), check)))]
 
     def answer(
         self, request: HttpRequest, scope: Scope, app: Callable[[StreamsHTTP], ASGIApp], *, body: bytes | None = None

@@ -21,10 +21,23 @@ with needed_by(__name__, "flask"):
 from .._info import StreamInfo
 from ..http.access import REQUEST, owner_text
 from ..http.app import MAX_BODY_BYTES, Call, FollowOptions, Provide, StartOptions, StopOptions, StreamsHTTP, TokenOptions
+from ..http.check import checks
 from ..http.recovery import Recoverable, Register, Terms, registering
 from ..http.response import ASGIApp, Scope
 from ..http.sources import AS_IT_IS, Setting, Source
-from ..http.threads import CALLER, Body, ServingOptions, Streams, StreamsThread, Taken, View, context_without, scope_of
+from ..http.threads import (
+    CALLER,
+    Body,
+    ServingOptions,
+    Streams,
+    StreamsThread,
+    Taken,
+    View,
+    check_options,
+    context_without,
+    scope_of,
+)
+from ..http.trust import Trust
 
 if TYPE_CHECKING:
     from genkit.plugin_api import Action
@@ -69,6 +82,7 @@ class FlaskStreams:
     """
 
     def __init__(self, streams: Streams | None = None, app: Flask | None = None, **options: Unpack[ServingOptions]) -> None:
+        check_options(**options)
         self._options = options
         self._ours = None if streams is None else StreamsThread(streams, **options)
         self._of_apps = WeakKeyDictionary[Flask, StreamsThread]()
@@ -164,6 +178,25 @@ class FlaskStreams:
             scope = _scope()
             scope["root_path"] = scope["path"].removesuffix(rest).rstrip("/")
             return self.answer(scope, lambda http: http, body=b"")
+
+        return blueprint
+
+    def check_blueprint(self, *, trust: str | Trust, name: str = "streamkeep_check") -> Blueprint:
+        """Give what `streamkeep check` asks: `app.register_blueprint(streams.check_blueprint(trust=token), url_prefix="/check")`.
+
+        Args:
+            trust: as `CheckHTTP` takes it: a token of at least 16 characters, or a function of a request's headers.
+            name: the blueprint's.
+
+        Raises InvalidArgumentError: the token is shorter.
+        """
+        blueprint, checked = Blueprint(name, __name__), checks(trust)
+
+        @blueprint.route("/<path:rest>", methods=READING)
+        def check(rest: str) -> StreamResponse:
+            scope = _scope()
+            scope["root_path"] = scope["path"].removesuffix(rest).rstrip("/")
+            return self.answer(scope, checked)
 
         return blueprint
 

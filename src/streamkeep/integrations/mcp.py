@@ -17,6 +17,7 @@ from typing import Final, Self, assert_never
 
 import anyio
 
+from .._durations import check_durations
 from .._extras import needed_by
 
 with needed_by(__name__, "mcp"):
@@ -82,6 +83,7 @@ class StreamEventStore(EventStore):
         idle: timedelta = timedelta(minutes=30),
         drain: timedelta = timedelta(seconds=10),
     ) -> None:
+        check_durations(idle=idle, drain=drain)
         self._streams = StreamManager.connect(streams) if isinstance(streams, str) else streams
         self._idle_seconds = idle.total_seconds()
         self._drain_seconds = drain.total_seconds()

@@ -54,7 +54,7 @@ class MemoryStorage:
     async def read(self, stream: str, start: int = 0, limit: int = 0) -> Page | None:
         """See `Storage.read`."""
         found = self._streams.get(stream)
-        return None if found is None else Page(found.head, _page(found.records, start, limit))
+        return None if found is None else Page(found.head, _page(found.records, start - found.head.first, limit))
 
     async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
         """See `Storage.commit`."""
@@ -64,10 +64,11 @@ class MemoryStorage:
             self._create(stream, head)
         found = self._streams[stream]
         is_due_anew = seen is None or found.head.expires_at != head.expires_at
+        found.records.extend(records)
+        del found.records[: head.first - (head.tail - len(found.records))]
         found.head = head
         if is_due_anew:
             self._note_due(stream, head.expires_at)
-        found.records.extend(records)
         self._doorbells.ring((stream,))
         return True
 
@@ -140,6 +141,8 @@ def _steady_clock() -> Callable[[], float]:
 
 
 def _page(records: list[bytes], start: int, limit: int) -> Sequence[bytes]:
+    if start < 0:
+        return ()
     page = records[start : start + limit]
     size = 0
     for end, record in enumerate(page, 1):

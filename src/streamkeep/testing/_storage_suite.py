@@ -302,6 +302,73 @@ class StorageSuite:
         assert await storage.delete("s", head.version)
         assert await storage.read("s") is None
 
+    # -- first
+
+    @pytest.mark.parametrize("first", [1, 3, 5])
+    async def test_a_commit_forgets_what_is_before_its_first_record(
+        self, storage: Storage, second: Storage, first: int
+    ) -> None:
+        before = await create(storage, "s", *letters(0, 4))
+        head = replace(before, version=before.version + 1, tail=5, first=first)
+        assert await storage.commit("s", before.version, head, letters(4, 5))
+        for each in (storage, second):
+            assert await all_of(each, "s") == (head, letters(first, 5))
+            for start in range(first):
+                page = await each.read("s", start, 10)
+                assert page is not None
+                assert (page.head, list(page.records)) == (head, [])
+            assert await each.scan() == [("s", head)]
+
+    async def test_a_log_goes_on_behind_what_was_forgotten_and_forgets_more(self, storage: Storage) -> None:
+        head = await create(storage, "s")
+        for number in range(0, 40, 4):
+            forgotten = replace(head, first=max(0, number - 6))
+            head = await append(storage, "s", forgotten, *letters(number, number + 4))
+            assert await all_of(storage, "s") == (head, letters(head.first, number + 4))
+
+    async def test_a_log_may_forget_all_it_has_and_what_is_just_appended(self, storage: Storage) -> None:
+        head = await create(storage, "s", *letters(0, 3))
+        emptied = replace(head, version=head.version + 1, first=3)
+        assert await storage.commit("s", head.version, emptied)
+        assert await all_of(storage, "s") == (emptied, [])
+        head = replace(emptied, version=emptied.version + 1, tail=6, first=5)
+        assert await storage.commit("s", emptied.version, head, letters(3, 6))
+        assert await all_of(storage, "s") == (head, letters(5, 6))
+        head = await append(storage, "s", head, *letters(6, 8))
+        assert await all_of(storage, "s") == (head, letters(5, 8))
+
+    async def test_a_commit_that_has_not_seen_the_version_forgets_nothing(self, storage: Storage) -> None:
+        head = await create(storage, "s", *letters(0, 3))
+        assert not await storage.commit("s", head.version + 1, replace(head, version=head.version + 2, first=2))
+        assert await all_of(storage, "s") == (head, letters(0, 3))
+
+    async def test_forgetting_touches_no_other_stream_and_no_later_one_of_the_same_id(self, storage: Storage) -> None:
+        other = await create(storage, "other", *letters(0, 3))
+        head = await create(storage, "s", *letters(0, 3))
+        head = await append(storage, "s", replace(head, first=2), b"more")
+        assert await all_of(storage, "other") == (other, letters(0, 3))
+        assert await storage.delete("s", head.version)
+        later = replace(a_head(version=head.version + 1), tail=3)
+        assert await storage.commit("s", None, later, letters(0, 3))
+        assert await all_of(storage, "s") == (later, letters(0, 3))
+
+    async def test_logs_that_forget_at_once_keep_what_they_keep(self, storage: Storage) -> None:
+        heads = {stream: await create(storage, stream, *letters(0, 3)) for stream in ("a", "b", "c")}
+
+        async def forget(stream: str, first: int) -> None:
+            heads[stream] = await append(storage, stream, replace(heads[stream], first=first), *letters(3, 5))
+
+        async with anyio.create_task_group() as tasks:
+            for first, stream in enumerate(heads):
+                tasks.start_soon(forget, stream, 2 * first)
+        for first, stream in enumerate(heads):
+            assert await all_of(storage, stream) == (heads[stream], letters(2 * first, 5))
+
+    async def test_a_long_log_forgets_most_of_itself(self, storage: Storage) -> None:
+        head = await create(storage, "s", *letters(0, MANY))
+        head = await append(storage, "s", replace(head, first=MANY - 7), b"more")
+        assert await all_of(storage, "s") == (head, [*letters(MANY - 7, MANY), b"more"])
+
     # -- scan
 
     async def test_a_scan_of_nothing_is_empty(self, storage: Storage) -> None:
@@ -684,10 +751,15 @@ async def create(storage: Storage, stream: str, *records: bytes) -> Head:
 
 
 async def append(storage: Storage, stream: str, seen: Head, *records: bytes) -> Head:
-    """Append to a stream whose head is `seen`, and give the new one."""
+    """Append to a stream whose head is `seen`, or differs from it in its `first`, and give the new one."""
     head = replace(seen, version=seen.version + 1, tail=seen.tail + len(records))
     assert await storage.commit(stream, seen.version, head, records)
     return head
+
+
+def letters(begin: int, end: int) -> list[bytes]:
+    """Give records that say their offsets."""
+    return [b"record %d" % offset for offset in range(begin, end)]
 
 
 def contents(page: Page | None) -> tuple[Head, list[bytes]]:
@@ -697,13 +769,16 @@ def contents(page: Page | None) -> tuple[Head, list[bytes]]:
 
 
 async def all_of(storage: Storage, stream: str, limit: int = 1000) -> tuple[Head, list[bytes]]:
-    """Read a stream page by page to the end of its log."""
+    """Read a stream page by page, from its first record to the end of its log."""
     records: list[bytes] = []
+    page = await storage.read(stream)
+    assert page is not None
+    first = page.head.first
     while True:
-        page = await storage.read(stream, len(records), limit)
+        page = await storage.read(stream, first + len(records), limit)
         assert page is not None
         if not page.records:
-            assert page.head.tail == len(records)
+            assert page.head.tail == first + len(records)
             return page.head, records
         assert len(page.records) <= limit
         records.extend(page.records)

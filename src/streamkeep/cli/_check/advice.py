@@ -183,6 +183,16 @@ ADVICE: Final[Mapping[str, Advice]] = {
         "A connection that breaks looks like the end of the answer to clients that know no better.",
         ("nginx: proxy_http_version 1.1; proxy_set_header Connection ''",),
     ),
+    "hidden-cuts": Advice(
+        "cuts that look like an end",
+        "When an instance is lost, clients that do not look for the last event take half an answer for all of it.",
+        (
+            "Caddy: 2.11, or newer; 2.6 ends such an answer as if it were complete",
+            "the app: take away middleware of BaseHTTPMiddleware, or write it as plain ASGI",
+            "the server: Daphne, and HTTP/2 of hypercorn, cannot cut an answer; uvicorn, granian and gunicorn can",
+            "or have clients look for the last event: done, finish, [DONE]",
+        ),
+    ),
     "errors-replaced": Advice(
         "errors that are replaced",
         "Clients cannot tell why they were refused, and may try for ever.",

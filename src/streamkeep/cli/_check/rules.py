@@ -225,6 +225,14 @@ def _protocol(seen: Seen) -> Iterator[Finding]:
         yield Finding("http-1.0", "warning", f"an answer ends where its connection does (HTTP/{version}, no chunks)")
 
 
+def _hidden_cuts(seen: Seen) -> Iterator[Finding]:
+    exchange = seen.broken
+    if exchange is None or exchange.status != 200 or exchange.end != "whole" or seen.first.hello.http_version == "1.0":
+        return
+    if exchange.is_delimited:  # else `_protocol` says so
+        yield Finding("hidden-cuts", "warning", "an answer that the app broke off came as if it were complete")
+
+
 def _missing(seen: Seen) -> Iterator[Finding]:
     exchange = seen.missing
     if exchange is not None and exchange.status:
@@ -365,6 +373,8 @@ def _judged_elsewhere(seen: Seen) -> Iterator[Exchange | None]:
     yield from (preflight.exchange for preflight in seen.preflights)
     yield from (seen.started, seen.idle, seen.idle_rest, seen.body, seen.probe.exchange if seen.probe else None)
     yield from (exchange for exchange in (seen.missing, seen.cors_missing) if exchange is not None and exchange.status)
+    if seen.broken is not None and (seen.broken.end == "cut" or seen.broken.status == 404):  # 404: an older CheckHTTP
+        yield seen.broken
     if seen.stops:
         yield seen.stopped
 
@@ -547,6 +557,7 @@ RULES: Final[Sequence[Callable[[Seen], Iterator[Finding]]]] = (
     _answers_headers,
     cors,
     _protocol,
+    _hidden_cuts,
     _missing,
     _body,
     _clocks,

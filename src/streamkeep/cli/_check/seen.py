@@ -115,6 +115,7 @@ class Seen:
         greetings: all of them.
         probe: the one that had the headers by which readers go on.
         missing: what was answered for a stream that does not exist.
+        broken: an answer that the app has broken off.
         body: what was answered to a large body; and how large it was.
         preflights: of the origin.
         cors_start: a start from the origin.
@@ -136,6 +137,7 @@ class Seen:
     greetings: list[Greeting] = field(default_factory=list)
     probe: Greeting | None = None
     missing: Exchange | None = None
+    broken: Exchange | None = None
     body: Exchange | None = None
     preflights: list[Preflight] = field(default_factory=list)
     cors_start: Exchange | None = None

@@ -117,11 +117,14 @@ async def _look_around(asking: Asking, seen: Seen) -> None:
             Request("GET", "/streams/streamkeep.check-none/info", about="a stream that is not there")
         )
 
+    async def be_cut() -> None:
+        seen.broken = await asking.ask(Request("GET", "/broken", [_SSE], about="an answer that the app breaks off"))
+
     async def send_much() -> None:
         size = min(seen.first.hello.max_body_bytes, LARGE_BODY_BYTES)
         seen.body = await asking.ask(Request("POST", "/body", body=b"x" * size, about="a large body"), _within(SPARE_SECONDS))
 
-    await _at_once([*[greet] * (GREETINGS - 1), probe, miss, send_much])
+    await _at_once([*[greet] * (GREETINGS - 1), probe, miss, be_cut, send_much])
     if seen.options.origin:
         await _ask_as_a_page(asking, seen)
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import msgspec
 
+from ..._durations import check_durations
 from ...events import ReadAs, decoder_of
 from .._calls import READ_TIMEOUT
 from .._handles import AwaitedHandle
@@ -88,6 +89,7 @@ class DurableStream:
     ) -> None:
         self._target = Target(url, dict(headers or {}), content_type, retry or Retry())
         self._client = client
+        check_durations(read_timeout=read_timeout)
         self._seconds = None if read_timeout is None else read_timeout.total_seconds()
         self._network: AsyncNetwork | None = None
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from ..._durations import check_durations
 from ...errors import InvalidArgumentError, RefusedError, Status, StreamLostError
 from ...events import encode_json
 from ...wire import error_of
@@ -176,6 +177,7 @@ def joined(messages: Sequence[bytes], content_type: str) -> bytes:
 
 def seconds_text(ttl: timedelta) -> str:
     """Give a span as the protocol has it. InvalidArgumentError: it is no number of whole seconds, or negative."""
+    check_durations(ttl=ttl)
     seconds = ttl.total_seconds()
     if seconds < 0 or seconds != int(seconds):
         raise InvalidArgumentError("a TTL is a number of whole seconds")

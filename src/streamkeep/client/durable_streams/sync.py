@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 import msgspec
 
 from ..._background import ran
+from ..._durations import check_durations
 from ...errors import InvalidArgumentError, StreamkeepError, StreamLostError, UnexpectedAnswerError, fresh
 from ...events import ReadAs, decoder_of
 from .._calls import READ_TIMEOUT
@@ -73,6 +74,7 @@ class DurableStream:
     ) -> None:
         self._target = Target(url, dict(headers or {}), content_type, retry or Retry())
         self._client = client
+        check_durations(read_timeout=read_timeout)
         self._seconds = None if read_timeout is None else read_timeout.total_seconds()
         self._network: BlockingNetwork | None = None
 

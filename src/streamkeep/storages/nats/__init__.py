@@ -178,14 +178,16 @@ class _Known:
     first: int = 0
     second: int = -1
     marker: int = 0
+    kept: int = 0
 
     @classmethod
     def at(cls, last: Last) -> Self:
         """Give what the end of a stream says."""
         if last.commit is None:
             return cls(None, last.sequence)
-        second = second_of(last.commit.head.expires_at)
-        return cls(last.commit.head.version, last.sequence, last.commit.first, second, last.commit.marker)
+        head = last.commit.head
+        second = second_of(head.expires_at)
+        return cls(head.version, last.sequence, last.commit.first, second, last.commit.marker, head.first)
 
 
 _NEVER_SEEN: Final = _Known(None, 0)
@@ -388,12 +390,23 @@ class _JetStream:
             sequence = await self._write_batch(connection, subject, pieces, headers)
         self._notifications.expect(token, sequence)
         first = known.first or sequence - len(pieces) + 1
-        self._remember(token, _Known(change.head.version, sequence, first, second, marker))
+        self._remember(token, _Known(change.head.version, sequence, first, second, marker, change.head.first))
         if moves:
             await new_marker.confirm()
             self._remove(connection, known.marker)
         else:
             self._remove(connection, new_marker.sequence)
+        if change.head.first > known.kept:
+            await self._forget_before(connection, token)
+
+    async def _forget_before(self, connection: Connection, token: str) -> None:
+        """Remove what the head no longer counts as the log. Should that fail, it is removed when more of it is."""
+        subject = self._subject(token)
+        with suppress(ApiError, ChangedError, StorageError):
+            last = (await self._log.last(connection, subject)).commit
+            if last is not None:
+                begin = await self._log.begin_of(connection, subject, last, last.head.first)
+                await connection.api(f"STREAM.PURGE.{self._name}", {"filter": subject, "seq": begin})
 
     async def _delete(self, connection: Connection, token: str, known: _Known) -> None:
         headers = {"Nats-Expected-Last-Subject-Sequence": str(known.sequence), "Nats-Rollup": "sub"}

@@ -55,6 +55,7 @@ class _Foot(msgspec.Struct, frozen=True, array_like=True):
     marker: int
     first: int
     sizes: list[int]
+    kept: int = 0  # the head's `first`
 
 
 class Commit(msgspec.Struct, frozen=True):
@@ -67,7 +68,7 @@ class Commit(msgspec.Struct, frozen=True):
     @property
     def head(self) -> Head:
         """The head that it wrote."""
-        return Head(self.foot.version, self.foot.tail, self.foot.state, self.foot.expires_at)
+        return Head(self.foot.version, self.foot.tail, self.foot.state, self.foot.expires_at, self.foot.kept)
 
     @property
     def marker(self) -> int:
@@ -92,9 +93,8 @@ class Commit(msgspec.Struct, frozen=True):
 
 def encode(head: Head, records: Sequence[bytes], marker: int, first: int, piece_bytes: int) -> Sequence[bytes]:
     """Give the messages of a commit. `first` is where the stream's creation begins, 0 in the creation itself."""
-    foot = msgspec.msgpack.encode(
-        _Foot(head.version, head.tail, head.state, head.expires_at, marker, first, [len(record) for record in records])
-    )
+    sizes = [len(record) for record in records]
+    foot = msgspec.msgpack.encode(_Foot(head.version, head.tail, head.state, head.expires_at, marker, first, sizes, head.first))
     whole = b"".join((*records, foot, _FOOT_SIZE.pack(len(foot))))
     pieces = [whole[begin : begin + piece_bytes] for begin in range(0, len(whole), piece_bytes)]
     return [_PREFIX.pack(_COMMIT, number, min(len(pieces) - 1, 0xFFFF)) + piece for number, piece in enumerate(pieces[:0xFFFF])]

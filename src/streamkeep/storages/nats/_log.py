@@ -99,7 +99,7 @@ class Log:
         commit = last.commit
         assert commit is not None
         page = _Page(start, limit)
-        if page.is_full or start >= commit.tail:
+        if page.is_full or not commit.head.first <= start < commit.tail:
             return page.records
         if start < commit.start:
             begin = await self._find(connection, subject, commit, start)
@@ -114,6 +114,10 @@ class Log:
             page.add(commit, pieces)
             self._remember(subject, commit)
         return page.records
+
+    async def begin_of(self, connection: Connection, subject: str, last: Commit, offset: int) -> int:
+        """Give a place before which no message of the stream holds the record at `offset`, or any later one."""
+        return last.begin if offset >= last.start else await self._find(connection, subject, last, offset)
 
     async def _walk(
         self, connection: Connection, subject: str, last: Commit, begin: int, page: "_Page", *, leader: bool

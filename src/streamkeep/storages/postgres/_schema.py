@@ -8,7 +8,7 @@ from streamkeep.storages.postgres._link import Database, Link, Place
 _OLDEST_SERVER: Final = 12
 _MIGRATION_SECONDS: Final = 60
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """The format that this code writes. A format may only add what older code need not know; one that does more raises OLDEST_FORMAT too."""
 OLDEST_FORMAT: Final = 1
 """The oldest format whose code may still work on what this code writes."""
@@ -38,6 +38,7 @@ _SCHEMA: Final = """
     ) WITH (autovacuum_vacuum_scale_factor = 0.05);
 """
 _ADDED_IN_2: Final = "CREATE INDEX IF NOT EXISTS streams_expires_at ON {schema}.streams (expires_at)"
+_ADDED_IN_3: Final = 'ALTER TABLE {schema}.streams ADD COLUMN IF NOT EXISTS "first" bigint NOT NULL DEFAULT 0'
 
 _ADD_FORMAT: Final = "INSERT INTO {schema}.format VALUES ($1::integer, $2::integer)"
 _SET_FORMAT: Final = "UPDATE {schema}.format SET version = $1::integer, oldest = $2::integer"
@@ -81,6 +82,7 @@ async def _migrate(db: Database, place: Place) -> None:
     if version == 0:
         await _create(db, place)
     await db.execute(place.sql(_ADDED_IN_2))
+    await db.execute(place.sql(_ADDED_IN_3))
     await db.fetch(place.sql(_ADD_FORMAT if version == 0 else _SET_FORMAT), FORMAT, OLDEST_FORMAT)
 
 

@@ -37,7 +37,7 @@ __all__ = ["RedisStorage"]
 
 logger: Final = logging.getLogger("streamkeep")
 
-_FORMAT: Final = b"2"
+_FORMAT: Final = b"3"
 _OLDEST: Final = (7, 0)
 _NEVER_SECONDS: Final = 1e11
 _SLACK_SECONDS: Final = 60
@@ -46,8 +46,8 @@ _READS_AT_ONCE: Final = 64
 _LEAST_PAGE_BYTES: Final = 64 << 10
 
 # Each key of a stream begins with the hash tag of its bucket:
-#   {prefix:7}:head:ID   "version tail expires_at state"; a string, so that one SET replaces it and its expiry
-#   {prefix:7}:log:ID    a list of the records
+#   {prefix:7}:head:ID   "version tail first expires_at state"; a string, so that one SET replaces it and its expiry
+#   {prefix:7}:log:ID    a list of the records, from the first that is kept on
 #   {prefix:7}:ids       the ids of the bucket, all with score 0, and so in the order of their bytes, which is that of their code points
 #   {prefix:7}:due       the same ids, scored by expires_at
 #   {prefix:0}:format    what of all this a newer streamkeep may do otherwise
@@ -61,20 +61,27 @@ _NOBODY: Final = b"\xff"  # not UTF-8, and so the id of no stream
 # The first write is one that a server without memory refuses: so it refuses all or nothing. Versions are compared as text, because a
 # number of Lua has 53 bits. A commit that has happened is written once more if replicas are to be waited for. An expiry that stays is left
 # alone, in every key.
-_COMMIT: Final = b"""
+_FIRST_OF: Final = b"""
+local function first_of(head) return tonumber(string.match(head, '^%d+ %d+ (%d+) ') or 0) end
+"""
+_COMMIT: Final = (
+    _FIRST_OF
+    + b"""
 local head_key, log_key, ids_key, due_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local seen, tail, head, due, forget_at, id, channel, again = unpack(ARGV, 1, 8)
+local seen, tail, first, head, due, forget_at, id, channel, again = unpack(ARGV, 1, 9)
 local old = redis.call('GET', head_key)
+local old_first, length = 0, 0
 if not old then
   if seen ~= '' then return 0 end
 elseif seen == '' or string.sub(old, 1, #seen) ~= seen then
   if again == '' or old ~= head then return 0 end
   if redis.pcall('SET', head_key, head, 'KEEPTTL').err then return -2 end
   return 1
-elseif redis.call('LLEN', log_key) ~= tonumber(tail) then
-  return -1
+else
+  old_first, length = first_of(old), redis.call('LLEN', log_key)
+  if length ~= tonumber(tail) - old_first then return -1 end
 end
-local is_same = old and string.match(old, '^%d+ %d+ (%S+) ') == due
+local is_same = old and string.match(old, '^%d+ %d+ %d+ (%S+) ') == due
 if is_same then
   redis.call('SET', head_key, head, 'KEEPTTL')
 elseif forget_at == '' then
@@ -86,18 +93,20 @@ if not old then
   redis.call('DEL', log_key)
   redis.call('ZADD', ids_key, 0, id)
 end
-for first = 9, #ARGV, 1000 do
-  redis.call('RPUSH', log_key, unpack(ARGV, first, math.min(first + 999, #ARGV)))
+for at = 10, #ARGV, 1000 do
+  redis.call('RPUSH', log_key, unpack(ARGV, at, math.min(at + 999, #ARGV)))
 end
+if tonumber(first) > old_first then redis.call('LTRIM', log_key, tonumber(first) - old_first, -1) end
 if not is_same then redis.call('ZADD', due_key, due, id) end
 if forget_at == '' then
   if not is_same then redis.call('PERSIST', log_key) end
-elseif not is_same or tail == '0' then
+elseif not is_same or length == 0 then
   redis.call('PEXPIREAT', log_key, forget_at)
 end
 redis.call('PUBLISH', channel, '')
 return 1
 """
+)
 
 # Whatever the server has forgotten by itself goes out of the indexes, whichever version of it is to be deleted.
 _DELETE: Final = b"""
@@ -116,10 +125,14 @@ return 1
 
 # In steps, because what a step gives is in memory twice before it is counted: one record, and then as many as there is room for if they are
 # like those before, but never very many.
-_READ: Final = b"""
+_READ: Final = (
+    _FIRST_OF
+    + b"""
 local page = {redis.call('GET', KEYS[1])}
 if not page[1] then return false end
-local at, stop, room = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local first, room = first_of(page[1]), tonumber(ARGV[3])
+local at, stop = tonumber(ARGV[1]) - first, tonumber(ARGV[2]) - first
+if at < 0 then return page end
 local count, size = 1, 0
 while at < stop do
   local step = redis.call('LRANGE', KEYS[2], at, math.min(at + count, stop) - 1)
@@ -134,6 +147,7 @@ while at < stop do
 end
 return page
 """
+)
 
 # The heads of the ids are the keys from the third on. One that is not a string is somebody else's, and never swept.
 _DROP_FORGOTTEN: Final = b"""
@@ -298,7 +312,7 @@ class RedisStorage(AsyncioStorage["_Entered"]):
     def _page(self, reply: Reply, start: int, stop: int) -> Page:
         data, *records = _list(reply)
         head = self._head(data)
-        wanted = max(0, min(stop, head.tail) - start)
+        wanted = max(0, min(stop, head.tail) - start) if start >= head.first else 0
         if len(records) > wanted or (len(records) < wanted and sum(map(len, records)) < _LEAST_PAGE_BYTES):
             raise StorageCorruptError(
                 f"{self._name}: a log is not as long as its head says; has somebody, or an eviction, removed keys?"
@@ -307,8 +321,8 @@ class RedisStorage(AsyncioStorage["_Entered"]):
 
     def _head(self, reply: Reply) -> Head:
         try:
-            version, tail, expires_at, state = _bytes(reply).split(b" ", 3)
-            return Head(int(version), int(tail), state, float(expires_at))
+            version, tail, first, expires_at, state = _bytes(reply).split(b" ", 4)
+            return Head(int(version), int(tail), state, float(expires_at), int(first))
         except ValueError:
             raise StorageCorruptError(f"{self._name}: a head is not streamkeep's; choose another prefix") from None
 
@@ -380,13 +394,14 @@ class _Scripts:
     def commit(self, stream: bytes, seen: int | None, head: Head, records: Sequence[bytes]) -> Request:
         expires_at = head.expires_at
         due = repr(expires_at).encode()
-        text = b"%d %d %s %s" % (head.version, head.tail, due, head.state)
+        text = b"%d %d %d %s %s" % (head.version, head.tail, head.first, due, head.state)
         forget_at = b"%d" % ((expires_at + _SLACK_SECONDS) * 1000) if 0 < expires_at < _NEVER_SECONDS else b""
         key = partial(self._servers.key, bucket := bucket_of(stream))
         keys = (key(_HEAD + stream), key(_LOG + stream), key(_IDS), key(_DUE))
         arguments: tuple[bytes | int, ...] = (
             _version(seen),
             head.tail - len(records),
+            head.first,
             text,
             due,
             forget_at,
@@ -432,7 +447,8 @@ class _Scripts:
                 *keys,
                 "",
                 0,
-                b"1 1 0.0 ",
+                0,
+                b"1 1 0 0.0 ",
                 "0.0",
                 b"%d" % (_NEVER_SECONDS * 1000),
                 _NOBODY,

@@ -38,7 +38,7 @@ from streamkeep.storages.sqlite._writer import Writer
 Synchronous = Literal["FULL", "NORMAL"]
 
 _APPLICATION_ID: Final = int.from_bytes(b"stkp", "big")
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 
 # AUTOINCREMENT: a key that was deleted never comes back, so a remembered key is right or finds nothing.
 _SCHEMA: Final = f"""
@@ -49,7 +49,8 @@ _SCHEMA: Final = f"""
         version    INTEGER NOT NULL,
         tail       INTEGER NOT NULL,
         state      BLOB    NOT NULL,
-        expires_at REAL    NOT NULL
+        expires_at REAL    NOT NULL,
+        first      INTEGER NOT NULL
     );
     CREATE INDEX expiry ON streams (expires_at);
     CREATE TABLE records (

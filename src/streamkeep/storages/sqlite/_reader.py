@@ -59,13 +59,15 @@ class Reader:
     def read(self, stream: str, start: int, limit: int) -> Page | None:
         """Do `Storage.read`."""
         id_bytes(stream)
-        row = self._db.execute("SELECT key, version, tail, state, expires_at FROM streams WHERE id = ?", (stream,)).fetchone()
+        row = self._db.execute(
+            "SELECT key, version, tail, state, expires_at, first FROM streams WHERE id = ?", (stream,)
+        ).fetchone()
         if row is None:
             return None
-        key, version, tail, state, expires_at = row
+        key, version, tail, state, expires_at, first = row
         self._size += len(state)
-        records = self._records(key, start, limit) if limit and start < tail else ()
-        return Page(Head(version, tail, state, expires_at), records)
+        records = self._records(key, start, limit) if limit and first <= start < tail else ()
+        return Page(Head(version, tail, state, expires_at, first), records)
 
     def _records(self, key: int, start: int, limit: int) -> Sequence[bytes]:
         rows = self._db.execute(
@@ -87,12 +89,14 @@ class Reader:
     def scan(self, after: str, limit: int) -> Sequence[tuple[str, Head]]:
         """Do `Storage.scan`. (SQLite compares UTF-8 bytes, whose order is that of the code points.)"""
         id_bytes(after)
-        query = "SELECT id, version, tail, state, expires_at FROM streams WHERE id > ? ORDER BY id LIMIT ?"
+        query = "SELECT id, version, tail, state, expires_at, first FROM streams WHERE id > ? ORDER BY id LIMIT ?"
         return self._heads(self._db.execute(query, (after, limit)))
 
     def expired(self, before: float, limit: int) -> Sequence[tuple[str, Head]]:
         """Do `Storage.expired`."""
-        query = "SELECT id, version, tail, state, expires_at FROM streams WHERE expires_at <= ? ORDER BY expires_at LIMIT ?"
+        query = (
+            "SELECT id, version, tail, state, expires_at, first FROM streams WHERE expires_at <= ? ORDER BY expires_at LIMIT ?"
+        )
         return self._heads(self._db.execute(query, (before, limit)))
 
     def _heads(self, rows: sqlite3.Cursor) -> Sequence[tuple[str, Head]]:
@@ -100,8 +104,8 @@ class Reader:
         found: list[tuple[str, Head]] = []
         size = 0
         with closing(rows):
-            for stream, version, tail, state, expires_at in rows:
-                found.append((stream, Head(version, tail, state, expires_at)))
+            for stream, version, tail, state, expires_at, first in rows:
+                found.append((stream, Head(version, tail, state, expires_at, first)))
                 size += len(state)
                 if size >= PAGE_BYTES:
                     break

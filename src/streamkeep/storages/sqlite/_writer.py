@@ -22,10 +22,14 @@ _MOST_JOBS: Final = 1000
 _KEYS_KEPT: Final = 10_000
 
 # Two statements, because one that names `expires_at` changes its index too, even if the value stays.
-_KEEP_EXPIRY: Final = "UPDATE streams SET version = ?, tail = ?, state = ? WHERE key = ? AND version = ? AND expires_at = ?"
-_SET_EXPIRY: Final = "UPDATE streams SET version = ?, tail = ?, state = ?, expires_at = ? WHERE key = ? AND version = ?"
-_HeadRow = tuple[int, int, bytes, int, int, float]
-_ExpiryRow = tuple[int, int, bytes, float, int, int]
+_KEEP_EXPIRY: Final = (
+    "UPDATE streams SET version = ?, tail = ?, state = ?, first = ? WHERE key = ? AND version = ? AND expires_at = ?"
+)
+_SET_EXPIRY: Final = (
+    "UPDATE streams SET version = ?, tail = ?, state = ?, first = ?, expires_at = ? WHERE key = ? AND version = ?"
+)
+_HeadRow = tuple[int, int, bytes, int, int, int, float]
+_ExpiryRow = tuple[int, int, bytes, int, float, int, int]
 
 
 class _ConflictError(Exception):
@@ -61,6 +65,7 @@ class Writer:
         self._expiries: list[_ExpiryRow] = []
         self._expiring: set[int] = set()
         self._rows: list[tuple[int, int, bytes]] = []
+        self._forgotten: list[tuple[int, int]] = []
         self._changed: list[int] = []
 
     def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes]) -> bool:
@@ -71,6 +76,8 @@ class Writer:
             return False
         for offset, record in enumerate(records, head.tail - len(records)):
             self._rows.append((key, offset, record))
+        if head.first:
+            self._forgotten.append((key, head.first))
         self._changed.append(changed)
         return True
 
@@ -170,7 +177,8 @@ class Writer:
             return Changes(0, 0, changed)
 
     def _begin(self, deadline: float) -> None:
-        self._heads, self._expiries, self._expiring, self._rows, self._changed = [], [], set(), [], []
+        self._heads, self._expiries, self._expiring = [], [], set()
+        self._rows, self._forgotten, self._changed = [], [], []
         retry_until(deadline, self._try_to_begin)
 
     def _try_to_begin(self) -> bool:
@@ -210,11 +218,13 @@ class Writer:
         self._expiring.clear()
         self._db.executemany("INSERT INTO records VALUES (?, ?, ?)", self._rows)
         self._rows.clear()
+        self._db.executemany("DELETE FROM records WHERE stream = ? AND offset < ?", self._forgotten)
+        self._forgotten.clear()
 
     def _insert(self, stream: str, head: Head) -> int | None:
         cursor = self._db.execute(
-            "INSERT INTO streams (id, version, tail, state, expires_at) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-            (stream, head.version, head.tail, head.state, head.expires_at),
+            "INSERT INTO streams (id, version, tail, state, expires_at, first) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            (stream, head.version, head.tail, head.state, head.expires_at, head.first),
         )
         return self._remember(stream, cursor.lastrowid, head.expires_at) if cursor.rowcount else None
 
@@ -235,16 +245,21 @@ class Writer:
             if self._is_optimistic:
                 if key in self._expiring:  # what is kept is flushed before what is set
                     self._flush()
-                self._heads.append((head.version, head.tail, head.state, key, seen, expires_at))
+                self._heads.append((head.version, head.tail, head.state, head.first, key, seen, expires_at))
                 return True
-            row = (head.version, head.tail, head.state, key, seen, expires_at)
+            row = (head.version, head.tail, head.state, head.first, key, seen, expires_at)
             if self._db.execute(_KEEP_EXPIRY, row).rowcount == 1:
                 return True
         elif self._is_optimistic:
             self._expiring.add(key)
-            self._expiries.append((head.version, head.tail, head.state, head.expires_at, key, seen))
+            self._expiries.append((head.version, head.tail, head.state, head.first, head.expires_at, key, seen))
             return True
-        return self._db.execute(_SET_EXPIRY, (head.version, head.tail, head.state, head.expires_at, key, seen)).rowcount == 1
+        return (
+            self._db.execute(
+                _SET_EXPIRY, (head.version, head.tail, head.state, head.first, head.expires_at, key, seen)
+            ).rowcount
+            == 1
+        )
 
     def _find(self, stream: str, seen: int) -> int | None:
         self._flush()
