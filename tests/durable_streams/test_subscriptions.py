@@ -459,3 +459,14 @@ async def test_a_webhook_goes_over_tls_to_whom_it_can_trust(
                 gc.collect()
     finally:
         _webhooks._trusted.cache_clear()  # pyright: ignore[reportPrivateUsage]
+
+
+async def test_a_webhook_goes_to_another_address_of_its_host_where_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def resolve(host: str, port: int, **_: object) -> list[tuple[Any, ...]]:
+        return [(0, 0, 0, "", (address, port)) for address in ("::1", "127.0.0.2", "127.0.0.1")]
+
+    async with webhook(b'{"done":true}') as (url, taken, _):
+        local = url.replace("127.0.0.1", "localhost")
+        monkeypatch.setattr("anyio.getaddrinfo", resolve)
+        assert await _webhooks.post(local, b"{}", {}, within=BOUND_SECONDS, allow_local=True) == b'{"done":true}'
+    assert len(taken) == 1
