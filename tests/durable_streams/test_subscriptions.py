@@ -535,3 +535,14 @@ async def test_a_webhook_is_not_called_for_ever_for_a_stream_that_was_deleted(op
             while (await client.get("__ds/subscriptions/s")).json()["streams"]:  # until the lease is over
                 pass
         assert {json.loads(body)["generation"] for _, body in taken} == {1}
+
+
+async def test_a_webhook_goes_to_another_address_of_its_host_where_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def resolve(host: str, port: int, **_: object) -> list[tuple[Any, ...]]:
+        return [(0, 0, 0, "", (address, port)) for address in ("::1", "127.0.0.2", "127.0.0.1")]
+
+    async with webhook(b'{"done":true}') as (url, taken, _):
+        local = url.replace("127.0.0.1", "localhost")
+        monkeypatch.setattr("anyio.getaddrinfo", resolve)
+        assert await _webhooks.post(local, b"{}", {}, within=BOUND_SECONDS, allow_local=True) == b'{"done":true}'
+    assert len(taken) == 1
