@@ -7,18 +7,20 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from itertools import product
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import anyio
 import httpx
 import pytest
-from tests.durable_streams.conftest import Open
+from anyio.lowlevel import checkpoint
+from tests.durable_streams.conftest import Open, client_of
 
 from streamkeep import StreamManager
-from streamkeep.durable_streams import Access, DurableStreamsLimits, _readers, bridge, durable_streams
+from streamkeep.durable_streams import Access, DurableStreamsLimits, _readers, _rules, bridge, durable_streams
 from streamkeep.durable_streams._live import Live
 from streamkeep.durable_streams._log import Log
-from streamkeep.errors import InvalidArgumentError, StorageError
+from streamkeep.durable_streams._rules import Append, Config
+from streamkeep.errors import InvalidArgumentError, StorageError, StorageFullError
 from streamkeep.storage import Head, Page
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
@@ -226,8 +228,6 @@ async def test_a_stream_that_has_expired_is_removed_and_its_path_is_free(open_cl
     async with StreamManager(storage) as streams, durable_streams(streams) as app:
         there = app._there
         assert there is not None
-        from tests.durable_streams.conftest import client_of
-
         async with client_of(app) as client:
             await made(client, headers={**TEXT, "stream-ttl": "10"})
             await made(client, "kept", headers={**TEXT, "stream-ttl": "10000"})
@@ -242,8 +242,6 @@ async def test_what_is_kept_for_forks_goes_when_the_last_of_them_expires(open_cl
     async with StreamManager(storage) as streams, durable_streams(streams) as app:
         there = app._there
         assert there is not None
-        from tests.durable_streams.conftest import client_of
-
         async with client_of(app) as client:
             await made(client, body="source")
             forked = {"stream-forked-from": "s", "stream-ttl": "10"}
@@ -458,26 +456,23 @@ async def test_a_response_of_events_ends_after_its_time_and_its_reader_comes_bac
 
 
 async def test_live_readers_end_when_the_server_is_drained(open_client: Open) -> None:
-    async with StreamManager(MemoryStorage()) as streams, durable_streams(streams) as app:
-        from tests.durable_streams.conftest import client_of
+    async with StreamManager(MemoryStorage()) as streams, durable_streams(streams) as app, client_of(app) as client:
+        offset = await made(client)
+        answers: list[httpx.Response] = []
 
-        async with client_of(app) as client:
-            offset = await made(client)
-            answers: list[httpx.Response] = []
+        async def read(live: str) -> None:
+            answers.append(await client.get("s", params={"offset": offset, "live": live}))
 
-            async def read(live: str) -> None:
-                answers.append(await client.get("s", params={"offset": offset, "live": live}))
-
-            with anyio.fail_after(BOUND_SECONDS):
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(read, "long-poll")
-                    async with client.stream("GET", "s", params={"offset": offset, "live": "sse"}) as response:
-                        lines = response.aiter_lines()
-                        assert await anext(lines) == "event: control"
-                        await app.drain()
-                        assert not [line async for line in lines if "streamClosed" in line]
-            assert [answer.status_code for answer in answers] == [204]
-            assert "stream-closed" not in answers[0].headers
+        with anyio.fail_after(BOUND_SECONDS):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(read, "long-poll")
+                async with client.stream("GET", "s", params={"offset": offset, "live": "sse"}) as response:
+                    lines = response.aiter_lines()
+                    assert await anext(lines) == "event: control"
+                    await app.drain()
+                    assert not [line async for line in lines if "streamClosed" in line]
+        assert [answer.status_code for answer in answers] == [204]
+        assert "stream-closed" not in answers[0].headers
 
 
 # Limits and paths
@@ -754,3 +749,156 @@ async def test_a_stream_does_not_expire_while_a_long_poll_waits_for_it(open_clie
         offset = await made(client, headers={**TEXT, "stream-ttl": "1"})
         assert (await client.get("s", params={"offset": offset, "live": "long-poll"})).status_code == 204
         assert (await client.head("s")).status_code == 200
+
+
+class Late(MemoryStorage):
+    """Its clock stands still, and one of its commits, that has failed, happens when the next one comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_next_late = False
+        self._late: tuple[str, int | None, Head, Sequence[bytes]] | None = None
+
+    def time(self) -> float:
+        return 1_000_000.0
+
+    async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
+        if self.is_next_late:
+            self.is_next_late, self._late = False, (stream, seen, head, records)
+            raise StorageError("the storage is away")
+        if self._late is not None:
+            late, self._late = self._late, None
+            await super().commit(*late)
+        return await super().commit(stream, seen, head, records)
+
+
+@pytest.mark.promise("P27")
+async def test_an_append_that_happens_late_is_not_taken_for_the_one_that_follows(open_client: Open) -> None:
+    storage = Late()
+    async with open_client(storage) as client:
+        await made(client)
+        storage.is_next_late = True
+        assert (await client.post("s", headers=TEXT, content="1")).status_code == 503
+        assert (await client.post("s", headers=TEXT, content="2")).status_code == 204
+        assert (await client.get("s")).text == "12"
+
+
+@pytest.mark.promise("P27")
+async def test_a_deletion_that_has_failed_is_not_taken_for_one_of_another_stream(open_client: Open) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with open_client(storage) as one, open_client(storage) as other:
+        await made(one, body="1")
+        assert (await one.post("s", headers=TEXT, content="2")).status_code == 204  # so that it is known there
+        assert (await other.delete("s")).status_code == 204
+        await made(other, body="3")
+        storage.refuse("delete")
+        assert (await one.delete("s")).status_code == 503
+        assert (await other.get("s")).text == "3"
+        assert (await one.delete("s")).status_code == 204
+        assert (await other.get("s")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("operation", "done"), [("delete", 1), ("delete", 2), ("delete", 3), ("delete", 4), ("scan", 0), ("scan", 1)]
+)
+async def test_nothing_is_kept_for_a_fork_whose_server_died_while_it_removed_it(
+    operation: Literal["delete", "scan"], done: int
+) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with StreamManager(storage) as streams, durable_streams(streams) as app, client_of(app) as client:
+        there = app._there
+        assert there is not None
+        await made(client, body="source")
+        for path, source in [("f", "s"), ("g", "f")]:
+            assert (await client.put(path, headers={"stream-forked-from": source}, content="+")).status_code == 201
+        for path in "sf":
+            assert (await client.delete(path)).status_code == 204
+        storage.skip(operation, times=done)
+        storage.refuse(operation)
+        assert (await client.delete("g")).status_code == 503
+        assert [id for id, _ in await storage.scan() if id.startswith(".ds.")] != []
+        storage.ahead_seconds = 100.0
+        await there.follow_links()
+        assert [id for id, _ in await storage.scan() if id.startswith(".ds.")] == []
+
+
+async def test_a_fork_that_took_very_long_to_be_made_has_its_source_or_is_not_there(open_client: Open) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with open_client(storage) as one, open_client(storage) as other:
+        await made(one, body="source")
+        storage.skip("commit", times=2)
+        hold = storage.hold("commit")
+        codes: list[int] = []
+
+        async def fork() -> None:
+            codes.append((await one.put("f", headers={"stream-forked-from": "s"}, content="+")).status_code)
+
+        with anyio.fail_after(BOUND_SECONDS):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(fork)
+                await hold.reached.wait()
+                storage.ahead_seconds = 100.0
+                assert (await other.delete("s")).status_code == 204
+                assert (await other.head("s")).status_code == 404  # it has no fork that anybody knows of
+                hold.release()
+        assert codes == [404]
+        assert (await other.get("f")).status_code == 404
+        assert [id for id, _ in await storage.scan() if id.startswith(".ds.")] == []
+
+
+@pytest.mark.parametrize("live", ["", "long-poll", "sse"])
+async def test_what_is_in_a_full_storage_can_be_read(open_client: Open, live: str) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with open_client(storage) as client:
+        await made(client, headers={**TEXT, "stream-ttl": "100", "stream-closed": "true"}, body="1")
+        storage.ahead_seconds = 50.0
+        storage.refuse("commit", times=3, error=StorageFullError("the disk is full"))
+        answer = await client.get("s", params={"offset": "-1", **({"live": live} if live else {})})
+        assert answer.status_code == 200
+        assert "1" in answer.text
+        assert (await client.delete("s")).status_code == 204
+
+
+@pytest.mark.parametrize("method", ["append", "create"])
+async def test_nobody_waits_while_millions_of_messages_are_taken_apart(method: str) -> None:
+    body = b"[" + b"1," * 1_000_000 + b"1]"
+    async with StreamManager(MemoryStorage()) as streams, durable_streams(streams) as app:
+        there = app._there
+        assert there is not None
+        config = Config("application/json", None, "", _rules.NEVER, is_closed=False)
+        await there.create("s", config, b"", None)
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                await checkpoint()
+                turns += 1
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(count)
+            if method == "append":
+                assert (await there.append("s", Append(body, "application/json"))).code == 204
+            else:
+                assert (await there.create("other", config, body, None))[0].code == 201
+            tasks.cancel_scope.cancel()
+        assert turns > 100
+
+
+async def test_a_deletion_whose_client_goes_is_done_to_its_end(open_client: Open) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with StreamManager(storage) as streams, durable_streams(streams) as app, client_of(app) as client:
+        there = app._there
+        assert there is not None
+        await made(client, body="source")
+        assert (await client.put("f", headers={"stream-forked-from": "s"}, content="+")).status_code == 201
+        assert (await client.delete("s")).status_code == 204
+        hold = storage.hold("delete", after=True)
+        with anyio.fail_after(BOUND_SECONDS):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(there.delete, "f")
+                await hold.reached.wait()
+                tasks.cancel_scope.cancel()
+            hold.release()
+            while [id for id, _ in await storage.scan() if id.startswith(".ds.")]:
+                await checkpoint()

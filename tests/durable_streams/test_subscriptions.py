@@ -21,7 +21,7 @@ from tests.durable_streams.conftest import Open
 from tests.durable_streams.test_processes import webhook
 
 from streamkeep.durable_streams import Access, _paths, _wakes, _webhooks
-from streamkeep.durable_streams._wakes import Config, Noticed, Refusal, Subscription
+from streamkeep.durable_streams._wakes import Config, Place, Refusal, Subscription
 from streamkeep.errors import StorageError
 from streamkeep.storage import Page
 from streamkeep.storages.memory import MemoryStorage
@@ -293,7 +293,7 @@ async def test_a_subscription_needs_permission_for_each_stream_and_for_its_wake_
 
 def test_a_lease_that_is_over_is_no_lease_although_nobody_has_another_one() -> None:
     there = Subscription("s", "life", "by", Config("pull-wake", "**", (), "", "wake", 1_000), 0.0, is_backfilled=True)
-    there = _wakes.notice(there, {"a": Noticed(_offset(0), _offset(1))})
+    there = _wakes.notice(there, {"a": _place(1)}, {}).there
     claimed = _wakes.claim(there, "worker", 10.0, "w")
     assert isinstance(claimed, Subscription)
     assert isinstance(_wakes.ack(claimed, "w", 1, {"a": _offset(1)}, 10.9, done=False), Subscription)
@@ -313,7 +313,7 @@ def test_generations_only_grow_and_nobody_acks_in_the_place_of_another(seed: int
                 path = chance.choice("abc")
                 old = tails.get(path, 0)
                 tails[path] = old + 1
-                there = _wakes.notice(there, {path: Noticed(_offset(old), _offset(old + 1))})
+                there = _wakes.notice(there, {path: _place(old + 1)}, {}).there
             case 2:
                 there = _wakes.advance(there, now, f"w{step}")
             case 3:
@@ -343,6 +343,10 @@ def test_generations_only_grow_and_nobody_acks_in_the_place_of_another(seed: int
 
 def _offset(position: int) -> str:
     return f"{position:016d}_{'a' * 16}"
+
+
+def _place(tail: int, life: str = "life", base: int = 0) -> Place:
+    return Place(life, _offset(base), _offset(tail))
 
 
 # What was found by who wanted it to fail
@@ -531,3 +535,14 @@ async def test_a_webhook_is_not_called_for_ever_for_a_stream_that_was_deleted(op
             while (await client.get("__ds/subscriptions/s")).json()["streams"]:  # until the lease is over
                 pass
         assert {json.loads(body)["generation"] for _, body in taken} == {1}
+
+
+async def test_a_webhook_goes_to_another_address_of_its_host_where_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def resolve(host: str, port: int, **_: object) -> list[tuple[Any, ...]]:
+        return [(0, 0, 0, "", (address, port)) for address in ("::1", "127.0.0.2", "127.0.0.1")]
+
+    async with webhook(b'{"done":true}') as (url, taken, _):
+        local = url.replace("127.0.0.1", "localhost")
+        monkeypatch.setattr("anyio.getaddrinfo", resolve)
+        assert await _webhooks.post(local, b"{}", {}, within=BOUND_SECONDS, allow_local=True) == b'{"done":true}'
+    assert len(taken) == 1

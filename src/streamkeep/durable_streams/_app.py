@@ -119,7 +119,9 @@ class DurableStreams:
                     max_subscriptions=limits.max_subscriptions,
                 )
                 self._background.start(self._subscriptions.run, "knowing all subscriptions")
+                self._background.start(self._subscriptions.look_again, "looking at all streams again")
             self._background.start(self._there.sweep_for_ever, "sweeping what has expired")
+            self._background.start(self._there.follow_links_for_ever, "removing what is kept for forks that are gone")
             self._background.start(self._end_in_time, "waiting for the end")
             stack.push_async_callback(self._end)
             self._ours = stack.pop_all()
@@ -153,9 +155,9 @@ class DurableStreams:
             await self._background.wait()
         self._there = None
 
-    def _changed(self, position: int, stream: Stream) -> None:
+    def _changed(self, stream: Stream) -> None:
         if self._subscriptions is not None:
-            self._subscriptions.changed(_rules.offset_of(stream.state, position), stream)
+            self._subscriptions.changed(stream)
 
     # Answering
 

@@ -34,16 +34,13 @@ class _Request:
 
 
 class Log:
-    """One stream, while anybody asks for it here. `changed` is told from which position on it has grown."""
+    """One stream, while anybody asks for it here. `changed` is told when it has grown."""
 
-    def __init__(
-        self, storage: GuardedStorage, background: Background, id: str, changed: Callable[[int, Stream], object]
-    ) -> None:
+    def __init__(self, storage: GuardedStorage, background: Background, id: str, changed: Callable[[Stream], object]) -> None:
         self.id: Final = id
         self._storage = storage
         self._background = background
         self._changed = changed
-        self._by = uuid.uuid4().hex[:16]  # not the process's: for a moment there may be two of these for one stream
         self._queue: deque[_Request] = deque()
         self._is_deciding = False
         self._round = 0
@@ -177,22 +174,23 @@ class Log:
                 self._live.end()
             return True
         assert batch.after is not None
-        after = _rules.sealed(batch.after, self._by)
+        # A commit of which nobody knows may still happen: no other one may have its head, whatever the clock says.
+        after = _rules.sealed(batch.after, uuid.uuid4().hex[:16])
         if not await commit_once(self._storage, self.id, before.head.version, after.head, batch.records):
             return False
         self._seen = after
         if self._live is not None:
             self._live.take(before, after, batch.records)
         if after.tail > before.tail:
-            self._changed(before.tail, after)
+            self._changed(after)
         return True
 
     async def _delete(self, stream: Stream) -> bool:
         try:
             return await self._storage.delete(self.id, stream.head.version)
         except StorageError:
-            page = await self._storage.read(self.id)
-            if page is not None and _rules.stream_of(page.head).state.life == stream.state.life:
+            # Another stream there may be one that came before this request, and was not known here: it is not deleted then.
+            if await self._storage.read(self.id) is not None:
                 raise
             return True
 

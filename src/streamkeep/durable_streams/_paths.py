@@ -10,6 +10,7 @@ PREFIX: Final = PROTOCOL_PREFIX
 STREAM: Final = PREFIX + "s."
 LINK: Final = PREFIX + "f."
 SUBSCRIPTION: Final = PREFIX + "u."
+CURSOR: Final = PREFIX + "c."
 SIGNING_KEY: Final = PREFIX + "key"
 REGISTRY: Final = PREFIX + "subscriptions"
 """Changes when subscriptions do, for who has them all."""
@@ -51,6 +52,22 @@ def link_id(source: str, life: str, fork: str) -> str:
 def subscription_id(name: str) -> str:
     """Give the id under which a subscription is stored."""
     return SUBSCRIPTION + _digest(name)
+
+
+def cursors_of(subscription: str, life: str) -> str:
+    """Give what the ids of all cursors begin with that one life of a subscription, by its id, has outside of its head."""
+    return f"{CURSOR}{subscription.removeprefix(SUBSCRIPTION)}.{life}."
+
+
+def cursor_id(subscription: str, life: str, path: str) -> str:
+    """Give the id of the cursor that a subscription has of a stream outside of its head."""
+    return cursors_of(subscription, life) + _digest(path)
+
+
+def owner_of(cursor: str) -> tuple[str, str]:
+    """Give the id and the life of the subscription that a cursor is of, by the cursor's id."""
+    name, life, _ = cursor.removeprefix(CURSOR).split(".")
+    return SUBSCRIPTION + name, life
 
 
 def _digest(text: str) -> str:

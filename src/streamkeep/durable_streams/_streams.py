@@ -3,17 +3,25 @@
 import logging
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import anyio
+import anyio.to_thread
 import msgspec
 
 from .._background import Background
 from .._guard import GuardedStorage, commit_once
 from .._lifecycle import version_after
-from ..errors import StorageCorruptError, StorageError, StreamNotFoundError
+from ..errors import (
+    StorageCorruptError,
+    StorageError,
+    StorageFullError,
+    StreamkeepError,
+    StreamManagerClosedError,
+    StreamNotFoundError,
+)
 from ..storage import PAGE_BYTES, Head
 from . import _paths, _rules
 from ._log import Log
@@ -25,12 +33,17 @@ logger: Final = logging.getLogger("streamkeep")
 
 PAGE_RECORDS: Final = 4_096
 """How many records are read at once, if they are short; long ones end a page by themselves."""
+LONG_BYTES: Final = 1 << 17
+"""A body of so much is taken apart in a thread: it may be millions of messages, and live readers do not wait for that."""
 IDLE_LOGS: Final = 1_000
 SWEEP_SECONDS: Final = 30.0
 SWEEP_STREAMS: Final = 500
 KNOWN_ANCESTORS: Final = 10_000
 MAX_DEPTH: Final = 1_000
 """How many forks of forks there may be: a read of the last one goes through all of them, once."""
+FOLLOW_SECONDS: Final = 600.0
+FOLLOW_PAUSE: Final = 20
+"""How many times as long as it takes to follow all links it is not done."""
 LINK_SECONDS: Final = 60.0
 """How long a fork may take to be made after its link; a link to nothing is removed then."""
 
@@ -41,6 +54,15 @@ class Link(msgspec.Struct, frozen=True, array_like=True):
     fork: str
     life: str
     at: float
+    source: str
+    source_life: str
+
+
+def _link_of(head: Head) -> Link:
+    try:
+        return msgspec.json.decode(head.state, type=Link)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise StorageCorruptError("a link to a fork cannot be read") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +76,10 @@ class _Place:
 
 
 class Streams:
-    """The streams of one storage, for one event loop. `changed` is told of streams that have grown here, and from which position on."""
+    """The streams of one storage, for one event loop. `changed` is told of streams that have grown here."""
 
     def __init__(
-        self, storage: GuardedStorage, background: Background, bounds: Bounds, changed: Callable[[int, Stream], object]
+        self, storage: GuardedStorage, background: Background, bounds: Bounds, changed: Callable[[Stream], object]
     ) -> None:
         self.storage = storage
         self.by: Final = uuid.uuid4().hex[:16]
@@ -190,7 +212,11 @@ class Streams:
     ) -> tuple[Answer, Stream | None] | None:
         """Create a stream that is not there; None: somebody else did so meanwhile."""
         kind = config.content_type or "application/octet-stream" if place is None else place.source.state.content_type
-        records = _rules.records_of(body, json=is_json(kind)) if body else ()
+        records: Sequence[bytes] | None = ()
+        if len(body) >= LONG_BYTES:
+            records = await anyio.to_thread.run_sync(lambda: _rules.records_of(body, json=is_json(kind)))
+        elif body:
+            records = _rules.records_of(body, json=is_json(kind))
         if records is None:
             return Answer(400, reason="the body is not JSON"), None
         if sum(map(len, records)) > self._bounds.max_bytes:
@@ -200,14 +226,9 @@ class Streams:
             stream = _rules.create(life, path, config, records, now, self.by, after_version=version)
             return await self._commit(path, stream, records)
         source, origin = place.source.state, place.origin
-        link = _paths.link_id(source.path, source.life, life)
-        entry = Link(path, life, now)
-        await commit_once(
-            self.storage, link, None, Head(version_after(0, now, self.by), 0, msgspec.json.encode(entry), _rules.NEVER)
-        )
         made = None
         try:
-            answer, pinned = await self._pin(source)
+            answer, pinned = await self._keep(source, path, life)
             if pinned is None:
                 return answer, None
             all_records = [*place.records, *records]
@@ -215,14 +236,22 @@ class Streams:
                 life, path, config, pinned, origin, place.base, all_records, now, self.by, after_version=version
             )
             made = await self._commit(path, stream, all_records)
+            if made is not None and self.storage.time() >= now + LINK_SECONDS / 2:
+                # For so long nobody knows that it was about to be made: its source may have been removed.
+                answer, pinned = await self._keep(source, path, life)
+                if pinned is None and made[1] is not None and await self._remove(made[1]):
+                    return answer, None
             return made
         finally:
             if made is None:  # where it is not known whether it was made, the link is found to lead nowhere, or not
                 with anyio.CancelScope(shield=True), anyio.move_on_after(LINK_SECONDS):
                     await self._unlink_unless_made(path, life, origin)
 
-    async def _pin(self, source: State) -> tuple[Answer, Stream | None]:
-        """Have a stream kept for a fork that is about to be made, and give it as it is kept; None: it cannot be."""
+    async def _keep(self, source: State, fork: str, life: str) -> tuple[Answer, Stream | None]:
+        """Have a stream kept for a fork, and give it as it is kept; None: it cannot be."""
+        link, now = _paths.link_id(source.path, source.life, life), self.storage.time()
+        entry = msgspec.json.encode(Link(fork, life, now, source.path, source.life))
+        await commit_once(self.storage, link, None, Head(version_after(0, now, self.by), 0, entry, _rules.NEVER))
         pinned: list[Stream | None] = []
 
         def decide(stream: Stream | None, now: float) -> Decision:
@@ -238,7 +267,7 @@ class Streams:
         if not await commit_once(self.storage, _paths.stream_id(path), None, sealed.head, records):
             return None
         if sealed.head.tail:
-            self._changed(sealed.state.base, sealed)
+            self._changed(sealed)
         return Answer(201), sealed
 
     async def _place(self, asked: ForkAsked, config: Config) -> _Place | Answer:
@@ -285,16 +314,40 @@ class Streams:
 
     async def append(self, path: str, asked: Append) -> Answer:
         """Append to a stream, or close it. Raises StorageError."""
+        if is_json(asked.content_type or "") and len(asked.body) >= LONG_BYTES:
+            await anyio.to_thread.run_sync(lambda: asked.records(json=True))
         by, bounds = self.by, self._bounds
         return await self.log(path).decide(lambda stream, now: _rules.append(stream, asked, now, by, bounds))
 
     async def renew(self, stream: Stream) -> None:
         """Note that a stream is read, if it lives for as long as it is. Raises StorageError."""
         if _rules.is_renewal_due(stream.state, self.storage.time()):
-            await self.log(stream.state.path).decide(lambda stream, now: _rules.renew(stream, now, self.by))
+            try:
+                await self.log(stream.state.path).decide(lambda stream, now: _rules.renew(stream, now, self.by))
+            except StorageFullError as error:
+                logger.warning("a stream that is read cannot be kept for longer: %s", error)  # it can be read
 
     async def delete(self, path: str) -> Answer:
-        """Delete a stream. Raises StorageError."""
+        """Delete a stream, and what was only kept for it. If this is cancelled, it goes on. Raises StorageError."""
+        done, became = self._background.loop.event(), list[Answer | StreamkeepError]()
+
+        async def delete() -> None:
+            try:
+                became.append(await self._delete(path))
+            except StreamkeepError as error:
+                became.append(error)
+
+        self._background.start(delete, "deleting a stream", ended=done.set)
+        await done.wait()
+        match became:
+            case [Answer() as answer]:
+                return answer
+            case [StreamkeepError() as error]:
+                raise error
+            case _:
+                raise StreamManagerClosedError("the server is shutting down")
+
+    async def _delete(self, path: str) -> Answer:
         deleted: list[Stream] = []
 
         def decide(stream: Stream | None, now: float) -> Decision:
@@ -324,11 +377,7 @@ class Streams:
 
     async def _unlink(self, life: str, origin: Origin) -> None:
         """Forget that a stream has a fork, and the stream, if it was kept for that."""
-        link = _paths.link_id(origin.path, origin.life, life)
-        page = await self.storage.read(link)
-        if page is not None:
-            await self.storage.delete(link, page.head.version)
-        await self._collect(origin.path, origin.life)
+        await self._collect(origin.path, origin.life, _paths.link_id(origin.path, origin.life, life))
 
     def _collect_soon(self, stream: Stream) -> None:
         """See whether a stream that is kept for its forks has any."""
@@ -341,51 +390,73 @@ class Streams:
 
         self._background.start(collect, "removing a stream without forks")
 
-    async def _collect(self, path: str, life: str) -> None:
-        """Remove a stream that is kept for its forks, or let it be as others, if it has none any more; and then its source."""
+    async def _collect(self, path: str, life: str, link: str = "") -> None:
+        """Remove a stream that is kept for its forks, or let it be as others, if it has none any more; and then its source.
+
+        `link` is one that leads nowhere. Such links go last: who finds one that was left behind goes on from here.
+        """
         while True:
             stream = await self.find(path)
-            if stream is None or stream.state.life != life or not stream.state.is_pinned:
-                return
-            if await self._has_forks(path, life):
+            is_kept = stream is not None and stream.state.life == life and stream.state.is_pinned
+            has_forks, dead = await self._forks(path, life, link)
+            if stream is None or not is_kept or has_forks:
+                await self._remove_links(dead)
                 return
             version = stream.head.version
             answer = await self.log(path).decide(lambda stream, now: _rules.unpin(stream, version, now, self.by))  # noqa: B023
-            if answer.code == 204:
-                origin = stream.state.origin
-                if origin is None:
-                    return
-                link = _paths.link_id(origin.path, origin.life, life)
-                page = await self.storage.read(link)
-                if page is not None:
-                    await self.storage.delete(link, page.head.version)
-                path, life = origin.path, origin.life
-            elif answer.code == 200:
+            if answer.code == 409:
+                continue
+            await self._remove_links(dead)
+            origin = stream.state.origin
+            if answer.code != 204 or origin is None:
                 return
+            path, life, link = origin.path, origin.life, _paths.link_id(origin.path, origin.life, life)
 
-    async def _has_forks(self, path: str, life: str) -> bool:
-        """Say whether a stream has forks, and remove links that lead nowhere."""
+    async def _remove_links(self, links: Iterable[tuple[str, int]]) -> None:
+        for id, version in links:
+            await self.storage.delete(id, version)
+
+    async def _forks(self, path: str, life: str, gone: str) -> tuple[bool, Sequence[tuple[str, int]]]:
+        """Say whether a stream has forks, and give the links that lead nowhere, as `gone` does."""
         begin = after = _paths.links_of(path, life)
-        while True:
-            found = [(id, head) for id, head in await self.storage.scan(after, 100) if id.startswith(begin)]
-            for id, head in found:
-                if await self._is_fork(head):
-                    return True
-                await self.storage.delete(id, head.version)
-                after = id
-            if not found:
-                return False
+        dead: list[tuple[str, int]] = []
+        while found := [(id, head) for id, head in await self.storage.scan(after, 100) if id.startswith(begin)]:
+            for after, head in found:
+                if after != gone and await self._is_fork(head):
+                    return True, dead
+                dead.append((after, head.version))
+        return False, dead
 
     async def _is_fork(self, head: Head) -> bool:
-        try:
-            link = msgspec.json.decode(head.state, type=Link)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise StorageCorruptError("a link to a fork cannot be read") from error
-        now = self.storage.time()
+        link = _link_of(head)
         fork = await self.find(link.fork)
         if fork is None or fork.state.life != link.life:
-            return now < link.at + LINK_SECONDS  # it may be about to be made
-        return fork.state.is_pinned or not _rules.is_expired(fork, now)
+            return self.storage.time() < link.at + LINK_SECONDS  # it may be about to be made
+        return True  # also if it has expired: until it is removed, somebody may just put that off
+
+    async def follow_links_for_ever(self) -> None:
+        """Remove, again and again, what is kept for forks that are gone: who has removed them may have died before it could do that."""
+        pause = LINK_SECONDS
+        while True:
+            await anyio.sleep(pause)
+            began = anyio.current_time()
+            try:
+                await self.follow_links()
+            except StorageError as error:
+                logger.warning("what is kept for forks cannot be looked at now: %s", error)
+            pause = max(FOLLOW_SECONDS, (anyio.current_time() - began) * FOLLOW_PAUSE)
+
+    async def follow_links(self) -> None:
+        """Remove links to forks that are gone, and what was only kept for these. Raises StorageError."""
+        after = _paths.LINK
+        while found := [(id, head) for id, head in await self.storage.scan(after, 100) if id.startswith(_paths.LINK)]:
+            for after, head in found:
+                try:
+                    if not await self._is_fork(head):
+                        link = _link_of(head)
+                        await self._collect(link.source, link.source_life, after)
+                except StorageCorruptError as error:
+                    logger.warning("a link to a fork cannot be followed: %s", error)
 
     async def sweep_for_ever(self) -> None:
         """Remove what has expired, again and again."""

@@ -3,6 +3,10 @@
 A subscription is one head. Its links (which streams, how far they are processed, how far they go), its generation, its lease and when its
 next attempt is due are its state, so that what was promised to a worker outlives whoever promised it, and only one process makes the next
 wake: the one whose commit was first.
+
+The head has so many links, and no more. A pattern may match any number of streams: links that have no room are *parked*, each in a head of
+its own, which is written before the subscription's head is, and come back when they have something to be processed and there is room. So a
+stream that a pattern matches, and that is neither linked nor parked, is younger than the subscription: all of it is to be processed.
 """
 
 import random
@@ -25,17 +29,18 @@ RETRY_JITTER: Final = 0.2
 ANNOUNCE_SECONDS: Final = 5.0
 """After so long a wake whose event may not have been written is announced again."""
 MAX_LINKS: Final = 1_000
-"""More links to streams that match a pattern are forgotten where all is processed; the next append links them again."""
+"""How many links by its pattern a subscription has in its head; more are parked."""
 MAX_EXPLICIT: Final = 1_000
 """How many streams a subscription may have explicitly: all of them are in one head, and in each wake."""
 MAX_SEGMENTS: Final = 64
 
 
 class Link(msgspec.Struct, frozen=True, array_like=True):
-    """One stream of a subscription: how far it is processed, and how far it goes."""
+    """One stream of a subscription: how far it is processed, and how far it goes, and which life of the stream that is."""
 
     acked: str
     tail: str
+    life: str
     is_glob: bool = False
     is_explicit: bool = False
 
@@ -43,6 +48,13 @@ class Link(msgspec.Struct, frozen=True, array_like=True):
     def is_pending(self) -> bool:
         """Whether there is something to be processed."""
         return self.tail > self.acked
+
+
+class Parked(msgspec.Struct, frozen=True, array_like=True):
+    """A link that has no room in its subscription's head, in a head of its own."""
+
+    path: str
+    link: Link
 
 
 class Wake(msgspec.Struct, frozen=True):
@@ -91,11 +103,22 @@ class Subscription(msgspec.Struct, frozen=True, omit_defaults=True):
     failures: int = 0
     next_attempt_at: float = 0.0
     is_backfilled: bool = False
+    has_parked: bool = False
+    """Whether any link was ever parked."""
+    waiting: int = 0
+    """How often links were parked that had something to be processed; 0: there are none."""
 
     @property
     def is_pending(self) -> bool:
-        """Whether any stream has something to be processed."""
+        """Whether any linked stream has something to be processed."""
         return any(link.is_pending for link in self.links.values())
+
+    @property
+    def room(self) -> int:
+        """How many parked links could come back."""
+        told = {} if self.wake is None else self.wake.tails
+        stay = sum(not link.is_explicit and (link.is_pending or path in told) for path, link in self.links.items())
+        return max(0, MAX_LINKS - stay)
 
     @property
     def lease(self) -> float:
@@ -128,6 +151,19 @@ def head_of(subscription: Subscription, after_version: int, now: float, by: str)
     """Give the head to be stored."""
     state = msgspec.json.encode(replace(subscription, by=by))
     return Head(version_after(after_version, now, by), 0, state, NEVER)
+
+
+def parked_of(head: Head) -> Parked:
+    """Read the head of a parked link. StorageCorruptError: it is none."""
+    try:
+        return _parked_decoder.decode(head.state)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise StorageCorruptError("the head is damaged, or was written by a newer version of streamkeep") from error
+
+
+def parked_head(path: str, link: Link, after_version: int, now: float, by: str) -> Head:
+    """Give the head of a parked link."""
+    return Head(version_after(after_version, now, by), 0, msgspec.json.encode(Parked(path, link)), NEVER)
 
 
 # Which streams
@@ -168,58 +204,92 @@ def covers(config: Config, path: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Noticed:
-    """What was appended to a stream: from which offset, to which."""
+class Place:
+    """A stream as it was found: which life of it, where its own records begin, and how far it goes. `life` is empty where there is none."""
 
-    before: str
+    life: str
+    base: str
     tail: str
 
 
-def notice(there: Subscription, noticed: Mapping[str, Noticed]) -> Subscription:
-    """Take note of what was appended: a stream that is not linked yet is linked as it was before that."""
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """What a subscription becomes, and which links are parked before that is stored."""
+
+    there: Subscription
+    parked: Mapping[str, Link]
+
+
+def notice(there: Subscription, found: Mapping[str, Place], parked: Mapping[str, Link]) -> Noted:
+    """Take note of how far streams go. `parked` are those of their links that are parked."""
     links = dict(there.links)
-    for path, what in noticed.items():
-        old = links.get(path)
-        if old is None:
-            if covers(there.config, path):
-                links[path] = Link(what.before, what.tail, is_glob=True)
-        else:
-            links[path] = _moved(old, what.tail)
-    if links == there.links:
-        return there
-    return replace(there, links=_fewer(links))
+    for path, place in found.items():
+        if path in links:
+            links[path] = _moved(links[path], place)
+        elif place.life and covers(there.config, path):
+            old = parked.get(path)
+            link = _moved(old or Link(place.base, place.base, place.life, is_glob=True), place)
+            if link.is_pending and not (link == old and there.waiting):  # it may wait already
+                links[path] = link
+    return fitted(there, links)
 
 
-def _moved(link: Link, tail: str) -> Link:
-    if _lineage(link.acked) not in {_lineage(tail), ZERO}:  # another stream lives under the path now
-        return replace(link, acked=f"{ZERO}_{_lineage(tail)}", tail=tail)
-    return replace(link, tail=max(link.tail, tail))
+def _moved(link: Link, place: Place) -> Link:
+    if not place.life:
+        return link
+    if link.life != place.life:  # another stream lives under the path now
+        return replace(link, acked=place.base, tail=place.tail, life=place.life)
+    return replace(link, tail=max(link.tail, place.tail))
 
 
-def _fewer(links: dict[str, Link]) -> Mapping[str, Link]:
-    while len(links) > MAX_LINKS:
-        done = next((path for path, link in links.items() if not link.is_pending and not link.is_explicit), None)
-        if done is None:
-            return links
-        del links[done]
-    return links
+def fitted(there: Subscription, links: Mapping[str, Link]) -> Noted:
+    """Give a subscription other links, and park what has no room: first what is processed, and of which no worker has been told."""
+    told = {} if there.wake is None else there.wake.tails
+    globs = {path: link for path, link in links.items() if not link.is_explicit}
+    surplus = max(0, len(globs) - MAX_LINKS)
+    done = [path for path, link in globs.items() if not link.is_pending and path not in told]
+    rest = [path for path in reversed(globs) if path not in there.links and globs[path].is_pending]
+    parked = {path: globs[path] for path in [*done, *rest][:surplus]}
+    kept = {path: link for path, link in links.items() if path not in parked}
+    if kept == there.links and not parked:
+        return Noted(there, {})
+    # Counted each time: who has looked for parked links, and found none, has not seen these.
+    more = any(link.is_pending for link in parked.values())
+    has_parked = there.has_parked or bool(parked)
+    return Noted(replace(there, links=kept, has_parked=has_parked, waiting=there.waiting + more), parked)
 
 
-def link(there: Subscription, tails: Mapping[str, str], *, explicit: bool) -> Subscription:
-    """Link streams at their current tails; `ZERO_OFFSET` for those that do not exist."""
+def unparked(there: Subscription, found: Mapping[str, Link], *, are_all: bool) -> Noted:
+    """Link what was parked again. `are_all`: there is nothing parked any more that has something to be processed."""
+    noted = fitted(there, {**found, **there.links})
+    if are_all and not any(link.is_pending for link in noted.parked.values()):
+        return Noted(replace(noted.there, waiting=0), noted.parked)
+    return noted
+
+
+def merged(parked: Link, link: Link) -> Link:
+    """Give what is parked of a link that is parked already: by who does not know it, or before it came back."""
+    if parked.life != link.life:
+        return link
+    return replace(link, acked=max(parked.acked, link.acked), tail=max(parked.tail, link.tail))
+
+
+def link(there: Subscription, found: Mapping[str, Place], parked: Mapping[str, Link], *, explicit: bool) -> Noted:
+    """Link streams, explicitly or by the pattern, at their current tails; what is linked already, or parked, stays where it is."""
     links = dict(there.links)
-    for path, tail in tails.items():
-        old = links.get(path) or Link(tail, tail)
+    for path, place in found.items():
+        old = links.get(path) or parked.get(path) or Link(place.tail, place.tail, place.life)
         links[path] = replace(old, is_explicit=old.is_explicit or explicit, is_glob=old.is_glob or covers(there.config, path))
-    return replace(there, links=_fewer(links), is_backfilled=there.is_backfilled or not explicit)
+    noted = fitted(there, links)
+    return Noted(replace(noted.there, is_backfilled=there.is_backfilled or not explicit), noted.parked)
 
 
-def add(there: Subscription, tails: Mapping[str, str]) -> Subscription | Refusal:
+def add(there: Subscription, found: Mapping[str, Place], parked: Mapping[str, Link]) -> Noted | Refusal:
     """Link streams explicitly, as long as there is room for them."""
-    after = link(there, tails, explicit=True)
-    if after != there and sum(link.is_explicit for link in after.links.values()) > MAX_EXPLICIT:
+    noted = link(there, found, parked, explicit=True)
+    if noted.there != there and sum(link.is_explicit for link in noted.there.links.values()) > MAX_EXPLICIT:
         return Refusal(429, "RATE_LIMITED", f"a subscription has at most {MAX_EXPLICIT} streams of its own")
-    return after
+    return noted
 
 
 def unlink(there: Subscription, path: str) -> Subscription:
@@ -378,6 +448,8 @@ def _lineage(offset: str) -> str:
 
 
 ZERO_OFFSET: Final = f"{ZERO}_{ZERO}"
-"""How far a stream goes that does not exist."""
+NOWHERE: Final = Place("", ZERO_OFFSET, ZERO_OFFSET)
+"""Where a stream is that does not exist."""
 
 _decoder: Final = msgspec.json.Decoder(Subscription)
+_parked_decoder: Final = msgspec.json.Decoder(Parked)

@@ -9,7 +9,8 @@ import hmac
 import ipaddress
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
@@ -107,8 +108,8 @@ def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     return address.is_global and not address.is_multicast and not address.is_reserved
 
 
-async def _resolved(parts: SplitResult, port: int, *, allow_local: bool) -> str:
-    """Give an address of a URL's host. Every one that it has must be public: which one is meant, nobody knows."""
+async def _resolved(parts: SplitResult, port: int, *, allow_local: bool) -> Sequence[str]:
+    """Give the addresses of a URL's host. Every one that it has must be public: which one is meant, nobody knows."""
     host = parts.hostname or ""
     found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM) if _address(host) is None else None
     addresses = [host] if found is None else [str(entry[4][0]) for entry in found]
@@ -119,7 +120,7 @@ async def _resolved(parts: SplitResult, port: int, *, allow_local: bool) -> str:
             raise WebhookRejectedError("the host has an address that is not public")
     if not addresses:
         raise WebhookFailedError("the host has no address")
-    return addresses[0]
+    return list(dict.fromkeys(addresses))
 
 
 async def post(url: str, body: bytes, headers: Mapping[str, str], *, within: float, allow_local: bool) -> bytes:
@@ -128,15 +129,15 @@ async def post(url: str, body: bytes, headers: Mapping[str, str], *, within: flo
     try:
         with anyio.fail_after(within):
             port = parts.port or (443 if parts.scheme == "https" else 80)
-            address = await _resolved(parts, port, allow_local=allow_local)
-            async with await _connect(parts, address, port) as stream:
+            addresses = await _resolved(parts, port, allow_local=allow_local)
+            async with await _connect(parts, addresses, port, within / len(addresses)) as stream:
                 return await _exchange(stream, parts, body, headers)
     except (OSError, TimeoutError, anyio.BrokenResourceError, anyio.EndOfStream, ssl.SSLError, UnicodeError) as error:
         raise WebhookFailedError(f"the webhook cannot be reached: {type(error).__name__}") from error
 
 
-async def _connect(parts: SplitResult, address: str, port: int) -> ByteStream:
-    stream = await anyio.connect_tcp(address, port)
+async def _connect(parts: SplitResult, addresses: Sequence[str], port: int, within: float) -> ByteStream:
+    stream = await _first_of(addresses, port, within)
     if parts.scheme != "https":
         return stream
     try:
@@ -144,6 +145,14 @@ async def _connect(parts: SplitResult, address: str, port: int) -> ByteStream:
     except BaseException:
         await anyio.aclose_forcefully(stream)
         raise
+
+
+async def _first_of(addresses: Sequence[str], port: int, within: float) -> ByteStream:
+    """Connect to the first address that answers: localhost may be ::1 as well, where nobody listens."""
+    for address in addresses[:-1]:
+        with suppress(OSError), anyio.move_on_after(within):
+            return await anyio.connect_tcp(address, port)
+    return await anyio.connect_tcp(addresses[-1], port)
 
 
 @cache
