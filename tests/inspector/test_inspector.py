@@ -13,6 +13,7 @@ from fastapi import FastAPI, HTTPException
 from tests.http.servers import http_to, until
 
 from streamkeep import Hooks, InMemoryStreamManager, PublicError, StreamManager
+from streamkeep.errors import StorageCorruptError
 from streamkeep.http import Access
 from streamkeep.inspector import Authorize, Inspector
 from streamkeep.inspector import app as inspector_app
@@ -200,6 +201,39 @@ async def test_the_page_itself_may_be_linked_to_and_asks_as_the_same_origin(stre
         assert (await http.get("api/streams", headers={"Sec-Fetch-Site": "same-origin"})).status_code == 200
         own = f"http://{http.base_url.netloc.decode()}"
         assert (await http.get("api/streams", headers={"Origin": own})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "is_ours"),
+    [
+        ("https://ops.example", "ops.example", True),
+        ("https://ops.example", "ops.example:443", True),
+        ("http://ops.example", "OPS.example:80", True),
+        ("http://ops.example:8080", "ops.example:8080", True),
+        ("https://ops.example", "ops.example:80", False),
+        ("http://ops.example:8080", "ops.example", False),
+        ("https://evil.example", "ops.example:443", False),
+        ("https://:443", "", False),
+    ],
+)
+async def test_the_origin_is_compared_with_the_host_whichever_of_them_names_the_usual_port(
+    streams: StreamManager, origin: str, host: str, is_ours: bool
+) -> None:
+    await write(streams, "one", 1, done=False)
+    async with inspected(streams) as http:
+        answer = await http.post("api/streams/one/stop", headers={"Origin": origin, "Host": host})
+    assert answer.status_code == (200 if is_ours else 403)
+
+
+async def test_an_authorize_that_meets_a_damaged_storage_of_its_own_lets_nobody_delete(streams: StreamManager) -> None:
+    await write(streams, "one", 1)
+
+    def damaged(_: Access) -> bool:
+        raise StorageCorruptError("the storage of who may do what")
+
+    async with inspected(streams, damaged) as http:
+        assert (await http.delete("api/streams/one")).status_code == 500
+    assert (await streams.info("one")).status == "done"
 
 
 async def test_a_reading_inspector_stops_and_deletes_nothing(streams: StreamManager) -> None:

@@ -5,9 +5,10 @@ import re
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
-from playwright.sync_api import BrowserContext, Locator, Page, expect
+from playwright.sync_api import BrowserContext, Locator, Page, Route, expect
 from tests.inspector.command import InspectCommand
 
 from streamkeep import PublicError
@@ -489,3 +490,141 @@ def test_the_page_fits_every_screen(page: Page, command: InspectCommand, streams
     if width < 960:
         page.get_by_role("link", name="All streams").click()
         expect(page.locator("#list a")).to_be_visible()
+
+
+# Connections that are few, dead, slow or refused
+
+
+def test_many_pages_of_one_browser_leave_each_other_connections(
+    context: BrowserContext, command: InspectCommand, streams: StreamManager
+) -> None:
+    with streams.open("answer") as stream:
+        stream.write(1)
+        pages = [context.new_page() for _ in range(8)]
+        for page in pages:
+            go_to(page, command, "answer")
+            expect(rows(page)).to_have_count(1)
+            expect(page.locator("#list > li")).to_have_count(1)
+        last = pages.pop()
+        expect(last.locator("#why")).to_contain_text("Other pages here follow streams already")
+
+        stream.write(2)
+        expect(rows(last)).to_have_count(2)
+        for page in pages:
+            page.close()
+        expect(last.locator("#why")).to_have_text("Its writer is alive, in another process.")
+        stream.write(3)
+        expect(rows(last)).to_have_count(3)
+
+
+def test_a_page_whose_connection_has_gone_dead_follows_again(
+    page: Page, streams: StreamManager, shared_url: str, tmp_path: Path
+) -> None:
+    page.clock.install()
+    with (
+        (tmp_path / "log").open("w") as log,
+        InspectCommand(shared_url, log) as stalling,
+        streams.open("answer") as stream,
+    ):
+        stream.write(1)
+        go_to(page, stalling, "answer")
+        expect(rows(page)).to_have_count(1)
+        with stalling.stalled():
+            page.clock.fast_forward(25_000)
+            expect(page.locator("#why")).to_contain_text("The server does not answer; trying again")
+            stream.write(2)
+        expect(rows(page)).to_have_count(2)
+        stream.write(3)
+        expect(rows(page)).to_have_count(3)
+        expect(page.locator("#why")).to_contain_text("process")
+
+
+def test_a_list_that_is_never_answered_is_asked_for_again(page: Page, command: InspectCommand, streams: StreamManager) -> None:
+    page.add_init_script(
+        "AbortSignal.timeout = () => { const c = new AbortController(); setTimeout(() => c.abort(), 500); return c.signal; }"
+    )
+    page.route("**/api/streams?*", lambda _route: None, times=1)
+    page.goto(command.page)
+    expect(page.locator("#list-state")).to_contain_text("The server does not answer")
+    write(streams, "answer", 1)
+    expect(page.locator("#list > li")).to_have_count(1)
+
+
+@pytest.mark.parametrize("status", [401, 403, 421])
+def test_a_page_that_was_refused_for_a_while_follows_again(
+    page: Page, command: InspectCommand, streams: StreamManager, status: int
+) -> None:
+    is_refused = True
+    page.route("**/answer/live*", lambda route: route.fulfill(status=status, body="{}") if is_refused else route.continue_())
+    page.route(
+        "**/api/streams/answer", lambda route: route.fulfill(status=status, body="{}") if is_refused else route.continue_()
+    )
+    with streams.open("answer") as stream:
+        stream.write(1)
+        go_to(page, command, "answer")
+        expect(page.locator("#state")).to_have_text("cannot be read")
+        is_refused = False
+        expect(rows(page)).to_have_count(1)
+        stream.write(2)
+        expect(rows(page)).to_have_count(2)
+
+
+def test_a_page_of_somebody_elses_in_the_answers_place_is_said_to_be_that(
+    page: Page, command: InspectCommand, streams: StreamManager
+) -> None:
+    write(streams, "answer", 1, done=False)
+    for path in ("**/answer/live*", "**/api/streams?*"):
+        page.route(path, lambda route: route.fulfill(status=200, content_type="text/html", body="<h1>Log in</h1>"), times=1)
+    go_to(page, command, "answer")
+    expect(page.locator("#list-state")).to_contain_text("log in again")
+    expect(rows(page)).to_have_count(1)
+
+
+def test_a_burst_that_comes_while_a_window_is_asked_for_leaves_no_hole_in_it(
+    page: Page, command: InspectCommand, streams: StreamManager
+) -> None:
+    with streams.open("answer") as stream:
+        stream.write(0)
+        held: list[Route] = []
+        page.route("**/answer/events?*", lambda route: held.append(route), times=1)  # noqa: PLW0108 - Playwright marks what it is given
+        go_to(page, command, "answer")
+        for upto in (100, 2000):
+            for number in range(stream.tail, upto):
+                stream.write_soon(number)
+            stream.flush()
+            expect(page.locator("#facts dd").first).to_have_text(f"{upto:,}")
+        held.pop().continue_()
+        expect(page.locator("#log-note")).to_contain_text("1,999 of 2,000")
+        offsets = shown_offsets(page)
+        assert offsets == list(range(offsets[0], 2000))
+
+
+def test_what_was_seen_is_kept_where_another_process_answers_that_has_not_seen_it(
+    page: Page, command: InspectCommand, streams: StreamManager
+) -> None:
+    merged = page_timing(page, command, [[5, 1, 30.0, 0.1], [6, 2, 32.0, 0.1]], [[0, 2, 10.0, 0.1], [5, 1, 31.0, 0.1]])
+    assert merged == [[0, 2, 10.0, 0.1], [5, 1, 30.0, 0.1], [6, 2, 32.0, 0.1]]
+
+
+def page_timing(page: Page, command: InspectCommand, *seen: list[list[float]]) -> object:
+    """Give what the page makes of what several have seen."""
+    page.goto(command.page)
+    return page.evaluate("async (seen) => (await import('./timing.js')).Timing.of(...seen).runs", list(seen))
+
+
+def test_a_list_that_has_not_been_looked_through_does_not_say_that_there_is_nothing(
+    page: Page, command: InspectCommand, streams: StreamManager
+) -> None:
+    write(streams, "answer", 1)
+    page.goto(command.page)
+    expect(page.locator("#list > li")).to_have_count(1)
+    page.route("**/api/streams?*", lambda route: route.fulfill(json={"streams": [], "next": "z", "now": 1, "read_only": False}))
+    page.get_by_label("Key begins with").fill("x")
+    expect(page.locator("#list-state")).to_contain_text("Next looks on")
+
+
+def test_an_address_that_names_no_stream_shows_the_list(page: Page, command: InspectCommand, streams: StreamManager) -> None:
+    write(streams, "answer", 1)
+    page.goto(f"{command.page}&stream=")
+    expect(page.locator("#list > li")).to_have_count(1)
+    expect(page.locator("#nothing")).to_be_visible()

@@ -50,7 +50,7 @@ const stream = new Stream({ say, confirm, gone: () => (location.hash = address(n
 
 function route() {
   takeToken();
-  const id = named().get("stream");
+  const id = named().get("stream") || null;
   document.body.dataset.shows = id ? "stream" : "list";
   list.select(id);
   $("back").href = $("skip").href = address(null, list.filter);
