@@ -53,6 +53,9 @@ cors.add_middleware(
     expose_headers=["X-Genkit-Stream-Id"],
 )
 cors.mount("/check", CheckHTTP(often, trust="{TOKEN}"))
+few = FastAPI()
+few.add_middleware(CORSMiddleware, allow_origins=["{ORIGIN}"], allow_methods=["GET", "POST"], allow_headers=["Authorization"])
+few.mount("/check", CheckHTTP(often, trust="{TOKEN}"))
 
 
 @app.get("/process")
@@ -64,6 +67,7 @@ app.mount("/check", CheckHTTP(often, trust="{TOKEN}"))
 app.mount("/rare/check", CheckHTTP(rarely, trust="{TOKEN}"))
 app.mount("/short/check", CheckHTTP(short, trust="{TOKEN}"))
 app.mount("/cors", cors)
+app.mount("/few", few)
 durable = DurableStreaming(app, often)
 """
 HTTP_1_0: Final = "proxy_set_header Host $host; client_max_body_size 4m;"

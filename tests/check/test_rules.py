@@ -145,6 +145,25 @@ def test_an_answer_without_end_is_a_hang() -> None:
     assert list(found(paces=[exchange])) == ["hang"]
 
 
+def test_an_answer_that_still_flows_is_a_slow_network_and_one_of_heartbeats_alone_a_hang() -> None:
+    slow = answer(made_at()[:10], ends=False)
+    slow.end, slow.ended = "late", 35.0
+    slow.reads += [(at, 1400) for at in (31.0, 33.0, 34.9)]
+    slow.request = Request("POST", "/streams", about="an answer")
+    assert [(each.id, each.level) for each in judge(seen_of(paces=[slow]))] == [("slow-network", "note")]
+    assert [each.id for each in judge(seen_of(exchanges=[slow]))] == ["slow-network"]
+    slow.reads[-3:] = [(at / 10, 15) for at in range(300, 350)]
+    assert list(found(paces=[slow])) == ["hang"]
+
+
+def test_a_large_body_that_is_sent_slowly_is_a_slow_network_and_one_that_is_not_answered_is_found() -> None:
+    error = b'{"error":{"status":"DEADLINE_EXCEEDED","message":"more than 30 seconds"}}'
+    body = Exchange(Request("POST", "/body", body=b"x" * (2 << 20)), status=408, end="whole", body=bytearray(error))
+    assert list(found(body=body)) == ["slow-network"]
+    body.status, body.end, body.ended, body.body = 0, "late", 60.0, bytearray()
+    assert "nothing within 60 s" in found(body=body)["body"]
+
+
 def test_what_comes_twice_after_a_cut_is_found() -> None:
     first, rest = answer(made_at()[:5], ends=False), answer(made_at())
     first.end = "left"

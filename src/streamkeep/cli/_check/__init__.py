@@ -22,7 +22,8 @@ __all__ = ["Finding", "Options", "Seen", "as_json", "check", "checked_origin", "
 _VISIBLE: Final = re.compile(r"[!-~]+")
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _TEXT: Final = re.compile(r"[ -~]*")
-_ORIGIN: Final = re.compile(r"https?://[!-.0-~]+/?")
+_ORIGIN: Final = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[0-9a-z._-]+)(:[0-9]{1,5})?/?")
+_USUAL_PORTS: Final = {"http": ":80", "https": ":443"}
 
 
 async def check(target: Target, options: Options, say: Callable[[str], None]) -> Seen:
@@ -51,6 +52,10 @@ def target_of(url: str, headers: Mapping[str, str]) -> Target:
 
 def checked_origin(origin: str) -> str:
     """Give an origin as browsers name it. CommandError: it is none."""
-    if origin and not _ORIGIN.fullmatch(origin):
+    if not origin:
+        return ""
+    found = _ORIGIN.fullmatch(origin.lower())
+    if found is None:
         raise CommandError("an origin is https://HOST, perhaps with a port, and nothing behind it", 2)
-    return origin.rstrip("/").lower()
+    scheme, host, port = found.groups("")
+    return f"{scheme}://{host}{port if port != _USUAL_PORTS[scheme] else ''}"

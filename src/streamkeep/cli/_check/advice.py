@@ -208,6 +208,11 @@ ADVICE: Final[Mapping[str, Advice]] = {
         "Every chunk is stored before it is shown, so users wait for the storage each time.",
         ("put the storage near the app; see docs/explanation/performance.md",),
     ),
+    "slow-network": Advice(
+        "a network that is slow, here",
+        "The check has not seen all of what it has asked for. Users on such a network wait, and lose nothing.",
+        ("run the check from elsewhere, or with fewer --readers",),
+    ),
     "keep-alive": Advice(
         "connections that are not used again",
         "Each request costs a new connection. Nothing is lost.",

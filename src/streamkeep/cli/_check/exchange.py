@@ -170,6 +170,11 @@ class Exchange:
         return [value for known, value in self.headers if known == name]
 
     @property
+    def is_success(self) -> bool:
+        """Whether its code says that it was done."""
+        return 200 <= self.status <= 299
+
+    @property
     def instance(self) -> str:
         """Which process has answered; empty if the answer does not say."""
         return self.header("x-streamkeep-instance")
@@ -306,12 +311,16 @@ async def _send(target: Target, stream: ByteStream, connection: h11.Connection, 
     request = exchange.request
     own = {name.lower() for name, _ in request.headers}
     length = [("content-length", str(len(request.body)))] if request.body or request.method == "POST" else []
+    given = {name.lower(): text for name, text in target.headers}
+    usual = {"host": urlsplit(target.url).netloc, "user-agent": "streamkeep-check", "accept": "*/*"}
     headers = [
-        ("host", urlsplit(target.url).netloc.rpartition("@")[2]),
-        ("user-agent", "streamkeep-check"),
-        ("accept", "*/*"),
+        *((name, given.get(name, text)) for name, text in usual.items() if name not in own),
         *length,
-        *(header for header in target.headers if not request.is_anonymous and header[0].lower() not in own),
+        *(
+            header
+            for header in target.headers
+            if not request.is_anonymous and header[0].lower() not in own and header[0].lower() not in usual
+        ),
         *request.headers,
     ]
     body = request.body

@@ -21,6 +21,9 @@ HELD_PIECES: Final = 0.3
 HELD_FOR_SURE_SECONDS: Final = 2.0
 HELD_MEANWHILE: Final = 4
 """How many pieces of another answer have to come while one is held back, where others are not."""
+FLOWING_SECONDS: Final = 5.0
+FLOWING_BYTES: Final = 2_000
+"""An answer still flows if so much has come of it within so long: more than heartbeats are."""
 SILENCE_SECONDS: Final = 1.0
 """From how long a silence on it may be what cut a connection."""
 CLOCK_SECONDS: Final = 2.0
@@ -148,6 +151,8 @@ def _not_whole(exchange: Exchange, what: str, seen: Seen) -> Iterator[Finding]:
         yield Finding("turned-away", "failure", f"{what} was answered {code}{_error_text(exchange)}, while others were read")
     elif code != 200:
         yield Finding("refused", "failure", f"{what} was answered {code}{_error_text(exchange)}")
+    elif exchange.end == "late" and _is_flowing(exchange):
+        yield _too_slow(exchange, what)
     elif exchange.end == "late":
         yield Finding(
             "hang",
@@ -162,6 +167,17 @@ def _not_whole(exchange: Exchange, what: str, seen: Seen) -> Iterator[Finding]:
             yield Finding(
                 "cut-short", "failure", f"{what} was {how} {exchange.ended:.1f} s after it was asked for, though bytes came"
             )
+
+
+def _is_flowing(exchange: Exchange) -> bool:
+    """Say whether much of an answer was still coming when we went."""
+    return sum(size for at, size in exchange.reads if at >= exchange.ended - FLOWING_SECONDS) >= FLOWING_BYTES
+
+
+def _too_slow(exchange: Exchange, what: str) -> Finding:
+    rate = exchange.bytes / 1000 / max(exchange.ended, 0.001)
+    told = f"{what} still came after {exchange.ended:.0f} s, {len(exchange.chunks)} chunks of it, at {rate:.0f} kB a second"
+    return Finding("slow-network", "note", told)
 
 
 def _is_unread(exchange: Exchange) -> bool:
@@ -238,10 +254,20 @@ def _missing(seen: Seen) -> Iterator[Finding]:
 
 def _body(seen: Seen) -> Iterator[Finding]:
     exchange = seen.body
-    if exchange is not None and exchange.status != 200:
-        said = exchange.status or exchange.why
-        size = len(exchange.request.body)
-        yield Finding("body", "warning", f"a body of {size / (1 << 20):.1f} MiB, which the app takes, is answered {said}")
+    if exchange is None or exchange.status == 200:
+        return
+    size = f"{len(exchange.request.body) / (1 << 20):.1f} MiB"
+    if exchange.status == 408 and (error := app_error(exchange)) is not None:
+        yield Finding("slow-network", "note", f"to send a body of {size} takes longer than the app waits: {error.message}")
+        return
+    said = exchange.status or exchange.why or f"nothing within {exchange.ended:.0f} s"
+    yield Finding("body", "warning", f"a body of {size}, which the app takes, is answered {said}")
+
+
+def _slow(seen: Seen) -> Iterator[Finding]:
+    for exchange in seen.exchanges:
+        if exchange.end == "late" and _is_flowing(exchange) and exchange.terminal is None:
+            yield _too_slow(exchange, exchange.request.about)
 
 
 def _compression(seen: Seen) -> Iterator[Finding]:
@@ -362,7 +388,8 @@ def _judged_elsewhere(seen: Seen) -> Iterator[Exchange | None]:
     yield from (stop for stop in seen.stops if not _is_unlucky(stop) or stop is seen.stops[-1])
     for resumed in seen.resumed:
         yield from (resumed.first, resumed.rest)
-    yield from (preflight.exchange for preflight in seen.preflights)
+    for preflight in seen.preflights:
+        yield from (preflight.exchange, preflight.bare, *preflight.alone)
     yield from (seen.started, seen.idle, seen.idle_rest, seen.body, seen.probe.exchange if seen.probe else None)
     yield from (exchange for exchange in (seen.missing, seen.cors_missing) if exchange is not None and exchange.status)
     if seen.stops:
@@ -381,6 +408,8 @@ def _why_not_answered(exchange: Exchange, seen: Seen) -> tuple[str, str] | None:
     is_unknown = (code == 404 and request.path.startswith("/streams/")) or (_is_split(seen) and _is_unknown(exchange))
     if request.about == CLEANING_UP or is_unknown:
         pass  # that is for `_instances`
+    elif exchange.end == "late" and _is_flowing(exchange):
+        pass  # that is for `_slow`
     elif exchange.end == "late":
         why = "hang", f"no answer, or no end of it, within {exchange.ended:.0f} s"
     elif code == 0:
@@ -553,5 +582,6 @@ RULES: Final[Sequence[Callable[[Seen], Iterator[Finding]]]] = (
     _paths,
     _storage,
     _keep_alive,
+    _slow,
     _others,
 )

@@ -26,7 +26,11 @@ CLEAN_UP_SECONDS: Final = 10.0
 SOME_BYTES: Final = 48
 COARSE_BYTES: Final = 4096
 SLOW_BYTES: Final = 40_000
+SHARED_BYTES: Final = 3_000_000
+"""About how much all readers of one answer may read together: a slow network is to carry it in time."""
 LARGE_BODY_BYTES: Final = 2 << 20
+BODY_SECONDS: Final = 60.0
+"""Longer than most apps wait, which then say so themselves."""
 _SSE: Final = ("accept", "text/event-stream")
 PAGES_HEADERS: Final = ("authorization", "content-type", "idempotency-key", "last-event-id", "x-genkit-stream-id")
 
@@ -119,7 +123,7 @@ async def _look_around(asking: Asking, seen: Seen) -> None:
 
     async def send_much() -> None:
         size = min(seen.first.hello.max_body_bytes, LARGE_BODY_BYTES)
-        seen.body = await asking.ask(Request("POST", "/body", body=b"x" * size, about="a large body"), _within(SPARE_SECONDS))
+        seen.body = await asking.ask(Request("POST", "/body", body=b"x" * size, about="a large body"), _within(BODY_SECONDS))
 
     await _at_once([*[greet] * (GREETINGS - 1), probe, miss, send_much])
     if seen.options.origin:
@@ -131,13 +135,25 @@ async def _ask_as_a_page(asking: Asking, seen: Seen) -> None:
     stream = "/streams/streamkeep.check-none"
     for method, path in (("POST", "/streams"), ("GET", stream), ("DELETE", stream)):
         names = PAGES_HEADERS if method != "DELETE" else PAGES_HEADERS[:1]
-        headers = [origin, ("access-control-request-method", method), ("access-control-request-headers", ",".join(names))]
-        preflight = Request("OPTIONS", path, headers, about=f"preflight of a {method}", is_anonymous=True)
-        exchange = await asking.ask(preflight)
-        seen.preflights.append(Preflight(method, names, exchange))
+        seen.preflights.append(await _preflight(asking, origin, method, path, names))
     start = Request("POST", "/streams?chunks=2&pause=0.05", [_SSE, origin], about="a start from another origin")
     seen.cors_start = await asking.ask(start, _within(SPARE_SECONDS))
     seen.cors_missing = await asking.ask(Request("GET", f"{stream}/info", [origin], about="a 404 for another origin"))
+
+
+async def _preflight(asking: Asking, origin: tuple[str, str], method: str, path: str, names: Sequence[str]) -> Preflight:
+    """Ask whether a page may send a request. What refuses it as a whole, as Starlette does, is asked what it is that it refuses."""
+
+    async def ask(*names: str) -> Exchange:
+        named = [("access-control-request-headers", ",".join(names))] if names else []
+        headers = [origin, ("access-control-request-method", method), *named]
+        return await asking.ask(Request("OPTIONS", path, headers, about=f"preflight of a {method}", is_anonymous=True))
+
+    exchange = await ask(*names)
+    if exchange.is_success or not exchange.status:
+        return Preflight(method, names, exchange)
+    bare = await ask()
+    return Preflight(method, names, exchange, bare, [await ask(name) for name in names] if bare.is_success else ())
 
 
 async def _read_at_a_pace(asking: Asking, seen: Seen) -> None:
@@ -199,7 +215,8 @@ async def _read_together(asking: Asking, seen: Seen) -> None:
     options, streams = seen.options, _Told()
 
     async def start() -> None:
-        request = Request("POST", _path(options, size=SLOW_BYTES), [_SSE], about="an answer that several read")
+        size = min(SLOW_BYTES, max(COARSE_BYTES, SHARED_BYTES // (options.chunks * (options.readers + 2))))
+        request = Request("POST", _path(options, size=size), [_SSE], about="an answer that several read")
         try:
             seen.started = await asking.ask(request, _within(options.seconds + SPARE_SECONDS, streams.told))
         finally:
