@@ -315,6 +315,23 @@ async def test_a_token_that_goes_in_clear_text_to_another_machine_is_warned_of()
     assert TOKEN not in checked.stderr
 
 
+async def test_who_interrupts_it_before_it_knows_what_it_has_started_leaves_nothing_running(server: Server) -> None:
+    asked_before = 11  # hello eight times, and what else is asked before anything is started
+    async with StreamManager.connect(server.storage) as streams, bad_network(server.url) as network:
+        url = network.path([Fate()] * asked_before + [Fate(End.STALL, after=0)] * 2)
+        async with await anyio.open_process(command(f"{url}/check", idle=60), env=environment_with(TOKEN)) as process:
+            with anyio.fail_after(50):
+                while await open_streams(streams) < 2:  # noqa: ASYNC110 - no event tells
+                    await anyio.sleep(0.05)
+                process.send_signal(signal.SIGINT)
+                assert await process.wait() == 130
+        assert await open_streams(streams) == 0
+
+
+async def open_streams(streams: StreamManager) -> int:
+    return len(await streams.list(limit=1000, status="open"))
+
+
 async def test_who_cannot_be_reached_is_said(tmp_path: Path) -> None:
     checked = await check(f"http://127.0.0.1:{free_port()}/check")
     assert (checked.code, checked.report) == (1, {})

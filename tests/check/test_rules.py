@@ -256,6 +256,13 @@ def test_one_of_many_requests_that_is_not_answered_is_found(asked: str, status: 
     assert "1 of 8 times" in told[id]
 
 
+def test_a_question_after_what_is_not_there_that_met_a_gateway_is_refused_and_no_error_is_replaced() -> None:
+    missing = Exchange(Request("GET", "/streams/none/info", about="what is not there"), status=502, end="whole")
+    assert found(missing=missing, exchanges=[missing]) == {"refused": "what is not there: answered 502"}
+    missing.status = 401
+    assert list(found(missing=missing, exchanges=[missing])) == ["errors-replaced"]
+
+
 def test_what_is_asked_to_clean_up_may_be_answered_as_it_likes() -> None:
     assert found(exchanges=[Exchange(Request("DELETE", "/streams/s", about=CLEANING_UP), status=404, end="whole")]) == {}
 

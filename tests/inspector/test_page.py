@@ -171,7 +171,7 @@ def test_a_reload_keeps_what_was_seen_of_the_pace(page: Page, command: InspectCo
         stream.done()
         expect(page.locator("#state")).to_have_text("done")
     page.reload()
-    expect(page.locator("#gaps > li")).to_contain_text("before 1")
+    expect(page.locator("#gaps > li", has_text="before 1")).to_have_count(1)
     expect(page.locator("#pace")).to_contain_text("All of it was seen")
     page.get_by_role("button", name="before 1").click()
     expect(page.locator("#events .found .offset")).to_have_text("1")
@@ -490,6 +490,41 @@ def test_the_page_fits_every_screen(page: Page, command: InspectCommand, streams
     if width < 960:
         page.get_by_role("link", name="All streams").click()
         expect(page.locator("#list a")).to_be_visible()
+
+
+def test_there_is_no_replay_of_a_stream_of_which_nothing_is_known(
+    page: Page, command: InspectCommand, streams: StreamManager
+) -> None:
+    write(streams, "answer", 1, 2)
+    write(streams, "secret", 1)
+    page.route("**/secret*", lambda route: route.fulfill(status=403, body="{}"))
+    page.route("**/secret/live*", lambda route: route.fulfill(status=403, body="{}"))
+    go_to(page, command, "answer")
+    expect(page.get_by_role("button", name="Replay")).to_be_enabled()
+    page.get_by_role("link", name="secret").click()
+    expect(page.locator("#state")).to_have_text("cannot be read")
+    expect(page.get_by_role("button", name="Replay")).to_be_disabled()
+    expect(page.locator("#seek")).to_be_disabled()
+    page.get_by_role("link", name="answer").click()
+    expect(page.get_by_role("button", name="Replay")).to_be_enabled()
+
+
+def test_a_replay_of_what_cannot_be_read_stops_and_asks_no_more(
+    page: Page, command: InspectCommand, streams: StreamManager
+) -> None:
+    write(streams, "answer", *range(5))
+    go_to(page, command, "answer")
+    expect(rows(page)).to_have_count(6)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/events?" in request.url else None)
+    page.route("**/answer/events?*", lambda route: route.fulfill(status=503, body="{}"))
+    page.get_by_role("button", name="Replay").click()
+    expect(page.locator("#toast")).to_contain_text("The replay cannot go on")
+    expect(page.locator("#play")).to_have_text("Play")
+    page.unroute("**/answer/events?*")
+    page.locator("#play").click()
+    expect(rows(page)).to_have_count(6)
+    assert len(asked) <= 5
 
 
 # Connections that are few, dead, slow or refused

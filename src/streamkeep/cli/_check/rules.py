@@ -48,6 +48,12 @@ def is_shown(exchange: Exchange) -> bool:
     return exchange.request.path.startswith("/streams") and exchange.status == 200 and bool(exchange.stream)
 
 
+def is_start(exchange: Exchange) -> bool:
+    """Say whether a request starts a stream of its own, whatever came of it."""
+    request = exchange.request
+    return request.method == "POST" and "idempotency-key" in {name for name, _ in request.headers}
+
+
 def delays(exchange: Exchange) -> list[float]:
     """Give how many seconds each chunk was on its way, beyond the quickest one; the time that storing it took is not counted."""
     came = [(event.came, event.made) for event in exchange.events if event.made is not None]
@@ -243,7 +249,7 @@ def _protocol(seen: Seen) -> Iterator[Finding]:
 
 def _missing(seen: Seen) -> Iterator[Finding]:
     exchange = seen.missing
-    if exchange is not None and exchange.status:
+    if exchange is not None and not _is_unlucky(exchange):
         if exchange.status != 404:
             yield Finding(
                 "errors-replaced", "warning", f"a stream that does not exist is answered {exchange.status} instead of 404"
@@ -391,7 +397,7 @@ def _judged_elsewhere(seen: Seen) -> Iterator[Exchange | None]:
     for preflight in seen.preflights:
         yield from (preflight.exchange, preflight.bare, *preflight.alone)
     yield from (seen.started, seen.idle, seen.idle_rest, seen.body, seen.probe.exchange if seen.probe else None)
-    yield from (exchange for exchange in (seen.missing, seen.cors_missing) if exchange is not None and exchange.status)
+    yield from (each for each in (seen.missing, seen.cors_missing) if each is not None and not _is_unlucky(each))
     if seen.stops:
         yield seen.stopped
 

@@ -37,10 +37,10 @@ export class Stream {
     this.problem = null;
     this.bytes = 0;
     this.openedAt = performance.now() / 1000;
-    this.preparedAt = 0;
+    this.preparedAt = -PREPARE_MS;
     this.isOver = false;
     this.timing = new Timing();
-    this.replay.end();
+    this.replay.clear();
     this.events.clear(0);
     this.events.tail = 0;
     write($("title"), visible(id));
