@@ -524,6 +524,25 @@ async def test_events_are_told_as_they_come_with_the_times_at_which_they_did(str
     assert sum(run[1] for run in timing) == 3
 
 
+async def test_a_page_whose_connection_is_slow_is_told_of_events_less_often_and_of_the_end_at_once(
+    streams: StreamManager,
+) -> None:
+    async with (
+        inspected(streams) as http,
+        streams.open("one") as stream,
+        http.stream("GET", "api/streams/one/live?pause=9000") as answer,
+    ):
+        live = Live(answer)
+        await live.next("begin")
+        await stream.write(0)
+        assert (await live.next("events", "state"))["count"] == 1
+        await stream.write(1)
+        assert (await live.next("events", "state"))["kind"] == "state"
+        await stream.done()
+        assert (await live.next("events"))["tail"] == 3
+        assert (await live.next("end"))["why"] is None
+
+
 async def test_of_a_burst_only_the_newest_rows_are_told_and_all_is_counted(streams: StreamManager) -> None:
     async with inspected(streams) as http, streams.open("one") as input, following(http, "one") as live:
         await live.next("begin")

@@ -634,6 +634,26 @@ def test_a_burst_that_comes_while_a_window_is_asked_for_leaves_no_hole_in_it(
         assert offsets == list(range(offsets[0], 2000))
 
 
+def test_a_page_that_is_told_too_late_leaves_what_is_old_and_has_less_told(
+    page: Page, command: InspectCommand, streams: StreamManager
+) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/live?" in request.url else None)
+    with streams.open("answer") as stream:
+        stream.write(1)
+        old: list[dict[str, object]] = [
+            {"kind": "events", "tail": 2, "count": 1, "bytes": 1, "rows": [], "runs": [], "now": now}
+            for now in (1000, 990, 980)
+        ]
+        body = "".join(f"data: {json.dumps(message)}\n\n" for message in old)
+        page.route("**/answer/live?*", lambda route: route.fulfill(content_type="text/event-stream", body=body), times=1)
+        go_to(page, command, "answer")
+        expect(rows(page)).to_have_count(1)
+        stream.write(2)
+        expect(rows(page)).to_have_count(2)
+    assert ["pause=100" in asked[0], "pause=400" in asked[1], len(asked)] == [True, True, 2]
+
+
 def test_what_was_seen_is_kept_where_another_process_answers_that_has_not_seen_it(
     page: Page, command: InspectCommand, streams: StreamManager
 ) -> None:

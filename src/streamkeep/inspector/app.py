@@ -29,7 +29,7 @@ from ..http.response import Receive, Scope, Send, disconnected, errors_answered,
 from ..http.shutdown import shutdown_of
 from .files import files, secured
 from .listing import Filter, list_filtered
-from .live import Following, Message
+from .live import MAX_PAUSE_SECONDS, PAUSE_SECONDS, Following, Message
 from .messages import Row, known, line_of, listed, row, shown_data
 from .sightings import Sightings
 
@@ -158,7 +158,7 @@ class Inspector:
     async def _send_about(self, stream: StreamInfo, what: str | None, scope: Scope, receive: Receive, send: Send) -> None:
         match what:
             case "/live":
-                await self._send_live(stream, receive, send)
+                await self._send_live(stream, _pause_of(query_of(scope)), receive, send)
             case "/events":
                 await self._send_rows(stream, query_of(scope), send)
             case "/timing":
@@ -273,13 +273,13 @@ class Inspector:
 
     # Live
 
-    async def _send_live(self, stream: StreamInfo, receive: Receive, send: Send) -> None:
+    async def _send_live(self, stream: StreamInfo, pause: float, receive: Receive, send: Send) -> None:
         if self._pages.total() >= MAX_PAGES:
             raise PublicError("RESOURCE_EXHAUSTED", f"{MAX_PAGES} pages follow streams already")
         with self._counted(stream.id):  # from here on: many may be about to follow
             async with self._streams.subscribe(stream.id, last=0) as events:
                 _check_life(events.life, stream)
-                following = Following(events, self._sightings(stream), self._now, self._shown)
+                following = Following(events, self._sightings(stream), self._now, self._shown, pause)
                 await self._follow(stream, events.first_offset, following, receive, send)
 
     async def _follow(self, stream: StreamInfo, first: int, following: Following, receive: Receive, send: Send) -> None:
@@ -369,6 +369,11 @@ def _filter_of(query: Mapping[str, str]) -> tuple[Filter, str, int]:
     statuses: Mapping[str | None, StreamStatus] = {status: status for status in get_args(StreamStatus)}
     wanted = Filter(statuses.get(status), query.get("owner") or None, query.get("key", ""), query.get("id", ""))
     return wanted, query.get("after", ""), max(1, min(_number(query, "limit", 50), MAX_LISTED))
+
+
+def _pause_of(query: Mapping[str, str]) -> float:
+    """Give how many seconds are to be between two messages on events: more, for a page whose connection is slow."""
+    return min(max(PAUSE_SECONDS, _number(query, "pause", 0) / 1000), MAX_PAUSE_SECONDS)
 
 
 def _number(query: Mapping[str, str], name: str, otherwise: int) -> int:

@@ -73,7 +73,8 @@ export async function withConnection(run) {
   return false;
 }
 
-// Calls `tell` with what is said of a stream, and returns when that has ended; throws when it is cut, refused or silent.
+// Calls `tell` with what is said of a stream, and returns when that has ended, or when `tell` gives true, for that it has had enough;
+// throws when it is cut, refused or silent.
 export async function live(id, query, signal, tell) {
   const silence = new AbortController();
   let timer = setTimeout(() => silence.abort(), LIVE_SILENCE_MS);
@@ -88,12 +89,13 @@ export async function live(id, query, signal, tell) {
       timer = setTimeout(() => silence.abort(), LIVE_SILENCE_MS);
       const parts = (rest + value).split("\n\n");
       rest = parts.pop();
-      for (const part of parts) tell(JSON.parse(part.slice("data: ".length)));
+      for (const part of parts) if (tell(JSON.parse(part.slice("data: ".length)))) return;
     }
   } catch (error) {
     throw error instanceof Refused ? error : new Away();
   } finally {
     clearTimeout(timer);
+    silence.abort(); // what is still on its way
   }
 }
 

@@ -10,6 +10,8 @@ import { $, ago, clock, element, events as eventsIn, number, size, span, visible
 const DRAW_MS = 250;
 const LOOK_MS = 5000;
 const GLANCE_MS = 2000;
+const LATE_SECONDS = 4;
+const PAUSES_MS = [100, 400, 1600, 6400]; // between two messages on events; longer where the connection is slow
 const RETRY_MS = [500, 1000, 2000, 5000];
 const COPIED_CHARACTERS = 16_000_000;
 const SILENCES = 5;
@@ -39,6 +41,7 @@ export class Stream {
     this.openedAt = performance.now() / 1000;
     this.preparedAt = -PREPARE_MS;
     this.isOver = false;
+    this.pace = 0;
     this.timing = new Timing();
     this.replay.clear();
     this.events.clear(0);
@@ -67,11 +70,13 @@ export class Stream {
       let isEnded = false;
       let isRefused = false;
       try {
-        const isFollowed = await withConnection(() => live(id, { life: this.life }, signal, (message) => {
-          if (signal.aborted) return;
+        const query = () => ({ life: this.life, pause: PAUSES_MS[this.pace] });
+        const isFollowed = await withConnection(() => live(id, query(), signal, (message) => {
+          if (signal.aborted) return true;
           if (message.kind !== "begin" && message.kind !== "end") tries = 0;
           isEnded = message.kind === "end" && (message.why === null || message.why === "gone");
           this.hear(message);
+          return !isEnded && this.isLate(message);
         }));
         if (!isFollowed && !signal.aborted) isEnded = await this.glance(signal);
       } catch (error) {
@@ -127,6 +132,18 @@ export class Stream {
 
   isNew({ life }) {
     return this.events.id !== this.id || this.events.life !== life || (this.events.rows.length === 0 && !this.replay.schedule);
+  }
+
+  // A slow connection has much on its way, all of it old: it is left then, and the next one is told less. What counts is how much later
+  // a message comes than the quickest one did, so that clocks need not agree.
+  isLate({ now }) {
+    if (now === undefined) return false;
+    const offset = performance.now() / 1000 - now;
+    this.quickest = Math.min(this.quickest ?? offset, offset);
+    if (offset - this.quickest < LATE_SECONDS) return false;
+    this.quickest = null; // or it is a clock that was set
+    this.pace = Math.min(this.pace + 1, PAUSES_MS.length - 1);
+    return true;
   }
 
   hear(message) {
