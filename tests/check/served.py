@@ -34,12 +34,13 @@ from streamkeep.http import CheckHTTP, DurableStreaming, StreamsHTTP, Timeouts
 streams = StreamManager.connect(os.environ["DEPLOY_STORAGE"])
 short = StreamsHTTP(streams, timeouts=Timeouts(longest=timedelta(seconds=3)))
 often = StreamsHTTP(streams, timeouts=Timeouts(heartbeat=timedelta(milliseconds=500)))
+brief = StreamsHTTP(streams, timeouts=Timeouts(heartbeat=timedelta(milliseconds=500), idle=timedelta(seconds=1)))
 rarely = StreamsHTTP(streams, timeouts=Timeouts(heartbeat=timedelta(seconds=30)))
 
 
 @asynccontextmanager
 async def lifespan(_app):
-    async with often, rarely, short:
+    async with often, rarely, short, brief:
         yield
 
 
@@ -66,6 +67,7 @@ def process() -> int:
 app.mount("/check", CheckHTTP(often, trust="{TOKEN}"))
 app.mount("/rare/check", CheckHTTP(rarely, trust="{TOKEN}"))
 app.mount("/short/check", CheckHTTP(short, trust="{TOKEN}"))
+app.mount("/brief/check", CheckHTTP(brief, trust="{TOKEN}"))
 app.mount("/cors", cors)
 app.mount("/few", few)
 durable = DurableStreaming(app, often)

@@ -231,6 +231,14 @@ async def test_an_app_that_ends_long_answers_by_itself_is_sound(server: Server) 
     assert checked.found == {}
 
 
+async def test_an_app_that_ends_silent_answers_by_itself_is_sound_and_they_are_not_taken_for_whole(server: Server) -> None:
+    checked = await check(f"{server.url}/brief/check", idle=4)
+    assert checked.found == {}
+    assert next(step["seen"] for step in checked.report["steps"] if step["step"] == "idle").startswith(
+        "an answer was silent for 4 s, and ended after"
+    )
+
+
 @pytest.mark.slow
 async def test_two_storages_are_found_behind_a_balancer_that_goes_by_the_path(server: Server, tmp_path: Path) -> None:
     async with (

@@ -145,15 +145,24 @@ def test_an_answer_without_end_is_a_hang() -> None:
     assert list(found(paces=[exchange])) == ["hang"]
 
 
+def test_an_answer_that_the_app_breaks_off_is_told_in_its_words_and_is_not_whole() -> None:
+    broken = answer(made_at()[:10], ends=False)
+    broken.request = Request("POST", "/streams", about="an answer")
+    broken.events.append(Event("error", None, "s/00000000/9", 2.0, None, '{"status":"UNAVAILABLE","message":"away"}'))
+    for step in ({"paces": [broken]}, {"readers": [broken]}, {"idle": broken}, {"exchanges": [broken]}):
+        told = found(**step)
+        assert list(told) == ["refused"]
+        assert "UNAVAILABLE: away" in told["refused"]
+
+
 def test_an_answer_that_still_flows_is_a_slow_network_and_one_of_heartbeats_alone_a_hang() -> None:
     slow = answer(made_at()[:10], ends=False)
     slow.end, slow.ended = "late", 35.0
     slow.reads += [(at, 1400) for at in (31.0, 33.0, 34.9)]
     slow.request = Request("POST", "/streams", about="an answer")
-    assert [(each.id, each.level) for each in judge(seen_of(paces=[slow]))] == [("slow-network", "note")]
-    assert [each.id for each in judge(seen_of(exchanges=[slow]))] == ["slow-network"]
+    assert [(each.id, each.level) for each in judge(seen_of(paces=[slow], exchanges=[slow]))] == [("slow-network", "note")]
     slow.reads[-3:] = [(at / 10, 15) for at in range(300, 350)]
-    assert list(found(paces=[slow])) == ["hang"]
+    assert list(found(paces=[slow], exchanges=[slow])) == ["hang"]
 
 
 def test_a_large_body_that_is_sent_slowly_is_a_slow_network_and_one_that_is_not_answered_is_found() -> None:

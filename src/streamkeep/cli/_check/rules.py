@@ -140,7 +140,9 @@ def _is_unknown(exchange: Exchange) -> bool:
 
 
 def _is_ended_by_app(exchange: Exchange, seen: Seen) -> bool:
-    """Say whether it has lasted as long as the app lets an answer last, as `Timeouts(longest=…)` says; clients come back then."""
+    """Say whether it has lasted as long as the app lets an answer last, or be silent, as `Timeouts(longest=…, idle=…)` says."""
+    if exchange.told is not None and exchange.told.status == "DEADLINE_EXCEEDED":
+        return True
     return exchange.end in {"cut", "whole"} and exchange.ended >= seen.first.hello.longest
 
 
@@ -149,7 +151,7 @@ def _not_whole(exchange: Exchange, what: str, seen: Seen) -> Iterator[Finding]:
     code = exchange.status
     if exchange.terminal is not None or (_is_split(seen) and _is_unknown(exchange)):
         return
-    if code == 200 and _is_ended_by_app(exchange, seen):
+    if code == 200 and (_is_ended_by_app(exchange, seen) or _is_flowing(exchange)):
         return
     if code == 0:
         yield Finding("refused", "failure", f"{what} was not answered: {exchange.why or 'nothing came'}")
@@ -157,14 +159,14 @@ def _not_whole(exchange: Exchange, what: str, seen: Seen) -> Iterator[Finding]:
         yield Finding("turned-away", "failure", f"{what} was answered {code}{_error_text(exchange)}, while others were read")
     elif code != 200:
         yield Finding("refused", "failure", f"{what} was answered {code}{_error_text(exchange)}")
-    elif exchange.end == "late" and _is_flowing(exchange):
-        yield _too_slow(exchange, what)
     elif exchange.end == "late":
         yield Finding(
             "hang",
             "failure",
             f"{what} had no end within {exchange.ended:.0f} s; the last byte was {exchange.silence:.1f} s ago",
         )
+    elif exchange.told is not None:
+        yield _broken_off(exchange, what)
     elif exchange.end in {"cut", "whole"} and not _is_unread(exchange):
         how = "cut" if exchange.end == "cut" else "ended as if it were whole"
         if exchange.silence >= SILENCE_SECONDS:
@@ -175,15 +177,17 @@ def _not_whole(exchange: Exchange, what: str, seen: Seen) -> Iterator[Finding]:
             )
 
 
+def _broken_off(exchange: Exchange, what: str) -> Finding:
+    by = f" by {exchange.instance}" if exchange.instance else ""
+    return Finding("refused", "failure", f"{what} was broken off{by}, which says why ({exchange.told})")
+
+
 def _is_flowing(exchange: Exchange) -> bool:
-    """Say whether much of an answer was still coming when we went."""
-    return sum(size for at, size in exchange.reads if at >= exchange.ended - FLOWING_SECONDS) >= FLOWING_BYTES
-
-
-def _too_slow(exchange: Exchange, what: str) -> Finding:
-    rate = exchange.bytes / 1000 / max(exchange.ended, 0.001)
-    told = f"{what} still came after {exchange.ended:.0f} s, {len(exchange.chunks)} chunks of it, at {rate:.0f} kB a second"
-    return Finding("slow-network", "note", told)
+    """Say whether much of an answer was still coming when we had waited for long: see `_slow`."""
+    return (
+        exchange.end == "late"
+        and sum(size for at, size in exchange.reads if at >= exchange.ended - FLOWING_SECONDS) >= FLOWING_BYTES
+    )
 
 
 def _is_unread(exchange: Exchange) -> bool:
@@ -272,8 +276,10 @@ def _body(seen: Seen) -> Iterator[Finding]:
 
 def _slow(seen: Seen) -> Iterator[Finding]:
     for exchange in seen.exchanges:
-        if exchange.end == "late" and _is_flowing(exchange) and exchange.terminal is None:
-            yield _too_slow(exchange, exchange.request.about)
+        if _is_flowing(exchange) and exchange.terminal is None:
+            rate = exchange.bytes / 1000 / exchange.ended
+            came = f"{len(exchange.chunks)} chunks of it, at {rate:.0f} kB a second"
+            yield Finding("slow-network", "note", f"{exchange.request.about} still came after {exchange.ended:.0f} s, {came}")
 
 
 def _compression(seen: Seen) -> Iterator[Finding]:
@@ -414,7 +420,7 @@ def _why_not_answered(exchange: Exchange, seen: Seen) -> tuple[str, str] | None:
     is_unknown = (code == 404 and request.path.startswith("/streams/")) or (_is_split(seen) and _is_unknown(exchange))
     if request.about == CLEANING_UP or is_unknown:
         pass  # that is for `_instances`
-    elif exchange.end == "late" and _is_flowing(exchange):
+    elif _is_flowing(exchange):
         pass  # that is for `_slow`
     elif exchange.end == "late":
         why = "hang", f"no answer, or no end of it, within {exchange.ended:.0f} s"
@@ -424,6 +430,8 @@ def _why_not_answered(exchange: Exchange, seen: Seen) -> tuple[str, str] | None:
         why = "turned-away" if code in {429, 503} else "refused", f"answered {code}{_error_text(exchange)}"
     elif exchange.end == "whole" and exchange.why:
         why = "refused", f"answered 200, but {exchange.why}"
+    elif exchange.told is not None and not _is_ended_by_app(exchange, seen):
+        why = "refused", f"broken off by the app ({exchange.told})"
     elif exchange.end == "cut" and not exchange.terminal and not _is_ended_by_app(exchange, seen):
         why = "cut-short", f"cut {exchange.ended:.1f} s after it was asked for"
     return why
@@ -482,7 +490,7 @@ def _idle(seen: Seen) -> Iterator[Finding]:
     if idle is None or (idle.terminal is None and _is_ended_by_app(idle, seen)):
         return
     heartbeat = seen.first.hello.heartbeat
-    if idle.status == 200 and idle.terminal is None and idle.end in {"cut", "whole"}:
+    if idle.status == 200 and idle.terminal is None and idle.end in {"cut", "whole"} and idle.told is None:
         rest = _gone_on(seen.idle_rest)
         if idle.silence >= SILENCE_SECONDS:
             told = f"after {idle.silence:.1f} s without a byte; the app's heartbeat comes every {heartbeat:g} s"
