@@ -6,6 +6,7 @@ import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import BrowserContext, Locator, Page, Route, expect
@@ -82,6 +83,20 @@ def test_the_token_is_taken_out_of_the_address_and_a_reload_still_has_it(
     page.reload()
 
     expect(page.get_by_role("link", name="answer")).to_be_visible()
+
+
+@pytest.mark.parametrize("how", [{"modifiers": ["Control"]}, {"button": "middle"}, {"modifiers": ["Shift"]}], ids=str)
+def test_a_stream_may_be_opened_in_another_tab(
+    page: Page, context: BrowserContext, command: InspectCommand, streams: StreamManager, how: Any
+) -> None:
+    write(streams, "answer", 1)
+    page.goto(command.page)
+    with context.expect_page() as opened:
+        page.locator("#list a").click(**how)
+    other = opened.value
+    expect(rows(other)).to_have_count(2)
+    assert command.token not in other.evaluate("location.href")
+    expect(page.locator("#nothing")).to_be_visible()
 
 
 def test_who_has_no_token_is_told_so_and_sees_nothing(page: Page, command: InspectCommand, streams: StreamManager) -> None:

@@ -27,6 +27,8 @@ export function takeToken() {
   history.replaceState(null, "", `#${named}`); // it is not to stay in the history
 }
 
+export const hasToken = () => sessionStorage.getItem("token") !== null;
+
 function headers() {
   const token = sessionStorage.getItem("token");
   return { "X-Streamkeep-Inspector": "1", ...(token ? { Authorization: `Bearer ${token}` } : {}) };
