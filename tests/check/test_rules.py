@@ -11,6 +11,8 @@ from streamkeep.cli._check.advice import ADVICE
 from streamkeep.cli._check.exchange import CLEANING_UP, End, Event, Exchange, Made, Request
 from streamkeep.cli._check.rules import delays, flaws, is_held, judge
 from streamkeep.cli._check.seen import PROBED_HEADERS, PROBED_QUERY, Greeting, Hello, Options, Resumed, Seen, idle_seconds
+from streamkeep.events import encode_json
+from streamkeep.http.check import TOO_MANY
 
 OPTIONS = Options(seconds=5)
 SSE = [("content-type", "text/event-stream"), ("x-genkit-stream-id", "s"), ("transfer-encoding", "chunked")]
@@ -143,6 +145,13 @@ def test_an_answer_without_end_is_a_hang() -> None:
     exchange = answer(made_at()[:10], ends=False)
     exchange.end = "late"
     assert list(found(paces=[exchange])) == ["hang"]
+
+
+def test_what_is_turned_away_because_of_other_checks_is_no_limit_of_the_deployment() -> None:
+    error = encode_json({"error": {"status": "RESOURCE_EXHAUSTED", "message": TOO_MANY}})
+    refused = Exchange(Request("POST", "/streams", about="a start"), status=429, end="whole", body=bytearray(error))
+    for steps in ({"paces": [refused]}, {"exchanges": [refused]}):
+        assert [(each.id, each.level) for each in judge(seen_of(**steps))] == [("other-checks", "warning")]
 
 
 def test_an_answer_that_the_app_breaks_off_is_told_in_its_words_and_is_not_whole() -> None:

@@ -112,6 +112,11 @@ ADVICE: Final[Mapping[str, Advice]] = {
             "or StreamsHTTP(max_producers=), where the answer says RESOURCE_EXHAUSTED",
         ),
     ),
+    "other-checks": Advice(
+        "other checks at the same time",
+        "The app runs few streams of checks at a time, so this check has not seen all. Users are not concerned.",
+        ("run one check of an instance at a time",),
+    ),
     "idempotency": Advice(
         "starts that run twice",
         "A start that a browser or a proxy sends again is paid for twice.",

@@ -1,13 +1,14 @@
 """The rules: what is wrong with what was seen. Pure functions from answers to findings; whatever a busy machine explains is no finding."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from statistics import median
 from typing import Final
 
 from ...errors import InvalidArgumentError
 from ...events import ErrorInfo
+from ...http.check import TOO_MANY
 from ...wire import error_of
 from .advice import Finding, Level
 from .cors import cors
@@ -156,7 +157,8 @@ def _not_whole(exchange: Exchange, what: str, seen: Seen) -> Iterator[Finding]:
     if code == 0:
         yield Finding("refused", "failure", f"{what} was not answered: {exchange.why or 'nothing came'}")
     elif code in {429, 503}:
-        yield Finding("turned-away", "failure", f"{what} was answered {code}{_error_text(exchange)}, while others were read")
+        kind = _turned_away(exchange)
+        yield Finding(kind, LEVELS[kind], f"{what} was answered {code}{_error_text(exchange)}, while others were read")
     elif code != 200:
         yield Finding("refused", "failure", f"{what} was answered {code}{_error_text(exchange)}")
     elif exchange.end == "late":
@@ -175,6 +177,15 @@ def _not_whole(exchange: Exchange, what: str, seen: Seen) -> Iterator[Finding]:
             yield Finding(
                 "cut-short", "failure", f"{what} was {how} {exchange.ended:.1f} s after it was asked for, though bytes came"
             )
+
+
+LEVELS: Final[Mapping[str, Level]] = {"turned-away": "failure", "other-checks": "warning"}
+
+
+def _turned_away(exchange: Exchange) -> str:
+    """Give what kind of finding it is that a request was turned away."""
+    error = app_error(exchange)
+    return "other-checks" if error is not None and error.message == TOO_MANY else "turned-away"
 
 
 def _broken_off(exchange: Exchange, what: str) -> Finding:
@@ -391,7 +402,7 @@ def _others(seen: Seen) -> Iterator[Finding]:
             if id(exchange) not in judged and (why := _why_not_answered(exchange, seen)):
                 bad.setdefault(why[0], []).append(why)
         for kind, reasons in bad.items():
-            yield Finding(kind, "failure", f"{about}: {reasons[0][1]}{of_how_many.format(len(reasons))}")
+            yield Finding(kind, LEVELS.get(kind, "failure"), f"{about}: {reasons[0][1]}{of_how_many.format(len(reasons))}")
 
 
 def _judged_elsewhere(seen: Seen) -> Iterator[Exchange | None]:
@@ -427,7 +438,7 @@ def _why_not_answered(exchange: Exchange, seen: Seen) -> tuple[str, str] | None:
     elif code == 0:
         why = "refused", exchange.why or "nothing came"
     elif code != 200:
-        why = "turned-away" if code in {429, 503} else "refused", f"answered {code}{_error_text(exchange)}"
+        why = _turned_away(exchange) if code in {429, 503} else "refused", f"answered {code}{_error_text(exchange)}"
     elif exchange.end == "whole" and exchange.why:
         why = "refused", f"answered 200, but {exchange.why}"
     elif exchange.told is not None and not _is_ended_by_app(exchange, seen):
