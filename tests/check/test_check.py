@@ -357,6 +357,8 @@ async def test_who_cannot_be_reached_is_said(tmp_path: Path) -> None:
         ["http://127.0.0.1/ü"],
         ["http://127.0.0.1/check", "--header", "secret"],
         ["http://127.0.0.1/check", "--header", "a:secret\nb:c"],
+        ["http://127.0.0.1/check", "--header", "Content-Length:5"],
+        ["http://127.0.0.1/check", "--header", "transfer-encoding:chunked"],
         ["http://127.0.0.1/check", "--origin", "front.example"],
         ["http://127.0.0.1/check", "--origin", "https://front.example/page"],
         ["http://127.0.0.1/check", "--origin", "https://ann@front.example"],

@@ -19,6 +19,8 @@ from .steps import observe
 
 __all__ = ["Finding", "Options", "Seen", "as_json", "check", "checked_origin", "judge", "lines", "target_of"]
 
+OURS: Final = frozenset(("connection", "content-length", "expect", "transfer-encoding", "upgrade"))
+"""What says how a message travels."""
 _VISIBLE: Final = re.compile(r"[!-~]+")
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _TEXT: Final = re.compile(r"[ -~]*")
@@ -46,6 +48,8 @@ def target_of(url: str, headers: Mapping[str, str]) -> Target:
         )
     if not all(_TOKEN.fullmatch(name) and _TEXT.fullmatch(text) for name, text in headers.items()):
         raise CommandError("a header is given as NAME:VALUE, in ASCII", 2)  # without it: it may be a secret
+    if ours := OURS & {name.lower() for name in headers}:
+        raise CommandError(f"a check sends its own {', '.join(sorted(ours))}", 2)
     tls = ssl.create_default_context() if parts.scheme == "https" else None
     return Target(url.rstrip("/"), [*headers.items()], tls)
 
