@@ -35,12 +35,13 @@ from streamkeep.http import CheckHTTP, DurableStreaming, StreamsHTTP, Timeouts
 streams = StreamManager.connect(os.environ["DEPLOY_STORAGE"])
 short = StreamsHTTP(streams, timeouts=Timeouts(longest=timedelta(seconds=3)))
 often = StreamsHTTP(streams, timeouts=Timeouts(heartbeat=timedelta(milliseconds=500)))
+brief = StreamsHTTP(streams, timeouts=Timeouts(heartbeat=timedelta(milliseconds=500), idle=timedelta(seconds=1)))
 rarely = StreamsHTTP(streams, timeouts=Timeouts(heartbeat=timedelta(seconds=30)))
 
 
 @asynccontextmanager
 async def lifespan(_app):
-    async with often, rarely, short:
+    async with often, rarely, short, brief:
         yield
 
 
@@ -54,6 +55,9 @@ cors.add_middleware(
     expose_headers=["X-Genkit-Stream-Id"],
 )
 cors.mount("/check", CheckHTTP(often, trust="{TOKEN}"))
+few = FastAPI()
+few.add_middleware(CORSMiddleware, allow_origins=["{ORIGIN}"], allow_methods=["GET", "POST"], allow_headers=["Authorization"])
+few.mount("/check", CheckHTTP(often, trust="{TOKEN}"))
 
 
 @app.get("/process")
@@ -64,11 +68,13 @@ def process() -> int:
 app.mount("/check", CheckHTTP(often, trust="{TOKEN}"))
 app.mount("/rare/check", CheckHTTP(rarely, trust="{TOKEN}"))
 app.mount("/short/check", CheckHTTP(short, trust="{TOKEN}"))
+app.mount("/brief/check", CheckHTTP(brief, trust="{TOKEN}"))
 app.mount("/cors", cors)
 ended = FastAPI()  # its middleware ends what the app has broken off
 ended.add_middleware(BaseHTTPMiddleware, dispatch=lambda request, go_on: go_on(request))
 ended.mount("/check", CheckHTTP(often, trust="{TOKEN}"))
 app.mount("/ended", ended)
+app.mount("/few", few)
 durable = DurableStreaming(app, often)
 """
 HTTP_1_0: Final = "proxy_set_header Host $host; client_max_body_size 4m;"

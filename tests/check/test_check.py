@@ -189,6 +189,37 @@ async def test_another_origin_than_the_one_that_is_let_in_is_found(server: Serve
     assert checked.found["cors"] == "failure"
 
 
+async def test_what_a_preflight_is_refused_for_as_a_whole_is_said_by_name(server: Server) -> None:
+    """Starlette refuses all of a preflight for one header; the origin is let in all the same."""
+    checked = await check(f"{server.url}/few/check", "--origin", ORIGIN)
+    assert checked.found == {"cors-headers": "failure", "cors-methods": "failure"}
+    assert checked.seen("cors-headers") == "a page may not send idempotency-key, last-event-id, x-genkit-stream-id"
+    assert "DELETE" in checked.seen("cors-methods")
+
+
+@pytest.mark.parametrize("origin", [f"{ORIGIN}:443/", ORIGIN.upper()])
+async def test_an_origin_is_asked_for_as_browsers_name_it(server: Server, origin: str) -> None:
+    checked = await check(f"{server.url}/cors/check", "--origin", origin, seconds=1, idle=0)
+    assert checked.found == {}
+
+
+async def test_a_header_may_name_the_host(server: Server) -> None:
+    port = server.url.rpartition(":")[2]
+    checked = await check(
+        f"{server.url}/check", "--header", f"Host:app.example:{port}", "--header", "User-Agent:x", seconds=1, idle=0
+    )
+    assert checked.found == {}, checked.stderr
+
+
+@pytest.mark.slow
+async def test_a_slow_network_is_no_defect_of_the_deployment(server: Server) -> None:
+    async with bad_network(server.url) as network:
+        url = network.path([Fate(piece=2_000, pause_seconds=0.08)] * 500)
+        checked = await check(f"{url}/check", seconds=1, idle=0)
+    assert checked.code == 0, checked.report["findings"]
+    assert set(checked.found) <= {"slow-network"}
+
+
 async def test_a_preflight_that_is_let_in_only_with_a_token_is_found(server: Server, tmp_path: Path) -> None:
     """Browsers send none with it."""
     settings = f"{USUAL} if ($refused) {{ return 401; }}"
@@ -203,6 +234,14 @@ async def test_a_preflight_that_is_let_in_only_with_a_token_is_found(server: Ser
 async def test_an_app_that_ends_long_answers_by_itself_is_sound(server: Server) -> None:
     checked = await check(f"{server.url}/short/check", idle=4)
     assert checked.found == {}
+
+
+async def test_an_app_that_ends_silent_answers_by_itself_is_sound_and_they_are_not_taken_for_whole(server: Server) -> None:
+    checked = await check(f"{server.url}/brief/check", idle=4)
+    assert checked.found == {}
+    assert next(step["seen"] for step in checked.report["steps"] if step["step"] == "idle").startswith(
+        "an answer was silent for 4 s, and ended after"
+    )
 
 
 @pytest.mark.slow
@@ -282,6 +321,30 @@ async def test_who_interrupts_it_leaves_nothing_running(tmp_path: Path) -> None:
         assert [stream.id for stream in await streams.list(limit=1000) if stream.status == "open"] == []
 
 
+async def test_a_token_that_goes_in_clear_text_to_another_machine_is_warned_of() -> None:
+    checked = await check(f"http://192.0.2.1.invalid:{free_port()}/check")
+    assert checked.code == 1
+    assert "in clear text" in checked.stderr
+    assert TOKEN not in checked.stderr
+
+
+async def test_who_interrupts_it_before_it_knows_what_it_has_started_leaves_nothing_running(server: Server) -> None:
+    asked_before = 11  # hello eight times, and what else is asked before anything is started
+    async with StreamManager.connect(server.storage) as streams, bad_network(server.url) as network:
+        url = network.path([Fate()] * asked_before + [Fate(End.STALL, after=0)] * 2)
+        async with await anyio.open_process(command(f"{url}/check", idle=60), env=environment_with(TOKEN)) as process:
+            with anyio.fail_after(50):
+                while await open_streams(streams) < 2:  # noqa: ASYNC110 - no event tells
+                    await anyio.sleep(0.05)
+                process.send_signal(signal.SIGINT)
+                assert await process.wait() == 130
+        assert await open_streams(streams) == 0
+
+
+async def open_streams(streams: StreamManager) -> int:
+    return len(await streams.list(limit=1000, status="open"))
+
+
 async def test_who_cannot_be_reached_is_said(tmp_path: Path) -> None:
     checked = await check(f"http://127.0.0.1:{free_port()}/check")
     assert (checked.code, checked.report) == (1, {})
@@ -299,8 +362,12 @@ async def test_who_cannot_be_reached_is_said(tmp_path: Path) -> None:
         ["http://127.0.0.1/ü"],
         ["http://127.0.0.1/check", "--header", "secret"],
         ["http://127.0.0.1/check", "--header", "a:secret\nb:c"],
+        ["http://127.0.0.1/check", "--header", "Content-Length:5"],
+        ["http://127.0.0.1/check", "--header", "transfer-encoding:chunked"],
         ["http://127.0.0.1/check", "--origin", "front.example"],
         ["http://127.0.0.1/check", "--origin", "https://front.example/page"],
+        ["http://127.0.0.1/check", "--origin", "https://ann@front.example"],
+        ["http://127.0.0.1/check", "--origin", "https://front.example?page"],
         ["http://127.0.0.1/check", "--seconds", "61"],
         ["http://127.0.0.1/check", "--readers", "0"],
     ],

@@ -11,6 +11,8 @@ from streamkeep.cli._check.advice import ADVICE
 from streamkeep.cli._check.exchange import CLEANING_UP, End, Event, Exchange, Made, Request
 from streamkeep.cli._check.rules import delays, flaws, is_held, judge
 from streamkeep.cli._check.seen import PROBED_HEADERS, PROBED_QUERY, Greeting, Hello, Options, Resumed, Seen, idle_seconds
+from streamkeep.events import encode_json
+from streamkeep.http.check import TOO_MANY
 
 OPTIONS = Options(seconds=5)
 SSE = [("content-type", "text/event-stream"), ("x-genkit-stream-id", "s"), ("transfer-encoding", "chunked")]
@@ -145,6 +147,41 @@ def test_an_answer_without_end_is_a_hang() -> None:
     assert list(found(paces=[exchange])) == ["hang"]
 
 
+def test_what_is_turned_away_because_of_other_checks_is_no_limit_of_the_deployment() -> None:
+    error = encode_json({"error": {"status": "RESOURCE_EXHAUSTED", "message": TOO_MANY}})
+    refused = Exchange(Request("POST", "/streams", about="a start"), status=429, end="whole", body=bytearray(error))
+    for steps in ({"paces": [refused]}, {"exchanges": [refused]}):
+        assert [(each.id, each.level) for each in judge(seen_of(**steps))] == [("other-checks", "warning")]
+
+
+def test_an_answer_that_the_app_breaks_off_is_told_in_its_words_and_is_not_whole() -> None:
+    broken = answer(made_at()[:10], ends=False)
+    broken.request = Request("POST", "/streams", about="an answer")
+    broken.events.append(Event("error", None, "s/00000000/9", 2.0, None, '{"status":"UNAVAILABLE","message":"away"}'))
+    for step in ({"paces": [broken]}, {"readers": [broken]}, {"idle": broken}, {"exchanges": [broken]}):
+        told = found(**step)
+        assert list(told) == ["refused"]
+        assert "UNAVAILABLE: away" in told["refused"]
+
+
+def test_an_answer_that_still_flows_is_a_slow_network_and_one_of_heartbeats_alone_a_hang() -> None:
+    slow = answer(made_at()[:10], ends=False)
+    slow.end, slow.ended = "late", 35.0
+    slow.reads += [(at, 1400) for at in (31.0, 33.0, 34.9)]
+    slow.request = Request("POST", "/streams", about="an answer")
+    assert [(each.id, each.level) for each in judge(seen_of(paces=[slow], exchanges=[slow]))] == [("slow-network", "note")]
+    slow.reads[-3:] = [(at / 10, 15) for at in range(300, 350)]
+    assert list(found(paces=[slow], exchanges=[slow])) == ["hang"]
+
+
+def test_a_large_body_that_is_sent_slowly_is_a_slow_network_and_one_that_is_not_answered_is_found() -> None:
+    error = b'{"error":{"status":"DEADLINE_EXCEEDED","message":"more than 30 seconds"}}'
+    body = Exchange(Request("POST", "/body", body=b"x" * (2 << 20)), status=408, end="whole", body=bytearray(error))
+    assert list(found(body=body)) == ["slow-network"]
+    body.status, body.end, body.ended, body.body = 0, "late", 60.0, bytearray()
+    assert "nothing within 60 s" in found(body=body)["body"]
+
+
 def test_what_comes_twice_after_a_cut_is_found() -> None:
     first, rest = answer(made_at()[:5], ends=False), answer(made_at())
     first.end = "left"
@@ -252,6 +289,13 @@ def test_an_answer_that_the_app_breaks_off_is_to_come_as_a_cut(status: int, end:
     headers = [("transfer-encoding", "chunked")]
     broken = Exchange(Request("GET", "/broken", about="broken off"), status=status, version="1.1", headers=headers, end=end)
     assert list(found(broken=broken, exchanges=[broken])) == ([found_id] if found_id else [])
+
+
+def test_a_question_after_what_is_not_there_that_met_a_gateway_is_refused_and_no_error_is_replaced() -> None:
+    missing = Exchange(Request("GET", "/streams/none/info", about="what is not there"), status=502, end="whole")
+    assert found(missing=missing, exchanges=[missing]) == {"refused": "what is not there: answered 502"}
+    missing.status = 401
+    assert list(found(missing=missing, exchanges=[missing])) == ["errors-replaced"]
 
 
 def test_what_is_asked_to_clean_up_may_be_answered_as_it_likes() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Any
 
 import anyio
 import httpx
@@ -64,6 +65,39 @@ async def test_a_function_says_who_is_trusted(streams: StreamManager) -> None:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as http:
             assert (await http.get("/hello")).status_code == 401
             assert (await http.get("/hello", headers={"x-inside": "1"})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "token",
+    [f"{TOKEN * 2}\n", f" {TOKEN * 2}", f"{TOKEN * 2}\u00fc", f"{TOKEN}\0{TOKEN}"],
+    ids=["line", "blank", "letter", "control"],
+)
+async def test_a_token_that_no_header_can_have_is_refused_when_it_is_given(token: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="ASCII"):
+        CheckHTTP(StreamsHTTP("memory://"), trust=token)
+
+
+@pytest.mark.parametrize("trust", [None, b"a token of sixteen bytes", True], ids=repr)
+async def test_what_is_neither_a_token_nor_a_function_is_refused_when_it_is_given(trust: Any) -> None:
+    with pytest.raises(TypeError, match="`trust`"):
+        CheckHTTP(StreamsHTTP("memory://"), trust=trust)
+
+
+async def is_nobody(_: object) -> bool:
+    return False
+
+
+async def forgets_to_await(headers: object) -> Any:
+    return is_nobody(headers)
+
+
+@pytest.mark.filterwarnings("ignore:coroutine 'is_nobody' was never awaited")
+@pytest.mark.parametrize("trust", [forgets_to_await, lambda _: "ann", lambda _: 1], ids=["await", "name", "number"])
+async def test_what_a_function_gives_other_than_true_lets_nobody_in(streams: StreamManager, trust: Any) -> None:
+    async with StreamsHTTP(streams) as streams_http:
+        app = CheckHTTP(streams_http, trust=trust)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as http:
+            assert (await http.get("/hello")).status_code == 500
 
 
 async def test_a_stream_of_a_check_is_its_own_and_nobody_elses(http: httpx.AsyncClient, streams: StreamManager) -> None:

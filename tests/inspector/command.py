@@ -5,6 +5,8 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import IO, Self
 
 START_SECONDS = 30
@@ -30,6 +32,15 @@ class InspectCommand:
     def __exit__(self, *exc_info: object) -> None:
         self._process.kill()
         self._process.communicate(timeout=STOP_SECONDS)
+
+    @contextmanager
+    def stalled(self) -> Generator[None]:
+        """Have it do nothing for a while, and say nothing on connections that it has."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def stop(self) -> int:
         """Ask it to end, and give its exit code."""

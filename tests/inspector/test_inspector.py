@@ -13,6 +13,7 @@ from fastapi import FastAPI, HTTPException
 from tests.http.servers import http_to, until
 
 from streamkeep import Hooks, InMemoryStreamManager, PublicError, StreamManager
+from streamkeep.errors import StorageCorruptError
 from streamkeep.http import Access
 from streamkeep.inspector import Authorize, Inspector
 from streamkeep.inspector import app as inspector_app
@@ -200,6 +201,39 @@ async def test_the_page_itself_may_be_linked_to_and_asks_as_the_same_origin(stre
         assert (await http.get("api/streams", headers={"Sec-Fetch-Site": "same-origin"})).status_code == 200
         own = f"http://{http.base_url.netloc.decode()}"
         assert (await http.get("api/streams", headers={"Origin": own})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "is_ours"),
+    [
+        ("https://ops.example", "ops.example", True),
+        ("https://ops.example", "ops.example:443", True),
+        ("http://ops.example", "OPS.example:80", True),
+        ("http://ops.example:8080", "ops.example:8080", True),
+        ("https://ops.example", "ops.example:80", False),
+        ("http://ops.example:8080", "ops.example", False),
+        ("https://evil.example", "ops.example:443", False),
+        ("https://:443", "", False),
+    ],
+)
+async def test_the_origin_is_compared_with_the_host_whichever_of_them_names_the_usual_port(
+    streams: StreamManager, origin: str, host: str, is_ours: bool
+) -> None:
+    await write(streams, "one", 1, done=False)
+    async with inspected(streams) as http:
+        answer = await http.post("api/streams/one/stop", headers={"Origin": origin, "Host": host})
+    assert answer.status_code == (200 if is_ours else 403)
+
+
+async def test_an_authorize_that_meets_a_damaged_storage_of_its_own_lets_nobody_delete(streams: StreamManager) -> None:
+    await write(streams, "one", 1)
+
+    def damaged(_: Access) -> bool:
+        raise StorageCorruptError("the storage of who may do what")
+
+    async with inspected(streams, damaged) as http:
+        assert (await http.delete("api/streams/one")).status_code == 500
+    assert (await streams.info("one")).status == "done"
 
 
 async def test_a_reading_inspector_stops_and_deletes_nothing(streams: StreamManager) -> None:
@@ -488,6 +522,25 @@ async def test_events_are_told_as_they_come_with_the_times_at_which_they_did(str
     assert [row[4] for row in rows] == [None, *times]
     assert [run[0] for run in timing][:1] == [1]
     assert sum(run[1] for run in timing) == 3
+
+
+async def test_a_page_whose_connection_is_slow_is_told_of_events_less_often_and_of_the_end_at_once(
+    streams: StreamManager,
+) -> None:
+    async with (
+        inspected(streams) as http,
+        streams.open("one") as stream,
+        http.stream("GET", "api/streams/one/live?pause=9000") as answer,
+    ):
+        live = Live(answer)
+        await live.next("begin")
+        await stream.write(0)
+        assert (await live.next("events", "state"))["count"] == 1
+        await stream.write(1)
+        assert (await live.next("events", "state"))["kind"] == "state"
+        await stream.done()
+        assert (await live.next("events"))["tail"] == 3
+        assert (await live.next("end"))["why"] is None
 
 
 async def test_of_a_burst_only_the_newest_rows_are_told_and_all_is_counted(streams: StreamManager) -> None:

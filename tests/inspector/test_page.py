@@ -5,9 +5,11 @@ import re
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
-from playwright.sync_api import BrowserContext, Locator, Page, expect
+from playwright.sync_api import BrowserContext, Locator, Page, Route, expect
 from tests.inspector.command import InspectCommand
 
 from streamkeep import PublicError
@@ -81,6 +83,20 @@ def test_the_token_is_taken_out_of_the_address_and_a_reload_still_has_it(
     page.reload()
 
     expect(page.get_by_role("link", name="answer")).to_be_visible()
+
+
+@pytest.mark.parametrize("how", [{"modifiers": ["Control"]}, {"button": "middle"}, {"modifiers": ["Shift"]}], ids=str)
+def test_a_stream_may_be_opened_in_another_tab(
+    page: Page, context: BrowserContext, command: InspectCommand, streams: StreamManager, how: Any
+) -> None:
+    write(streams, "answer", 1)
+    page.goto(command.page)
+    with context.expect_page() as opened:
+        page.locator("#list a").click(**how)
+    other = opened.value
+    expect(rows(other)).to_have_count(2)
+    assert command.token not in other.evaluate("location.href")
+    expect(page.locator("#nothing")).to_be_visible()
 
 
 def test_who_has_no_token_is_told_so_and_sees_nothing(page: Page, command: InspectCommand, streams: StreamManager) -> None:
@@ -170,7 +186,7 @@ def test_a_reload_keeps_what_was_seen_of_the_pace(page: Page, command: InspectCo
         stream.done()
         expect(page.locator("#state")).to_have_text("done")
     page.reload()
-    expect(page.locator("#gaps > li")).to_contain_text("before 1")
+    expect(page.locator("#gaps > li", has_text="before 1")).to_have_count(1)
     expect(page.locator("#pace")).to_contain_text("All of it was seen")
     page.get_by_role("button", name="before 1").click()
     expect(page.locator("#events .found .offset")).to_have_text("1")
@@ -489,3 +505,196 @@ def test_the_page_fits_every_screen(page: Page, command: InspectCommand, streams
     if width < 960:
         page.get_by_role("link", name="All streams").click()
         expect(page.locator("#list a")).to_be_visible()
+
+
+def test_there_is_no_replay_of_a_stream_of_which_nothing_is_known(
+    page: Page, command: InspectCommand, streams: StreamManager
+) -> None:
+    write(streams, "answer", 1, 2)
+    write(streams, "secret", 1)
+    page.route("**/secret*", lambda route: route.fulfill(status=403, body="{}"))
+    page.route("**/secret/live*", lambda route: route.fulfill(status=403, body="{}"))
+    go_to(page, command, "answer")
+    expect(page.get_by_role("button", name="Replay")).to_be_enabled()
+    page.get_by_role("link", name="secret").click()
+    expect(page.locator("#state")).to_have_text("cannot be read")
+    expect(page.get_by_role("button", name="Replay")).to_be_disabled()
+    expect(page.locator("#seek")).to_be_disabled()
+    page.get_by_role("link", name="answer").click()
+    expect(page.get_by_role("button", name="Replay")).to_be_enabled()
+
+
+def test_a_replay_of_what_cannot_be_read_stops_and_asks_no_more(
+    page: Page, command: InspectCommand, streams: StreamManager
+) -> None:
+    write(streams, "answer", *range(5))
+    go_to(page, command, "answer")
+    expect(rows(page)).to_have_count(6)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/events?" in request.url else None)
+    page.route("**/answer/events?*", lambda route: route.fulfill(status=503, body="{}"))
+    page.get_by_role("button", name="Replay").click()
+    expect(page.locator("#toast")).to_contain_text("The replay cannot go on")
+    expect(page.locator("#play")).to_have_text("Play")
+    page.unroute("**/answer/events?*")
+    page.locator("#play").click()
+    expect(rows(page)).to_have_count(6)
+    assert len(asked) <= 5
+
+
+# Connections that are few, dead, slow or refused
+
+
+def test_many_pages_of_one_browser_leave_each_other_connections(
+    context: BrowserContext, command: InspectCommand, streams: StreamManager
+) -> None:
+    with streams.open("answer") as stream:
+        stream.write(1)
+        pages = [context.new_page() for _ in range(8)]
+        for page in pages:
+            go_to(page, command, "answer")
+            expect(rows(page)).to_have_count(1)
+            expect(page.locator("#list > li")).to_have_count(1)
+        last = pages.pop()
+        expect(last.locator("#why")).to_contain_text("Other pages here follow streams already")
+
+        stream.write(2)
+        expect(rows(last)).to_have_count(2)
+        for page in pages:
+            page.close()
+        expect(last.locator("#why")).to_have_text("Its writer is alive, in another process.")
+        stream.write(3)
+        expect(rows(last)).to_have_count(3)
+
+
+def test_a_page_whose_connection_has_gone_dead_follows_again(
+    page: Page, streams: StreamManager, shared_url: str, tmp_path: Path
+) -> None:
+    page.clock.install()
+    with (
+        (tmp_path / "log").open("w") as log,
+        InspectCommand(shared_url, log) as stalling,
+        streams.open("answer") as stream,
+    ):
+        stream.write(1)
+        go_to(page, stalling, "answer")
+        expect(rows(page)).to_have_count(1)
+        with stalling.stalled():
+            page.clock.fast_forward(25_000)
+            expect(page.locator("#why")).to_contain_text("The server does not answer; trying again")
+            stream.write(2)
+        expect(rows(page)).to_have_count(2)
+        stream.write(3)
+        expect(rows(page)).to_have_count(3)
+        expect(page.locator("#why")).to_contain_text("process")
+
+
+def test_a_list_that_is_never_answered_is_asked_for_again(page: Page, command: InspectCommand, streams: StreamManager) -> None:
+    page.add_init_script(
+        "AbortSignal.timeout = () => { const c = new AbortController(); setTimeout(() => c.abort(), 500); return c.signal; }"
+    )
+    page.route("**/api/streams?*", lambda _route: None, times=1)
+    page.goto(command.page)
+    expect(page.locator("#list-state")).to_contain_text("The server does not answer")
+    write(streams, "answer", 1)
+    expect(page.locator("#list > li")).to_have_count(1)
+
+
+@pytest.mark.parametrize("status", [401, 403, 421])
+def test_a_page_that_was_refused_for_a_while_follows_again(
+    page: Page, command: InspectCommand, streams: StreamManager, status: int
+) -> None:
+    is_refused = True
+    page.route("**/answer/live*", lambda route: route.fulfill(status=status, body="{}") if is_refused else route.continue_())
+    page.route(
+        "**/api/streams/answer", lambda route: route.fulfill(status=status, body="{}") if is_refused else route.continue_()
+    )
+    with streams.open("answer") as stream:
+        stream.write(1)
+        go_to(page, command, "answer")
+        expect(page.locator("#state")).to_have_text("cannot be read")
+        is_refused = False
+        expect(rows(page)).to_have_count(1)
+        stream.write(2)
+        expect(rows(page)).to_have_count(2)
+
+
+def test_a_page_of_somebody_elses_in_the_answers_place_is_said_to_be_that(
+    page: Page, command: InspectCommand, streams: StreamManager
+) -> None:
+    write(streams, "answer", 1, done=False)
+    for path in ("**/answer/live*", "**/api/streams?*"):
+        page.route(path, lambda route: route.fulfill(status=200, content_type="text/html", body="<h1>Log in</h1>"), times=1)
+    go_to(page, command, "answer")
+    expect(page.locator("#list-state")).to_contain_text("log in again")
+    expect(rows(page)).to_have_count(1)
+
+
+def test_a_burst_that_comes_while_a_window_is_asked_for_leaves_no_hole_in_it(
+    page: Page, command: InspectCommand, streams: StreamManager
+) -> None:
+    with streams.open("answer") as stream:
+        stream.write(0)
+        held: list[Route] = []
+        page.route("**/answer/events?*", lambda route: held.append(route), times=1)  # noqa: PLW0108 - Playwright marks what it is given
+        go_to(page, command, "answer")
+        for upto in (100, 2000):
+            for number in range(stream.tail, upto):
+                stream.write_soon(number)
+            stream.flush()
+            expect(page.locator("#facts dd").first).to_have_text(f"{upto:,}")
+        held.pop().continue_()
+        expect(page.locator("#log-note")).to_contain_text("1,999 of 2,000")
+        offsets = shown_offsets(page)
+        assert offsets == list(range(offsets[0], 2000))
+
+
+def test_a_page_that_is_told_too_late_leaves_what_is_old_and_has_less_told(
+    page: Page, command: InspectCommand, streams: StreamManager
+) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/live?" in request.url else None)
+    with streams.open("answer") as stream:
+        stream.write(1)
+        old: list[dict[str, object]] = [
+            {"kind": "events", "tail": 2, "count": 1, "bytes": 1, "rows": [], "runs": [], "now": now}
+            for now in (1000, 990, 980)
+        ]
+        body = "".join(f"data: {json.dumps(message)}\n\n" for message in old)
+        page.route("**/answer/live?*", lambda route: route.fulfill(content_type="text/event-stream", body=body), times=1)
+        go_to(page, command, "answer")
+        expect(rows(page)).to_have_count(1)
+        stream.write(2)
+        expect(rows(page)).to_have_count(2)
+    assert ["pause=100" in asked[0], "pause=400" in asked[1], len(asked)] == [True, True, 2]
+
+
+def test_what_was_seen_is_kept_where_another_process_answers_that_has_not_seen_it(
+    page: Page, command: InspectCommand, streams: StreamManager
+) -> None:
+    merged = page_timing(page, command, [[5, 1, 30.0, 0.1], [6, 2, 32.0, 0.1]], [[0, 2, 10.0, 0.1], [5, 1, 31.0, 0.1]])
+    assert merged == [[0, 2, 10.0, 0.1], [5, 1, 30.0, 0.1], [6, 2, 32.0, 0.1]]
+
+
+def page_timing(page: Page, command: InspectCommand, *seen: list[list[float]]) -> object:
+    """Give what the page makes of what several have seen."""
+    page.goto(command.page)
+    return page.evaluate("async (seen) => (await import('./timing.js')).Timing.of(...seen).runs", list(seen))
+
+
+def test_a_list_that_has_not_been_looked_through_does_not_say_that_there_is_nothing(
+    page: Page, command: InspectCommand, streams: StreamManager
+) -> None:
+    write(streams, "answer", 1)
+    page.goto(command.page)
+    expect(page.locator("#list > li")).to_have_count(1)
+    page.route("**/api/streams?*", lambda route: route.fulfill(json={"streams": [], "next": "z", "now": 1, "read_only": False}))
+    page.get_by_label("Key begins with").fill("x")
+    expect(page.locator("#list-state")).to_contain_text("Next looks on")
+
+
+def test_an_address_that_names_no_stream_shows_the_list(page: Page, command: InspectCommand, streams: StreamManager) -> None:
+    write(streams, "answer", 1)
+    page.goto(f"{command.page}&stream=")
+    expect(page.locator("#list > li")).to_have_count(1)
+    expect(page.locator("#nothing")).to_be_visible()

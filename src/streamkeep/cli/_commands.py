@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 from cyclopts.validators import Number
 
 from .._copy import copy_streams, ids_with
+from .._credentials import is_loopback
 from .._info import StreamStatus
 from .._manager import StreamManager, checked_id
 from ..errors import StreamkeepError
@@ -383,6 +384,8 @@ def check(
             sys.stderr.write(f"streamkeep: {step}\n")
 
     target = target_of(url, headers_for(url, header or ()))
+    if target.headers and target.tls is None and not is_loopback(target.host):
+        complain(f"the token is sent to {target.host} in clear text, over http://, for all on the way to read; use https://")
     seen = asyncio.run(checked(target, Options(seconds, idle, checked_origin(origin), readers), progress))
     findings = judge(seen)
     output.report(as_json(url, seen, findings), lines(seen, findings))

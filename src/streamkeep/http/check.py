@@ -36,6 +36,7 @@ ID_PREFIX: Final = "streamkeep.check-"
 TTL: Final = timedelta(minutes=1)
 MAX_STREAMS: Final = 24
 """How many streams run at a time in one process."""
+TOO_MANY: Final = f"{MAX_STREAMS} streams of checks run here already"
 MAX_CHUNKS: Final = 2_000
 MAX_CHUNK_BYTES: Final = 64 << 10
 MAX_STREAM_BYTES: Final = 8 << 20
@@ -166,7 +167,7 @@ class CheckHTTP:
     async def _start(self, scope: Scope, receive: Receive, send: Send) -> None:
         pace = pace_of(query_of(scope))
         if len(self._running) >= MAX_STREAMS:
-            raise LimitExceededError(f"{MAX_STREAMS} streams of checks run here already")
+            raise LimitExceededError(TOO_MANY)
         stream = f"{ID_PREFIX}{uuid.uuid4()}"
         self._running.add(stream)
 

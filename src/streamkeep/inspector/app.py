@@ -5,7 +5,7 @@ import logging
 import re
 from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, contextmanager
 from functools import partial
 from typing import Any, Final, get_args
 from urllib.parse import quote, urlsplit
@@ -29,7 +29,7 @@ from ..http.response import Receive, Scope, Send, disconnected, errors_answered,
 from ..http.shutdown import shutdown_of
 from .files import files, secured
 from .listing import Filter, list_filtered
-from .live import Following, Message
+from .live import MAX_PAUSE_SECONDS, PAUSE_SECONDS, Following, Message
 from .messages import Row, known, line_of, listed, row, shown_data
 from .sightings import Sightings
 
@@ -50,6 +50,7 @@ MAX_COPIED_BYTES: Final = 1 << 20
 LONGEST_SECONDS: Final = 3_600.0
 LOOK_SECONDS: Final = 0.25
 LAST_SECONDS: Final = 1.0
+_USUAL_PORTS: Final = {"http": ":80", "https": ":443"}
 _API: Final = re.compile(
     r"/api/streams(?:/(?P<id>[^/]+)(?P<what>/live|/events|/timing|/copy|/stop)?(?:/(?P<offset>\d{1,16}))?)?"
 )
@@ -157,7 +158,7 @@ class Inspector:
     async def _send_about(self, stream: StreamInfo, what: str | None, scope: Scope, receive: Receive, send: Send) -> None:
         match what:
             case "/live":
-                await self._send_live(stream, receive, send)
+                await self._send_live(stream, _pause_of(query_of(scope)), receive, send)
             case "/events":
                 await self._send_rows(stream, query_of(scope), send)
             case "/timing":
@@ -186,20 +187,22 @@ class Inspector:
 
     async def _stream(self, scope: Scope, id: str, action: Action) -> StreamInfo:
         """Give a stream about which something is asked that is allowed, of the life that the request names."""
+        return _of_life(await self._found(scope, id, action), scope)
+
+    async def _found(self, scope: Scope, id: str, action: Action) -> StreamInfo | StreamkeepError:
+        """Give a stream about which something is asked that is allowed, or why there is none; who is not let in is told neither."""
         try:
-            stream = await self._streams.info(id)
-        except StreamkeepError:
-            await self._check(scope, action)  # who is not let in is not told either
-            raise
-        await self._check(scope, action, stream)
-        if (life := query_of(scope).get("life")) is not None and life != stream.life:
-            raise StreamNotFoundError("the stream was deleted, or has expired, and another one has its id now")
-        return stream
+            found: StreamInfo | StreamkeepError = await self._streams.info(id)
+        except StreamkeepError as error:
+            found = error
+        await self._check(scope, action, found if isinstance(found, StreamInfo) else None)
+        return found
 
     async def _delete(self, scope: Scope, id: str, send: Send) -> None:
-        life: str | None = None
-        with suppress(StorageCorruptError):  # it is deleted all the same; who asks was let in
-            life = (await self._stream(scope, id, "delete")).life
+        found = await self._found(scope, id, "delete")
+        life = (
+            None if isinstance(found, StorageCorruptError) else _of_life(found, scope).life
+        )  # what is damaged is deleted all the same
         await self._streams.delete(id, life=life)
         await send_response(send, 200, encode_json({"deleted": True}))
 
@@ -270,13 +273,13 @@ class Inspector:
 
     # Live
 
-    async def _send_live(self, stream: StreamInfo, receive: Receive, send: Send) -> None:
+    async def _send_live(self, stream: StreamInfo, pause: float, receive: Receive, send: Send) -> None:
         if self._pages.total() >= MAX_PAGES:
             raise PublicError("RESOURCE_EXHAUSTED", f"{MAX_PAGES} pages follow streams already")
         with self._counted(stream.id):  # from here on: many may be about to follow
             async with self._streams.subscribe(stream.id, last=0) as events:
                 _check_life(events.life, stream)
-                following = Following(events, self._sightings(stream), self._now, self._shown)
+                following = Following(events, self._sightings(stream), self._now, self._shown, pause)
                 await self._follow(stream, events.first_offset, following, receive, send)
 
     async def _follow(self, stream: StreamInfo, first: int, following: Following, receive: Receive, send: Send) -> None:
@@ -344,16 +347,19 @@ _LIVE_HEADERS: Final = [("content-type", "text/event-stream"), ("x-accel-bufferi
 def check_same_site(headers: Mapping[str, str]) -> None:
     """Raise PublicError unless a request is the page's own: one that another site has a browser send is not."""
     origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-    is_ours = site == "same-origin" if site is not None else origin is None or _authority(origin) == headers.get("host", "")
+    is_ours = site == "same-origin" if site is not None else origin is None or _is_at(origin, headers.get("host", ""))
     if headers.get(HEADER) != "1" or not is_ours:
         raise PublicError("PERMISSION_DENIED", f"only the inspector's own page may ask this (header {HEADER}, same origin)")
 
 
-def _authority(origin: str) -> str | None:
+def _is_at(origin: str, host: str) -> bool:
+    """Say whether an origin is a host's. Browsers leave the usual port out; a proxy may write it in Host."""
     try:
-        return urlsplit(origin).netloc or None
+        parts = urlsplit(origin)
     except ValueError:
-        return None
+        return False
+    usual = _USUAL_PORTS.get(parts.scheme, "")
+    return bool(parts.hostname) and parts.netloc.removesuffix(usual) == host.lower().removesuffix(usual)
 
 
 def _filter_of(query: Mapping[str, str]) -> tuple[Filter, str, int]:
@@ -365,6 +371,11 @@ def _filter_of(query: Mapping[str, str]) -> tuple[Filter, str, int]:
     return wanted, query.get("after", ""), max(1, min(_number(query, "limit", 50), MAX_LISTED))
 
 
+def _pause_of(query: Mapping[str, str]) -> float:
+    """Give how many seconds are to be between two messages on events: more, for a page whose connection is slow."""
+    return min(max(PAUSE_SECONDS, _number(query, "pause", 0) / 1000), MAX_PAUSE_SECONDS)
+
+
 def _number(query: Mapping[str, str], name: str, otherwise: int) -> int:
     text = query.get(name, "")
     if not text:
@@ -372,6 +383,13 @@ def _number(query: Mapping[str, str], name: str, otherwise: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_OFFSET)) and int(text) <= MAX_OFFSET):
         raise InvalidArgumentError(f"`{name}` is a whole number, in ASCII digits")
     return int(text)
+
+
+def _of_life(found: StreamInfo | StreamkeepError, scope: Scope) -> StreamInfo:
+    if not isinstance(found, StreamInfo):
+        raise found
+    _check_life(query_of(scope).get("life", found.life), found)
+    return found
 
 
 def _check_life(life: str, stream: StreamInfo) -> None:

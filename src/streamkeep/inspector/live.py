@@ -22,6 +22,7 @@ ROWS: Final = 200
 """How many rows a page is given at once."""
 RUNS: Final = 500
 PAUSE_SECONDS: Final = 0.1
+MAX_PAUSE_SECONDS: Final = 10.0
 STATE_SECONDS: Final = 2.0
 """How often a page is told how a stream stands when nothing happens; it takes a connection on which nothing comes for dead."""
 
@@ -34,7 +35,7 @@ CLOSED: Final[Message] = {"kind": "end", "why": "closed"}
 
 
 class Following:
-    """Takes in a subscription's events, and gives what a page is to be told of them."""
+    """Takes in a subscription's events, and gives what a page is to be told of them: once in so many seconds."""
 
     def __init__(
         self,
@@ -42,11 +43,13 @@ class Following:
         sightings: Sightings,
         now: Callable[[], float],
         shown: Callable[[StreamEvent[Any]], bytes],
+        pause: float = PAUSE_SECONDS,
     ) -> None:
         self._events = events
         self._sightings = sightings
         self._now = now
         self._shown = shown
+        self._pause = pause
         self._tail = events.first_offset
         self._count = self._bytes = 0
         self._rows: deque[Row] = deque(maxlen=ROWS)
@@ -91,13 +94,14 @@ class Following:
 
     async def messages(self, state: Callable[[], Awaitable[Message]]) -> AsyncGenerator[Message]:
         """Give what a page is to be told, as it happens, until the stream has ended; `state` says how it stands, or raises."""
-        due = anyio.current_time() + STATE_SECONDS
+        due, told_at = anyio.current_time() + STATE_SECONDS, -self._pause
         while True:
             with anyio.move_on_after(due - anyio.current_time()):
                 await self._changed.wait()
             self._changed = anyio.Event()
-            if self._count:
+            if self._count and (self._end is not None or anyio.current_time() >= told_at + self._pause):
                 yield self._news()
+                told_at = anyio.current_time()
             if self._end is not None:
                 yield self._end
                 return
@@ -105,10 +109,13 @@ class Following:
                 yield await state()
                 due = anyio.current_time() + STATE_SECONDS
             await anyio.sleep(PAUSE_SECONDS)
+            if self._count:
+                self._changed.set()  # it is told in its time
 
     def _news(self) -> Message:
         news = {
             "kind": "events",
+            "now": self._now(),
             "tail": self._tail,
             "count": self._count,
             "bytes": self._bytes,

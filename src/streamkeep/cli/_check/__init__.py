@@ -19,10 +19,13 @@ from .steps import observe
 
 __all__ = ["Finding", "Options", "Seen", "as_json", "check", "checked_origin", "judge", "lines", "target_of"]
 
+OURS: Final = frozenset(("connection", "content-length", "expect", "transfer-encoding", "upgrade"))
+"""What says how a message travels."""
 _VISIBLE: Final = re.compile(r"[!-~]+")
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _TEXT: Final = re.compile(r"[ -~]*")
-_ORIGIN: Final = re.compile(r"https?://[!-.0-~]+/?")
+_ORIGIN: Final = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[0-9a-z._-]+)(:[0-9]{1,5})?/?")
+_USUAL_PORTS: Final = {"http": ":80", "https": ":443"}
 
 
 async def check(target: Target, options: Options, say: Callable[[str], None]) -> Seen:
@@ -45,12 +48,18 @@ def target_of(url: str, headers: Mapping[str, str]) -> Target:
         )
     if not all(_TOKEN.fullmatch(name) and _TEXT.fullmatch(text) for name, text in headers.items()):
         raise CommandError("a header is given as NAME:VALUE, in ASCII", 2)  # without it: it may be a secret
+    if ours := OURS & {name.lower() for name in headers}:
+        raise CommandError(f"a check sends its own {', '.join(sorted(ours))}", 2)
     tls = ssl.create_default_context() if parts.scheme == "https" else None
     return Target(url.rstrip("/"), [*headers.items()], tls)
 
 
 def checked_origin(origin: str) -> str:
     """Give an origin as browsers name it. CommandError: it is none."""
-    if origin and not _ORIGIN.fullmatch(origin):
+    if not origin:
+        return ""
+    found = _ORIGIN.fullmatch(origin.lower())
+    if found is None:
         raise CommandError("an origin is https://HOST, perhaps with a port, and nothing behind it", 2)
-    return origin.rstrip("/").lower()
+    scheme, host, port = found.groups("")
+    return f"{scheme}://{host}{port if port != _USUAL_PORTS[scheme] else ''}"

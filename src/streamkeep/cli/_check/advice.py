@@ -112,6 +112,11 @@ ADVICE: Final[Mapping[str, Advice]] = {
             "or StreamsHTTP(max_producers=), where the answer says RESOURCE_EXHAUSTED",
         ),
     ),
+    "other-checks": Advice(
+        "other checks at the same time",
+        "The app runs few streams of checks at a time, so this check has not seen all. Users are not concerned.",
+        ("run one check of an instance at a time",),
+    ),
     "idempotency": Advice(
         "starts that run twice",
         "A start that a browser or a proxy sends again is paid for twice.",
@@ -217,6 +222,11 @@ ADVICE: Final[Mapping[str, Advice]] = {
         "a slow storage",
         "Every chunk is stored before it is shown, so users wait for the storage each time.",
         ("put the storage near the app; see docs/explanation/performance.md",),
+    ),
+    "slow-network": Advice(
+        "a network that is slow, here",
+        "The check has not seen all of what it has asked for. Users on such a network wait, and lose nothing.",
+        ("run the check from elsewhere, or with fewer --readers",),
     ),
     "keep-alive": Advice(
         "connections that are not used again",

@@ -92,6 +92,16 @@ class Request:
     is_anonymous: bool = False
 
 
+class Told(msgspec.Struct, frozen=True):
+    """Why an app says that it breaks an answer off."""
+
+    status: str
+    message: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.message[:200]}"
+
+
 class Made(msgspec.Struct, frozen=True):
     """What a chunk of a check says of itself: its number, seconds since the first, seconds that storing the one before took."""
 
@@ -105,6 +115,7 @@ class _Sent(Made, frozen=True):
     crc: int
 
 
+_told: Final = msgspec.json.Decoder(Told)
 _sent: Final = msgspec.json.Decoder(_Sent)
 
 
@@ -170,6 +181,11 @@ class Exchange:
         return [value for known, value in self.headers if known == name]
 
     @property
+    def is_success(self) -> bool:
+        """Whether its code says that it was done."""
+        return 200 <= self.status <= 299
+
+    @property
     def instance(self) -> str:
         """Which process has answered; empty if the answer does not say."""
         return self.header("x-streamkeep-instance")
@@ -197,6 +213,17 @@ class Exchange:
         return next(
             (each for each in self.events if each.name == "done" or (each.name == "error" and each.offset is not None)), None
         )
+
+    @property
+    def told(self) -> Told | None:
+        """Why the app has broken this answer off, if it says so: the stream itself goes on, and the event has no cursor."""
+        last = self.events[-1] if self.events else None
+        if last is None or last.name != "error" or last.offset is not None:
+            return None
+        try:
+            return _told.decode(last.data)
+        except (msgspec.MsgspecError, ValueError):
+            return None
 
     @property
     def is_delimited(self) -> bool:
@@ -306,12 +333,16 @@ async def _send(target: Target, stream: ByteStream, connection: h11.Connection, 
     request = exchange.request
     own = {name.lower() for name, _ in request.headers}
     length = [("content-length", str(len(request.body)))] if request.body or request.method == "POST" else []
+    given = {name.lower(): text for name, text in target.headers}
+    usual = {"host": urlsplit(target.url).netloc, "user-agent": "streamkeep-check", "accept": "*/*"}
     headers = [
-        ("host", urlsplit(target.url).netloc.rpartition("@")[2]),
-        ("user-agent", "streamkeep-check"),
-        ("accept", "*/*"),
+        *((name, given.get(name, text)) for name, text in usual.items() if name not in own),
         *length,
-        *(header for header in target.headers if not request.is_anonymous and header[0].lower() not in own),
+        *(
+            header
+            for header in target.headers
+            if not request.is_anonymous and header[0].lower() not in own and header[0].lower() not in usual
+        ),
         *request.headers,
     ]
     body = request.body
@@ -398,7 +429,9 @@ class _Body:
 
     def _take(self, events: Sequence[ServerSentEvent], now: float) -> None:
         for event in events:
-            cursor = parse_cursor(event.id)
+            # An event without an id of its own has that of the one before. Of a stream's own no two have the same.
+            has_id = event.event != "error" or not (self._exchange.events and event.id == self._exchange.events[-1].id)
+            cursor = parse_cursor(event.id) if has_id else None
             made = _made_of(event.data) if event.event == "chunk" else None
             kept = "" if made else event.data[:500]
             self._exchange.events.append(Event(event.event, cursor.offset if cursor else None, event.id, now, made, kept))

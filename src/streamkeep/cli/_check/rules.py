@@ -1,13 +1,14 @@
 """The rules: what is wrong with what was seen. Pure functions from answers to findings; whatever a busy machine explains is no finding."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from statistics import median
 from typing import Final
 
 from ...errors import InvalidArgumentError
 from ...events import ErrorInfo
+from ...http.check import TOO_MANY
 from ...wire import error_of
 from .advice import Finding, Level
 from .cors import cors
@@ -21,6 +22,9 @@ HELD_PIECES: Final = 0.3
 HELD_FOR_SURE_SECONDS: Final = 2.0
 HELD_MEANWHILE: Final = 4
 """How many pieces of another answer have to come while one is held back, where others are not."""
+FLOWING_SECONDS: Final = 5.0
+FLOWING_BYTES: Final = 2_000
+"""An answer still flows if so much has come of it within so long: more than heartbeats are."""
 SILENCE_SECONDS: Final = 1.0
 """From how long a silence on it may be what cut a connection."""
 CLOCK_SECONDS: Final = 2.0
@@ -43,6 +47,12 @@ def judge(seen: Seen) -> list[Finding]:
 def is_shown(exchange: Exchange) -> bool:
     """Say whether an answer shows a stream of ours."""
     return exchange.request.path.startswith("/streams") and exchange.status == 200 and bool(exchange.stream)
+
+
+def is_start(exchange: Exchange) -> bool:
+    """Say whether a request starts a stream of its own, whatever came of it."""
+    request = exchange.request
+    return request.method == "POST" and "idempotency-key" in {name for name, _ in request.headers}
 
 
 def delays(exchange: Exchange) -> list[float]:
@@ -131,7 +141,9 @@ def _is_unknown(exchange: Exchange) -> bool:
 
 
 def _is_ended_by_app(exchange: Exchange, seen: Seen) -> bool:
-    """Say whether it has lasted as long as the app lets an answer last, as `Timeouts(longest=…)` says; clients come back then."""
+    """Say whether it has lasted as long as the app lets an answer last, or be silent, as `Timeouts(longest=…, idle=…)` says."""
+    if exchange.told is not None and exchange.told.status == "DEADLINE_EXCEEDED":
+        return True
     return exchange.end in {"cut", "whole"} and exchange.ended >= seen.first.hello.longest
 
 
@@ -140,12 +152,13 @@ def _not_whole(exchange: Exchange, what: str, seen: Seen) -> Iterator[Finding]:
     code = exchange.status
     if exchange.terminal is not None or (_is_split(seen) and _is_unknown(exchange)):
         return
-    if code == 200 and _is_ended_by_app(exchange, seen):
+    if code == 200 and (_is_ended_by_app(exchange, seen) or _is_flowing(exchange)):
         return
     if code == 0:
         yield Finding("refused", "failure", f"{what} was not answered: {exchange.why or 'nothing came'}")
     elif code in {429, 503}:
-        yield Finding("turned-away", "failure", f"{what} was answered {code}{_error_text(exchange)}, while others were read")
+        kind = _turned_away(exchange)
+        yield Finding(kind, LEVELS[kind], f"{what} was answered {code}{_error_text(exchange)}, while others were read")
     elif code != 200:
         yield Finding("refused", "failure", f"{what} was answered {code}{_error_text(exchange)}")
     elif exchange.end == "late":
@@ -154,6 +167,8 @@ def _not_whole(exchange: Exchange, what: str, seen: Seen) -> Iterator[Finding]:
             "failure",
             f"{what} had no end within {exchange.ended:.0f} s; the last byte was {exchange.silence:.1f} s ago",
         )
+    elif exchange.told is not None:
+        yield _broken_off(exchange, what)
     elif exchange.end in {"cut", "whole"} and not _is_unread(exchange):
         how = "cut" if exchange.end == "cut" else "ended as if it were whole"
         if exchange.silence >= SILENCE_SECONDS:
@@ -162,6 +177,28 @@ def _not_whole(exchange: Exchange, what: str, seen: Seen) -> Iterator[Finding]:
             yield Finding(
                 "cut-short", "failure", f"{what} was {how} {exchange.ended:.1f} s after it was asked for, though bytes came"
             )
+
+
+LEVELS: Final[Mapping[str, Level]] = {"turned-away": "failure", "other-checks": "warning"}
+
+
+def _turned_away(exchange: Exchange) -> str:
+    """Give what kind of finding it is that a request was turned away."""
+    error = app_error(exchange)
+    return "other-checks" if error is not None and error.message == TOO_MANY else "turned-away"
+
+
+def _broken_off(exchange: Exchange, what: str) -> Finding:
+    by = f" by {exchange.instance}" if exchange.instance else ""
+    return Finding("refused", "failure", f"{what} was broken off{by}, which says why ({exchange.told})")
+
+
+def _is_flowing(exchange: Exchange) -> bool:
+    """Say whether much of an answer was still coming when we had waited for long: see `_slow`."""
+    return (
+        exchange.end == "late"
+        and sum(size for at, size in exchange.reads if at >= exchange.ended - FLOWING_SECONDS) >= FLOWING_BYTES
+    )
 
 
 def _is_unread(exchange: Exchange) -> bool:
@@ -235,7 +272,7 @@ def _hidden_cuts(seen: Seen) -> Iterator[Finding]:
 
 def _missing(seen: Seen) -> Iterator[Finding]:
     exchange = seen.missing
-    if exchange is not None and exchange.status:
+    if exchange is not None and not _is_unlucky(exchange):
         if exchange.status != 404:
             yield Finding(
                 "errors-replaced", "warning", f"a stream that does not exist is answered {exchange.status} instead of 404"
@@ -246,10 +283,22 @@ def _missing(seen: Seen) -> Iterator[Finding]:
 
 def _body(seen: Seen) -> Iterator[Finding]:
     exchange = seen.body
-    if exchange is not None and exchange.status != 200:
-        said = exchange.status or exchange.why
-        size = len(exchange.request.body)
-        yield Finding("body", "warning", f"a body of {size / (1 << 20):.1f} MiB, which the app takes, is answered {said}")
+    if exchange is None or exchange.status == 200:
+        return
+    size = f"{len(exchange.request.body) / (1 << 20):.1f} MiB"
+    if exchange.status == 408 and (error := app_error(exchange)) is not None:
+        yield Finding("slow-network", "note", f"to send a body of {size} takes longer than the app waits: {error.message}")
+        return
+    said = exchange.status or exchange.why or f"nothing within {exchange.ended:.0f} s"
+    yield Finding("body", "warning", f"a body of {size}, which the app takes, is answered {said}")
+
+
+def _slow(seen: Seen) -> Iterator[Finding]:
+    for exchange in seen.exchanges:
+        if _is_flowing(exchange) and exchange.terminal is None:
+            rate = exchange.bytes / 1000 / exchange.ended
+            came = f"{len(exchange.chunks)} chunks of it, at {rate:.0f} kB a second"
+            yield Finding("slow-network", "note", f"{exchange.request.about} still came after {exchange.ended:.0f} s, {came}")
 
 
 def _compression(seen: Seen) -> Iterator[Finding]:
@@ -361,7 +410,7 @@ def _others(seen: Seen) -> Iterator[Finding]:
             if id(exchange) not in judged and (why := _why_not_answered(exchange, seen)):
                 bad.setdefault(why[0], []).append(why)
         for kind, reasons in bad.items():
-            yield Finding(kind, "failure", f"{about}: {reasons[0][1]}{of_how_many.format(len(reasons))}")
+            yield Finding(kind, LEVELS.get(kind, "failure"), f"{about}: {reasons[0][1]}{of_how_many.format(len(reasons))}")
 
 
 def _judged_elsewhere(seen: Seen) -> Iterator[Exchange | None]:
@@ -370,9 +419,10 @@ def _judged_elsewhere(seen: Seen) -> Iterator[Exchange | None]:
     yield from (stop for stop in seen.stops if not _is_unlucky(stop) or stop is seen.stops[-1])
     for resumed in seen.resumed:
         yield from (resumed.first, resumed.rest)
-    yield from (preflight.exchange for preflight in seen.preflights)
+    for preflight in seen.preflights:
+        yield from (preflight.exchange, preflight.bare, *preflight.alone)
     yield from (seen.started, seen.idle, seen.idle_rest, seen.body, seen.probe.exchange if seen.probe else None)
-    yield from (exchange for exchange in (seen.missing, seen.cors_missing) if exchange is not None and exchange.status)
+    yield from (each for each in (seen.missing, seen.cors_missing) if each is not None and not _is_unlucky(each))
     if seen.broken is not None and (seen.broken.end == "cut" or seen.broken.status == 404):  # 404: an older CheckHTTP
         yield seen.broken
     if seen.stops:
@@ -391,14 +441,18 @@ def _why_not_answered(exchange: Exchange, seen: Seen) -> tuple[str, str] | None:
     is_unknown = (code == 404 and request.path.startswith("/streams/")) or (_is_split(seen) and _is_unknown(exchange))
     if request.about == CLEANING_UP or is_unknown:
         pass  # that is for `_instances`
+    elif _is_flowing(exchange):
+        pass  # that is for `_slow`
     elif exchange.end == "late":
         why = "hang", f"no answer, or no end of it, within {exchange.ended:.0f} s"
     elif code == 0:
         why = "refused", exchange.why or "nothing came"
     elif code != 200:
-        why = "turned-away" if code in {429, 503} else "refused", f"answered {code}{_error_text(exchange)}"
+        why = _turned_away(exchange) if code in {429, 503} else "refused", f"answered {code}{_error_text(exchange)}"
     elif exchange.end == "whole" and exchange.why:
         why = "refused", f"answered 200, but {exchange.why}"
+    elif exchange.told is not None and not _is_ended_by_app(exchange, seen):
+        why = "refused", f"broken off by the app ({exchange.told})"
     elif exchange.end == "cut" and not exchange.terminal and not _is_ended_by_app(exchange, seen):
         why = "cut-short", f"cut {exchange.ended:.1f} s after it was asked for"
     return why
@@ -457,7 +511,7 @@ def _idle(seen: Seen) -> Iterator[Finding]:
     if idle is None or (idle.terminal is None and _is_ended_by_app(idle, seen)):
         return
     heartbeat = seen.first.hello.heartbeat
-    if idle.status == 200 and idle.terminal is None and idle.end in {"cut", "whole"}:
+    if idle.status == 200 and idle.terminal is None and idle.end in {"cut", "whole"} and idle.told is None:
         rest = _gone_on(seen.idle_rest)
         if idle.silence >= SILENCE_SECONDS:
             told = f"after {idle.silence:.1f} s without a byte; the app's heartbeat comes every {heartbeat:g} s"
@@ -564,5 +618,6 @@ RULES: Final[Sequence[Callable[[Seen], Iterator[Finding]]]] = (
     _paths,
     _storage,
     _keep_alive,
+    _slow,
     _others,
 )

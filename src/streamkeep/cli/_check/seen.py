@@ -98,11 +98,15 @@ class Preflight:
         method: of the request that is to be sent.
         names: its headers.
         exchange: what was answered.
+        bare: where that is a refusal: what was answered without these headers.
+        alone: and with each of them alone, where it is not refused without them.
     """
 
     method: str
     names: Sequence[str]
     exchange: Exchange
+    bare: Exchange | None = None
+    alone: Sequence[Exchange] = ()
 
 
 @dataclass(slots=True)

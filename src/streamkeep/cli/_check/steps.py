@@ -1,7 +1,9 @@
 """The steps of a check: what is asked, in which order, and what is cleaned up. What it means is for the rules."""
 
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Final
 from urllib.parse import urlencode
@@ -11,7 +13,7 @@ import msgspec
 
 from .._output import CommandError
 from .exchange import BROWSERS_ENCODINGS, CLEANING_UP, Asking, Exchange, Reading, Request
-from .rules import is_held, is_shown
+from .rules import is_held, is_shown, is_start
 from .seen import PROBE, PROBED_HEADERS, PROBED_QUERY, Greeting, Hello, Options, Preflight, Resumed, Seen, idle_seconds
 
 GREETINGS: Final = 8
@@ -26,7 +28,11 @@ CLEAN_UP_SECONDS: Final = 10.0
 SOME_BYTES: Final = 48
 COARSE_BYTES: Final = 4096
 SLOW_BYTES: Final = 40_000
+SHARED_BYTES: Final = 3_000_000
+"""About how much all readers of one answer may read together: a slow network is to carry it in time."""
 LARGE_BODY_BYTES: Final = 2 << 20
+BODY_SECONDS: Final = 60.0
+"""Longer than most apps wait, which then say so themselves."""
 _SSE: Final = ("accept", "text/event-stream")
 PAGES_HEADERS: Final = ("authorization", "content-type", "idempotency-key", "last-event-id", "x-genkit-stream-id")
 
@@ -122,7 +128,7 @@ async def _look_around(asking: Asking, seen: Seen) -> None:
 
     async def send_much() -> None:
         size = min(seen.first.hello.max_body_bytes, LARGE_BODY_BYTES)
-        seen.body = await asking.ask(Request("POST", "/body", body=b"x" * size, about="a large body"), _within(SPARE_SECONDS))
+        seen.body = await asking.ask(Request("POST", "/body", body=b"x" * size, about="a large body"), _within(BODY_SECONDS))
 
     await _at_once([*[greet] * (GREETINGS - 1), probe, miss, be_cut, send_much])
     if seen.options.origin:
@@ -134,13 +140,25 @@ async def _ask_as_a_page(asking: Asking, seen: Seen) -> None:
     stream = "/streams/streamkeep.check-none"
     for method, path in (("POST", "/streams"), ("GET", stream), ("DELETE", stream)):
         names = PAGES_HEADERS if method != "DELETE" else PAGES_HEADERS[:1]
-        headers = [origin, ("access-control-request-method", method), ("access-control-request-headers", ",".join(names))]
-        preflight = Request("OPTIONS", path, headers, about=f"preflight of a {method}", is_anonymous=True)
-        exchange = await asking.ask(preflight)
-        seen.preflights.append(Preflight(method, names, exchange))
-    start = Request("POST", "/streams?chunks=2&pause=0.05", [_SSE, origin], about="a start from another origin")
+        seen.preflights.append(await _preflight(asking, origin, method, path, names))
+    start = _starting("/streams?chunks=2&pause=0.05", "a start from another origin", [origin])
     seen.cors_start = await asking.ask(start, _within(SPARE_SECONDS))
     seen.cors_missing = await asking.ask(Request("GET", f"{stream}/info", [origin], about="a 404 for another origin"))
+
+
+async def _preflight(asking: Asking, origin: tuple[str, str], method: str, path: str, names: Sequence[str]) -> Preflight:
+    """Ask whether a page may send a request. What refuses it as a whole, as Starlette does, is asked what it is that it refuses."""
+
+    async def ask(*names: str) -> Exchange:
+        named = [("access-control-request-headers", ",".join(names))] if names else []
+        headers = [origin, ("access-control-request-method", method), *named]
+        return await asking.ask(Request("OPTIONS", path, headers, about=f"preflight of a {method}", is_anonymous=True))
+
+    exchange = await ask(*names)
+    if exchange.is_success or not exchange.status:
+        return Preflight(method, names, exchange)
+    bare = await ask()
+    return Preflight(method, names, exchange, bare, [await ask(name) for name in names] if bare.is_success else ())
 
 
 async def _read_at_a_pace(asking: Asking, seen: Seen) -> None:
@@ -194,7 +212,7 @@ async def _reload(asking: Asking, seen: Seen) -> None:
 async def _start_twice(asking: Asking, seen: Seen) -> None:
     key = ("idempotency-key", f"{PROBE}-{time.time_ns()}")
     for about in ("a start with an Idempotency-Key", "the same start, sent again"):
-        request = Request("POST", _path(seen.options), [_SSE, key], about=about)
+        request = _starting(_path(seen.options), about, [key])
         seen.twice.append(await asking.ask(request, Reading(SPARE_SECONDS, until=lambda exchange: bool(exchange.last_id))))
 
 
@@ -202,7 +220,8 @@ async def _read_together(asking: Asking, seen: Seen) -> None:
     options, streams = seen.options, _Told()
 
     async def start() -> None:
-        request = Request("POST", _path(options, size=SLOW_BYTES), [_SSE], about="an answer that several read")
+        size = min(SLOW_BYTES, max(COARSE_BYTES, SHARED_BYTES // (options.chunks * (options.readers + 2))))
+        request = _starting(_path(options, size=size), "an answer that several read")
         try:
             seen.started = await asking.ask(request, _within(options.seconds + SPARE_SECONDS, streams.told))
         finally:
@@ -234,7 +253,7 @@ async def _stop(asking: Asking, seen: Seen) -> None:
 
     async def read() -> None:
         long = Options(options.seconds + STOP_SECONDS + SPARE_SECONDS)
-        request = Request("POST", _path(long, size=COARSE_BYTES), [_SSE], about="an answer that is stopped")
+        request = _starting(_path(long, size=COARSE_BYTES), "an answer that is stopped")
         try:
             seen.stopped = await asking.ask(request, Reading(long.seconds + SPARE_SECONDS, until))
         finally:
@@ -280,9 +299,7 @@ async def _ask_around(asking: Asking, seen: Seen) -> None:
 
 async def _stay_silent(asking: Asking, seen: Seen) -> None:
     quiet = seen.idle_seconds
-    request = Request(
-        "POST", f"/streams?chunks=4&pause=0.2&quiet={quiet:.3f}", [_SSE], about="an answer that is silent for long"
-    )
+    request = _starting(f"/streams?chunks=4&pause=0.2&quiet={quiet:.3f}", "an answer that is silent for long")
     idle = await asking.ask(request, _within(quiet + SPARE_SECONDS))
     if idle.terminal is None and idle.stream and idle.last_id:
         request = Request("GET", f"/streams/{idle.stream}", [_SSE, ("last-event-id", idle.last_id)], about="going on with it")
@@ -292,6 +309,15 @@ async def _stay_silent(asking: Asking, seen: Seen) -> None:
 
 async def _clean_up(asking: Asking) -> None:
     """Stop what may still run. It is gone a minute after its end."""
+
+    async def find(request: Request) -> None:
+        again = replace(request, about=CLEANING_UP)  # its key leads to what it has started
+        await asking.ask(again, Reading(CLEAN_UP_SECONDS / 2, until=lambda _: True))
+
+    unknown = [
+        exchange.request for exchange in asking.exchanges if is_start(exchange) and exchange.status == 0 and not exchange.why
+    ]
+    await _at_once([partial(find, request) for request in unknown])
     ended = {exchange.stream for exchange in asking.exchanges if exchange.terminal is not None}
     running = {exchange.stream for exchange in asking.exchanges if is_shown(exchange)} - ended - {""}
 
@@ -305,6 +331,13 @@ async def _clean_up(asking: Asking) -> None:
 
 
 # What steps are made of
+
+
+def _starting(path: str, about: str, headers: Sequence[tuple[str, str]] = ()) -> Request:
+    """Give a request that starts a stream. It has a key, by which the stream is found if it is not known what came of it."""
+    names = {name for name, _ in headers}
+    key = [] if "idempotency-key" in names else [("idempotency-key", f"{PROBE}-{uuid.uuid4()}")]
+    return Request("POST", path, [_SSE, *key, *headers], about=about)
 
 
 class _Told:
@@ -332,13 +365,13 @@ class _Told:
 async def _start(
     asking: Asking, options: Options, about: str, headers: Sequence[tuple[str, str]] = (), *, size: int = SOME_BYTES
 ) -> Exchange:
-    request = Request("POST", _path(options, size=size), [_SSE, *headers], about=about)
+    request = _starting(_path(options, size=size), about, headers)
     return await asking.ask(request, _within(options.seconds + SPARE_SECONDS))
 
 
 async def _start_and_leave(asking: Asking, options: Options, after: int | None = None) -> Exchange:
     count = options.chunks // 3 if after is None else after
-    request = Request("POST", _path(options), [_SSE], about="an answer that we leave")
+    request = _starting(_path(options), "an answer that we leave")
     reading = Reading(options.seconds + SPARE_SECONDS, until=lambda exchange: len(exchange.chunks) >= count)
     return await asking.ask(request, reading)
 

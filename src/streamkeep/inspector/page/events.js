@@ -80,7 +80,7 @@ export class Events {
     this.take(this.tail, came);
   }
 
-  async fetch(first, count) {
+  async fetch(first, count = PAGE) {
     const { generation } = this;
     this.isBusy = true;
     try {
@@ -99,6 +99,7 @@ export class Events {
   take(tail, rows) {
     this.tail = Math.max(this.tail, tail);
     if (this.came) {
+      if (rows.length && this.came.length && rows[0][0] !== this.came.at(-1)[0] + 1) this.came.splice(0); // of a burst the newest is told
       this.came.push(...rows);
       this.came.splice(0, this.came.length - WINDOW);
     } else if (this.isFollowing && !this.replaying) {
@@ -106,6 +107,12 @@ export class Events {
       this.append(rows.filter(([offset]) => offset >= this.end));
     }
     this.note();
+  }
+
+  // Asks for what has come since, where nobody tells of it.
+  async catchUp(tail) {
+    const rows = this.isFollowing && !this.replaying && !this.came && tail > this.end ? await this.fetch(Math.max(this.end, tail - PAGE)) : [];
+    this.take(tail, rows ?? []);
   }
 
   append(rows) {
@@ -158,7 +165,7 @@ export class Events {
     if (this.list.scrollTop < EDGE && this.first > 0) {
       const from = Math.max(0, this.first - PAGE);
       const rows = await this.fetch(from, this.first - from);
-      if (rows?.length) this.prepend(rows.filter(([offset]) => offset < this.first));
+      if (rows?.length && rows.at(-1)[0] === this.first - 1) this.prepend(rows); // what is before the window may have gone meanwhile
     } else if (below < EDGE && this.end < this.tail && !this.isFollowing) {
       const rows = await this.fetch(this.end, PAGE);
       if (rows?.length) this.append(rows.filter(([offset]) => offset >= this.end));

@@ -91,7 +91,7 @@ export class List {
     setDisabled($("previous"), this.cursors.length === 1, $("next"));
     const number_ = this.cursors.length;
     write($("page-number"), number_ === 1 && next === null ? "" : `Page ${number_}`);
-    write($("list-state"), this.words(streams.length));
+    write($("list-state"), this.words(streams.length, next));
     const before = this.rows;
     this.rows = new Map();
     for (const stream of streams) {
@@ -112,9 +112,10 @@ export class List {
     this.mark();
   }
 
-  words(count) {
+  words(count, next) {
     const { id, status, owner, key } = this.filter;
     if (count > 0) return "";
+    if (next !== null) return "None of those that were looked at is like this; Next looks on.";
     if (this.cursors.length > 1) return "No streams on this page any more.";
     return id || status || owner || key ? "No stream is like this." : "There are no streams.";
   }

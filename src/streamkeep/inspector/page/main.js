@@ -1,6 +1,6 @@
 // The page: what its address names is shown. The address holds the stream and the filter, so that a reload shows the same.
 
-import { takeToken } from "./api.js";
+import { hasToken, takeToken } from "./api.js";
 import { List } from "./list.js";
 import { Stream } from "./stream.js";
 import { $, visible, write } from "./words.js";
@@ -50,7 +50,7 @@ const stream = new Stream({ say, confirm, gone: () => (location.hash = address(n
 
 function route() {
   takeToken();
-  const id = named().get("stream");
+  const id = named().get("stream") || null;
   document.body.dataset.shows = id ? "stream" : "list";
   list.select(id);
   $("back").href = $("skip").href = address(null, list.filter);
@@ -89,6 +89,17 @@ document.addEventListener("keydown", (event) => {
 $("list").addEventListener("click", (event) => {
   if (stream.isOver && event.target.closest("[aria-current]")) stream.open(stream.id);
 });
+
+// A tab that the browser opens is let in by no token of this window; one that the page opens has a copy of it.
+for (const kind of ["click", "auxclick"]) {
+  $("list").addEventListener(kind, (event) => {
+    const link = event.target.closest("a");
+    const isElsewhere = event.ctrlKey || event.metaKey || event.shiftKey || event.button === 1;
+    if (!link || !isElsewhere || !hasToken()) return;
+    event.preventDefault();
+    open(link.href);
+  });
+}
 
 addEventListener("hashchange", route);
 list.start(Object.fromEntries(named()));

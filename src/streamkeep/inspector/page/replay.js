@@ -57,7 +57,16 @@ export class Replay {
     write($("play"), "Play");
   }
 
-  // Ends it without a word, as when another stream is shown.
+  // Another stream is shown, of which nothing is known yet.
+  clear() {
+    this.end();
+    this.stream = this.timing = null;
+    $("play").disabled = $("seek").disabled = true;
+    write($("place"), "");
+    write($("pace"), "");
+  }
+
+  // Ends it without a word.
   end() {
     this.pause();
     this.schedule = null;
@@ -126,6 +135,7 @@ export class Replay {
       if (schedule !== this.schedule) return;
       this.pause();
       this.say(`The replay cannot go on: ${error.message}`);
+      return; // who plays on asks again
     } finally {
       this.isFetching = false;
     }

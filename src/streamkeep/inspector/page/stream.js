@@ -1,6 +1,6 @@
 // One stream: what is known of it, who is at it, what comes, and what may be done to it.
 
-import { ask, live, streamPath, toClipboard } from "./api.js";
+import { Refused, ask, live, streamPath, toClipboard, withConnection } from "./api.js";
 import { draw } from "./charts.js";
 import { Events } from "./events.js";
 import { Replay } from "./replay.js";
@@ -9,6 +9,9 @@ import { $, ago, clock, element, events as eventsIn, number, size, span, visible
 
 const DRAW_MS = 250;
 const LOOK_MS = 5000;
+const GLANCE_MS = 2000;
+const LATE_SECONDS = 4;
+const PAUSES_MS = [100, 400, 1600, 6400]; // between two messages on events; longer where the connection is slow
 const RETRY_MS = [500, 1000, 2000, 5000];
 const COPIED_CHARACTERS = 16_000_000;
 const SILENCES = 5;
@@ -36,10 +39,11 @@ export class Stream {
     this.problem = null;
     this.bytes = 0;
     this.openedAt = performance.now() / 1000;
-    this.preparedAt = 0;
+    this.preparedAt = -PREPARE_MS;
     this.isOver = false;
+    this.pace = 0;
     this.timing = new Timing();
-    this.replay.end();
+    this.replay.clear();
     this.events.clear(0);
     this.events.tail = 0;
     write($("title"), visible(id));
@@ -62,40 +66,84 @@ export class Stream {
 
   async follow(signal) {
     const { id } = this;
-    for (let tries = 0; !signal.aborted; tries++) {
+    for (let tries = 0; !signal.aborted && !this.isOver; tries++) {
       let isEnded = false;
+      let isRefused = false;
       try {
-        await live(id, { life: this.known?.stream.life ?? null }, signal, (message) => {
-          if (signal.aborted) return;
+        const query = () => ({ life: this.life, pause: PAUSES_MS[this.pace] });
+        const isFollowed = await withConnection(() => live(id, query(), signal, (message) => {
+          if (signal.aborted) return true;
           if (message.kind !== "begin" && message.kind !== "end") tries = 0;
           isEnded = message.kind === "end" && (message.why === null || message.why === "gone");
           this.hear(message);
-        });
+          return !isEnded && this.isLate(message);
+        }));
+        if (!isFollowed && !signal.aborted) isEnded = await this.glance(signal);
       } catch (error) {
         if (signal.aborted) return;
-        this.problem = { code: error.code, words: error.code ? error.message : "the server does not answer; trying again" };
-        if (error.code === 404) this.isOver = true;
-        if (error.code && error.code !== 429 && error.code < 500) isEnded = true;
+        this.fail(error);
+        isRefused = error instanceof Refused && error.code !== 429 && error.code < 500;
       }
       this.draw();
-      if (isEnded) return this.look(signal);
-      await pause(RETRY_MS[Math.min(tries, RETRY_MS.length - 1)], signal);
+      if (isEnded || isRefused) await this.look(signal, isRefused);
+      else await pause(RETRY_MS[Math.min(tries, RETRY_MS.length - 1)], signal);
     }
   }
 
-  // A stream that has ended is looked at now and then: it expires, or is deleted.
-  async look(signal) {
+  // A stream that has ended is looked at now and then: it expires, or is deleted. One that was refused is followed once it is not.
+  async look(signal, wasRefused) {
     while (!signal.aborted && !this.isOver) {
       try {
-        this.know(await ask(streamPath(this.id), { life: this.known?.stream.life ?? null }, { signal }));
+        this.know(await ask(streamPath(this.id), { life: this.life }, { signal }));
+        if (wasRefused) return;
       } catch (error) {
         if (signal.aborted) return;
-        this.problem = { code: error.code, words: error.code ? error.message : "the server does not answer; trying again" };
-        if (error.code === 404) this.isOver = true;
+        this.fail(error);
       }
       this.draw();
       await pause(LOOK_MS, signal);
     }
+  }
+
+  // Looks at a stream that cannot be followed, because other pages have all connections that there are for that; says whether it has ended.
+  async glance(signal) {
+    const known = await ask(streamPath(this.id), { life: this.life }, { signal });
+    if (signal.aborted) return false;
+    const { status, tail } = known.stream;
+    const isNew = this.isNew(known.stream);
+    this.know(known);
+    if (isNew) await this.events.open(this.id, known.stream.life, tail);
+    else await this.events.catchUp(tail);
+    if (signal.aborted || status !== "open") return status !== "open";
+    this.problem = { words: "other pages here follow streams already, as many as can: this one looks every two seconds, and times nothing" };
+    this.draw();
+    await pause(GLANCE_MS, signal);
+    return false;
+  }
+
+  get life() {
+    return this.known?.stream.life ?? null;
+  }
+
+  fail(error) {
+    this.problem = { code: error.code, words: error instanceof Refused ? error.message : `${error.message}; trying again` };
+    if (error.code === 404) this.isOver = true;
+  }
+
+  isNew({ life }) {
+    return this.events.id !== this.id || this.events.life !== life || (this.events.rows.length === 0 && !this.replay.schedule);
+  }
+
+  // A slow connection has much on its way, all of it old: it is left then, and the next one is told less. What counts is how much later
+  // a message comes than the quickest one did, so that clocks need not agree.
+  isLate({ now }) {
+    if (now === undefined) return false;
+    const offset = performance.now() / 1000 - now;
+    this.quickest = Math.min(this.quickest ?? offset, offset);
+    if (offset - this.quickest < LATE_SECONDS) return false;
+    this.quickest = null; // or it is a clock that was set
+    this.pace = Math.min(this.pace + 1, PAUSES_MS.length - 1);
+    return true;
   }
 
   hear(message) {
@@ -133,17 +181,13 @@ export class Stream {
   async begin(first) {
     const { id, leaving } = this;
     const { life } = this.known.stream;
-    const isNew = this.events.id !== id || this.events.life !== life || this.events.rows.length === 0;
-    if (isNew) this.events.open(id, life, first);
+    if (this.isNew(this.known.stream)) this.events.open(id, life, first);
     else if (first > this.events.end && this.events.isFollowing && !this.replay.schedule) this.events.openAt(first);
     else this.events.take(first, []);
     try {
       const { runs } = await ask(streamPath(id, "/timing"), { life });
       if (leaving.signal.aborted) return;
-      const came = this.timing.runs;
-      this.timing = new Timing();
-      this.timing.add(runs);
-      this.timing.add(came);
+      this.timing = Timing.of(runs, this.timing.runs);
     } catch {
       // what comes from now on is seen all the same
     }
@@ -275,7 +319,7 @@ export class Stream {
 
   async stop() {
     const { id } = this;
-    const life = this.known?.stream.life ?? null;
+    const { life } = this;
     if (!(await this.confirm("Stop this stream?", `${id} ends with the error CANCELLED, and its producer is told.`, "Stop it"))) return;
     try {
       const { stopped } = await ask(streamPath(id, "/stop"), { life }, { method: "POST" });
@@ -287,7 +331,7 @@ export class Stream {
 
   async delete() {
     const { id } = this;
-    const life = this.known?.stream.life ?? null;
+    const { life } = this;
     if (!(await this.confirm("Delete this stream?", `${id} and all its events are forgotten at once, for everybody.`, "Delete it"))) return;
     try {
       await ask(streamPath(id), { life }, { method: "DELETE" });

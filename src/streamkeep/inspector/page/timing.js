@@ -8,6 +8,13 @@ export class Timing {
     this.runs = [];
   }
 
+  // Puts together what several have seen: each of them may have been away for a while.
+  static of(...seen) {
+    const timing = new Timing();
+    timing.add(seen.flat().sort(([one], [other]) => one - other));
+    return timing;
+  }
+
   add(runs) {
     for (const run of runs) {
       const last = this.runs.at(-1);
