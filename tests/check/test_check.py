@@ -1,11 +1,13 @@
 """`streamkeep check`, as a process, against real deployments: sound ones, and ones with each defect that it is to find."""
 
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
 import pytest
+from anyio.abc import Process
 from tests.check.served import HTTP_1_0, ORIGIN, SOURCE, TOKEN, USUAL, check, command, environment_with, nginx_before
 from tests.deploy.servers import Server, running, uvicorn
 from tests.engines.process import free_port
@@ -312,7 +314,7 @@ async def test_nothing_is_left_running(tmp_path: Path) -> None:
 @pytest.mark.slow
 async def test_who_interrupts_it_leaves_nothing_running(tmp_path: Path) -> None:
     async with running(H11, tmp_path, SOURCE) as server, StreamManager.connect(server.storage) as streams:
-        async with await anyio.open_process(command(f"{server.url}/check", idle=30), env=environment_with(TOKEN)) as process:
+        async with checking(command(f"{server.url}/check", idle=30)) as process:
             with anyio.fail_after(30):
                 while not await streams.list(limit=1):  # noqa: ASYNC110 - no event tells
                     await anyio.sleep(0.05)
@@ -329,16 +331,27 @@ async def test_a_token_that_goes_in_clear_text_to_another_machine_is_warned_of()
 
 
 async def test_who_interrupts_it_before_it_knows_what_it_has_started_leaves_nothing_running(server: Server) -> None:
-    asked_before = 11  # hello eight times, and what else is asked before anything is started
+    asked_before = 12  # hello eight times, and what else is asked before anything is started
     async with StreamManager.connect(server.storage) as streams, bad_network(server.url) as network:
         url = network.path([Fate()] * asked_before + [Fate(End.STALL, after=0)] * 2)
-        async with await anyio.open_process(command(f"{url}/check", idle=60), env=environment_with(TOKEN)) as process:
+        async with checking(command(f"{url}/check", idle=60)) as process:
             with anyio.fail_after(50):
                 while await open_streams(streams) < 2:  # noqa: ASYNC110 - no event tells
                     await anyio.sleep(0.05)
                 process.send_signal(signal.SIGINT)
                 assert await process.wait() == 130
         assert await open_streams(streams) == 0
+
+
+@asynccontextmanager
+async def checking(arguments: Sequence[str]) -> AsyncGenerator[Process]:
+    """Run a check, which does not outlive the block."""
+    async with await anyio.open_process(arguments, env=environment_with(TOKEN)) as process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                process.kill()
 
 
 async def open_streams(streams: StreamManager) -> int:

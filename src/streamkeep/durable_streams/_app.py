@@ -2,11 +2,10 @@
 
 import inspect
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal
 
 import anyio
 
@@ -16,8 +15,8 @@ from .._guard import GuardedStorage
 from .._manager import StreamManager
 from ..errors import InvalidArgumentError, PublicError, StorageError, StreamManagerClosedError
 from ..events import encode_json
+from ..http.mounted import MountedManager
 from ..http.response import Receive, Scope, Send
-from ..http.shutdown import shutdown_of
 from ..storage import PAGE_BYTES
 from . import _control, _paths, _rules
 from ._answering import METHODS, Answering, DurableStreamsLimits, Manner
@@ -58,7 +57,7 @@ Authorize = Callable[[Access], "bool | Awaitable[bool]"]
 `HTTPException`, to say more."""
 
 
-class DurableStreams:
+class DurableStreams(MountedManager):
     """Serves streams by the Durable Streams protocol; an async context manager, and an ASGI app to be mounted. See `durable_streams`."""
 
     def __init__(
@@ -73,7 +72,7 @@ class DurableStreams:
         public_url: str | None = None,
         subscriptions: Literal["off", "public", "local"] = "off",
     ) -> None:
-        self.streams: Final = StreamManager.connect(streams) if isinstance(streams, str) else streams
+        super().__init__(streams)
         self._authorize = authorize
         self._limits = limits or DurableStreamsLimits()
         self._retention = _checked(retention, self._limits)
@@ -83,9 +82,7 @@ class DurableStreams:
         self._webhooks = None if subscriptions == "off" else subscriptions
         if self._webhooks is not None:
             check_installed()
-        self._shutdown = shutdown_of(self.streams)
         self._readers = Readers(self._limits, self._shutdown)
-        self._ours = AsyncExitStack()
         self._background = Background()
         self._there: Streams | None = None
         self._subscriptions: Subscriptions | None = None
@@ -95,54 +92,34 @@ class DurableStreams:
         """Whether it has been entered."""
         return self._there is not None
 
-    async def __aenter__(self) -> Self:
-        async with AsyncExitStack() as stack:
-            if not self.streams.is_running:
-                await stack.enter_async_context(self.streams)
-            drained = anyio.Event()
-            drained.set()  # there are no producers here
-            stack.enter_context(self._shutdown.draining(drained))
-            stack.enter_context(self._shutdown.listening())
-            self._readers.are_ending = False
-            self._background = Background()
-            self._background.begin()
-            limits = self._limits
-            bounds = Bounds(limits.max_stream_bytes, limits.max_stream_records, limits.max_producers, self._retention)
-            storage = GuardedStorage(self.streams.storage)
-            self._there = Streams(storage, self._background, bounds, self._changed)
-            if self._webhooks is not None:
-                self._subscriptions = Subscriptions(
-                    storage,
-                    self._background,
-                    self._there,
-                    allow_local=self._webhooks == "local",
-                    max_subscriptions=limits.max_subscriptions,
-                )
-                self._background.start(self._subscriptions.run, "knowing all subscriptions")
-                self._background.start(self._subscriptions.look_again, "looking at all streams again")
-            self._background.start(self._there.sweep_for_ever, "sweeping what has expired")
-            self._background.start(self._there.follow_links_for_ever, "removing what is kept for forks that are gone")
-            self._background.start(self._end_in_time, "waiting for the end")
-            stack.push_async_callback(self._end)
-            self._ours = stack.pop_all()
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._ours.__aexit__(exc_type, exc, traceback)
-
-    @asynccontextmanager
-    async def lifespan(self, _app: object) -> AsyncGenerator[None, None]:
-        """Run while an app runs; in the form in which Starlette and FastAPI want a lifespan."""
-        async with self:
-            yield
-
     async def drain(self) -> None:
         """End live reads; their readers come back, and find another process. For servers that say when they stop."""
         self._readers.are_ending = True
         if self._there is not None:
             self._there.wake()
+
+    async def _begin(self, stack: AsyncExitStack) -> None:
+        self._readers.are_ending = False
+        self._background = Background()
+        self._background.begin()
+        limits = self._limits
+        bounds = Bounds(limits.max_stream_bytes, limits.max_stream_records, limits.max_producers, self._retention)
+        storage = GuardedStorage(self.streams.storage)
+        self._there = Streams(storage, self._background, bounds, self._changed)
+        if self._webhooks is not None:
+            self._subscriptions = Subscriptions(
+                storage,
+                self._background,
+                self._there,
+                allow_local=self._webhooks == "local",
+                max_subscriptions=limits.max_subscriptions,
+            )
+            self._background.start(self._subscriptions.run, "knowing all subscriptions")
+            self._background.start(self._subscriptions.look_again, "looking at all streams again")
+        self._background.start(self._there.sweep_for_ever, "sweeping what has expired")
+        self._background.start(self._there.follow_links_for_ever, "removing what is kept for forks that are gone")
+        self._background.start(self._end_in_time, "waiting for the end")
+        stack.push_async_callback(self._end)
 
     async def _end_in_time(self) -> None:
         await self._shutdown.begun.wait()
@@ -160,17 +137,6 @@ class DurableStreams:
             self._subscriptions.changed(stream)
 
     # Answering
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request (ASGI)."""
-        match scope["type"]:
-            case "http":
-                await self._answer(scope, receive, send)
-            case "websocket":
-                await receive()
-                await send({"type": "websocket.close", "code": 1008})
-            case _:
-                raise RuntimeError("DurableStreams takes HTTP only; give its `lifespan` to the outermost app")
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         answering = Answering(self._manner, scope, receive, send)

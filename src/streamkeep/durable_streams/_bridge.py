@@ -29,6 +29,7 @@ from ..events import StreamEvent, StreamEventType, event_of, is_terminal
 from ..http.access import REQUEST, Access, Authorize, owner_of
 from ..http.app import path_below
 from ..http.framing import error_body
+from ..http.mounted import Mounted
 from ..http.response import Receive, Scope, Send, disconnected, headers_of
 from ..http.shutdown import shutdown_of
 from . import _messages
@@ -53,8 +54,10 @@ LATEST_SECONDS: Final = 253_402_300_799.0
 _OFFSET: Final = re.compile(r"([0-9]{16})_([0-9a-f]{8})")
 
 
-class Bridge:
+class Bridge(Mounted):
     """Serves a manager's streams by the Durable Streams protocol, to be read only; an ASGI app. See `bridge`."""
+
+    _lifespan_hint = "the manager is entered by the outermost app"
 
     def __init__(
         self,
@@ -70,17 +73,6 @@ class Bridge:
         self._manner = Manner(self._limits, cors, "private", None)
         self._shutdown = shutdown_of(streams)
         self._readers = Readers(self._limits, self._shutdown)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request (ASGI)."""
-        match scope["type"]:
-            case "http":
-                await self._answer(scope, receive, send)
-            case "websocket":
-                await receive()
-                await send({"type": "websocket.close", "code": 1008})
-            case _:
-                raise RuntimeError("a bridge takes HTTP only; the manager is entered by the outermost app")
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         answering = Answering(self._manner, scope, receive, send)

@@ -24,6 +24,7 @@ from .app import Answer, StreamsHTTP, path_below, shown_info
 from .bounds import Bounds
 from .ended import Ended
 from .framing import SSEFraming
+from .mounted import Mounted
 from .place import query_of
 from .response import ASGIApp, Message, Receive, Scope, Send, can_be_cut, errors_answered, headers_of, read_body, send_response
 from .trust import Trust, check_trusted, trust_of
@@ -79,7 +80,7 @@ class Pace:
         return self.chunks * self.pause + self.quiet
 
 
-class CheckHTTP:
+class CheckHTTP(Mounted):
     """Has an app be checked by `streamkeep check`, through its own proxy and storage; an ASGI app to be mounted.
 
         app.mount("/check", CheckHTTP(streams_http, trust=os.environ["STREAMKEEP_CHECK_TOKEN"]))
@@ -97,28 +98,21 @@ class CheckHTTP:
     """
 
     _path_routing: Final = True
+    _lifespan_hint = "give the `lifespan` of its StreamsHTTP to the outermost app"
 
     def __init__(self, streams_http: StreamsHTTP, *, trust: str | Trust) -> None:
         self._streams_http = streams_http
         self._trust = trust_of(trust)
         self._running: set[str] = set()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request (ASGI)."""
-        match scope["type"]:
-            case "http":
-                async with errors_answered(send):
-                    await check_trusted(self._trust, headers_of(scope))
-                    named = _named(send)
-                    async with errors_answered(named):
-                        await self._answer(scope, receive, named)
-            case "websocket":
-                await receive()
-                await send({"type": "websocket.close", "code": 1008})
-            case _:
-                raise RuntimeError("CheckHTTP takes HTTP only; give the `lifespan` of its StreamsHTTP to the outermost app")
-
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with errors_answered(send):
+            await check_trusted(self._trust, headers_of(scope))
+            named = _named(send)
+            async with errors_answered(named):
+                await self._answer_trusted(scope, receive, named)
+
+    async def _answer_trusted(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = _PATH.fullmatch(path_below(scope))
         if path is None or not (path["stream"] or ID_PREFIX).startswith(ID_PREFIX):
             raise StreamNotFoundError("not found")

@@ -7,10 +7,9 @@ requests, so a writer's next commit may reach another process; who may write is 
 import math
 import re
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from datetime import timedelta
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import anyio
 import msgspec
@@ -35,8 +34,8 @@ from ..storages._http_messages import (
     Scan,
     failure_of,
 )
+from .mounted import MountedManager
 from .response import Receive, Scope, Send, disconnected, errors_answered, headers_of, read_body, send_response
-from .shutdown import shutdown_of
 from .trust import Trust, check_trusted, trust_of
 
 MAX_WATCHED: Final = 100_000
@@ -47,7 +46,7 @@ CODES: Final[Mapping[str, int]] = {"invalid": 400, "full": 507, "unavailable": 5
 _WHAT: Final = re.compile(r"/(read|change|scan|expired|watch)/?")
 
 
-class StorageHTTP:
+class StorageHTTP(MountedManager):
     """Gives a manager's storage to `RemoteStreamManager`s elsewhere; an async context manager, and an ASGI app to be mounted.
 
         storage_http = StorageHTTP("sqlite:///streams.db", trust=os.environ["STREAMKEEP_STORAGE_TOKEN"])
@@ -66,47 +65,15 @@ class StorageHTTP:
     """
 
     def __init__(self, streams: StreamManager | str, *, trust: str | Trust, max_body_bytes: int = MAX_BODY_BYTES) -> None:
-        self.streams: Final = StreamManager.connect(streams) if isinstance(streams, str) else streams
+        super().__init__(streams)
         self._trust = trust_of(trust)
         self._max_body_bytes = max_body_bytes
-        self._shutdown = shutdown_of(self.streams)
-        self._ours = AsyncExitStack()
-
-    async def __aenter__(self) -> Self:
-        async with AsyncExitStack() as stack:
-            if not self.streams.is_running:
-                await stack.enter_async_context(self.streams)
-            drained = anyio.Event()
-            drained.set()  # there are no producers here
-            stack.enter_context(self._shutdown.draining(drained))
-            stack.enter_context(self._shutdown.listening())
-            self._ours = stack.pop_all()
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._ours.__aexit__(exc_type, exc, traceback)
-
-    @asynccontextmanager
-    async def lifespan(self, _app: object) -> AsyncGenerator[None, None]:
-        """Run while an app runs; in the form in which Starlette and FastAPI want a lifespan."""
-        async with self:
-            yield
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request (ASGI)."""
-        match scope["type"]:
-            case "http":
-                async with errors_answered(send):
-                    await self._answer(scope, receive, send)
-            case "websocket":
-                await receive()
-                await send({"type": "websocket.close", "code": 1008})
-            case _:
-                raise RuntimeError("StorageHTTP takes HTTP only; give its `lifespan` to the outermost app")
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with errors_answered(send):
+            await self._answer_trusted(scope, receive, send)
+
+    async def _answer_trusted(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = headers_of(scope)
         await check_trusted(self._trust, headers)
         what = _WHAT.fullmatch(scope["path"].removeprefix(scope.get("root_path", "")))

@@ -24,6 +24,7 @@ from ..errors import (
 from ..events import MAX_OFFSET, StreamEvent, encode_json
 from ..http.access import Access, Action
 from ..http.app import path_below
+from ..http.mounted import Mounted
 from ..http.place import query_of
 from ..http.response import Receive, Scope, Send, disconnected, errors_answered, headers_of, send_response
 from ..http.shutdown import shutdown_of
@@ -56,7 +57,7 @@ _API: Final = re.compile(
 )
 
 
-class Inspector:
+class Inspector(Mounted):
     """A page that shows a manager's streams as they come, as an ASGI app to be mounted: `app.mount("/inspector", inspector)`.
 
         inspector = Inspector(streams, authorize=lambda access: access.headers.get("x-forwarded-user") in OPERATORS)
@@ -75,6 +76,7 @@ class Inspector:
 
     _path_routing: Final = True
     """For Channels' `URLRouter`: a `path()` to this is where it is mounted, and not all of a URL."""
+    _lifespan_hint = "give your manager's lifespan to the outermost app"
 
     def __init__(
         self, streams: StreamManager, *, authorize: Authorize, read_only: bool = False, show_internal: bool = False
@@ -89,29 +91,17 @@ class Inspector:
         self._pages: Counter[str] = Counter()
         self._seen: OrderedDict[str, Sightings] = OrderedDict()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request (ASGI)."""
-        match scope["type"]:
-            case "http":
-                send = secured(send)
-                async with errors_answered(send):
-                    await self._answer(scope, receive, send)
-            case "websocket":
-                await receive()
-                await send({"type": "websocket.close", "code": 1008})
-            case _:
-                raise RuntimeError("Inspector takes HTTP only; give your manager's lifespan to the outermost app")
-
     async def drain(self) -> None:
         """Have pages that follow streams come back elsewhere, soon: for servers that wait for responses before they stop."""
         self._shutdown.begun.set()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = path_below(scope)
-        if path.startswith("/api/"):
-            await self._answer_api(path, scope, receive, send)
-        else:
-            await self._send_file(path, scope, send)
+        send, path = secured(send), path_below(scope)
+        async with errors_answered(send):
+            if path.startswith("/api/"):
+                await self._answer_api(path, scope, receive, send)
+            else:
+                await self._send_file(path, scope, send)
 
     async def _send_file(self, path: str, scope: Scope, send: Send) -> None:
         await self._check(scope, "page")
