@@ -32,11 +32,14 @@ class Feeds:
         self._feeds: dict[str, Feed] = {}
         self._pages: WeakValueDictionary[tuple[str, int], Records] = WeakValueDictionary()
 
-    def shared(self, stream: str, first: int, records: Sequence[bytes]) -> "Records":
-        """Give the records of a page that a reader has read by itself: the same as to another one who holds the same page now."""
-        there = self._pages.get((stream, first))
+    def shared(self, life: str, first: int, records: Sequence[bytes]) -> "Records":
+        """Give the records of a page that a reader has read by itself: the same as to another one who holds the same page now.
+
+        `life` tells the stream from all others; what is made of its records may name it.
+        """
+        there = self._pages.get((life, first))
         if there is None or there.records != records:
-            there = self._pages[stream, first] = Records(first, records)
+            there = self._pages[life, first] = Records(first, records)
         return there
 
     def followers_of(self, stream: str) -> int:

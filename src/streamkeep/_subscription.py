@@ -216,7 +216,9 @@ class Subscription(Generic[T]):
         while not self._is_over:
             if self._page:
                 page, self._page = self._page, ()
-                return running.feeds.shared(self.id, self._next, page if self._end is None else page[: self._end - self._next])
+                return running.feeds.shared(
+                    self.life, self._next, page if self._end is None else page[: self._end - self._next]
+                )
             if self._feed is None:
                 if not await self._go_on_alone(running):
                     break

@@ -290,6 +290,19 @@ async def test_of_two_histories_each_reader_is_given_the_records_of_its_own(cloc
         assert given[0] is not given[1]
 
 
+async def test_the_same_records_of_another_life_are_others(streams: StreamManager) -> None:
+    given = []
+    for _ in range(2):
+        async with streams.open("s") as stream:
+            await stream.write("the same")
+            await stream.done()
+        async with streams.subscribe("s") as events:
+            given.append(await events.records())
+        await streams.delete("s")
+    assert given[0].records == given[1].records
+    assert given[0] is not given[1]
+
+
 async def test_what_a_follower_has_lost_is_told_to_it_and_not_to_who_writes(clock: Callable[[], float]) -> None:
     storage = BackupStorage(clock=clock)
     async with StreamManager(storage) as here, StreamManager(storage) as elsewhere:
