@@ -210,7 +210,7 @@ def nginx(directory: Path, port: int, upstream: str, log: Path) -> list[str]:
 def caddy(directory: Path, port: int, upstream: str, log: Path) -> list[str]:
     """The same, of a Caddy."""
     configuration = directory / "Caddyfile"
-    settings = shown_settings("Caddyfile").replace("/var/log/caddy/access.log", str(log))
+    settings = shown_settings("caddyfile").replace("/var/log/caddy/access.log", str(log))
     configuration.write_text(
         f"{{\nadmin off\nauto_https off\nstorage file_system {directory}\n}}\n"
         f"http://127.0.0.1:{port} {{\nbind 127.0.0.1\n{settings}\nreverse_proxy {upstream}\n}}\n"
