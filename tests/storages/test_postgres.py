@@ -588,7 +588,7 @@ async def test_a_log_that_has_forgotten_its_beginning_is_deleted(here: Postgres,
         tail = 40_000
         head = Head(2, tail, b"", 1e11, tail - kept)
         assert await storage.commit("s", 1, head, [b"x"] * tail)
-        here.run(f"UPDATE {here.schema}.streams SET tail = tail + 10^15::bigint, \"first\" = \"first\" + 10^15::bigint")
+        here.run(f'UPDATE {here.schema}.streams SET tail = tail + 10^15::bigint, "first" = "first" + 10^15::bigint')
         here.run(f'UPDATE {here.schema}.records SET "offset" = "offset" + 10^15::bigint')
         with anyio.fail_after(BOUND_SECONDS):
             assert await storage.delete("s", 2)

@@ -76,7 +76,8 @@ class DurableStreams(MountedManager):
         self._authorize = authorize
         self._limits = limits or DurableStreamsLimits()
         self._retention = _checked(retention, self._limits)
-        self._manner = Manner(self._limits, cors, cache, public_url.rstrip("/") if isinstance(public_url, str) else public_url)
+        public_url = public_url.rstrip("/") if isinstance(public_url, str) else public_url
+        self._manner = Manner(self._limits, cors, cache, public_url, forgets=retention is not None)
         if subscriptions not in ("off", "public", "local"):  # False must not mean that they are on
             raise InvalidArgumentError(f"`subscriptions` is 'off', 'public' or 'local', and not {subscriptions!r}")
         self._webhooks = None if subscriptions == "off" else subscriptions

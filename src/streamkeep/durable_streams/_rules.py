@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from .._lifecycle import version_after
+from .._lifecycle import committed_at, version_after
 from ..errors import StorageCorruptError
 from ..storage import Head
 from ._messages import is_json, messages_in, same_type, split_bytes, split_messages
@@ -454,7 +454,7 @@ def _kept(stream: Stream, end: Mark, bounds: Bounds) -> Kept | None:
     state, kept = stream.state, Kept(stream.state.marks, stream.head.first)
     if end.position == stream.head.tail:
         return kept
-    begin, there = Mark(0, 0, state.created_at), Mark(stream.head.tail, state.size, end.at)
+    begin, there = Mark(0, 0, state.created_at), Mark(stream.head.tail, state.size, min(committed_at(stream.head), end.at))
     for most in (0,) if state.is_pinned else (FORGET_RECORDS, end.position):
         if bounds.retention is not None:
             kept = kept_after(Kept(state.marks or (begin,), stream.head.first), there, end, bounds.retention, most=most)
