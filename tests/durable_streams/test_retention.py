@@ -15,7 +15,7 @@ from streamkeep.durable_streams import DurableStreamsLimits, Retention, durable_
 from streamkeep.durable_streams._retention import FORGET_RECORDS, MAX_MARKS, Kept, Mark, kept_after
 from streamkeep.durable_streams._rules import NEVER, Append, Bounds, Config, append, create
 from streamkeep.errors import InvalidArgumentError
-from streamkeep.storage import Storage
+from streamkeep.storage import Page, Storage
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.storages.sqlite import SQLiteStorage
 from streamkeep.testing.faults import FaultyStorage
@@ -183,6 +183,42 @@ async def test_a_response_of_events_whose_reader_fell_behind_ends_and_its_offset
                     seen += text
         assert "event: data" not in seen
         assert (await other.get("s", params={"offset": offset, "live": "sse"})).status_code == 410
+
+
+class Slow(FaultyStorage):
+    """While anything is read, the stream goes on."""
+
+    async def go_on(self) -> None:
+        """What happens meanwhile."""
+
+    async def read(self, stream: str, start: int = 0, limit: int = 0) -> Page | None:
+        page = await super().read(stream, start, limit)
+        if limit:
+            await self.go_on()
+        return page
+
+
+@pytest.mark.parametrize("more", [2, 8])
+async def test_a_stream_is_read_from_its_start_although_that_moves_faster_than_it_is_read(open_client: Open, more: int) -> None:
+    memory = MemoryStorage()
+    slow, total = Slow(memory), 40
+    async with open_client(memory, retention=TEN) as client, open_client(slow, retention=TEN) as other:
+        await made(client)
+        await appended(client, 0, total)
+
+        async def go_on() -> None:
+            nonlocal total
+            await appended(client, total, total + more)
+            total += more
+
+        slow.go_on = go_on  # type: ignore[method-assign]  # now that there is something to be read
+        with anyio.fail_after(20):
+            answer = await other.get("s", params={"offset": "-1"})
+        assert answer.status_code == 200
+        numbers = answer.json()
+        assert numbers == list(range(numbers[0], numbers[-1] + 1))
+        assert numbers[-1] >= total - 1 - more
+        assert await read(client, answer.headers["stream-next-offset"]) == list(range(numbers[-1] + 1, total))
 
 
 # What is kept elsewhere
