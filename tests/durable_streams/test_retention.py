@@ -277,11 +277,27 @@ async def test_what_is_older_is_forgotten(open_client: Open) -> None:
 async def test_what_came_before_a_silence_is_not_as_young_as_what_came_behind_it(open_client: Open) -> None:
     now = 1e9
     async with open_client(MemoryStorage(clock=lambda: now), retention=Retention(age=timedelta(hours=8))) as client:
-        await made(client)
+        await made(client, **{"stream-ttl": "50000"})
         await appended(client, 0, 5)
-        now += 3600 * 9
+        for _ in range(9):
+            now += 3600
+            assert await read(client, "-1") == [0, 1, 2, 3, 4]  # which puts off its expiry
         await appended(client, 5, 6)
         assert await read(client, "-1") == [5]
+
+
+async def test_what_was_appended_by_a_server_without_a_retention_is_kept_as_long(open_client: Open) -> None:
+    now = 1e9
+    storage = MemoryStorage(clock=lambda: now)
+    async with open_client(storage, retention=Retention(age=timedelta(hours=8))) as client, open_client(storage) as other:
+        await made(client)
+        for each, hours in [(client, 7), (other, 7), (client, 0)]:
+            await appended(each, 0, 1)
+            now += 3600 * hours
+        assert await read(client, "-1") == [0, 0, 0]
+        now += 3600 * 2
+        await appended(client, 0, 1)
+        assert len(await read(client, "-1")) == 2
 
 
 async def test_a_clock_that_was_ahead_and_went_back_does_not_keep_a_stream_from_forgetting(open_client: Open) -> None:
