@@ -233,13 +233,13 @@ async def test_the_beginning_of_a_stream_that_forgets_is_asked_for_anew(open_cli
         [*_, offset] = await appended(client, 0, 5)
         params = {"offset": "-1", **live}
         begin = await client.get("s", params=params)
-        assert begin.headers["cache-control"] == "no-cache"
+        assert begin.headers["cache-control"] == "private, no-cache"
         etag = {"if-none-match": begin.headers["etag"]}
         assert (await client.get("s", params=params, headers=etag)).status_code == 304
         await appended(client, 5, 40)
         for each in (client, other):  # also where nothing is forgotten
             answer = await each.get("s", params=params, headers=etag)
-            assert (answer.status_code, answer.headers["cache-control"]) == (200, "no-cache")
+            assert (answer.status_code, answer.headers["cache-control"]) == (200, "private, no-cache")
         assert (await client.get("s", params={**params, "offset": offset}, headers=etag)).status_code == 410
         [*_, last, _] = await appended(client, 40, 42)
         assert "max-age" in (await client.get("s", params={**params, "offset": last})).headers["cache-control"]

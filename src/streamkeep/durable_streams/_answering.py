@@ -272,7 +272,7 @@ class Answering:
             # What is empty, of an open stream, is so for no time. Where a stream begins that forgets is another place soon: a reader that
             # was kept an old beginning would be led to an offset that is gone, and from there to the beginning again.
             is_passing = (not records and not is_over) or (reading.offset == "-1" and (self._manner.forgets or position > 0))
-            cache = "no-cache" if is_passing else f"{self._manner.cache}, max-age=60, stale-while-revalidate=300"
+            cache = f"{self._manner.cache}, {'no-cache' if is_passing else 'max-age=60, stale-while-revalidate=300'}"
             if is_among(etag, self.headers.get("if-none-match", "")):
                 await self.send(Answer(304, tuple(headers)), cache=cache)
                 return
