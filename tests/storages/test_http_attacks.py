@@ -208,6 +208,14 @@ LARGE: Final = 2**64 - 1
             "change",
             [{"stream": "s", "seen": 1, "head": {"version": 2, "tail": 0, "state": b"", "expires_at": 9e9}, "records": [b"x"]}],
         ),
+        (
+            "change",
+            [{"stream": "s", "seen": 1, "head": {"version": 2, "tail": 3, "state": b"", "expires_at": 9e9, "first": -1}}],
+        ),
+        (
+            "change",
+            [{"stream": "s", "seen": 1, "head": {"version": 2, "tail": 3, "state": b"", "expires_at": 9e9, "first": 4}}],
+        ),
         ("change", [{"stream": "s", "seen": LARGE, "head": None}]),
     ],
 )

@@ -580,6 +580,44 @@ async def test_short_logs_and_long_ones_are_deleted_together(here: Postgres, tai
     assert here.run(f"SELECT count(*) FROM {here.schema}.records") == "0"
 
 
+@pytest.mark.parametrize("kept", [10, 64, 65, 30_000])
+async def test_a_log_that_has_forgotten_its_beginning_is_deleted(here: Postgres, kept: int) -> None:
+    """What is forgotten is not looked for: a stream that goes on for years has had any number of records."""
+    async with PostgresStorage(here.url) as storage:
+        assert await storage.commit("s", None, a_head(1, 0))
+        tail = 40_000
+        head = Head(2, tail, b"", 1e11, tail - kept)
+        assert await storage.commit("s", 1, head, [b"x"] * tail)
+        here.run(f'UPDATE {here.schema}.streams SET tail = tail + 10^15::bigint, "first" = "first" + 10^15::bigint')
+        here.run(f'UPDATE {here.schema}.records SET "offset" = "offset" + 10^15::bigint')
+        with anyio.fail_after(BOUND_SECONDS):
+            assert await storage.delete("s", 2)
+    assert here.run(f"SELECT count(*) FROM {here.schema}.records") == "0"
+
+
+async def test_what_was_forgotten_earlier_is_not_passed_over_again(here: Postgres) -> None:
+    """It is in the index until there is a vacuum."""
+    tail = 30_000
+    async with PostgresStorage(here.url) as storage:
+        here.run(f"ALTER TABLE {here.schema}.records SET (autovacuum_enabled = off)")
+        assert await storage.commit("s", None, a_head(1, tail), [b"x"] * tail)
+        for version in (2, 3):
+            tail += 1
+            assert await storage.commit("s", version - 1, Head(version, tail, b"", 1e11, tail - 10), [b"x"])
+    table = f"FROM pg_statio_user_tables WHERE schemaname = '{here.schema}' AND relname = 'records'"
+    inserted = f"SELECT n_tup_ins FROM pg_stat_user_tables WHERE schemaname = '{here.schema}' AND relname = 'records'"
+    await until(lambda: here.run(inserted) == str(tail))
+    before = int(here.run(f"SELECT idx_blks_hit + idx_blks_read {table}"))
+    async with PostgresStorage(here.url) as storage:
+        for version in range(4, 24):
+            tail += 1
+            assert await storage.commit("s", version - 1, Head(version, tail, b"", 1e11, tail - 10), [b"x"])
+    await until(lambda: here.run(inserted) == str(tail))
+    after = int(here.run(f"SELECT idx_blks_hit + idx_blks_read {table}"))
+    assert after - before < 20 * 20
+    assert here.run(f"SELECT count(*) FROM {here.schema}.records") == "10"
+
+
 # -- what is due
 
 

@@ -79,12 +79,13 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How an app answers; see `durable_streams`."""
+    """How an app answers; see `durable_streams`. `forgets`: its streams forget their beginnings."""
 
     limits: DurableStreamsLimits
     cors: str | None
     cache: Literal["public", "private"]
     public_url: str | None
+    forgets: bool = False
     waiting: Waiting = field(default_factory=Waiting)
 
     def __post_init__(self) -> None:
@@ -268,8 +269,10 @@ class Answering:
         if not is_now:
             etag = f'"{state.life}:{position}:{end}{":c" if is_over else ""}"'
             headers.append(("etag", etag))
-            # What is empty, of an open stream, is so for no time.
-            cache = f"{self._manner.cache}, max-age=60, stale-while-revalidate=300" if records or is_over else "no-cache"
+            # What is empty, of an open stream, is so for no time. Where a stream begins that forgets is another place soon: a reader that
+            # was kept an old beginning would be led to an offset that is gone, and from there to the beginning again.
+            is_passing = (not records and not is_over) or (reading.offset == "-1" and (self._manner.forgets or position > 0))
+            cache = f"{self._manner.cache}, {'no-cache' if is_passing else 'max-age=60, stale-while-revalidate=300'}"
             if is_among(etag, self.headers.get("if-none-match", "")):
                 await self.send(Answer(304, tuple(headers)), cache=cache)
                 return

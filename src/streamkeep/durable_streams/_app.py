@@ -2,9 +2,10 @@
 
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, Final, Literal
 
 import anyio
@@ -76,7 +77,8 @@ class DurableStreams(MountedManager):
         self._authorize = authorize
         self._limits = limits or DurableStreamsLimits()
         self._retention = _checked(retention, self._limits)
-        self._manner = Manner(self._limits, cors, cache, public_url.rstrip("/") if isinstance(public_url, str) else public_url)
+        public_url = public_url.rstrip("/") if isinstance(public_url, str) else public_url
+        self._manner = Manner(self._limits, cors, cache, public_url, forgets=retention is not None)
         if subscriptions not in ("off", "public", "local"):  # False must not mean that they are on
             raise InvalidArgumentError(f"`subscriptions` is 'off', 'public' or 'local', and not {subscriptions!r}")
         self._webhooks = None if subscriptions == "off" else subscriptions
@@ -275,17 +277,11 @@ class DurableStreams(MountedManager):
         reading = reading_of(answering.scope["query_string"])
         await self._allow(answering, "read", path)
         is_now = reading.offset == "now"
-        guess = int(reading.offset[:16]) if reading.offset[:16].isdigit() and len(reading.offset) > 16 else 0
-        while True:
-            stream, records = (await there.find(path), ()) if is_now else await there.find_with(path, guess)
-            gone = _rules.absence(stream, there.storage.time())
-            if gone is not None or stream is None:
-                await answering.send(gone or Answer(404))
-                return
-            position = _position(stream, reading.offset)
-            if is_now or position == guess:
-                break
-            guess = position  # its beginning is forgotten
+        place = await _now(there, path) if is_now else await _behind(there, path, reading.offset)
+        if isinstance(place, Answer):
+            await answering.send(place)
+            return
+        stream, position, records = place
         await there.renew(stream)
         if reading.live == "sse":
             with self._readers.one_more():
@@ -362,6 +358,29 @@ def _checked(retention: Retention | None, limits: DurableStreamsLimits) -> Reten
 def _told(stream: Stream) -> Headers:
     closed = (("stream-closed", "true"),) if stream.state.is_closed else ()
     return (("stream-next-offset", _rules.offset_of(stream.state, stream.tail)), *closed)
+
+
+async def _now(there: Streams, path: str) -> tuple[Stream, int, Sequence[bytes]] | Answer:
+    """Give a stream, and its end; or why not."""
+    stream = await there.find(path)
+    gone = _rules.absence(stream, there.storage.time())
+    return gone or Answer(404) if gone is not None or stream is None else (stream, stream.tail, ())
+
+
+async def _behind(there: Streams, path: str, offset: str) -> tuple[Stream, int, Sequence[bytes]] | Answer:
+    """Give a stream, the position of an offset, and what is behind it; or why not."""
+    position, life = int(offset[:16]) if offset[:16].isdigit() and len(offset) > 16 else 0, ""
+    for attempt in count():
+        stream, records = await there.find_with(path, position)
+        gone = _rules.absence(stream, there.storage.time())
+        if gone is not None or stream is None:
+            return gone or Answer(404)
+        begin = _position(stream, offset)
+        if position == begin or (begin < position <= stream.tail and stream.state.life == life):
+            return stream, position, records
+        # Its beginning is forgotten. Where that goes on faster than it can be read, only what is further on will still be there.
+        position, life = begin + (stream.tail - begin) * min(max(attempt - 1, 0), 8) // 8, stream.state.life
+    raise AssertionError("a count has no end")
 
 
 def _position(stream: Stream, offset: str) -> int:

@@ -6,16 +6,17 @@ from datetime import timedelta
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 FORGET_RECORDS: Final = 100
 """How many records an append forgets, so that none takes long; one for which there would be no room forgets all that it may."""
 MARK_PART: Final = 8
-"""A mark is made when an eighth of what is kept has come since the last one: so much more may be kept."""
+"""A mark is made before an eighth of what is kept has come since the last one: so much more may be kept."""
 MAX_MARKS: Final = 64
 
 
 class Mark(msgspec.Struct, frozen=True, array_like=True):
-    """A place in a stream's own log: how many records and bytes it ever had when it ended there, and the time."""
+    """A place in a stream's own log: how many records and bytes it ever had when it ended there, and when the last of them was appended."""
 
     position: int
     size: int
@@ -26,8 +27,8 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
 class Retention:
     """What a stream keeps of itself while it goes on. What is beyond any of these may be forgotten, and an offset there is answered 410.
 
-    It keeps at least so much, and up to an eighth more. What is old is forgotten as more is appended, so a stream that is silent keeps
-    what it has. One that has forks, too.
+    It keeps at least so much, and up to an eighth more, or one append if that is larger. What is old is forgotten as more is appended, so a
+    stream that is silent keeps what it has. One that has forks, too.
 
     Attributes:
         age: what was appended within this time.
@@ -63,8 +64,11 @@ class Kept:
 
 def kept_after(kept: Kept, before: Mark, after: Mark, retention: Retention, *, most: int) -> Kept:
     """Give what is kept of a log that an append takes from one end to another. `most`: how many records it may forget."""
-    marks, first = tuple(kept.marks), kept.first
-    if retention.is_full(marks[-1], before, MARK_PART):
+    # Whatever a clock has said that has gone back since: what is there was appended until now.
+    marks = tuple([mark if mark.at <= after.at else replace(mark, at=after.at) for mark in kept.marks])
+    first = kept.first
+    # Before the append with which it would be too much: the last one before a silence is not as young as the first one behind it.
+    if before.position > marks[-1].position and retention.is_full(marks[-1], after, MARK_PART):
         marks = (*marks, before)
     beyond = [mark.position for mark in marks if retention.is_full(mark, after)]
     if beyond:

@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from .._lifecycle import version_after
+from .._lifecycle import committed_at, version_after
 from ..errors import StorageCorruptError
 from ..storage import Head
 from ._messages import is_json, messages_in, same_type, split_bytes, split_messages
@@ -83,6 +83,8 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
     producers: Mapping[str, Producer] = {}
     size: int = 0
     """How many bytes have been appended to it, what is forgotten included."""
+    appended_at: float = 0.0
+    """When it was last appended to, by a server that has it forget; 0: not known."""
     marks: Sequence[Mark] = ()
     """Places from which on it may be kept, by `Retention`; the first of them may be one before which all is forgotten."""
     base: int = 0
@@ -440,6 +442,7 @@ def _grow(stream: Stream, asked: Append, records: Sequence[bytes], now: float, b
         producers=producers,
         seq=state.seq if asked.seq is None else asked.seq,
         size=size,
+        appended_at=_appended_at(state, records, now, bounds),
         marks=kept.marks,
         is_closed=asked.closes,
         closed_by=Closing(tag.producer, tag.epoch, tag.seq) if tag is not None and asked.closes else None,
@@ -454,13 +457,20 @@ def _kept(stream: Stream, end: Mark, bounds: Bounds) -> Kept | None:
     state, kept = stream.state, Kept(stream.state.marks, stream.head.first)
     if end.position == stream.head.tail:
         return kept
-    begin, there = Mark(0, 0, state.created_at), Mark(stream.head.tail, state.size, end.at)
+    appended_at = min(state.appended_at or committed_at(stream.head), end.at)
+    begin, there = Mark(0, 0, state.created_at), Mark(stream.head.tail, state.size, appended_at)
     for most in (0,) if state.is_pinned else (FORGET_RECORDS, end.position):
         if bounds.retention is not None:
             kept = kept_after(Kept(state.marks or (begin,), stream.head.first), there, end, bounds.retention, most=most)
         if end.size - kept.forgotten_bytes <= bounds.max_bytes and end.position - kept.first <= bounds.max_records:
             return kept
     return None
+
+
+def _appended_at(state: State, records: Sequence[bytes], now: float, bounds: Bounds) -> float:
+    if not records:
+        return state.appended_at
+    return 0.0 if bounds.retention is None else now
 
 
 def _append_to_closed(stream: Stream, asked: Append) -> Decision:

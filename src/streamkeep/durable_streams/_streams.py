@@ -1,9 +1,11 @@
 """Streams: what the protocol does with a storage. What follows of a request is decided in `_rules`; here it is read and committed."""
 
 import logging
+import math
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -114,13 +116,17 @@ class Streams:
 
     async def find_with(self, path: str, position: int) -> tuple[Stream | None, Sequence[bytes]]:
         """Give a stream as it is, and what is behind a position: nothing, or a page. Raises StorageError."""
-        page = await self.storage.read(_paths.stream_id(path), position, PAGE_RECORDS)
-        if page is None:
-            return None, ()
-        stream = _rules.stream_of(page.head)
-        if stream.state.base and stream.earliest <= position < stream.tail:
-            return stream, await self.read(stream, position)
-        return stream, page.records
+        while True:
+            page = await self.storage.read(_paths.stream_id(path), position, PAGE_RECORDS)
+            if page is None:
+                return None, ()
+            stream = _rules.stream_of(page.head)
+            if not stream.state.base:
+                return stream, page.records
+            if not stream.earliest <= position < stream.tail:
+                return stream, ()
+            with suppress(RefusedError):  # it has just forgotten that: so it is as it is now
+                return stream, await self.read(stream, position)
 
     async def read(self, stream: Stream, position: int) -> Sequence[bytes]:
         """Give a page of what is behind a position, inherited records as well; it may be more than the stream was known to have.
@@ -131,7 +137,12 @@ class Streams:
         records: list[bytes] = []
         size = 0
         while size < PAGE_BYTES and len(records) < PAGE_RECORDS:
-            more, is_own = await self._read_part(stream, position + len(records))
+            try:
+                more, is_own = await self._read_part(stream, position + len(records))
+            except RefusedError:
+                if records:  # what it had inherited; whoever reads on is told
+                    break
+                raise
             records.extend(more)
             size += sum(map(len, more))
             if is_own:
@@ -228,7 +239,7 @@ class Streams:
         source, origin = place.source.state, place.origin
         made = None
         try:
-            answer, pinned = await self._keep(source, path, life)
+            answer, pinned = await self._keep(source, path, life, origin.position or math.inf)
             if pinned is None:
                 return answer, None
             all_records = [*place.records, *records]
@@ -237,8 +248,11 @@ class Streams:
             )
             made = await self._commit(path, stream, all_records)
             if made is not None and self.storage.time() >= now + LINK_SECONDS / 2:
-                # For so long nobody knows that it was about to be made: its source may have been removed.
-                answer, pinned = await self._keep(source, path, life)
+                # For so long nobody knows that it was about to be made: its source may have been removed, or gone on to forget.
+                inherited_from = stream.state.inherited_from
+                answer, pinned = await self._keep(
+                    source, path, life, inherited_from if inherited_from < place.base else math.inf
+                )
                 if pinned is None and made[1] is not None and await self._remove(made[1]):
                     return answer, None
             return made
@@ -247,8 +261,8 @@ class Streams:
                 with anyio.CancelScope(shield=True), anyio.move_on_after(LINK_SECONDS):
                     await self._unlink_unless_made(path, life, origin)
 
-    async def _keep(self, source: State, fork: str, life: str) -> tuple[Answer, Stream | None]:
-        """Have a stream kept for a fork, and give it as it is kept; None: it cannot be."""
+    async def _keep(self, source: State, fork: str, life: str, begin: float) -> tuple[Answer, Stream | None]:
+        """Have a stream kept for a fork, from a position on, and give it as it is kept; None: it cannot be."""
         link, now = _paths.link_id(source.path, source.life, life), self.storage.time()
         entry = msgspec.json.encode(Link(fork, life, now, source.path, source.life))
         await commit_once(self.storage, link, None, Head(version_after(0, now, self.by), 0, entry, _rules.NEVER))
@@ -260,7 +274,8 @@ class Streams:
             return decision
 
         answer = await self.log(source.path).decide(decide)
-        return answer, pinned[0]
+        there = pinned[0]
+        return (_forgotten_by_source(), None) if there is not None and there.earliest > begin else (answer, there)
 
     async def _commit(self, path: str, stream: Stream, records: Sequence[bytes]) -> tuple[Answer, Stream | None] | None:
         sealed = _rules.sealed(stream, uuid.uuid4().hex[:16])
@@ -506,7 +521,11 @@ def _position_in(source: Stream, offset: str | None) -> int | Answer:
     position = _rules.position_of(source.state, offset or "")
     if position is None or position > source.tail:
         return Answer(400, reason="the source has no such offset")
-    return position if position >= source.earliest else Answer(410, reason="the source has forgotten what was there")
+    return position if position >= source.earliest else _forgotten_by_source()
+
+
+def _forgotten_by_source() -> Answer:
+    return Answer(410, reason="the source has forgotten what was there")
 
 
 def forgotten() -> RefusedError:

@@ -69,9 +69,14 @@ class Change(msgspec.Struct, frozen=True):
         if head is None and self.seen is None:
             raise InvalidArgumentError("what is deleted was seen")
         if head is not None and not (
-            abs(head.version) < 2**63 and len(self.records) <= head.tail < 2**63 and math.isfinite(head.expires_at)
+            abs(head.version) < 2**63
+            and len(self.records) <= head.tail < 2**63
+            and 0 <= head.first <= head.tail
+            and math.isfinite(head.expires_at)
         ):
-            raise InvalidArgumentError("a head has a version, a tail that counts its records, and a time at which it expires")
+            raise InvalidArgumentError(
+                "a head has a version, a tail that counts its records, a first one up to that, and a time at which it expires"
+            )
 
 
 class Scan(msgspec.Struct, frozen=True):

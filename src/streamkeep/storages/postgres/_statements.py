@@ -47,11 +47,17 @@ _READ: Final = """
 """
 
 # Both give the ids of the commits that took effect. There are no joins but of an id with its row: the planner takes every array to be of
-# ten rows, and would compare each of five hundred with each.
+# ten rows, and would compare each of five hundred with each. What a log forgets is looked for from where it began before: what it has
+# forgotten earlier is in the index until there is a vacuum, and would be passed over again by each commit.
 _COMMIT: Final = """
     WITH asked AS MATERIALIZED (
         SELECT * FROM unnest($1::bytea[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bytea[], $6::double precision[], $7::bigint[])
             AS a(id, seen, version, tail, state, expires_at, "first")
+    ), oldest AS MATERIALIZED (
+        SELECT ARRAY(
+            SELECT CASE WHEN a."first" > 0 THEN (SELECT s."first" FROM {schema}.streams s WHERE s.id = a.id) END
+            FROM asked a ORDER BY a.id
+        ) AS firsts
     ), replaced AS (
         UPDATE {schema}.streams s
         SET version = a.version, tail = a.tail, state = a.state, expires_at = a.expires_at, "first" = a."first"
@@ -73,8 +79,8 @@ _COMMIT: Final = """
         SELECT o.keys[r.n], r."offset", r.data
         FROM outcome o, unnest($8::integer[], $9::bigint[], $10::bytea[]) AS r(n, "offset", data) WHERE o.keys[r.n] > 0
     ), forgotten AS (
-        DELETE FROM {schema}.records r USING outcome o, unnest($11::integer[], $12::bigint[]) AS f(n, "first")
-        WHERE r.stream = o.keys[f.n] AND r."offset" < f."first"
+        DELETE FROM {schema}.records r USING outcome o, oldest b, unnest($11::integer[], $12::bigint[]) AS f(n, "first")
+        WHERE r.stream = o.keys[f.n] AND r."offset" >= b.firsts[f.n] AND r."offset" < f."first"
     )
     SELECT array_agg(id), CASE WHEN $13::text IS NOT NULL AND count(*) > 0 THEN pg_notify($13, $14::text)::text END FROM done
 """
@@ -100,14 +106,14 @@ _APPEND: Final = """
 _DELETE: Final = """
     WITH gone AS (
         DELETE FROM {schema}.streams s USING unnest($1::bytea[], $2::bigint[]) AS a(id, seen)
-        WHERE s.id = a.id AND s.version = a.seen RETURNING s.id, s.key, s.tail
+        WHERE s.id = a.id AND s.version = a.seen RETURNING s.id, s.key, s.tail, s."first"
     ), emptied AS (
         DELETE FROM {schema}.records r USING gone g
-        WHERE r.stream = g.key AND g.tail <= $3::bigint AND r."offset" >= 0 AND r."offset" < $3::bigint
+        WHERE r.stream = g.key AND g.tail - g."first" <= $3::bigint AND r."offset" >= g."first" AND r."offset" < g."first" + $3::bigint
     ), notified AS MATERIALIZED (
         SELECT CASE WHEN $4::text IS NOT NULL AND count(*) > 0 THEN pg_notify($4, $5::text)::text END AS done FROM gone
     )
-    SELECT g.id, g.key, g.tail, n.done FROM gone g CROSS JOIN notified n
+    SELECT g.id, g.key, g.tail, g."first", n.done FROM gone g CROSS JOIN notified n
 """
 _DELETE_RECORDS: Final = """
     DELETE FROM {schema}.records r USING unnest($1::bigint[], $2::bigint[]) AS a(stream, first)
@@ -200,7 +206,8 @@ class Session:
             ids, seen = [each.id for each in asked], [each.seen for each in asked]
             async with link.transaction():
                 rows = await link.run(_DELETE, ids, seen, _SHORT_LOG, *(ring or (None, None)))
-                for keys, firsts in _spans([(key, tail) for _, key, tail, _ in rows if tail > _SHORT_LOG]):
+                logs = [(key, first, tail) for _, key, tail, first, _ in rows if tail - first > _SHORT_LOG]
+                for keys, firsts in _spans(logs):
                     await link.run(_DELETE_RECORDS, keys, firsts, _MOST_RECORDS)
             gone = {id for id, *_ in rows}
             return [deletion.id in gone for deletion in deletions]
@@ -315,13 +322,15 @@ def _statement(commits: Sequence[Commit]) -> tuple[str, Sequence[Sequence[object
     return _COMMIT, [*columns, firsts, numbers, offsets, records, forgetting, [first for first in firsts if first]]
 
 
-def _spans(logs: Sequence[tuple[int, int]]) -> Iterator[tuple[list[int], list[int]]]:
-    """Cut logs, given as keys and tails, into keys and offsets to begin at; each pair of lists is at most some ten thousand records."""
+def _spans(logs: Sequence[tuple[int, int, int]]) -> Iterator[tuple[list[int], list[int]]]:
+    """Cut logs, given as keys and the offsets from and to which they go, into keys and offsets to begin at; each pair of lists is at most
+    some ten thousand records.
+    """
     keys: list[int] = []
     firsts: list[int] = []
     size = 0
-    for key, tail in logs:
-        for first in range(0, tail, _MOST_RECORDS):
+    for key, begin, tail in logs:
+        for first in range(begin, tail, _MOST_RECORDS):
             keys.append(key)
             firsts.append(first)
             size += min(tail - first, _MOST_RECORDS)
