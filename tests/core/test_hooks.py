@@ -406,10 +406,12 @@ def _yields(*values: object) -> Generator[None]:
 )
 def test_what_would_do_nothing_when_it_is_called_is_refused(hook: Any, kind: str) -> None:
     class Mistaken(Hooks):
-        producing = hook
+        pass
 
+    mistaken = Mistaken()
+    mistaken.producing = hook  # type: ignore[method-assign]  # that is what is tested
     with pytest.raises(InvalidArgumentError, match=rf"`Mistaken\.producing` is {kind}"):
-        StreamManager(MemoryStorage(), hooks=[Mistaken()])
+        StreamManager(MemoryStorage(), hooks=[mistaken])
 
 
 @pytest.mark.parametrize(
