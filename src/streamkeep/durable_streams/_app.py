@@ -1,6 +1,5 @@
 """DurableStreams: the Durable Streams protocol over a manager's storage, as plain ASGI."""
 
-import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -16,6 +15,7 @@ from .._guard import GuardedStorage
 from .._manager import StreamManager
 from ..errors import InvalidArgumentError, PublicError, StorageError, StreamManagerClosedError
 from ..events import encode_json
+from ..http.access import lets_in
 from ..http.mounted import MountedManager
 from ..http.response import Receive, Scope, Send
 from ..storage import PAGE_BYTES
@@ -189,13 +189,8 @@ class DurableStreams(MountedManager):
     async def _allow(self, answering: Answering, action: Action, path: str) -> None:
         if self._authorize is None:
             return
-        allowed = self._authorize(Access(action, path, answering.headers, answering.scope))
-        allowed = await allowed if inspect.isawaitable(allowed) else allowed
-        if allowed is True:
-            return
-        if allowed is not False:  # such as a user's name: of a `StreamsHTTP` it says whose, and does not let in everywhere
-            raise TypeError(f"`authorize` of durable_streams gives True or False, not {type(allowed).__name__}")
-        raise PublicError("PERMISSION_DENIED", "this is not allowed")
+        if not await lets_in(self._authorize(Access(action, path, answering.headers, answering.scope)), "durable_streams"):
+            raise PublicError("PERMISSION_DENIED", "this is not allowed")
 
     async def _see_to_subscriptions(self, answering: Answering, path: str) -> None:
         """Answer a request about subscriptions (6)."""

@@ -58,6 +58,17 @@ Authorize = Callable[[Access], "object | Awaitable[object]"]
 it: nobody under another name can read, resume or stop it, but who has a token for it."""
 
 
+async def lets_in(answer: object, whose: str) -> bool:
+    """Say whether what an `authorize` has given, awaited if it is to be, lets in: True does, and False does not.
+
+    TypeError: it is anything else. A user's name, say, tells a `StreamsHTTP` whose a stream is, and does not let in everywhere.
+    """
+    answer = await answer if inspect.isawaitable(answer) else answer
+    if not isinstance(answer, bool):
+        raise TypeError(f"`authorize` of {whose} gives True or False, not {type(answer).__name__}")
+    return answer
+
+
 async def owner_of(authorize: Authorize | None, access: Access) -> str:
     """Ask who is asking. Raises whatever `authorize` raises, and StreamNotFoundError if the stream is somebody else's."""
     owner = await name_of(authorize, access)

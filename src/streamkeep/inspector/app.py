@@ -1,6 +1,5 @@
 """Inspector: the ASGI app, which answers its page. Whoever is let in sees everybody's streams, so nobody is let in unasked."""
 
-import inspect
 import logging
 import re
 from collections import Counter, OrderedDict
@@ -22,7 +21,7 @@ from ..errors import (
     StreamNotFoundError,
 )
 from ..events import MAX_OFFSET, StreamEvent, encode_json
-from ..http.access import Access, Action
+from ..http.access import Access, Action, lets_in
 from ..http.app import path_below
 from ..http.mounted import Mounted
 from ..http.place import query_of
@@ -167,13 +166,8 @@ class Inspector(Mounted):
         """Raise PublicError, or what `authorize` raises, unless that lets the request in."""
         if self._read_only and action in {"stop", "delete"}:
             raise PublicError("PERMISSION_DENIED", "this inspector only shows streams")
-        answer = self._authorize(Access(action, scope, headers_of(scope), stream))
-        answer = await answer if inspect.isawaitable(answer) else answer
-        if answer is True:
-            return
-        if answer is not False:
-            raise TypeError(f"`authorize` of an Inspector gives True or False, not {type(answer).__name__}")
-        raise PublicError("PERMISSION_DENIED", "you may not do this")
+        if not await lets_in(self._authorize(Access(action, scope, headers_of(scope), stream)), "an Inspector"):
+            raise PublicError("PERMISSION_DENIED", "you may not do this")
 
     async def _stream(self, scope: Scope, id: str, action: Action) -> StreamInfo:
         """Give a stream about which something is asked that is allowed, of the life that the request names."""
