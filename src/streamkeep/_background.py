@@ -24,6 +24,8 @@ R = TypeVar("R")
 
 Run = Callable[[], Awaitable[None]]
 
+_running_loop: Final = asyncio._get_running_loop  # noqa: SLF001 - documented, and quicker than raising
+
 
 class Event(Protocol):
     """The event loop's own: what is done for every chunk does not ask each time which event loop runs, as anyio's does."""
@@ -37,6 +39,22 @@ class Event(Protocol):
         ...
 
 
+class ParkingLot(Protocol):
+    """Where tasks wait until they are woken together: trio's, and the same for asyncio."""
+
+    def __len__(self) -> int:
+        """Say how many wait."""
+        ...
+
+    async def park(self) -> None:
+        """Wait for the next `unpark_all`."""
+        ...
+
+    def unpark_all(self) -> object:
+        """Wake all who wait."""
+        ...
+
+
 class Loop(Protocol):
     """What is needed of an event loop."""
 
@@ -46,6 +64,10 @@ class Loop(Protocol):
 
     def event(self) -> Event:
         """Make an event."""
+        ...
+
+    def parking_lot(self) -> ParkingLot:
+        """Make a parking lot."""
         ...
 
     def is_here(self) -> bool:
@@ -69,13 +91,17 @@ class Loop(Protocol):
 class _Asyncio:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._process = os.getpid()
         self._tasks: set[asyncio.Task[None]] = set()  # a loop has no more than weak references
         self.time: Final = self._loop.time
         self.event: Final = asyncio.Event
 
     def is_here(self) -> bool:
-        # A forked child has no running loop before it starts one of its own.
-        return asyncio._get_running_loop() is self._loop  # noqa: SLF001 - documented, and quicker than raising
+        # A forked child may run the very loop that it has inherited.
+        return _running_loop() is self._loop and os.getpid() == self._process
+
+    def parking_lot(self) -> ParkingLot:
+        return _ParkingLot(self._loop)
 
     def spawn(self, run: Callable[[], Any], context: Context, ended: Callable[[], object]) -> None:
         task = self._loop.create_task(run(), context=context)
@@ -91,18 +117,48 @@ class _Asyncio:
         return self._loop.is_closed()
 
 
+class _ParkingLot:
+    """What trio has, for asyncio: an `asyncio.Event` serves once, and one for each change costs more than all who wait for it."""
+
+    __slots__ = ("_loop", "_parked")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._parked: dict[asyncio.Future[None], None] = {}
+
+    def __len__(self) -> int:
+        return len(self._parked)
+
+    async def park(self) -> None:
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._parked[future] = None
+        try:
+            await future
+        except BaseException:
+            self._parked.pop(future, None)
+            raise
+
+    def unpark_all(self) -> None:
+        parked, self._parked = self._parked, {}
+        for future in parked:
+            if not future.done():  # whoever waits is about to be cancelled
+                future.set_result(None)
+
+
 class _Trio:
     def __init__(self) -> None:
         import trio
 
         self._trio = trio.lowlevel
         self._token = trio.lowlevel.current_trio_token()
+        self._process = os.getpid()
         self.time: Final = trio.current_time
         self.event: Final = trio.Event
+        self.parking_lot: Final = trio.lowlevel.ParkingLot
 
     def is_here(self) -> bool:
         try:
-            return self._trio.current_trio_token() is self._token
+            return self._trio.current_trio_token() is self._token and os.getpid() == self._process
         except RuntimeError:
             return False
 
@@ -172,8 +228,7 @@ class Background:
     @property
     def is_here(self) -> bool:
         """Whether this is called in the event loop, and in the process, that it belongs to."""
-        # A forked child may run the very loop that it has inherited.
-        return self._loop is not None and self._loop.is_here() and not self.is_forked
+        return self._loop is not None and self._loop.is_here()
 
     @property
     def is_stopping(self) -> bool:
@@ -187,7 +242,7 @@ class Background:
 
     def check_here(self) -> None:
         """Raise WrongEventLoopError if this is called in another event loop, thread or process."""
-        if self._loop is not None and not self.is_here:
+        if self._loop is not None and not self._loop.is_here():
             raise WrongEventLoopError(
                 "this stream manager was entered in another event loop, thread or process: call it there (in a thread, with "
                 "`asyncio.run_coroutine_threadsafe`; `write_soon` may be called in any), or open another one here"
@@ -268,7 +323,7 @@ def loop_here() -> Loop:
 
 def is_asyncio_here() -> bool:
     """Say whether the event loop that runs here is asyncio's."""
-    return asyncio._get_running_loop() is not None  # noqa: SLF001 - as above
+    return _running_loop() is not None
 
 
 def is_cancelled_here() -> bool:

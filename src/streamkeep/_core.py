@@ -128,6 +128,7 @@ class Core:
         telling: Telling | None = None,
     ) -> None:
         self.storage = storage
+        self.now: Final = storage.time
         self.background = background
         self.terms = terms
         self.limits = limits
@@ -143,10 +144,6 @@ class Core:
         self._is_to_look_at_all = False
         self._is_looking_at_all = False
         self._unsure: set[Outbox] = set()
-
-    def now(self) -> float:
-        """Give the storage's time."""
-        return self.storage.time()
 
     def report(self, what: str, error: StorageError) -> None:
         """Log that the storage has failed; a sentence, and the traceback of a kind of error, once a second at most.

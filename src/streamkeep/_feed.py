@@ -42,6 +42,11 @@ class Feeds:
             there = self._pages[life, first] = Records(first, records)
         return there
 
+    def life_of(self, stream: str) -> Life | None:
+        """Give a stream as those who follow it here have last seen it; None: nobody does."""
+        feed = self._feeds.get(stream)
+        return None if feed is None else feed.life
+
     def followers_of(self, stream: str) -> int:
         """Say how many follow a stream here."""
         feed = self._feeds.get(stream)
@@ -70,24 +75,21 @@ class Records:
 
     Attributes:
         first: the offset of the first one.
+        end: the offset behind the last one.
         records: the records.
         made: what was made of them, by what it is, for the next one who needs it.
     """
 
-    __slots__ = ("__weakref__", "first", "made", "records")
+    __slots__ = ("__weakref__", "end", "first", "made", "records")
 
     def __init__(self, first: int, records: Sequence[bytes]) -> None:
         self.first = first
+        self.end = first + len(records)
         self.records = records
         self.made: dict[object, bytes] = {}
 
     def __bool__(self) -> bool:
         return bool(self.records)
-
-    @property
-    def end(self) -> int:
-        """The offset behind the last one."""
-        return self.first + len(self.records)
 
 
 NO_RECORDS: Final = Records(0, ())
@@ -100,19 +102,19 @@ class Feed:
         followers: how many there are.
         life: the stream as it was when it was last read.
         base: the offset of the first shared record.
+        tail: the offset behind the newest one.
     """
 
     def __init__(self, core: Core, stream: str, life: Life) -> None:
         self.followers = 0
         self.life = life
-        self.base = life.head.tail
+        self.base = self.tail = life.head.tail
         self._core = core
         self._stream = stream
         self._records: list[bytes] = []
         self._bytes = 0
         self._given = NO_RECORDS
-        self._waiting = 0
-        self._change = core.background.loop.event()
+        self._waiting = core.background.loop.parking_lot()
         self._failure: StreamkeepError | None = None
         self._reading = Task()
         self._listening = CancelScope()
@@ -120,11 +122,6 @@ class Feed:
         self._hears = False
         self._is_behind_writer = False
         self._pause = RETRY_SECONDS
-
-    @property
-    def tail(self) -> int:
-        """The offset after the newest shared record."""
-        return self.base + len(self._records)
 
     @property
     def is_failed(self) -> bool:
@@ -138,7 +135,7 @@ class Feed:
 
     @property
     def _is_over(self) -> bool:
-        return self.is_failed or self.is_complete
+        return self._failure is not None or self.is_complete
 
     def is_behind(self, life: Life) -> bool:
         """Say whether who has just read the stream needs another feed: the storage went back, or the stream is another one.
@@ -173,7 +170,7 @@ class Feed:
 
     def take(self, life: Life, records: Sequence[bytes]) -> None:
         """Take what this process's own writer has just stored, unless something is missing before: then that is read."""
-        if self._is_over or life.head.version <= self.life.head.version:
+        if life.head.version <= self.life.head.version or self._is_over:
             return
         if life.state.life == self.life.state.life and life.head.tail - len(records) == self.tail:
             try:
@@ -191,11 +188,11 @@ class Feed:
 
     def since(self, offset: int) -> Records | None:
         """Give the shared records from `offset` on, 512 at most, or None if they do not reach back that far."""
+        if offset == self.tail:
+            return NO_RECORDS
         start = offset - self.base
         if start < 0:
             return None
-        if start == len(self._records):
-            return NO_RECORDS
         given = self._given
         if given.first != offset or given.end != min(self.tail, offset + PAGE_RECORDS):
             given = self._given = Records(offset, self._records[start : start + PAGE_RECORDS])
@@ -205,16 +202,9 @@ class Feed:
         """Wait, having taken all that is shared, until there is more. Raises why there will be none, a fresh exception for each."""
         if self._failure is not None:
             raise fresh(self._failure)
-        change = self._change
-        self._waiting += 1
-        if self._waiting == self.followers:
-            self._drop(len(self._records))  # everybody has them
-            self._given = NO_RECORDS
-        try:
-            await change.wait()
-        finally:
-            if change is self._change:
-                self._waiting -= 1
+        if len(self._waiting) + 1 == self.followers:  # everybody has them
+            self._drop_all()
+        await self._waiting.park()
 
     async def _follow(self) -> None:
         try:
@@ -325,23 +315,25 @@ class Feed:
             self.life = life
         if records:
             self._records.extend(records)
+            self.tail += len(records)
             self._bytes += sum(map(len, records))
-            self._trim(len(records))
-            self._wake()
+            if self._bytes > SHARED_BYTES or len(self._records) > SHARED_RECORDS:
+                self._trim(len(records))
+            self._waiting.unpark_all()
 
     def _trim(self, newest: int) -> None:
         """Drop the oldest records, but none of the page that has just come."""
-        drop = size = 0
+        drop = 0
         spare = len(self._records) - newest
-        while drop < spare and (self._bytes - size > SHARED_BYTES or len(self._records) - drop > SHARED_RECORDS):
-            size += len(self._records[drop])
+        while drop < spare and (self._bytes > SHARED_BYTES or len(self._records) - drop > SHARED_RECORDS):
+            self._bytes -= len(self._records[drop])
             drop += 1
-        self._drop(drop)
+        del self._records[:drop]
+        self.base += drop
 
-    def _drop(self, count: int) -> None:
-        self._bytes -= sum(map(len, self._records[:count]))
-        del self._records[:count]
-        self.base += count
+    def _drop_all(self) -> None:
+        self._records.clear()
+        self._bytes, self.base, self._given = 0, self.tail, NO_RECORDS
 
     def _give_up(self, why: StreamkeepError) -> None:
         self._fail(why)
@@ -349,9 +341,4 @@ class Feed:
 
     def _fail(self, why: StreamkeepError) -> None:
         self._failure = why
-        self._wake()
-
-    def _wake(self) -> None:
-        change, self._change = self._change, self._core.background.loop.event()
-        self._waiting = 0
-        change.set()
+        self._waiting.unpark_all()

@@ -24,7 +24,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from . import _lifecycle
-from ._background import Event, Loop
+from ._background import Loop
 from ._core import Core
 from ._lifecycle import Life, Mark
 from ._recovery import records_of
@@ -70,19 +70,16 @@ class _State(Enum):
 
 
 class _Round:
-    """One commit under way, for those whose records wait for it."""
+    """One commit under way, for those who wait for it; most have none."""
 
-    __slots__ = ("_error", "_is_over", "_loop")
+    __slots__ = ("_error", "_is_over")
 
     def __init__(self, loop: Loop) -> None:
-        self._loop = loop
-        self._is_over: Event | None = None  # made when somebody waits: most commits have nobody who does
+        self._is_over = loop.event()
         self._error: StorageError | None = None
 
     async def wait(self) -> None:
         """Return when the commit is over. Raises a StorageError like the one that it raised."""
-        if self._is_over is None:
-            self._is_over = self._loop.event()
         await self._is_over.wait()
         if self._error is not None:
             raise fresh(self._error)
@@ -90,8 +87,7 @@ class _Round:
     def end(self, error: StorageError | None) -> None:
         """Wake those who wait."""
         self._error = error and fresh(error)
-        if self._is_over is not None:
-            self._is_over.set()
+        self._is_over.set()
 
 
 class _Task:
@@ -132,6 +128,8 @@ class Outbox:
         self.stream = stream
         self.life = life
         self.cancelled = anyio.Event()
+        self.check_here: Final = core.background.check_here
+        """Raises WrongEventLoopError if this is another event loop than the manager's."""
         self._core = core
         self._telling = core.telling
         self._of_commits = core.telling if core.telling is not None and core.telling.of_commits else None
@@ -151,6 +149,7 @@ class Outbox:
         self._end: bytes | None = None  # the record that ends the stream, if that is this writer's
         self._imposed: list[bytes] = []  # the last record, if its producer has not written it
         self._doubt: tuple[Life, list[bytes]] | None = None  # a commit whose answer is not known
+        self._is_committing = False
         self._round: _Round | None = None
         self.is_slow = False
         self._task: _Task | None = None  # commits what is queued, in the background
@@ -212,11 +211,6 @@ class Outbox:
         if self._why_closed is not None:
             self._has_untold_loss = False
             raise fresh(self._why_closed)
-
-    def check_here(self) -> None:
-        """Raise WrongEventLoopError if this is another event loop than the manager's, and nothing was changed."""
-        if not self._core.background.is_here:
-            self._core.background.check_here()
 
     def put(self, record: bytes, max_queued: int | None = None, *, mark: Marking = None) -> int:
         """Queue a record, from any thread, and give its offset; `mark`: what is noted with it."""
@@ -348,7 +342,7 @@ class Outbox:
     async def look(self) -> None:
         """Find out whether the stream is still this writer's. A commit under way finds out by itself."""
         self._rest()
-        if self._round is not None or self._is_over:
+        if self._is_committing or self._is_over:
             return
         if self._doubt is not None:  # sent again, it finds out too
             await self._advance()
@@ -356,7 +350,7 @@ class Outbox:
         life = self.life
         head = await self._read_head()
         # What has been committed meanwhile has found out by itself, and the head that was read may be older.
-        if self._is_over or self._doubt is not None or self._round is not None or self.life is not life:
+        if self._is_over or self._doubt is not None or self._is_committing or self.life is not life:
             return
         if head is None or head.version != self.life.head.version:
             self._fence(_lifecycle.why_refused(head, self.life.state))
@@ -433,10 +427,12 @@ class Outbox:
         """Make one commit, or wait for the one that is under way. Raises what it raised, or why there can be none."""
         if self._is_over:
             self.check_open()
-        if self._round is not None:
+        if self._is_committing:
+            if self._round is None:
+                self._round = _Round(self._loop)
             await self._round.wait()
             return
-        under_way = self._round = _Round(self._loop)
+        self._is_committing = True
         failure: StorageError | None = None
         try:
             await self._commit()
@@ -444,8 +440,10 @@ class Outbox:
             failure = error
             raise
         finally:
-            self._round = None
-            under_way.end(failure)
+            self._is_committing = False
+            if self._round is not None:
+                self._round.end(failure)
+                self._round = None
             del failure  # its traceback holds this frame
 
     async def _commit(self) -> None:
@@ -457,7 +455,8 @@ class Outbox:
             self._fence(_lifecycle.why_refused(await self._read_head(), self.life.state))
             return
         self._doubt = None
-        if life.head.expires_at != self.life.head.expires_at and _lifecycle.is_written(life.state):
+        is_over = life.state is not self.life.state and not _lifecycle.is_written(life.state)
+        if life.head.expires_at != self.life.head.expires_at and not is_over:
             self._core.keep_names_soon(self.stream, life)
         self.life = life
         self._committed_before, self.committed_at = self.committed_at, self._loop.time()
@@ -465,7 +464,6 @@ class Outbox:
         if records:
             self.stored_at = self.committed_at
         self._core.stored(self.stream, life, records)
-        is_over = not _lifecycle.is_written(life.state)
         if is_over:
             self._stop()
         if self._of_commits is not None:

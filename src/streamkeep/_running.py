@@ -83,8 +83,7 @@ class Running:
 
     def check(self) -> Self:
         """Give this, if it is open and this is its event loop."""
-        if not self.background.is_here:
-            self.background.check_here()
+        self.background.check_here()
         if self.is_closing:
             raise StreamManagerClosedError("the stream manager is closed")
         return self

@@ -122,7 +122,10 @@ class Subscription(Generic[T]):
         running = self._check_running()
         core = running.core
         page = await self._read_first(core)
-        if page is None or _lifecycle.is_expired(life := _lifecycle.life_of(page.head), core.now()):
+        if page is None:
+            raise StreamNotFoundError("stream not found")
+        life = _lifecycle.life_of(page.head, running.feeds.life_of(self.id))
+        if _lifecycle.is_expired(life, core.now()):
             raise StreamNotFoundError("stream not found")
         if self._next > page.head.tail:
             raise OffsetOutOfRangeError(f"offset {self._next - 1} is beyond the stream's last event, {page.head.tail - 1}")
@@ -166,14 +169,14 @@ class Subscription(Generic[T]):
         """
         if ready := list(self._ready):
             return ready
-        got = await self._get()
+        got = await self._records()
         events = self.events_of(got)
         self._pass(got)  # now that none of them is damaged, which would leave a gap
         return events
 
     async def records(self) -> Records:
         """Give the same as records, for those who make the same of them as others do; not while somebody iterates."""
-        got = await self._get()
+        got = await self._records()
         self._pass(got)
         return got
 
@@ -182,17 +185,8 @@ class Subscription(Generic[T]):
         decode_chunk, decode_output = self._decode_chunk, self._decode_output
         return [event_of(record, offset, decode_chunk, decode_output) for offset, record in enumerate(got.records, got.first)]
 
-    async def _get(self) -> Records:
-        if self._is_read:
-            raise RuntimeError("another task iterates over this subscription; one at a time may")
-        self._is_read = True
-        try:
-            return await self._records()
-        finally:
-            self._is_read = False
-
     def _pass(self, got: Records) -> None:
-        if got:
+        if got is not NO_RECORDS:
             self._idle_at = None
             self._next = got.end
             self._is_over = self._is_over or is_terminal(got.records[-1])
@@ -212,28 +206,37 @@ class Subscription(Generic[T]):
         running.telling.delivered(Delivery(reader, got.first, len(got.records), seconds))
 
     async def _records(self) -> Records:
-        running = self._check_running()
-        while not self._is_over:
-            if self._page:
-                page, self._page = self._page, ()
-                return running.feeds.shared(
-                    self.life, self._next, page if self._end is None else page[: self._end - self._next]
-                )
-            if self._feed is None:
-                if not await self._go_on_alone(running):
-                    break
-                continue
-            got = self._feed.since(self._next)
-            if got is None:
-                await self._read_page(running)
-            elif got:
-                self._go_on_with(self._feed.life)
-                return got
-            elif self._feed.is_complete:
-                # Whoever has read the end does not come here: a page was of another history than the feed.
-                raise _lifecycle.lost(self._next)
-            else:
-                await self._wait(self._feed)
+        if self._is_read:
+            raise RuntimeError("another task iterates over this subscription; one at a time may")
+        self._is_read = True
+        try:
+            running = self._check_running()
+            while not self._is_over:
+                if self._page:
+                    page, self._page = self._page, ()
+                    return running.feeds.shared(
+                        self.life, self._next, page if self._end is None else page[: self._end - self._next]
+                    )
+                feed = self._feed
+                if feed is None:
+                    if not await self._go_on_alone(running):
+                        break
+                    continue
+                got = feed.since(self._next)
+                if got is None:
+                    await self._read_page(running)
+                elif got is not NO_RECORDS:
+                    self._go_on_with(feed.life)
+                    return got
+                elif feed.is_complete:
+                    # Whoever has read the end does not come here: a page was of another history than the feed.
+                    raise _lifecycle.lost(self._next)
+                elif self._idle_seconds is None:
+                    await feed.changed()
+                else:
+                    await self._wait(feed, self._idle_seconds)
+        finally:
+            self._is_read = False
         return NO_RECORDS
 
     async def _read_first(self, core: Core) -> Page | None:
@@ -300,15 +303,12 @@ class Subscription(Generic[T]):
             _lifecycle.check_history(self._life, self._next, life)
         self._life = life
 
-    async def _wait(self, feed: Feed) -> None:
-        if self._idle_seconds is None:
-            await feed.changed()
-            return
+    async def _wait(self, feed: Feed, idle_seconds: float) -> None:
         now = anyio.current_time()
         if self._idle_at is None:
-            self._idle_at = now + self._idle_seconds
+            self._idle_at = now + idle_seconds
         with anyio.move_on_after(self._idle_at - now) as timeout:
             await feed.changed()
         if timeout.cancelled_caught:
             self._idle_at = None
-            raise StreamTimeoutError(f"nothing came for {self._idle_seconds} seconds")
+            raise StreamTimeoutError(f"nothing came for {idle_seconds} seconds")

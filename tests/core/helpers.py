@@ -88,5 +88,5 @@ class BackupStorage(MemoryStorage):
 
     def go_back(self) -> None:
         """Be again as remembered. Nobody is rung for."""
-        self._streams = {stream: _Stream(head, list(records)) for stream, (head, records) in self._backup.items()}
+        self._streams = {stream: _Stream(head, head.first, list(records)) for stream, (head, records) in self._backup.items()}
         self._sorted_ids = None

@@ -875,7 +875,7 @@ async def test_who_comes_when_the_storage_has_gone_back_goes_on_whatever_others_
         await wait_all_tasks_blocked()
         assert feed_of(backup.here).base == 3
         assert feed_of(backup.here).tail > 3
-        feed_of(backup.here)._drop(1)  # as when all who follow have it
+        feed_of(backup.here)._drop_all()  # as when all who follow have it
         backup.storage.go_back()
         async with backup.here.subscribe("s") as events:
             for _ in range(3):

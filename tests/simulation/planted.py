@@ -13,7 +13,7 @@ import trio
 from streamkeep import _lifecycle
 from streamkeep._claims import Claims
 from streamkeep._core import Core
-from streamkeep._feed import Feed
+from streamkeep._feed import NO_RECORDS, Feed, Records
 from streamkeep._input import StreamInput
 from streamkeep._lifecycle import Life, Mail, Mark
 from streamkeep._observer import Observed, Observer
@@ -278,27 +278,28 @@ def followers_are_not_told_that_their_feed_failed(patch: pytest.MonkeyPatch) -> 
 
 def a_failed_feed_reads_as_the_end(patch: pytest.MonkeyPatch) -> None:
     """Readers take a failure of the storage for the stream's end."""
-    wait = Subscription._wait
+    take = Subscription._records
 
-    async def content(self: Subscription[Any], feed: Feed) -> None:
+    async def content(self: Subscription[Any]) -> Records:
         try:
-            await wait(self, feed)
+            return await take(self)
         except StorageError:
             self._is_over = True
+            return NO_RECORDS
 
-    patch.setattr(Subscription, "_wait", content)
+    patch.setattr(Subscription, "_records", content)
 
 
 def what_is_shared_is_dropped_and_not_counted(patch: pytest.MonkeyPatch) -> None:
     """Readers get the wrong events."""
-    drop = Feed._drop
+    drop = Feed._drop_all
 
-    def forgetful(self: Feed, count: int) -> None:
+    def forgetful(self: Feed) -> None:
         base = self.base
-        drop(self, count)
+        drop(self)
         self.base = base
 
-    patch.setattr(Feed, "_drop", forgetful)
+    patch.setattr(Feed, "_drop_all", forgetful)
 
 
 def a_storage_compares_no_versions(patch: pytest.MonkeyPatch) -> None:

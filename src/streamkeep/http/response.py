@@ -345,7 +345,8 @@ class _Response:
     async def _send_all(self) -> ErrorInfo | None:
         """Send all events; if something else than the terminal event ends them, say what."""
         try:
-            await self._write(self._framing.preamble(), sends_nothing_too=True)
+            # Also if it is empty: granian, and middleware that compresses, keep a head until some body comes.
+            await self._write(self._framing.preamble())
             while await self._pass_on():
                 pass
         except OSError:
@@ -365,28 +366,29 @@ class _Response:
             with CancelScope() as wait:
                 # What strikes while it waits loses nothing; what struck in a `send` might.
                 while not wait.cancel_called:
-                    if got:
+                    if got is not NO_RECORDS:
                         await self._write_records(got)
                         got = NO_RECORDS  # who waits for more must cost little
                     self._wait = wait
                     got = await self._events.records()
                     self._wait = None
-                    if not got:
+                    if got is NO_RECORDS:
                         return False
         finally:
             self._wait = None
-        if got:
+        if got is not NO_RECORDS:
             await self._write_records(got)
+        elif heartbeat := self._framing.heartbeat():
+            await self._write(heartbeat)
         else:
-            await self._write(self._framing.heartbeat())
-            self.sends += 1  # also where there is none to be sent
+            self.sends += 1
         return True
 
     async def _write_records(self, got: Records) -> None:
         body = self._shared(got)
         if body is None:
             await self._write_one_by_one(self._events.events_of(got))
-        else:
+        elif body:
             await self._write(body)
             # A server's `send` need not suspend, and a long replay must not freeze everybody else. Who has been given a few records has had
             # all that there were, and waits for more.
@@ -416,22 +418,23 @@ class _Response:
             events = events[seen:]
         failure = [event for event in events[-1:] if event.type is StreamEventType.ERROR]
         for some in _in_bodies(events[:-1] if failure else events):
-            await self._write(self._frames(some))
+            if body := self._frames(some):
+                await self._write(body)
             await checkpoint()
         if failure:
             await self._pause()
             await self._before_error()
             self._is_failed = True
-            await self._write(self._frames(failure))
+            if body := self._frames(failure):
+                await self._write(body)
 
     async def _pause(self) -> None:
         if isinstance(self._framing, GenkitFraming):
             await anyio.sleep(ERROR_PAUSE_SECONDS)
 
-    async def _write(self, body: bytes, *, sends_nothing_too: bool = False) -> None:
-        if body or sends_nothing_too:  # granian, and middleware that compresses, keep a head until some body comes
-            await self._send({"type": "http.response.body", "body": body, "more_body": True})
-            self.sends += 1
+    def _write(self, body: bytes) -> Awaitable[None]:
+        self.sends += 1
+        return self._send({"type": "http.response.body", "body": body, "more_body": True})
 
     async def _end(self, final_error: ErrorInfo | None) -> None:
         framing, is_broken = self._framing, final_error is not None

@@ -4,11 +4,13 @@ import asyncio
 import os
 from abc import ABC, abstractmethod
 from contextlib import AsyncExitStack
-from typing import Generic, Self, TypeVar
+from typing import Final, Generic, Self, TypeVar
 
 import anyio
 
 from streamkeep.errors import StorageError, WrongEventLoopError
+
+_running_loop: Final = asyncio._get_running_loop  # noqa: SLF001 - documented, and quicker than raising
 
 E = TypeVar("E")
 """What a storage has while it is open."""
@@ -56,20 +58,15 @@ class AsyncioStorage(ABC, Generic[E]):
 
     @property
     def _open(self) -> E:
-        if self._entered is None:
+        entered = self._entered
+        if entered is None:
             raise StorageError(f"{self._name} is not open: use the storage inside 'async with'")
-        self._check_loop()
-        return self._entered
+        if _running_loop() is not self._loop or os.getpid() != self._process:
+            self._check_loop()
+        return entered
 
     def _check_loop(self) -> None:
         # The process too, because a forked child may run the very loop that it has inherited.
         if _running_loop() is not self._loop or os.getpid() != self._process:
             where = "event loop" if os.getpid() == self._process else "process"
             raise WrongEventLoopError(f"{self._name} was opened in another {where}; open a storage of your own in this one")
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None

@@ -21,6 +21,7 @@ OUT_OF_DATE: Final = 100
 @dataclass(slots=True)
 class _Stream:
     head: Head
+    first: int
     records: list[bytes] = field(default_factory=list)
 
 
@@ -54,18 +55,20 @@ class MemoryStorage:
     async def read(self, stream: str, start: int = 0, limit: int = 0) -> Page | None:
         """See `Storage.read`."""
         found = self._streams.get(stream)
-        return None if found is None else Page(found.head, _page(found.records, start - found.head.first, limit))
+        return None if found is None else Page(found.head, _page(found.records, start - found.first, limit))
 
     async def commit(self, stream: str, seen: int | None, head: Head, records: Sequence[bytes] = ()) -> bool:
         """See `Storage.commit`."""
         if self._version(stream) != seen:
             return False
         if seen is None:
-            self._create(stream, head)
+            self._create(stream, head, head.tail - len(records))
         found = self._streams[stream]
         is_due_anew = seen is None or found.head.expires_at != head.expires_at
         found.records.extend(records)
-        del found.records[: head.first - (head.tail - len(found.records))]
+        if head.first > found.first:
+            del found.records[: head.first - found.first]
+            found.first = head.first
         found.head = head
         if is_due_anew:
             self._note_due(stream, head.expires_at)
@@ -125,11 +128,11 @@ class MemoryStorage:
         found = self._streams.get(stream)
         return None if found is None else found.head.version
 
-    def _create(self, stream: str, head: Head) -> None:
+    def _create(self, stream: str, head: Head, first: int) -> None:
         is_reserved = stream.startswith(".")
         if self._max_streams is not None and not is_reserved and len(self._streams) - self._reserved >= self._max_streams:
             raise StorageFullError(f"this storage keeps {self._max_streams} streams in memory, and no more")
-        self._streams[stream] = _Stream(head)
+        self._streams[stream] = _Stream(head, first)
         self._reserved += is_reserved
         self._sorted_ids = None
 

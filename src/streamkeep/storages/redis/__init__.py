@@ -397,8 +397,8 @@ class _Scripts:
         due = repr(expires_at).encode()
         text = b"%d %d %d %s %s" % (head.version, head.tail, head.first, due, head.state)
         forget_at = b"%d" % ((expires_at + _SLACK_SECONDS) * 1000) if 0 < expires_at < _NEVER_SECONDS else b""
-        key = partial(self._servers.key, bucket := bucket_of(stream))
-        keys = (key(_HEAD + stream), key(_LOG + stream), key(_IDS), key(_DUE))
+        tag = self._servers.tag(bucket := bucket_of(stream))
+        keys = (tag + _HEAD + stream, tag + _LOG + stream, tag + _IDS, tag + _DUE)
         arguments: tuple[bytes | int, ...] = (
             _version(seen),
             head.tail - len(records),
@@ -407,16 +407,16 @@ class _Scripts:
             due,
             forget_at,
             stream,
-            key(CHANNEL + stream),
+            tag + CHANNEL + stream,
             self._again,
             *records,
         )
         return _request(bucket, self._commit, keys, arguments)
 
     def delete(self, stream: bytes, seen: int) -> Request:
-        key = partial(self._servers.key, bucket := bucket_of(stream))
-        keys = (key(_HEAD + stream), key(_LOG + stream), key(_IDS), key(_DUE))
-        return _request(bucket, self._delete, keys, (_version(seen), stream, key(CHANNEL + stream)))
+        tag = self._servers.tag(bucket := bucket_of(stream))
+        keys = (tag + _HEAD + stream, tag + _LOG + stream, tag + _IDS, tag + _DUE)
+        return _request(bucket, self._delete, keys, (_version(seen), stream, tag + CHANNEL + stream))
 
     def read(self, stream: bytes, start: int, stop: int) -> Request:
         key = partial(self._servers.key, bucket := bucket_of(stream))

@@ -74,9 +74,17 @@ class Servers:
         self.clock: Final = EngineClock()
         """That of the server which has the first bucket: one for all, also where there are many servers."""
 
+    def tag(self, bucket: int) -> bytes:
+        """Give what all keys and channels of a bucket begin with, which puts them into one slot of a cluster."""
+        return self._tags[bucket]
+
     def key(self, bucket: int, name: bytes) -> bytes:
-        """Name a key, or a channel, of a bucket: all of a bucket are in one slot of a cluster."""
+        """Name a key, or a channel, of a bucket."""
         return self._tags[bucket] + name
+
+    def known(self, bucket: int) -> Address | None:
+        """Say where a bucket is, if that was found before."""
+        return self._places.get(bucket)
 
     async def of(self, bucket: int) -> Address:
         """Say where a bucket is."""
@@ -238,17 +246,23 @@ class Pipelines:
 
     async def run(self, requests: Sequence[Request]) -> list[Reply | StorageError]:
         """Give each request its reply, or its StorageError."""
-        exchanges = [_Exchange(request, await self._servers.of(request.bucket)) for request in requests]
+        at, found = self._servers.known, self._servers.of
+        exchanges = [_Exchange(request, at(request.bucket) or await found(request.bucket)) for request in requests]
         under_way = exchanges
         for _ in range(_REDIRECTIONS):
             by_server: dict[Address, list[_Exchange]] = {}
             for exchange in under_way:
                 by_server.setdefault(exchange.address, []).append(exchange)
             await asyncio.gather(*(self._exchange_with(address, some) for address, some in by_server.items()))
+            if not any(isinstance(exchange.reply, ResponseError) for exchange in under_way):
+                break
             under_way = self._redirected(under_way)
             if not under_way:
                 break
-        return [await self._outcome(exchange) for exchange in exchanges]
+        return [
+            await self._outcome(reply, exchange.address) if isinstance(reply := exchange.reply, ResponseError) else reply
+            for exchange in exchanges
+        ]
 
     async def close(self) -> None:
         """Close every connection."""
@@ -285,10 +299,11 @@ class Pipelines:
         for exchange in exchanges:
             if exchange.is_asking:
                 next(answers)
-            exchange.reply = self._confirmed(address, next(answers), following)
+            answer = next(answers)
+            exchange.reply = self._confirmed(address, answer, following) if self._wait else answer
 
     def _confirmed(self, address: Address, reply: Reply, following: Reply) -> Reply | StorageError:
-        if not self._wait or reply != 1:
+        if reply != 1:
             return reply
         if isinstance(following, int) and following >= self._wait:
             return reply
@@ -326,10 +341,7 @@ class Pipelines:
             again.append(exchange)
         return again
 
-    async def _outcome(self, exchange: _Exchange) -> Reply | StorageError:
-        reply, address = exchange.reply, exchange.address
-        if not isinstance(reply, ResponseError):
-            return reply
+    async def _outcome(self, reply: ResponseError, address: Address) -> StorageError:
         if isinstance(reply, (ReadOnlyError, ClusterDownError)):
             # Perhaps the name, the sentinels or the cluster lead to another server by now.
             self._servers.forget()
