@@ -1,6 +1,6 @@
 """Feed: the newest records of one stream, for all who follow it here: told by its writer, if that is here too, or read once a change."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Awaitable, Generator, Sequence
 from contextlib import contextmanager
 from math import inf
 from typing import Final
@@ -198,13 +198,13 @@ class Feed:
             given = self._given = Records(offset, self._records[start : start + PAGE_RECORDS])
         return given
 
-    async def changed(self) -> None:
-        """Wait, having taken all that is shared, until there is more. Raises why there will be none, a fresh exception for each."""
+    def changed(self) -> Awaitable[None]:
+        """Give what waits, for who has taken all that is shared, until there is more. Raises why there will be none, anew for each."""
         if self._failure is not None:
             raise fresh(self._failure)
         if len(self._waiting) + 1 == self.followers:  # everybody has them
             self._drop_all()
-        await self._waiting.park()
+        return self._waiting.park()
 
     async def _follow(self) -> None:
         try:

@@ -425,7 +425,7 @@ class Outbox:
 
     async def _advance(self) -> None:
         """Make one commit, or wait for the one that is under way. Raises what it raised, or why there can be none."""
-        if self._is_over:
+        if self._state is _State.OVER:
             self.check_open()
         if self._is_committing:
             if self._round is None:
@@ -494,7 +494,7 @@ class Outbox:
             queue = self._queue
             if len(queue) <= 1:
                 self._queue = []
-                return queue, self._take_marks(len(queue)), True
+                return queue, self._take_marks(len(queue)) if self._marks else [], True
             size = count = 0
             for record in queue[:BATCH_RECORDS]:
                 size += len(record)
@@ -506,9 +506,7 @@ class Outbox:
 
     def _take_marks(self, count: int) -> list[Mark]:
         """Take what is noted with the next records."""
-        if not (marks := self._marks):
-            return marks
-        tail = self.life.head.tail + count
+        tail, marks = self.life.head.tail + count, self._marks
         self._marks = [mark for mark in marks if mark.tail > tail]
         return [mark for mark in marks if mark.tail <= tail]
 

@@ -210,7 +210,7 @@ class Subscription(Generic[T]):
             raise RuntimeError("another task iterates over this subscription; one at a time may")
         self._is_read = True
         try:
-            running = self._check_running()
+            running = self._check_running() if self._running is None else self._running.check()
             while not self._is_over:
                 if self._page:
                     page, self._page = self._page, ()

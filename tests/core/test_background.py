@@ -28,7 +28,7 @@ from streamkeep import (
     Subscription,
     WrongEventLoopError,
 )
-from streamkeep._background import Background, LastingExecutor, not_ours, ran
+from streamkeep._background import Background, LastingExecutor, loop_here, not_ours, ran
 from streamkeep._lifecycle import session_id, session_of
 from streamkeep.storage import Head
 from streamkeep.storages.memory import MemoryStorage
@@ -55,6 +55,49 @@ async def stored(stream: StreamInput, tail: int) -> None:
     with anyio.fail_after(BOUND_SECONDS):
         while stream.tail < tail:  # noqa: ASYNC110 - nothing else tells
             await anyio.sleep(0.001)
+
+
+# Parking lots
+
+
+async def test_all_who_wait_in_a_parking_lot_are_woken_together_and_who_comes_later_waits() -> None:
+    lot, woken = loop_here().parking_lot(), list[str]()
+
+    async def park(name: str) -> None:
+        await lot.park()
+        woken.append(name)
+
+    async with anyio.create_task_group() as tasks:
+        for name in ("one", "two"):
+            tasks.start_soon(park, name)
+        await wait_all_tasks_blocked()
+        assert len(lot) == 2
+        lot.unpark_all()
+        tasks.start_soon(park, "later")
+        await wait_all_tasks_blocked()
+        assert (sorted(woken), len(lot)) == (["one", "two"], 1)
+        lot.unpark_all()
+    assert woken[2:] == ["later"]
+
+
+async def call(function: Callable[[], object]) -> None:
+    function()
+
+
+@pytest.mark.parametrize("is_woken", [False, True])
+async def test_who_is_cancelled_in_a_parking_lot_waits_there_no_more(*, is_woken: bool) -> None:
+    lot = loop_here().parking_lot()
+    async with anyio.create_task_group() as tasks:
+        with anyio.CancelScope() as scope:
+            tasks.start_soon(lot.park)
+            await wait_all_tasks_blocked()
+            tasks.start_soon(call, scope.cancel)
+            if is_woken:
+                tasks.start_soon(call, lot.unpark_all)
+            await lot.park()
+        assert len(lot) == (0 if is_woken else 1)
+        lot.unpark_all()
+    assert len(lot) == 0
 
 
 # Threads

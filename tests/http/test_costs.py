@@ -1,12 +1,14 @@
 """What is done for an event, counted: no busy machine disturbs that, as it disturbs every time that is measured."""
 
 import asyncio
+import sys
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from math import inf
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 import anyio
@@ -14,6 +16,7 @@ import pytest
 from tests.core.helpers import running_of
 from tests.http.servers import until
 
+import streamkeep
 from streamkeep import ErrorInfo, StreamEvent, StreamInput, StreamManager
 from streamkeep.http import SSEFraming, StreamsHTTP, shutdown
 from streamkeep.http.pulse import Pulse
@@ -25,6 +28,9 @@ pytestmark = pytest.mark.anyio
 
 READERS: Final = 50
 EVENTS: Final = 40
+MOST_CALLS: Final = 75
+MOST_CALLS_OF_A_READER: Final = 25
+"""What costs most of an event is that many small functions are called: some 70, and 23 for each further reader."""
 
 
 class Client:
@@ -142,6 +148,38 @@ async def test_a_live_event_is_read_by_nobody_framed_once_and_sets_no_timer(monk
         assert storage.calls == {"commit": EVENTS}
         assert calls == {}
         assert {reader.sends for reader in readers} == {EVENTS + 1}
+
+
+@contextmanager
+def calls_of_ours() -> Generator[Counter[str]]:
+    """Count the calls of the package's functions while within; a coroutine that goes on counts as called."""
+    calls: Counter[str] = Counter()
+    ours = str(Path(streamkeep.__file__).parent)
+
+    def note(frame: FrameType, what: str, _: object) -> None:
+        if what == "call" and frame.f_code.co_filename.startswith(ours):
+            calls[frame.f_code.co_qualname] += 1
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(before)
+
+
+async def test_an_event_passes_through_few_calls_and_through_fewer_for_each_reader() -> None:
+    per_event: dict[int, float] = {}
+    for count in (1, 1 + READERS):
+        async with shown(StreamManager(MemoryStorage())) as (stream, show), following(show, count) as readers:
+            await write(stream, readers, 1)
+            await asyncio.sleep(0.05)
+            with calls_of_ours() as calls:
+                await write(stream, readers)
+        per_event[count] = calls.total() / EVENTS
+    of_a_reader = (per_event[1 + READERS] - per_event[1]) / READERS
+    assert per_event[1] <= MOST_CALLS
+    assert of_a_reader <= MOST_CALLS_OF_A_READER
 
 
 class Louder(SSEFraming):

@@ -324,14 +324,10 @@ class _Response:
         self._scope.cancel()
 
     async def run(self, headers: Iterable[tuple[str, str]]) -> None:
-        await self._run(headers)
-        self._scope.cancel()
-
-    async def _run(self, headers: Iterable[tuple[str, str]]) -> None:
         try:
             await send_head(self._send, self._framing, headers)
         except OSError:
-            return  # the client is gone (ASGI 2.4)
+            return self._scope.cancel()  # the client is gone (ASGI 2.4)
         final_error: ErrorInfo | None = None
         is_ended = False
         try:
@@ -341,6 +337,7 @@ class _Response:
             # Also when this is cancelled, by the pulse or by a server that shuts down: then it is the last chance to say so.
             with anyio.move_on_after(LAST_FRAME_SECONDS, shield=True):
                 await self._end(final_error if is_ended else self._why_ended)
+        return self._scope.cancel()
 
     async def _send_all(self) -> ErrorInfo | None:
         """Send all events; if something else than the terminal event ends them, say what."""

@@ -98,12 +98,18 @@ class ChunkWriter:
             self._queued, self._is_away = 0, False
         if self._queued or stream.is_slow:
             await self._queue(chunk)
-        else:
-            await self._stored_or_queued(stream.write(chunk))
+            return
+        try:
+            await stream.write(chunk)
+        except StorageUnavailableError:
+            self._store_later()
 
     async def restart(self) -> None:
         """Begin the answer again, as `StreamInput.restart` does; where the storage cannot be reached, as soon as it can."""
-        await self._stored_or_queued(self.stream.restart())
+        try:
+            await self.stream.restart()
+        except StorageUnavailableError:
+            self._store_later()
 
     async def done(self, output: object = None) -> None:
         """Complete the stream, as `StreamInput.done` does; where the storage cannot be reached, as soon as it can."""
@@ -115,12 +121,10 @@ class ChunkWriter:
         with suppress(StorageUnavailableError):
             await self.stream.error(error)
 
-    async def _stored_or_queued(self, storing: Awaitable[object]) -> None:
-        try:
-            await storing
-        except StorageUnavailableError:  # what was written keeps its place, and is stored in the background
-            self.stream.flush_soon()
-            self._queued, self._is_away = 1, True
+    def _store_later(self) -> None:
+        """Have what was written, and keeps its place, stored in the background."""
+        self.stream.flush_soon()
+        self._queued, self._is_away = 1, True
 
     async def _queue(self, chunk: object) -> None:
         stream = self.stream
