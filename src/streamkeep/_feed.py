@@ -105,6 +105,27 @@ class Feed:
         tail: the offset behind the newest one.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_bytes",
+        "_core",
+        "_failure",
+        "_given",
+        "_hears",
+        "_is_behind_writer",
+        "_is_doubted",
+        "_listening",
+        "_pause",
+        "_reading",
+        "_records",
+        "_stream",
+        "_waiting",
+        "base",
+        "followers",
+        "life",
+        "tail",
+    )
+
     def __init__(self, core: Core, stream: str, life: Life) -> None:
         self.followers = 0
         self.life = life

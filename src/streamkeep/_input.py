@@ -35,6 +35,8 @@ class StreamInput:
         recovery: how the stream is gone on with, as it was given to `open`; None: not at all.
     """
 
+    __slots__ = ("__weakref__", "_encode", "_outbox", "cancelled", "id", "recovery")
+
     def __init__(self, outbox: Outbox, encode: Encode, recovery: Recovery | None = None) -> None:
         self.id = outbox.stream
         self.recovery = recovery

@@ -124,6 +124,43 @@ class Outbox:
         max_event_bytes: how many bytes an event may have.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_began_at",
+        "_bytes",
+        "_committed_before",
+        "_core",
+        "_doubt",
+        "_end",
+        "_ending",
+        "_has_untold_loss",
+        "_imposed",
+        "_is_committing",
+        "_left_at",
+        "_limits",
+        "_lock",
+        "_loop",
+        "_marks",
+        "_next",
+        "_of_commits",
+        "_queue",
+        "_round",
+        "_state",
+        "_stored_bytes",
+        "_task",
+        "_telling",
+        "_why_closed",
+        "cancelled",
+        "check_here",
+        "committed_at",
+        "is_slow",
+        "life",
+        "max_event_bytes",
+        "stored_at",
+        "stream",
+        "writer",
+    )
+
     def __init__(self, core: Core, stream: str, life: Life, size: int) -> None:
         self.stream = stream
         self.life = life

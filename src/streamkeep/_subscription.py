@@ -54,6 +54,29 @@ class Subscription(Generic[T]):
     given already (it went back to a backup, or to a standby that was behind), StorageError.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_begin",
+        "_check_running",
+        "_decode_chunk",
+        "_decode_output",
+        "_end",
+        "_feed",
+        "_first",
+        "_following",
+        "_idle_at",
+        "_idle_seconds",
+        "_is_over",
+        "_is_read",
+        "_life",
+        "_next",
+        "_page",
+        "_reader",
+        "_ready",
+        "_running",
+        "id",
+    )
+
     def __init__(
         self,
         check_running: Callable[[], Running],

@@ -42,3 +42,12 @@ class TestMemoryStorage(StorageSuite):
             assert await storage.commit("s", None, Head(number, 0, b"", 9e9))
             assert await storage.delete("s", number)
         assert len(storage._due) < 200
+
+    async def test_a_first_record_that_goes_back_loses_nothing_and_brings_nothing_back(self) -> None:
+        storage = MemoryStorage()
+        assert await storage.commit("s", None, Head(1, 4, b"", 9e9, first=3), [b"0", b"1", b"2", b"3"])
+        assert await storage.commit("s", 1, Head(2, 6, b"", 9e9, first=1), [b"4", b"5"])
+        for start, records in ((0, []), (1, []), (3, [b"3", b"4", b"5"])):
+            page = await storage.read("s", start, 10)
+            assert page is not None
+            assert list(page.records) == records

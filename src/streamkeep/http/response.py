@@ -290,6 +290,25 @@ async def send_only_head(send: Send, framing: Framing, headers: Iterable[tuple[s
 class _Response:
     """One response that streams; see `pulse.Response`."""
 
+    __slots__ = (
+        "__weakref__",
+        "_after",
+        "_before_error",
+        "_can_cut",
+        "_cursor_prefix",
+        "_events",
+        "_framing",
+        "_is_failed",
+        "_scope",
+        "_send",
+        "_wait",
+        "_why_ended",
+        "began_at",
+        "seen_at",
+        "seen_sends",
+        "sends",
+    )
+
     def __init__(
         self,
         send: Send,

@@ -86,6 +86,12 @@ class ChunkWriter:
     is paid for.
     """
 
+    __slots__ = (
+        "_is_away",
+        "_queued",
+        "stream",
+    )
+
     def __init__(self, stream: StreamInput) -> None:
         self.stream = stream
         self._queued = 0
