@@ -1,5 +1,6 @@
 """Feed: the newest records of one stream, for all who follow it here: told by its writer, if that is here too, or read once a change."""
 
+from collections import deque
 from collections.abc import Awaitable, Generator, Sequence
 from contextlib import contextmanager
 from math import inf
@@ -12,7 +13,7 @@ from anyio import CancelScope
 from . import _lifecycle
 from ._background import Task
 from ._core import LOOK_SECONDS, Core
-from ._lifecycle import Life
+from ._lifecycle import Epoch, Life
 from .errors import StorageCorruptError, StorageError, StreamkeepError, StreamManagerClosedError, StreamNotFoundError, fresh
 from .storage import Doorbell
 
@@ -20,6 +21,9 @@ PAGE_RECORDS: Final = 512
 RETRY_SECONDS: Final = 1.0
 MAX_RETRY_SECONDS: Final = 5.0
 """How long a storage is left alone that fails while all that it is needed for is what others do to a stream that is written here."""
+KEPT_BYTES: Final = 4 << 20
+"""About how much of what was read last is kept, with what was made of it: readers of a stream come together, such as after a restart."""
+FRAME_BYTES: Final = 128
 SHARED_RECORDS: Final = 1_024
 SHARED_BYTES: Final = 1 << 20
 
@@ -30,17 +34,30 @@ class Feeds:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._feeds: dict[str, Feed] = {}
-        self._pages: WeakValueDictionary[tuple[str, int], Records] = WeakValueDictionary()
+        self._pages: WeakValueDictionary[tuple[Sequence[Epoch], int], Records] = WeakValueDictionary()
+        self._kept: deque[tuple[Records, int]] = deque()
+        self._kept_bytes = 0
 
-    def shared(self, life: str, first: int, records: Sequence[bytes]) -> "Records":
-        """Give the records of a page that a reader has read by itself: the same as to another one who holds the same page now.
-
-        `life` tells the stream from all others; what is made of its records may name it.
-        """
-        there = self._pages.get((life, first))
+    def shared(self, life: Life, first: int, records: Sequence[bytes]) -> "Records":
+        """Give the records of a page that a reader has read by itself: the same as to others who have come to it lately."""
+        there = self._pages.get((life.state.epochs, first))
         if there is None or there.records != records:
-            there = self._pages[life, first] = Records(first, records)
+            # The epochs say which log it is: what is made of its records may name it, and a storage that went back has another one.
+            there = self._pages[life.state.epochs, first] = Records(first, records)
+            self._keep(there)
         return there
+
+    def page_at(self, life: Life, first: int) -> "Records | None":
+        """Give the page at an offset that others of this stream's readers have come to lately; None: read it."""
+        page = self._pages.get((life.state.epochs, first))
+        return None if page is None or page.end > life.head.tail else page  # else a storage that went back has lost some of it
+
+    def _keep(self, page: "Records") -> None:
+        size = sum(map(len, page.records)) + FRAME_BYTES * len(page.records)
+        self._kept.append((page, size))
+        self._kept_bytes += size
+        while self._kept_bytes > KEPT_BYTES:
+            self._kept_bytes -= self._kept.popleft()[1]
 
     def life_of(self, stream: str) -> Life | None:
         """Give a stream as those who follow it here have last seen it; None: nobody does."""

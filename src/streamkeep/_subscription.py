@@ -237,9 +237,9 @@ class Subscription(Generic[T]):
             while not self._is_over:
                 if self._page:
                     page, self._page = self._page, ()
-                    return running.feeds.shared(
-                        self.life, self._next, page if self._end is None else page[: self._end - self._next]
-                    )
+                    assert self._life is not None
+                    records = page if self._end is None else page[: self._end - self._next]
+                    return running.feeds.shared(self._life, self._next, records)
                 feed = self._feed
                 if feed is None:
                     if not await self._go_on_alone(running):
@@ -303,6 +303,9 @@ class Subscription(Generic[T]):
 
     async def _read_page(self, running: Running) -> None:
         assert self._life is not None
+        if (known := running.feeds.page_at(self._life, self._next)) is not None:
+            self._page = known.records
+            return
         try:
             page = await running.core.storage.read(self.id, self._next, PAGE_RECORDS)
         except StorageError as error:

@@ -19,8 +19,9 @@ from streamkeep import (
     StreamManager,
     StreamNotFoundError,
     StreamTimeoutError,
+    _feed,
 )
-from streamkeep._feed import PAGE_RECORDS, Feed
+from streamkeep._feed import FRAME_BYTES, PAGE_RECORDS, Feed, Records
 from streamkeep._lifecycle import Epoch
 from streamkeep._outbox import QUIET_SECONDS
 from streamkeep.storages.memory import MemoryStorage
@@ -259,19 +260,74 @@ async def test_followers_that_are_equally_far_are_given_the_same_records(streams
         assert not await second.records()
 
 
-async def test_readers_that_hold_the_same_page_are_given_the_same_records_of_it(streams: StreamManager) -> None:
-    async with streams.open("s") as stream:
-        for number in range(PAGE_RECORDS + 1):
-            stream.write_soon(number)
+async def filled(streams: StreamManager, records: int, *, resume: bool = False, word: object = "word") -> None:
+    """Make a stream of so many chunks, or go on with it, and complete it."""
+    async with streams.open("s", resume=resume) as stream:
+        for _ in range(records):
+            stream.write_soon(word)
         await stream.done()
-    async with streams.subscribe("s") as first, streams.subscribe("s") as second, streams.subscribe("s", after=0) as third:
-        given = await first.records()
-        assert given is await second.records()
-        assert (given.first, given.end) == (0, PAGE_RECORDS)
-        assert (await third.records()).first == 1
-        assert await first.records() is not given
-        del given
-        assert list(running_of(streams).feeds._pages) == []
+
+
+async def pages_of(streams: StreamManager, after: int | None = None) -> list[Records]:
+    """Give what a reader is given who comes now."""
+    pages: list[Records] = []
+    async with streams.subscribe("s", after) as events:
+        while got := await events.records():
+            pages.append(got)
+    return pages
+
+
+async def test_who_replays_behind_another_is_given_the_same_records_and_reads_them_no_more(
+    streams: StreamManager, storage: FaultyStorage
+) -> None:
+    await filled(streams, 3 * PAGE_RECORDS)
+    first = await pages_of(streams)
+    storage.calls.clear()
+    assert [id(page) for page in await pages_of(streams)] == [id(page) for page in first]
+    assert storage.calls["read"] == 1  # by which it was entered
+    assert [page.first for page in await pages_of(streams, after=0)] == [1, *[1 + number * PAGE_RECORDS for number in (1, 2)]]
+
+
+async def test_no_more_pages_are_kept_than_so_many_bytes(streams: StreamManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    await filled(streams, 8 * PAGE_RECORDS)
+    monkeypatch.setattr(_feed, "KEPT_BYTES", 3 * PAGE_RECORDS * (FRAME_BYTES + len(b'c"word"')))
+    await pages_of(streams)
+    assert [first for _, first in running_of(streams).feeds._pages] == [number * PAGE_RECORDS for number in (6, 7, 8)]
+
+
+@pytest.mark.promise("P19")
+async def test_pages_of_a_log_that_the_storage_has_lost_are_given_to_nobody_who_comes_later(clock: Callable[[], float]) -> None:
+    storage = BackupStorage(clock=clock)
+    async with StreamManager(storage) as streams:
+        async with streams.open("s") as stream:
+            for number in range(PAGE_RECORDS):
+                stream.write_soon(number)
+        storage.back_up()
+        for word in ("before", "after"):
+            await filled(streams, PAGE_RECORDS, resume=True, word=word)
+            async with streams.subscribe("s", PAGE_RECORDS - 1) as events:
+                assert {event.chunk async for event in events if event.type is StreamEventType.CHUNK} == {word}
+            storage.go_back()
+
+
+@pytest.mark.promise("P19")
+async def test_the_end_of_a_page_that_the_storage_has_lost_is_given_to_nobody_who_comes_later(
+    clock: Callable[[], float],
+) -> None:
+    storage = BackupStorage(clock=clock)
+    async with StreamManager(storage) as streams, StreamManager(storage) as elsewhere, elsewhere.open("s") as stream:
+        for number in range(PAGE_RECORDS + 10):
+            stream.write_soon(number)
+        await stream.flush()
+        storage.back_up()
+        for number in range(10):
+            stream.write_soon(number)
+        await stream.flush()
+        async with streams.subscribe("s", follow=False) as events:
+            assert [(await events.records()).end for _ in range(2)] == [PAGE_RECORDS, PAGE_RECORDS + 20]
+            storage.go_back()
+            async with streams.subscribe("s") as later:
+                assert [(await later.records()).end for _ in range(2)] == [PAGE_RECORDS, PAGE_RECORDS + 10]
 
 
 async def test_of_two_histories_each_reader_is_given_the_records_of_its_own(clock: Callable[[], float]) -> None:

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import anyio
 import pytest
-from tests.core.helpers import running_of
 from tests.http.servers import until
 
 import streamkeep
@@ -279,7 +278,7 @@ async def stored(stream: StreamInput, *chunks: object) -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_replay_to_many_who_are_equally_far_is_framed_once_and_kept_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_replay_to_many_who_are_equally_far_is_read_and_framed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     framed: Counter[int] = Counter()
     event = SSEFraming.event
 
@@ -288,17 +287,21 @@ async def test_a_replay_to_many_who_are_equally_far_is_framed_once_and_kept_by_n
         return event(self, what, cursor)
 
     monkeypatch.setattr(SSEFraming, "event", note)
-    streams, replayed = StreamManager(MemoryStorage()), 3_000
+    storage = FaultyStorage(MemoryStorage())
+    streams, replayed = StreamManager(storage), 3_000
     async with shown(streams) as (stream, show):
         for number in range(replayed):
             stream.write_soon(number)
         await stream.done("end")
         framed.clear()
+        async with following(show, 1) as (reader,):
+            await until(lambda: reader.events == replayed + 1)
+        storage.calls.clear()
         async with following(show, READERS) as readers:
             await until(lambda: min(reader.events for reader in readers) == replayed + 1)
         assert set(framed.values()) == {1}
         assert set(framed) == {*range(replayed + 1)}
-        assert not running_of(streams).feeds._pages
+        assert storage.calls == {"read": READERS}
 
 
 async def test_a_slow_storage_is_given_what_has_queued_by_one_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ class Reader:
         self._files = files
         self._db = db
         self._size = 0
+        self._pages: dict[tuple[str, int, int], Page | None] = {}
 
     def run(self, jobs: Collection[Job["Reader"]]) -> Done:
         """Do the first of the jobs at one moment; what fails one of them is no business of the others."""
@@ -37,6 +38,7 @@ class Reader:
             is_broken = not self._run_one(job)
             if is_broken or self._size >= LARGE_BYTES or number == _MOST_JOBS:
                 break
+        self._pages.clear()
         try:
             # After some errors SQLite has done so already.
             if self._db.in_transaction:
@@ -57,7 +59,13 @@ class Reader:
         return True
 
     def read(self, stream: str, start: int, limit: int) -> Page | None:
-        """Do `Storage.read`."""
+        """Do `Storage.read`; once for all in a batch who ask for the same, as readers do who replay a stream together."""
+        asked = (stream, start, limit)
+        if asked not in self._pages:
+            self._pages[asked] = self._read(stream, start, limit)
+        return self._pages[asked]
+
+    def _read(self, stream: str, start: int, limit: int) -> Page | None:
         id_bytes(stream)
         row = self._db.execute(
             "SELECT key, version, tail, state, expires_at, first FROM streams WHERE id = ?", (stream,)
