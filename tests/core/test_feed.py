@@ -304,7 +304,7 @@ async def test_pages_of_a_log_that_the_storage_has_lost_are_given_to_nobody_who_
                 stream.write_soon(number)
         storage.back_up()
         for word in ("before", "after"):
-            await filled(streams, PAGE_RECORDS, resume=True, word=word)
+            await filled(streams, 2 * PAGE_RECORDS, resume=True, word=word)
             async with streams.subscribe("s", PAGE_RECORDS - 1) as events:
                 assert {event.chunk async for event in events if event.type is StreamEventType.CHUNK} == {word}
             storage.go_back()
