@@ -21,8 +21,9 @@ PAGE_RECORDS: Final = 512
 RETRY_SECONDS: Final = 1.0
 MAX_RETRY_SECONDS: Final = 5.0
 """How long a storage is left alone that fails while all that it is needed for is what others do to a stream that is written here."""
+KEPT_SECONDS: Final = 5.0
 KEPT_BYTES: Final = 4 << 20
-"""About how much of what was read last is kept, with what was made of it: readers of a stream come together, such as after a restart."""
+"""About how much of what was read is kept for so long, with what was made of it: readers come together, such as after a restart."""
 FRAME_BYTES: Final = 128
 SHARED_RECORDS: Final = 1_024
 SHARED_BYTES: Final = 1 << 20
@@ -37,6 +38,7 @@ class Feeds:
         self._pages: WeakValueDictionary[tuple[Sequence[Epoch], int], Records] = WeakValueDictionary()
         self._kept: deque[tuple[Records, int]] = deque()
         self._kept_bytes = 0
+        self._is_forgetting = False
 
     def shared(self, life: Life, first: int, records: Sequence[bytes]) -> "Records":
         """Give the records of a page that a reader has read by itself: the same as to others who have come to it lately."""
@@ -58,6 +60,14 @@ class Feeds:
         self._kept_bytes += size
         while self._kept_bytes > KEPT_BYTES:
             self._kept_bytes -= self._kept.popleft()[1]
+        if not self._is_forgetting:
+            self._is_forgetting = True
+            self._core.background.start(self._forget, "forgetting what was read")
+
+    async def _forget(self) -> None:
+        await anyio.sleep(KEPT_SECONDS)
+        self._kept.clear()
+        self._kept_bytes, self._is_forgetting = 0, False
 
     def life_of(self, stream: str) -> Life | None:
         """Give a stream as those who follow it here have last seen it; None: nobody does."""

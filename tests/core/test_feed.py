@@ -21,7 +21,7 @@ from streamkeep import (
     StreamTimeoutError,
     _feed,
 )
-from streamkeep._feed import FRAME_BYTES, PAGE_RECORDS, Feed, Records
+from streamkeep._feed import FRAME_BYTES, KEPT_SECONDS, PAGE_RECORDS, Feed, Records
 from streamkeep._lifecycle import Epoch
 from streamkeep._outbox import QUIET_SECONDS
 from streamkeep.storages.memory import MemoryStorage
@@ -293,6 +293,17 @@ async def test_no_more_pages_are_kept_than_so_many_bytes(streams: StreamManager,
     monkeypatch.setattr(_feed, "KEPT_BYTES", 3 * PAGE_RECORDS * (FRAME_BYTES + len(b'c"word"')))
     await pages_of(streams)
     assert [first for _, first in running_of(streams).feeds._pages] == [number * PAGE_RECORDS for number in (6, 7, 8)]
+
+
+async def test_nothing_that_was_read_is_kept_for_long(streams: StreamManager) -> None:
+    await filled(streams, 2 * PAGE_RECORDS)
+    for _ in range(2):
+        await pages_of(streams)
+        await anyio.sleep(KEPT_SECONDS / 2)
+        assert running_of(streams).feeds._pages
+        await anyio.sleep(KEPT_SECONDS)
+        assert not running_of(streams).feeds._pages
+        assert running_of(streams).feeds._kept_bytes == 0
 
 
 @pytest.mark.promise("P19")

@@ -5,6 +5,8 @@ from collections.abc import Generator
 
 import pytest
 
+from streamkeep import _feed
+
 
 @pytest.fixture(autouse=True)
 def no_log() -> Generator[None]:
@@ -12,3 +14,9 @@ def no_log() -> Generator[None]:
     logging.disable()
     yield
     logging.disable(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True)
+def kept_shortly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what was read for a moment only: what is left over shall be known soon."""
+    monkeypatch.setattr(_feed, "KEPT_SECONDS", 0.05)
