@@ -10,10 +10,10 @@ import pytest
 from fastapi import HTTPException
 from tests.http.servers import until
 
-from streamkeep import ErrorInfo, InMemoryStreamManager, PublicError, Recovery, StreamInput, StreamManager
+from streamkeep import ErrorInfo, InMemoryStreamManager, LimitExceededError, PublicError, Recovery, StreamInput, StreamManager
 from streamkeep.http.bounds import Bounds
 from streamkeep.http.response import errors_answered
-from streamkeep.http.runner import Runner
+from streamkeep.http.runner import FULL_SECONDS, Runner
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
 
@@ -199,3 +199,16 @@ async def test_what_is_not_stored_when_a_run_has_ended_is_said(caplog: pytest.Lo
         ("late", "done", 1, False, "not all of it is stored"),
         ("unended", "done", 1, False, "not all of it is stored"),
     ]
+
+
+async def test_starts_that_are_refused_are_told_once_in_a_while(
+    streams: StreamManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Runner(streams, max_producers=1, drain=timedelta(0), stop_grace=timedelta(0)) as runner:
+        await runner.start("one", waits)
+        for told in (1, 2):
+            for _ in range(3):
+                with pytest.raises(LimitExceededError):
+                    await runner.start("more", writes)
+            assert caplog.text.count("1 streams are being produced here (max_producers), and more are refused") == told
+            runner._says_full_at -= FULL_SECONDS

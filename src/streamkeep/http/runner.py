@@ -13,6 +13,7 @@ from contextlib import suppress
 from contextvars import Context, ContextVar, copy_context
 from datetime import timedelta
 from functools import partial
+from math import inf
 from types import TracebackType
 from typing import Final, Protocol, Self, TypedDict, Unpack
 from weakref import ref
@@ -63,6 +64,8 @@ SAVE_SECONDS: Final = 5.0
 ON_END_SECONDS: Final = 60.0
 """How long `on_end` may take otherwise."""
 MOST_NAMED: Final = 3
+FULL_SECONDS: Final = 10.0
+"""How long nothing is said of starts that are refused, once it was said of one."""
 
 
 class OpenOptions(TypedDict, total=False):
@@ -330,6 +333,7 @@ class Runner:
         self._unfinished: set[StreamInput] = set()
         self._recovering = Task()
         self._closing = False
+        self._says_full_at = -inf
         self.drained = anyio.Event()
 
     async def __aenter__(self) -> Self:
@@ -469,6 +473,10 @@ class Runner:
             raise self._no_room()
 
     def _no_room(self) -> LimitExceededError:
+        now = time.monotonic()
+        if now >= self._says_full_at:  # thousands may be refused
+            self._says_full_at = now + FULL_SECONDS
+            logger.warning("%d streams are being produced here (max_producers), and more are refused", self._max_producers)
         return LimitExceededError(f"{self._max_producers} streams are being produced here; try again later")
 
     def _check_running(self) -> None:
