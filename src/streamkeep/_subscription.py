@@ -55,6 +55,7 @@ class Subscription(Generic[T]):
     """
 
     __slots__ = (
+        "__dict__",  # empty: tests of users' own replace methods, and tracers keep spans here
         "__weakref__",
         "_begin",
         "_check_running",
