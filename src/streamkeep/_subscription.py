@@ -154,12 +154,12 @@ class Subscription(Generic[T]):
         if self._next > page.head.tail:
             raise OffsetOutOfRangeError(f"offset {self._next - 1} is beyond the stream's last event, {page.head.tail - 1}")
         self._running = running
-        self._page = page.records
         self._life = life
         self._first = self._next
         if not self._begin.follow:
             self._end = page.head.tail
-        elif life.state.status == "open":
+        self._page = self._wanted(page)
+        if self._begin.follow and life.state.status == "open":
             self._follow(running)
         if core.telling is not None:
             self._reader = core.telling.reader(self, self.id, life, self._first - 1 if self._first else None)
@@ -238,9 +238,7 @@ class Subscription(Generic[T]):
             while not self._is_over:
                 if self._page:
                     page, self._page = self._page, ()
-                    return running.feeds.shared(
-                        self.life, self._next, page if self._end is None else page[: self._end - self._next]
-                    )
+                    return running.feeds.shared(self.life, self._next, page)
                 feed = self._feed
                 if feed is None:
                     if not await self._go_on_alone(running):
@@ -318,7 +316,11 @@ class Subscription(Generic[T]):
             # Others were given more, which the storage has lost, and this reader nothing.
             self._feed.lose()
             self._unfollow()
-        self._page = page.records
+        self._page = self._wanted(page)
+
+    def _wanted(self, page: Page) -> Sequence[bytes]:
+        """Give the records of a page, but for those behind the end: also a damaged log may go on there."""
+        return page.records if self._end is None else page.records[: self._end - self._next]
 
     def _go_on_with(self, life: Life) -> None:
         """Take what comes next from the stream as it was at some moment. Pages and what is shared may be of two histories."""

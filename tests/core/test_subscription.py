@@ -943,6 +943,19 @@ async def test_records_that_are_missing_behind_a_head_are_told_in_a_few_reads(
     assert storage.calls["read"] < 5
 
 
+@pytest.mark.parametrize("last", [0, 1])
+async def test_records_that_are_left_behind_an_end_are_not_given(
+    streams: StreamManager, memory: MemoryStorage, last: int
+) -> None:
+    stream = await streams.open("s")
+    await stream.write(0)
+    await stream.write(1)
+    memory._streams["s"].records.append(b"c2")
+    async with streams.subscribe("s", last=last, follow=False) as events:
+        assert [event.offset async for event in events] == [1] * last
+        assert await events.batch() == []
+
+
 @pytest.mark.promise("P17")
 async def test_a_head_that_cannot_be_read_is_told_to_its_followers_and_to_nobody_else(
     streams: StreamManager, storage: FaultyStorage
