@@ -235,8 +235,11 @@ class Feed:
         self._listening.cancel()
 
     def since(self, offset: int) -> Records | None:
-        """Give the shared records from `offset` on, 512 at most, or None if they do not reach back that far."""
-        if offset == self.tail:
+        """Give the shared records from `offset` on, 512 at most, or None if they do not reach back that far.
+
+        NO_RECORDS: there are none. Who has read a page alone may be ahead.
+        """
+        if offset >= self.tail:
             return NO_RECORDS
         start = offset - self.base
         if start < 0:

@@ -35,7 +35,8 @@ class StreamInput:
         recovery: how the stream is gone on with, as it was given to `open`; None: not at all.
     """
 
-    __slots__ = ("__weakref__", "_encode", "_outbox", "cancelled", "id", "recovery")
+    # `__dict__` is empty: tests of users' own replace methods, and tracers keep spans in it.
+    __slots__ = ("__dict__", "__weakref__", "_encode", "_outbox", "cancelled", "id", "recovery")
 
     def __init__(self, outbox: Outbox, encode: Encode, recovery: Recovery | None = None) -> None:
         self.id = outbox.stream

@@ -55,6 +55,7 @@ class Subscription(Generic[T]):
     """
 
     __slots__ = (
+        "__dict__",  # empty: tests of users' own replace methods, and tracers keep spans here
         "__weakref__",
         "_begin",
         "_check_running",
@@ -153,12 +154,12 @@ class Subscription(Generic[T]):
         if self._next > page.head.tail:
             raise OffsetOutOfRangeError(f"offset {self._next - 1} is beyond the stream's last event, {page.head.tail - 1}")
         self._running = running
-        self._page = page.records
         self._life = life
         self._first = self._next
         if not self._begin.follow:
             self._end = page.head.tail
-        elif life.state.status == "open":
+        self._page = self._wanted(page.records)
+        if self._begin.follow and life.state.status == "open":
             self._follow(running)
         if core.telling is not None:
             self._reader = core.telling.reader(self, self.id, life, self._first - 1 if self._first else None)
@@ -238,8 +239,7 @@ class Subscription(Generic[T]):
                 if self._page:
                     page, self._page = self._page, ()
                     assert self._life is not None
-                    records = page if self._end is None else page[: self._end - self._next]
-                    return running.feeds.shared(self._life, self._next, records)
+                    return running.feeds.shared(self._life, self._next, page)
                 feed = self._feed
                 if feed is None:
                     if not await self._go_on_alone(running):
@@ -304,7 +304,7 @@ class Subscription(Generic[T]):
     async def _read_page(self, running: Running) -> None:
         assert self._life is not None
         if (known := running.feeds.page_at(self._life, self._next)) is not None:
-            self._page = known.records
+            self._page = self._wanted(known.records)
             return
         try:
             page = await running.core.storage.read(self.id, self._next, PAGE_RECORDS)
@@ -320,7 +320,11 @@ class Subscription(Generic[T]):
             # Others were given more, which the storage has lost, and this reader nothing.
             self._feed.lose()
             self._unfollow()
-        self._page = page.records
+        self._page = self._wanted(page.records)
+
+    def _wanted(self, records: Sequence[bytes]) -> Sequence[bytes]:
+        """Give the records of a page, but for those behind the end: also a damaged log may go on there."""
+        return records if self._end is None else records[: self._end - self._next]
 
     def _go_on_with(self, life: Life) -> None:
         """Take what comes next from the stream as it was at some moment. Pages and what is shared may be of two histories."""

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
+from unittest.mock import AsyncMock, patch
 
 import anyio
 import pytest
@@ -1079,6 +1080,22 @@ async def test_a_remote_manager_is_one_over_a_storage_that_speaks_http() -> None
     with pytest.raises(StorageError, match="HTTPStorage needs asyncio"):  # which these tests do without
         await streams.__aenter__()
     assert not streams.is_running
+
+
+async def test_what_users_tests_and_tracers_put_on_a_writer_and_a_reader_is_kept_there(streams: StreamManager) -> None:
+    async with streams.open("s") as stream, streams.subscribe("s") as events:
+        for handle in (stream, events):
+            handle.__dict__["span"] = handle.id
+            assert vars(handle) == {"span": "s"}
+        with (
+            patch.object(stream, "write", AsyncMock(return_value=7)),
+            patch.object(events, "batch", AsyncMock(return_value=[])),
+        ):
+            assert await stream.write("a") == 7
+            assert await events.batch() == []
+        assert await stream.write("a") == 0
+        assert [event.chunk for event in await events.batch()] == ["a"]
+        await stream.done()
 
 
 async def test_an_unknown_url_is_refused() -> None:

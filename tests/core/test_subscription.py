@@ -406,6 +406,32 @@ async def test_who_is_ahead_of_the_feed_waits_for_what_is_new(streams: StreamMan
         assert [(await anext(first)).offset for _ in range(3)] == seen == [0, 1, 2]
 
 
+@pytest.mark.promise("P8")
+async def test_who_has_read_alone_what_the_feed_has_not_read_yet_waits_for_it_and_for_more(
+    streams: StreamManager, elsewhere: StreamManager, storage: FaultyStorage
+) -> None:
+    stream = await elsewhere.open("s")
+    async with streams.subscribe("s") as first, anyio.create_task_group() as tasks:
+        await wait_all_tasks_blocked()
+        hold = storage.hold("read", after=True)
+        await stream.write("a")
+        await hold.reached.wait()  # the feed's, which has no more than that
+        for chunk in ("b", "c"):
+            await stream.write(chunk)
+        async with streams.subscribe("s") as second:
+            seen = [(await anext(second)).offset for _ in range(3)]
+            tasks.start_soon(collect, second, seen)
+            await wait_all_tasks_blocked()
+            assert seen == [0, 1, 2]
+            assert feed_of(streams).tail == 0
+            hold.release()
+            await wait_all_tasks_blocked()
+            await stream.done()
+            assert [event.offset async for event in first] == [0, 1, 2, 3]
+            await wait_all_tasks_blocked()
+    assert seen == [0, 1, 2, 3]
+
+
 async def test_who_saw_all_but_the_end_while_the_feed_was_over_gets_the_end(
     streams: StreamManager, storage: FaultyStorage
 ) -> None:
@@ -915,6 +941,19 @@ async def test_records_that_are_missing_behind_a_head_are_told_in_a_few_reads(
 
     assert seen == [*range(5)]
     assert storage.calls["read"] < 5
+
+
+@pytest.mark.parametrize("last", [0, 1])
+async def test_records_that_are_left_behind_an_end_are_not_given(
+    streams: StreamManager, memory: MemoryStorage, last: int
+) -> None:
+    stream = await streams.open("s")
+    await stream.write(0)
+    await stream.write(1)
+    memory._streams["s"].records.append(b"c2")
+    async with streams.subscribe("s", last=last, follow=False) as events:
+        assert [event.offset async for event in events] == [1] * last
+        assert await events.batch() == []
 
 
 @pytest.mark.promise("P17")

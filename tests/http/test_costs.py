@@ -304,6 +304,39 @@ async def test_a_replay_to_many_who_are_equally_far_is_read_and_framed_once(monk
         assert storage.calls == {"read": READERS}
 
 
+class Saying(SSEFraming):
+    """One of an app's own, with frames that are what it was made with."""
+
+    def __init__(self, frame: bytes) -> None:
+        super().__init__()
+        self.kind = type(self), frame
+        self._frame = frame
+
+    def event(self, event: StreamEvent[Any], cursor: str) -> bytes:
+        return self._frame
+
+
+@pytest.mark.parametrize("frame", [b"data: 1\n\n", b""])
+async def test_a_long_replay_lets_others_run_between_its_pages_also_if_nothing_of_it_is_sent(frame: bytes) -> None:
+    pages = 20
+    streams = StreamManager(MemoryStorage())
+    async with StreamsHTTP(streams) as http:
+        stream = await streams.open("s")
+        for number in range(pages * 512):
+            stream.write_soon(number)
+            if number % 5_000 == 0:
+                await stream.flush()
+        await stream.done()
+        client = Client()
+        showing = asyncio.create_task(http.show(scope_of(), client.receive, client.send, "s", framing=Saying(frame)))
+        turns = 0
+        while not showing.done():
+            await asyncio.sleep(0)
+            turns += 1
+        await showing
+        assert turns >= pages
+
+
 async def test_a_slow_storage_is_given_what_has_queued_by_one_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     streams = StreamManager.connect(f"sqlite:///{tmp_path}/s.db", lease=timedelta(hours=1))  # no sign of life meanwhile
     async with shown(streams) as (stream, show), following(show, 1) as (reader,):

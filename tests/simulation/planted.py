@@ -302,6 +302,16 @@ def what_is_shared_is_dropped_and_not_counted(patch: pytest.MonkeyPatch) -> None
     patch.setattr(Feed, "_drop_all", forgetful)
 
 
+def who_is_ahead_of_what_is_shared_is_given_nothing_at_all(patch: pytest.MonkeyPatch) -> None:
+    """A reader that has read a page alone is told that the storage has lost it."""
+    since = Feed.since
+
+    def generous(self: Feed, offset: int) -> Records | None:
+        return Records(offset, ()) if offset > self.tail else since(self, offset)
+
+    patch.setattr(Feed, "since", generous)
+
+
 def a_storage_compares_no_versions(patch: pytest.MonkeyPatch) -> None:
     """Of two writers both write."""
     commit = MemoryStorage.commit
@@ -398,6 +408,7 @@ BUGS: Final[Mapping[Plant, Climate]] = {
     followers_are_not_told_that_their_feed_failed: TEMPERATE,
     a_failed_feed_reads_as_the_end: TEMPERATE,
     what_is_shared_is_dropped_and_not_counted: TEMPERATE,
+    who_is_ahead_of_what_is_shared_is_given_nothing_at_all: TEMPERATE,
     a_storage_compares_no_versions: TEMPERATE,
     a_storage_reads_head_and_records_apart: TEMPERATE,
     a_storage_does_not_find_all_that_is_due: TEMPERATE,

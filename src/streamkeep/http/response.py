@@ -404,12 +404,13 @@ class _Response:
         body = self._shared(got)
         if body is None:
             await self._write_one_by_one(self._events.events_of(got))
-        elif body:
+            return
+        if body:
             await self._write(body)
-            # A server's `send` need not suspend, and a long replay must not freeze everybody else. Who has been given a few records has had
-            # all that there were, and waits for more.
-            if len(got.records) > FEW_RECORDS:
-                await checkpoint()
+        # A server's `send` need not suspend, nor is it called where frames are empty, and a long replay must not freeze everybody else. Who
+        # has been given a few records has had all that there were, and waits for more.
+        if len(got.records) > FEW_RECORDS:
+            await checkpoint()
 
     def _shared(self, got: Records) -> bytes | None:
         """Give the frames of records, made once for all readers that want the same; None: they are not to be sent at once."""
