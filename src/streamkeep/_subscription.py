@@ -14,7 +14,6 @@ from typing import Generic, Self, TypeVar
 import anyio
 
 from . import _lifecycle
-from ._core import Core
 from ._feed import NO_RECORDS, PAGE_RECORDS, Feed, Records
 from ._lifecycle import Life
 from ._running import Running
@@ -145,7 +144,7 @@ class Subscription(Generic[T]):
             raise RuntimeError("this subscription was entered already; subscribe again")
         running = self._check_running()
         core = running.core
-        page = await self._read_first(core)
+        page = await self._read_first(running)
         if page is None:
             raise StreamNotFoundError("stream not found")
         life = _lifecycle.life_of(page.head, running.feeds.life_of(self.id))
@@ -262,14 +261,14 @@ class Subscription(Generic[T]):
             self._is_read = False
         return NO_RECORDS
 
-    async def _read_first(self, core: Core) -> Page | None:
+    async def _read_first(self, running: Running) -> Page | None:
         """Read the first page of what is wanted."""
-        last = self._begin.last
+        core, last = running.core, self._begin.last
         if last is None:
             page = await core.storage.read(self.id, self._next, PAGE_RECORDS)
             if self._next or self._begin.superseded or page is None:
                 return page
-            self._next = _lifecycle.life_of(page.head).state.superseded
+            self._next = _lifecycle.life_of(page.head, running.feeds.life_of(self.id)).state.superseded
             return page if not self._next else await core.storage.read(self.id, self._next, PAGE_RECORDS)
         while (page := await core.storage.read(self.id)) is not None:
             self._next = max(0, page.head.tail - last)

@@ -13,8 +13,10 @@ import anyio
 import httpx
 import pytest
 from anyio.lowlevel import checkpoint
+from tests.counts import calls_of
 from tests.durable_streams.conftest import Open, client_of
 
+import streamkeep
 from streamkeep import StreamManager
 from streamkeep.durable_streams import Access, DurableStreamsLimits, _readers, _rules, bridge, durable_streams
 from streamkeep.durable_streams._live import Live
@@ -417,6 +419,36 @@ async def test_what_comes_from_elsewhere_while_something_is_appended_here_is_rea
                 held.release()
                 await here.post("s", headers=JSON, content='["end"]')
     assert got == ["zero", "first", "here", "elsewhere", "end"]
+
+
+async def test_what_is_appended_is_read_and_framed_once_for_all_live_readers(open_client: Open) -> None:
+    storage, readers, appends = FaultyStorage(MemoryStorage()), 5, 10
+    async with open_client(storage) as client:
+        await made(client, headers=JSON)
+        got: Counter[int] = Counter()
+
+        async def read(number: int, began: anyio.Event) -> None:
+            async with client.stream("GET", "s", params={"offset": "-1", "live": "sse"}) as response:
+                async for line in response.aiter_lines():
+                    began.set()
+                    got[number] += line.startswith("data:[")
+
+        with anyio.fail_after(BOUND_SECONDS):
+            async with anyio.create_task_group() as tasks:
+                for number in range(readers):
+                    tasks.start_soon(read, number, began := anyio.Event())
+                    await began.wait()
+                storage.calls.clear()
+                with calls_of(streamkeep) as calls:
+                    for number in range(appends):
+                        await client.post("s", headers=JSON, content=f"[{number}]")
+                        while got.total() < readers * (number + 1):
+                            await checkpoint()
+                assert got == dict.fromkeys(range(readers), appends)
+                assert calls["data_event"] == appends
+                assert storage.calls["commit"] == appends
+                assert storage.calls["read"] <= appends + 1  # the first of them looks what there is
+                await client.post("s", headers={"stream-closed": "true"})
 
 
 async def test_a_reader_that_goes_is_noticed_at_once(open_client: Open) -> None:

@@ -1,18 +1,20 @@
 """What is done for an event, counted: no busy machine disturbs that, as it disturbs every time that is measured."""
 
 import asyncio
-import sys
+import gc
+import tracemalloc
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
 from math import inf
 from pathlib import Path
-from types import FrameType
+from types import ModuleType
 from typing import Any, Final
 
 import anyio
 import pytest
+from tests.counts import calls_of, decoding
 from tests.http.servers import until
 
 import streamkeep
@@ -30,6 +32,12 @@ EVENTS: Final = 40
 MOST_CALLS: Final = 75
 MOST_CALLS_OF_A_READER: Final = 25
 """What costs most of an event is that many small functions are called: some 70, and 23 for each further reader."""
+MOST_CALLS_OF_THE_LOOP: Final = 30
+MOST_CALLS_OF_THE_LOOP_FOR_A_READER: Final = 12
+"""What asyncio and anyio do of it: some 25 such calls, and 10 for each further reader."""
+MOST_OBJECTS_OF_A_READER: Final = 130
+MOST_BYTES_OF_A_READER: Final = 20_000
+"""A reader that waits holds some 84 objects that the garbage collector knows, and 13 500 bytes: its request, its client and two tasks."""
 
 
 class Client:
@@ -76,8 +84,8 @@ async def anyhow(show: Show, client: Client) -> None:
 
 
 @contextmanager
-def counted(monkeypatch: pytest.MonkeyPatch) -> Generator[Counter[str]]:
-    """Count what the event loop is asked for while within.
+def counted(monkeypatch: pytest.MonkeyPatch, *names: str) -> Generator[Counter[str]]:
+    """Count what the event loop is asked for while within: for timers, for tasks, and from other threads, unless said otherwise.
 
     Its clock stands still meanwhile. What there is to do every second would be counted too, however little, on a machine that needs
     seconds for all of it.
@@ -87,7 +95,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Generator[Counter[str]]:
     now = loop.time()
     with monkeypatch.context() as patch:
         patch.setattr(loop, "time", lambda: now)
-        for name in ("call_at", "create_task", "call_soon_threadsafe"):
+        for name in names or ("call_at", "create_task", "call_soon_threadsafe"):
             patch.setattr(loop, name, _counting(calls, name, getattr(loop, name)))
         yield calls
 
@@ -149,36 +157,56 @@ async def test_a_live_event_is_read_by_nobody_framed_once_and_sets_no_timer(monk
         assert {reader.sends for reader in readers} == {EVENTS + 1}
 
 
-@contextmanager
-def calls_of_ours() -> Generator[Counter[str]]:
-    """Count the calls of the package's functions while within; a coroutine that goes on counts as called."""
-    calls: Counter[str] = Counter()
-    ours = str(Path(streamkeep.__file__).parent)
-
-    def note(frame: FrameType, what: str, _: object) -> None:
-        if what == "call" and frame.f_code.co_filename.startswith(ours):
-            calls[frame.f_code.co_qualname] += 1
-
-    before = sys.getprofile()
-    sys.setprofile(note)
-    try:
-        yield calls
-    finally:
-        sys.setprofile(before)
-
-
 async def test_an_event_passes_through_few_calls_and_through_fewer_for_each_reader() -> None:
+    per_event, of_a_reader = await calls_for_an_event(streamkeep)
+    assert per_event <= MOST_CALLS
+    assert of_a_reader <= MOST_CALLS_OF_A_READER
+
+
+async def calls_for_an_event(*packages: ModuleType) -> tuple[float, float]:
+    """Say how many functions of these packages are called for an event with one reader, and for each further one."""
     per_event: dict[int, float] = {}
     for count in (1, 1 + READERS):
         async with shown(StreamManager(MemoryStorage())) as (stream, show), following(show, count) as readers:
             await write(stream, readers, 1)
             await asyncio.sleep(0.05)
-            with calls_of_ours() as calls:
+            with calls_of(*packages) as calls:
                 await write(stream, readers)
         per_event[count] = calls.total() / EVENTS
-    of_a_reader = (per_event[1 + READERS] - per_event[1]) / READERS
-    assert per_event[1] <= MOST_CALLS
-    assert of_a_reader <= MOST_CALLS_OF_A_READER
+    return per_event[1], (per_event[1 + READERS] - per_event[1]) / READERS
+
+
+async def test_an_event_has_little_done_by_the_event_loop_and_less_for_each_reader() -> None:
+    per_event, of_a_reader = await calls_for_an_event(asyncio, anyio)
+    assert per_event <= MOST_CALLS_OF_THE_LOOP
+    assert of_a_reader <= MOST_CALLS_OF_THE_LOOP_FOR_A_READER
+
+
+async def test_a_live_event_wakes_each_reader_once_and_makes_nothing_to_wait_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with shown(StreamManager(MemoryStorage())) as (stream, show), following(show, READERS) as readers:
+        await write(stream, readers, 1)
+        await asyncio.sleep(0.05)
+        with counted(monkeypatch, "call_soon") as steps, calls_of(asyncio, anyio) as calls:
+            await write(stream, readers)
+    made = {name for name in calls if name.endswith(("__init__", "__new__"))}
+    assert made <= {"Handle.__init__"}  # of what runs next, and neither of an event nor of a scope
+    assert EVENTS * READERS <= steps["call_soon"] <= EVENTS * (READERS + 3)  # the others are this test's
+
+
+async def test_what_happens_to_a_stream_costs_nothing_for_the_readers_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs: list[tuple[int, int]] = []
+    for others in (1, READERS):
+        streams = StreamManager(MemoryStorage())
+        async with shown(streams) as (stream, show), following(show, 1) as (reader,), AsyncExitStack() as stack:
+            for number in range(others):
+                await stack.enter_async_context(streams.open(f"other{number}"))
+                await stack.enter_async_context(streams.subscribe(f"other{number}"))
+            await write(stream, [reader], 1)
+            await asyncio.sleep(0.05)
+            with counted(monkeypatch, "call_soon") as steps, calls_of(streamkeep) as calls:
+                await write(stream, [reader])
+        costs.append((steps.total(), calls.total()))
+    assert costs[1] == costs[0]
 
 
 class Louder(SSEFraming):
@@ -258,6 +286,49 @@ async def test_a_reader_is_one_task_more_than_its_requests_own() -> None:
         async with following(show, READERS):
             await asyncio.sleep(0.05)
             assert len(asyncio.all_tasks()) - before == 2 * READERS
+
+
+async def test_a_reader_that_waits_holds_little_and_sets_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with shown(StreamManager(MemoryStorage())) as (stream, show), following(show, 1) as readers:
+        await write(stream, readers)
+        gc.collect()
+        objects = len(gc.get_objects())
+        tracemalloc.start(1)
+        try:
+            with counted(monkeypatch) as calls:
+                async with following(show, 4 * READERS):
+                    for _ in range(20):
+                        await asyncio.sleep(0)
+                    gc.collect()
+                    objects = len(gc.get_objects()) - objects
+                    size, _ = tracemalloc.get_traced_memory()
+                    timers = calls["call_at"]
+        finally:
+            tracemalloc.stop()
+    assert objects / (4 * READERS) <= MOST_OBJECTS_OF_A_READER
+    assert size / (4 * READERS) <= MOST_BYTES_OF_A_READER
+    assert timers < 5  # the feed may set one
+
+
+async def test_who_comes_reads_one_page_and_decodes_no_head_that_is_known_here() -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with shown(StreamManager(storage)) as (stream, show), following(show, 1) as (reader,):
+        await write(stream, [reader])
+        storage.calls.clear()
+        with decoding() as decoded:
+            async with following(show, READERS) as readers:
+                await until(lambda: min(there.events for there in readers) == EVENTS)
+        assert storage.calls == {"read": READERS}
+        assert decoded.total() == 0
+
+
+async def test_a_live_event_is_encoded_once_and_decoded_by_nobody() -> None:
+    async with shown(StreamManager(MemoryStorage())) as (stream, show), following(show, READERS) as readers:
+        await write(stream, readers, 1)
+        await asyncio.sleep(0.05)
+        with decoding() as calls:
+            await write(stream, readers)
+    assert calls == {"encode": EVENTS}
 
 
 async def test_what_is_behind_is_sent_together() -> None:
@@ -345,7 +416,8 @@ async def test_a_slow_storage_is_given_what_has_queued_by_one_task(tmp_path: Pat
         with counted(monkeypatch) as calls:
             for number in range(EVENTS):
                 await stored(stream, *[number] * 10)
-        assert calls["create_task"] == calls["call_at"] == 0
+        assert calls["create_task"] == 0
+        assert calls["call_at"] < 5  # the feed sets one when the machine was so slow that the writer counts as quiet
         # Each commit is one wake-up of the event loop, however many records are in it, and no commit is of one record alone.
         assert calls["call_soon_threadsafe"] <= 2 * EVENTS
 

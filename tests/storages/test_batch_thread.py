@@ -6,6 +6,7 @@ import os
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection, Generator
 from contextlib import asynccontextmanager, contextmanager
 from itertools import islice
@@ -126,11 +127,34 @@ async def test_what_is_asked_while_a_batch_is_under_way_is_the_next_one() -> Non
         session.go.clear()
         first = thread.start(lambda _: -1)
         await begun(session)
-        rest = [thread.start(lambda _, number=number: number) for number in range(64)]  # type: ignore[misc]
-        await asyncio.sleep(0)  # handed over at the end of this turn
+        rest: list[asyncio.Future[int]] = []
+        for turn in range(8):
+            rest += [thread.start(lambda _, number=number: number) for number in range(8 * turn, 8 * turn + 8)]  # type: ignore[misc]
+            await asyncio.sleep(0)  # handed over at the end of each turn
         session.go.set()
         assert await asyncio.gather(first, *rest) == [-1, *range(64)]
     assert session.batches == [1, 64]
+
+
+async def test_a_batch_wakes_the_thread_once_and_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session()
+    async with running(session) as thread:
+        woken: Counter[str] = Counter()
+        with monkeypatch.context() as patch:
+            for there, name in ((thread._queue, "put"), (asyncio.get_running_loop(), "call_soon_threadsafe")):
+                patch.setattr(there, name, counting(woken, name, getattr(there, name)))
+            for _ in range(10):
+                await asyncio.gather(*(thread.start(lambda _: 1) for _ in range(64)))
+    assert session.batches == [64] * 10
+    assert woken == {"put": 10, "call_soon_threadsafe": 10}
+
+
+def counting(calls: Counter[str], name: str, call: Callable[..., object]) -> Callable[..., object]:
+    def count(*args: object, **options: object) -> object:
+        calls[name] += 1
+        return call(*args, **options)
+
+    return count
 
 
 async def test_leaving_finishes_what_was_asked() -> None:

@@ -43,6 +43,13 @@ class TestMemoryStorage(StorageSuite):
             assert await storage.delete("s", number)
         assert len(storage._due) < 200
 
+    async def test_a_commit_that_keeps_the_expiry_is_not_noted_as_due_anew(self) -> None:
+        storage = MemoryStorage()
+        assert await storage.commit("s", None, Head(1, 0, b"", 9e9))
+        for version in range(1, 50):
+            assert await storage.commit("s", version, Head(version + 1, version, b"", 9e9), [b"one"])
+        assert len(storage._due) == 1
+
     async def test_a_first_record_that_goes_back_loses_nothing_and_brings_nothing_back(self) -> None:
         storage = MemoryStorage()
         assert await storage.commit("s", None, Head(1, 4, b"", 9e9, first=3), [b"0", b"1", b"2", b"3"])

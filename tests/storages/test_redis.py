@@ -722,6 +722,25 @@ async def test_readers_share_what_a_page_may_hold(url: str, size: int) -> None:
         assert sum(map(len, page.records)) >= min(1 << 20, count * size)
 
 
+async def test_what_is_asked_at_once_is_one_round_trip(own: Server) -> None:
+    async with RedisStorage(own.url) as storage:
+
+        async def ask(version: int) -> None:
+            heads = [storage.commit(f"s{i}", version - 1 or None, a_head(version, version), [b"x"]) for i in range(64)]
+            assert all(await asyncio.gather(*heads))
+            assert all(await asyncio.gather(*[storage.read(f"s{i}", 0, 9) for i in range(64)]))
+
+        await ask(1)  # which sends the scripts
+        before = reads_of(own)
+        await ask(2)
+        assert reads_of(own) - before < 32  # of some kilobytes each
+
+
+def reads_of(server: Server) -> int:
+    """Say how often a server has read from a connection."""
+    return int(server.ask("INFO", "stats")["total_reads_processed"])
+
+
 # -- connections
 
 

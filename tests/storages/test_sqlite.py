@@ -22,7 +22,7 @@ import pytest
 
 from streamkeep.errors import InvalidArgumentError, StorageCorruptError, StorageError, StorageFullError
 from streamkeep.storage import Head, Storage
-from streamkeep.storages import sqlite
+from streamkeep.storages import sqlite, storage_for
 from streamkeep.storages.sqlite import SQLiteStorage, _clock, _database, _interlock, _writer
 from streamkeep.testing import StorageSuite
 
@@ -502,6 +502,15 @@ async def test_where_no_boot_can_be_told_from_another_a_time_does_not_jump_eithe
         wall = time.time
         monkeypatch.setattr(time, "time", lambda: wall() + hours * 3600)
         assert before <= storage.time() <= before + BOUND_SECONDS
+
+
+async def test_a_commit_is_on_the_disk_unless_somebody_has_said_otherwise(path: Path) -> None:
+    levels: list[int] = []
+    for storage in (SQLiteStorage(path), storage_for(f"sqlite:///{path}"), SQLiteStorage(path, synchronous="NORMAL")):
+        assert isinstance(storage, SQLiteStorage)
+        async with storage:
+            levels += await in_writer(storage, lambda writer: writer._db.execute("PRAGMA synchronous").fetchone())
+    assert levels == [2, 2, 1]  # FULL, FULL, NORMAL
 
 
 async def test_synchronous_is_one_of_two(path: Path) -> None:
