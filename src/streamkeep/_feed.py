@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Awaitable, Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import inf
 from typing import Final
 from weakref import WeakValueDictionary
@@ -25,8 +26,13 @@ KEPT_SECONDS: Final = 5.0
 KEPT_BYTES: Final = 4 << 20
 """About how much of what was read is kept for so long, with what was made of it: readers come together, such as after a restart."""
 FRAME_BYTES: Final = 128
+PAGE_BYTES: Final = 1_024
+EPOCH_BYTES: Final = 192
+"""About what a page, and each epoch that it is known by, needs besides: of streams with one record each there are as many pages."""
 SHARED_RECORDS: Final = 1_024
 SHARED_BYTES: Final = 1 << 20
+
+_PageKey = tuple[str, Sequence[Epoch], int]
 
 
 class Feeds:
@@ -35,37 +41,46 @@ class Feeds:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._feeds: dict[str, Feed] = {}
-        self._pages: WeakValueDictionary[tuple[Sequence[Epoch], int], Records] = WeakValueDictionary()
+        self._pages: WeakValueDictionary[_PageKey, Records] = WeakValueDictionary()
         self._kept: deque[tuple[Records, int]] = deque()
         self._kept_bytes = 0
         self._is_forgetting = False
 
-    def shared(self, life: Life, first: int, records: Sequence[bytes]) -> "Records":
+    def shared(self, stream: str, life: Life, first: int, records: Sequence[bytes]) -> "Records":
         """Give the records of a page that a reader has read by itself: the same as to others who have come to it lately."""
-        there = self._pages.get((life.state.epochs, first))
+        # What is made of records names the stream, and who may read one may not read its copy. The epochs say which log it is: a storage
+        # that went back has another one.
+        key = stream, life.state.epochs, first
+        there = self._pages.get(key)
         if there is None or there.records != records:
-            # The epochs say which log it is: what is made of its records may name it, and a storage that went back has another one.
-            there = self._pages[life.state.epochs, first] = Records(first, records)
-            self._keep(there)
+            there = self._pages[key] = Records(first, records)
+            self._keep(there, len(life.state.epochs))
         return there
 
-    def page_at(self, life: Life, first: int) -> "Records | None":
+    def page_at(self, stream: str, life: Life, first: int) -> "Records | None":
         """Give the page at an offset that others of this stream's readers have come to lately; None: read it."""
-        page = self._pages.get((life.state.epochs, first))
+        page = self._pages.get((stream, life.state.epochs, first))
         return None if page is None or page.end > life.head.tail else page  # else a storage that went back has lost some of it
 
-    def _keep(self, page: "Records") -> None:
-        size = sum(map(len, page.records)) + FRAME_BYTES * len(page.records)
+    def drop(self, stream: str, life: Life, page: "Records") -> None:
+        """Share a page no more: it is damaged, and may be mended by the time that it is read again."""
+        key = stream, life.state.epochs, page.first
+        if self._pages.get(key) is page:
+            del self._pages[key]
+
+    def _keep(self, page: "Records", epochs: int) -> None:
+        size = sum(map(len, page.records)) + FRAME_BYTES * len(page.records) + PAGE_BYTES + EPOCH_BYTES * epochs
         self._kept.append((page, size))
         self._kept_bytes += size
         while self._kept_bytes > KEPT_BYTES:
             self._kept_bytes -= self._kept.popleft()[1]
         if not self._is_forgetting:
             self._is_forgetting = True
-            self._core.background.start(self._forget, "forgetting what was read")
+            # It is forgotten however the task ends: with the manager, or by who cancels all that asyncio has.
+            pause = partial(anyio.sleep, KEPT_SECONDS)
+            self._core.background.start(pause, "forgetting what was read", ended=self._forget)
 
-    async def _forget(self) -> None:
-        await anyio.sleep(KEPT_SECONDS)
+    def _forget(self) -> None:
         self._kept.clear()
         self._kept_bytes, self._is_forgetting = 0, False
 
