@@ -1,7 +1,7 @@
 """Feed: the newest records of one stream, for all who follow it here: told by its writer, if that is here too, or read once a change."""
 
 from collections import deque
-from collections.abc import Awaitable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from math import inf
@@ -25,10 +25,10 @@ MAX_RETRY_SECONDS: Final = 5.0
 KEPT_SECONDS: Final = 5.0
 KEPT_BYTES: Final = 4 << 20
 """About how much of what was read is kept for so long, with what was made of it: readers come together, such as after a restart."""
-FRAME_BYTES: Final = 128
-PAGE_BYTES: Final = 1_024
-EPOCH_BYTES: Final = 192
-"""About what a page, and each epoch that it is known by, needs besides: of streams with one record each there are as many pages."""
+PER_RECORD_BYTES: Final = 48
+PER_PAGE_BYTES: Final = 1_024
+PER_EPOCH_BYTES: Final = 192
+"""About what each needs besides: of many streams with one record there are as many pages, each known by its stream's epochs."""
 SHARED_RECORDS: Final = 1_024
 SHARED_BYTES: Final = 1 << 20
 
@@ -42,7 +42,7 @@ class Feeds:
         self._core = core
         self._feeds: dict[str, Feed] = {}
         self._pages: WeakValueDictionary[_PageKey, Records] = WeakValueDictionary()
-        self._kept: deque[tuple[Records, int]] = deque()
+        self._kept: deque[Records] = deque()
         self._kept_bytes = 0
         self._is_forgetting = False
 
@@ -69,20 +69,37 @@ class Feeds:
             del self._pages[key]
 
     def _keep(self, page: "Records", epochs: int) -> None:
-        size = sum(map(len, page.records)) + FRAME_BYTES * len(page.records) + PAGE_BYTES + EPOCH_BYTES * epochs
-        self._kept.append((page, size))
-        self._kept_bytes += size
-        while self._kept_bytes > KEPT_BYTES:
-            self._kept_bytes -= self._kept.popleft()[1]
+        self._kept.append(page)
+        page.grow = self._grow
+        page.size = (
+            sum(map(len, page.records)) + PER_RECORD_BYTES * len(page.records) + PER_PAGE_BYTES + PER_EPOCH_BYTES * epochs
+        )
+        self._kept_bytes += page.size
+        self._fit()
         if not self._is_forgetting:
             self._is_forgetting = True
             # It is forgotten however the task ends: with the manager, or by who cancels all that asyncio has.
             pause = partial(anyio.sleep, KEPT_SECONDS)
             self._core.background.start(pause, "forgetting what was read", ended=self._forget)
 
+    def _grow(self, page: "Records", size: int) -> None:
+        page.size += size
+        self._kept_bytes += size
+        self._fit()
+
+    def _fit(self) -> None:
+        while self._kept_bytes > KEPT_BYTES:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        page = self._kept.popleft()
+        page.grow = None
+        self._kept_bytes -= page.size
+
     def _forget(self) -> None:
-        self._kept.clear()
-        self._kept_bytes, self._is_forgetting = 0, False
+        while self._kept:
+            self._let_go()
+        self._is_forgetting = False
 
     def life_of(self, stream: str) -> Life | None:
         """Give a stream as those who follow it here have last seen it; None: nobody does."""
@@ -119,16 +136,27 @@ class Records:
         first: the offset of the first one.
         end: the offset behind the last one.
         records: the records.
-        made: what was made of them, by what it is, for the next one who needs it.
+        made: what was made of them, by what it is, for the next one who needs it; see `make`.
+        size: about how many bytes all that needs, while it is kept.
+        grow: is told how many bytes more that are, while it is kept.
     """
 
-    __slots__ = ("__weakref__", "end", "first", "made", "records")
+    __slots__ = ("__weakref__", "end", "first", "grow", "made", "records", "size")
 
     def __init__(self, first: int, records: Sequence[bytes]) -> None:
         self.first = first
         self.end = first + len(records)
         self.records = records
         self.made: dict[object, bytes] = {}
+        self.size = 0
+        self.grow: Callable[[Records, int], object] | None = None
+
+    def make(self, what: object, made: bytes) -> bytes:
+        """Keep what was made of them as long as them, and give it."""
+        self.made[what] = made
+        if self.grow is not None:
+            self.grow(self, len(made))
+        return made
 
     def __bool__(self) -> bool:
         return bool(self.records)

@@ -24,7 +24,16 @@ from streamkeep import (
     StreamTimeoutError,
     _feed,
 )
-from streamkeep._feed import EPOCH_BYTES, FRAME_BYTES, KEPT_BYTES, KEPT_SECONDS, PAGE_BYTES, PAGE_RECORDS, Feed, Records
+from streamkeep._feed import (
+    KEPT_BYTES,
+    KEPT_SECONDS,
+    PAGE_RECORDS,
+    PER_EPOCH_BYTES,
+    PER_PAGE_BYTES,
+    PER_RECORD_BYTES,
+    Feed,
+    Records,
+)
 from streamkeep._lifecycle import Epoch, Life, State
 from streamkeep._outbox import QUIET_SECONDS
 from streamkeep.http import SSEFraming
@@ -294,7 +303,7 @@ async def test_who_replays_behind_another_is_given_the_same_records_and_reads_th
 
 async def test_no_more_pages_are_kept_than_so_many_bytes(streams: StreamManager, monkeypatch: pytest.MonkeyPatch) -> None:
     await filled(streams, 8 * PAGE_RECORDS)
-    page = PAGE_RECORDS * (FRAME_BYTES + len(b'c"word"')) + PAGE_BYTES + EPOCH_BYTES
+    page = PAGE_RECORDS * (PER_RECORD_BYTES + len(b'c"word"')) + PER_PAGE_BYTES + PER_EPOCH_BYTES
     monkeypatch.setattr(_feed, "KEPT_BYTES", 3 * page)
     await pages_of(streams)
     assert [first for _, _, first in running_of(streams).feeds._pages] == [number * PAGE_RECORDS for number in (6, 7, 8)]
@@ -326,12 +335,28 @@ async def test_what_is_kept_of_many_small_streams_is_bounded_with_all_that_they_
             for number in range(KEPT_BYTES // 1_000):
                 # Each reader has read the head by itself.
                 alike = Life(life.head, msgspec.json.decode(msgspec.json.encode(state), type=State))
-                feeds.shared(f"stream {number}", alike, 0, [record]).made[SSEFraming] = b"x" * 100
+                feeds.shared(f"stream {number}", alike, 0, [record]).make(SSEFraming, bytes(number % 2 * 1_000))
             return tracemalloc.get_traced_memory()[0]
         finally:
             tracemalloc.stop()
 
     assert max(kept(1), kept(64)) < 2 * KEPT_BYTES
+
+
+async def test_what_is_made_of_what_is_kept_counts_as_well(streams: StreamManager) -> None:
+    await filled(streams, 3 * PAGE_RECORDS)
+    feeds = running_of(streams).feeds
+    given = await pages_of(streams)
+    assert len(feeds._kept) == len(given)
+    before = feeds._kept_bytes
+    assert given[-1].make("a kind", bytes(1_000)) == given[-1].made["a kind"]
+    assert feeds._kept_bytes == before + 1_000
+    given[-1].make("a long one", bytes(KEPT_BYTES + 1 - feeds._kept_bytes))
+    assert [*feeds._kept] == given[1:]
+    given[0].make("a kind", bytes(KEPT_BYTES))  # is kept by who holds it, and by nobody else
+    assert 0 < feeds._kept_bytes <= KEPT_BYTES
+    given[-1].make("another kind", bytes(KEPT_BYTES))
+    assert (len(feeds._kept), feeds._kept_bytes) == (0, 0)
 
 
 async def test_what_was_read_is_forgotten_when_the_manager_is_closed(storage: FaultyStorage) -> None:
