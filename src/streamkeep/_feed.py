@@ -62,11 +62,9 @@ class Feeds:
         page = self._pages.get((stream, life.state.epochs, first))
         return None if page is None or page.end > life.head.tail else page  # else a storage that went back has lost some of it
 
-    def drop(self, stream: str, life: Life, page: "Records") -> None:
-        """Share a page no more: it is damaged, and may be mended by the time that it is read again."""
-        key = stream, life.state.epochs, page.first
-        if self._pages.get(key) is page:
-            del self._pages[key]
+    def drop(self, stream: str, life: Life, first: int) -> None:
+        """Share the page at an offset no more: it is damaged, and may be mended by the time that it is read again."""
+        self._pages.pop((stream, life.state.epochs, first), None)
 
     def _keep(self, page: "Records", epochs: int) -> None:
         self._kept.append(page)

@@ -215,7 +215,7 @@ class Subscription(Generic[T]):
         except StorageCorruptError:
             assert self._running is not None  # it has given records
             assert self._life is not None
-            self._running.feeds.drop(self.id, self._life, got)
+            self._running.feeds.drop(self.id, self._life, got.first)
             raise
 
     def _pass(self, got: Records) -> None:
