@@ -1,8 +1,9 @@
 """Feed: the newest records of one stream, for all who follow it here: told by its writer, if that is here too, or read once a change."""
 
 from collections import deque
-from collections.abc import Awaitable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import inf
 from typing import Final
 from weakref import WeakValueDictionary
@@ -24,9 +25,14 @@ MAX_RETRY_SECONDS: Final = 5.0
 KEPT_SECONDS: Final = 5.0
 KEPT_BYTES: Final = 4 << 20
 """About how much of what was read is kept for so long, with what was made of it: readers come together, such as after a restart."""
-FRAME_BYTES: Final = 128
+PER_RECORD_BYTES: Final = 48
+PER_PAGE_BYTES: Final = 1_024
+PER_EPOCH_BYTES: Final = 192
+"""About what each needs besides: of many streams with one record there are as many pages, each known by its stream's epochs."""
 SHARED_RECORDS: Final = 1_024
 SHARED_BYTES: Final = 1 << 20
+
+_PageKey = tuple[str, Sequence[Epoch], int]
 
 
 class Feeds:
@@ -35,39 +41,63 @@ class Feeds:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._feeds: dict[str, Feed] = {}
-        self._pages: WeakValueDictionary[tuple[Sequence[Epoch], int], Records] = WeakValueDictionary()
-        self._kept: deque[tuple[Records, int]] = deque()
+        self._pages: WeakValueDictionary[_PageKey, Records] = WeakValueDictionary()
+        self._kept: deque[Records] = deque()
         self._kept_bytes = 0
         self._is_forgetting = False
 
-    def shared(self, life: Life, first: int, records: Sequence[bytes]) -> "Records":
+    def shared(self, stream: str, life: Life, first: int, records: Sequence[bytes]) -> "Records":
         """Give the records of a page that a reader has read by itself: the same as to others who have come to it lately."""
-        there = self._pages.get((life.state.epochs, first))
+        # What is made of records names the stream, and who may read one may not read its copy. The epochs say which log it is: a storage
+        # that went back has another one.
+        key = stream, life.state.epochs, first
+        there = self._pages.get(key)
         if there is None or there.records != records:
-            # The epochs say which log it is: what is made of its records may name it, and a storage that went back has another one.
-            there = self._pages[life.state.epochs, first] = Records(first, records)
-            self._keep(there)
+            there = self._pages[key] = Records(first, records)
+            self._keep(there, len(life.state.epochs))
         return there
 
-    def page_at(self, life: Life, first: int) -> "Records | None":
+    def page_at(self, stream: str, life: Life, first: int) -> "Records | None":
         """Give the page at an offset that others of this stream's readers have come to lately; None: read it."""
-        page = self._pages.get((life.state.epochs, first))
+        page = self._pages.get((stream, life.state.epochs, first))
         return None if page is None or page.end > life.head.tail else page  # else a storage that went back has lost some of it
 
-    def _keep(self, page: "Records") -> None:
-        size = sum(map(len, page.records)) + FRAME_BYTES * len(page.records)
-        self._kept.append((page, size))
-        self._kept_bytes += size
-        while self._kept_bytes > KEPT_BYTES:
-            self._kept_bytes -= self._kept.popleft()[1]
+    def drop(self, stream: str, life: Life, first: int) -> None:
+        """Share the page at an offset no more: it is damaged, and may be mended by the time that it is read again."""
+        self._pages.pop((stream, life.state.epochs, first), None)
+
+    def _keep(self, page: "Records", epochs: int) -> None:
+        self._kept.append(page)
+        page.grow = self._grow
+        page.size = (
+            sum(map(len, page.records)) + PER_RECORD_BYTES * len(page.records) + PER_PAGE_BYTES + PER_EPOCH_BYTES * epochs
+        )
+        self._kept_bytes += page.size
+        self._fit()
         if not self._is_forgetting:
             self._is_forgetting = True
-            self._core.background.start(self._forget, "forgetting what was read")
+            # It is forgotten however the task ends: with the manager, or by who cancels all that asyncio has.
+            pause = partial(anyio.sleep, KEPT_SECONDS)
+            self._core.background.start(pause, "forgetting what was read", ended=self._forget)
 
-    async def _forget(self) -> None:
-        await anyio.sleep(KEPT_SECONDS)
-        self._kept.clear()
-        self._kept_bytes, self._is_forgetting = 0, False
+    def _grow(self, page: "Records", size: int) -> None:
+        page.size += size
+        self._kept_bytes += size
+        self._fit()
+
+    def _fit(self) -> None:
+        while self._kept_bytes > KEPT_BYTES:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        page = self._kept.popleft()
+        page.grow = None
+        self._kept_bytes -= page.size
+
+    def _forget(self) -> None:
+        while self._kept:
+            self._let_go()
+        self._is_forgetting = False
 
     def life_of(self, stream: str) -> Life | None:
         """Give a stream as those who follow it here have last seen it; None: nobody does."""
@@ -104,16 +134,27 @@ class Records:
         first: the offset of the first one.
         end: the offset behind the last one.
         records: the records.
-        made: what was made of them, by what it is, for the next one who needs it.
+        made: what was made of them, by what it is, for the next one who needs it; see `make`.
+        size: about how many bytes all that needs, while it is kept.
+        grow: is told how many bytes more that are, while it is kept.
     """
 
-    __slots__ = ("__weakref__", "end", "first", "made", "records")
+    __slots__ = ("__weakref__", "end", "first", "grow", "made", "records", "size")
 
     def __init__(self, first: int, records: Sequence[bytes]) -> None:
         self.first = first
         self.end = first + len(records)
         self.records = records
         self.made: dict[object, bytes] = {}
+        self.size = 0
+        self.grow: Callable[[Records, int], object] | None = None
+
+    def make(self, what: object, made: bytes) -> bytes:
+        """Keep what was made of them as long as them, and give it."""
+        self.made[what] = made
+        if self.grow is not None:
+            self.grow(self, len(made))
+        return made
 
     def __bool__(self) -> bool:
         return bool(self.records)

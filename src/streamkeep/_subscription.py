@@ -12,12 +12,13 @@ from operator import length_hint
 from typing import Generic, Self, TypeVar
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from . import _lifecycle
 from ._feed import NO_RECORDS, PAGE_RECORDS, Feed, Records
 from ._lifecycle import Life
 from ._running import Running
-from .errors import OffsetOutOfRangeError, StorageError, StreamNotFoundError, StreamTimeoutError
+from .errors import OffsetOutOfRangeError, StorageCorruptError, StorageError, StreamNotFoundError, StreamTimeoutError
 from .events import StreamEvent, event_of, is_terminal
 from .hooks import Delivery, Reader
 from .storage import Page
@@ -206,7 +207,15 @@ class Subscription(Generic[T]):
     def events_of(self, got: Records) -> list[StreamEvent[T]]:
         """Give the events that records hold. StorageCorruptError: one holds none."""
         decode_chunk, decode_output = self._decode_chunk, self._decode_output
-        return [event_of(record, offset, decode_chunk, decode_output) for offset, record in enumerate(got.records, got.first)]
+        try:
+            return [
+                event_of(record, offset, decode_chunk, decode_output) for offset, record in enumerate(got.records, got.first)
+            ]
+        except StorageCorruptError:
+            assert self._running is not None  # it has given records
+            assert self._life is not None
+            self._running.feeds.drop(self.id, self._life, got.first)
+            raise
 
     def _pass(self, got: Records) -> None:
         if got is not NO_RECORDS:
@@ -238,7 +247,7 @@ class Subscription(Generic[T]):
                 if self._page:
                     page, self._page = self._page, ()
                     assert self._life is not None
-                    return running.feeds.shared(self._life, self._next, page)
+                    return running.feeds.shared(self.id, self._life, self._next, page)
                 feed = self._feed
                 if feed is None:
                     if not await self._go_on_alone(running):
@@ -302,7 +311,9 @@ class Subscription(Generic[T]):
 
     async def _read_page(self, running: Running) -> None:
         assert self._life is not None
-        if (known := running.feeds.page_at(self._life, self._next)) is not None:
+        # Neither what is shared nor every storage suspends, and a long replay must not freeze everybody else, nor outlive its cancellation.
+        await checkpoint()
+        if (known := running.feeds.page_at(self.id, self._life, self._next)) is not None:
             self._page = self._wanted(known.records)
             return
         try:

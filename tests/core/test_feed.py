@@ -1,5 +1,7 @@
 """What a manager's own writer stores goes straight to those who follow it here; all else is read."""
 
+import asyncio
+import tracemalloc
 from collections.abc import Callable
 from datetime import timedelta
 from unittest.mock import AsyncMock
@@ -7,6 +9,7 @@ from unittest.mock import AsyncMock
 import anyio
 import msgspec
 import pytest
+from anyio.lowlevel import checkpoint
 from tests.core.helpers import BackupStorage, core_of, running_of
 from trio.testing import wait_all_tasks_blocked
 
@@ -21,9 +24,19 @@ from streamkeep import (
     StreamTimeoutError,
     _feed,
 )
-from streamkeep._feed import FRAME_BYTES, KEPT_SECONDS, PAGE_RECORDS, Feed, Records
-from streamkeep._lifecycle import Epoch
+from streamkeep._feed import (
+    KEPT_BYTES,
+    KEPT_SECONDS,
+    PAGE_RECORDS,
+    PER_EPOCH_BYTES,
+    PER_PAGE_BYTES,
+    PER_RECORD_BYTES,
+    Feed,
+    Records,
+)
+from streamkeep._lifecycle import Epoch, Life, State
 from streamkeep._outbox import QUIET_SECONDS
+from streamkeep.http import SSEFraming
 from streamkeep.storages.memory import MemoryStorage
 from streamkeep.testing.faults import FaultyStorage
 
@@ -290,9 +303,10 @@ async def test_who_replays_behind_another_is_given_the_same_records_and_reads_th
 
 async def test_no_more_pages_are_kept_than_so_many_bytes(streams: StreamManager, monkeypatch: pytest.MonkeyPatch) -> None:
     await filled(streams, 8 * PAGE_RECORDS)
-    monkeypatch.setattr(_feed, "KEPT_BYTES", 3 * PAGE_RECORDS * (FRAME_BYTES + len(b'c"word"')))
+    page = PAGE_RECORDS * (PER_RECORD_BYTES + len(b'c"word"')) + PER_PAGE_BYTES + PER_EPOCH_BYTES
+    monkeypatch.setattr(_feed, "KEPT_BYTES", 3 * page)
     await pages_of(streams)
-    assert [first for _, first in running_of(streams).feeds._pages] == [number * PAGE_RECORDS for number in (6, 7, 8)]
+    assert [first for _, _, first in running_of(streams).feeds._pages] == [number * PAGE_RECORDS for number in (6, 7, 8)]
 
 
 async def test_nothing_that_was_read_is_kept_for_long(streams: StreamManager) -> None:
@@ -304,6 +318,133 @@ async def test_nothing_that_was_read_is_kept_for_long(streams: StreamManager) ->
         await anyio.sleep(KEPT_SECONDS)
         assert not running_of(streams).feeds._pages
         assert running_of(streams).feeds._kept_bytes == 0
+
+
+async def test_what_is_kept_of_many_small_streams_is_bounded_with_all_that_they_are_known_by(streams: StreamManager) -> None:
+    feeds, record = running_of(streams).feeds, b"d"
+    async with streams.open("s") as stream:
+        await stream.done()
+    async with streams.subscribe("s") as events:
+        assert events._life is not None
+        life = events._life
+
+    def kept(epochs: int) -> int:
+        state = msgspec.structs.replace(life.state, epochs=tuple(Epoch(f"{number:032}", number) for number in range(epochs)))
+        tracemalloc.start()
+        try:
+            for number in range(KEPT_BYTES // 1_000):
+                # Each reader has read the head by itself.
+                alike = Life(life.head, msgspec.json.decode(msgspec.json.encode(state), type=State))
+                feeds.shared(f"stream {number}", alike, 0, [record]).make(SSEFraming, bytes(number % 2 * 1_000))
+            return tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+
+    assert max(kept(1), kept(64)) < 2 * KEPT_BYTES
+
+
+async def test_what_is_made_of_what_is_kept_counts_as_well(streams: StreamManager) -> None:
+    await filled(streams, 3 * PAGE_RECORDS)
+    feeds = running_of(streams).feeds
+    given = await pages_of(streams)
+    assert len(feeds._kept) == len(given)
+    before = feeds._kept_bytes
+    assert given[-1].make("a kind", bytes(1_000)) == given[-1].made["a kind"]
+    assert feeds._kept_bytes == before + 1_000
+    given[-1].make("a long one", bytes(KEPT_BYTES + 1 - feeds._kept_bytes))
+    assert [*feeds._kept] == given[1:]
+    given[0].make("a kind", bytes(KEPT_BYTES))  # is kept by who holds it, and by nobody else
+    assert 0 < feeds._kept_bytes <= KEPT_BYTES
+    given[-1].make("another kind", bytes(KEPT_BYTES))
+    assert (len(feeds._kept), feeds._kept_bytes) == (0, 0)
+
+
+async def test_what_was_read_is_forgotten_when_the_manager_is_closed(storage: FaultyStorage) -> None:
+    async with StreamManager(storage) as streams:
+        await filled(streams, 1)
+        await pages_of(streams)
+        feeds = running_of(streams).feeds
+        assert feeds._kept
+    assert not feeds._pages
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_what_was_read_is_forgotten_also_when_the_task_that_does_that_was_cancelled_by_somebody() -> None:
+    async with StreamManager(MemoryStorage()) as streams:
+        await filled(streams, 1)
+        for _ in range(2):  # also what is read later
+            await pages_of(streams)
+            feeds = running_of(streams).feeds
+            assert feeds._kept
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                if "Background._run" in repr(task.get_coro()):
+                    task.cancel()
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert not feeds._pages
+
+
+@pytest.mark.promise("P8")
+@pytest.mark.parametrize("is_shared", [False, True])
+async def test_a_long_replay_lets_others_run_and_can_be_cancelled_between_its_pages(
+    streams: StreamManager, *, is_shared: bool
+) -> None:
+    pages = 8
+    await filled(streams, pages * PAGE_RECORDS)
+    if is_shared:
+        await pages_of(streams)
+    turns = seen = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await checkpoint()
+            turns += 1
+
+    async with anyio.create_task_group() as tasks, streams.subscribe("s") as events:
+        tasks.start_soon(count)
+        async for _ in events:
+            pass
+        assert turns >= pages - 2
+        tasks.cancel_scope.cancel()
+    async with streams.subscribe("s") as events:
+        with anyio.CancelScope() as scope:
+            async for _ in events:
+                scope.cancel()
+                seen += 1
+        assert seen == PAGE_RECORDS
+        assert [event.offset async for event in events] == [*range(seen, pages * PAGE_RECORDS + 1)]
+
+
+async def test_a_damaged_record_that_was_mended_is_read_anew(streams: StreamManager, memory: MemoryStorage) -> None:
+    await filled(streams, 2 * PAGE_RECORDS)
+    records = memory._streams["s"].records
+    whole, records[PAGE_RECORDS] = records[PAGE_RECORDS], b"?"
+    async with streams.subscribe("s") as events:
+        assert len(await events.batch()) == PAGE_RECORDS
+        with pytest.raises(StorageCorruptError) as kept:  # with all that its traceback keeps
+            await events.batch()
+        records[PAGE_RECORDS] = whole
+        assert [event.chunk for event in (await events.batch())[:2]] == ["word"] * 2
+    assert kept.value.__traceback__ is not None
+
+
+async def test_a_copy_under_another_id_is_given_its_own_records_also_where_its_writers_are_called_the_same(
+    streams: StreamManager, memory: MemoryStorage
+) -> None:
+    await filled(streams, 2 * PAGE_RECORDS, word="secret")
+    original = memory._streams["s"]
+    records = [record.replace(b"secret", b"------") for record in original.records]
+    assert await memory.commit("copy", None, original.head, records)
+    first = (await pages_of(streams))[0]
+    async with streams.subscribe("copy") as events:
+        assert {event.chunk async for event in events if event.type is StreamEventType.CHUNK} == {"------"}
+    assert await memory.delete("copy", original.head.version)
+    assert await memory.commit("copy", None, original.head, original.records)
+    async with streams.subscribe("copy") as events:
+        same = await events.records()
+        assert same.records == first.records
+        assert same is not first  # what is made of them names the stream
 
 
 @pytest.mark.promise("P19")

@@ -225,7 +225,7 @@ class Bridge(Mounted):
         control = self._control(info, got.end, reading, is_whole=is_whole, is_over=is_over)
         data = got.made.get(Bridge)
         if data is None:
-            data = got.made[Bridge] = _messages.data_event(messages_of(got.records, got.first), JSON)
+            data = got.make(Bridge, _messages.data_event(messages_of(got.records, got.first), JSON))
         return data + control
 
     def _control(self, info: StreamInfo, position: int, reading: Reading, *, is_whole: bool, is_over: bool) -> bytes:

@@ -421,7 +421,7 @@ class _Response:
         if body is None:
             if is_error(got.records[-1]) or sum(map(len, got.records)) > BODY_BYTES:
                 return None
-            body = got.made[kind] = self._frames(self._events.events_of(got))
+            body = got.make(kind, self._frames(self._events.events_of(got)))
         return body
 
     def _frames(self, events: Sequence[StreamEvent[Any]]) -> bytes:
