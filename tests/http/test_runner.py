@@ -773,6 +773,7 @@ USER: ContextVar[str] = ContextVar("user", default="nobody")
 async def test_it_leaves_no_task_behind() -> None:
     async with InMemoryStreamManager() as streams:
         await complete(streams, "first")  # with the first writer the manager's session begins
+        await events_of(streams, "first")  # and with the first reader what forgets, soon, what was read
         before = asyncio.all_tasks()
         async with Runner(streams, drain=SOON, stop_grace=SOON) as runner:
             await runner.start("s", swallows)
