@@ -128,7 +128,8 @@ async def test_three_workers_behind_nginx_start_once_show_at_once_and_go_on_wher
     async with behind_nginx(tmp_path, settings) as (_, http):
 
         async def start() -> None:
-            wholes.append((await http.post("/chat/c?pause=0.4")).content)  # it goes on until the last one has come
+            whole = (await http.post("/chat/c?pause=0.4")).content  # it goes on until the last one has come
+            wholes.append(whole.replace(b": \n", b""))  # on a busy machine heartbeats come to one, and not to another
             processes[(await http.get("/process")).json()] += 1
 
         async with anyio.create_task_group() as starting:
