@@ -69,11 +69,8 @@ class Feeds:
     def _keep(self, page: "Records", epochs: int) -> None:
         self._kept.append(page)
         page.grow = self._grow
-        page.size = (
-            sum(map(len, page.records)) + PER_RECORD_BYTES * len(page.records) + PER_PAGE_BYTES + PER_EPOCH_BYTES * epochs
-        )
-        self._kept_bytes += page.size
-        self._fit()
+        records = sum(map(len, page.records)) + PER_RECORD_BYTES * len(page.records)
+        self._grow(page, records + PER_PAGE_BYTES + PER_EPOCH_BYTES * epochs)
         if not self._is_forgetting:
             self._is_forgetting = True
             # It is forgotten however the task ends: with the manager, or by who cancels all that asyncio has.
@@ -83,9 +80,6 @@ class Feeds:
     def _grow(self, page: "Records", size: int) -> None:
         page.size += size
         self._kept_bytes += size
-        self._fit()
-
-    def _fit(self) -> None:
         while self._kept_bytes > KEPT_BYTES:
             self._let_go()
 

@@ -531,7 +531,7 @@ class Outbox:
             queue = self._queue
             if len(queue) <= 1:
                 self._queue = []
-                return queue, self._take_marks(len(queue)) if self._marks else [], True
+                return queue, self._take_marks(len(queue)), True
             size = count = 0
             for record in queue[:BATCH_RECORDS]:
                 size += len(record)
@@ -543,7 +543,9 @@ class Outbox:
 
     def _take_marks(self, count: int) -> list[Mark]:
         """Take what is noted with the next records."""
-        tail, marks = self.life.head.tail + count, self._marks
+        if not (marks := self._marks):
+            return marks
+        tail = self.life.head.tail + count
         self._marks = [mark for mark in marks if mark.tail > tail]
         return [mark for mark in marks if mark.tail <= tail]
 

@@ -346,7 +346,8 @@ class _Response:
         try:
             await send_head(self._send, self._framing, headers)
         except OSError:
-            return self._scope.cancel()  # the client is gone (ASGI 2.4)
+            self._scope.cancel()  # the client is gone (ASGI 2.4)
+            return
         final_error: ErrorInfo | None = None
         is_ended = False
         try:
@@ -356,7 +357,7 @@ class _Response:
             # Also when this is cancelled, by the pulse or by a server that shuts down: then it is the last chance to say so.
             with anyio.move_on_after(LAST_FRAME_SECONDS, shield=True):
                 await self._end(final_error if is_ended else self._why_ended)
-        return self._scope.cancel()
+        self._scope.cancel()
 
     async def _send_all(self) -> ErrorInfo | None:
         """Send all events; if something else than the terminal event ends them, say what."""

@@ -89,11 +89,7 @@ class ChunkWriter:
     is paid for.
     """
 
-    __slots__ = (
-        "_is_away",
-        "_queued",
-        "stream",
-    )
+    __slots__ = ("_is_away", "_queued", "stream")
 
     def __init__(self, stream: StreamInput) -> None:
         self.stream = stream
@@ -107,18 +103,12 @@ class ChunkWriter:
             self._queued, self._is_away = 0, False
         if self._queued or stream.is_slow:
             await self._queue(chunk)
-            return
-        try:
-            await stream.write(chunk)
-        except StorageUnavailableError:
-            self._store_later()
+        else:
+            await self._stored_or_queued(stream.write(chunk))
 
     async def restart(self) -> None:
         """Begin the answer again, as `StreamInput.restart` does; where the storage cannot be reached, as soon as it can."""
-        try:
-            await self.stream.restart()
-        except StorageUnavailableError:
-            self._store_later()
+        await self._stored_or_queued(self.stream.restart())
 
     async def done(self, output: object = None) -> None:
         """Complete the stream, as `StreamInput.done` does; where the storage cannot be reached, as soon as it can."""
@@ -130,10 +120,12 @@ class ChunkWriter:
         with suppress(StorageUnavailableError):
             await self.stream.error(error)
 
-    def _store_later(self) -> None:
-        """Have what was written, and keeps its place, stored in the background."""
-        self.stream.flush_soon()
-        self._queued, self._is_away = 1, True
+    async def _stored_or_queued(self, storing: Awaitable[object]) -> None:
+        try:
+            await storing
+        except StorageUnavailableError:  # what was written keeps its place, and is stored in the background
+            self.stream.flush_soon()
+            self._queued, self._is_away = 1, True
 
     async def _queue(self, chunk: object) -> None:
         stream = self.stream

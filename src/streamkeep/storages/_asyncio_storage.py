@@ -58,12 +58,10 @@ class AsyncioStorage(ABC, Generic[E]):
 
     @property
     def _open(self) -> E:
-        entered = self._entered
-        if entered is None:
+        if self._entered is None:
             raise StorageError(f"{self._name} is not open: use the storage inside 'async with'")
-        if _running_loop() is not self._loop or os.getpid() != self._process:
-            self._check_loop()
-        return entered
+        self._check_loop()
+        return self._entered
 
     def _check_loop(self) -> None:
         # The process too, because a forked child may run the very loop that it has inherited.

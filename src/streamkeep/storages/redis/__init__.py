@@ -398,7 +398,7 @@ class _Scripts:
         text = b"%d %d %d %s %s" % (head.version, head.tail, head.first, due, head.state)
         forget_at = b"%d" % ((expires_at + _SLACK_SECONDS) * 1000) if 0 < expires_at < _NEVER_SECONDS else b""
         tag = self._servers.tag(bucket := bucket_of(stream))
-        keys = (tag + _HEAD + stream, tag + _LOG + stream, tag + _IDS, tag + _DUE)
+        keys = _keys(tag, stream)
         arguments: tuple[bytes | int, ...] = (
             _version(seen),
             head.tail - len(records),
@@ -415,29 +415,28 @@ class _Scripts:
 
     def delete(self, stream: bytes, seen: int) -> Request:
         tag = self._servers.tag(bucket := bucket_of(stream))
-        keys = (tag + _HEAD + stream, tag + _LOG + stream, tag + _IDS, tag + _DUE)
+        keys = _keys(tag, stream)
         return _request(bucket, self._delete, keys, (_version(seen), stream, tag + CHANNEL + stream))
 
     def read(self, stream: bytes, start: int, stop: int) -> Request:
-        key = partial(self._servers.key, bucket := bucket_of(stream))
-        request = _request(bucket, self._read, (key(_HEAD + stream), key(_LOG + stream)), (start, stop))
+        tag = self._servers.tag(bucket := bucket_of(stream))
+        request = _request(bucket, self._read, (tag + _HEAD + stream, tag + _LOG + stream), (start, stop))
         return replace(request, is_page=True)
 
     def drop_forgotten(self, bucket: int, ids: Sequence[bytes]) -> Request:
-        key = partial(self._servers.key, bucket)
-        return _request(
-            bucket, self._drop_forgotten, (key(_IDS), key(_DUE), *[key(_HEAD + stream) for stream in ids]), tuple(ids)
-        )
+        tag = self._servers.tag(bucket)
+        keys = (tag + _IDS, tag + _DUE, *[tag + _HEAD + stream for stream in ids])
+        return _request(bucket, self._drop_forgotten, keys, tuple(ids))
 
     def never_due(self, stream: bytes) -> Request:
         bucket = bucket_of(stream)
-        return Request(bucket, ("ZREM", self._servers.key(bucket, _DUE), stream))
+        return Request(bucket, ("ZREM", self._servers.tag(bucket) + _DUE, stream))
 
     def dry_run(self, bucket: int) -> list[Command]:
         """All that will be done, for an id that is none, and undone in the same moment."""
         commit, delete = self._commit[0], self._delete[0]
-        key = partial(self._servers.key, bucket)
-        keys, channel = (key(_HEAD + _NOBODY), key(_LOG + _NOBODY), key(_IDS), key(_DUE)), key(CHANNEL + _NOBODY)
+        tag = self._servers.tag(bucket)
+        keys, channel = _keys(tag, _NOBODY), tag + CHANNEL + _NOBODY
         shard = "S" if self._is_cluster else ""
         return [
             ("MULTI",),
@@ -470,14 +469,14 @@ class _Scripts:
         ]
 
     def ids(self, bucket: int, first: bytes, limit: int) -> Request:
-        return Request(bucket, ("ZRANGEBYLEX", self._servers.key(bucket, _IDS), first, "+", "LIMIT", 0, limit))
+        return Request(bucket, ("ZRANGEBYLEX", self._servers.tag(bucket) + _IDS, first, "+", "LIMIT", 0, limit))
 
     def due(self, bucket: int, before: float, limit: int) -> Request:
-        key = self._servers.key(bucket, _DUE)
+        key = self._servers.tag(bucket) + _DUE
         return Request(bucket, ("ZRANGEBYSCORE", key, "-inf", repr(before), "LIMIT", 0, limit))
 
     def heads(self, bucket: int, ids: Sequence[bytes]) -> Request:
-        return Request(bucket, ("MGET", *[self._servers.key(bucket, _HEAD + stream) for stream in ids]))
+        return Request(bucket, ("MGET", *[self._servers.tag(bucket) + _HEAD + stream for stream in ids]))
 
 
 def _shares(limit: int) -> Sequence[int]:
@@ -496,6 +495,11 @@ def _by_bucket(ids: Sequence[bytes]) -> tuple[Sequence[int], Sequence[Sequence[b
 
 def _script(text: bytes) -> tuple[bytes, bytes]:
     return text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode()
+
+
+def _keys(tag: bytes, stream: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    """Give the keys that a change of a stream concerns."""
+    return (tag + _HEAD + stream, tag + _LOG + stream, tag + _IDS, tag + _DUE)
 
 
 def _request(bucket: int, script: tuple[bytes, bytes], keys: tuple[bytes, ...], arguments: tuple[bytes | int, ...]) -> Request:
@@ -561,7 +565,7 @@ def _check_answers(address: Address, topology: Topology, replies: Sequence[Reply
 
 
 async def _check_format(servers: Servers) -> None:
-    key, pipelines = servers.key(0, _FORMAT_KEY), Pipelines(servers)
+    key, pipelines = servers.tag(0) + _FORMAT_KEY, Pipelines(servers)
     try:
         (found,) = await pipelines.run([Request(0, ("SET", key, _FORMAT, "NX", "GET"))])
         if isinstance(found, StorageFullError):

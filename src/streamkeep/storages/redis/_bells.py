@@ -74,7 +74,7 @@ class Bells:
     async def watch(self, stream: bytes) -> AsyncGenerator[Doorbell]:
         """See `Storage.watch`. When it is entered the subscription is live."""
         bucket = bucket_of(stream)
-        channel = self._servers.key(bucket, CHANNEL + stream)
+        channel = self._servers.tag(bucket) + CHANNEL + stream
         watched = self._watched.setdefault(channel, _Watched(bucket, channel))
         watched.watchers += 1
         try:

@@ -78,17 +78,13 @@ class Servers:
         """Give what all keys and channels of a bucket begin with, which puts them into one slot of a cluster."""
         return self._tags[bucket]
 
-    def key(self, bucket: int, name: bytes) -> bytes:
-        """Name a key, or a channel, of a bucket."""
-        return self._tags[bucket] + name
-
     def known(self, bucket: int) -> Address | None:
         """Say where a bucket is, if that was found before."""
         return self._places.get(bucket)
 
     async def of(self, bucket: int) -> Address:
         """Say where a bucket is."""
-        while (address := self._places.get(bucket)) is None:  # again, when another lost connection has made it be forgotten
+        while (address := self.known(bucket)) is None:  # again, when another lost connection has made it be forgotten
             await self._found.get()
         return address
 
@@ -254,8 +250,6 @@ class Pipelines:
             for exchange in under_way:
                 by_server.setdefault(exchange.address, []).append(exchange)
             await asyncio.gather(*(self._exchange_with(address, some) for address, some in by_server.items()))
-            if not any(isinstance(exchange.reply, ResponseError) for exchange in under_way):
-                break
             under_way = self._redirected(under_way)
             if not under_way:
                 break
