@@ -55,7 +55,6 @@ NO_SNIFFING: Final = ("x-content-type-options", "nosniff")
 NO_REFERRER: Final = (b"referrer-policy", b"no-referrer")
 BODY_BYTES: Final = 1 << 16
 """About how much is sent at a time. A server takes all that it is given, and holds it for a client that does not read."""
-FEW_RECORDS: Final = 16
 ERROR_PAUSE_SECONDS: Final = 0.1
 """Genkit's JS client throws away chunks that its user has not read yet when an error arrives."""
 
@@ -405,13 +404,8 @@ class _Response:
         body = self._shared(got)
         if body is None:
             await self._write_one_by_one(self._events.events_of(got))
-            return
-        if body:
+        elif body:
             await self._write(body)
-        # A server's `send` need not suspend, nor is it called where frames are empty, and a long replay must not freeze everybody else. Who
-        # has been given a few records has had all that there were, and waits for more.
-        if len(got.records) > FEW_RECORDS:
-            await checkpoint()
 
     def _shared(self, got: Records) -> bytes | None:
         """Give the frames of records, made once for all readers that want the same; None: they are not to be sent at once."""
